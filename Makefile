@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.complete
+
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(SETUP): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
+	@touch $@
+
+setup: $(SETUP) ## Make .venv and install everything, versions pinned by constraints/cpu.txt
+
+train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
+	$(BIN)/python src/train.py experiment=quickstart
+
+sweep: setup ## The three-network comparison on whatever data are found
+	$(BIN)/python src/train.py -m model=unet,swin_unet,mamba_unet
+
+test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-long: setup ## Run everything, also the tests that take minutes each
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff (lint and format) and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config pyproject.toml
+
+format: setup ## Apply ruff's fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## mypy
+	$(BIN)/mypy
+
+data-check: setup ## Check a dataset: make data-check DATA=<root>
+	@test -n "$(DATA)" || { echo "usage: make data-check DATA=<folder of the dataset>"; exit 2; }
+	$(BIN)/python -m mambaseg.data.check "$(DATA)"
+
+clean: ## Remove caches of tools (never data, runs or .venv)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup train sweep test test-long lint format types data-check clean

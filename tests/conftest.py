@@ -1,0 +1,49 @@
+"""Shared fixtures: quiet and repeatable runs, and the real data where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(autouse=True)
+def repeatable():
+    """Same random numbers and at most two threads in every test."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def acdc_root() -> Path:
+    """The real ACDC data; tests that need them are skipped elsewhere."""
+    root = os.environ.get("ACDC_ROOT")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs the real ACDC data: set ACDC_ROOT to its folder")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory) -> Path:
+    """Eight small synthetic patients in the official layout, shared by all tests; do not change."""
+    from mambaseg.data.phantom import write_phantom
+
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=8, seed=0)
+
+
+@pytest.fixture
+def small_run(phantom_root, tmp_path):
+    """Overrides for a training of seconds: the phantom of eight, a few steps at 32 pixels."""
+    return [
+        "data=phantom",
+        f"data.root={phantom_root}",
+        "data.prepare.patients=8",
+        f"data.cache_dir={phantom_root.parent / 'cache'}",
+        f"outputs={tmp_path / 'outputs'}",
+        "data.size=32",
+        "data.batch_size=4",
+        "data.steps=4",
+        "data.val_every=2",
+    ]
