@@ -1,0 +1,1 @@
+"""Data: cases and their readers, splits, the decoded cache, geometry and augmentation."""

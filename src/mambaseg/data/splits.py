@@ -1,0 +1,272 @@
+"""Splits by patient: the published ones as published, and a seeded one of ours.
+
+| name | train / validation / test | source |
+|---|---|---|
+| ssl4mis | 70 / 10 / 20 of 1..100 | SSL4MIS lists; used by Mamba-UNet |
+| transunet | 70 / 10 / 20 of 1..100 | lists of MT-UNet, nnFormer and MSVM-UNet |
+| nnunet | 80 / 20 / the same 20 of 1..100, 5 folds | nnU-Net v2, `Dataset027_ACDC.py` |
+| wsl4mis | 80 / 20 / the same 20 of 1..100, 5 folds | WSL4MIS; a fold = a pathology group |
+| official | 90 / 10 / 50: 1..100 without every tenth / every tenth / 101..150 | the challenge |
+| random | about 70 / 10 / 20 % of whatever is there | ours |
+
+Numbers of different splits are not comparable; a split's name and hash belong in every table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mambaseg.errors import UserError
+
+Groups = Sequence[Sequence[str]]
+Parts = tuple[list[int], list[int], list[int]]
+
+FOLDS = 5
+# In ACDC itself: identical images at ED and ES, labels that differ slightly.
+DUPLICATES = (("patient074", "patient076"),)
+FRACTIONS = (0.1, 0.2)  # of validation and test in the random split
+
+SSL4MIS_VAL = (2, 19, 28, 30, 39, 45, 78, 82, 85, 87)
+SSL4MIS_TEST = (1, 7, 8, 11, 13, 22, 24, 33, 52, 59, 64, 65, 66, 68, 75, 80, 81, 83, 84, 93)
+TRANSUNET_VAL = (19, 21, 29, 33, 41, 50, 61, 71, 76, 80)
+TRANSUNET_TEST = (2, 3, 8, 9, 12, 14, 17, 24, 42, 48, 49, 53, 55, 64, 67, 79, 81, 88, 92, 95)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who is in which part.
+
+    Attributes:
+        name: the split, with its fold or seed: "ssl4mis", "nnunet-fold0", "random-seed0".
+        train: patients the weights are fitted to.
+        val: patients the checkpoint is chosen by.
+        test: patients the reported scores are from.
+        note: what a reader of the scores must know about the split.
+
+    Raises:
+        UserError: a part is empty, or a patient is in two parts. Only a published split whose
+            validation part *is* its test part is let through, and its note says so.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    note: str
+
+    def __post_init__(self) -> None:
+        parts = {"train": set(self.train), "val": set(self.val), "test": set(self.test)}
+        empty = [part for part, patients in parts.items() if not patients]
+        if empty:
+            raise UserError(f"split {self.name}: nobody is in {' and '.join(empty)}")
+        for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
+            both = parts[one] & parts[other]
+            as_published = self._validates_on_test and parts["val"] == parts["test"]
+            if both and not ((one, other) == ("val", "test") and as_published):
+                raise UserError(
+                    f"split {self.name}: {listed(both)} in both {one} and {other}. A patient "
+                    "belongs in one part only."
+                )
+
+    @property
+    def _validates_on_test(self) -> bool:
+        return self.name.partition("-")[0] in VALIDATES_ON_TEST
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that depend on who is in which part, and on nothing else."""
+        parts = {"train": sorted(self.train), "val": sorted(self.val), "test": sorted(self.test)}
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def known_duplicates(patients: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of ACDC patients with identical images, as far as they are among `patients`."""
+    present = set(patients)
+    return tuple(group for group in DUPLICATES if present.issuperset(group))
+
+
+def make_split(
+    name: str, patients: Iterable[str], *, fold: int = 0, seed: int = 0, duplicates: Groups = ()
+) -> Split:
+    """The split `name` of `patients`.
+
+    Args:
+        name: see the table at the top of this file.
+        patients: ids of those at hand ("patient001"). A published split needs all of its own and
+            leaves out any others.
+        fold: 0..4 for nnunet and wsl4mis (their folds 1..5), 0 for the others.
+        seed: of the random split; published splits do not depend on it.
+        duplicates: groups of patients with the same images, beyond the known ones. The random
+            split keeps a group in one part; a published one stays as it is, and its note tells.
+
+    Raises:
+        UserError: unknown name or fold, patients of a published split that are not there, too few
+            patients for a random one.
+    """
+    present = sorted(set(patients))
+    groups = (*known_duplicates(present), *duplicates)
+    if name == "random":
+        _check_fold(name, fold, 1)
+        return _random_split(present, seed, groups)
+    if name not in PUBLISHED:
+        names = ", ".join([*PUBLISHED, "random"])
+        raise UserError(f"unknown split {name!r}: data.split is one of {names}")
+    folds = FOLDS if name in VALIDATES_ON_TEST else 1
+    _check_fold(name, fold, folds)
+    train, val, test = (tuple(_ids(part)) for part in PUBLISHED[name](fold))
+    needed = {*train, *val, *test}
+    missing = needed.difference(present)
+    if missing:
+        raise UserError(
+            f"split {name} needs {len(needed)} ACDC patients; missing are {listed(missing)}: not "
+            f"in the folder ({len(present)} patients). Complete the data set, or use "
+            "data.split=random, which takes the patients that are there."
+        )
+    note = NOTES[name]
+    if folds > 1:
+        note = f"fold {fold} of 0..{folds - 1}. {note} Validation = test: scores are optimistic."
+    note = " ".join([note, *_separated(groups, train, val, test)])
+    return Split(f"{name}-fold{fold}" if folds > 1 else name, train, val, test, note)
+
+
+# ---- published splits: fold -> patient numbers of train, validation, test
+
+
+def _ssl4mis(fold: int) -> Parts:
+    return _rest_trains(100, SSL4MIS_VAL, SSL4MIS_TEST)
+
+
+def _transunet(fold: int) -> Parts:
+    return _rest_trains(100, TRANSUNET_VAL, TRANSUNET_TEST)
+
+
+def _official(fold: int) -> Parts:
+    # Every tenth patient: two of each pathology group, because groups are runs of twenty.
+    return _rest_trains(150, range(10, 101, 10), range(101, 151))
+
+
+def _wsl4mis(fold: int) -> Parts:
+    test = range(20 * fold + 1, 20 * fold + 21)
+    return _rest_trains(100, test, test)
+
+
+def _nnunet(fold: int) -> Parts:
+    order = np.arange(1, 101)
+    # The published order: numpy's legacy generator, whose stream is frozen for good.
+    np.random.RandomState(1234).shuffle(order)
+    test = order[fold::FOLDS].tolist()
+    return _rest_trains(100, test, test)
+
+
+def _rest_trains(count: int, val: Iterable[int], test: Iterable[int]) -> Parts:
+    """Those of 1..count in neither part train."""
+    val, test = sorted(val), sorted(test)
+    return [n for n in range(1, count + 1) if n not in {*val, *test}], val, test
+
+
+PUBLISHED: dict[str, Callable[[int], Parts]] = {
+    "ssl4mis": _ssl4mis,
+    "transunet": _transunet,
+    "nnunet": _nnunet,
+    "wsl4mis": _wsl4mis,
+    "official": _official,
+}
+VALIDATES_ON_TEST = ("nnunet", "wsl4mis")
+NOTES = {
+    "ssl4mis": "As published by SSL4MIS and used by Mamba-UNet: 70/10/20 patients; the test part "
+    "is uneven over pathologies (DCM 5, HCM 3, MINF 2, NOR 6, RV 4).",
+    "transunet": "As published with MT-UNet, nnFormer and MSVM-UNet: 70/10/20 patients; the test "
+    "part is uneven over pathologies (DCM 7, HCM 1, MINF 5, NOR 3, RV 4).",
+    "nnunet": "As published by nnU-Net v2 (Dataset027_ACDC): 80/20 patients.",
+    "wsl4mis": "As published by WSL4MIS: 80/20 patients; the 20 are one pathology group, which "
+    "the network never saw in training.",
+    "official": "The challenge's 100 training and 50 test patients. It names no validation part: "
+    "every tenth training patient is ours, two of each pathology.",
+}
+
+
+# ---- ours
+
+
+def _random_split(patients: list[str], seed: int, duplicates: Groups) -> Split:
+    """70/10/20 % of patients, duplicates in one part.
+
+    The order is that of a hash of seed and patient, so it depends on no library's generator, and
+    not on the order or the presence of other patients.
+    """
+    units = _units(patients, duplicates)
+    if len(units) < 3:
+        raise UserError(
+            f"split random needs 3 or more distinct patients for train, val and test; there are "
+            f"{len(units)}. Point data.root at a folder with more."
+        )
+    units.sort(key=lambda unit: hashlib.sha256(f"{seed}:{unit[0]}".encode()).digest())
+    val_count, test_count = (max(1, round(f * len(patients))) for f in FRACTIONS)
+    test = _take(units, test_count, leave=2)
+    val = _take(units, val_count, leave=1)
+    train = [patient for unit in units for patient in unit]
+    note = f"Ours: drawn by patient with seed {seed}; {len(train)}/{len(val)}/{len(test)} patients."
+    kept = [listed(unit) for unit in _units(patients, duplicates) if len(unit) > 1]
+    if kept:
+        note += f" Same images, kept in one part: {'; '.join(kept)}."
+    train, val, test = sorted(train), sorted(val), sorted(test)
+    return Split(f"random-seed{seed}", tuple(train), tuple(val), tuple(test), note)
+
+
+def _take(units: list[list[str]], count: int, *, leave: int) -> list[str]:
+    """Take whole units from the front until `count` patients are together; leave some."""
+    taken: list[str] = []
+    while len(taken) < count and len(units) > leave:
+        taken += units.pop(0)
+    return taken
+
+
+def _units(patients: list[str], duplicates: Groups) -> list[list[str]]:
+    """Sorted patients as lists of those that must stay together; groups that meet are joined."""
+    unit_of = {patient: [patient] for patient in patients}
+    for group in duplicates:
+        units = [unit_of[patient] for patient in group if patient in unit_of]
+        joined = sorted({patient for unit in units for patient in unit})
+        for patient in joined:
+            unit_of[patient] = joined
+    return [unit for patient, unit in unit_of.items() if patient == unit[0]]
+
+
+# ---- words
+
+
+def _ids(numbers: Iterable[int]) -> list[str]:
+    return [f"patient{number:03d}" for number in numbers]
+
+
+def _check_fold(name: str, fold: int, folds: int) -> None:
+    if fold not in range(folds):
+        allowed = f"0..{folds - 1}" if folds > 1 else "0: it has no folds"
+        raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
+
+
+def _separated(
+    groups: Groups, train: tuple[str, ...], val: tuple[str, ...], test: tuple[str, ...]
+) -> list[str]:
+    """A sentence for each group of patients with the same images that a split tears apart."""
+    parts = {"train": train, "test": test, "val": val}  # test before val: they may be the same
+    sentences = []
+    for group in groups:
+        places = [next((n for n, part in parts.items() if p in part), "") for p in group]
+        if len({place for place in places if place}) > 1:
+            told = [f"{p} in {place}" for p, place in zip(group, places, strict=True) if place]
+            sentences.append(f"The same images are in different parts: {', '.join(told)}.")
+    return sentences
+
+
+def listed(patients: Iterable[str], limit: int = 5) -> str:
+    """Patients in words, the first few by name."""
+    ordered = sorted(patients)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return f"{', '.join(ordered[:limit])}{more}"

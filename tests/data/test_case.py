@@ -1,0 +1,114 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mambaseg.data.case import Case, DataError, Volume, as_label, validate_volume
+from mambaseg.errors import UserError
+
+SHAPE = (3, 5, 6)
+
+
+def read_zeros(case: Case) -> Volume:
+    return Volume(np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.uint8))
+
+
+def read_nan(case: Case) -> Volume:
+    return Volume(np.full(SHAPE, np.nan, np.float32), None)
+
+
+def make_case(reader=read_zeros, label_path: Path | None = Path("gt.nii.gz")) -> Case:
+    return Case("patient007_ED", "patient007", "ED", "DCM", Path("im.nii.gz"), label_path, reader)
+
+
+def test_a_sound_volume_passes():
+    label = np.full(SHAPE, 3, np.uint8)
+    validate_volume(make_case(), Volume(np.zeros(SHAPE, np.float32), label), 4)
+
+
+def test_reading_a_case_validates_it():
+    assert make_case().read(4).image.shape == SHAPE
+    with pytest.raises(UserError, match=r"im\.nii\.gz: .*patient007_ED.*90 of 90 voxels.*NaN"):
+        make_case(read_nan).read()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_voxel_that_is_not_finite_is_an_error(bad):
+    image = np.zeros(SHAPE, np.float32)
+    image[1, 2, 3] = bad
+    with pytest.raises(UserError, match="1 of 90 voxels"):
+        validate_volume(make_case(), Volume(image, None))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 5, 6)])
+def test_an_image_that_is_not_three_dimensional_is_an_error(shape):
+    with pytest.raises(UserError, match=f"{len(shape)}-D.*frame"):
+        validate_volume(make_case(), Volume(np.zeros(shape, np.float32), None))
+
+
+def test_an_empty_image_is_an_error():
+    with pytest.raises(UserError, match="empty"):
+        validate_volume(make_case(), Volume(np.zeros((0, 5, 6), np.float32), None))
+
+
+def test_image_and_label_of_different_shape_are_an_error_that_names_the_label_file():
+    volume = Volume(np.zeros(SHAPE, np.float32), np.zeros((3, 6, 5), np.uint8))
+    with pytest.raises(UserError, match=r"gt\.nii\.gz: .*\(3, 6, 5\).*\(3, 5, 6\)"):
+        validate_volume(make_case(), volume)
+
+
+def test_a_label_outside_the_classes_is_an_error_that_names_the_value():
+    label = np.zeros(SHAPE, np.uint8)
+    label[0, 0, 0] = 7
+    volume = Volume(np.zeros(SHAPE, np.float32), label)
+    with pytest.raises(UserError, match=r"gt\.nii\.gz: .*value 7; allowed are 0\.\.3"):
+        validate_volume(make_case(), volume, 4)
+    validate_volume(make_case(), volume, 8)
+    validate_volume(make_case(), volume)
+
+
+def test_a_missing_label_is_an_error_only_where_a_label_is_needed():
+    volume = Volume(np.zeros(SHAPE, np.float32), None)
+    validate_volume(make_case(label_path=None), volume)
+    with pytest.raises(UserError, match="has no label"):
+        validate_volume(make_case(label_path=None), volume, 4)
+
+
+def test_whole_numbers_of_any_type_become_uint8_labels():
+    for dtype in (np.uint8, np.int16, np.float32, np.float64, np.uint16):
+        label = as_label(np.array([0, 1, 2, 3], dtype), Path("gt"))
+        assert label.dtype == np.uint8
+        assert label.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.0, 1.5], "value 1.5"),
+        ([0.0, np.nan], "value nan"),
+        ([0.0, np.inf], "value inf"),
+        ([-1, 0], "value -1"),
+        ([0, 256, 300], "values 256, 300"),
+        ([1j], "data type complex128"),
+    ],
+)
+def test_what_is_no_class_number_is_an_error(values, told):
+    with pytest.raises(UserError, match=f"^gt: the label .*{told}"):
+        as_label(np.array(values), Path("gt"))
+
+
+def test_sources_name_each_file_once():
+    case = make_case()
+    assert case.sources() == (Path("im.nii.gz"), Path("gt.nii.gz"))
+    assert make_case(label_path=None).sources() == (Path("im.nii.gz"),)
+    assert make_case(label_path=case.image_path).sources() == (Path("im.nii.gz"),)
+
+
+def test_cases_and_their_errors_survive_pickling():
+    case = make_case()
+    assert pickle.loads(pickle.dumps(case)) == case
+    error = DataError("it is broken", Path("a b"), "Mend it.")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) == "a b: it is broken. Mend it."
+    assert (copy.problem, copy.path, copy.remedy) == ("it is broken", Path("a b"), "Mend it.")

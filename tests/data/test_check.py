@@ -1,0 +1,194 @@
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_acdc import pixels, write_h5, write_nifti, write_patient
+
+from mambaseg.data.check import check_dataset, main
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three sound patients."""
+    for number in (1, 2, 3):
+        write_patient(tmp_path / f"patient00{number}", seed=number)
+    return tmp_path
+
+
+def told(report, level):
+    """The problems of one level as "where: problem" lines."""
+    return [f"{one.where}: {one.problem}" for one in report.of(level)]
+
+
+def test_a_sound_data_set_has_no_problems(root, capsys):
+    report = check_dataset(root)
+    assert report.problems == ()
+    assert (report.patients, report.cases, report.ok) == (3, 6, True)
+    assert main([str(root)]) == 0
+    out = capsys.readouterr().out
+    assert f"6 cases of 3 patients in {root}: 0 errors, 0 warnings" in out
+
+
+def test_all_problems_are_listed_and_not_only_the_first(root, capsys):
+    ed = root / "patient001" / "patient001_frame01.nii.gz"
+    ed.write_bytes(ed.read_bytes()[:100])
+    label = pixels(101)[1]
+    label[0, 0, 0] = 7
+    write_nifti(root / "patient001" / "patient001_frame12_gt.nii.gz", label)
+    image = pixels(200)[0].astype(np.float32)
+    image[0] = np.nan
+    write_nifti(root / "patient002" / "patient002_frame01.nii.gz", image)
+    write_nifti(root / "patient002" / "patient002_frame12_gt.nii.gz", np.zeros((6, 5, 2), np.uint8))
+    (root / "patient003" / "patient003_frame01_gt.nii.gz").unlink()
+    (root / "patient003" / "patient003_frame12.nii.gz").unlink()
+    report = check_dataset(root)
+    errors = "\n".join(told(report, "error"))
+    for line in (
+        "patient001_ED: patient001/patient001_frame01.nii.gz: truncated",
+        "patient001_ES: patient001/patient001_frame12_gt.nii.gz: the label of patient001_ES "
+        "holds value 7",
+        "patient002_ED: patient002/patient002_frame01.nii.gz: the image of patient002_ED has 15",
+        "patient002_ES: patient002/patient002_frame12_gt.nii.gz: the label of patient002_ES has",
+        "patient003_ED: patient003/patient003_frame01.nii.gz: patient003_ED has no label",
+        "patient003: patient003/patient003_frame12.nii.gz: the file is missing",
+    ):
+        assert line in errors
+    assert len(report.of("error")) == 6
+    assert all(one.remedy for one in report.problems)
+    assert main([str(root)]) == 1
+    assert "6 errors, 0 warnings" in capsys.readouterr().out
+
+
+def test_an_unreadable_image_does_not_hide_an_unreadable_label(root):
+    for name in ("patient001_frame01.nii.gz", "patient001_frame01_gt.nii.gz"):
+        (root / "patient001" / name).write_bytes(b"")
+    errors = told(check_dataset(root), "error")
+    assert [line.split(": ")[1] for line in errors] == [
+        "patient001/patient001_frame01.nii.gz",
+        "patient001/patient001_frame01_gt.nii.gz",
+    ]
+
+
+def test_identical_images_are_one_warning_for_the_pair(root, capsys):
+    write_patient(root / "patient004", seed=2, group="NOR")
+    report = check_dataset(root)
+    assert told(report, "warning") == ["patient002, patient004: identical images (ED, ES)"]
+    assert report.ok
+    assert main([str(root)]) == 0
+    assert "0 errors, 1 warning\n" in capsys.readouterr().out
+
+
+def test_images_of_equal_bytes_and_other_shape_are_not_identical(root):
+    image = pixels(100)[0]
+    turned = image.T.reshape(3, 6, 5).T  # the same bytes as read, (z, y, x)
+    write_nifti(root / "patient002" / "patient002_frame01.nii.gz", turned)
+    write_nifti(
+        root / "patient002" / "patient002_frame01_gt.nii.gz", np.ones(turned.shape, np.uint8)
+    )
+    assert check_dataset(root).problems == ()
+
+
+def test_one_image_for_both_phases_is_a_warning(root):
+    write_nifti(root / "patient002" / "patient002_frame12.nii.gz", pixels(200)[0])
+    assert told(check_dataset(root), "warning") == ["patient002: ED and ES are the same image"]
+
+
+def test_files_without_content_are_warnings(root):
+    zeros = np.zeros((6, 5, 3), np.uint8)
+    write_nifti(root / "patient001" / "patient001_frame01.nii.gz", zeros)
+    write_nifti(root / "patient003" / "patient003_frame12_gt.nii.gz", zeros)
+    assert told(check_dataset(root), "warning") == [
+        "patient001_ED: the image is constant (0 everywhere)",
+        "patient003_ES: the label is background everywhere",
+    ]
+
+
+def test_a_gap_in_the_numbering_is_a_warning(root):
+    write_patient(root / "patient006", seed=6)
+    assert told(check_dataset(root), "warning") == ["patient004, patient005: 2 patients missing"]
+
+
+def test_unknown_spacing_is_information_and_no_warning(tmp_path):
+    header = {"zooms": (1.0, 1.0, 1.0), "unit": "unknown"}
+    write_patient(tmp_path / "patient001", seed=1, **header)
+    report = check_dataset(tmp_path)
+    assert told(report, "info") == ["all: voxel size unknown in 2 of 2 cases"]
+    assert len(report.problems) == 1
+    write_patient(tmp_path / "patient002", seed=2)
+    assert told(check_dataset(tmp_path), "info") == [
+        "patient001_ED, patient001_ES: voxel size unknown in 2 of 4 cases"
+    ]
+
+
+def test_a_patient_in_training_and_testing_is_an_error(tmp_path):
+    write_patient(tmp_path / "training" / "patient001", seed=1)
+    write_patient(tmp_path / "testing" / "patient001", seed=1)
+    (line,) = told(check_dataset(tmp_path), "error")
+    assert line.startswith("patient001: training/patient001: patient001 is there twice")
+
+
+def test_list_files_with_absent_or_shared_patients_are_errors(tmp_path):
+    for number in (1, 2):
+        for frame in (1, 2):
+            path = tmp_path / "data" / f"patient00{number}_frame0{frame}.h5"
+            write_h5(path, 10 * number + frame)
+    (tmp_path / "train_slices.list").write_text("patient001_frame01_slice_0\n")
+    (tmp_path / "val.list").write_text("patient002_frame01\npatient009_frame02\n")
+    (tmp_path / "test.list").write_text("patient001_frame01\n")
+    report = check_dataset(tmp_path)
+    assert told(report, "error") == [
+        "val.list: names patient009, not in the folder",
+        "train.list, test.list: patient001 in both lists",
+    ]
+    assert report.cases == 4
+
+
+def test_a_missing_h5_frame_is_an_error_and_the_rest_is_still_checked(tmp_path):
+    for number, frames in ((1, (1,)), (2, (1, 2))):
+        for frame in frames:
+            path = tmp_path / "data" / f"patient00{number}_frame0{frame}.h5"
+            write_h5(path, 10 * number + frame)
+    path.write_bytes(b"no h5")
+    report = check_dataset(tmp_path)
+    assert [line.split(":")[0] for line in told(report, "error")] == [
+        "patient001",
+        "patient002_ES",
+    ]
+
+
+def test_a_folder_without_patients_is_one_error(tmp_path):
+    report = check_dataset(tmp_path)
+    assert told(report, "error") == [f"{tmp_path}: no ACDC patients here"]
+    assert not report.ok
+
+
+def test_other_numbers_of_classes_can_be_asked_for(root):
+    assert len(check_dataset(root, num_classes=3).of("error")) == 6
+    assert main([str(root), "--num-classes", "3"]) == 1
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    root = tmp_path / "no [red]markup[/] = ü"
+    (write_patient(root / "patient001", seed=1) / "Info.cfg").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "mambaseg.data.check", str(root)],
+        capture_output=True,
+        text=True,
+        env={"COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "patient001/Info.cfg" in done.stdout
+    assert f"0 cases of 1 patient in {root}: 1 error, 0 warnings" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.acdc
+def test_real_acdc_passes_in_seconds_with_the_one_known_warning(acdc_root):
+    begin = time.perf_counter()
+    report = check_dataset(acdc_root)
+    assert report.ok
+    assert told(report, "warning") == ["patient074, patient076: identical images (ED, ES)"]
+    assert time.perf_counter() - begin < 60
