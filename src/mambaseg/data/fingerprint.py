@@ -1,0 +1,56 @@
+"""What the source files hold, as a hash: independent of folder, names and dates."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from mambaseg.data.case import Case
+from mambaseg.errors import UserError
+
+THREADS = min(8, os.cpu_count() or 1)
+
+
+def source_digests(cases: Sequence[Case]) -> dict[str, str]:
+    """Hash the content of each case's source files: case id -> hex digest.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = pool.map(_source_digest, cases)
+        return {case.id: digest for case, digest in zip(cases, digests, strict=True)}
+
+
+def fingerprint(cases: Sequence[Case], digests: dict[str, str] | None = None) -> str:
+    """Return a hash of what the source files of these cases hold, by case id and in any order.
+
+    Args:
+        cases: The cases.
+        digests: `source_digests(cases)` where they are known already.
+    """
+    return digest_of(sorted((digests or source_digests(cases)).items()))
+
+
+def digest_of(plain: Any) -> str:
+    """Hash plain data by its JSON text: 16 hex digits."""
+    text = json.dumps(plain, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def _source_digest(case: Case) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in case.sources():
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path} of case {case.id}: {error.strerror}. Restore the file or its "
+                "permissions, or run data-check on the folder"
+            ) from error
+        digest.update(b"|")  # so that bytes cannot move from one file to the next unseen
+    return digest.hexdigest()

@@ -1,0 +1,262 @@
+"""Between a volume as it was measured and the square grid that the network sees.
+
+Train, validation, test and prediction share one `Preprocessing`; its name travels with checkpoints
+and results. B: images, Z: slices of a volume, H, W: native size in pixels, S: side of the grid,
+K: classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from mambaseg.errors import UserError
+
+
+def _rescale(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Clip to [low, high] and map that range to [0, 1]; a constant volume becomes zeros."""
+    if not high > low:
+        return np.zeros_like(image)
+    scaled = (np.clip(image, low, high) - np.float32(low)) / np.float32(high - low)
+    return np.clip(scaled, 0, 1)
+
+
+def _min_max(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _rescale(image, float(image.min()), float(image.max()))
+
+
+def _percentile(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.percentile(image, (0.5, 99.5))
+    # Fewer than one bright voxel in 200: the percentiles see none of them.
+    return _rescale(image, float(low), float(high)) if high > low else _min_max(image)
+
+
+def _z_score(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean, deviation = image.mean(dtype=np.float64), image.std(dtype=np.float64)
+    # Below float32's resolution the "deviation" of a constant volume is rounding.
+    if deviation <= 1e-6 * abs(mean) or deviation == 0:
+        return np.zeros_like(image)
+    return ((image - mean) / deviation).astype(np.float32)
+
+
+_INTENSITIES: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "minmax": _min_max,
+    "percentile": _percentile,
+    "zscore": _z_score,
+}
+
+# preset -> (intensity, geometry)
+_PRESETS = {
+    "paper": ("minmax", "stretch"),
+    "percentile": ("percentile", "stretch"),
+    "zscore": ("zscore", "stretch"),
+    "modern": ("percentile", "fit"),
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A named intensity scaling and a named way onto the (size, size) grid.
+
+    | preset       | intensity, per volume           | geometry |
+    |--------------|---------------------------------|----------|
+    | `paper`      | min–max to [0, 1]               | stretch  |
+    | `percentile` | clip 0.5–99.5 %, then to [0, 1] | stretch  |
+    | `zscore`     | mean 0, standard deviation 1    | stretch  |
+    | `modern`     | clip 0.5–99.5 %, then to [0, 1] | fit      |
+
+    * *stretch*: as published (Mamba-UNet, after SSL4MIS): each axis is resampled to the grid by
+      nearest neighbour, the aspect ratio is not kept; labels go back by nearest neighbour.
+    * *fit*: the aspect ratio is kept, the longer side fills the grid, the image sits in its
+      centre on zeros; images are bilinear (no antialiasing), logits go back bilinearly before the
+      argmax.
+    """
+
+    name: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.name not in _PRESETS:
+            raise UserError(
+                f"unknown preprocessing {self.name!r}: choose one of {', '.join(_PRESETS)}"
+            )
+        if self.size < 1:
+            raise UserError(f"the size of the network's grid must be positive, not {self.size}")
+
+    @property
+    def intensity(self) -> str:
+        """Name of the intensity scaling: `minmax`, `percentile` or `zscore`."""
+        return _PRESETS[self.name][0]
+
+    @property
+    def geometry(self) -> str:
+        """Name of the way onto the grid: `stretch` or `fit`."""
+        return _PRESETS[self.name][1]
+
+    @property
+    def interpolation(self) -> str:
+        """How images are sampled: `nearest` or `bilinear`. Labels are always `nearest`."""
+        return "nearest" if self.geometry == "stretch" else "bilinear"
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain data that says what is done, for checkpoints and results."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "intensity": self.intensity,
+            "geometry": self.geometry,
+            "interpolation": self.interpolation,
+        }
+
+    def scale_intensity(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        """Scale one whole volume (Z, H, W) to float32; a constant volume becomes zeros."""
+        return _INTENSITIES[self.intensity](np.asarray(image, dtype=np.float32))
+
+    def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:
+        """Say where in each native image, in pixels, the rows and columns of the grid lie.
+
+        Args:
+            shapes: (B, 2) integers: height and width of each image.
+
+        Returns:
+            Rows (B, S) and columns (B, S) in float64: whole numbers for `stretch` (NaN for a
+            sample that reads as zero), fractions for `fit`.
+        """
+        if self.geometry == "stretch":
+            heights, widths = shapes.unbind(1)
+            return nearest_positions(heights, self.size), nearest_positions(widths, self.size)
+        grid = torch.arange(self.size, device=shapes.device, dtype=_precision(shapes.device))
+        native = shapes.to(grid.dtype)
+        step = native.amax(dim=1, keepdim=True) / self.size  # native pixels per pixel of the grid
+        centred = (grid + 0.5 - self.size / 2) * step  # (B, S)
+        rows, columns = (centred + (extent - 1) / 2 for extent in native.split(1, dim=1))
+        return rows, columns
+
+    def to_grid(self, image: Tensor) -> Tensor:
+        """Bring intensity-scaled slices (Z, H, W) onto the grid: (Z, 1, S, S) in the same dtype."""
+        shape = torch.tensor([image.shape[-2:]], device=image.device)
+        rows, columns = self.grid_positions(shape)
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        if self.interpolation == "nearest":
+            return nearest(image, rows, columns, shape)[:, None]
+        return bilinear(image, rows, columns)[:, None]
+
+    def labels_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Decide the class of each native pixel: logits (Z, K, S, S) -> labels (Z, H, W) uint8."""
+        height, width = shape
+        if self.geometry == "stretch":
+            labels = logits.argmax(dim=1).to(torch.uint8)
+            extent = torch.tensor([[self.size, self.size]], device=logits.device)
+            rows = nearest_positions(extent[:, 0], height)[:, :, None]
+            columns = nearest_positions(extent[:, 1], width)[:, None, :]
+            return nearest(labels, rows, columns, extent)
+        scale = self.size / max(shape)
+        rows, columns = (
+            (
+                (torch.arange(extent, device=logits.device) + 0.5 - extent / 2) * scale
+                + (self.size - 1) / 2
+            ).clamp(0, self.size - 1)[None]
+            for extent in (height, width)
+        )
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        # Slice by slice: K native-size maps at a time are enough to hold.
+        native = [bilinear(one.float(), rows, columns).argmax(dim=0) for one in logits]
+        return torch.stack(native).to(torch.uint8)
+
+
+def nearest_index(source: int, target: int) -> Tensor:
+    """Return which of `source` pixels each of `target` pixels copies: (target,) int64.
+
+    This is the index map of `scipy.ndimage.zoom(order=0, grid_mode=False)`, on which the published
+    pipelines stand: the centres of the corner pixels coincide, halves round up. For some pairs of
+    sizes floating-point rounding carries SciPy's last sample past the last pixel's centre, and it
+    then reads as zero; there the index is -1.
+    """
+    return nearest_positions(torch.tensor([source]), target)[0].nan_to_num(nan=-1).long()
+
+
+def nearest_positions(source: Tensor, target: int) -> Tensor:
+    """Return `nearest_index` for sizes (B,) as float64 (B, target), with NaN for -1."""
+    index = torch.arange(target, device=source.device, dtype=_precision(source.device))
+    last = source.to(index.dtype)[:, None] - 1
+    position = index * (last / (target - 1) if target > 1 else torch.ones_like(last))
+    return torch.where(position > last, float("nan"), torch.floor(position + 0.5))
+
+
+def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Read images between their pixels; beyond them they are zero.
+
+    Arithmetic is per pixel, so an image gives the same result alone and in any batch.
+
+    Args:
+        image: (B, H, W), zero beyond the true size of each image.
+        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
+        columns: Column positions in pixels.
+
+    Returns:
+        (B, S, T) in the dtype of `image`.
+    """
+    _, height, width = image.shape
+    framed = functional.pad(image, (1, 2, 1, 2))
+    rows, columns = rows.clamp(-1, height) + 1, columns.clamp(-1, width) + 1
+    top, left = rows.floor(), columns.floor()
+    down, right = (rows - top).to(image.dtype), (columns - left).to(image.dtype)
+    stride = width + 3
+    pixel = (top * stride + left).long()
+    upper = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
+    pixel = pixel + stride
+    lower = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
+    return upper * (1 - down) + lower * down
+
+
+def nearest(image: Tensor, rows: Tensor, columns: Tensor, shapes: Tensor) -> Tensor:
+    """Read images at their nearest pixels; what lies outside, or is NaN, reads as zero.
+
+    Args:
+        image: (B, H, W), each image in the upper left corner of what is given.
+        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
+        columns: Column positions in pixels.
+        shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
+
+    Returns:
+        (B, S, T) in the dtype of `image`.
+    """
+    return look_up_or_zero(image, nearest_pixel(rows, columns, shapes, image.shape))
+
+
+def nearest_pixel(
+    rows: Tensor, columns: Tensor, shapes: Tensor, image_shape: Sequence[int]
+) -> Tensor:
+    """Return which pixel of a flattened image (H*W) each position falls in; H*W for none.
+
+    As in SciPy, a position even slightly beyond the centres of the outermost pixels is in none.
+    """
+    _, height, width = image_shape
+    last_row, last_column = (shapes[:, :, None, None] - 1).unbind(1)
+    inside = ((rows >= 0) & (rows <= last_row)) & ((columns >= 0) & (columns <= last_column))
+    pixel = torch.floor(rows + 0.5) * width + torch.floor(columns + 0.5)
+    return torch.where(inside, pixel, height * width).long()
+
+
+def look_up_or_zero(image: Tensor, pixel: Tensor) -> Tensor:
+    """Read images (B, H, W) at `nearest_pixel`s (B or 1, S, T) -> (B, S, T)."""
+    flat = functional.pad(image.flatten(1), (0, 1))  # a zero for the pixels that are outside
+    return look_up(flat, pixel)
+
+
+def look_up(image: Tensor, pixel: Tensor) -> Tensor:
+    """Read images (B, ...) at flat indices (B or 1, S, T) -> (B, S, T)."""
+    flat = image.flatten(1)
+    if len(pixel) == 1:
+        return flat[:, pixel[0]]
+    return flat.gather(1, pixel.flatten(1)).view(pixel.shape)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """Return float64, as SciPy computes positions, where the device has it (MPS has not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
