@@ -1,0 +1,212 @@
+"""The decoded cache: every case read, checked and intensity-scaled once, then memory-mapped.
+
+A cache is a folder named after the content of the source files, the intensity scaling, the number
+of classes and the format, so that another source or scaling is another folder and a stale one is
+never opened. It holds
+
+    images.npy   float32, all volumes one after the other
+    labels.npy   uint8, likewise
+    index.json   where each case lies, its checksums, and a digest of the index itself
+
+It is built beside its final name and renamed when complete. Of two processes that build the same
+one, the first to rename wins and the other uses that.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambaseg.data.case import Case
+from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_digests
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCache
+from mambaseg.errors import UserError
+
+FORMAT = 1
+_TEMPORARY = ".building-"
+
+log = logging.getLogger(__name__)
+
+
+def open_cache(
+    cases: Sequence[Case],
+    preprocessing: Preprocessing,
+    *,
+    cache_dir: Path,
+    num_classes: int,
+    digests: dict[str, str] | None = None,
+) -> VolumeCache:
+    """Open the decoded cache of these cases, building it if it is missing or damaged.
+
+    Args:
+        cases: The cases, each with a label.
+        preprocessing: Its intensity scaling is applied; its geometry plays no part here.
+        cache_dir: Folder that holds caches, made if needed.
+        num_classes: Labels must lie in 0..num_classes-1.
+        digests: `source_digests(cases)` where they are known already.
+
+    Raises:
+        UserError: A case cannot be read or used, or the cache cannot be written.
+    """
+    digests = digests or source_digests(cases)
+    identity = [fingerprint(cases, digests), preprocessing.intensity, num_classes, FORMAT]
+    folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
+    try:
+        if folder.exists():
+            try:
+                return _open_verified(folder)
+            except DamagedCacheError as error:
+                log.warning("decoded cache %s is damaged (%s): building it again", folder, error)
+                _discard(folder)
+        _build(cases, preprocessing, num_classes, digests, folder)
+        return _open_verified(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the decoded cache {folder}: {error}. Free some space there (about 5 "
+            "bytes per voxel) or choose another folder with data.cache_dir=..."
+        ) from error
+    except DamagedCacheError as error:
+        raise UserError(
+            f"the decoded cache {folder} reads back differently than it was written ({error}). "
+            "Check the disk, or choose another folder with data.cache_dir=..."
+        ) from error
+
+
+def _open_verified(folder: Path) -> VolumeCache:
+    cache = VolumeCache(folder)
+    cache.verify()
+    return cache
+
+
+def _discard(folder: Path) -> None:
+    """Remove a cache folder; it leaves its name in one step, so nobody opens half of it."""
+    grave = _workshop(folder)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        folder.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def _workshop(folder: Path) -> Path:
+    """Return an unused name beside `folder`, on the same file system."""
+    return folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Remove what builders that were killed more than a day ago have left."""
+    for left in cache_dir.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _build(
+    cases: Sequence[Case],
+    preprocessing: Preprocessing,
+    num_classes: int,
+    digests: dict[str, str],
+    folder: Path,
+) -> None:
+    workshop = _workshop(folder)
+    workshop.mkdir(parents=True)
+    _sweep(folder.parent)
+    try:
+        decode = partial(_decode, preprocessing=preprocessing, num_classes=num_classes)
+        entries: list[Entry] = []
+        with (
+            _NpyWriter(workshop, "image") as images,
+            _NpyWriter(workshop, "label") as labels,
+        ):
+            for case, (image, label, spacing) in zip(
+                cases, _in_threads(decode, cases), strict=True
+            ):
+                offset, image_crc = images.append(image)
+                _, label_crc = labels.append(label)
+                depth, height, width = image.shape
+                entries.append(
+                    Entry(
+                        case=case.id,
+                        shape=(depth, height, width),
+                        offset=offset,
+                        spacing=spacing,
+                        source=digests[case.id],
+                        image_crc=image_crc,
+                        label_crc=label_crc,
+                    )
+                )
+        plain = [asdict(entry) for entry in entries]
+        index = {"format": FORMAT, "digest": digest_of(plain), "cases": plain}
+        (workshop / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        try:
+            workshop.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            log.info("decoded cache %s was built by another process meanwhile", folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _decode(
+    case: Case, *, preprocessing: Preprocessing, num_classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None]:
+    volume = case.read(num_classes)
+    assert volume.label is not None  # read() with a number of classes demands it
+    return preprocessing.scale_intensity(volume.image), volume.label, volume.spacing
+
+
+def _in_threads(decode: Any, cases: Sequence[Case]) -> Iterator[Any]:
+    """Decode in parallel and in order, a few cases ahead of the writer, and log how far it is."""
+    log.info("decoding %d cases once", len(cases))
+    block = 2 * THREADS
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(cases), block):
+            yield from pool.map(decode, cases[start : start + block])
+            done = min(start + block, len(cases))
+            if 10 * done // len(cases) > 10 * start // len(cases):  # every tenth of the way
+                log.info("decoded %d of %d cases", done, len(cases))
+
+
+class _NpyWriter:
+    """A one-dimensional .npy file of unknown length, written piece by piece."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        name, self._dtype = FILES[kind]
+        self._path, self._length = folder / name, 0
+
+    def __enter__(self) -> "_NpyWriter":
+        self._file: IO[bytes] = self._path.open("wb")
+        self._header()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._header()  # NumPy pads its headers so that the length can grow in place
+        self._file.close()
+
+    def append(self, array: NDArray[Any]) -> tuple[int, int]:
+        """Write an array; return its offset in elements and the checksum of its bytes."""
+        flat = np.ascontiguousarray(array, dtype=self._dtype).reshape(-1)
+        offset, self._length = self._length, self._length + flat.size
+        self._file.write(flat.data)
+        return offset, zlib.crc32(flat.data)
+
+    def _header(self) -> None:
+        description = {
+            "descr": self._dtype.str,
+            "fortran_order": False,
+            "shape": (self._length,),
+        }
+        np.lib.format.write_array_header_1_0(self._file, description)

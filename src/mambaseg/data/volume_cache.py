@@ -1,0 +1,117 @@
+"""A complete decoded cache on disk, memory-mapped. How it is made: `cache.py`."""
+
+import json
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambaseg.data.fingerprint import THREADS, digest_of
+
+FILES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "image": ("images.npy", np.dtype("<f4")),
+    "label": ("labels.npy", np.dtype("u1")),
+}
+
+
+class DamagedCacheError(Exception):
+    """A cache folder does not hold what its index promises."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one case lies in the two flat arrays, and what it must look like there."""
+
+    case: str
+    shape: tuple[int, int, int]  # (Z, H, W)
+    offset: int  # in voxels
+    spacing: tuple[float, float, float] | None  # mm (z, y, x)
+    source: str  # content hash of the case's files
+    image_crc: int
+    label_crc: int
+
+    @property
+    def voxels(self) -> slice:
+        """The case's part of the flat arrays."""
+        return slice(self.offset, self.offset + int(np.prod(self.shape)))
+
+
+class VolumeCache:
+    """A complete cache folder, opened read-only.
+
+    Only the folder's path is pickled: a worker process maps the files itself.
+
+    Raises:
+        DamagedCacheError: A file is missing, has another size or type, or the index was changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            if index["digest"] != digest_of(index["cases"]):
+                raise ValueError("index.json was changed")
+            self.entries = tuple(_entry(values) for values in index["cases"])
+            self._arrays = {kind: self._map(kind) for kind in FILES}
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise DamagedCacheError(str(error) or type(error).__name__) from error
+        self._positions = {entry.case: i for i, entry in enumerate(self.entries)}
+
+    def __reduce__(self) -> tuple[type["VolumeCache"], tuple[Path]]:
+        return VolumeCache, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def position(self, case: str) -> int:
+        """Return the number of a case, given its id."""
+        return self._positions[case]
+
+    def image(self, number: int) -> NDArray[np.float32]:
+        """Return the intensity-scaled image (Z, H, W) of a case as a read-only view."""
+        return self._view("image", number)
+
+    def label(self, number: int) -> NDArray[np.uint8]:
+        """Return the label (Z, H, W) of a case as a read-only view."""
+        return self._view("label", number)
+
+    def verify(self) -> None:
+        """Compare every stored voxel with its checksum.
+
+        Raises:
+            DamagedCacheError: Naming the first case that differs.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            for entry, same in zip(
+                self.entries, pool.map(self._is_intact, self.entries), strict=True
+            ):
+                if not same:
+                    raise DamagedCacheError(f"the data of {entry.case} have changed")
+
+    def _map(self, kind: str) -> NDArray[Any]:
+        name, dtype = FILES[kind]
+        array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        length = self.entries[-1].voxels.stop
+        if array.dtype != dtype or array.shape != (length,):
+            raise ValueError(f"{name} holds {array.dtype} {array.shape}, not {dtype} ({length},)")
+        return np.asarray(array)  # a plain view of the map: memmap's own slicing is slow
+
+    def _view(self, kind: str, number: int) -> NDArray[Any]:
+        entry = self.entries[number]
+        return self._arrays[kind][entry.voxels].reshape(entry.shape)
+
+    def _is_intact(self, entry: Entry) -> bool:
+        return all(
+            zlib.crc32(self._arrays[kind][entry.voxels].data) == crc
+            for kind, crc in (("image", entry.image_crc), ("label", entry.label_crc))
+        )
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    depth, height, width = values["shape"]
+    spacing = None if values["spacing"] is None else tuple(values["spacing"])
+    return Entry(**{**values, "shape": (depth, height, width), "spacing": spacing})

@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import zoom
+from torch.nn import functional
+
+from mambaseg.data.geometry import Preprocessing, nearest_index
+from mambaseg.errors import UserError
+
+PRESETS = ("paper", "percentile", "zscore", "modern")
+sizes = st.integers(1, 400)
+
+
+def resized_by_scipy(image, shape):
+    factors = [target / source for target, source in zip(shape, image.shape, strict=True)]
+    return zoom(image, factors, order=0)
+
+
+def test_nearest_index_is_scipys_zoom_map_for_all_kinds_of_size_pairs():
+    outside = 0
+    pairs = [(s, t) for s in range(1, 401) for t in range(1, 401) if (31 * s + 17 * t) % 29 == 0]
+    for source, target in pairs:
+        pixels = np.arange(1, source + 1)  # zoom fills with 0, which is no pixel here
+        index = nearest_index(source, target).numpy()
+        assert np.array_equal(index + 1, zoom(pixels, target / source, order=0)), (source, target)
+        outside += (index < 0).any()
+    assert len(pairs) > 5000
+    assert outside > 50, "the pairs whose last sample SciPy loses to rounding must be among these"
+
+
+@settings(max_examples=50, deadline=None)
+@given(height=sizes, width=sizes, size=st.integers(1, 300), seed=st.integers(0, 99))
+def test_paper_resizes_there_and_back_like_two_scipy_zooms(height, width, size, seed):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(1, 4, (height, width)).astype(np.uint8)
+    paper = Preprocessing("paper", size)
+
+    grid = paper.to_grid(torch.from_numpy(label)[None])
+    assert grid.shape == (1, 1, size, size)
+    there = resized_by_scipy(label, (size, size))
+    assert np.array_equal(grid[0, 0].numpy(), there)
+
+    logits = functional.one_hot(grid[:, 0].long(), 4).permute(0, 3, 1, 2).float()
+    back = paper.labels_to_native(logits, (height, width))
+    assert back.dtype == torch.uint8
+    assert np.array_equal(back[0].numpy(), resized_by_scipy(there, (height, width)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_slice_is_resized_as_if_it_were_alone(name):
+    preprocessing = Preprocessing(name, 40)
+    image = torch.rand(5, 31, 57)
+    together = preprocessing.to_grid(image)
+    assert torch.equal(together, torch.cat([preprocessing.to_grid(one[None]) for one in image]))
+
+    logits = torch.randn(5, 4, 40, 40)
+    together = preprocessing.labels_to_native(logits, (31, 57))
+    alone = [preprocessing.labels_to_native(one[None], (31, 57)) for one in logits]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("shape", [(120, 80), (80, 120), (64, 64), (301, 299)])
+def test_modern_keeps_the_aspect_and_centres_the_image_on_zeros(shape):
+    height, width = shape
+    grid = Preprocessing("modern", 64).to_grid(torch.ones(1, height, width))[0, 0]
+    scale = 64 / max(shape)
+    rows, columns = grid.sum(0).max().item(), grid.sum(1).max().item()
+    assert rows == pytest.approx(height * scale, abs=1.01)
+    assert columns == pytest.approx(width * scale, abs=1.01)
+    assert torch.allclose(grid, grid.flip(0), atol=1e-5)
+    assert torch.allclose(grid, grid.flip(1), atol=1e-5)
+
+
+def test_modern_agrees_with_torchs_interpolation_inside_a_square_image():
+    image = torch.rand(2, 50, 50)
+    grid = Preprocessing("modern", 64).to_grid(image)
+    reference = functional.interpolate(image[:, None], size=64, mode="bilinear")
+    assert torch.allclose(grid[..., 1:-1, 1:-1], reference[..., 1:-1, 1:-1], atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(40, 120), width=st.integers(40, 120))
+def test_a_disc_survives_modern_there_and_back(height, width):
+    y, x = np.mgrid[:height, :width]
+    disc = (y - height / 2) ** 2 + (x - width / 3) ** 2 < (min(height, width) / 5) ** 2
+    modern = Preprocessing("modern", 96)
+    grid = modern.to_grid(torch.from_numpy(disc.astype(np.float32))[None])
+    logits = torch.cat([1 - grid, grid], dim=1)
+    back = modern.labels_to_native(logits, (height, width))[0].numpy().astype(bool)
+    assert 2 * (back & disc).sum() / (back.sum() + disc.sum()) > 0.95
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_half_precision_logits_go_back_like_single_precision_ones(name):
+    preprocessing = Preprocessing(name, 32)
+    logits = torch.randn(2, 4, 32, 32).bfloat16()
+    half = preprocessing.labels_to_native(logits, (47, 35))
+    assert torch.equal(half, preprocessing.labels_to_native(logits.float(), (47, 35)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("value", [0.0, 1000.1, -3.3])
+def test_a_constant_volume_becomes_zeros(name, value):
+    image = np.full((3, 8, 9), value, dtype=np.float32)
+    scaled = Preprocessing(name, 8).scale_intensity(image)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(scaled, np.zeros_like(image))
+
+
+def test_intensity_scalings_are_what_their_names_say():
+    image = np.random.default_rng(0).gamma(2.0, 100.0, (6, 40, 30)).astype(np.float32) + 7
+    wide = image.astype(np.float64)
+
+    min_max = Preprocessing("paper", 8).scale_intensity(image)
+    reference = (wide - wide.min()) / (wide.max() - wide.min())
+    assert np.allclose(min_max, reference, atol=1e-6)
+
+    low, high = np.percentile(wide, [0.5, 99.5])
+    reference = (np.clip(wide, low, high) - low) / (high - low)
+    for name in ("percentile", "modern"):
+        assert np.allclose(Preprocessing(name, 8).scale_intensity(image), reference, atol=1e-6)
+
+    z_score = Preprocessing("zscore", 8).scale_intensity(image)
+    assert np.allclose(z_score, (wide - wide.mean()) / wide.std(), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(slope=st.floats(1e-3, 1e4), intercept=st.floats(-1e3, 1e3), name=st.sampled_from(PRESETS))
+def test_intensity_does_not_depend_on_the_scanners_units(slope, intercept, name):
+    image = np.random.default_rng(1).random((2, 16, 16), dtype=np.float32)
+    preprocessing = Preprocessing(name, 8)
+    other = (image * slope + intercept).astype(np.float32)
+    resolution = 1e-6 * (1 + abs(intercept) / slope)
+    assert np.allclose(
+        preprocessing.scale_intensity(image),
+        preprocessing.scale_intensity(other),
+        atol=10 * resolution,
+    )
+
+
+def test_a_few_bright_voxels_are_not_lost_to_the_percentiles():
+    image = np.zeros((1, 100, 100), dtype=np.float32)
+    image[0, 3, :5] = 9
+    assert Preprocessing("percentile", 8).scale_intensity(image).sum() == 5
+
+
+def test_integer_volumes_are_accepted():
+    image = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    assert Preprocessing("paper", 8).scale_intensity(image).max() == 1.0
+
+
+def test_the_description_is_plain_data_and_rebuilds_the_preprocessing():
+    for name in PRESETS:
+        description = Preprocessing(name, 96).describe()
+        assert all(type(value) in (str, int) for value in description.values())
+        rebuilt = Preprocessing(description["name"], description["size"])
+        assert rebuilt.describe() == description
+
+
+def test_an_unknown_preset_is_a_clear_error():
+    with pytest.raises(UserError, match=r"'papr'.*paper"):
+        Preprocessing("papr", 224)
+    with pytest.raises(UserError, match="positive"):
+        Preprocessing("paper", 0)
