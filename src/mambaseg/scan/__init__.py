@@ -1,0 +1,10 @@
+"""The selective scan: one definition (`reference`), several backends, one chooser (`dispatch`)."""
+
+from mambaseg.scan.dispatch import (
+    available_backends,
+    choose_backend,
+    selective_scan,
+    selective_scan_2d,
+)
+
+__all__ = ["available_backends", "choose_backend", "selective_scan", "selective_scan_2d"]

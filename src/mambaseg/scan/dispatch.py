@@ -1,0 +1,210 @@
+"""Which backend runs a scan, and why: the public functions of the package.
+
+A backend is one module of this package with a function `selective_scan` and, if it has a faster
+form than the one in `cross`, `selective_scan_2d`. To add one, write the module and add its line to
+`BACKENDS`.
+"""
+
+import importlib
+import logging
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mambaseg.errors import UserError
+from mambaseg.scan import cross
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a backend can run: on which device types (None: all), with which package installed."""
+
+    module: str
+    devices: tuple[str, ...] | None = None
+    package: str | None = None
+
+
+BACKENDS: dict[str, Backend] = {  # in the order in which "auto" prefers them
+    "numba": Backend("mambaseg.scan.numba", devices=("cpu",), package="numba"),
+    "reference": Backend("mambaseg.scan.reference"),
+}
+
+_modules: dict[str, ModuleType] = {}  # those imported so far, by the names of the table
+_announced: set[tuple[str, str]] = set()
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Selective scan of K groups of sequences; `reference` holds the definition and the letters.
+
+    Args:
+        u: Input, shape (B, K, D, L).
+        delta: Step sizes before bias and softplus, shape (B, K, D, L).
+        A: Decay rates, negative, shape (K, D, N).
+        B: Input weights, shape (B, K, N, L).
+        C: Output weights, shape (B, K, N, L).
+        D: Skip weights, shape (K, D).
+        delta_bias: Bias of delta, shape (K, D).
+        backend: Name of a backend, or "auto".
+
+    Returns:
+        The output sequences, shape (B, K, D, L), in u's dtype. The state is float32 (float64 for
+        float64 input) whatever the dtypes of the inputs are.
+
+    Raises:
+        UserError: The named backend cannot run here, or the input is float16.
+        ValueError: The shapes do not fit together.
+    """
+    batch, groups, channels, length = u.shape
+    states = A.shape[-1]
+    _check_shape("delta", delta, (batch, groups, channels, length))
+    _check_shape("B", B, (batch, groups, states, length))
+    _check_shape("C", C, (batch, groups, states, length))
+    _check_parameters(A, D, delta_bias, groups, channels)
+    module = _load(backend, u)
+    out: Tensor = module.selective_scan(u, delta, A, B, C, D, delta_bias)
+    return out
+
+
+def selective_scan_2d(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Selective scan of an image in four directions, summed (VMamba's SS2D); see `cross`.
+
+    Directions: 0 along the rows, 1 down the columns, 2 = 0 backwards, 3 = 1 backwards.
+
+    Args:
+        x: Image, channels last, shape (B, H, W, D).
+        delta: Step sizes before bias and softplus, at their positions in the image, for each of the
+            K = 4 directions, shape (B, H, W, K, D).
+        A: Decay rates, negative, shape (K, D, N).
+        B: Input weights, shape (B, H, W, K, N).
+        C: Output weights, shape (B, H, W, K, N).
+        D: Skip weights, shape (K, D).
+        delta_bias: Bias of delta, shape (K, D).
+        backend: Name of a backend, or "auto".
+
+    Returns:
+        The sum over the four directions, shape (B, H, W, D), in x's dtype.
+
+    Raises:
+        UserError: The named backend cannot run here, or the input is float16.
+        ValueError: The shapes do not fit together.
+    """
+    batch, height, width, channels = x.shape
+    groups, states = cross.NUM_DIRECTIONS, A.shape[-1]
+    _check_shape("delta", delta, (batch, height, width, groups, channels))
+    _check_shape("B", B, (batch, height, width, groups, states))
+    _check_shape("C", C, (batch, height, width, groups, states))
+    _check_parameters(A, D, delta_bias, groups, channels)
+    module = _load(backend, x)
+    if hasattr(module, "selective_scan_2d"):
+        out: Tensor = module.selective_scan_2d(x, delta, A, B, C, D, delta_bias)
+        return out
+    return cross.selective_scan_2d(module.selective_scan, x, delta, A, B, C, D, delta_bias)
+
+
+def available_backends(device: torch.device | str) -> tuple[str, ...]:
+    """Names of the backends that can run on `device` in this installation, best first."""
+    device_type = torch.device(device).type
+    return tuple(name for name in BACKENDS if _obstacle(name, device_type) is None)
+
+
+def choose_backend(name: str, device: torch.device | str) -> str:
+    """Resolve a backend name for a device: "auto" becomes the best one that can run.
+
+    Args:
+        name: "auto" or the name of a backend.
+        device: The device the tensors are on.
+
+    Returns:
+        The name of a backend that can run there.
+
+    Raises:
+        UserError: The name is unknown, or the named backend cannot run; the message says why.
+    """
+    return _choose(name, torch.device(device).type)
+
+
+@torch.compiler.assume_constant_result  # imports and logging stay out of compiled graphs
+def _choose(name: str, device_type: str) -> str:
+    if name == "auto":
+        return _choose_automatically(device_type)
+    if name not in BACKENDS:
+        raise UserError(f"Unknown scan backend '{name}'. Choose auto or one of {[*BACKENDS]}.")
+    obstacle = _obstacle(name, device_type)
+    if obstacle is not None:
+        raise UserError(f"The scan backend '{name}' cannot run: {obstacle}, or choose 'auto'.")
+    return name
+
+
+def _choose_automatically(device_type: str) -> str:
+    """The first backend of the table that can run; says once what was chosen and what was not."""
+    obstacles = {}
+    for name in BACKENDS:
+        obstacle = _obstacle(name, device_type)
+        if obstacle is None:
+            break
+        obstacles[name] = obstacle
+    if (name, device_type) not in _announced:
+        _announced.add((name, device_type))
+        passed_over = "".join(f"; not {other}: {why}" for other, why in obstacles.items())
+        log.info("Scan backend on %s: %s (chosen by auto)%s", device_type, name, passed_over)
+    return name
+
+
+def _obstacle(name: str, device_type: str) -> str | None:
+    """Why a backend cannot run on a device type, with the remedy; None when it can."""
+    backend = BACKENDS[name]
+    if backend.devices is not None and device_type not in backend.devices:
+        return f"it runs on {' and '.join(backend.devices)} but the tensors are on {device_type}"
+    try:
+        _modules[name] = importlib.import_module(backend.module)
+    except ImportError as error:
+        return (
+            f"it needs {backend.package} ({error}); install it with `pip install {backend.package}`"
+        )
+    return None
+
+
+def _load(name: str, x: Tensor) -> ModuleType:
+    """The module of the backend that runs on x."""
+    if x.dtype == torch.float16:
+        raise UserError(
+            "The selective scan refuses float16: its states leave that range and turn into NaN. "
+            "Use bfloat16 (trainer.precision=bf16-mixed) or float32 (trainer.precision=32-true)."
+        )
+    return _modules[_choose(name, x.device.type)]
+
+
+def _check_parameters(A: Tensor, D: Tensor, delta_bias: Tensor, groups: int, channels: int) -> None:
+    _check_shape("A", A, (groups, channels, A.shape[-1]))
+    _check_shape("D", D, (groups, channels))
+    _check_shape("delta_bias", delta_bias, (groups, channels))
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Compiled backends read by address: a wrong shape must not reach them."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)} where {shape} is expected")

@@ -1,0 +1,70 @@
+"""Random inputs, gradients and errors for the tests of the scan."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")
+
+
+def sequence_inputs(
+    batch: int, groups: int, channels: int, length: int, states: int, *, seed: int = 0
+) -> list[Tensor]:
+    """Float64 arguments of `selective_scan`, with the decay rates of a trained network's size."""
+    normal = _generator(seed)
+    return [
+        normal(batch, groups, channels, length),
+        normal(batch, groups, channels, length) * 2 - 2,
+        -torch.exp(normal(groups, channels, states)),
+        normal(batch, groups, states, length),
+        normal(batch, groups, states, length),
+        normal(groups, channels),
+        normal(groups, channels),
+    ]
+
+
+def image_inputs(
+    batch: int, height: int, width: int, channels: int, states: int, *, seed: int = 0
+) -> list[Tensor]:
+    """Float64 arguments of `selective_scan_2d`."""
+    normal = _generator(seed)
+    return [
+        normal(batch, height, width, channels),
+        normal(batch, height, width, 4, channels) * 2 - 2,
+        -torch.exp(normal(4, channels, states)),
+        normal(batch, height, width, 4, states),
+        normal(batch, height, width, 4, states),
+        normal(4, channels),
+        normal(4, channels),
+    ]
+
+
+def value_and_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """The output and the gradient of every input, for a fixed random gradient of the output."""
+    leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    y = function(*leaves)
+    d_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad(y, leaves, d_y.to(y.dtype))
+    return [y.detach(), *gradients]
+
+
+def relative_errors(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
+    """Largest absolute error over the largest absolute value, per tensor; exact zeros count 0."""
+    errors = {}
+    for name, a, e in zip(NAMES, actual, expected, strict=True):
+        assert a.shape == e.shape, name
+        difference = (a.double() - e.double()).abs().max().item()
+        errors[name] = difference / max(e.double().abs().max().item(), 1e-30) if difference else 0.0
+    return errors
+
+
+def _generator(seed: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return normal

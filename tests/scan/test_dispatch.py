@@ -1,0 +1,70 @@
+import logging
+
+import pytest
+import torch
+from scan_inputs import sequence_inputs
+
+from mambaseg.errors import UserError
+from mambaseg.scan import available_backends, choose_backend, dispatch, selective_scan
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    import_module = dispatch.importlib.import_module
+
+    def refuse(name):
+        if name == "mambaseg.scan.numba":
+            raise ImportError("No module named 'numba'")
+        return import_module(name)
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", refuse)
+    monkeypatch.setattr(dispatch, "_announced", set())
+
+
+def test_the_reference_runs_everywhere():
+    assert "reference" in available_backends("cpu")
+    assert "reference" in available_backends("cuda")
+
+
+def test_auto_takes_numba_on_a_cpu_only():
+    pytest.importorskip("numba")
+    assert choose_backend("auto", "cpu") == "numba"
+    assert choose_backend("auto", "cuda") != "numba"
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match=r"'fast'.*reference"):
+        choose_backend("fast", "cpu")
+
+
+def test_a_named_backend_on_a_wrong_device_says_why():
+    with pytest.raises(UserError, match="runs on cpu but the tensors are on cuda"):
+        choose_backend("numba", "cuda")
+
+
+def test_a_named_backend_without_its_package_names_the_remedy(without_numba):
+    with pytest.raises(UserError, match="pip install numba"):
+        choose_backend("numba", "cpu")
+    assert "numba" not in available_backends("cpu")
+
+
+def test_auto_does_without_a_missing_package_and_says_so_once(without_numba, caplog):
+    inputs = sequence_inputs(1, 1, 2, 3, 2)
+    with caplog.at_level(logging.INFO, logger="mambaseg.scan"):
+        for _ in range(2):
+            selective_scan(*inputs)
+    (record,) = caplog.records
+    assert "No module named 'numba'" in record.getMessage()
+
+
+def test_float16_is_refused():
+    with pytest.raises(UserError, match="bfloat16"):
+        selective_scan(*(t.half() for t in sequence_inputs(1, 1, 2, 3, 2)))
+
+
+@pytest.mark.parametrize("which", range(1, 7))
+def test_shapes_that_do_not_fit_are_named(which):
+    inputs = sequence_inputs(1, 1, 2, 3, 2)
+    inputs[which] = torch.cat((inputs[which], inputs[which]), dim=0)
+    with pytest.raises(ValueError, match="shape"):
+        selective_scan(*inputs)
