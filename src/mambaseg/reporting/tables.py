@@ -1,0 +1,98 @@
+"""Tables of scores, for terminal and Markdown, from the summaries of `metrics.summarise`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNDEFINED = "–"
+
+
+def score_table(
+    summary: Mapping[str, Any], *, title: str, class_names: Sequence[str], note: str = ""
+) -> Table:
+    """The scores of one evaluation as a rich table.
+
+    A row per structure with the mean over cases (± standard deviation for Dice), and a row with
+    the mean over structures. Distances are in mm where every case's spacing is known, otherwise in
+    voxels; the heading says which. Undefined values are left out of a mean: the last columns count
+    the structures missed, and those predicted where there are none. Fits 80 characters.
+
+    Args:
+        summary: of `mambaseg.metrics.summarise`.
+        title: says which network and which dataset.
+        class_names: names of the classes 0..K-1, the background first.
+        note: line below the table, such as what the split is; the convention follows it.
+    """
+    from rich import box
+    from rich.table import Table
+
+    header, rows = score_cells(summary, class_names)
+    caption = "\n".join(filter(None, [note, convention(summary)]))
+    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for row in rows[:-1]:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*rows[-1], style="bold")
+    return table
+
+
+def to_markdown(summary: Mapping[str, Any], *, class_names: Sequence[str], note: str = "") -> str:
+    """The same table in Markdown, the note and the convention below it."""
+    header, rows = score_cells(summary, class_names)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    return "\n".join([*lines, "", *filter(None, [note, convention(summary)])]) + "\n"
+
+
+def score_cells(
+    summary: Mapping[str, Any], class_names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows as text; the last row is the mean over structures."""
+    columns = _columns(summary)
+    header = ["structure", *columns.values(), "missed", "false +"]
+    parts = {name: summary["classes"][name] for name in class_names[1:]}
+    parts["foreground"] = summary["foreground"]
+    rows = []
+    for name, part in parts.items():
+        scores = [_score(part[metric], metric) for metric in columns]
+        counts = [str(part["counts"][outcome]) for outcome in ("missed", "false_positive")]
+        rows.append([name, *scores, *counts])
+    return header, rows
+
+
+def convention(summary: Mapping[str, Any]) -> str:
+    """One line: of how many cases the numbers are, and how they were made."""
+    count, policy = summary["cases"], summary["convention"]["policy"]
+    cases = "1 case" if count == 1 else f"{count} cases"
+    return f"{cases}, scored in 3-D at native resolution; empty masks: {policy}."
+
+
+def _columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Metric -> heading, of what the summary holds; one unit for all distances."""
+    scores = summary["foreground"]
+    columns = {"dice": "Dice"}
+    if "hd95_vox" not in scores:
+        return columns
+    unit, tolerance = "vox", f"{summary['convention']['tolerance_vox']:g} vox"
+    if scores["hd95_mm"]["count"] and scores["hd95_mm"]["count"] == scores["hd95_vox"]["count"]:
+        unit, tolerance = "mm", f"{summary['convention']['tolerance_mm']:g} mm"
+    return columns | {
+        f"hd95_{unit}": f"HD95 {unit}",
+        f"assd_{unit}": f"ASSD {unit}",
+        f"nsd_{unit}": f"NSD {tolerance}",
+    }
+
+
+def _score(score: Mapping[str, float | None], metric: str) -> str:
+    if score["mean"] is None:
+        return UNDEFINED
+    if not metric.startswith("dice"):
+        return f"{score['mean']:.3f}" if metric.startswith("nsd") else f"{score['mean']:.2f}"
+    sd = score.get("sd")  # the mean over structures has none
+    return f"{score['mean']:.3f}" + ("" if sd is None else f" ± {sd:.3f}")

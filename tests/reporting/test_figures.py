@@ -1,0 +1,133 @@
+import struct
+
+import matplotlib._pylab_helpers
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from mambaseg.reporting import figures
+from mambaseg.reporting.figures import case_figure, error_map, overlay, pick_slices
+
+NAMES = ("background", "RV", "MYO", "LV")
+
+
+@pytest.fixture
+def case():
+    """Image, truth and prediction (9, 40, 50): discs that shrink from base to apex."""
+    y, x = np.mgrid[:40, :50]
+    distance = np.hypot(y - 20, x - 25)
+    truth = np.zeros((9, 40, 50), np.uint8)
+    for z in range(1, 9):
+        truth[z][distance < 13 - z] = 2
+        truth[z][distance < 9 - z] = 3
+    image = np.random.default_rng(0).normal(100, 20, truth.shape) + 50 * truth
+    return image, truth, np.roll(truth, 2, axis=2)
+
+
+def size(path):
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    return struct.unpack(">II", data[16:24])
+
+
+def count_near(path, colour):
+    rgb = imread(path)[..., :3]
+    return int((np.abs(rgb - to_rgb(colour)).max(-1) < 0.12).sum())
+
+
+def write(case, path, **options):
+    options = {"class_names": NAMES, "title": "case · phantom", "path": path, **options}
+    return case_figure(*case, **options)
+
+
+def test_a_picture_is_written_and_no_global_figure_is_left(case, tmp_path):
+    path = tmp_path / "new folder" / "case.png"
+    assert write(case, path) == path
+    assert [entry.name for entry in path.parent.iterdir()] == ["case.png"]
+    assert min(size(path)) > 500
+    assert not matplotlib._pylab_helpers.Gcf.figs
+
+
+@pytest.mark.parametrize("kind", list(figures.ERROR_COLOURS))
+def test_each_kind_of_error_shows_in_its_colour(case, tmp_path, kind):
+    image, truth, _ = case
+    wrong = {
+        "false positive": np.where(truth == 0, 2, truth),
+        "false negative": np.where(truth == 2, 0, truth),
+        "wrong class": np.where(truth == 2, 3, truth),
+    }[kind]
+    colour = figures.ERROR_COLOURS[kind]
+    right = count_near(write((image, truth, truth), tmp_path / "right.png"), colour)
+    shown = count_near(write((image, truth, wrong), tmp_path / "wrong.png"), colour)
+    assert shown > right + 2000
+
+
+def test_the_pixel_aspect_follows_the_spacing(case, tmp_path):
+    square = size(write(case, tmp_path / "a.png", spacing=(10.0, 1.5, 1.5)))
+    tall = size(write(case, tmp_path / "b.png", spacing=(10.0, 3.0, 1.5)))
+    assert square == size(write(case, tmp_path / "c.png"))
+    assert tall[0] == square[0]
+    assert tall[1] > 1.6 * square[1]
+
+
+def test_without_truth_there_is_image_and_prediction_only(case, tmp_path):
+    image, truth, prediction = case
+    full = size(write(case, tmp_path / "full.png"))
+    part = size(write((image, None, prediction), tmp_path / "part.png"))
+    assert part[0] < 0.6 * full[0]
+    with pytest.raises(ValueError, match="shape"):
+        write((image, truth[:4], prediction), tmp_path / "bad.png")
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 20), (2, 16, 20)])
+def test_empty_and_thin_volumes_are_drawn(shape, tmp_path):
+    empty = np.zeros(shape, np.uint8)
+    image = np.zeros(shape)
+    assert size(write((image, empty, empty), tmp_path / "case.png"))[0] > 500
+
+
+def test_a_failure_leaves_the_old_picture(case, tmp_path, monkeypatch):
+    path = write(case, tmp_path / "case.png")
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(case, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["case.png"]
+
+
+def test_slices_come_from_the_thirds_of_the_heart_base_first(case):
+    _, truth, prediction = case
+    assert pick_slices(truth, prediction) == [("base", 2), ("mid", 5), ("apex", 7)]
+    upside_down = truth[::-1], prediction[::-1]
+    assert [z for _, z in pick_slices(*upside_down)] == [6, 3, 1]
+
+
+def test_an_empty_truth_lets_the_prediction_choose():
+    empty = np.zeros((7, 4, 4), np.uint8)
+    prediction = empty.copy()
+    prediction[3] = 1
+    assert [z for _, z in pick_slices(empty, prediction)] == [3]
+    assert len(pick_slices(empty, empty)) == 3
+
+
+def test_errors_are_told_apart():
+    truth = np.array([[0, 0, 1, 1, 2]])
+    prediction = np.array([[0, 3, 0, 1, 1]])
+    assert error_map(truth, prediction).tolist() == [[0, 1, 2, 0, 3]]
+
+
+def test_the_overlay_tints_labels_and_leaves_the_background():
+    rgb = overlay(np.array([[0.5, 0.5]]), np.array([[0, 2]]), ("#FF0000", "#0000FF"), tint=0.5)
+    np.testing.assert_allclose(rgb, [[[0.5, 0.5, 0.5], [0.25, 0.25, 0.75]]])
+
+
+def test_all_colours_in_use_for_acdc_differ():
+    colours = [*figures.CLASS_COLOURS[:3], *figures.ERROR_COLOURS.values()]
+    assert len(set(colours)) == 6
