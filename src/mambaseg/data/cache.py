@@ -36,6 +36,7 @@ from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCa
 from mambaseg.errors import UserError
 
 FORMAT = 1
+SECONDS_BETWEEN_REPORTS = 5
 _TEMPORARY = ".building-"
 
 log = logging.getLogger(__name__)
@@ -170,12 +171,13 @@ def _decode(
 def _in_threads(decode: Any, cases: Sequence[Case]) -> Iterator[Any]:
     """Decode in parallel and in order, a few cases ahead of the writer, and log how far it is."""
     log.info("decoding %d cases once", len(cases))
-    block = 2 * THREADS
+    block, said = 2 * THREADS, time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(cases), block):
             yield from pool.map(decode, cases[start : start + block])
             done = min(start + block, len(cases))
-            if 10 * done // len(cases) > 10 * start // len(cases):  # every tenth of the way
+            if time.monotonic() - said > SECONDS_BETWEEN_REPORTS:
+                said = time.monotonic()
                 log.info("decoded %d of %d cases", done, len(cases))
 
 

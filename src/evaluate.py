@@ -1,0 +1,21 @@
+"""Scores a checkpoint on the test part; network and preprocessing come from the checkpoint itself.
+
+python src/evaluate.py checkpoint=outputs/default/<run folder>
+python src/evaluate.py checkpoint=best.ckpt data=acdc data.split=transunet
+"""
+
+from mambaseg.build import DictConfig, build, entry
+
+
+@entry("evaluate")
+def main(cfg: DictConfig) -> float | None:
+    """Returns the mean foreground Dice of the test part."""
+    with build(cfg) as run:
+        if not run.finished:
+            run.evaluate()
+        run.report()
+    return run.folder.summary["foreground"]["dice"]["mean"] if run.main else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""Turns a configuration into a run: the only module of the package that imports Hydra."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mambaseg.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mambaseg.checkpoint import Checkpoint
+    from mambaseg.run import Run
+
+__all__ = ["CONF", "DictConfig", "build", "build_network", "entry"]
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+# keys of a model leaf that speak to this module rather than to the network
+_MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
+log = logging.getLogger(__name__)
+
+
+# ---- what the configuration may ask of the machine (nothing else reads the environment) ---------
+
+
+def _acdc_root() -> str:
+    return os.environ.get("ACDC_ROOT") or "data/ACDC"
+
+
+def _found_data() -> str:
+    return "acdc" if Path(_acdc_root()).expanduser().is_dir() else "phantom"
+
+
+def _wandb_mode() -> str:
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        known = "api.wandb.ai" in netrc.read_text(encoding="utf-8")
+    except OSError:
+        known = False
+    return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
+
+
+for _name, _resolver in {
+    "acdc_root": _acdc_root,
+    "found_data": _found_data,
+    "wandb_mode": _wandb_mode,
+}.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
+
+
+# ---- entry scripts ------------------------------------------------------------------------------
+
+
+class _Explained(CompactHydraException):
+    """Hydra prints the message of such an error without a stack trace and exits with status 1."""
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turns errors the user can mend into one message; all others pass with their stack trace."""
+    try:
+        yield
+    except Exception as error:
+        message = _explanation(error)
+        if message is None:
+            raise
+        raise _Explained(message) from error
+
+
+def _explanation(error: BaseException) -> str | None:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        text = str(cause)
+        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+            return (
+                f"out of memory: {text.splitlines()[0]}\n"
+                "A smaller data.batch_size or data.size needs less; "
+                "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def entry(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Decorates an entry script: composes `conf/<config_name>.yaml`, explains errors."""
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        @functools.wraps(function)
+        def explained(cfg: DictConfig) -> Any:
+            with explained_errors():
+                return function(cfg)
+
+        return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+            explained
+        )
+
+    return decorate
+
+
+# ---- cfg -> Run ---------------------------------------------------------------------------------
+
+
+def build(cfg: DictConfig) -> Run:
+    """Builds data, network, task and trainer of one run.
+
+    Args:
+        cfg: the composed configuration; it is not changed.
+
+    Raises:
+        UserError: anything the user can mend: data, weights, devices, values.
+    """
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    notice = _notice(cfg)
+    if notice:
+        log.warning(notice)
+    _silence_libraries()
+    import lightning as L
+
+    from mambaseg.run import Run
+    from mambaseg.runs import RunFolder, identity, slug
+
+    _use_job_arguments()
+    checkpoint = None
+    if "checkpoint" in cfg:
+        checkpoint = _follow_checkpoint(cfg)
+        cfg.checkpoint = str(checkpoint.path)
+    _settle(cfg)
+    data = instantiate(_without(cfg.data, "title", "synthetic"), _convert_="all")
+    data.load()
+    config = _plain(cfg)
+    key = identity(_with_digests(config), split=data.split.hash, data=data.fingerprint)
+    title = slug(cfg.data.title) if cfg.data.synthetic else cfg.data.name
+    name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
+    folder = RunFolder(Path(cfg.outputs).expanduser() / cfg.name / name)
+    cfg.run_dir = str(folder.path)
+    finished = folder.finished and not cfg.rerun
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    return Run(
+        config=_plain(cfg),
+        folder=folder,
+        key=key,
+        data=data,
+        notice=notice,
+        finished=finished,
+        make_network=lambda: _network_with_weights(cfg.model, checkpoint),
+        make_parts=lambda network: _parts(cfg, network, data),
+    )
+
+
+def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
+    """A network from its leaf, wrapped for any input size, with the report of pretrained weights.
+
+    Args:
+        model: a leaf of conf/model with its interpolations resolved against the data.
+
+    Returns:
+        The network (B, C, H, W) -> (B, K, H, W), and what was loaded (None: from scratch).
+    """
+    from mambaseg.models import AnySize
+
+    network = instantiate(_without(model, *_MODEL_EXTRAS), _convert_="all")
+    report = None
+    if path := model.get("pretrained"):
+        path = Path(str(path)).expanduser()
+        if not hasattr(network, "load_pretrained_encoder"):
+            raise UserError(
+                f"model.pretrained: {model.name} has no pretrained encoder; leave it null"
+            )
+        loaded = network.load_pretrained_encoder(path, mirror=model.get("mirror_encoder", True))
+        report = loaded.as_dict()
+        log.info(loaded.summary())
+    multiple = model.get("size_multiple") or network.size_multiple
+    return AnySize(network, multiple), report
+
+
+def _network_with_weights(
+    model: DictConfig, checkpoint: Checkpoint | None
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    network, report = build_network(model)
+    if checkpoint is None:
+        return network, report
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"checkpoint: {checkpoint.path} does not fit the network that it names "
+            f"({model.name}): {error}"
+        ) from error
+    return network, {"checkpoint": str(checkpoint.path)}
+
+
+def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
+    """Takes network and preprocessing from a checkpoint: a leaf of ours and plain arguments.
+
+    Nothing of a foreign file is instantiated: the checkpoint names a leaf of the installed
+    conf/model, and may set those arguments of it that are plain values.
+    """
+    from mambaseg.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(cfg.checkpoint)
+    about, path = checkpoint.about, checkpoint.path
+    leaves = {leaf.stem: leaf for leaf in (CONF / "model").glob("*.yaml")}
+    name = about["model"].get("name")
+    if name not in leaves:
+        raise UserError(f"checkpoint: {path} names the network {name!r}; known: {sorted(leaves)}")
+    model = OmegaConf.load(leaves[name])
+    for key, value in about["model"].get("arguments", {}).items():
+        plain = isinstance(value, (int, float, str, bool, list, type(None)))
+        if key in model and plain and key not in ("_target_", "pretrained", "scan_backend"):
+            model[key] = value
+    cfg.model = model
+    used = about["preprocessing"]
+    for key, value in (("preprocessing", used["name"]), ("size", used["size"])):
+        if cfg.data[key] != value:
+            log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
+                        key, cfg.data[key], path.name, value)  # fmt: skip
+            cfg.data[key] = value
+    if len(about["classes"]) != cfg.data.num_classes:
+        raise UserError(
+            f"checkpoint: {path} knows the classes {about['classes']}, the data have "
+            f"{list(cfg.data.class_names)}"
+        )
+    if about["data"]["name"] != cfg.data.name:
+        log.warning("trained on %s, scored on %s", about["data"]["title"], cfg.data.title)
+    return checkpoint
+
+
+def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
+    """The task and the trainer; the run folder exists by now."""
+    from mambaseg.task import SegmentationTask
+
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    if "wandb" in cfg.logger:
+        cfg.logger.wandb.name = cfg.run_dir.rsplit("/", 1)[-1]
+        if cfg.data.synthetic:
+            cfg.logger.wandb.tags = [*cfg.logger.wandb.tags, cfg.data.title]
+    description = {
+        "model": {"name": cfg.model.name, "arguments": _plain(_without(cfg.model, "_target_"))},
+        "preprocessing": data.preprocessing.describe(),
+        "classes": list(cfg.data.class_names),
+        "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},
+        "split": {"name": data.split.name, "hash": data.split.hash},
+    }
+    task = SegmentationTask(
+        network,
+        instantiate(cfg.loss),
+        instantiate(cfg.optim.optimizer),
+        instantiate(cfg.optim.scheduler) if cfg.optim.scheduler else None,
+        preprocessing=data.preprocessing,
+        class_names=cfg.data.class_names,
+        decay=cfg.optim.decay,
+        evaluation=_plain(cfg.evaluation),
+        description=description,
+    )
+    steps, accumulate = cfg.data.steps, cfg.trainer.accumulate_grad_batches
+    trainer = instantiate(
+        cfg.trainer,
+        max_epochs=1,  # the loader yields exactly the batches of data.steps optimizer steps
+        max_steps=steps,
+        log_every_n_steps=min(cfg.trainer.log_every_n_steps, steps),
+        val_check_interval=min(cfg.data.val_every, steps) * accumulate,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,  # the data module gives each rank its share
+        callbacks=[instantiate(leaf) for leaf in cfg.callbacks.values() if leaf],
+        logger=[instantiate(leaf) for leaf in cfg.logger.values() if leaf],
+        default_root_dir=cfg.run_dir,
+        _convert_="all",
+    )
+    return task, trainer
+
+
+# ---- settling what a configuration leaves open --------------------------------------------------
+
+
+def _settle(cfg: DictConfig) -> None:
+    """Replaces every `auto` that can change a result, and refuses what cannot work."""
+    import torch
+
+    from mambaseg.scan import choose_backend
+
+    accelerator = cfg.trainer.accelerator
+    gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer: no CUDA device is visible to PyTorch. trainer=cpu runs without one; "
+            "otherwise install a CUDA build of torch and check nvidia-smi."
+        )
+    if cfg.trainer.precision == "auto":
+        bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+    if "scan_backend" in cfg.model:
+        if str(cfg.trainer.precision).startswith("16"):
+            raise UserError(
+                f"trainer.precision={cfg.trainer.precision}: float16 overflows in the selective "
+                "scan; use bf16-mixed or 32-true"
+            )
+        cfg.model.scan_backend = choose_backend(
+            cfg.model.scan_backend, torch.device("cuda" if gpu else "cpu")
+        )
+    cfg.data.root = str(Path(cfg.data.root).expanduser())
+    cfg.data.cache_dir = str(Path(cfg.data.cache_dir).expanduser())
+    with_accumulation = {"accumulate": cfg.trainer.accumulate_grad_batches}
+    cfg.data = OmegaConf.merge(cfg.data, with_accumulation)
+
+
+def _notice(cfg: DictConfig) -> str:
+    """What must be said first and last when the data are synthetic."""
+    if not cfg.data.synthetic:
+        return ""
+    return (
+        f"*** {cfg.data.title} *** To train on ACDC: download it (README, section ACDC) to "
+        "data/ACDC or set ACDC_ROOT, and use data=acdc."
+    )
+
+
+def _with_digests(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the content of pretrained weights in place of their path."""
+    from mambaseg.runs import file_digest
+
+    def digest(path: str | None) -> str | None:
+        file = Path(path).expanduser() if path else None
+        return file_digest(file) if file and file.is_file() else path
+
+    model = {**config["model"], "pretrained": digest(config["model"].get("pretrained"))}
+    config = {**config, "model": model}
+    if "checkpoint" in config:
+        config["checkpoint"] = digest(config["checkpoint"])
+    return config
+
+
+def _use_job_arguments() -> None:
+    """Lets Lightning's DDP children repeat this job rather than the whole sweep."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        sys.argv[1:] = list(HydraConfig.get().overrides.task)
+
+
+def _without(cfg: DictConfig, *keys: str) -> DictConfig:
+    return OmegaConf.create({k: v for k, v in _plain(cfg).items() if k not in keys})
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def _silence_libraries() -> None:
+    """Silences what libraries say that nobody here can act on; their own warnings about us stay."""
+    import warnings
+
+    # Lightning 2.6 with torch 2.13: its own use of a deprecated check
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    # few workers are enough for a memory-mapped cache; the data module documents it
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    import lightning  # noqa: F401 - it sets its loggers' levels at import
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)  # devices and advertisements come at INFO
+        logger.handlers.clear()
+        logger.propagate = True

@@ -1,0 +1,225 @@
+"""Run(data, task, trainer): one training from the empty folder to the table at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from torch import nn
+
+from mambaseg.callbacks import RunRecorder
+from mambaseg.loggers import describe_to_wandb, finish_wandb
+from mambaseg.runs import RunFolder, code_changed, code_state, environment
+
+# pixels of training above which a CPU needs hours: twice experiment=acdc_cpu
+_SMALL_BUDGET = 2 * 128**2 * 12 * 1500
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A configured run; a context manager that leaves a record however it ends.
+
+    Args:
+        config: the resolved configuration as plain data.
+        folder: the run folder.
+        key: identity of the run, eight hex digits.
+        data: the loaded data module.
+        notice: what must be said first and last; empty for real data.
+        finished: the folder already holds the finished result.
+        make_network: () -> (network, report of pretrained weights or None).
+        make_parts: network -> (task, trainer).
+    """
+
+    def __init__(
+        self,
+        *,
+        config: dict[str, Any],
+        folder: RunFolder,
+        key: str,
+        data: Any,
+        notice: str,
+        finished: bool,
+        make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
+        make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
+    ) -> None:
+        self.config, self.folder, self.key, self.data = config, folder, key, data
+        self.notice, self.finished = notice, finished
+        self._make_network, self._make_parts = make_network, make_parts
+        self._log_file: logging.Handler | None = None
+        self.score: float | None = None
+        self.task: Any = None
+        self.trainer: L.Trainer
+        self.recorder: RunRecorder
+
+    def __enter__(self) -> Run:
+        if self.finished:
+            record = self.folder.record
+            self.score = record.get("val_dice")
+            log.info("already finished: %s (rerun=true trains again)", self.folder.path)
+            if changed := code_changed(record.get("code", {}), code_state()):
+                log.warning(changed)
+            return self
+        network, pretrained = self._make_network()
+        if self.main:
+            self._open_folder(network, pretrained)
+        try:
+            self._prepare(network)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _prepare(self, network: nn.Module) -> None:
+        self.task, self.trainer = self._make_parts(network)
+        self.recorder = RunRecorder(self.folder, title=self.config["data"]["title"], header={})
+        # Lightning sets the list in Trainer.__init__ without declaring it
+        self.trainer.callbacks.append(self.recorder)  # type: ignore[attr-defined]
+        if self.main:
+            describe_to_wandb(self.trainer.loggers, self.config)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes; Lightning knows it before a trainer exists."""
+        return getattr(rank_zero_only, "rank", 0) == 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.main and not self.finished and self.folder.record:
+            if error is not None:
+                self.folder.finish("failed", error=f"{type(error).__name__}: {error}")
+            else:
+                self.folder.finish("done")
+            loggers = self.trainer.loggers if hasattr(self, "trainer") else []
+            finish_wandb(loggers, failed=error is not None)
+        if self._log_file:
+            logging.getLogger().removeHandler(self._log_file)
+            self._log_file.close()
+        self._leave_process_group()
+
+    # ---- the steps of a run ---------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Trains, and leaves best.ckpt and last.ckpt (the true last state) in the folder."""
+        if self.main:
+            self._estimate()
+        self.trainer.fit(self.task, datamodule=self.data)
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
+        self.trainer.save_checkpoint(self.folder.path / "checkpoints" / "last.ckpt")
+        best = self.trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
+            self.score = float(best.best_model_score)
+        if self.main:
+            self.folder.update(val_dice=self.score)
+
+    def evaluate(self) -> None:
+        """Scores the test part with this run's best checkpoint, or the weights it was given."""
+        if not self.config["test"]:
+            return
+        given = self.config.get("checkpoint")
+        best = self.folder.path / "checkpoints" / "best.ckpt"
+        chosen = best if best.exists() else best.with_name("last.ckpt")
+        split = self.data.split
+        self.recorder.header = {
+            "data": self.config["data"]["title"],
+            "model": self.config["model"]["name"],
+            "split": {"name": split.name, "hash": split.hash, "note": split.note},
+            "preprocessing": self.data.preprocessing.describe(),
+            "checkpoint": given or chosen.stem,
+            "val_dice": self.score,
+        }
+        path = None if given else str(chosen)
+        self.trainer.test(
+            self.task, datamodule=self.data, ckpt_path=path, weights_only=True, verbose=False
+        )
+
+    def report(self) -> None:
+        """Prints the score table, the folder and a picture; repeats what the data are."""
+        if not self.main:
+            return
+        console = Console()
+        if (self.folder.path / "metrics.json").is_file():
+            from mambaseg.reporting.tables import score_table
+
+            summary = self.folder.summary
+            title = f"{self.config['model']['name']} · {self.config['data']['title']}"
+            split = summary["split"]
+            note = f"split {split['name']} ({split['hash']}). {split['note']}"
+            names = list(self.config["data"]["class_names"])
+            console.print(score_table(summary, title=title, class_names=names, note=note))
+            dice = summary["foreground"]["dice"]["mean"]
+            log.info("test: mean foreground Dice %.4f, checkpoint %s", dice, summary["checkpoint"])
+        log.info("run folder: %s", self.folder.path)
+        for picture in sorted(self.folder.path.glob("figures/median_*.png")):
+            log.info("picture:    %s", picture)
+        if self.notice:
+            log.warning(self.notice)
+
+    # ---- bookkeeping ----------------------------------------------------------------------------
+
+    def _open_folder(self, network: nn.Module, pretrained: dict[str, Any] | None) -> None:
+        import yaml
+
+        split = self.data.split
+        self.folder.start(
+            key=self.key,
+            data={"title": self.config["data"]["title"], "fingerprint": self.data.fingerprint},
+            split={"name": split.name, "hash": split.hash, "note": split.note},
+            counts=self.data.counts,
+            parameters=sum(p.numel() for p in network.parameters()),
+            pretrained=pretrained,
+            code=code_state(),
+            **environment(),
+        )
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        self.folder.write_text("config.yaml", text)
+        self._log_file = logging.FileHandler(self.folder.path / "train.log", encoding="utf-8")
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._log_file)
+        log.info("data: %s, split %s (%s)", self.config["data"]["title"], split.name, split.hash)
+        if split.note:
+            log.warning("split %s: %s", split.name, split.note)
+        log.info("model: %s, %s parameters, scan backend %s, precision %s",
+                 self.config["model"]["name"], f"{self.folder.record['parameters']:,}",
+                 self.config["model"].get("scan_backend", "none"),
+                 self.config["trainer"]["precision"])  # fmt: skip
+
+    def _estimate(self) -> None:
+        """Says how long real data at a full budget take without a GPU, before the hours begin."""
+        data = self.config["data"]
+        pixels = data["size"] ** 2 * data["batch_size"] * data["steps"]
+        if torch.cuda.is_available() or data["synthetic"] or pixels <= _SMALL_BUDGET:
+            return
+        image = torch.rand(1, data["in_channels"], data["size"], data["size"])
+        seconds = []
+        for _ in range(2):  # the first pass pays for compilation and memory
+            start = time.perf_counter()
+            self.task.network(image).float().square().mean().backward()
+            seconds.append(time.perf_counter() - start)
+        self.task.zero_grad(set_to_none=True)
+        hours = seconds[-1] * data["batch_size"] * data["steps"] / 3600
+        log.warning(
+            "no GPU: about %.0f hours for %d steps of %d slices at %d x %d on this machine. "
+            "experiment=acdc_cpu is a smaller budget with everything else as published.",
+            hours, data["steps"], data["batch_size"], data["size"], data["size"],
+        )  # fmt: skip
+
+    def _leave_process_group(self) -> None:
+        """Ends DDP so that the next job of a sweep starts its own children."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name, None)

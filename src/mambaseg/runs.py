@@ -1,0 +1,242 @@
+"""A run folder: its identity, status and results; written by training, read by everything else.
+
+A folder's name is a function of the scientific configuration, the split and the data, not of the
+clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
+
+    config.yaml    the resolved configuration
+    run.json       identity, status, code, versions, hardware
+    train.log      everything that was logged
+    metrics.csv    live curves
+    cases.csv      case x class x metric, test part
+    metrics.json   summary of the test part
+    checkpoints/   best.ckpt, last.ckpt
+    figures/       image | truth | prediction | error
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# What cannot change a result, or only the place where it is computed. Everything else counts.
+_UNSCIENTIFIC: dict[str, set[str]] = {
+    "": {"name", "outputs", "run_dir", "rerun", "test", "callbacks", "logger", "hydra"},
+    "data": {"root", "cache_dir", "num_workers", "prepare", "title", "synthetic"},
+    "trainer": {
+        "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "default_root_dir",
+        "enable_model_summary", "enable_progress_bar", "profiler", "num_sanity_val_steps",
+        "enable_checkpointing", "detect_anomaly",
+    },
+}  # fmt: skip
+
+_PACKAGES = (
+    "mambaseg", "torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "einops",
+    "numpy", "scipy", "nibabel", "numba", "wandb", "triton", "mamba-ssm", "causal-conv1d",
+)  # fmt: skip
+
+
+def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that can change the result."""
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in _UNSCIENTIFIC[""]:
+            continue
+        hidden = _UNSCIENTIFIC.get(key, set())
+        if isinstance(value, Mapping) and hidden:
+            value = {k: v for k, v in value.items() if k not in hidden}
+        kept[key] = value
+    return kept
+
+
+def identity(config: Mapping[str, Any], *, split: str, data: str) -> str:
+    """Eight hex digits over scientific configuration, split hash and data fingerprint."""
+    text = json.dumps(
+        {"config": scientific(config), "split": split, "data": data}, sort_keys=True, default=str
+    )
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name that needs no quoting anywhere."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()
+
+
+def file_digest(path: str | Path) -> str:
+    """BLAKE2 digest (32 hex) of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """One run's folder on disk. Files are written to a temporary name and renamed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` holds; empty where there is none or it is damaged."""
+        try:
+            return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended well and its summary is there."""
+        return self.record.get("status") == "done" and (self.path / "metrics.json").is_file()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `metrics.json` holds."""
+        return dict(json.loads((self.path / "metrics.json").read_text(encoding="utf-8")))
+
+    def start(self, **fields: Any) -> None:
+        """Makes a fresh folder; what stood there is kept as `<name>.previous`."""
+        if self.path.exists():
+            previous = self.path.with_name(self.path.name + ".previous")
+            if previous.exists():
+                _remove(previous)
+            self.path.rename(previous)
+        (self.path / "checkpoints").mkdir(parents=True)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self.update(status="running", started=now, notes=[], **fields)
+
+    def update(self, **fields: Any) -> None:
+        """Adds or replaces fields of `run.json`."""
+        self.write_json("run.json", {**self.record, **fields})
+
+    def finish(self, status: str, **fields: Any) -> None:
+        """Ends the run as `done` or `failed`."""
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self.update(status=status, ended=now, **fields)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes a text file as a whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes plain data as JSON; NaN becomes null."""
+        return self.write_text(name, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes rows as CSV; the columns are the union of all keys in order of appearance."""
+        rows = list(rows)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(path)
+        return path
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process. No environment variables, no user or host name."""
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+    }
+    return {"versions": versions, "hardware": hardware}
+
+
+def code_state() -> dict[str, Any]:
+    """Which code runs: a digest of the package's sources, git commit, uncommitted changes."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes())
+    state: dict[str, Any] = {"digest": digest.hexdigest(), "commit": None, "dirty": None}
+    try:
+        commit = _git(package, "rev-parse", "HEAD")
+        state.update(commit=commit, dirty=bool(_git(package, "status", "--porcelain", "-uno")))
+    except (OSError, subprocess.SubprocessError):
+        pass  # installed without git: the digest alone tells
+    return state
+
+
+def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One sentence when the code differs from the code that made a run, otherwise an empty text."""
+    if not before or before.get("digest") == now.get("digest"):
+        return ""
+
+    def name(state: Mapping[str, Any]) -> str:
+        commit = str(state.get("commit") or "unknown commit")[:10]
+        return commit + (" with local changes" if state.get("dirty") else "")
+
+    return f"made by other code ({name(before)}; now {name(now)}): rerun=true trains again"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    return answer.stdout.strip()
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and value != value:
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)

@@ -1,0 +1,155 @@
+"""SegmentationTask: network + loss + optimizer factory -> training, validation and test steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from mambaseg.case_scores import CaseScores
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.inference import keep_largest_component, predict_case
+from mambaseg.models import names_without_decay
+
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class SegmentationTask(L.LightningModule):
+    """Trains a network on slices and scores it on whole cases; knows no concrete network.
+
+    Args:
+        network: image (B, C, H, W) -> logits (B, K, H, W).
+        loss: (logits (B, K, H, W), label (B, H, W)) -> scalar.
+        optimizer: parameter groups -> optimizer.
+        scheduler: optimizer -> learning-rate schedule, stepped once per optimizer step.
+        preprocessing: the way to the network's grid and back; one for all stages.
+        class_names: one per class, background first.
+        decay: `all` puts weight decay on every parameter, `matrices` spares biases, norms and
+            the scan's A_logs and Ds.
+        evaluation: `empty`, `tolerance_mm`, `keep_largest`, `batch_size` (see conf/config.yaml).
+        description: plain data that lets a checkpoint describe itself.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        *,
+        preprocessing: Preprocessing,
+        class_names: Iterable[str],
+        decay: str = "all",
+        evaluation: Mapping[str, Any] | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.preprocessing = preprocessing
+        self.class_names = tuple(class_names)
+        self.evaluation = {
+            "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
+            **(evaluation or {}),
+        }  # fmt: skip
+        self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
+        self._description = dict(description or {})
+        self.scores: Any = nn.ModuleDict({stage: self._case_scores() for stage in ("val", "test")})
+
+    def _case_scores(self) -> CaseScores:
+        return CaseScores(
+            class_names=self.class_names,
+            policy=self.evaluation["empty"],
+            tolerance_mm=self.evaluation["tolerance_mm"],
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, C, H, W) -> logits (B, K, H, W)."""
+        return self.network(image)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Loss of one micro-batch."""
+        loss = self.loss(self(batch["image"]), batch["label"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Scores one whole case."""
+        return self._score(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Scores one whole case."""
+        return self._score(batch, "test")
+
+    def _score(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
+        prediction = predict_case(
+            self.network,
+            batch["image"],
+            self.preprocessing,
+            batch_size=self.evaluation["batch_size"],
+        )
+        if self.evaluation["keep_largest"]:
+            prediction = keep_largest_component(prediction, len(self.class_names))
+        self.scores[stage].update(
+            batch["case"], prediction, batch["label"], spacing=batch["spacing"]
+        )
+        return {"prediction": prediction}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/dice`, the mean over the foreground classes, and one score per class."""
+        self._log_summary("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Likewise for the test part."""
+        self._log_summary("test")
+
+    def _log_summary(self, stage: str) -> None:
+        summary = self.scores[stage].compute()
+        values = {f"{stage}/dice": summary["foreground"]["dice"]["mean"]}
+        known_mm = any(row["volume_ml"] is not None for row in self.scores[stage].rows)
+        distance = "hd95_mm" if known_mm else "hd95_vox"
+        values[f"{stage}/{distance}"] = summary["foreground"][distance]["mean"]
+        for name in self.class_names[1:]:
+            values[f"{stage}/dice_{name}"] = summary["classes"][name]["dice"]["mean"]
+        # an average over no case at all (every mask empty) is nan in the curves, never 0
+        self.log_dict(
+            {k: float("nan") if v is None else float(v) for k, v in values.items()},
+            rank_zero_only=False,
+            sync_dist=False,
+        )
+        self.results = {"stage": stage, "rows": self.scores[stage].rows, "summary": summary}
+        self.scores[stage].reset()
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimizer and its schedule, stepped once per optimizer step."""
+        optimizer = self._optimizer(parameter_groups(self.network, self._decay))
+        if self._scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts plain data into the checkpoint from which the network can be rebuilt."""
+        checkpoint["mambaseg"] = self._description
+
+
+def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:
+    """Parameters for the optimizer, with or without exceptions from weight decay.
+
+    Args:
+        network: whose parameters.
+        decay: `all` (one group), or `matrices`: weight decay 0 for biases, norms and what the
+            network itself names (the scan's A_logs and Ds, position biases).
+    """
+    if decay == "all":
+        return [{"params": list(network.parameters())}]
+    named = names_without_decay(network)
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (spared if name in named or parameter.ndim < 2 else decayed).append(parameter)
+    return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]

@@ -1,0 +1,23 @@
+"""Trains one network, tests its best checkpoint, hands the validation score to a sweeper.
+
+python src/train.py model=mamba_unet
+python src/train.py -m model=unet,swin_unet,mamba_unet
+python src/train.py --help
+"""
+
+from mambaseg.build import DictConfig, build, entry
+
+
+@entry("config")
+def main(cfg: DictConfig) -> float | None:
+    """Returns the best validation Dice (mean over the foreground classes)."""
+    with build(cfg) as run:
+        if not run.finished:
+            run.fit()
+            run.evaluate()
+        run.report()
+    return run.score
+
+
+if __name__ == "__main__":
+    main()

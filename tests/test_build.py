@@ -1,0 +1,155 @@
+"""From a configuration to a run folder, in process."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+from mambaseg.build import CONF, build
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def trained(*overrides):
+    with build(composed("model=unet", "logger=csv", *overrides)) as run:
+        if not run.finished:
+            run.fit()
+            run.evaluate()
+        run.report()
+    return run
+
+
+def test_a_run_leaves_everything_in_its_folder(small_run):
+    run = trained(*small_run)
+    folder = run.folder.path
+    assert folder.parent.name == "default"
+    assert folder.name == f"unet-synthetic-phantom-not-acdc-seed1337-{run.key}"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "run.json", "train.log", "metrics.csv", "cases.csv", "metrics.json",
+        "checkpoints", "figures",
+    }  # fmt: skip
+    assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
+    assert len(list(folder.glob("figures/*.png"))) == 3
+    record = run.folder.record
+    assert record["status"] == "done" and record["parameters"] == 1_813_764
+    assert record["split"]["hash"] == run.data.split.hash
+    assert record["data"]["fingerprint"] == run.data.fingerprint
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["size"] == 32
+    assert "synthetic phantom, not ACDC" in (folder / "train.log").read_text()
+
+
+def test_summary_is_the_mean_of_the_cases(small_run):
+    run = trained(*small_run)
+    with (run.folder.path / "cases.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    tested = set(run.data.split.test)
+    assert {row["patient"] for row in rows} == tested
+    assert len(rows) == len(tested) * 2 * 4  # two phases, four classes
+    summary = json.loads((run.folder.path / "metrics.json").read_text())
+    means = []
+    for name in ("RV", "MYO", "LV"):
+        values = [float(r["dice"]) for r in rows if r["class_name"] == name]
+        means.append(sum(values) / len(values))
+        assert summary["classes"][name]["dice"]["mean"] == pytest.approx(means[-1])
+    assert summary["foreground"]["dice"]["mean"] == pytest.approx(sum(means) / 3)
+    assert summary["data"] == "synthetic phantom, not ACDC"
+    assert summary["preprocessing"]["name"] == "paper"
+
+
+def test_last_checkpoint_is_the_true_last_state_and_best_the_best(small_run):
+    run = trained(*small_run)
+    last, best = (
+        torch.load(run.folder.path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("last", "best")
+    )
+    assert last["global_step"] == 4
+    assert best["global_step"] in (2, 4)
+    tested = run.task.state_dict()
+    assert all(torch.equal(best["state_dict"][k], tested[k]) for k in tested)
+
+
+def test_a_checkpoint_describes_itself_with_plain_data(small_run):
+    run = trained(*small_run)
+    checkpoint = torch.load(run.folder.path / "checkpoints" / "best.ckpt", weights_only=True)
+    about = checkpoint["mambaseg"]
+    assert about["model"]["name"] == "unet"
+    assert about["model"]["arguments"]["num_classes"] == 4
+    assert about["preprocessing"] == Preprocessing("paper", 32).describe()
+    assert about["classes"] == ["background", "RV", "MYO", "LV"]
+    assert about["split"]["hash"] == run.data.split.hash
+    assert "_target_" not in json.dumps(about)
+
+
+def test_the_same_configuration_returns_the_finished_result(small_run, caplog):
+    first = trained(*small_run)
+    marker = (first.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    again = trained(*small_run, "data.num_workers=0", "trainer=cpu")
+    assert again.finished and again.score == first.score
+    assert again.folder.path == first.folder.path
+    assert (again.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns == marker
+    repeated = trained(*small_run, "rerun=true")
+    assert not repeated.finished and repeated.score == first.score  # same seed, same machine
+
+
+def test_another_seed_is_another_run_on_the_same_split(small_run):
+    first, second = trained(*small_run), trained(*small_run, "seed=7")
+    assert first.folder.path != second.folder.path
+    assert first.data.split == second.data.split
+
+
+def test_a_failed_run_keeps_its_error(small_run, monkeypatch):
+    from mambaseg.task import SegmentationTask
+
+    def broken(self, batch, index):
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(SegmentationTask, "training_step", broken)
+    with (
+        pytest.raises(ZeroDivisionError),
+        build(composed("model=unet", "logger=csv", *small_run)) as run,
+    ):
+        run.fit()
+    record = run.folder.record
+    assert record["status"] == "failed" and "on purpose" in record["error"]
+
+
+def test_accumulated_batches_keep_the_global_batch(small_run):
+    run = trained(*small_run, "trainer.accumulate_grad_batches=2", "test=false")
+    assert run.trainer.global_step == 4
+    with (run.folder.path / "metrics.csv").open() as stream:
+        steps = {int(r["step"]) for r in csv.DictReader(stream) if r["val/dice"]}
+    assert steps == {1, 3}  # validation counts optimizer steps, not micro-batches
+
+
+def test_float16_is_refused_for_a_network_with_a_scan(small_run):
+    with pytest.raises(UserError, match="bf16-mixed or 32-true"):
+        build(composed("model=mamba_unet", "trainer.precision=16-mixed", *small_run))
+
+
+def test_a_gpu_that_is_not_there_is_refused(small_run):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="trainer=cpu"):
+        build(composed("trainer=gpu", *small_run))
+
+
+def test_pretrained_weights_count_by_content_not_by_path(small_run, tmp_path):
+    from safetensors.torch import save_file
+
+    from mambaseg.build import _with_digests
+
+    def digest(path):
+        return _with_digests({"model": {"pretrained": str(path)}})["model"]["pretrained"]
+
+    a, b, c = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors"))
+    for path, value in ((a, 0), (b, 0), (c, 1)):
+        save_file({"x": torch.full((2,), float(value))}, path)
+    assert digest(a) == digest(b) != digest(c)

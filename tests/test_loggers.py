@@ -1,0 +1,52 @@
+import csv
+
+import pytest
+
+from mambaseg.loggers import MetricsCsv, finish_wandb, wandb_logger
+
+
+def rows(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_metrics_csv_is_live_and_keeps_rows_when_columns_join(tmp_path):
+    logger = MetricsCsv(tmp_path)
+    logger.log_metrics({"train/loss": 0.5, "epoch": 0}, step=1)
+    assert rows(logger.path) == [{"step": "1", "train/loss": "0.5"}]
+    logger.log_metrics({"val/dice": 0.25}, step=2)
+    logger.log_metrics({"train/loss": 0.125}, step=3)
+    assert [(r["step"], r["train/loss"], r["val/dice"]) for r in rows(logger.path)] == [
+        ("1", "0.5", ""),
+        ("2", "", "0.25"),
+        ("3", "0.125", ""),
+    ]
+
+
+def test_wandb_runs_offline_in_the_folder_and_each_job_gets_its_own(tmp_path):
+    ids = []
+    for job in ("a", "b"):
+        folder = tmp_path / job
+        logger = wandb_logger(save_dir=folder, name=job, tags=["phantom"], mode="offline")
+        logger.log_metrics({"x": 1.0}, step=0)
+        ids.append(logger.experiment.id)
+        finish_wandb([logger], failed=False)
+        assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert ids[0] != ids[1]
+
+
+def test_wandb_goes_offline_when_the_server_does_not_answer(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens on this port
+    logger = wandb_logger(save_dir=tmp_path, name="x", mode="online", init_timeout=2)
+    finish_wandb([logger], failed=False)
+    assert "offline" in caplog.text
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize("mode", ["disabled"])
+def test_disabled_wandb_writes_nothing(tmp_path, mode):
+    logger = wandb_logger(save_dir=tmp_path, name="x", mode=mode)
+    logger.log_metrics({"x": 1.0}, step=0)
+    finish_wandb([logger], failed=False)
+    assert not list(tmp_path.glob("wandb/*run-*"))

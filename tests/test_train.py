@@ -1,0 +1,107 @@
+"""The commands people type, in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TINY = {  # the published shapes at widths that take seconds
+    "swin_unet": ["model.embed_dim=12", "model.heads=[1,2,2,4]"],
+    "mamba_unet": ["model.embed_dim=12", "model.depths=[1,1,1,1]"],
+}
+
+
+def typed(*arguments, cwd=ROOT, timeout=280):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def folders(tmp_path, experiment="default"):
+    return sorted(p for p in (tmp_path / "outputs" / experiment).iterdir() if p.is_dir())
+
+
+def test_help_is_readable_and_quick():
+    done = typed("--help")
+    assert done.returncode == 0
+    for said in ("model: ", "mamba_unet", "experiment: ", "-m model=unet,swin_unet,mamba_unet"):
+        assert said in done.stdout
+    assert "Powered by Hydra" not in done.stdout
+
+
+def test_a_sweep_trains_three_networks_under_equal_conditions(small_run, tmp_path):
+    done = typed("-m", "model=unet,segresnet,swin_unetr", *small_run, "data.steps=2")
+    assert done.returncode == 0, done.stderr
+    runs = folders(tmp_path)
+    assert [run.name.split("-")[0] for run in runs] == ["segresnet", "swin_unetr", "unet"]
+    import yaml
+
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs]
+    for part in ("data", "optim", "loss", "evaluation", "seed"):
+        assert configs[0][part] == configs[1][part] == configs[2][part]
+    wandb_ids = {next(run.glob("wandb/offline-run-*")).name.rsplit("-", 1)[-1] for run in runs}
+    assert len(wandb_ids) == 3  # one W&B run per job
+
+
+def test_synthetic_data_are_said_first_and_last(small_run):
+    done = typed("model=unet", *small_run, "data.steps=2", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert "synthetic phantom, not ACDC" in lines[0] and "ACDC_ROOT" in lines[0]
+    assert lines[-1].split(" ", 1)[1] == lines[0].split(" ", 1)[1]
+    assert "mean foreground Dice" in done.stdout and "median_" in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_run, tmp_path):
+    sizes = "data.batch_size=3,4"  # 3 cannot be halved
+    done = typed("-m", "model=unet", *small_run, sizes, "trainer.accumulate_grad_batches=2",
+                 "logger=csv", "test=false")  # fmt: skip
+    assert done.returncode == 1
+    assert "batch_size" in done.stderr and "Traceback" not in done.stderr
+    assert len(folders(tmp_path)) == 1
+
+
+def test_two_processes_share_the_batch(small_run, tmp_path):
+    done = typed("model=unet", *small_run, "trainer=ddp", "trainer.accelerator=cpu", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    (run,) = folders(tmp_path)
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert len((run / "cases.csv").read_text().splitlines()) == 1 + 4 * 4  # every case once
+
+
+def test_awkward_paths_work_as_documented(small_run, phantom_root, tmp_path):
+    root = tmp_path / "my = datä, all"
+    root.symlink_to(phantom_root)
+    done = typed("model=unet", *small_run, f'data.root="{root}"', "data.steps=2", "test=false",
+                 f'outputs="{tmp_path / "aus gabe = ü"}"', "logger=csv")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "aus gabe = ü" / "default").iterdir()
+    assert not any("=" in path.name for path in run.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model=vgg"], ["model/vgg", "mamba_unet"]),
+        (["experiment=acdc_paper"], ["ACDC", "data=phantom"]),
+        (["data=acdc", "data.root=."], ["patient", "data=phantom"]),
+    ],
+)
+def test_what_cannot_work_ends_in_one_message(arguments, said, tmp_path):
+    import os
+
+    env = {**os.environ, "ACDC_ROOT": str(tmp_path / "absent")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=env,
+    )  # fmt: skip
+    assert done.returncode == 1
+    for words in said:
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
