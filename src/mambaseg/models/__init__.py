@@ -1,0 +1,32 @@
+"""Networks: image `(B, C, H, W)` to logits `(B, K, H, W)`, one per file, usable on their own."""
+
+from mambaseg.models.any_size import AnySize
+from mambaseg.models.decay import names_without_decay
+from mambaseg.models.drop_path import DropPath
+from mambaseg.models.mamba_unet import MambaUNet
+from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
+from mambaseg.models.pretrained import LoadReport
+from mambaseg.models.swin_unet import SwinUNet
+from mambaseg.models.unet import UNet
+from mambaseg.models.ushape import UShape
+from mambaseg.models.vss import SS2D, VSSBlock, has_scan
+from mambaseg.models.window_attention import SwinBlock, WindowAttention
+
+__all__ = [
+    "SS2D",
+    "AnySize",
+    "DropPath",
+    "LoadReport",
+    "MambaUNet",
+    "PatchEmbed",
+    "PatchExpand",
+    "PatchMerging",
+    "SwinBlock",
+    "SwinUNet",
+    "UNet",
+    "UShape",
+    "VSSBlock",
+    "WindowAttention",
+    "has_scan",
+    "names_without_decay",
+]

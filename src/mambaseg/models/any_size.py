@@ -1,0 +1,57 @@
+"""Any image size for any network: pad at the bottom and right, run, crop back."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaseg.errors import UserError
+
+
+def require_multiple(image: Tensor, multiple: int, network: str) -> None:
+    """Raise `UserError` unless height and width of `(B, C, H, W)` are multiples of `multiple`."""
+    height, width = image.shape[-2:]
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"{network} takes images whose height and width are multiples of {multiple}, "
+            f"got {height} × {width}. Wrap it in AnySize(network, multiple={multiple}), which pads "
+            f"and crops, or choose another image size."
+        )
+
+
+class AnySize(nn.Module):
+    """Give a network that needs multiples of some size any input size.
+
+    The image is padded with zeros at the bottom and right up to the next multiple; logits are
+    cropped to the image again. Sizes that fit already pass through unchanged.
+
+    Args:
+        network: maps `(B, C, H, W)` to `(B, K, H, W)`; kept as `.network`. If it has an integer
+            attribute `patch_size`, smaller images are refused rather than padded into existence.
+        multiple: what height and width must be a multiple of.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        if multiple < 1:
+            raise ValueError(f"multiple must be at least 1, got {multiple}")
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to logits `(B, K, H, W)`.
+
+        Raises:
+            UserError: the image is smaller than the network's patch.
+        """
+        height, width = image.shape[-2:]
+        smallest = getattr(self.network, "patch_size", 1)
+        if isinstance(smallest, int) and min(height, width) < smallest:
+            raise UserError(
+                f"an image of {height} × {width} pixels is smaller than one patch "
+                f"({smallest} × {smallest}) of {type(self.network).__name__}: use larger images "
+                f"(data.size) or a network without patches (model=unet)."
+            )
+        bottom, right = -height % self.multiple, -width % self.multiple
+        if bottom or right:
+            image = F.pad(image, (0, right, 0, bottom))
+        logits: Tensor = self.network(image)
+        return logits[..., :height, :width]

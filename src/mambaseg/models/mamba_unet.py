@@ -1,0 +1,61 @@
+"""Mamba-UNet: the shared U-shape with visual state space blocks.
+
+Source: Wang et al. 2024, arXiv 2402.05079.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import nn
+
+from mambaseg.models.ushape import UShape
+from mambaseg.models.vss import VSSBlock
+
+
+class MambaUNet(UShape):
+    """Mamba-UNet, 19,121,664 parameters for one channel and four classes.
+
+    With `depths=(2, 2, 9, 2)`, VMamba-T's own, it has 35,862,528. The published network uses
+    (2, 2, 2, 2): the depths in its default configuration are overridden by its YAML file.
+
+    Args:
+        in_channels: channels of the image; one is repeated to three.
+        num_classes: K, background included.
+        embed_dim: channels of the finest stage.
+        depths: blocks per stage; the decoder mirrors them.
+        d_state: states per channel of the scan.
+        patch_size: side of a patch in pixels.
+        drop_path_rate: of the last encoder block.
+        scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
+    """
+
+    original_prefix = "mamba_unet."
+    original_block_names: ClassVar[Mapping[str, str]] = {
+        ".ln_1.": ".norm.",
+        ".self_attention.": ".ss2d.",
+    }
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 4,
+        *,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        d_state: int = 16,
+        patch_size: int = 4,
+        drop_path_rate: float = 0.2,
+        scan_backend: str = "auto",
+    ) -> None:
+        def make_block(dim: int, stage: int, index: int, drop_path: float) -> nn.Module:
+            return VSSBlock(dim, d_state=d_state, drop_path=drop_path, scan_backend=scan_backend)
+
+        super().__init__(
+            in_channels,
+            num_classes,
+            make_block,
+            embed_dim=embed_dim,
+            depths=depths,
+            patch_size=patch_size,
+            drop_path_rate=drop_path_rate,
+        )

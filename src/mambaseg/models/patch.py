@@ -1,0 +1,70 @@
+"""Between resolutions: patch embedding, merging and expanding on channels-last `(B, H, W, C)` maps.
+
+Source: Swin Transformer (Liu et al. 2021, section 3.1) for embedding and merging; Swin-Unet
+(Cao et al. 2021, section 3) for expanding. Mamba-UNet uses the same three.
+"""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches, one token each.
+
+    Args:
+        in_channels: channels of the image.
+        dim: channels of a token.
+        patch_size: side of a patch in pixels.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, H / patch, W / patch, dim)`."""
+        tokens: Tensor = self.norm(rearrange(self.proj(image), "b c h w -> b h w c"))
+        return tokens
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution and double the channels: `(B, H, W, C)` to `(B, H/2, W/2, 2C)`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` with even H and W to `(B, H/2, W/2, 2C)`."""
+        # Column parity is the slower index, as in the published weights.
+        x = rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
+        merged: Tensor = self.reduction(self.norm(x))
+        return merged
+
+
+class PatchExpand(nn.Module):
+    """Raise the resolution by a factor, paid for with channels made by a linear layer.
+
+    Swin-Unet has two of these classes; they differ in numbers only: factor 2 halves the channels
+    (`out_dim = dim / 2`), the final one (factor 4) keeps them.
+
+    Args:
+        dim: channels coming in.
+        out_dim: channels going out.
+        factor: of height and of width.
+    """
+
+    def __init__(self, dim: int, out_dim: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.expand = nn.Linear(dim, factor**2 * out_dim, bias=False)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, dim)` to `(B, factor H, factor W, out_dim)`."""
+        x = self.expand(x)
+        x = rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=self.factor, q=self.factor)
+        expanded: Tensor = self.norm(x)
+        return expanded

@@ -1,0 +1,104 @@
+"""The convolutional UNet of SSL4MIS, the baseline of the Mamba-UNet paper.
+
+Source: Ronneberger et al. 2015 for the shape; the variant is the one SSL4MIS took from PyMIC, with
+batch norm, leaky ReLU, element-wise dropout that grows with depth, and bilinear upsampling after a
+1×1 convolution. (Its configuration offers transposed convolutions but never uses them.)
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mambaseg.models.any_size import require_multiple
+from mambaseg.models.pretrained import load_renamed
+
+
+class ConvBlock(nn.Sequential):
+    """Twice convolution, batch norm and leaky ReLU, with dropout in between.
+
+    Maps `(B, in_channels, H, W)` to `(B, out_channels, H, W)`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.LeakyReLU(),
+            nn.Dropout(dropout),  # single elements, not whole channels
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.LeakyReLU(),
+        )
+
+
+class UpBlock(nn.Module):
+    """Bring a coarse map to the skip's width and resolution, join the two, convolve."""
+
+    def __init__(self, in_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, skip_channels, kernel_size=1)
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.block = ConvBlock(2 * skip_channels, skip_channels, dropout=0.0)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Join `(B, in_channels, H, W)` and the skip `(B, skip_channels, 2H, 2W)`."""
+        x = self.upsample(self.reduce(x))
+        joined: Tensor = self.block(torch.cat([skip, x], dim=1))
+        return joined
+
+
+class UNet(nn.Module):
+    """UNet with five levels, 1,813,764 parameters for one channel and four classes.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: K, background included.
+        widths: channels per level; each level after the first halves the resolution.
+        dropout: probability per encoder level; the decoder has none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 4,
+        *,
+        widths: Sequence[int] = (16, 32, 64, 128, 256),
+        dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+    ) -> None:
+        super().__init__()
+        inputs = [in_channels, *widths[:-1]]
+        self.encoder = nn.ModuleList(
+            ConvBlock(*level) for level in zip(inputs, widths, dropout, strict=True)
+        )
+        self.pool = nn.MaxPool2d(2)
+        coarse_to_fine = list(widths)[::-1]
+        self.decoder = nn.ModuleList(map(UpBlock, coarse_to_fine[:-1], coarse_to_fine[1:]))
+        self.head = nn.Conv2d(widths[0], num_classes, kernel_size=3, padding=1)
+        self.size_multiple = 2 ** (len(widths) - 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
+        require_multiple(image, self.size_multiple, type(self).__name__)
+        levels = [self.encoder[0](image)]
+        for block in self.encoder[1:]:
+            levels.append(block(self.pool(levels[-1])))
+        x = levels.pop()
+        for block, skip in zip(self.decoder, reversed(levels), strict=True):
+            x = block(x, skip)
+        logits: Tensor = self.head(x)
+        return logits
+
+    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights of the original repository's `UNet`, strictly.
+
+        Raises:
+            UserError: a key is missing or left over, or a shape differs.
+        """
+        renames = {"encoder.in_conv.conv_conv.": "encoder.0."}
+        for level in range(1, len(self.encoder)):
+            renames[f"encoder.down{level}.maxpool_conv.1.conv_conv."] = f"encoder.{level}."
+            renames[f"decoder.up{level}.conv1x1."] = f"decoder.{level - 1}.reduce."
+            renames[f"decoder.up{level}.conv.conv_conv."] = f"decoder.{level - 1}.block."
+        renames["decoder.out_conv."] = "head."
+        load_renamed(self, state_dict, renames)

@@ -1,0 +1,131 @@
+"""The visual state space block of VMamba and Mamba-UNet, on channels-last `(B, H, W, C)` maps.
+
+Source: VMamba (Liu et al. 2024, arXiv 2401.10166v1, section 3), in the version Mamba-UNet uses: no
+MLP, N = 16 states. The original copies the map into four direction-ordered sequences and projects
+these; here the projections, being pointwise, run once on the map as it lies, and the scan walks it
+in four directions. The numbers are the same, the memory traffic is a fraction.
+
+Glossary (paper letter = code):
+    C   = dim               channels of the map
+    D   = 2 C               inner channels
+    N   = d_state           states per channel
+    R   = rank              of the projection to the step size, ceil(C / 16)
+    K   = 4                 directions: rows, columns, and both reversed
+    Δ   = delta             step size, softplus(delta + bias) inside the scan
+    A   = −exp(A_logs)      decay, negative
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mambaseg.models.drop_path import DropPath
+from mambaseg.scan import selective_scan_2d
+
+DIRECTIONS = 4
+STEP_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform
+STEP_FLOOR = 1e-4
+
+
+def initial_step_bias(shape: tuple[int, ...]) -> Tensor:
+    """Draw biases whose softplus is log-uniform in `STEP_RANGE`, as in Mamba (Gu & Dao 2023)."""
+    low, high = (math.log(bound) for bound in STEP_RANGE)
+    step = torch.exp(torch.rand(shape) * (high - low) + low).clamp(min=STEP_FLOOR)
+    return step + torch.log(-torch.expm1(-step))  # inverse of softplus
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """Give float32 for a parameter of lower precision; float32 and float64 stay."""
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+class SS2D(nn.Module):
+    """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
+
+    The step bias, `A_logs` and `Ds` are used in float32 also under autocast; the scan keeps its
+    state in float32 whatever its inputs are.
+
+    Args:
+        dim: C, channels of the map.
+        d_state: N, states per channel.
+        scan_backend: name for `mambaseg.scan`, or `auto`.
+    """
+
+    no_weight_decay = ("A_logs", "Ds")
+
+    def __init__(self, dim: int, *, d_state: int = 16, scan_backend: str = "auto") -> None:
+        super().__init__()
+        inner = 2 * dim
+        self.d_state = d_state
+        self.rank = math.ceil(dim / 16)
+        self.scan_backend = scan_backend
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        # One projection per direction: (K, R + 2N, D) and (K, D, R), (K, D).
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * d_state, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, self.rank))
+        self.dt_projs_bias = nn.Parameter(initial_step_bias((DIRECTIONS, inner)))
+        # Directions folded into channels, (K D, N) and (K D,), as in the published checkpoints.
+        states = torch.arange(1, d_state + 1, dtype=torch.float32)
+        self.A_logs = nn.Parameter(states.log().repeat(DIRECTIONS * inner, 1))
+        self.Ds = nn.Parameter(torch.ones(DIRECTIONS * inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)  # as nn.Linear's default
+        nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` to `(B, H, W, C)`."""
+        x, gate = self.in_proj(x).chunk(2, dim=-1)
+        x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
+        x = F.silu(rearrange(x, "b d h w -> b h w d"))
+        y = self.out_norm(self._scan(x))
+        out: Tensor = self.out_proj(y * F.silu(gate))
+        return out
+
+    def _scan(self, x: Tensor) -> Tensor:
+        """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
+        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
+        delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
+        delta = torch.einsum("bhwkr,kdr->bhwkd", delta, self.dt_projs_weight)
+        A = -torch.exp(_wide(self.A_logs)).unflatten(0, (DIRECTIONS, -1))
+        D = _wide(self.Ds).unflatten(0, (DIRECTIONS, -1))
+        bias = _wide(self.dt_projs_bias)
+        return selective_scan_2d(x, delta, A, B, C, D, bias, backend=self.scan_backend)
+
+
+class VSSBlock(nn.Module):
+    """A pre-normed residual branch around `SS2D`; no MLP.
+
+    Args:
+        dim: channels of the map.
+        d_state: states per channel.
+        drop_path: probability that a sample skips the branch in training.
+        scan_backend: name for `mambaseg.scan`, or `auto`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        drop_path: float = 0.0,
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.ss2d = SS2D(dim, d_state=d_state, scan_backend=scan_backend)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` to `(B, H, W, C)`."""
+        out: Tensor = x + self.drop_path(self.ss2d(self.norm(x)))
+        return out
+
+
+def has_scan(network: nn.Module) -> bool:
+    """Say whether a network holds a selective scan, and so must not run in float16."""
+    return any(isinstance(module, SS2D) for module in network.modules())
