@@ -33,17 +33,28 @@ def phantom_root(tmp_path_factory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=8, seed=0)
 
 
-@pytest.fixture
-def small_run(phantom_root, tmp_path):
-    """Overrides for a training of seconds: the phantom of eight, a few steps at 32 pixels."""
+def small_overrides(phantom_root: Path, outputs: Path) -> list[str]:
+    """Words for a training of seconds: the phantom of eight, a few steps at 32 pixels."""
     return [
         "data=phantom",
         f"data.root={phantom_root}",
         "data.prepare.patients=8",
         f"data.cache_dir={phantom_root.parent / 'cache'}",
-        f"outputs={tmp_path / 'outputs'}",
+        f"outputs={outputs}",
         "data.size=32",
         "data.batch_size=4",
         "data.steps=4",
         "data.val_every=2",
     ]
+
+
+@pytest.fixture
+def small_run(phantom_root, tmp_path) -> list[str]:
+    """Overrides of a small run whose outputs go to this test's folder."""
+    return small_overrides(phantom_root, tmp_path / "outputs")
+
+
+@pytest.fixture(scope="module")
+def shared_run(phantom_root, tmp_path_factory) -> list[str]:
+    """The same for the tests of a module that share one run; they only read it."""
+    return small_overrides(phantom_root, tmp_path_factory.mktemp("shared") / "outputs")

@@ -27,8 +27,13 @@ def trained(*overrides):
     return run
 
 
-def test_a_run_leaves_everything_in_its_folder(small_run):
-    run = trained(*small_run)
+@pytest.fixture(scope="module")
+def run(shared_run):
+    """One finished run; tests only read it."""
+    return trained(*shared_run)
+
+
+def test_a_run_leaves_everything_in_its_folder(run):
     folder = run.folder.path
     assert folder.parent.name == "default"
     assert folder.name == f"unet-synthetic-phantom-not-acdc-seed1337-{run.key}"
@@ -46,8 +51,7 @@ def test_a_run_leaves_everything_in_its_folder(small_run):
     assert "synthetic phantom, not ACDC" in (folder / "train.log").read_text()
 
 
-def test_summary_is_the_mean_of_the_cases(small_run):
-    run = trained(*small_run)
+def test_summary_is_the_mean_of_the_cases(run):
     with (run.folder.path / "cases.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     tested = set(run.data.split.test)
@@ -64,8 +68,7 @@ def test_summary_is_the_mean_of_the_cases(small_run):
     assert summary["preprocessing"]["name"] == "paper"
 
 
-def test_last_checkpoint_is_the_true_last_state_and_best_the_best(small_run):
-    run = trained(*small_run)
+def test_last_checkpoint_is_the_true_last_state_and_best_the_best(run):
     last, best = (
         torch.load(run.folder.path / "checkpoints" / f"{name}.ckpt", weights_only=True)
         for name in ("last", "best")
@@ -76,8 +79,7 @@ def test_last_checkpoint_is_the_true_last_state_and_best_the_best(small_run):
     assert all(torch.equal(best["state_dict"][k], tested[k]) for k in tested)
 
 
-def test_a_checkpoint_describes_itself_with_plain_data(small_run):
-    run = trained(*small_run)
+def test_a_checkpoint_describes_itself_with_plain_data(run):
     checkpoint = torch.load(run.folder.path / "checkpoints" / "best.ckpt", weights_only=True)
     about = checkpoint["mambaseg"]
     assert about["model"]["name"] == "unet"
@@ -88,7 +90,8 @@ def test_a_checkpoint_describes_itself_with_plain_data(small_run):
     assert "_target_" not in json.dumps(about)
 
 
-def test_the_same_configuration_returns_the_finished_result(small_run, caplog):
+def test_the_same_configuration_returns_the_finished_result(small_run):
+    small_run = [*small_run, "data.steps=2"]
     first = trained(*small_run)
     marker = (first.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     again = trained(*small_run, "data.num_workers=0", "trainer=cpu")
@@ -99,8 +102,8 @@ def test_the_same_configuration_returns_the_finished_result(small_run, caplog):
     assert not repeated.finished and repeated.score == first.score  # same seed, same machine
 
 
-def test_another_seed_is_another_run_on_the_same_split(small_run):
-    first, second = trained(*small_run), trained(*small_run, "seed=7")
+def test_another_seed_is_another_run_on_the_same_split(run, shared_run):
+    first, second = run, build(composed("model=unet", "logger=csv", *shared_run, "seed=7"))
     assert first.folder.path != second.folder.path
     assert first.data.split == second.data.split
 

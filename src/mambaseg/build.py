@@ -91,7 +91,7 @@ def _explanation(error: BaseException) -> str | None:
         text = str(cause)
         if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
             return (
-                f"out of memory: {text.splitlines()[0]}\n"
+                f"out of memory: {text}\n"
                 "A smaller data.batch_size or data.size needs less; "
                 "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
             )

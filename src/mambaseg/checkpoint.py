@@ -41,8 +41,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a zoo of types for damaged files
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"checkpoint: {path} cannot be read ({str(error).splitlines()[0]}). It is damaged or "
+            f"checkpoint: {path} cannot be read ({reason}). It is damaged or "
             "holds code instead of weights; only plain weights are loaded."
         ) from error
     about = content.get("mambaseg") if isinstance(content, dict) else None

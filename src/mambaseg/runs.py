@@ -110,7 +110,7 @@ class RunFolder:
                 _remove(previous)
             self.path.rename(previous)
         (self.path / "checkpoints").mkdir(parents=True)
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.update(status="running", started=now, notes=[], **fields)
 
     def update(self, **fields: Any) -> None:
@@ -119,7 +119,7 @@ class RunFolder:
 
     def finish(self, status: str, **fields: Any) -> None:
         """Ends the run as `done` or `failed`."""
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.update(status=status, ended=now, **fields)
 
     def write_text(self, name: str, text: str) -> Path:
