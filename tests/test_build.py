@@ -137,6 +137,24 @@ def test_float16_is_refused_for_a_network_with_a_scan(small_run):
         build(composed("model=mamba_unet", "trainer.precision=16-mixed", *small_run))
 
 
+def test_the_budget_cannot_be_set_in_two_places(small_run):
+    with pytest.raises(UserError, match=r"data\.steps"):
+        build(composed("+trainer.max_steps=7", *small_run))
+
+
+def test_hours_are_estimated_for_real_data_without_a_gpu(small_run, caplog, monkeypatch):
+    monkeypatch.setattr("mambaseg.run._SMALL_BUDGET", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with build(composed("model=unet", "logger=csv", "data.synthetic=false", *small_run)) as run:
+        before = [value.clone() for value in run.task.network.state_dict().values()]
+        random = torch.get_rng_state()
+        run._estimate()
+        assert "no GPU: about 0 hours for 4 steps" in caplog.text
+        assert "experiment=acdc_cpu" in caplog.text
+        assert all(map(torch.equal, before, run.task.network.state_dict().values()))
+        assert torch.equal(random, torch.get_rng_state())
+
+
 def test_a_gpu_that_is_not_there_is_refused(small_run):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -31,6 +31,16 @@ __all__ = ["CONF", "DictConfig", "build", "build_network", "entry"]
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # keys of a model leaf that speak to this module rather than to the network
 _MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
+# arguments of Lightning's Trainer that follow from elsewhere, and from where
+_NOT_THE_TRAINERS = {
+    "max_steps": "data.steps",
+    "max_epochs": "data.steps",
+    "val_check_interval": "data.val_every",
+    "check_val_every_n_epoch": "data.val_every",
+    "callbacks": "the group callbacks",
+    "logger": "the group logger",
+    "default_root_dir": "outputs",
+}
 log = logging.getLogger(__name__)
 
 
@@ -296,6 +306,9 @@ def _settle(cfg: DictConfig) -> None:
 
     from mambaseg.scan import choose_backend
 
+    for key, instead in _NOT_THE_TRAINERS.items():
+        if key in cfg.trainer:
+            raise UserError(f"trainer.{key}: set {instead} instead")
     accelerator = cfg.trainer.accelerator
     gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():

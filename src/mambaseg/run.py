@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -205,11 +206,12 @@ class Run:
             return
         image = torch.rand(1, data["in_channels"], data["size"], data["size"])
         seconds = []
-        for _ in range(2):  # the first pass pays for compilation and memory
-            start = time.perf_counter()
-            self.task.network(image).float().square().mean().backward()
-            seconds.append(time.perf_counter() - start)
-        self.task.zero_grad(set_to_none=True)
+        network = copy.deepcopy(self.task.network)  # the training starts untouched
+        with torch.random.fork_rng(devices=[]):
+            for _ in range(2):  # the first pass pays for compilation and memory
+                start = time.perf_counter()
+                network(image).float().square().mean().backward()
+                seconds.append(time.perf_counter() - start)
         hours = seconds[-1] * data["batch_size"] * data["steps"] / 3600
         log.warning(
             "no GPU: about %.0f hours for %d steps of %d slices at %d x %d on this machine. "

@@ -39,7 +39,7 @@ def printed(table, width):
     return console.file.getvalue()
 
 
-def test_structures_have_a_row_each_and_the_last_is_their_mean(summary):
+def test_structures_have_a_row_each_and_then_come_both_means(summary):
     header, rows = score_cells(summary, NAMES)
     assert header == [
         "structure", "Dice", "HD95 mm", "ASSD mm", "NSD 2 mm", "missed", "false +",
@@ -49,7 +49,10 @@ def test_structures_have_a_row_each_and_the_last_is_their_mean(summary):
         ["MYO", "1.000 ± 0.000", "0.00", "0.00", "1.000", "0", "0"],
         ["LV", "1.000 ± 0.000", "0.00", "0.00", "1.000", "0", "0"],
         ["foreground", "0.833", "0.00", "0.00", "0.833", "1", "0"],
+        ["+ background", *rows[-1][1:5], "1", "0"],
     ]
+    background = summary["classes"]["background"]["dice"]["mean"]
+    assert rows[-1][1] == f"{(0.5 + 1 + 1 + background) / 4:.3f}"
 
 
 @pytest.mark.parametrize("spacings", [[None, None], [(10.0, 1.5, 1.5), None]])
@@ -68,16 +71,19 @@ def test_a_structure_never_found_has_no_distance():
     rows = score_case(empty, labels(), num_classes=4, spacing=(10.0, 1.5, 1.5))
     _, cells = score_cells(summarise(rows, NAMES), NAMES)
     assert cells[0][:5] == ["RV", "0.000", "–", "–", "0.000"]
-    assert cells[-1][-2:] == ["3", "0"]
+    assert cells[-2][-2:] == ["3", "0"]
 
 
-def test_the_terminal_table_fits_80_characters_uncut(summary):
+@pytest.mark.parametrize(("spacing", "unit"), [((10.0, 1.5, 1.5), "2 mm"), (None, "1 vox")])
+def test_the_terminal_table_fits_80_characters_uncut(spacing, unit):
+    summary = make_summary([spacing] * 2)
     table = score_table(summary, title="unet · synthetic phantom, not ACDC", class_names=NAMES,
                         note="split random")  # fmt: skip
     text = printed(table, 80)
-    for expected in ("synthetic phantom, not ACDC", "0.500 ± 0.707", "HD95 mm", "NSD 2 mm",
-                     "foreground", "missed", "split random", "2 cases", "strict"):  # fmt: skip
+    for expected in ("synthetic phantom, not ACDC", "0.500 ± 0.707", "foreground", "missed",
+                     "split random", "2 cases", "strict"):  # fmt: skip
         assert expected in text
+    assert f"HD95 {unit[2:]}" in text and f"NSD {unit}" in text
     assert "…" not in text
 
 

@@ -16,10 +16,11 @@ def score_table(
 ) -> Table:
     """The scores of one evaluation as a rich table.
 
-    A row per structure with the mean over cases (± standard deviation for Dice), and a row with
-    the mean over structures. Distances are in mm where every case's spacing is known, otherwise in
-    voxels; the heading says which. Undefined values are left out of a mean: the last columns count
-    the structures missed, and those predicted where there are none. Fits 80 characters.
+    A row per structure with the mean over cases (± standard deviation for Dice), then the means
+    over structures, without and with the background. Distances are in mm where every case's
+    spacing is known, otherwise in voxels; the heading says which. Undefined values are left out of
+    a mean: the last columns count the structures missed, and those predicted where there are none.
+    Fits 80 characters.
 
     Args:
         summary: of `mambaseg.metrics.summarise`.
@@ -32,13 +33,22 @@ def score_table(
 
     header, rows = score_cells(summary, class_names)
     caption = "\n".join(filter(None, [note, convention(summary)]))
-    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
-    for row in rows[:-1]:
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    *structures, foreground, everything = rows
+    for row in structures:
         table.add_row(*row)
     table.add_section()
-    table.add_row(*rows[-1], style="bold")
+    table.add_row(*foreground, style="bold")
+    table.add_row(*everything)
     return table
 
 
@@ -53,11 +63,12 @@ def to_markdown(summary: Mapping[str, Any], *, class_names: Sequence[str], note:
 def score_cells(
     summary: Mapping[str, Any], class_names: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows as text; the last row is the mean over structures."""
+    """Heading and rows as text; the last two rows are means, without and with the background."""
     columns = _columns(summary)
     header = ["structure", *columns.values(), "missed", "false +"]
     parts = {name: summary["classes"][name] for name in class_names[1:]}
     parts["foreground"] = summary["foreground"]
+    parts["+ background"] = summary["all"]
     rows = []
     for name, part in parts.items():
         scores = [_score(part[metric], metric) for metric in columns]
