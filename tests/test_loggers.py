@@ -1,8 +1,9 @@
 import csv
 
+import numpy as np
 import pytest
 
-from mambaseg.loggers import MetricsCsv, finish_wandb, wandb_logger
+from mambaseg.loggers import MetricsCsv, finish_wandb, log_cases_to_wandb, wandb_logger
 
 
 def rows(path):
@@ -42,6 +43,23 @@ def test_wandb_goes_offline_when_the_server_does_not_answer(tmp_path, monkeypatc
     finish_wandb([logger], failed=False)
     assert "offline" in caplog.text
     assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_wandb_gets_overlays_with_masks_and_the_table_of_cases(tmp_path):
+    logger = wandb_logger(save_dir=tmp_path, name="x", mode="offline")
+    maps = {name: np.ones((3, 20, 24), np.uint8) for name in ("truth", "prediction")}
+    shown = {"best": {"case": "patient001_ED", "image": np.zeros((3, 20, 24), np.float32), **maps}}
+    results = {
+        "rows": [{"case": "patient001_ED", "dice": 0.5}],
+        "summary": {"foreground": {"dice": {"mean": 0.5}}},
+    }
+    names = ("background", "heart")
+    log_cases_to_wandb([logger], results, shown, title="synthetic", class_names=names)
+    finish_wandb([logger], failed=False)
+    media = [p for p in tmp_path.rglob("media/*/**/*") if p.is_file() and not p.is_symlink()]
+    kinds = {path.relative_to(tmp_path).parts[-3] for path in media}
+    assert any(path.name.startswith("best") and path.suffix == ".png" for path in media)
+    assert "mask" in kinds and any(path.suffix == ".json" for path in media)
 
 
 @pytest.mark.parametrize("mode", ["disabled"])

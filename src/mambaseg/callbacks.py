@@ -81,7 +81,10 @@ class RunRecorder(Callback):
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
             self.figures = self._draw(results, pl_module.class_names)
-            shown = {f"{c} ({place})": self._cases[c] for place, c in self._shown(results).items()}
+            shown = {
+                place: {"case": case, **self._cases[case]}
+                for place, case in self._shown(results).items()
+            }
             log_cases_to_wandb(
                 trainer.loggers, results, shown, title=self.title, class_names=pl_module.class_names
             )

@@ -134,7 +134,7 @@ def log_cases_to_wandb(
     Args:
         loggers: of the trainer.
         results: `rows` per case and class, and their `summary`.
-        shown: caption -> image (Z, H, W), truth, prediction; the middle slice is shown.
+        shown: key -> case (id), image (Z, H, W), truth, prediction; the middle slice is shown.
         title: what the data are.
         class_names: of all labels, background first.
     """
@@ -145,14 +145,15 @@ def log_cases_to_wandb(
 
     names = dict(enumerate(class_names))
     images = {}
-    for caption, arrays in shown.items():
+    for key, arrays in shown.items():
         middle = len(arrays["image"]) // 2
         masks = {
-            key: {"mask_data": arrays[key][middle], "class_labels": names}
-            for key in ("truth", "prediction")
+            kind: {"mask_data": arrays[kind][middle], "class_labels": names}
+            for kind in ("truth", "prediction")
         }
-        image = wandb.Image(arrays["image"][middle], masks=masks, caption=f"{caption}, {title}")
-        images[f"test/{caption}"] = image  # a key each: W&B wants equal sizes under one key
+        caption = f"{arrays['case']}, {title}"
+        # a key each: W&B wants equal sizes under one key
+        images[f"test/{key}"] = wandb.Image(arrays["image"][middle], masks=masks, caption=caption)
     rows = results["rows"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for board in boards:

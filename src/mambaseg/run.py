@@ -204,7 +204,7 @@ class Run:
         pixels = data["size"] ** 2 * data["batch_size"] * data["steps"]
         if torch.cuda.is_available() or data["synthetic"] or pixels <= _SMALL_BUDGET:
             return
-        image = torch.rand(1, data["in_channels"], data["size"], data["size"])
+        image = torch.zeros(1, data["in_channels"], data["size"], data["size"])
         seconds = []
         network = copy.deepcopy(self.task.network)  # the training starts untouched
         with torch.random.fork_rng(devices=[]):
