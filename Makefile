@@ -13,6 +13,13 @@ $(SETUP): pyproject.toml constraints/cpu.txt
 
 setup: $(SETUP) ## Make .venv and install everything, versions pinned by constraints/cpu.txt
 
+setup-cuda: setup ## On a GPU machine: build mamba-ssm and causal-conv1d too (optional, needs nvcc; docs/gpu.md)
+	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.version.cuda else 'This torch has no CUDA: see docs/gpu.md')"
+	$(BIN)/python -m pip install --disable-pip-version-check setuptools wheel packaging ninja
+	MAMBA_KEEP_CUDA_BUILD=TRUE $(BIN)/python -m pip install --disable-pip-version-check \
+		--no-build-isolation -c constraints/cpu.txt -e '.[cuda]'
+	$(BIN)/python -c "from mambaseg.scan import available_backends; print(*available_backends('cuda'))"
+
 train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
 	$(BIN)/python src/train.py experiment=quickstart
 
@@ -20,10 +27,10 @@ sweep: setup ## The three-network comparison on whatever data are found
 	$(BIN)/python src/train.py -m model=unet,swin_unet,mamba_unet
 
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-long: setup ## Run everything, also the tests that take minutes each
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## ruff (lint and format) and the import contracts
 	$(BIN)/ruff check .
@@ -45,4 +52,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup train sweep test test-long lint format types data-check clean
+.PHONY: help setup setup-cuda train sweep test test-long lint format types data-check clean

@@ -1,9 +1,21 @@
-"""Random inputs, gradients and errors for the tests of the scan."""
+"""Backends to test and where, random inputs, gradients and errors for the tests of the scan."""
 
+import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from mambaseg.scan import available_backends, selective_scan, selective_scan_2d
+
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow by a factor of thousands
+DEVICES = dict.fromkeys(available_backends("cpu"), "cpu")
+DEVICES["mamba_ssm"] = GPU if find_spec("selective_scan_cuda") else "cpu"
+if INTERPRETED or (GPU == "cuda" and find_spec("triton")):
+    DEVICES["triton"] = "cpu" if INTERPRETED else GPU
+BACKENDS = tuple(DEVICES)
 
 NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")
 
@@ -38,6 +50,24 @@ def image_inputs(
         normal(4, channels),
         normal(4, channels),
     ]
+
+
+def scan_1d(backend: str) -> Callable[..., Tensor]:
+    """The scan of sequences by a backend, on its device."""
+    device = DEVICES[backend]
+    return lambda *inputs: selective_scan(*(t.to(device) for t in inputs), backend=backend).cpu()
+
+
+def scan_2d(backend: str) -> Callable[..., Tensor]:
+    """The scan of images by a backend, on its device."""
+    device = DEVICES[backend]
+    return lambda *inputs: selective_scan_2d(*(t.to(device) for t in inputs), backend=backend).cpu()
+
+
+def fit(backend: str, shape: Sequence[int], tiny: Sequence[int]) -> Sequence[int]:
+    """The shape to test a backend with: a tiny one where Python does the work."""
+    compiled = backend in ("numba", "torch") or DEVICES[backend] == "cuda"
+    return shape if compiled else tiny
 
 
 def value_and_gradients(

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -30,6 +32,43 @@ def test_auto_takes_numba_on_a_cpu_only():
     pytest.importorskip("numba")
     assert choose_backend("auto", "cpu") == "numba"
     assert choose_backend("auto", "cuda") != "numba"
+
+
+def test_the_package_imports_and_trains_without_any_optional_package():
+    code = """
+import sys
+
+ABSENT = {"numba", "triton", "selective_scan_cuda", "mamba_ssm", "causal_conv1d"}
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ImportError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Absent())
+import torch
+from mambaseg.models import MambaUNet
+from mambaseg.scan import available_backends, choose_backend
+
+assert available_backends("cpu") == available_backends("cuda") == ("torch", "reference")
+assert choose_backend("auto", "cpu") == "torch"
+torch.manual_seed(0)
+network = MambaUNet(1, 2, embed_dim=8, depths=(1, 1, 1, 1), d_state=4, drop_path_rate=0.0)
+image = torch.randn(2, 1, 32, 32)
+label = (image[:, 0] > 0).long()
+optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+losses = []
+for _ in range(8):
+    loss = torch.nn.functional.cross_entropy(network(image), label)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[-1] < 0.9 * losses[0], losses
+assert not ABSENT & set(sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -26,10 +26,14 @@ class Backend:
     module: str
     devices: tuple[str, ...] | None = None
     package: str | None = None
+    install: str | None = None  # how to get the package
 
 
 BACKENDS: dict[str, Backend] = {  # in the order in which "auto" prefers them
-    "numba": Backend("mambaseg.scan.numba", devices=("cpu",), package="numba"),
+    "triton": Backend("mambaseg.scan.triton", ("cuda",), "triton", "pip install triton"),
+    "mamba_ssm": Backend("mambaseg.scan.mamba_ssm", ("cuda",), "mamba-ssm", "make setup-cuda"),
+    "numba": Backend("mambaseg.scan.numba", ("cpu",), "numba", "pip install numba"),
+    "torch": Backend("mambaseg.scan.chunked"),
     "reference": Backend("mambaseg.scan.reference"),
 }
 
@@ -182,9 +186,7 @@ def _obstacle(name: str, device_type: str) -> str | None:
     try:
         _modules[name] = importlib.import_module(backend.module)
     except ImportError as error:
-        return (
-            f"it needs {backend.package} ({error}); install it with `pip install {backend.package}`"
-        )
+        return f"it needs {backend.package} ({error}); install it with `{backend.install}`"
     return None
 
 
