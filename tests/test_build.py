@@ -174,3 +174,36 @@ def test_pretrained_weights_count_by_content_not_by_path(small_run, tmp_path):
     for path, value in ((a, 0), (b, 0), (c, 1)):
         save_file({"x": torch.full((2,), float(value))}, path)
     assert digest(a) == digest(b) != digest(c)
+
+
+def backbone_weights(network):
+    """What an ImageNet backbone of this shape would hold, under the published key names."""
+    weights = {}
+    for key, value in network.state_dict().items():
+        for theirs, ours in network.backbone_names().items():
+            if key.startswith(ours):
+                name = theirs + key.removeprefix(ours)
+                for their_part, our_part in network.original_block_names.items():
+                    name = name.replace(our_part, their_part)
+                weights[name] = torch.full_like(value, 0.125)
+    return weights
+
+
+def test_pretrained_weights_are_reported_in_the_log_and_the_record(small_run, tmp_path, caplog):
+    from mambaseg.models import MambaUNet
+
+    tiny = MambaUNet(embed_dim=12, depths=(1, 1, 1, 1))
+    path = tmp_path / "backbone.pth"
+    torch.save({"model": backbone_weights(tiny)}, path)
+    caplog.set_level("INFO")
+    words = ["model=mamba_unet", "model.embed_dim=12", "model.depths=[1,1,1,1]", "logger=csv"]
+    with build(composed(*words, f"model.pretrained={path}", *small_run)) as run:
+        network = run.task.network.network
+    report = run.folder.record["pretrained"]
+    assert report["path"] == str(path) and report["parameters"]["loaded"] > 0
+    assert report["mirrored"] and not report["mismatched"]
+    assert "loaded into the encoder" in caplog.text
+    loaded = network.encoder[0].blocks[0].ss2d.in_proj.weight
+    mirrored = network.decoder[-1].blocks[0].ss2d.in_proj.weight
+    assert (loaded == 0.125).all() and (mirrored == 0.125).all()
+    assert not (network.head.weight == 0.125).any()
