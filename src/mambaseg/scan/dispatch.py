@@ -170,7 +170,8 @@ def _choose_automatically(device_type: str) -> str:
         obstacle = _obstacle(name, device_type)
         if obstacle is None:
             break
-        obstacles[name] = obstacle
+        if device_type in (BACKENDS[name].devices or (device_type,)):
+            obstacles[name] = obstacle  # worth a word: it would run here if it were installed
     if (name, device_type) not in _announced:
         _announced.add((name, device_type))
         passed_over = "".join(f"; not {other}: {why}" for other, why in obstacles.items())

@@ -1,0 +1,154 @@
+"""Measures speed and memory of scans, networks and training steps, as ratios within one run.
+
+python src/benchmark.py scan backends=[numba,torch] shapes=[stage1]
+python src/benchmark.py inference models=[swin_unet,mamba_unet]
+python src/benchmark.py train size=128 batch=4
+python src/benchmark.py profile
+"""
+
+import datetime
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from rich.console import Console
+from torch import nn
+
+from mambaseg import benchmark
+from mambaseg.build import DictConfig, build_network, entry
+from mambaseg.errors import UserError
+from mambaseg.runs import RunFolder, code_state, environment
+from mambaseg.scan import choose_backend
+
+log = logging.getLogger(__name__)
+
+
+def scan(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Scan backends at the shapes of Mamba-UNet."""
+    return benchmark.measure_scans(
+        benchmark.shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch),
+        protocol=protocol,
+        forms=list(cfg.forms),
+        backends=list(cfg.backends),
+        dtype=torch.bfloat16 if autocast else torch.float32,
+        reference_limit=cfg.reference_limit,
+        c_equivalent=cfg.c_equivalent,
+    )
+
+
+def inference(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Networks: a forward pass."""
+    step = benchmark.inference(_image(cfg, protocol.device), autocast=autocast)
+    return benchmark.measure_networks(
+        _networks(cfg, protocol.device), step, images=cfg.batch, protocol=protocol, seed=cfg.seed
+    )
+
+
+def train(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Networks: a training step."""
+    image = _image(cfg, protocol.device)
+    label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(image.device)
+    step = benchmark.training(
+        image, label, instantiate(cfg.loss), instantiate(cfg.optim.optimizer), autocast=autocast
+    )
+    return benchmark.measure_networks(
+        _networks(cfg, protocol.device), step, images=cfg.batch, protocol=protocol, seed=cfg.seed
+    )
+
+
+def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Networks: parameters, operations, latency, memory."""
+    return benchmark.profile_networks(
+        _networks(cfg, protocol.device), _image(cfg, protocol.device),
+        autocast=autocast, protocol=protocol, seed=cfg.seed,
+    )  # fmt: skip
+
+
+WORDS = {"scan": scan, "inference": inference, "train": train, "profile": profile}
+
+
+@entry("benchmark")
+def main(cfg: DictConfig) -> None:
+    """Measures, prints tables, writes a JSON file."""
+    device, precision = _device(cfg.device), cfg.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if device.type == "cuda" else "32-true"
+    if precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"precision={precision}: choose 32-true or bf16-mixed")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    if cfg.batch is None:
+        cfg.batch = {"train": 2, "scan": 24 if device.type == "cuda" else 1}.get(cfg.what, 1)
+    torch.manual_seed(cfg.seed)
+    protocol = benchmark.Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
+    started = datetime.datetime.now(datetime.UTC)
+    record = {
+        "what": cfg.what,
+        "command": shlex.join(["python", "src/benchmark.py", *_typed]),
+        "started": started.isoformat(timespec="seconds"),
+        "device": device.type,
+        "precision": precision,
+        "settings": OmegaConf.to_container(cfg, resolve=True),
+        "code": code_state(),
+        **environment(),
+        **WORDS[cfg.what](cfg, protocol, precision == "bf16-mixed"),
+    }
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in benchmark.tables(record):
+        console.print(table)
+    for note in record["notes"]:
+        log.info(note)
+    name = f"{cfg.what}-{started:%Y%m%d-%H%M%S-%f}.json"
+    log.info("written: %s", RunFolder(cfg.outputs).write_json(name, record))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: no CUDA device is visible to PyTorch")
+    return torch.device(name)
+
+
+def _image(cfg: DictConfig, device: torch.device) -> torch.Tensor:
+    return torch.rand(cfg.batch, cfg.data.in_channels, cfg.size, cfg.size, device=device)
+
+
+def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
+    """Networks to build, by the words of `models`: a leaf of conf/model and changes to it."""
+    builders: dict[str, Callable[[], nn.Module]] = {}
+    for label in cfg.models:
+        leaf, *changes = str(label).split()
+        words = [f"model={leaf}", *(f"model.{change}" for change in changes)]
+        model = compose("benchmark", [*HydraConfig.get().overrides.task, *words]).model
+        if "scan_backend" in model:
+            model.scan_backend = choose_backend(model.scan_backend, device)
+            log.info("%s: scan backend %s", label, model.scan_backend)
+        builders[str(label)] = partial(_network, model)
+    if not builders:
+        raise UserError("models: name at least one leaf of conf/model")
+    return builders
+
+
+def _network(model: DictConfig) -> nn.Module:
+    return build_network(model)[0]
+
+
+if __name__ == "__main__":
+    _typed = sys.argv[1:]
+    if _typed and _typed[0] in WORDS:
+        sys.argv[1] = f"what={_typed[0]}"
+    elif not {"--help", "-h"} & set(_typed):
+        said = f"{_typed[0]!r} is not a benchmark" if _typed else "which benchmark?"
+        sys.exit(f"{said}: python src/benchmark.py {'|'.join(WORDS)} [key=value ...]")
+    main()

@@ -1,0 +1,24 @@
+"""Speed and memory of scans, networks and training steps, as ratios within one run.
+
+Numbers of two machines, or of one machine on two days, cannot be compared; what is measured side by
+side in one process can. Everything here takes plain arguments and returns plain data: rows that
+`tables` shows and that are written as JSON.
+"""
+
+from mambaseg.benchmark.costs import profile_networks
+from mambaseg.benchmark.measure import Protocol
+from mambaseg.benchmark.networks import Step, inference, measure_networks, training
+from mambaseg.benchmark.scans import measure_scans, shapes_of
+from mambaseg.benchmark.tables import tables
+
+__all__ = [
+    "Protocol",
+    "Step",
+    "inference",
+    "measure_networks",
+    "measure_scans",
+    "profile_networks",
+    "shapes_of",
+    "tables",
+    "training",
+]

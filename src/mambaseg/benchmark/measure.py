@@ -1,0 +1,179 @@
+"""How a call is measured: time by interleaved repeats, memory as a peak above what was there."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], object]
+
+MOST_CALLS = 1000
+"""Calls per repeat, at most, of something very quick."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is done with every candidate of a comparison.
+
+    Args:
+        device: where it runs.
+        repeats: measured repeats; the median of them is reported.
+        warmup: repeats before them that do not count (compilation, caches, memory pools).
+        budget_s: a candidate that has taken this long, warm-up included, is not repeated again;
+            one repeat is always measured.
+        least_s: a repeat lasts at least this long: quick calls are repeated back to back within it.
+    """
+
+    device: torch.device
+    repeats: int = 5
+    warmup: int = 1
+    budget_s: float = 60.0
+    least_s: float = 0.02
+
+
+@dataclass
+class Timing:
+    """Times of one candidate, in seconds per call."""
+
+    first_s: float = math.nan
+    calls: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Median, extremes and how they were made."""
+        return {
+            "median_s": statistics.median(self.seconds),
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "first_s": self.first_s,
+            "repeats": len(self.seconds),
+            "calls": self.calls,
+        }
+
+
+def time_interleaved(
+    candidates: Mapping[str, Call], protocol: Protocol
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Times candidates in turns, so that what the machine does meanwhile hits all of them alike.
+
+    Every second round goes through them backwards. Time on a GPU is that of a full queue: a repeat
+    ends when the device has finished all of its calls.
+
+    Returns:
+        Timings by name, and the reason why by the names of those that cannot run here.
+    """
+    timings: dict[str, Timing] = {}
+    failures: dict[str, str] = {}
+    spent = dict.fromkeys(candidates, 0.0)
+    for name, call in candidates.items():
+        try:
+            timings[name] = _warm_up(call, protocol)
+        except torch.OutOfMemoryError:
+            failures[name] = "out of memory"
+            continue
+        spent[name] = timings[name].first_s
+    for turn in range(max(1, protocol.repeats)):
+        for name in list(timings)[:: 1 if turn % 2 == 0 else -1]:
+            timing = timings[name]
+            if timing.seconds and spent[name] > protocol.budget_s:
+                continue
+            seconds = _seconds(candidates[name], timing.calls, protocol.device)
+            timing.seconds.append(seconds / timing.calls)
+            spent[name] += seconds
+    return timings, failures
+
+
+def _warm_up(call: Call, protocol: Protocol) -> Timing:
+    """The first call, and as many as the protocol wants; finds out how long a call takes."""
+    first = last = _seconds(call, 1, protocol.device)
+    for _ in range(max(0, protocol.warmup - 1)):
+        if first > protocol.budget_s:
+            break
+        last = _seconds(call, 1, protocol.device)
+    if last < protocol.least_s:  # the first call may have compiled something
+        last = _seconds(call, 1, protocol.device)
+    calls = math.ceil(protocol.least_s / max(last, 1e-9))
+    return Timing(first_s=first, calls=min(max(calls, 1), MOST_CALLS))
+
+
+def _seconds(call: Call, calls: int, device: torch.device) -> float:
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory in bytes during one call; None where the system does not tell.
+
+    Args:
+        added: above what was there before the call.
+        total: altogether; on the CPU that is the process, with all libraries that it has loaded.
+    """
+
+    added: int | None
+    total: int | None
+
+
+def peak_memory(call: Call, device: torch.device) -> Peak:
+    """Peak memory of one call: of the GPU's allocator, or the resident memory of the process.
+
+    The resident memory is the kernel's own high-water mark (Linux), not a sampled one. Memory that
+    the allocator holds back from earlier calls is returned first, so that it is not taken for
+    memory that was there.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        total = torch.cuda.max_memory_allocated(device)
+        return Peak(total - before, total)
+    _return_free_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the mark
+        resident = _memory_status("VmRSS")
+    except OSError:
+        return Peak(None, None)
+    call()
+    peak = _memory_status("VmHWM")
+    return Peak(max(0, peak - resident), peak)
+
+
+def _memory_status(key: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status does not tell {key}")
+
+
+def _return_free_memory() -> None:
+    """Lets the C library give freed memory back to the system, where it can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return

@@ -1,0 +1,118 @@
+"""Networks against each other: an inference call, or a training step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
+from mambaseg.models import SS2D
+
+Builder = Callable[[], nn.Module]
+Step = Callable[[nn.Module], Call]
+"""Makes, from a network on its device, the call that is measured."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+log = logging.getLogger(__name__)
+
+
+def inference(image: Tensor, *, autocast: bool) -> Step:
+    """Logits of `image` (B, C, H, W), network in evaluation mode, no gradients."""
+
+    def make(network: nn.Module) -> Call:
+        network.eval()
+
+        def call() -> None:
+            with torch.inference_mode(), _autocast(image, autocast):
+                network(image)
+
+        return call
+
+    return make
+
+
+def training(
+    image: Tensor, label: Tensor, loss: Loss, optimizer: OptimizerFactory, *, autocast: bool
+) -> Step:
+    """One optimizer step on `image` (B, C, H, W) and `label` (B, H, W): all that repeats in it."""
+
+    def make(network: nn.Module) -> Call:
+        network.train()
+        rule = optimizer(network.parameters())
+
+        def call() -> None:
+            with _autocast(image, autocast):
+                value = loss(network(image), label)
+            value.backward()
+            rule.step()
+            rule.zero_grad(set_to_none=True)
+
+        return call
+
+    return make
+
+
+def measure_networks(
+    builders: Mapping[str, Builder], step: Step, *, images: int, protocol: Protocol, seed: int
+) -> dict[str, Any]:
+    """Measures a step of each network, in turns.
+
+    Memory comes first, with one network in the process at a time, at its second step: by then the
+    optimizer has its state and everything is compiled. Then all networks are built and timed.
+
+    Args:
+        builders: networks by label; the first is the one the others are compared with.
+        step: of `inference` or `training`.
+        images: per step.
+        protocol: how to measure.
+        seed: of weights and dropout.
+
+    Returns:
+        `rows` and `notes`; see docs/performance.md.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, build in builders.items():
+        log.info("measuring the memory of %s", name)
+        network = _built(build, protocol, seed)
+        call = step(network)
+        call()
+        peak = peak_memory(call, protocol.device)
+        rows[name] = {
+            "network": name,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "scan_backend": _scan_backend(network),
+            "peak_bytes": peak.total,
+            "peak_added_bytes": peak.added,
+        }
+        del call, network
+    log.info("measuring the time of %s", ", ".join(builders))
+    calls = {name: step(_built(build, protocol, seed)) for name, build in builders.items()}
+    timings, failures = time_interleaved(calls, protocol)
+    baseline = next(iter(timings), None)
+    for name, timing in timings.items():
+        time = timing.as_dict()
+        median = time["median_s"]
+        first = timings[baseline].as_dict()["median_s"] if baseline else median
+        rows[name].update(
+            time, baseline=baseline, ratio=median / first, images_per_s=images / median
+        )
+    notes = [f"{name}: {why}" for name, why in failures.items()]
+    return {"rows": [rows[name] for name in timings], "notes": notes}
+
+
+def _built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build().to(protocol.device)
+
+
+def _scan_backend(network: nn.Module) -> str | None:
+    """Which backend runs the network's scans; None where it has none."""
+    return next((m.scan_backend for m in network.modules() if isinstance(m, SS2D)), None)
+
+
+def _autocast(image: Tensor, enabled: bool) -> torch.autocast:
+    return torch.autocast(image.device.type, torch.bfloat16, enabled=enabled)

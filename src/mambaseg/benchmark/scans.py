@@ -1,0 +1,266 @@
+"""Scan backends against each other, the reference and a limit, at the shapes of Mamba-UNet."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaseg.benchmark.compiled_c import compile_scan
+from mambaseg.benchmark.limits import Ceilings, ScanSize, floor, measure_ceilings
+from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
+from mambaseg.errors import UserError
+from mambaseg.scan import available_backends, choose_backend, selective_scan, selective_scan_2d
+
+Scan = Callable[..., Tensor]
+FORMS: dict[str, Scan] = {"1d": selective_scan, "2d": selective_scan_2d}
+PASSES = ("forward", "forward+backward")
+GROUPS, STATES = 4, 16
+C_NAME = "compiled C"
+TENSORS = ("y", "x", "delta", "A", "B", "C", "D", "delta_bias")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a scan of square maps in four directions: B, side = √L, D."""
+
+    name: str
+    batch: int
+    side: int
+    channels: int
+
+    @property
+    def elements(self) -> int:
+        """B K D L."""
+        return self.batch * GROUPS * self.channels * self.side**2
+
+    def scan_size(self, form: str) -> ScanSize:
+        """As `limits` takes it."""
+        return ScanSize(self.batch, self.side**2, self.channels, STATES, GROUPS, form == "2d")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: B={self.batch} K={GROUPS} D={self.channels} L={self.side**2} N={STATES}"
+        )
+
+
+def shapes_of(names: Sequence[str], *, size: int, batch: int) -> list[Shape]:
+    """Shapes by name, of images of `size` x `size` pixels.
+
+    `stage1` to `stage4` are those of Mamba-UNet's blocks, at `batch` images. `headline` is stage1
+    at four images.
+    """
+    if size < 32 or size % 32:
+        raise UserError(f"size={size}: the scans want a multiple of 32, such as 224")
+    known = {
+        f"stage{i + 1}": Shape(f"stage{i + 1}", batch, size // (4 << i), 192 << i) for i in range(4)
+    }
+    known["headline"] = Shape("headline", 4, size // 4, 192)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"shapes: unknown {unknown}; choose from {sorted(known)}")
+    return [known[name] for name in names]
+
+
+def measure_scans(
+    shapes: Sequence[Shape],
+    *,
+    protocol: Protocol,
+    forms: Sequence[str],
+    backends: Sequence[str],
+    dtype: torch.dtype,
+    reference_limit: int | None,
+    c_equivalent: bool,
+) -> dict[str, Any]:
+    """Measures backends at shapes, forward and forward + backward, in the 1-D and 2-D form.
+
+    Args:
+        shapes: of `shapes_of`.
+        protocol: how to measure.
+        forms: of `1d` and `2d`.
+        backends: names; empty for all that can run on the device.
+        dtype: of x, delta, B and C; parameters are float32.
+        reference_limit: B K D L above which the slow reference is left out; None: nowhere.
+        c_equivalent: measure the compiled C too, for the 1-D form on the CPU in float32.
+
+    Returns:
+        `rows`, `errors`, `ceilings` (None on a CPU), `notes`; see docs/performance.md.
+    """
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise UserError(f"forms: unknown {unknown}; choose from {list(FORMS)}")
+    names = [choose_backend(name, protocol.device) for name in backends]
+    names = names or list(available_backends(protocol.device))
+    notes: list[str] = []
+    extra: dict[str, Scan] = {}
+    if c_equivalent and protocol.device.type == "cpu" and dtype == torch.float32:
+        compiled, how = compile_scan()
+        notes.append(f"{C_NAME}: {how}")
+        if compiled is not None:
+            extra[C_NAME] = compiled
+    ceilings = measure_ceilings(protocol)
+    errors = _errors(forms, names, extra, dtype, protocol.device)
+    rows = []
+    for shape in shapes:
+        wanted = [n for n in names if n != "reference" or _affordable(shape, reference_limit)]
+        if len(wanted) < len(names):
+            notes.append(f"{shape.name}: the reference is left out (reference_limit)")
+        for form in forms:
+            log.info("measuring %s, %s", shape, form)
+            scans = _scans(form, wanted, extra)
+            rows += _rows(shape, form, scans, protocol, dtype, ceilings, notes)
+    return {
+        "rows": rows,
+        "errors": errors,
+        "ceilings": ceilings,
+        "notes": notes,
+    }
+
+
+def _affordable(shape: Shape, limit: int | None) -> bool:
+    return limit is None or shape.elements <= limit
+
+
+def _scans(form: str, names: Sequence[str], extra: dict[str, Scan]) -> dict[str, Scan]:
+    """The candidates for a form, by name."""
+
+    def bound(name: str) -> Scan:
+        return lambda *inputs: FORMS[form](*inputs, backend=name)
+
+    return {name: bound(name) for name in names} | (extra if form == "1d" else {})
+
+
+def _rows(
+    shape: Shape,
+    form: str,
+    scans: dict[str, Scan],
+    protocol: Protocol,
+    dtype: torch.dtype,
+    ceilings: Ceilings | None,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """One row per pass and backend at a shape."""
+    inputs = scan_inputs(shape, form, dtype, protocol.device)
+    rows = []
+    for what in PASSES:
+        calls = {name: _call(scan, inputs, what) for name, scan in scans.items()}
+        timings, failures = time_interleaved(calls, protocol)
+        notes += [f"{shape.name} {form} {what}: {n}: {why}" for n, why in failures.items()]
+        times = {name: timing.as_dict() for name, timing in timings.items()}
+        baseline = _baseline(list(times))
+        for name, time in times.items():
+            median = time["median_s"]
+            row = {
+                "shape": shape.name, "batch": shape.batch, "groups": GROUPS,
+                "channels": shape.channels, "length": shape.side**2, "states": STATES,
+                "form": form, "pass": what, "backend": name, **time,
+                "baseline": baseline, "speedup": times[baseline]["median_s"] / median,
+                "peak_added_bytes": peak_memory(calls[name], protocol.device).added,
+            }  # fmt: skip
+            if C_NAME in times:
+                row["time_over_c"] = median / times[C_NAME]["median_s"]
+            if ceilings is not None:
+                least, by = floor(
+                    shape.scan_size(form), dtype.itemsize, ceilings, backward=what != PASSES[0]
+                )
+                row.update(limit_s=least, limit_by=by, limit_share=least / median)
+            rows.append(row)
+    return rows
+
+
+def _baseline(names: Sequence[str]) -> str:
+    """What others are compared with: the reference, or else the last choice of `auto`."""
+    if "reference" in names:
+        return "reference"
+    return [name for name in names if name != C_NAME or len(names) == 1][-1]
+
+
+def _call(scan: Scan, inputs: list[Tensor], what: str) -> Call:
+    if what == PASSES[0]:
+
+        def forward() -> None:
+            with torch.no_grad():
+                scan(*inputs)
+
+        return forward
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    with torch.no_grad():
+        d_y = torch.randn_like(inputs[0])
+
+    def forward_and_backward() -> None:
+        torch.autograd.grad(scan(*leaves), leaves, d_y)
+
+    return forward_and_backward
+
+
+def scan_inputs(shape: Shape, form: str, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Random inputs with the decay rates and step sizes of a fresh Mamba-UNet."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator)
+
+    batch, channels, side = shape.batch, shape.channels, shape.side
+    sizes: list[tuple[int, ...]]
+    if form == "1d":
+        sizes = [
+            *[(batch, GROUPS, channels, side**2)] * 2,
+            *[(batch, GROUPS, STATES, side**2)] * 2,
+        ]
+    else:
+        sizes = [
+            (batch, side, side, channels),
+            (batch, side, side, GROUPS, channels),
+            *[(batch, side, side, GROUPS, STATES)] * 2,
+        ]
+    x, delta, B, C = (normal(*size).to(device, dtype) for size in sizes)
+    A = -torch.arange(1.0, STATES + 1).repeat(GROUPS, channels, 1)
+    D = torch.ones(GROUPS, channels)
+    step = 10 ** (2 * torch.rand(GROUPS, channels, generator=generator) - 3)  # 0.001 to 0.1
+    bias = step + torch.log(-torch.expm1(-step))  # inverse of softplus
+    return [x, delta * 0.5, A.to(device), B, C, D.to(device), bias.to(device)]
+
+
+# ---- agreement with float64 ---------------------------------------------------------------------
+
+
+def _errors(
+    forms: Sequence[str],
+    names: Sequence[str],
+    extra: dict[str, Scan],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Worst error of each backend on a small shape: output and every gradient, against float64."""
+    shape = Shape("small", 2, 7, 40)  # no power of two, no whole block
+    rows = []
+    for form in forms:
+        inputs = scan_inputs(shape, form, torch.float32, torch.device("cpu"))
+        d_y = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+        exact = _tensors(_scans(form, ["reference"], {})["reference"],
+                         [t.double() for t in inputs], d_y.double())  # fmt: skip
+        narrow = [
+            t.to(device, dtype if i in (0, 1, 3, 4) else torch.float32)
+            for i, t in enumerate(inputs)
+        ]
+        for backend, scan in _scans(form, names, extra).items():
+            tensors = _tensors(scan, narrow, d_y.to(device, dtype))
+            errors = {
+                tensor: float((got.double().cpu() - want).abs().max() / want.abs().max())
+                for tensor, got, want in zip(TENSORS, tensors, exact, strict=True)
+            }
+            worst = max(errors, key=lambda name: (math.isnan(errors[name]), errors[name]))
+            rows.append({"backend": backend, "form": form, "worst": errors[worst], "tensor": worst,
+                         "errors": errors})  # fmt: skip
+    return rows
+
+
+def _tensors(scan: Scan, inputs: list[Tensor], d_y: Tensor) -> list[Tensor]:
+    """The output and the gradient of each input."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = scan(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, d_y)]

@@ -1,0 +1,146 @@
+"""What was measured as tables of at most 100 characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+UNKNOWN = "–"
+WORDS = ("form", "pass", "backend", "network", "worst in", "limit")
+"""Columns that hold no numbers."""
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+"""Heading and how its cell is made."""
+
+
+def tables(record: Mapping[str, Any]) -> list[Table]:
+    """The tables of a benchmark's record."""
+    if record["what"] == "scan":
+        return [
+            *_scan_tables(record),
+            _table("worst error against float64", ERRORS, record["errors"]),
+        ]
+    title = f"{record['what']} · {_setting(record)}"
+    columns = PROFILE if record["what"] == "profile" else NETWORKS
+    return [_table(title, columns, record["rows"])]
+
+
+def _setting(record: Mapping[str, Any]) -> str:
+    settings, hardware = record["settings"], record["hardware"]
+    device = record["device"]
+    name = hardware["gpus"][0] if device == "cuda" else hardware["cpu"]
+    threads = "" if device == "cuda" else f", threads: {hardware['threads']}"
+    size = f"{settings['size']}²" + (f", batch {settings['batch']}" if "batch" in settings else "")
+    return f"{size}, {record['precision']}\n{name}{threads}"
+
+
+def _scan_tables(record: Mapping[str, Any]) -> list[Table]:
+    """One table per shape; a rule between forms and passes."""
+    result = []
+    columns = list(SCANS)
+    if any("time_over_c" in row for row in record["rows"]):
+        columns.append(("time / C", lambda row: _ratio(row.get("time_over_c"))))
+    if record["ceilings"]:
+        columns.append(("of limit", lambda row: _percent(row["limit_share"])))
+        columns.append(("limit", lambda row: row["limit_by"]))
+    for shape in dict.fromkeys(row["shape"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["shape"] == shape]
+        sizes = "B={batch} K={groups} D={channels} L={length} N={states}".format(**rows[0])
+        title = f"{shape}: {sizes}, {record['precision']}"
+        result.append(_table(title, columns, rows, group=lambda row: (row["form"], row["pass"])))
+    return result
+
+
+def _table(
+    title: str,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    *,
+    group: Callable[[Row], Any] = lambda row: None,
+) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for heading, _ in columns:
+        table.add_column(
+            heading,
+            justify="left" if heading in WORDS else "right",
+            no_wrap=heading != "network",
+            overflow="fold",
+        )
+    for index, row in enumerate(rows):
+        if index and group(row) != group(rows[index - 1]):
+            table.add_section()
+        table.add_row(*(cell(row) for _, cell in columns))
+    return table
+
+
+# ---- cells --------------------------------------------------------------------------------------
+
+
+def _milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _spread(row: Row) -> str:
+    return f"{_milliseconds(row['min_s'])}–{_milliseconds(row['max_s'])}"
+
+
+def _ratio(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2f}×" if value < 10 else f"{value:.1f}×"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _mebibytes(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value / 2**20:,.0f}"
+
+
+def _billions(value: int) -> str:
+    return f"{value / 1e9:.3f}"
+
+
+def _speedup(row: Row) -> str:
+    return "1 (base)" if row["backend"] == row["baseline"] else _ratio(row["speedup"])
+
+
+TIMES: list[Column] = [
+    ("ms", lambda row: _milliseconds(row["median_s"])),
+    ("min–max", _spread),
+]
+SCANS: list[Column] = [
+    ("form", lambda row: row["form"]),
+    ("pass", lambda row: row["pass"]),
+    ("backend", lambda row: row["backend"]),
+    *TIMES,
+    ("speed-up", _speedup),
+    ("MiB added", lambda row: _mebibytes(row["peak_added_bytes"])),
+]
+ERRORS: list[Column] = [
+    ("form", lambda row: row["form"]),
+    ("backend", lambda row: row["backend"]),
+    ("error", lambda row: f"{row['worst']:.1e}"),
+    ("worst in", lambda row: row["tensor"]),
+]
+NETWORKS: list[Column] = [
+    ("network", lambda row: row["network"]),
+    *TIMES,
+    ("time ratio", lambda row: _ratio(row["ratio"])),
+    ("images/s", lambda row: f"{row['images_per_s']:.1f}"),
+    ("peak MiB", lambda row: _mebibytes(row["peak_bytes"])),
+    ("MiB added", lambda row: _mebibytes(row["peak_added_bytes"])),
+]
+PROFILE: list[Column] = [
+    ("network", lambda row: row["network"]),
+    ("parameters", lambda row: f"{row['parameters']:,}"),
+    ("layers GMAC", lambda row: _billions(row["layer_macs"])),
+    ("other GMAC", lambda row: _billions(row["other_macs"])),
+    ("scan GFLOP", lambda row: _billions(row["scan_flops"])),
+    ("all GFLOP", lambda row: _billions(row["flops"])),
+    ("ms", lambda row: _milliseconds(row["median_s"])),
+    ("peak MiB", lambda row: _mebibytes(row["peak_bytes"])),
+]
