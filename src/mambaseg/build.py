@@ -138,10 +138,10 @@ def build(cfg: DictConfig) -> Run:
         UserError: anything the user can mend: data, weights, devices, values.
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    _silence_libraries()
     notice = _notice(cfg)
     if notice:
         log.warning(notice)
-    _silence_libraries()
     import lightning as L
 
     from mambaseg.run import Run
@@ -381,10 +381,12 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     # few workers are enough for a memory-mapped cache; the data module documents it
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    import lightning  # noqa: F401 - it sets its loggers' levels at import
+    import lightning.pytorch.utilities  # it sets its loggers' levels at import
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)  # devices and advertisements come at INFO
         logger.handlers.clear()
         logger.propagate = True
+    if getattr(lightning.pytorch.utilities.rank_zero_only, "rank", 0):
+        logging.getLogger().setLevel(logging.ERROR)  # the first process speaks for all
