@@ -90,6 +90,12 @@ def test_a_checkpoint_describes_itself_with_plain_data(run):
     assert "_target_" not in json.dumps(about)
 
 
+def test_the_score_for_a_sweeper_is_the_best_validation_dice(run):
+    with (run.folder.path / "metrics.csv").open() as stream:
+        values = [float(r["val/dice"]) for r in csv.DictReader(stream) if r["val/dice"]]
+    assert len(values) == 2 and run.score == pytest.approx(max(values))
+
+
 def test_the_same_configuration_returns_the_finished_result(small_run):
     small_run = [*small_run, "data.steps=2"]
     first = trained(*small_run)

@@ -28,8 +28,8 @@ class SegmentationTask(L.LightningModule):
         scheduler: optimizer -> learning-rate schedule, stepped once per optimizer step.
         preprocessing: the way to the network's grid and back; one for all stages.
         class_names: one per class, background first.
-        decay: `all` puts weight decay on every parameter, `matrices` spares biases, norms and
-            the scan's A_logs and Ds.
+        decay: `all` puts weight decay on every parameter, `matrices` spares vectors (biases,
+            norms) and the scan's A_logs and Ds.
         evaluation: `empty`, `tolerance_mm`, `keep_largest`, `batch_size` (see conf/config.yaml).
         description: plain data that lets a checkpoint describe itself.
     """
@@ -142,8 +142,9 @@ def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:
 
     Args:
         network: whose parameters.
-        decay: `all` (one group), or `matrices`: weight decay 0 for biases, norms and what the
-            network itself names (the scan's A_logs and Ds, position biases).
+        decay: `all` (one group), or `matrices`: weight decay 0 for vectors (biases, norms) and what
+            the network itself names (the scan's A_logs and Ds, position biases). The scan's step
+            bias has a row per direction, so it counts as a matrix.
     """
     if decay == "all":
         return [{"params": list(network.parameters())}]
