@@ -61,7 +61,9 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
         UserError: `root` holds something else: other parameters, another generator, missing files.
     """
     if not 1 <= patients <= 999:
-        raise UserError(f"The phantom has 1 to 999 patients, not {patients}: change data.patients.")
+        raise UserError(
+            f"The phantom has 1 to 999 patients, not {patients}: change data.prepare.patients."
+        )
     if seed < 0 or noise < 0:
         raise UserError(f"The phantom's seed ({seed}) and noise ({noise}) must not be negative.")
     parameters = {
