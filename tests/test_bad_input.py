@@ -1,6 +1,7 @@
 """Bad input ends in exit code 1 and one message with the file and the remedy; no stack trace."""
 
 import gzip
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 @pytest.fixture
 def damaged(phantom_root, tmp_path):
     """A copy of the phantom that a test may damage, and the first image of it."""
-    root = tmp_path / "damaged"
+    root = tmp_path / "patients"  # a name that no message uses
     shutil.copytree(phantom_root, root)
     for note in root.glob("phantom.json"):
         note.unlink()  # or the phantom's own check would speak first
@@ -27,7 +28,7 @@ def damaged(phantom_root, tmp_path):
 
 
 @pytest.fixture
-def fails(small_run, capsys, monkeypatch):
+def fails(capsys, monkeypatch, tmp_path):
     """Runs train.py in this process with the given words; returns what it said before exit 1."""
 
     def run(*arguments):
@@ -38,7 +39,10 @@ def fails(small_run, capsys, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             train.main()
         assert ended.value.code == 1
-        said = capsys.readouterr().err
+        lines = capsys.readouterr().err.splitlines()
+        # neither Hydra's echo of the words typed nor this test's own name may satisfy a test
+        said = "\n".join(line for line in lines if not line.startswith("Error executing job"))
+        said = said.replace(str(tmp_path), "<here>")
         assert "Traceback" not in said and 'File "' not in said
         return said
 
@@ -63,14 +67,14 @@ def test_truncated_gzip(fails, small_run, damaged):
     path = frame(damaged)
     path.write_bytes(path.read_bytes()[:-2000])
     said = fails(*official(small_run, damaged))
-    assert (path.name in said and "truncated" in said.lower()) or "damaged" in said.lower()
+    assert path.name in said and "truncated" in said
 
 
 def test_label_value_7(fails, small_run, damaged):
     path = frame(damaged, "_gt")
     rewrite(path, lambda data: np.where(data == 3, 7, data).astype(np.uint8))
     said = fails(*official(small_run, damaged))
-    assert path.name in said and "7" in said
+    assert path.name in said and re.search(r"\b7\b", said)
 
 
 def test_image_and_label_of_different_shape(fails, small_run, damaged):
@@ -97,7 +101,8 @@ def test_nan_in_an_image(fails, small_run, damaged):
 
     rewrite(path, poison)
     said = fails(*official(small_run, damaged))
-    assert (path.name in said and "finite" in said.lower()) or "nan" in said.lower()
+    assert path.name in said
+    assert re.search(r"\bnan\b|finite", said.lower())
 
 
 def test_wrong_pretrained_file(fails, small_run, tmp_path):
@@ -122,7 +127,7 @@ def test_unknown_model_name(fails, small_run):
 
 def test_root_without_patients(fails, small_run, tmp_path):
     said = fails(*official(small_run, tmp_path))
-    assert str(tmp_path) in said and "data=phantom" in said
+    assert "<here>" in said and "data=phantom" in said
 
 
 def test_image_smaller_than_the_patch(fails, small_run):
