@@ -143,6 +143,17 @@ def test_float16_is_refused_for_a_network_with_a_scan(small_run):
         build(composed("model=mamba_unet", "trainer.precision=16-mixed", *small_run))
 
 
+def test_a_network_of_bfloat16_trains_and_is_scored_on_data_that_are_not_rounded(small_run):
+    words = ("model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]")
+    run = trained(*small_run, *words, "trainer.precision=bf16-true")
+    parameters = dict(run.task.network.named_parameters())
+    narrow = {name for name, p in parameters.items() if p.dtype == torch.bfloat16}
+    exact = {name for name in parameters if name.endswith(("A_logs", "Ds", "dt_projs_bias"))}
+    assert exact and narrow == parameters.keys() - exact
+    assert run.folder.finished
+    assert run.config["trainer"]["precision"] == "bf16-true"
+
+
 def test_the_budget_cannot_be_set_in_two_places(small_run):
     with pytest.raises(UserError, match=r"data\.steps"):
         build(composed("+trainer.max_steps=7", *small_run))

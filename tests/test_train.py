@@ -102,3 +102,24 @@ def test_what_cannot_work_ends_in_one_message(arguments, said, tmp_path):
         assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_loader_processes_and_the_threads_of_the_scan_get_along(small_run, tmp_path):
+    """No deadlock after a fork; and who asks for one thread gets one, not one per library."""
+    script = tmp_path / "timed.py"
+    script.write_text(
+        "import runpy, sys, time\n"
+        "sys.argv = sys.argv[1:]\n"
+        "started = time.perf_counter(), time.process_time()\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]\n"
+        "print('CPUs in use:', cpu / wall)\n"
+    )
+    words = ["model=mamba_unet", "model.scan_backend=numba", "data.num_workers=2", "logger=csv"]
+    done = subprocess.run(
+        [sys.executable, str(script), str(ROOT / "src" / "train.py"), *words, *small_run],
+        capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.rsplit("CPUs in use:", 1)[1]) < 1.2

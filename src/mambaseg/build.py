@@ -31,6 +31,8 @@ __all__ = ["CONF", "DictConfig", "build", "build_network", "entry"]
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # keys of a model leaf that speak to this module rather than to the network
 _MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
+# precisions that convert the network itself, and torch's name of what it becomes
+_TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 # arguments of Lightning's Trainer that follow from elsewhere, and from where
 _NOT_THE_TRAINERS = {
     "max_steps": "data.steps",
@@ -255,6 +257,8 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
 
 def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
     """The task and the trainer; the run folder exists by now."""
+    import torch
+
     from mambaseg.task import SegmentationTask
 
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
@@ -280,6 +284,10 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         evaluation=_plain(cfg.evaluation),
         description=description,
     )
+    if cfg.trainer.precision in _TRUE:
+        # Only the network: Lightning's own would also round the data and their augmentation.
+        network.to(getattr(torch, _TRUE[cfg.trainer.precision]))
+        cfg.trainer.precision = "32-true"
     steps, accumulate = cfg.data.steps, cfg.trainer.accumulate_grad_batches
     trainer = instantiate(
         cfg.trainer,

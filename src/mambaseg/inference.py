@@ -48,12 +48,12 @@ def predict_case(
         Labels (Z, H, W) uint8 at native resolution, on the network's device.
     """
     parameter = next(network.parameters(), None)
-    device = image.device if parameter is None else parameter.device
+    like = image if parameter is None else parameter
     shape = (image.shape[-2], image.shape[-1])
     labels = []
     with evaluating(network), torch.inference_mode():
         for slices in image.split(batch_size):
-            logits = network(preprocessing.to_grid(slices.to(device)))
+            logits = network(preprocessing.to_grid(slices.to(like.device)).to(like.dtype))
             labels.append(preprocessing.labels_to_native(logits.float(), shape))
     return torch.cat(labels)  # outside inference mode: an ordinary tensor
 

@@ -68,8 +68,10 @@ class SegmentationTask(L.LightningModule):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, C, H, W) -> logits (B, K, H, W)."""
-        return self.network(image)
+        """Image (B, C, H, W) -> logits (B, K, H, W), at least float32 whatever the network is."""
+        parameter = next(self.network.parameters(), None)
+        logits: Tensor = self.network(image if parameter is None else image.to(parameter.dtype))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one micro-batch."""

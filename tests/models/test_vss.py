@@ -89,6 +89,22 @@ def test_decay_and_bias_and_skip_stay_float32_under_autocast(monkeypatch):
     assert seen["x"].dtype == torch.bfloat16
 
 
+def test_decay_and_bias_and_skip_stay_exact_in_a_network_converted_to_bfloat16():
+    network = MambaUNet(embed_dim=24, depths=(1, 1, 1, 1))
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    network.to(torch.bfloat16)
+    exact = ("A_logs", "Ds", "dt_projs_bias")
+    for name, parameter in network.named_parameters():
+        if name.endswith(exact):
+            assert torch.equal(parameter, before[name])
+        else:
+            assert parameter.dtype == torch.bfloat16
+    network(torch.rand(1, 1, 32, 32, dtype=torch.bfloat16)).sum().backward()
+    assert network.encoder[0].blocks[0].ss2d.A_logs.grad.dtype == torch.float32
+    network.double()
+    assert {p.dtype for p in network.parameters()} == {torch.float64}
+
+
 def test_network_under_autocast_stays_near_float32():
     network = MambaUNet(embed_dim=24).eval()
     image = torch.rand(1, 1, 32, 32)

@@ -16,6 +16,8 @@ Glossary (paper letter = code):
 """
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +47,9 @@ def _wide(parameter: Tensor) -> Tensor:
 class SS2D(nn.Module):
     """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
 
-    The step bias, `A_logs` and `Ds` are used in float32 also under autocast; the scan keeps its
-    state in float32 whatever its inputs are.
+    The step bias, `A_logs` and `Ds` are used in float32 also under autocast, and stay float32 when
+    the module is converted to a narrower type; the scan keeps its state in float32 whatever its
+    inputs are.
 
     Args:
         dim: C, channels of the map.
@@ -76,6 +79,20 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)  # as nn.Linear's default
         nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the module (`.to`, `.half`, `.cuda`), but keep what the state decays by exact.
+
+        Rounded to bfloat16, decays close to 1 would be off by a multiple of their distance to 1.
+        """
+        exact = {id(p) for p in (self.A_logs, self.Ds, self.dt_projs_bias)}
+
+        def convert(t: Tensor) -> Tensor:
+            converted = fn(t)
+            narrowed = converted.is_floating_point() and converted.dtype.itemsize < 4
+            return t.to(converted.device) if id(t) in exact and narrowed else converted
+
+        return super()._apply(convert, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
