@@ -1,10 +1,11 @@
+import os
 import resource
 import subprocess
 import sys
 
 import pytest
 import torch
-from scan_inputs import image_inputs, sequence_inputs, value_and_gradients
+from scan_inputs import NAMES, image_inputs, sequence_inputs, value_and_gradients
 
 from mambaseg.scan import selective_scan_2d
 
@@ -54,6 +55,49 @@ def test_torch_decides_how_many_threads_run():
         assert numba.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_starting_numba_leaves_the_number_of_torchs_threads_alone():
+    code = """
+import torch
+from mambaseg.scan import selective_scan_2d
+torch.set_num_threads(1)
+selective_scan_2d(
+    torch.ones(1, 2, 2, 16), torch.ones(1, 2, 2, 4, 16), -torch.ones(4, 16, 2),
+    torch.ones(1, 2, 2, 4, 2), torch.ones(1, 2, 2, 4, 2), torch.ones(4, 16), torch.ones(4, 16),
+    backend="numba",
+)
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+def test_a_cpu_without_avx512_computes_the_same(tmp_path):
+    """The exponent instructions have a portable twin; here numba is told of an older CPU."""
+    import llvmlite.binding
+
+    if llvmlite.binding.get_default_triple().split("-")[0] != "x86_64":
+        pytest.skip("names an x86 CPU")
+    inputs = [t.float() for t in image_inputs(2, 5, 7, 20, 5)]
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = """
+import sys, torch
+from mambaseg.scan.numba import selective_scan_2d
+inputs = [t.requires_grad_() for t in torch.load(sys.argv[1])]
+y = selective_scan_2d(*inputs)
+torch.save([y.detach(), *torch.autograd.grad(y.square().sum(), inputs)], sys.argv[2])
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt")]
+    older = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+sse4.1,+bmi2"}
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run(words, env={**os.environ, **older, **cache}, check=True)
+
+    leaves = [t.double().requires_grad_() for t in inputs]
+    y = selective_scan_2d(*leaves, backend="reference")
+    exact = [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+    for name, got, want in zip(NAMES, torch.load(tmp_path / "out.pt"), exact, strict=True):
+        assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max(), name
 
 
 def test_memory_is_that_of_the_tensors_not_of_the_states():

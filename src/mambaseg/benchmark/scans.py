@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from mambaseg.benchmark.compiled_c import compile_scan
 from mambaseg.benchmark.limits import Ceilings, ScanSize, floor, measure_ceilings
 from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
 from mambaseg.errors import UserError
-from mambaseg.scan import available_backends, choose_backend, selective_scan, selective_scan_2d
+from mambaseg.scan import (
+    available_backends,
+    choose_backend,
+    cross,
+    reference,
+    selective_scan,
+    selective_scan_2d,
+)
 
 Scan = Callable[..., Tensor]
 FORMS: dict[str, Scan] = {"1d": selective_scan, "2d": selective_scan_2d}
@@ -129,6 +137,9 @@ def _scans(form: str, names: Sequence[str], extra: dict[str, Scan]) -> dict[str,
     """The candidates for a form, by name."""
 
     def bound(name: str) -> Scan:
+        if name == "reference":  # without recomputation: the fastest that the loop can be
+            loop = partial(reference.selective_scan, recompute=False)
+            return loop if form == "1d" else partial(cross.selective_scan_2d, loop)
         return lambda *inputs: FORMS[form](*inputs, backend=name)
 
     return {name: bound(name) for name in names} | (extra if form == "1d" else {})

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.scan import cross, reference
-from mambaseg.scan.numba_kernels import BLOCKS, scan, scan_backward
+from mambaseg.scan.numba_kernels import channels_per_task, scan, scan_backward
 from mambaseg.scan.numba_lanes import LANES
 from mambaseg.scan.numba_tiles import STEPS
 
@@ -74,7 +74,7 @@ def _scan(
     strides = _strides(x, delta, B, C, y)
     scan(
         *_inputs(x, delta, A, B, C, D, delta_bias), _positions(x.shape[2], width), strides, len(x),
-        _flat(y), checkpoints.numpy(),
+        channels_per_task(len(x), A.shape[1]), _flat(y), checkpoints.numpy(),
     )  # fmt: skip
     return y, checkpoints
 
@@ -113,13 +113,14 @@ def _scan_backward(
     d_x, d_delta = torch.empty_like(x), torch.empty_like(delta)
     # Parts that are summed below, in a fixed order: per batch element, or per task of channels.
     d_A, d_D, d_bias = (t.new_empty(len(x), *t.shape) for t in (A, D[..., None], D[..., None]))
-    tasks = (A.shape[1] + BLOCKS * LANES - 1) // (BLOCKS * LANES)
+    extent = channels_per_task(len(x), A.shape[1])
+    tasks = (A.shape[1] + extent - 1) // extent
     d_B, d_C = (t.new_empty(tasks, *t.shape) for t in (B, C))
     _use_torch_threads()
     strides = _strides(x, delta, B, C, d_y, d_x, d_delta, d_B[0], d_C[0])
     scan_backward(
         *_inputs(x, delta, A, B, C, D, delta_bias), _positions(x.shape[2], width), strides, len(x),
-        checkpoints.detach().numpy(), _flat(d_y), _flat(d_x), _flat(d_delta), d_A.numpy(),
+        extent, checkpoints.detach().numpy(), _flat(d_y), _flat(d_x), _flat(d_delta), d_A.numpy(),
         d_B.flatten(1).numpy(), d_C.flatten(1).numpy(), d_D.numpy(), d_bias.numpy(),
     )  # fmt: skip
     d_A, d_B, d_C, d_D, d_bias = (t.sum(0) for t in (d_A, d_B, d_C, d_D, d_bias))
@@ -157,7 +158,12 @@ _scan.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _use_torch_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    # numba starts its threads at its first use; where both share one OpenMP library, that sets
+    # the number of PyTorch's threads too.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _inputs(

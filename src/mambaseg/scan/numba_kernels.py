@@ -17,33 +17,45 @@ import numpy as np
 from numba import njit, prange
 
 from mambaseg.scan import numba_lanes, numba_tiles
-from mambaseg.scan.numba_lanes import LANES, LOG2_E, load, store
+from mambaseg.scan.numba_lanes import LANES, LOG2_E, empty_rows, load, store
 from mambaseg.scan.numba_tiles import (
     STEPS,
+    WORK_TILES,
     Array,
+    empty_tiles,
     finish_tile_gradients,
     load_parameter,
     load_states,
-    load_steps,
     load_tile,
     scan_tile,
     scan_tile_backward,
     store_parameter,
     store_states,
     store_tile,
+    to_steps,
+    to_steps_and_slopes,
 )
 
-BLOCKS = 2
+MOST_BLOCKS = 6
 """Blocks of LANES channels per task: B and C are loaded, their gradients summed, once per task."""
+TASKS = 8
+"""How many tasks there should be, so that as many threads have work, before they grow larger."""
 
 X, DELTA, B_, C_, Y = 0, 1, 2, 3, 4  # rows of `strides`
 D_X, D_DELTA, D_B, D_C = 5, 6, 7, 8  # rows that the backward has in addition; Y is that of d_y
+
+
+def channels_per_task(batch: int, channels: int) -> int:
+    """Channels of a task: a function of the shape alone."""
+    blocks = batch * ((channels + LANES - 1) // LANES)
+    return LANES * min(MOST_BLOCKS, (blocks + TASKS - 1) // TASKS)
 
 
 @njit
 def _scan_channels(
     batch: int,
     first: int,
+    extent: int,
     x: Array,
     delta: Array,
     A: Array,
@@ -56,59 +68,46 @@ def _scan_channels(
     y: Array,
     checkpoints: Array,
 ) -> None:
-    """Forward of the channels from `first` on of one batch element."""
+    """Forward of `extent` channels from `first` on of one batch element."""
     groups, channels, N = A.shape
     length = positions.shape[1]
-    blocks = min(BLOCKS, (channels - first + LANES - 1) // LANES)
-    one = np.float32(1.0)
-    h = np.empty((blocks, N, LANES), np.float32)
-    rates = np.empty((blocks, N, LANES), np.float32)
-    skips = np.empty((blocks, 1, LANES), np.float32)
-    biases = np.empty((blocks, 1, LANES), np.float32)
-    B_rows = np.empty((N, STEPS), np.float32)
-    C_rows = np.empty((N, STEPS), np.float32)
-    x_tile = np.empty((STEPS, LANES), np.float32)
-    y_tile = np.empty((STEPS, LANES), np.float32)
-    delta_tile = np.empty((STEPS, LANES), np.float32)
-    slopes = np.empty((STEPS, LANES), np.float32)
-    delta_x = np.empty((STEPS, LANES), np.float32)
+    blocks = (min(extent, channels - first) + LANES - 1) // LANES
+    h, rates, skips, biases = _parameter_tiles(blocks, N)
+    B_rows, C_rows = _state_rows(N), _state_rows(N)
+    tiles = empty_tiles(4)
+    x_tile, y_tile, delta_tile, delta_x = tiles[0], tiles[1], tiles[2], tiles[3]
     for group in range(groups):
         base = batch * strides[:, 0] + group * strides[:, 1]
         add = group > 0 and strides[Y, 1] == 0
-        for block in range(blocks):
-            channel = first + block * LANES
-            load_parameter(A, group, channel, LOG2_E, rates[block])
-            load_parameter(D, group, channel, one, skips[block])
-            load_parameter(bias, group, channel, one, biases[block])
+        _load_parameters(A, D, bias, group, first, rates, skips, biases)
         h[:] = np.float32(0.0)
         for chunk in range((length + STEPS - 1) // STEPS):
             steps = min(STEPS, length - chunk * STEPS)
             places = positions[group % positions.shape[0], chunk * STEPS : chunk * STEPS + steps]
-            load_states(B, base[B_], strides[B_], places, B_rows)
-            load_states(C, base[C_], strides[C_], places, C_rows)
+            load_states(B, base[B_], strides[B_], places, N, B_rows)
+            load_states(C, base[C_], strides[C_], places, N, C_rows)
             for block in range(blocks):
                 channel = first + block * LANES
                 width = min(LANES, channels - channel)
-                for n in range(N):
-                    store(checkpoints[batch, group, chunk, n], channel, load(h[block, n], 0))
-                at = base[DELTA] + channel * strides[DELTA, 3]
-                load_steps(
-                    delta, at, strides[DELTA], places, width, biases[block], delta_tile, slopes
-                )
-                at = base[X] + channel * strides[X, 3]
-                load_tile(x, at, strides[X], places, width, x_tile)
+                if checkpoints.size:
+                    for n in range(N):
+                        store(checkpoints[batch, group, chunk, n], channel, load(h[block, n], 0))
+                at = base + channel * strides[:, 3]
+                load_tile(delta, at[DELTA], strides[DELTA], places, width, delta_tile)
+                to_steps(delta_tile, biases[block], steps)
+                load_tile(x, at[X], strides[X], places, width, x_tile)
                 scan_tile(
                     delta_tile, x_tile, rates[block], B_rows, C_rows, skips[block], h[block],
                     steps, delta_x, y_tile,
                 )  # fmt: skip
-                at = base[Y] + channel * strides[Y, 3]
-                store_tile(y, at, strides[Y], places, width, y_tile, add)
+                store_tile(y, at[Y], strides[Y], places, width, y_tile, add)
 
 
 @njit
 def _scan_channels_backward(
     batch: int,
     first: int,
+    extent: int,
     x: Array,
     delta: Array,
     A: Array,
@@ -131,82 +130,94 @@ def _scan_channels_backward(
     """Gradient of `_scan_channels`; d_B and d_C are the parts that these channels contribute."""
     groups, channels, N = A.shape
     length = positions.shape[1]
-    blocks = min(BLOCKS, (channels - first + LANES - 1) // LANES)
-    zero, one = np.float32(0.0), np.float32(1.0)
-    h = np.empty((N, LANES), np.float32)
-    rates = np.empty((blocks, N, LANES), np.float32)
-    skips = np.empty((blocks, 1, LANES), np.float32)
-    biases = np.empty((blocks, 1, LANES), np.float32)
-    d_h = np.empty((blocks, N, LANES), np.float32)
-    d_rates = np.empty((blocks, N, LANES), np.float32)
-    d_skips = np.empty((blocks, 1, LANES), np.float32)
-    d_biases = np.empty((blocks, 1, LANES), np.float32)
-    B_rows = np.empty((N, STEPS), np.float32)
-    C_rows = np.empty((N, STEPS), np.float32)
-    d_B_rows = np.empty((N, STEPS), np.float32)
-    d_C_rows = np.empty((N, STEPS), np.float32)
-    x_tile = np.empty((STEPS, LANES), np.float32)
-    delta_tile = np.empty((STEPS, LANES), np.float32)
-    slopes = np.empty((STEPS, LANES), np.float32)
-    d_y_tile = np.empty((STEPS, LANES), np.float32)
-    delta_x = np.empty((STEPS, LANES), np.float32)
-    states = np.empty((STEPS + 1, LANES), np.float32)
-    decays = np.empty((STEPS, LANES), np.float32)
-    products = np.empty((2 * LANES, LANES), np.float32)
-    d_delta_x = np.empty((STEPS, LANES), np.float32)
-    d_exponent = np.empty((STEPS, LANES), np.float32)
+    blocks = (min(extent, channels - first) + LANES - 1) // LANES
+    h, rates, skips, biases = _parameter_tiles(blocks, N)
+    d_h, d_rates, d_skips, d_biases = _parameter_tiles(blocks, N)
+    B_rows, C_rows, d_B_rows, d_C_rows = (
+        _state_rows(N), _state_rows(N), _state_rows(N), _state_rows(N)
+    )  # fmt: skip
+    tiles = empty_tiles(6 + WORK_TILES)
+    x_tile, d_y_tile, delta_tile, slopes = tiles[0], tiles[1], tiles[2], tiles[3]
+    d_delta_x, d_exponent, work = tiles[4], tiles[5], tiles[6:]
     for group in range(groups):
         base = batch * strides[:, 0] + group * strides[:, 1]
         add = group > 0 and strides[D_X, 1] == 0
-        for block in range(blocks):
-            channel = first + block * LANES
-            load_parameter(A, group, channel, LOG2_E, rates[block])
-            load_parameter(D, group, channel, one, skips[block])
-            load_parameter(bias, group, channel, one, biases[block])
-        d_h[:] = zero
-        d_rates[:] = zero
-        d_skips[:] = zero
-        d_biases[:] = zero
+        _load_parameters(A, D, bias, group, first, rates, skips, biases)
+        for gradient in (d_h, d_rates, d_skips, d_biases):
+            gradient[:] = np.float32(0.0)
         for chunk in range((length + STEPS - 1) // STEPS - 1, -1, -1):
             steps = min(STEPS, length - chunk * STEPS)
             places = positions[group % positions.shape[0], chunk * STEPS : chunk * STEPS + steps]
-            load_states(B, base[B_], strides[B_], places, B_rows)
-            load_states(C, base[C_], strides[C_], places, C_rows)
-            d_B_rows[:] = zero
-            d_C_rows[:] = zero
+            load_states(B, base[B_], strides[B_], places, N, B_rows)
+            load_states(C, base[C_], strides[C_], places, N, C_rows)
+            d_B_rows[:] = np.float32(0.0)
+            d_C_rows[:] = np.float32(0.0)
             for block in range(blocks):
                 channel = first + block * LANES
                 width = min(LANES, channels - channel)
                 for n in range(N):
-                    store(h, n * LANES, load(checkpoints[batch, group, chunk, n], channel))
-                at = base[DELTA] + channel * strides[DELTA, 3]
-                load_steps(
-                    delta, at, strides[DELTA], places, width, biases[block], delta_tile, slopes
-                )
-                at = base[X] + channel * strides[X, 3]
-                load_tile(x, at, strides[X], places, width, x_tile)
-                at = base[Y] + channel * strides[Y, 3]
-                load_tile(d_y, at, strides[Y], places, width, d_y_tile)
+                    store(h[block], n * LANES, load(checkpoints[batch, group, chunk, n], channel))
+                at = base + channel * strides[:, 3]
+                load_tile(delta, at[DELTA], strides[DELTA], places, width, delta_tile)
+                to_steps_and_slopes(delta_tile, biases[block], steps, slopes)
+                load_tile(x, at[X], strides[X], places, width, x_tile)
+                load_tile(d_y, at[Y], strides[Y], places, width, d_y_tile)
                 scan_tile_backward(
-                    delta_tile, x_tile, rates[block], B_rows, C_rows, h, steps, d_y_tile,
-                    d_h[block], delta_x, states, decays, products, d_delta_x, d_exponent,
-                    d_rates[block], d_B_rows, d_C_rows,
+                    delta_tile, x_tile, rates[block], B_rows, C_rows, h[block], steps, d_y_tile,
+                    d_h[block], work, d_delta_x, d_exponent, d_rates[block], d_B_rows, d_C_rows,
                 )  # fmt: skip
                 finish_tile_gradients(
                     delta_tile, slopes, x_tile, skips[block], d_y_tile, steps, d_delta_x,
                     d_exponent, d_skips[block], d_biases[block],
                 )  # fmt: skip
-                at = base[D_X] + channel * strides[D_X, 3]
-                store_tile(d_x, at, strides[D_X], places, width, d_delta_x, add)
-                at = base[D_DELTA] + channel * strides[D_DELTA, 3]
-                store_tile(d_delta, at, strides[D_DELTA], places, width, d_exponent, False)
-            store_states(d_B, base[D_B], strides[D_B], places, d_B_rows)
-            store_states(d_C, base[D_C], strides[D_C], places, d_C_rows)
+                store_tile(d_x, at[D_X], strides[D_X], places, width, d_delta_x, add)
+                store_tile(d_delta, at[D_DELTA], strides[D_DELTA], places, width, d_exponent, False)
+            store_states(d_B, base[D_B], strides[D_B], places, N, d_B_rows)
+            store_states(d_C, base[D_C], strides[D_C], places, N, d_C_rows)
         for block in range(blocks):
             channel = first + block * LANES
             store_parameter(d_A, group, channel, d_rates[block])
             store_parameter(d_D, group, channel, d_skips[block])
             store_parameter(d_bias, group, channel, d_biases[block])
+
+
+@njit
+def _parameter_tiles(blocks: int, N: int) -> tuple[Array, Array, Array, Array]:
+    """Zeros: two tiles (blocks, N, lane), N made even, and two (blocks, 1, lane)."""
+    even = N + N % 2
+    one, two = (blocks, even, LANES), (blocks, 1, LANES)
+    first, second = empty_rows(blocks * even).reshape(one), empty_rows(blocks * even).reshape(one)
+    third, fourth = empty_rows(blocks).reshape(two), empty_rows(blocks).reshape(two)
+    for zeros in (first, second, third, fourth):
+        zeros[:] = np.float32(0.0)
+    return first, second, third, fourth
+
+
+@njit
+def _state_rows(N: int) -> Array:
+    """Rows (N, step) for B, C or a gradient of them, N made even."""
+    even = N + N % 2
+    return empty_rows(even * STEPS // LANES).reshape(even, STEPS)
+
+
+@njit
+def _load_parameters(
+    A: Array,
+    D: Array,
+    bias: Array,
+    group: int,
+    first: int,
+    rates: Array,
+    skips: Array,
+    biases: Array,
+) -> None:
+    """Load the parameters of all blocks of a task."""
+    one = np.float32(1.0)
+    for block in range(len(rates)):
+        channel = first + block * LANES
+        load_parameter(A, group, channel, LOG2_E, rates[block])
+        load_parameter(D, group, channel, one, skips[block])
+        load_parameter(bias, group, channel, one, biases[block])
 
 
 def _compile(sources: str) -> tuple[Any, Any]:
@@ -228,16 +239,16 @@ def _compile(sources: str) -> tuple[Any, Any]:
         positions: Array,
         strides: Array,
         batch: int,
+        extent: int,
         y: Array,
         checkpoints: Array,
     ) -> None:
         _ = sources
-        extent = BLOCKS * LANES
         tasks = (A.shape[1] + extent - 1) // extent
         for index in prange(batch * tasks):
             _scan_channels(
-                index // tasks, index % tasks * extent, x, delta, A, B, C, D, bias, positions,
-                strides, y, checkpoints,
+                index // tasks, index % tasks * extent, extent, x, delta, A, B, C, D, bias,
+                positions, strides, y, checkpoints,
             )  # fmt: skip
 
     @njit(parallel=True, cache=True)
@@ -252,6 +263,7 @@ def _compile(sources: str) -> tuple[Any, Any]:
         positions: Array,
         strides: Array,
         batch: int,
+        extent: int,
         checkpoints: Array,
         d_y: Array,
         d_x: Array,
@@ -263,13 +275,13 @@ def _compile(sources: str) -> tuple[Any, Any]:
         d_bias: Array,
     ) -> None:
         _ = sources
-        extent = BLOCKS * LANES
         tasks = (A.shape[1] + extent - 1) // extent
         for index in prange(batch * tasks):
             one, part = index // tasks, index % tasks
             _scan_channels_backward(
-                one, part * extent, x, delta, A, B, C, D, bias, positions, strides, checkpoints,
-                d_y, d_x, d_delta, d_A[one], d_B[part], d_C[part], d_D[one], d_bias[one],
+                one, part * extent, extent, x, delta, A, B, C, D, bias, positions, strides,
+                checkpoints, d_y, d_x, d_delta, d_A[one], d_B[part], d_C[part], d_D[one],
+                d_bias[one],
             )  # fmt: skip
 
     return scan, scan_backward

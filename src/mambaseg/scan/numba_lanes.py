@@ -26,12 +26,11 @@ _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _BITS = ir.VectorType(ir.IntType(32), LANES)
 _FAST = ("contract", "nsz", "arcp")  # not nnan, ninf: a NaN has to come out as a NaN
 
-# Minimax polynomial of 2**f on [-1/2, 1/2], relative error 2e-9.
+# 2**f on [0, 1], relative error 2e-9; exact at both ends, so that decays close to 1 have no bias.
 _EXP2 = (
-    1.0000000005541676, 0.6931472057372658, 0.24022646890627686, 0.05550328776969677,
-    0.009618488957813975, 0.001339993121774536, 0.00015345811814777843,
+    1.0, 0.6931470324000212, 0.24022951329206346, 0.05548415245928682, 0.00967806389364339,
+    0.001244087702687545, 0.00021715025229760443,
 )  # fmt: skip
-_ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the lowest bits
 
 
 class _LanesType(types.Type):
@@ -123,26 +122,47 @@ def if_negative(typing: Any, condition: Any, then: Any, otherwise: Any) -> Any:
     return _lanes(_lanes, _lanes, _lanes), codegen
 
 
+def _has_avx512(context: Any) -> bool:
+    _, _, features = context.codegen().magic_tuple()
+    return "+avx512dq" in features.split(",")
+
+
+def _call_avx512(builder: Any, name: str, *arguments: Any) -> Any:
+    """Call an AVX-512 instruction on all 16 lanes."""
+    # What masked lanes would hold, no lane masked, and the rounding mode that is set (4).
+    rest = (arguments[0], ir.Constant(ir.IntType(16), -1), ir.Constant(ir.IntType(32), 4))
+    operands = (*arguments, *rest)
+    kind = ir.FunctionType(_VECTOR, [operand.type for operand in operands])
+    function = builder.module.declare_intrinsic(f"llvm.x86.avx512.mask.{name}.ps.512", (), kind)
+    return builder.call(function, operands)
+
+
+def _polynomial(builder: Any, fraction: Any) -> Any:
+    power = _constant(_EXP2[-1])
+    for coefficient in reversed(_EXP2[:-1]):
+        product = builder.fmul(power, fraction, flags=_FAST)
+        power = builder.fadd(product, _constant(coefficient), flags=_FAST)
+    return power
+
+
 @intrinsic
 def exp2(typing: Any, exponent: Any) -> Any:
-    """2**x to single precision: 0 from x = -127 down, infinity from 128 up, NaN for NaN."""
+    """2**x to single precision: infinity from 128 up, NaN for NaN; zero from -127 or -150 down."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         b, (x,) = builder, arguments
+        if _has_avx512(context):  # two instructions for eight
+            floor_and_silent = ir.Constant(ir.IntType(32), 0b1001)
+            fraction = _call_avx512(b, "reduce", x, floor_and_silent)
+            return _call_avx512(b, "scalef", _polynomial(b, fraction), x)
         x = b.select(b.fcmp_ordered("<", x, _constant(-127.0)), _constant(-127.0), x)
         x = b.select(b.fcmp_ordered(">", x, _constant(128.0)), _constant(128.0), x)
-        shifted = b.fadd(x, _constant(_ROUND))  # without flags: these must not be reordered
-        fraction = b.fsub(x, b.fsub(shifted, _constant(_ROUND)))
-        power = _constant(_EXP2[-1])
-        for coefficient in reversed(_EXP2[:-1]):
-            power = b.fadd(
-                b.fmul(power, fraction, flags=_FAST), _constant(coefficient), flags=_FAST
-            )
-        integer = b.bitcast(shifted, _BITS)
-        exponent_bits = b.shl(
-            b.add(integer, ir.Constant(_BITS, [127] * LANES)), ir.Constant(_BITS, [23] * LANES)
-        )
-        return b.fmul(power, b.bitcast(exponent_bits, _VECTOR))
+        floor = ir.FunctionType(_VECTOR, [_VECTOR])
+        whole = b.call(b.module.declare_intrinsic(f"llvm.floor.v{LANES}f32", (), floor), [x])
+        power = _polynomial(b, b.fsub(x, whole))
+        exponent = b.add(b.fptosi(whole, _BITS), ir.Constant(_BITS, [127] * LANES))
+        scale = b.bitcast(b.shl(exponent, ir.Constant(_BITS, [23] * LANES)), _VECTOR)
+        return b.fmul(power, scale)
 
     return _lanes(_lanes), codegen
 
@@ -151,7 +171,8 @@ def exp2(typing: Any, exponent: Any) -> Any:
 def sum_rows(typing: Any, array: Any, offset: Any) -> Any:
     """Sums of the 16 rows of a 16 x 16 tile: lane i holds the sum of row i.
 
-    Four rounds; each adds up halves of the lanes of two rows and packs both results into one.
+    Four rounds; each folds two rows by half and packs them into one: the lower lanes of a run
+    belong to the first of the two, the upper to the second.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -161,18 +182,16 @@ def sum_rows(typing: Any, array: Any, offset: Any) -> Any:
             offset = builder.add(base, ir.Constant(base.type, row * LANES))
             address = _address(context, builder, signature.args[0], arguments[0], offset)
             rows.append(builder.load(address, align=4))
-        width = LANES
         while len(rows) > 1:
-            width //= 2
-            # Lanes come in runs of 2 * width that belong to one row; fold each run in half.
-            starts = range(0, LANES, 2 * width)
-            low = [r + s + i for s in starts for r in (0, LANES) for i in range(width)]
-            high = [lane + width for lane in low]
             half = len(rows) // 2
+            upper = [lane & half for lane in range(LANES)]
+            # Lane by lane from the row it stays in, and from the other half of that run.
+            stay = [lane + LANES if upper[lane] else lane for lane in range(LANES)]
+            come = [lane + LANES - half if upper[lane] else lane + half for lane in range(LANES)]
             rows = [
                 builder.fadd(
-                    builder.shuffle_vector(first, second, ir.Constant(_BITS, low)),
-                    builder.shuffle_vector(first, second, ir.Constant(_BITS, high)),
+                    builder.shuffle_vector(first, second, ir.Constant(_BITS, stay)),
+                    builder.shuffle_vector(first, second, ir.Constant(_BITS, come)),
                 )
                 for first, second in zip(rows[:half], rows[half:], strict=True)
             ]
@@ -184,12 +203,11 @@ def sum_rows(typing: Any, array: Any, offset: Any) -> Any:
 @njit
 def softplus_and_slope(z: Any) -> tuple[Any, Any]:
     """log(1 + exp(z)) and its derivative, both accurate to single precision in both tails."""
-    zero = splat(np.float32(0.0))
-    one = splat(np.float32(1.0))
-    magnitude = if_negative(z, zero - z, z)
-    w = exp2(magnitude * splat(-LOG2_E))  # exp(-|z|), in (0, 1]
+    zero, one, two = splat(np.float32(0.0)), splat(np.float32(1.0)), splat(np.float32(2.0))
+    w = exp2(if_negative(z, z, zero - z) * splat(LOG2_E))  # exp(-|z|), in (0, 1]
+    quotient = one / ((one + w) * (two + w))  # divisions are slow: one for both
     # log(1 + w) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = w / (2 + w) <= 1/3
-    s = w / (splat(np.float32(2.0)) + w)
+    s = w * (one + w) * quotient
     square = s * s
     series = splat(np.float32(2.0 / 15.0))
     series = series * square + splat(np.float32(2.0 / 13.0))
@@ -198,7 +216,16 @@ def softplus_and_slope(z: Any) -> tuple[Any, Any]:
     series = series * square + splat(np.float32(2.0 / 7.0))
     series = series * square + splat(np.float32(2.0 / 5.0))
     series = series * square + splat(np.float32(2.0 / 3.0))
-    series = series * square + splat(np.float32(2.0))
+    series = series * square + two
     softplus = if_negative(z, zero, z) + s * series
-    slope = if_negative(z, w, one) / (one + w)
+    slope = if_negative(z, w, one) * (two + w) * quotient
     return softplus, slope
+
+
+@njit
+def empty_rows(rows: int) -> Any:
+    """Uninitialised memory for rows of 16 numbers, none of which straddles two cache lines."""
+    memory = np.empty((rows + 1) * LANES, np.float32)
+    past = (memory.ctypes.data // np.uint64(4)) % LANES
+    first = (LANES - past) % LANES
+    return memory[first : first + rows * LANES].reshape(rows, LANES)
