@@ -1,8 +1,9 @@
-"""Measures speed and memory of scans, networks and training steps, as ratios within one run.
+"""Measures scans, blocks, networks and training steps: speed and memory, as ratios within one run.
 
 python src/benchmark.py scan backends=[numba,torch] shapes=[stage1]
 python src/benchmark.py inference models=[swin_unet,mamba_unet]
 python src/benchmark.py train size=128 batch=4
+python src/benchmark.py blocks
 python src/benchmark.py profile
 """
 
@@ -64,6 +65,14 @@ def train(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict
     )
 
 
+def blocks(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Building blocks: forward and backward at four resolutions."""
+    return benchmark.measure_blocks(
+        size=cfg.size, batch=cfg.batch, scan_backend=choose_backend("auto", protocol.device),
+        protocol=protocol, autocast=autocast, seed=cfg.seed,
+    )  # fmt: skip
+
+
 def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
     """Networks: parameters, operations, latency, memory."""
     return benchmark.profile_networks(
@@ -72,7 +81,7 @@ def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> di
     )  # fmt: skip
 
 
-WORDS = {"scan": scan, "inference": inference, "train": train, "profile": profile}
+WORDS = {"scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile}
 
 
 @entry("benchmark")
@@ -86,7 +95,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
-        cfg.batch = {"train": 2, "scan": 24 if device.type == "cuda" else 1}.get(cfg.what, 1)
+        cfg.batch = {"train": 2, "blocks": 2, "scan": 24 if device.type == "cuda" else 1}.get(
+            cfg.what, 1
+        )
     torch.manual_seed(cfg.seed)
     protocol = benchmark.Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
     started = datetime.datetime.now(datetime.UTC)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mambaseg.benchmark import Protocol, shapes_of, tables
+from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.compiled_c import COMPILERS, compile_scan
 from mambaseg.benchmark.costs import count_operations
 from mambaseg.benchmark.limits import ScanSize, floor, work
@@ -127,6 +128,33 @@ def test_networks_are_compared_with_the_first(word, tmp_path):
     assert "time ratio" in out and "embed_dim=8" in out
 
 
+def test_blocks_are_compared_with_those_of_another_library(tmp_path):
+    out, record = measured(tmp_path, "blocks")
+    assert "8² × 96" in out and "Swin (MONAI)" in out
+    kind = NETWORK | {"stage": int, "channels": int, "side": int}
+    for row in record["rows"]:
+        assert_schema(row, kind)
+    rows = {(row["stage"], row["network"]): row for row in record["rows"]}
+    assert len(rows) == 12
+    for stage in (1, 2, 3, 4):
+        assert rows[stage, "Swin (MONAI)"]["ratio"] == 1.0
+        assert rows[stage, "Swin"]["parameters"] == rows[stage, "Swin (MONAI)"]["parameters"]
+
+
+def test_the_other_librarys_block_is_the_same_block():
+    """With equal weights both give the same map: the comparison is of equals."""
+    dim, heads, side = 24, 3, 21
+    theirs, ours = MonaiSwinBlocks(dim, heads, side).eval(), swin_blocks(dim, heads).eval()
+    renamed = {
+        name.replace("mlp.linear", "mlp.fc"): value
+        for name, value in theirs.blocks.state_dict().items()
+        if "relative_position_index" not in name
+    }
+    ours.load_state_dict(renamed)
+    image = torch.randn(2, side, side, dim)
+    torch.testing.assert_close(ours(image), theirs(image))
+
+
 def test_profile_counts_the_scan(tmp_path):
     out, record = measured(tmp_path, "profile", MODELS)
     for row in record["rows"]:
@@ -141,7 +169,7 @@ def test_profile_counts_the_scan(tmp_path):
 def test_an_unknown_word_is_answered_with_the_known_ones():
     done = typed("speed", "size=32")
     assert done.returncode == 1
-    assert "scan|inference|train|profile" in done.stderr and "Traceback" not in done.stderr
+    assert "scan|inference|train|blocks|profile" in done.stderr and "Traceback" not in done.stderr
     assert "speed" in done.stderr
 
 

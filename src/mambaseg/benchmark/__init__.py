@@ -5,6 +5,7 @@ side in one process can. Everything here takes plain arguments and returns plain
 `tables` shows and that are written as JSON.
 """
 
+from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.costs import profile_networks
 from mambaseg.benchmark.measure import Protocol
 from mambaseg.benchmark.networks import Step, inference, measure_networks, training
@@ -15,6 +16,7 @@ __all__ = [
     "Protocol",
     "Step",
     "inference",
+    "measure_blocks",
     "measure_networks",
     "measure_scans",
     "profile_networks",

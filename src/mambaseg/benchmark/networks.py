@@ -27,7 +27,7 @@ def inference(image: Tensor, *, autocast: bool) -> Step:
         network.eval()
 
         def call() -> None:
-            with torch.inference_mode(), _autocast(image, autocast):
+            with torch.inference_mode(), autocast_on(image, autocast):
                 network(image)
 
         return call
@@ -45,7 +45,7 @@ def training(
         rule = optimizer(network.parameters())
 
         def call() -> None:
-            with _autocast(image, autocast):
+            with autocast_on(image, autocast):
                 value = loss(network(image), label)
             value.backward()
             rule.step()
@@ -114,5 +114,6 @@ def _scan_backend(network: nn.Module) -> str | None:
     return next((m.scan_backend for m in network.modules() if isinstance(m, SS2D)), None)
 
 
-def _autocast(image: Tensor, enabled: bool) -> torch.autocast:
+def autocast_on(image: Tensor, enabled: bool) -> torch.autocast:
+    """Autocast to bfloat16 on the device of `image`, or none."""
     return torch.autocast(image.device.type, torch.bfloat16, enabled=enabled)

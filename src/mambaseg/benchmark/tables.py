@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 UNKNOWN = "–"
-WORDS = ("form", "pass", "backend", "network", "worst in", "limit")
+WORDS = ("form", "pass", "backend", "map", "two blocks", "network", "worst in", "limit")
 """Columns that hold no numbers."""
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -24,8 +24,8 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
             _table("worst error against float64", ERRORS, record["errors"]),
         ]
     title = f"{record['what']} · {_setting(record)}"
-    columns = PROFILE if record["what"] == "profile" else NETWORKS
-    return [_table(title, columns, record["rows"])]
+    columns = {"profile": PROFILE, "blocks": BLOCKS}.get(record["what"], NETWORKS)
+    return [_table(title, columns, record["rows"], group=lambda row: row.get("stage"))]
 
 
 def _setting(record: Mapping[str, Any]) -> str:
@@ -132,6 +132,13 @@ NETWORKS: list[Column] = [
     ("time ratio", lambda row: _ratio(row["ratio"])),
     ("images/s", lambda row: f"{row['images_per_s']:.1f}"),
     ("peak MiB", lambda row: _mebibytes(row["peak_bytes"])),
+    ("MiB added", lambda row: _mebibytes(row["peak_added_bytes"])),
+]
+BLOCKS: list[Column] = [
+    ("map", lambda row: f"{row['side']}² × {row['channels']}"),
+    ("two blocks", lambda row: row["network"]),
+    *TIMES,
+    ("time ratio", lambda row: _ratio(row["ratio"])),
     ("MiB added", lambda row: _mebibytes(row["peak_added_bytes"])),
 ]
 PROFILE: list[Column] = [
