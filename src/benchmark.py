@@ -40,7 +40,7 @@ def scan(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[
         forms=list(cfg.forms),
         backends=list(cfg.backends),
         dtype=torch.bfloat16 if autocast else torch.float32,
-        reference_limit=cfg.reference_limit,
+        loop_limit=cfg.loop_limit,
         c_equivalent=cfg.c_equivalent,
     )
 

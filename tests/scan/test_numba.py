@@ -25,7 +25,22 @@ def test_the_operator_passes_opcheck(width):
     delta, B, C = (t.transpose(2, 3) for t in (delta, B, C))
     x = u.transpose(2, 3)[:, :1] if width else u.transpose(2, 3)
     inputs = [t.detach().requires_grad_() for t in (x, delta, A, B, C, D, bias)]
-    torch.library.opcheck(numba._scan, (*inputs, width))
+    torch.library.opcheck(numba._scan, (*inputs, width, True))
+
+
+def test_states_are_kept_only_for_a_backward(monkeypatch):
+    from mambaseg.scan import numba
+
+    kept = []
+    scan = numba.scan
+    monkeypatch.setattr(numba, "scan", lambda *a: (kept.append(a[-1].size), scan(*a)))
+    inputs = [t.float() for t in image_inputs(1, 3, 4, 16, 4)]
+    alone = numba.selective_scan_2d(*inputs)
+    inputs[0].requires_grad_()
+    assert torch.equal(numba.selective_scan_2d(*inputs), alone)
+    with torch.no_grad():
+        numba.selective_scan_2d(*inputs)
+    assert [size > 0 for size in kept] == [False, True, False]
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

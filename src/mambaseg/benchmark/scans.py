@@ -15,6 +15,7 @@ from torch import Tensor
 from mambaseg.benchmark.compiled_c import compile_scan
 from mambaseg.benchmark.limits import Ceilings, ScanSize, floor, measure_ceilings
 from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
+from mambaseg.benchmark.unbind_loop import unbind_loop
 from mambaseg.errors import UserError
 from mambaseg.scan import (
     available_backends,
@@ -30,6 +31,8 @@ FORMS: dict[str, Scan] = {"1d": selective_scan, "2d": selective_scan_2d}
 PASSES = ("forward", "forward+backward")
 GROUPS, STATES = 4, 16
 C_NAME = "compiled C"
+LOOP_NAME = "unbind loop"
+LOOPS = ("reference", LOOP_NAME)
 TENSORS = ("y", "x", "delta", "A", "B", "C", "D", "delta_bias")
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def measure_scans(
     forms: Sequence[str],
     backends: Sequence[str],
     dtype: torch.dtype,
-    reference_limit: int | None,
+    loop_limit: int | None,
     c_equivalent: bool,
 ) -> dict[str, Any]:
     """Measures backends at shapes, forward and forward + backward, in the 1-D and 2-D form.
@@ -93,7 +96,7 @@ def measure_scans(
         forms: of `1d` and `2d`.
         backends: names; empty for all that can run on the device.
         dtype: of x, delta, B and C; parameters are float32.
-        reference_limit: B K D L above which the slow reference is left out; None: nowhere.
+        loop_limit: B K D L above which the two loops over time are left out; None: nowhere.
         c_equivalent: measure the compiled C too, for the 1-D form on the CPU in float32.
 
     Returns:
@@ -104,22 +107,24 @@ def measure_scans(
     names = [choose_backend(name, protocol.device) for name in backends]
     names = names or list(available_backends(protocol.device))
     notes: list[str] = []
-    extra: dict[str, Scan] = {}
+    yardsticks: dict[str, Scan] = {LOOP_NAME: unbind_loop}
     if c_equivalent and protocol.device.type == "cpu" and dtype == torch.float32:
         compiled, how = compile_scan()
         notes.append(f"{C_NAME}: {how}")
         if compiled is not None:
-            extra[C_NAME] = compiled
+            yardsticks[C_NAME] = compiled
     ceilings = measure_ceilings(protocol)
-    errors = _errors(forms, names, extra, dtype, protocol.device)
+    errors = _errors(forms, names, yardsticks, dtype, protocol.device)
     rows = []
     for shape in shapes:
-        wanted = [n for n in names if n != "reference" or _affordable(shape, reference_limit)]
-        if len(wanted) < len(names):
-            notes.append(f"{shape.name}: the reference is left out (reference_limit)")
+        affordable = loop_limit is None or shape.elements <= loop_limit
+        if not affordable:
+            notes.append(f"{shape.name}: the loops are left out (loop_limit)")
         for form in forms:
             log.info("measuring %s, %s", shape, form)
-            scans = _scans(form, wanted, extra)
+            scans = _scans(form, names, yardsticks)
+            if not affordable:
+                scans = {name: scan for name, scan in scans.items() if name not in LOOPS}
             rows += _rows(shape, form, scans, protocol, dtype, ceilings, notes)
     return {
         "rows": rows,
@@ -129,20 +134,22 @@ def measure_scans(
     }
 
 
-def _affordable(shape: Shape, limit: int | None) -> bool:
-    return limit is None or shape.elements <= limit
-
-
-def _scans(form: str, names: Sequence[str], extra: dict[str, Scan]) -> dict[str, Scan]:
+def _scans(form: str, names: Sequence[str], yardsticks: dict[str, Scan]) -> dict[str, Scan]:
     """The candidates for a form, by name."""
 
     def bound(name: str) -> Scan:
-        if name == "reference":  # without recomputation: the fastest that the loop can be
-            loop = partial(reference.selective_scan, recompute=False)
-            return loop if form == "1d" else partial(cross.selective_scan_2d, loop)
+        if name == "reference":  # without recomputation: the fastest that this loop can be
+            return in_form(partial(reference.selective_scan, recompute=False))
         return lambda *inputs: FORMS[form](*inputs, backend=name)
 
-    return {name: bound(name) for name in names} | (extra if form == "1d" else {})
+    def in_form(scan: Scan) -> Scan:
+        return scan if form == "1d" else partial(cross.selective_scan_2d, scan)
+
+    scans = {name: bound(name) for name in names}
+    for name, scan in yardsticks.items():
+        if form == "1d" or name != C_NAME:
+            scans[name] = in_form(scan)
+    return scans
 
 
 def _rows(
@@ -184,9 +191,10 @@ def _rows(
 
 
 def _baseline(names: Sequence[str]) -> str:
-    """What others are compared with: the reference, or else the last choice of `auto`."""
-    if "reference" in names:
-        return "reference"
+    """What others are compared with: the loop of public code, or else the last choice of `auto`."""
+    for loop in (LOOP_NAME, "reference"):
+        if loop in names:
+            return loop
     return [name for name in names if name != C_NAME or len(names) == 1][-1]
 
 
@@ -242,7 +250,7 @@ def scan_inputs(shape: Shape, form: str, dtype: torch.dtype, device: torch.devic
 def _errors(
     forms: Sequence[str],
     names: Sequence[str],
-    extra: dict[str, Scan],
+    yardsticks: dict[str, Scan],
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[dict[str, Any]]:
@@ -258,7 +266,7 @@ def _errors(
             t.to(device, dtype if i in (0, 1, 3, 4) else torch.float32)
             for i, t in enumerate(inputs)
         ]
-        for backend, scan in _scans(form, names, extra).items():
+        for backend, scan in _scans(form, names, yardsticks).items():
             tensors = _tensors(scan, narrow, d_y.to(device, dtype))
             errors = {
                 tensor: float((got.double().cpu() - want).abs().max() / want.abs().max())

@@ -62,9 +62,19 @@ class PatchExpand(nn.Module):
         self.expand = nn.Linear(dim, factor**2 * out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim)
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, dim)` to `(B, H, W, factor², out_dim)`: pixels that are not in place yet.
+
+        Those of a token come in reading order.
+        """
+        normed: Tensor = self.norm(self.expand(x).unflatten(-1, (self.factor**2, -1)))
+        return normed
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, dim)` to `(B, factor H, factor W, out_dim)`."""
-        x = self.expand(x)
-        x = rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=self.factor, q=self.factor)
-        expanded: Tensor = self.norm(x)
-        return expanded
+        return rearrange(
+            self.pixels(x),
+            "b h w (p q) c -> b (h p) (w q) c",
+            p=self.factor,
+            q=self.factor,
+        )

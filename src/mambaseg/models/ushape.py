@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -127,9 +128,12 @@ class UShape(nn.Module):
         skips.pop()  # what enters the bottom stage is no skip
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
-        x = self.final_expand(self.norm(x))
-        logits: Tensor = self.head(rearrange(x, "b h w c -> b c h w"))
-        return logits
+        # The head works on single pixels: so K channels are put in their places rather than C.
+        pixels = self.final_expand.pixels(self.norm(x))
+        logits = F.linear(pixels, self.head.weight.flatten(1))
+        return rearrange(
+            logits, "b h w (p q) k -> b k (h p) (w q)", p=self.patch_size, q=self.patch_size
+        )
 
     def backbone_names(self) -> dict[str, str]:
         """Map the key prefixes of a backbone, and of the original encoder, to ours."""

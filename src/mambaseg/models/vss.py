@@ -96,8 +96,10 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
-        x, gate = self.in_proj(x).chunk(2, dim=-1)
-        x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
+        # Two products, not one cut in two: either result is contiguous, and nothing gets copied.
+        scanned, gating = self.in_proj.weight.chunk(2)
+        gate = F.linear(x, gating)
+        x = self.conv2d(rearrange(F.linear(x, scanned), "b h w d -> b d h w"))
         x = F.silu(rearrange(x, "b d h w -> b h w d"))
         y = self.out_norm(self._scan(x))
         out: Tensor = self.out_proj(y * F.silu(gate))

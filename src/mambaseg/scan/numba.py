@@ -1,14 +1,17 @@
 """The `numba` backend: one fused pass forward and one backward on the CPU, compiled at first use.
 
 The 2-D form walks the four directions by address and sums them in place; nothing is flipped,
-transposed or copied on the way. The forward keeps one state per 64 steps, the backward recomputes
-the others. Gradients of B and C are summed in a fixed order: the same inputs give the same bits.
+transposed or copied on the way. Where gradients are wanted, the forward keeps one state per 64
+steps, and the backward recomputes the others. Gradients of B and C are summed in a fixed order: the
+same inputs give the same bits.
+
 `numba_kernels` holds the loops; here they become operators that autograd and torch.compile know.
 
 Inputs may have any strides. Narrower floats are computed in float32; float64 goes to `reference`.
 Letters as there, and G: K where each group has its own x and y, 1 where all share them.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +33,8 @@ def selective_scan(
     if u.dtype == torch.float64:
         return reference.selective_scan(u, delta, A, B, C, D, delta_bias)
     x, delta, B, C = (t.float().transpose(2, 3) for t in (u, delta, B, C))
-    y, _ = _scan(x, delta, A.float(), B, C, D.float(), delta_bias.float(), 0)
+    inputs = (x, delta, A.float(), B, C, D.float(), delta_bias.float())
+    y, _ = _scan(*inputs, 0, _wants_gradient(inputs))
     return y.transpose(2, 3).to(u.dtype)
 
 
@@ -42,7 +46,8 @@ def selective_scan_2d(
         return cross.selective_scan_2d(reference.selective_scan, x, delta, A, B, C, D, delta_bias)
     shared = x.float().flatten(1, 2).unsqueeze(1)  # (B, 1, L, D)
     delta, B, C = (t.float().flatten(1, 2).transpose(1, 2) for t in (delta, B, C))
-    y, _ = _scan(shared, delta, A.float(), B, C, D.float(), delta_bias.float(), x.shape[2])
+    inputs = (shared, delta, A.float(), B, C, D.float(), delta_bias.float())
+    y, _ = _scan(*inputs, x.shape[2], _wants_gradient(inputs))
     return y.view(x.shape).to(x.dtype)
 
 
@@ -56,6 +61,7 @@ def _scan(
     D: Tensor,
     delta_bias: Tensor,
     width: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Forward: y, and the states that the backward starts its chunks from.
 
@@ -68,8 +74,9 @@ def _scan(
         D: Skip weights, (K, D).
         delta_bias: Bias of delta, (K, D).
         width: Width of the image whose positions L are, walked in four directions; 0: a sequence.
+        keep: Keep states for a backward; without, there are none.
     """
-    y, checkpoints = _empty_outputs(x, delta, A, B, C, D, delta_bias, width)
+    y, checkpoints = _empty_outputs(x, delta, A, B, C, D, delta_bias, width, keep)
     _use_torch_threads()
     strides = _strides(x, delta, B, C, y)
     scan(
@@ -89,9 +96,10 @@ def _empty_outputs(
     D: Tensor,
     delta_bias: Tensor,
     width: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     groups, channels, states = A.shape
-    chunks = (x.shape[2] + STEPS - 1) // STEPS
+    chunks = (x.shape[2] + STEPS - 1) // STEPS if keep else 0
     whole = (channels + LANES - 1) // LANES * LANES
     return torch.empty_like(x), x.new_empty(x.shape[0], groups, chunks, states, whole)
 
@@ -146,15 +154,19 @@ def _empty_gradients(
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.width = inputs
+    *tensors, ctx.width, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_scan_backward(d_y, *ctx.saved_tensors, ctx.width), None)
+    return (*_scan_backward(d_y, *ctx.saved_tensors, ctx.width), None, None)
 
 
 _scan.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _wants_gradient(inputs: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
 def _use_torch_threads() -> None:
