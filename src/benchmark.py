@@ -19,12 +19,13 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
 from mambaseg import benchmark
-from mambaseg.build import DictConfig, build_network, entry
+from mambaseg.build import build_network
+from mambaseg.entry import entry
 from mambaseg.errors import UserError
 from mambaseg.runs import RunFolder, code_state, environment
 from mambaseg.scan import choose_backend

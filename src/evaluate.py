@@ -4,7 +4,10 @@ python src/evaluate.py checkpoint=outputs/default/<run folder>
 python src/evaluate.py checkpoint=best.ckpt data=acdc data.split=transunet
 """
 
-from mambaseg.build import DictConfig, build, entry
+from omegaconf import DictConfig
+
+from mambaseg.build import build
+from mambaseg.entry import entry
 
 
 @entry("evaluate")

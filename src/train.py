@@ -5,7 +5,10 @@ python src/train.py -m model=unet,swin_unet,mamba_unet
 python src/train.py --help
 """
 
-from mambaseg.build import DictConfig, build, entry
+from omegaconf import DictConfig
+
+from mambaseg.build import build
+from mambaseg.entry import entry
 
 
 @entry("config")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from mambaseg.build import entry
+from mambaseg.entry import entry
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 

@@ -8,8 +8,9 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from mambaseg.build import CONF, build
+from mambaseg.build import build
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 
 

@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from mambaseg.build import CONF, build_network
+from mambaseg.build import build_network
+from mambaseg.entry import CONF
 
 GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
 LEAVES = [(group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))]

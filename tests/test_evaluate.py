@@ -4,8 +4,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from mambaseg.build import CONF, build
+from mambaseg.build import build
 from mambaseg.checkpoint import read_checkpoint
+from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 
 

@@ -1,23 +1,19 @@
-"""Turns a configuration into a run: the only module of the package that imports Hydra."""
+"""Turns a configuration into a run: with `entry`, all of the package that imports Hydra."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,9 +22,6 @@ if TYPE_CHECKING:
     from mambaseg.checkpoint import Checkpoint
     from mambaseg.run import Run
 
-__all__ = ["CONF", "DictConfig", "build", "build_network", "entry"]
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 # keys of a model leaf that speak to this module rather than to the network
 _MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
 # precisions that convert the network itself, and torch's name of what it becomes
@@ -74,57 +67,6 @@ for _name, _resolver in {
     "wandb_mode": _wandb_mode,
 }.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
-
-
-# ---- entry scripts ------------------------------------------------------------------------------
-
-
-class _Explained(CompactHydraException):
-    """Hydra prints the message of such an error without a stack trace and exits with status 1."""
-
-
-@contextmanager
-def explained_errors() -> Iterator[None]:
-    """Turns errors the user can mend into one message; all others pass with their stack trace."""
-    try:
-        yield
-    except Exception as error:
-        message = _explanation(error)
-        if message is None:
-            raise
-        raise _Explained(message) from error
-
-
-def _explanation(error: BaseException) -> str | None:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        text = str(cause)
-        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-            return (
-                f"out of memory: {text}\n"
-                "A smaller data.batch_size or data.size needs less; "
-                "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
-            )
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def entry(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
-    """Decorates an entry script: composes `conf/<config_name>.yaml`, explains errors."""
-
-    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
-        @functools.wraps(function)
-        def explained(cfg: DictConfig) -> Any:
-            with explained_errors():
-                return function(cfg)
-
-        return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-            explained
-        )
-
-    return decorate
 
 
 # ---- cfg -> Run ---------------------------------------------------------------------------------
