@@ -15,9 +15,9 @@ from torch import nn
 from mambaseg.benchmark import Protocol, shapes_of, tables
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.compiled_c import COMPILERS, compile_scan
-from mambaseg.benchmark.costs import count_operations
 from mambaseg.benchmark.limits import ScanSize, floor, work
 from mambaseg.benchmark.measure import peak_memory, time_interleaved
+from mambaseg.costs import count_operations
 from mambaseg.errors import UserError
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
 from mambaseg.scan import selective_scan

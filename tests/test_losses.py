@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
 from mambaseg.losses import DiceCE
@@ -90,3 +91,50 @@ def test_dice_ce_stays_in_float32_under_autocast():
 
 def test_dice_ce_has_no_state_to_save():
     assert DiceCE().state_dict() == {}
+
+
+def test_dice_ce_equals_monais():
+    from monai.losses import DiceCELoss
+
+    options = {"to_onehot_y": True, "softmax": True, "squared_pred": True, "batch": True}
+    oracle = DiceCELoss(**options, smooth_nr=1e-5, smooth_dr=1e-5, lambda_dice=0.5, lambda_ce=0.5)
+    logits, label = batch()
+    ours, theirs = (logits.float().requires_grad_() for _ in range(2))
+    value, expected = DiceCE()(ours, label), oracle(theirs, label[:, None])
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    value.backward(), expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_logits_without_bounds_give_no_nan():
+    logits = torch.tensor([1e38, -1e38]).reshape(1, 2, 1, 1).requires_grad_()
+    for label in (0, 1):
+        value = DiceCE()(logits, torch.full((1, 1, 1), label))
+        value.backward()
+        assert not value.isnan() and not logits.grad.isnan().any()
+
+
+def _half_of_a_batch(rank, store, folder):
+    """One of two processes: the loss of its half of the batch, and the gradient that DDP sends."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    logits, label = batch(shape=(4, 4, 16, 20))
+    mine = slice(2 * rank, 2 * rank + 2)
+    leaf = logits.float()[mine].requires_grad_()
+    value = DiceCE()(leaf, label[mine])
+    value.backward()
+    torch.save((value.detach(), leaf.grad / 2), f"{folder}/{rank}.pt")  # DDP takes the mean
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_of_the_whole_batch(tmp_path):
+    torch.multiprocessing.start_processes(
+        _half_of_a_batch, (tmp_path / "store", tmp_path), nprocs=2, start_method="spawn"
+    )
+    logits, label = batch(shape=(4, 4, 16, 20))
+    whole = logits.float().requires_grad_()
+    value = DiceCE()(whole, label)
+    value.backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert (parts[0][0] + parts[1][0]).item() / 2 == pytest.approx(value.item(), rel=1e-6)
+    gradient = torch.cat([part[1] for part in parts])
+    torch.testing.assert_close(gradient, whole.grad, rtol=1e-5, atol=1e-9)

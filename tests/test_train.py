@@ -13,9 +13,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
-def typed(*arguments, cwd=ROOT, timeout=280):
+def typed(*arguments, cwd=ROOT, timeout=280, script=ROOT / "src" / "train.py"):
     return subprocess.run(
-        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        [sys.executable, str(script), *arguments],
         capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -65,12 +65,30 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_
     assert all("batch_size" in r["error"] for r in records if r["status"] == "failed")
 
 
-def test_two_processes_share_the_batch(small_run, tmp_path):
-    done = typed("model=unet", *small_run, "trainer=ddp", "trainer.accelerator=cpu", "logger=csv")
-    assert done.returncode == 0, done.stderr
-    (run,) = folders(tmp_path)
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
-    assert len((run / "cases.csv").read_text().splitlines()) == 1 + 4 * 4  # every case once
+def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path):
+    """The same global batches, dropped units and Dice sums: the same weights but for rounding."""
+    trained = {}
+    for devices in (1, 2):
+        outputs = tmp_path / str(devices)
+        done = typed(
+            "-m", "model=unet,swin_unet,mamba_unet", *small_run, f"outputs={outputs}",
+            "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "logger=csv",
+            script=ROOT / "tests" / "frozen_norms.py",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        runs = sorted((outputs / "default").glob("*-seed*"))
+        assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
+        for run in runs:
+            last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+            assert last["global_step"] == 4
+            assert len((run / "cases.csv").read_text().splitlines()) == 1 + 4 * 4  # each case once
+            trained.setdefault(run.name, []).append(last["state_dict"])
+    assert len(trained) == 3  # devices are no part of a run's identity
+    for name, (alone, together) in trained.items():
+        for key, weights in alone.items():
+            torch.testing.assert_close(
+                together[key], weights, rtol=1e-5, atol=1e-5, msg=f"{name} {key}"
+            )
 
 
 def test_awkward_paths_work_as_documented(small_run, phantom_root, tmp_path):

@@ -224,6 +224,7 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         class_names=cfg.data.class_names,
         decay=cfg.optim.decay,
         evaluation=_plain(cfg.evaluation),
+        seed=cfg.seed,
         description=description,
     )
     if cfg.trainer.precision in _TRUE:

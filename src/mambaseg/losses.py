@@ -7,6 +7,7 @@ Plain cross entropy needs no code of ours: ``conf/loss/cross_entropy.yaml`` name
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -17,8 +18,8 @@ class DiceCE(nn.Module):
               \left(1 - \frac{2 \sum p_k g_k + s}{\sum p_k^2 + \sum g_k^2 + s}\right)
 
     p is the softmax over all K classes, g the one-hot label. The background counts as a class, and
-    the sums run over the *whole batch*: the Dice part depends on which slices share a batch, and
-    with several devices or accumulated gradients each part has its own sums.
+    the sums run over the *whole batch*, over all devices that share it: the Dice part depends on
+    which slices form a batch. With accumulated gradients each micro-batch has its own sums.
 
     Computed in float32 also under autocast: 16-bit sums over a batch would lose small classes.
 
@@ -33,21 +34,35 @@ class DiceCE(nn.Module):
         self, *, ce_weight: float = 0.5, dice_weight: float = 0.5, smooth: float = 1e-5
     ) -> None:
         super().__init__()
-        from monai.losses.dice import DiceCELoss  # one to two seconds of imports
-
-        self.loss = DiceCELoss(
-            to_onehot_y=True,
-            softmax=True,
-            squared_pred=True,
-            batch=True,
-            smooth_nr=smooth,
-            smooth_dr=smooth,
-            lambda_ce=ce_weight,
-            lambda_dice=dice_weight,
-        )
+        self.ce_weight, self.dice_weight, self.smooth = ce_weight, dice_weight, smooth
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of `logits` (B, K, H, W) against `label` (B, H, W), integers 0..K-1: a scalar."""
         with torch.autocast(logits.device.type, enabled=False):
-            loss: Tensor = self.loss(logits.float(), label.unsqueeze(1))
-        return loss
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            classes = torch.arange(logits.shape[1], device=label.device)
+            truth = label.unsqueeze(1) == classes.view(-1, 1, 1)  # (B, K, H, W)
+            log_probability = logits.log_softmax(1)
+            probability = log_probability.exp()
+            # Sums of products, not the indexed kernels of torch: those add in any order on a GPU.
+            cross_entropy = -log_probability.where(truth, 0.0).sum(1).mean()
+            sums = (probability * truth, probability.square(), truth.to(probability.dtype))
+            shared, predicted, true = _sum_over_devices(
+                torch.stack([t.sum((0, 2, 3)) for t in sums])
+            )
+            dice = (2 * shared + self.smooth) / (predicted + true + self.smooth)
+            return self.ce_weight * cross_entropy + self.dice_weight * (1 - dice).mean()
+
+
+def _sum_over_devices(sums: Tensor) -> Tensor:
+    """Sum over the processes of a distributed training, with a gradient.
+
+    The gradient is summed likewise; DDP's average over processes then gives that of one process
+    with the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return sums
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(sums)
+    return total

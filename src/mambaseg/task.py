@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mambaseg.case_scores import CaseScores
+from mambaseg.counter import DROPPING, draws
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.inference import keep_largest_component, predict_case
-from mambaseg.models import names_without_decay
+from mambaseg.models import drawing, names_without_decay, stochastic_layers
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -31,6 +33,7 @@ class SegmentationTask(L.LightningModule):
         decay: `all` puts weight decay on every parameter, `matrices` spares vectors (biases,
             norms) and the scan's A_logs and Ds.
         evaluation: `empty`, `tolerance_mm`, `keep_largest`, `batch_size` (see conf/config.yaml).
+        seed: of what is dropped in training.
         description: plain data that lets a checkpoint describe itself.
     """
 
@@ -45,11 +48,14 @@ class SegmentationTask(L.LightningModule):
         class_names: Iterable[str],
         decay: str = "all",
         evaluation: Mapping[str, Any] | None = None,
+        seed: int = 1337,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
+        self.seed = seed
+        self._stochastic = stochastic_layers(network)
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.evaluation = {
@@ -74,10 +80,21 @@ class SegmentationTask(L.LightningModule):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Loss of one micro-batch."""
-        loss = self.loss(self(batch["image"]), batch["label"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
+        """Loss of one micro-batch; what is dropped depends on seed, step and position only."""
+        with drawing(self._stochastic, self._numbers(batch["step"], batch["position"])):
+            loss = self.loss(self(batch["image"]), batch["label"])
+        size = len(batch["image"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
         return loss
+
+    def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
+        """Numbers for `drawing`, (B, layers): one per sample and layer."""
+        layers = len(self._stochastic)
+        drawn = [
+            draws(self.seed, DROPPING, step=step, position=position, count=layers)
+            for position in map(int, positions)
+        ]
+        return torch.from_numpy((np.stack(drawn) >> np.uint64(1)).astype(np.int64))
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
         """Scores one whole case."""

@@ -6,9 +6,14 @@ side in one process can. Everything here takes plain arguments and returns plain
 """
 
 from mambaseg.benchmark.blocks import measure_blocks
-from mambaseg.benchmark.costs import profile_networks
 from mambaseg.benchmark.measure import Protocol
-from mambaseg.benchmark.networks import Step, inference, measure_networks, training
+from mambaseg.benchmark.networks import (
+    Step,
+    inference,
+    measure_networks,
+    profile_networks,
+    training,
+)
 from mambaseg.benchmark.scans import measure_scans, shapes_of
 from mambaseg.benchmark.tables import tables
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from mambaseg.costs import peak, start_peak
 
 Call = Callable[[], object]
 
@@ -136,44 +135,10 @@ class Peak:
 
 
 def peak_memory(call: Call, device: torch.device) -> Peak:
-    """Peak memory of one call: of the GPU's allocator, or the resident memory of the process.
-
-    The resident memory is the kernel's own high-water mark (Linux), not a sampled one. Memory that
-    the allocator holds back from earlier calls is returned first, so that it is not taken for
-    memory that was there.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        total = torch.cuda.max_memory_allocated(device)
-        return Peak(total - before, total)
-    _return_free_memory()
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the mark
-        resident = _memory_status("VmRSS")
-    except OSError:
-        return Peak(None, None)
+    """Peak memory of one call: of the GPU's allocator, or the resident memory of the process."""
+    before = start_peak(device)
     call()
-    peak = _memory_status("VmHWM")
-    return Peak(max(0, peak - resident), peak)
-
-
-def _memory_status(key: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status does not tell {key}")
-
-
-def _return_free_memory() -> None:
-    """Lets the C library give freed memory back to the system, where it can."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return
+    total = peak(device)
+    if before is None or total is None:
+        return Peak(None, None)
+    return Peak(max(0, total - before), total)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
+from mambaseg.costs import count_operations
 from mambaseg.models import SS2D
 
 Builder = Callable[[], nn.Module]
@@ -117,3 +118,26 @@ def _scan_backend(network: nn.Module) -> str | None:
 def autocast_on(image: Tensor, enabled: bool) -> torch.autocast:
     """Autocast to bfloat16 on the device of `image`, or none."""
     return torch.autocast(image.device.type, torch.bfloat16, enabled=enabled)
+
+
+def profile_networks(
+    builders: Mapping[str, Builder],
+    image: Tensor,
+    *,
+    autocast: bool,
+    protocol: Protocol,
+    seed: int,
+) -> dict[str, Any]:
+    """Parameters, operations, latency and peak memory of one inference call of each network.
+
+    Returns:
+        `rows` and `notes`; see docs/performance.md.
+    """
+    measured = measure_networks(
+        builders, inference(image, autocast=autocast),
+        images=len(image), protocol=protocol, seed=seed,
+    )  # fmt: skip
+    for row in measured["rows"]:
+        network = builders[row["network"]]().to(protocol.device)
+        row.update(count_operations(network, image))
+    return measured

@@ -2,10 +2,10 @@
 
 from mambaseg.models.any_size import AnySize
 from mambaseg.models.decay import names_without_decay
-from mambaseg.models.drop_path import DropPath
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
+from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
 from mambaseg.models.swin_unet import SwinUNet
 from mambaseg.models.unet import UNet
 from mambaseg.models.ushape import UShape
@@ -16,6 +16,7 @@ __all__ = [
     "SS2D",
     "AnySize",
     "DropPath",
+    "Dropout",
     "LoadReport",
     "MambaUNet",
     "PatchEmbed",
@@ -27,6 +28,8 @@ __all__ = [
     "UShape",
     "VSSBlock",
     "WindowAttention",
+    "drawing",
     "has_scan",
     "names_without_decay",
+    "stochastic_layers",
 ]

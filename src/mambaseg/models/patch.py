@@ -4,6 +4,7 @@ Source: Swin Transformer (Liu et al. 2021, section 3.1) for embedding and mergin
 (Cao et al. 2021, section 3) for expanding. Mamba-UNet uses the same three.
 """
 
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -78,3 +79,14 @@ class PatchExpand(nn.Module):
             p=self.factor,
             q=self.factor,
         )
+
+
+class PixelHead(nn.Conv2d):
+    """A 1x1 convolution of pixels that lie anyhow: a matrix product, with a convolution's weights.
+
+    (PyTorch's own takes several times as long for a few output channels on a CPU.)
+    """
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map `(..., in)` to `(..., out)`."""
+        return F.linear(pixels, self.weight.flatten(1), self.bias)

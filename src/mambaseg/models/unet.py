@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.pretrained import load_renamed
+from mambaseg.models.stochastic import Dropout
 
 
 class ConvBlock(nn.Sequential):
@@ -25,7 +26,7 @@ class ConvBlock(nn.Sequential):
             nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(),
-            nn.Dropout(dropout),  # single elements, not whole channels
+            Dropout(dropout),  # single elements, not whole channels
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(),

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
-from mambaseg.models.drop_path import linear_schedule
-from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
+from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging, PixelHead
 from mambaseg.models.pretrained import LoadReport, load_encoder, load_renamed
+from mambaseg.models.stochastic import linear_schedule
 
 BlockFactory = Callable[[int, int, int, float], nn.Module]
 """(channels, stage, index within the stage, drop path rate) -> block `(B, H, W, C)` to the same."""
@@ -111,7 +110,7 @@ class UShape(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.final_expand = PatchExpand(embed_dim, embed_dim, factor=patch_size)
-        self.head = nn.Conv2d(embed_dim, num_classes, kernel_size=1, bias=False)
+        self.head = PixelHead(embed_dim, num_classes, kernel_size=1, bias=False)
         self.apply(_init_linear)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -129,8 +128,7 @@ class UShape(nn.Module):
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
         # The head works on single pixels: so K channels are put in their places rather than C.
-        pixels = self.final_expand.pixels(self.norm(x))
-        logits = F.linear(pixels, self.head.weight.flatten(1))
+        logits = self.head(self.final_expand.pixels(self.norm(x)))
         return rearrange(
             logits, "b h w (p q) k -> b k (h p) (w q)", p=self.patch_size, q=self.patch_size
         )

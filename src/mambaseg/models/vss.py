@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambaseg.models.drop_path import DropPath
+from mambaseg.models.stochastic import DropPath
 from mambaseg.scan import selective_scan_2d
 
 DIRECTIONS = 4
@@ -42,6 +42,19 @@ def initial_step_bias(shape: tuple[int, ...]) -> Tensor:
 def _wide(parameter: Tensor) -> Tensor:
     """Give float32 for a parameter of lower precision; float32 and float64 stay."""
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+class LinearPair(nn.Linear):
+    """A linear layer whose output comes in two halves.
+
+    Made by two products rather than one that is cut in two: so both halves are contiguous, and
+    what follows copies neither.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two of them
+        """Map `(..., in)` to two of `(..., out / 2)`."""
+        first, second = self.weight.chunk(2)
+        return F.linear(x, first), F.linear(x, second)
 
 
 class SS2D(nn.Module):
@@ -65,7 +78,7 @@ class SS2D(nn.Module):
         self.d_state = d_state
         self.rank = math.ceil(dim / 16)
         self.scan_backend = scan_backend
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = LinearPair(dim, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
         # One projection per direction: (K, R + 2N, D) and (K, D, R), (K, D).
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * d_state, inner))
@@ -96,10 +109,8 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
-        # Two products, not one cut in two: either result is contiguous, and nothing gets copied.
-        scanned, gating = self.in_proj.weight.chunk(2)
-        gate = F.linear(x, gating)
-        x = self.conv2d(rearrange(F.linear(x, scanned), "b h w d -> b d h w"))
+        x, gate = self.in_proj(x)
+        x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
         x = F.silu(rearrange(x, "b d h w -> b h w d"))
         y = self.out_norm(self._scan(x))
         out: Tensor = self.out_proj(y * F.silu(gate))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambaseg.models.drop_path import DropPath
+from mambaseg.models.stochastic import DropPath
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -1,0 +1,134 @@
+"""What a network costs: multiply-adds, the scan, which usual tools do not see, and memory.
+
+Counting tools look at layers (convolutions, linear layers). They miss the matrix products between
+layers (attention, the projections of a scan block) and the scan itself, which is neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mambaseg.models import SS2D
+from mambaseg.models.vss import DIRECTIONS
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
+    """Counts the operations of one forward pass, of the whole batch.
+
+    Returns:
+        `layer_macs`: multiply-adds of convolutions and linear layers, biases not counted;
+        `other_macs`: of all other matrix products; `scan_flops`: see `scan_flops`; `flops`: all of
+        them, a multiply-add as two.
+    """
+    layers = 0
+    scans = 0
+
+    def count_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        nonlocal layers
+        layers += _layer_macs(module, inputs[0], output)
+
+    def count_scan(module: SS2D, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal scans
+        batch, height, width, dim = inputs[0].shape
+        scans += batch * scan_flops(height * width, DIRECTIONS * 2 * dim, module.d_state)
+
+    handles = []
+    for module in network.modules():
+        if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
+            handles.append(module.register_forward_hook(count_layer))
+        elif isinstance(module, SS2D):
+            handles.append(module.register_forward_hook(count_scan))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    macs = counter.get_total_flops() // 2  # sees every matrix product, but no scan
+    return {
+        "layer_macs": layers,
+        "other_macs": macs - layers,
+        "scan_flops": scans,
+        "flops": 2 * macs + scans,
+    }
+
+
+def scan_flops(length: int, channels: int, states: int) -> int:
+    """Operations of one scan, 9 L D N + L D, as VMamba counts them (the last is the skip)."""
+    return length * channels * (9 * states + 1)
+
+
+def _layer_macs(module: nn.Module, image: Tensor, output: Tensor | tuple[Tensor, ...]) -> int:
+    """Multiply-adds of a convolution or linear layer."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    per_element = math.prod(weight.shape[1:])  # of the output; of the input where transposed
+    if isinstance(module, _TRANSPOSED):
+        return per_element * image.numel()
+    outputs = (output,) if isinstance(output, Tensor) else output
+    return per_element * sum(t.numel() for t in outputs)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def start_peak(device: torch.device) -> int | None:
+    """Begins to watch for the peak of memory; gives the memory in use now, in bytes.
+
+    That of the GPU's allocator, or the resident memory of the process: the kernel's own high-water
+    mark (Linux), not a sampled one. None where the system does not tell. Memory that the allocator
+    holds back from earlier work is returned first, so that it is not taken for memory in use.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    _return_free_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the mark
+        return _memory_status("VmRSS")
+    except OSError:
+        return None
+
+
+def peak(device: torch.device) -> int | None:
+    """The highest memory since `start_peak`, in bytes; None where the system does not tell.
+
+    On a CPU that is the whole process, with all libraries that it has loaded.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return _memory_status("VmHWM")
+    except OSError:
+        return None
+
+
+def _memory_status(key: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status does not tell {key}")
+
+
+def _return_free_memory() -> None:
+    """Lets the C library give freed memory back to the system, where it can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return

@@ -1,0 +1,99 @@
+"""Layers that drop something at random in training, and who decides what they drop.
+
+On its own such a layer draws from torch's generator, as any other. Inside `drawing` it is told a
+number per sample, and what it drops from a sample is a function of that number alone: not of the
+other samples of the batch, of the process that computes it, or of what was drawn before.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Stochastic(nn.Module):
+    """A layer that drops something in training only.
+
+    Args:
+        rate: probability in [0, 1) of being dropped.
+    """
+
+    numbers: Tensor | None = None
+    """One per sample of the coming batch, (B,) int64 on the CPU, uniform in [0, 2^63)."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"rate of a {type(self).__name__} must lie in [0, 1), got {rate}")
+        self.rate = rate
+
+    def extra_repr(self) -> str:
+        """Show the rate in `print(network)`."""
+        return f"rate={self.rate:.3f}"
+
+
+class DropPath(Stochastic):
+    """Zero a residual branch for whole samples.
+
+    Source: Huang et al. 2016, Deep Networks with Stochastic Depth.
+    Kept samples are divided by `1 - rate`, so the expectation is unchanged. Identity in eval mode.
+    """
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Map `(B, ...)` to `(B, ...)`."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        if self.numbers is None:
+            uniform = torch.rand(branch.shape[0], device=branch.device)
+        else:
+            uniform = (self.numbers >> 10).double() * 2.0**-53  # all that a float64 in [0, 1) holds
+        scale = (uniform >= self.rate).to(branch, non_blocking=True) / (1.0 - self.rate)
+        return branch * scale.view(-1, *[1] * (branch.ndim - 1))
+
+
+class Dropout(Stochastic):
+    """Zero single elements; the others are divided by `1 - rate`. Identity in eval mode.
+
+    Source: Srivastava et al. 2014, Dropout. Equals `torch.nn.Dropout` where no numbers are told.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, ...)` to `(B, ...)`."""
+        if self.numbers is None or not self.training or self.rate == 0.0:
+            return F.dropout(x, self.rate, self.training)
+        kept = torch.empty_like(x)
+        generator = torch.Generator(x.device)
+        for sample, number in zip(kept, self.numbers.tolist(), strict=True):
+            sample.bernoulli_(1.0 - self.rate, generator=generator.manual_seed(number))
+        return x * kept.div_(1.0 - self.rate)
+
+
+def stochastic_layers(network: nn.Module) -> list[Stochastic]:
+    """List the layers that drop something, in the network's order."""
+    return [m for m in network.modules() if isinstance(m, Stochastic) and m.rate > 0]
+
+
+@contextmanager
+def drawing(layers: Sequence[Stochastic], numbers: Tensor) -> Iterator[None]:
+    """Let layers drop by numbers, (B, layers) int64 on the CPU, uniform in [0, 2^63)."""
+    for layer, column in zip(layers, numbers.unbind(1), strict=True):
+        layer.numbers = column
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.numbers = None
+
+
+def linear_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Spread drop path rates evenly from 0 (first block) to `rate` (last block).
+
+    Returns:
+        One list of rates per stage, one rate per block.
+    """
+    last = max(sum(depths) - 1, 1)
+    rates = [rate * block / last for block in range(sum(depths))]
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
