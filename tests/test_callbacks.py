@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
+import torch
 
-from mambaseg.callbacks import RunRecorder
+from mambaseg.callbacks import RunRecorder, overlay_slices
 from mambaseg.runs import RunFolder
 
 
@@ -32,3 +34,72 @@ def test_undefined_scores_and_cases_of_other_ranks_are_left_out(recorder):
 
 def test_no_scored_case_shows_nothing(recorder):
     assert recorder._shown({"rows": rows(a=(None, None))}) == {}
+
+
+class Case:
+    id = "patient001_ED"
+
+
+def volume(labelled, depth=10):
+    """(depth, 6, 5) labels with a voxel of class 2 in each of the slices named."""
+    labels = np.zeros((depth, 6, 5), np.int64)
+    labels[labelled, 3, 2] = 2
+    return labels
+
+
+def test_overlays_are_the_quarters_of_the_slices_with_foreground():
+    image = np.linspace(-1, 3, 300).reshape(10, 6, 5)
+    kept = overlay_slices(image, volume(range(1, 9)), volume([0]), spacing=None)
+    assert kept["slices"].tolist() == [3, 5, 7]
+    assert {kept[name].dtype for name in ("image", "truth", "prediction")} == {np.dtype(np.uint8)}
+    assert (kept["truth"] == 2).sum() == 3 and kept["prediction"].max() == 0
+    low, high = np.percentile(image, (1, 99))
+    expected = 255 * (image[5] - low) / (high - low)
+    assert np.abs(kept["image"][1] - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "slices"), [([4], [0], [4]), ([], [2, 3], [2, 3]), ([], [], [2, 5, 7])]
+)
+def test_overlays_of_few_or_no_slices_with_foreground(truth, prediction, slices):
+    image = np.zeros((10, 6, 5))  # constant: nothing to divide by
+    kept = overlay_slices(image, volume(truth), volume(prediction))
+    assert kept["slices"].tolist() == slices and kept["image"].max() == 0
+
+
+def test_the_recorder_leaves_the_overlays_of_every_case(recorder, tmp_path):
+    recorder._cases.clear()
+    batch = {
+        "case": Case,
+        "image": torch.rand(10, 6, 5),
+        "label": torch.from_numpy(volume(range(10))),
+        "spacing": None,
+    }
+    outputs = {"prediction": torch.from_numpy(volume([5]).astype(np.uint8))}
+    recorder.on_test_batch_end(None, None, outputs, batch, 0)
+    recorder.folder.write_arrays("overlays.npz", recorder._gather_overlays())
+    with np.load(tmp_path / "overlays.npz") as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {
+            "patient001_ED/image": (3, 6, 5),
+            "patient001_ED/truth": (3, 6, 5),
+            "patient001_ED/prediction": (3, 6, 5),
+            "patient001_ED/slices": (3,),
+        }
+        assert arrays["patient001_ED/prediction"].sum() == 2  # slice 5 alone
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_overlays_of_all_ranks_are_gathered(recorder, monkeypatch):
+    mine, other = overlay_slices(*[volume([1])] * 3), overlay_slices(*[volume([2])] * 3)
+
+    def gather(ranks, own):
+        assert list(own) == ["b"]
+        ranks[:] = [own, {"a": other}]
+
+    recorder._cases = {"b": dict.fromkeys(("image", "truth", "prediction"), volume([1]))}
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    overlays = recorder._gather_overlays()
+    assert overlays["a/slices"].tolist() == other["slices"].tolist()
+    assert overlays["b/slices"].tolist() == mine["slices"].tolist()

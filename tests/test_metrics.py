@@ -124,6 +124,15 @@ def test_two_single_voxels_three_pixels_and_one_slice_apart():
     assert row["nsd_mm"] == 0 and row["dice"] == 0
     assert row["accuracy"] == pytest.approx(73 / 75)
     assert row["volume_ml"] == pytest.approx(0.004)
+    assert row["voxels"] == row["reference_voxels"] == 1
+
+
+def test_voxels_are_counted_without_a_spacing_too():
+    prediction, reference = np.zeros((2, 2, 3, 4), np.uint8)
+    prediction[0] = 1
+    reference[1, 0, :2] = 1
+    row = one_class(prediction, reference)
+    assert (row["voxels"], row["reference_voxels"]) == (12, 2)
 
 
 def test_overlap_of_hand_sized_rows_of_voxels():

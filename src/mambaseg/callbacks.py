@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mambaseg.loggers import log_cases_to_wandb
@@ -26,8 +27,40 @@ class ProgressBar(RichProgressBar):
         return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
+def overlay_slices(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, **_: Any
+) -> dict[str, np.ndarray]:
+    """The slices of a case that a report shows, small enough to keep for every case.
+
+    They stand at a quarter, half and three quarters of the slices that hold foreground in the
+    truth (where it is empty: in the prediction, then of all slices); fewer where there are fewer.
+
+    Args:
+        image: (Z, H, W) intensities on any scale.
+        truth: (Z, H, W) labels.
+        prediction: (Z, H, W) labels.
+
+    Returns:
+        `image`, `truth`, `prediction`: uint8 (S, H, W) with S <= 3, the image's 1st to 99th
+        percentile of the volume spread over 0..255; `slices`: their indices (S,).
+    """
+    for labels in (truth, prediction, np.ones_like(truth)):
+        used = np.flatnonzero((labels > 0).any(axis=(1, 2)))
+        if used.size:
+            break
+    chosen = np.unique(used[[int(share * used.size) for share in (0.25, 0.5, 0.75)]])
+    low, high = np.percentile(image, (1, 99))
+    grey = np.clip((image[chosen] - low) / max(high - low, 1e-9), 0, 1)
+    return {
+        "image": np.round(255 * grey).astype(np.uint8),
+        "truth": truth[chosen].astype(np.uint8),
+        "prediction": prediction[chosen].astype(np.uint8),
+        "slices": chosen.astype(np.int16),
+    }
+
+
 class RunRecorder(Callback):
-    """Writes the run's results: cases.csv, metrics.json, figures, and the same to W&B.
+    """Writes the run's results: cases.csv, metrics.json, overlays.npz, figures, and W&B's copy.
 
     Args:
         folder: the run folder.
@@ -77,9 +110,11 @@ class RunRecorder(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes everything the test part gave."""
         results = pl_module.results
+        overlays = self._gather_overlays()
         if trainer.is_global_zero:
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
+            self.folder.write_arrays("overlays.npz", overlays)
             self.figures = self._draw(results, pl_module.class_names)
             shown = {
                 place: {"case": case, **self._cases[case]}
@@ -89,6 +124,21 @@ class RunRecorder(Callback):
                 trainer.loggers, results, shown, title=self.title, class_names=pl_module.class_names
             )
         self._cases.clear()
+
+    def _gather_overlays(self) -> dict[str, np.ndarray]:
+        """Slices of the cases of all ranks; every rank has to call this."""
+        own = {case: overlay_slices(**arrays) for case, arrays in self._cases.items()}
+        ranks: list[Any] = [own]
+        if dist.is_available() and dist.is_initialized():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, own)
+        # by id, as the scores: a case that a sampler handed to two ranks is kept once
+        cases = {case: arrays for rank in ranks for case, arrays in rank.items()}
+        return {
+            f"{case}/{name}": array
+            for case, arrays in sorted(cases.items())
+            for name, array in arrays.items()
+        }
 
     def _shown(self, results: dict[str, Any]) -> dict[str, str]:
         """Best, median and worst of this rank's cases by mean foreground Dice."""

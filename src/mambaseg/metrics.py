@@ -10,6 +10,7 @@ specificity accuracy``               accuracy is (TP + TN) / N
 ``hd95 hd asd assd`` + ``_mm``       the same in mm; None where spacing is unknown
 ``nsd_vox nsd_mm``                   normalised surface Dice, [0, 1], at ``tolerance_vox`` or
                                      ``tolerance_mm``; counts border voxels, not their area
+``voxels reference_voxels``          how many the prediction and the reference have of the class
 ``volume_ml reference_volume_ml``    voxels times voxel volume; None where spacing is unknown
 ``outcome``                          scored, missed (not predicted though there), false_positive
                                      (predicted though not there), both_empty
@@ -171,6 +172,7 @@ def score_case(
         outcome = _outcome(counts, index)
         row: Row = {"class": index, "outcome": outcome, **dict.fromkeys(columns)}
         row |= _overlap(counts, index)
+        row |= _voxels(counts, index)
         if outcome != "scored":
             row |= dict.fromkeys(UNDEFINED_IF_EMPTY, EMPTY[policy][outcome].overlap)
         if surface and outcome == "scored":
@@ -231,6 +233,13 @@ def _empty_surface(empty: Empty, shape: Sequence[int], scales: Sequence[Scale]) 
         scores |= {f"{name}_{scale.unit}": distance for name in SURFACE}
         scores[f"nsd_{scale.unit}"] = empty.overlap  # a share, not a distance
     return scores
+
+
+def _voxels(counts: npt.NDArray[np.int64], index: int) -> dict[str, int]:
+    return {
+        "voxels": int(counts[:, index].sum()),
+        "reference_voxels": int(counts[index].sum()),
+    }
 
 
 def _volumes(counts: npt.NDArray[np.int64], index: int, spacing: Spacing) -> Scores:

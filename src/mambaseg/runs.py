@@ -9,6 +9,7 @@ clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
     metrics.csv    live curves
     cases.csv      case x class x metric, test part
     metrics.json   summary of the test part
+    overlays.npz   three slices per test case: image, truth, prediction (for reports)
     checkpoints/   best.ckpt, last.ckpt
     figures/       image | truth | prediction | error
 """
@@ -145,6 +146,17 @@ class RunFolder:
             writer = csv.DictWriter(stream, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)
+        temporary.replace(path)
+        return path
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
+        """Writes arrays as one compressed .npz, whole or not at all."""
+        import numpy as np
+
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
         temporary.replace(path)
         return path
 
