@@ -1,0 +1,123 @@
+"""Names for settings: what differs between configurations, in as few words as tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Setting = tuple[str, Mapping[str, Any]]
+
+_ABSENT = object()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as `{"optim.optimizer.lr": 0.01}`; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
+    """What differs: key -> its value in each setting, `–` where a setting has no such key.
+
+    A network's own arguments count only between settings of one network: that UNet has no window
+    size is no news. A key that always has the value of one listed before (a schedule's length and
+    the number of steps) is left out.
+
+    Args:
+        settings: (network, flat configuration) of each.
+    """
+    keys = sorted({key for _, flat in settings for key in flat}, key=_importance)
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        values = [_text(key, flat.get(key, _ABSENT)) for _, flat in settings]
+        if key.startswith("model."):
+            varies = any(
+                len({v for (name, _), v in zip(settings, values, strict=True) if name == model}) > 1
+                for model in {name for name, _ in settings}
+            )
+        else:
+            varies = len(set(values)) > 1
+        if varies and values not in found.values():
+            found[key] = values
+    return found
+
+
+def labels(settings: Sequence[Setting]) -> list[str]:
+    """A unique name for each setting: the network and what differs, `unet · AdamW lr=0.001`.
+
+    Differences in keys that all have are always named. Keys that only some have (`momentum` of one
+    optimizer) are named only where they are needed to tell two settings apart.
+    """
+    different = differences(settings)
+    shared = [key for key, values in different.items() if "–" not in values]
+    optional = [key for key in different if key not in shared]
+    names = _compose(settings, different, shared)
+    for key in optional:
+        if len(set(names)) == len(names):
+            break
+        shared.append(key)
+        names = _compose(settings, different, shared)
+    return names
+
+
+def _compose(
+    settings: Sequence[Setting], different: Mapping[str, Sequence[str]], keys: Sequence[str]
+) -> list[str]:
+    names = []
+    for index, (model, flat) in enumerate(settings):
+        words = []
+        for key in keys:
+            if key.startswith("model.") and not _varies_for(model, key, settings, different):
+                continue
+            value = different[key][index]
+            short = _short(key, keys)
+            words.append(value if short == "_target_" or value == "–" else f"{short}={value}")
+        if "checkpoint" in flat and not any(word.startswith("checkpoint=") for word in words):
+            words.append(f"checkpoint={_text('checkpoint', flat['checkpoint'])}")
+        words = [word for word in words if word != "–"]
+        names.append(f"{model} · {' '.join(words)}" if words else model)
+    return names
+
+
+def _varies_for(
+    model: str, key: str, settings: Sequence[Setting], different: Mapping[str, Sequence[str]]
+) -> bool:
+    own = {v for (name, _), v in zip(settings, different[key], strict=True) if name == model}
+    return len(own) > 1
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a dotted key, more of it where another key ends alike."""
+    parts = key.split(".")
+    if parts[-1] == "_target_":
+        return "_target_"
+    same = [other for other in keys if other.split(".")[-1] == parts[-1]]
+    return parts[-1] if len(same) == 1 else ".".join(parts[-2:])
+
+
+def _importance(key: str) -> tuple[int, int, str]:
+    """Network first, then which object, then how it is set."""
+    groups = ("model", "optim", "loss", "data", "trainer", "evaluation")
+    head = key.split(".", 1)[0]
+    place = groups.index(head) if head in groups else len(groups)
+    return (place, 0 if key.endswith("_target_") else 1, key)
+
+
+def _text(key: str, value: Any) -> str:
+    if value is _ABSENT:
+        return "–"
+    if key.endswith("_target_"):
+        return str(value).rsplit(".", 1)[-1]
+    if key == "checkpoint":  # .../<run folder>/checkpoints/best.ckpt
+        parts = [part for part in str(value).split("/") if part and part != "checkpoints"]
+        return "/".join(parts[-2:])
+    if isinstance(value, str) and "/" in value:
+        return value.rstrip("/").rsplit("/", 1)[-1]  # a file's place says nothing elsewhere
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).replace(" ", "")

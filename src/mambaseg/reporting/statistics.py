@@ -1,0 +1,210 @@
+"""Paired comparisons of two networks on the same patients, and what may be concluded.
+
+The patient is the unit: ED and ES of one heart are not independent, and neither are two seeds
+scored on one heart, so a patient's scores are averaged first (`mambaseg.reporting.scores`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.05
+# Below six pairs the smallest possible two-sided p of the signed-rank test is above 0.05.
+ENOUGH_PATIENTS = 6
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One network against another on one score.
+
+    Attributes:
+        first: label of the one.
+        second: label of the other.
+        patients: pairs that both have a score for.
+        left_out: patients of either for whom a score is undefined or missing.
+        difference: mean over patients of first - second.
+        low: lower end of the bootstrap 95 % interval of that mean.
+        high: upper end.
+        p: of the two-sided Wilcoxon signed-rank test.
+        p_holm: the same, corrected for all pairs of the comparison.
+        effect: matched-pairs rank-biserial correlation, -1..1.
+        wins: patients for whom first is better.
+        losses: patients for whom second is better; the rest are ties.
+        seed_margin: how large a difference seeds alone explain (95 %), None unless both networks
+            have two or more.
+    """
+
+    first: str
+    second: str
+    patients: int
+    left_out: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    effect: float
+    wins: int
+    losses: int
+    seed_margin: float | None
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where there are too few values."""
+    return (
+        fmean(values) if values else None,
+        stdev(values) if len(values) > 1 else None,
+    )
+
+
+def wilcoxon(differences: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; zeros are dropped (Wilcoxon 1945).
+
+    Exact for up to 50 differences without ties or zeros, otherwise the normal approximation, as
+    SciPy decides. 1 where all differences are 0.
+    """
+    from scipy import stats
+
+    if not any(differences):
+        return 1.0
+    return float(stats.wilcoxon(np.asarray(differences, float), zero_method="wilcox").pvalue)
+
+
+def rank_biserial(differences: Sequence[float]) -> float:
+    """Matched-pairs rank-biserial correlation (Kerby 2014): share of ranks for minus against.
+
+    1: every patient favours the first, 0: no preference, -1: every patient favours the second.
+    """
+    values = np.asarray([value for value in differences if value != 0], float)
+    if values.size == 0:
+        return 0.0
+    magnitude = np.abs(values)
+    # mean rank of ties: (number smaller + number smaller or equal + 1) / 2
+    ordered = np.sort(magnitude)
+    below = np.searchsorted(ordered, magnitude, side="left")
+    ranks = (below + np.searchsorted(ordered, magnitude, side="right") + 1) / 2
+    return float((ranks * np.sign(values)).sum() / ranks.sum())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def bootstrap_interval(
+    differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean over resampled patients; the same at every call."""
+    values = np.asarray(differences, float)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, values.size, (resamples, values.size))
+    low, high = np.percentile(values[picks].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Half the width of Welch's 95 % interval of a difference of means over seeds.
+
+    Few seeds have a wide one: with two each it is up to 4.3 standard errors (one network's spread
+    alone: 12.7).
+
+    Args:
+        first: the score of each seed of one network.
+        second: of the other.
+
+    Returns:
+        None when either has a single seed.
+    """
+    if len(first) < 2 or len(second) < 2:
+        return None
+    from scipy import stats
+
+    parts = [stdev(values) ** 2 / len(values) for values in (first, second)]
+    total = sum(parts)
+    if total == 0:
+        return 0.0
+    freedom = total**2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt(total))
+
+
+def compare(
+    first: tuple[str, dict[str, float | None], Sequence[float]],
+    second: tuple[str, dict[str, float | None], Sequence[float]],
+    *,
+    higher_is_better: bool = True,
+) -> Paired | None:
+    """Compares two networks; `p_holm` is still `p`.
+
+    Args:
+        first: label, patient -> score (None: undefined), score of each seed.
+        second: likewise.
+        higher_is_better: for counting wins.
+
+    Returns:
+        None when no patient has both scores.
+    """
+    (name, scores, seeds), (other, other_scores, other_seeds) = first, second
+    differences, left_out = [], 0
+    for patient in sorted(scores.keys() | other_scores.keys()):
+        a, b = scores.get(patient), other_scores.get(patient)
+        if a is None or b is None:
+            left_out += 1
+        else:
+            differences.append(a - b)
+    if not differences:
+        return None
+    p = wilcoxon(differences)
+    low, high = bootstrap_interval(differences)
+    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    return Paired(
+        first=name,
+        second=other,
+        patients=len(differences),
+        left_out=left_out,
+        difference=fmean(differences),
+        low=low,
+        high=high,
+        p=p,
+        p_holm=p,
+        effect=rank_biserial(differences),
+        wins=above if higher_is_better else below,
+        losses=below if higher_is_better else above,
+        seed_margin=seed_margin(seeds, other_seeds),
+    )
+
+
+def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
+    """What the numbers allow to say, in plain words."""
+    if pair.patients < ENOUGH_PATIENTS:
+        return (
+            f"too few patients ({pair.patients}): with fewer than {ENOUGH_PATIENTS} the test "
+            "cannot reach 0.05"
+        )
+    if pair.p_holm >= LEVEL or pair.low <= 0 <= pair.high:
+        return "within noise: these patients do not tell the two apart"
+    better = pair.first if (pair.difference > 0) == higher_is_better else pair.second
+    if pair.seed_margin is None:
+        return (
+            f"{better} is better on these patients; too few seeds to say whether another "
+            "training would repeat it"
+        )
+    if abs(pair.difference) <= pair.seed_margin:
+        return (
+            f"{better} is better on these patients, but by no more than seeds alone explain "
+            f"({pair.seed_margin:.4f})"
+        )
+    return f"{better} is better, by more than patients and seeds explain"
