@@ -124,7 +124,7 @@ def _grouped(rows: Iterable[Row], key: str, metric: str) -> dict[Any, list[float
 
 
 def outcomes(entry: Entry, *, keep: Keep | None = None) -> dict[str, int]:
-    """How often foreground structures were scored, missed, invented or absent, all runs together."""
+    """How often foreground structures were scored, missed, invented or absent, over all runs."""
     rows = [
         row
         for run in entry.runs

@@ -1,14 +1,77 @@
-"""Tables of scores, for terminal and Markdown, from the summaries of `metrics.summarise`."""
+"""Tables: of one run's scores for the terminal, and plain grids for Markdown and LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 UNDEFINED = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text, ready for any format.
+
+    Attributes:
+        title: what it shows.
+        header: one heading per column.
+        rows: cells; every row has as many as the header.
+        notes: sentences that belong below it: the convention, what is left out.
+        wide: how many leading columns are text, aligned left and kept in view.
+        quoted: indices of rows that are others' numbers, not ours.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    wide: int = 1
+    quoted: frozenset[int] = frozenset()
+
+    def markdown(self, level: int = 3) -> str:
+        """A heading, the table, the notes."""
+        rule = ["---" if index < self.wide else "---:" for index in range(len(self.header))]
+        cells = (self.header, rule, *self.rows)
+        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
+        notes = [f"{note}  " for note in self.notes]
+        return "\n".join([f"{'#' * level} {self.title}", "", *lines, "", *notes, ""])
+
+    def latex(self) -> str:
+        """A `table*` with booktabs rules, the notes in its caption."""
+        columns = "l" * self.wide + "r" * (len(self.header) - self.wide)
+        rows = [f"{' & '.join(map(_latex_text, row))} \\\\" for row in self.rows]
+        caption = _latex_text(". ".join([self.title, *(n.rstrip(".") for n in self.notes)]) + ".")
+        return "\n".join(
+            [
+                r"\begin{table*}",
+                rf"\caption{{{caption}}}",
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                f"{' & '.join(map(_latex_text, self.header))} \\\\",
+                r"\midrule",
+                *rows,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table*}",
+                "",
+            ]
+        )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$", "²": r"$^2$",
+    "<": "$<$", ">": "$>$", "≥": r"$\ge$", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def score_table(

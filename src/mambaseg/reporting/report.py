@@ -1,0 +1,124 @@
+"""Writes an experiment's report: tables, statistics, figures and one self-contained page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mambaseg.reporting.checks import cautions
+from mambaseg.reporting.collect import Comparison, collect
+from mambaseg.reporting.other_tables import (
+    clinical_grid,
+    clinical_rows,
+    cost_grid,
+    paired_grids,
+    paired_rows,
+    settings_grid,
+)
+from mambaseg.reporting.score_tables import grids, tidy
+from mambaseg.reporting.status import RunState, states, status_grid
+from mambaseg.reporting.tables import Grid
+from mambaseg.runs import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A comparison with everything that is shown of it.
+
+    Attributes:
+        comparison: whose.
+        cautions: sentences on top.
+        scores: tables of scores, the main one first.
+        pairs: paired comparisons; empty with one entry.
+        clinical: None where no patient has both phases.
+        cost: parameters, operations, time.
+        settings: None where the entries differ in nothing but the network.
+        figures: filled in when they are drawn.
+    """
+
+    comparison: Comparison
+    cautions: list[str]
+    scores: list[Grid]
+    pairs: list[Grid]
+    clinical: Grid | None
+    cost: Grid
+    settings: Grid | None
+    figures: list[Any] = field(default_factory=list)
+
+    @property
+    def grids(self) -> list[Grid]:
+        """All tables in the order of the page."""
+        main, *details = self.scores
+        rest = (self.clinical, self.cost, self.settings)
+        return [main, *self.pairs, *details, *(grid for grid in rest if grid is not None)]
+
+
+def write_report(folder: str | Path) -> Path:
+    """Reads the finished runs of an experiment and writes `<folder>/report/`.
+
+    Args:
+        folder: `outputs/<experiment>`.
+
+    Returns:
+        The page, `<folder>/report/index.html`.
+
+    Raises:
+        UserError: no such folder, or no finished run.
+    """
+    from mambaseg.reporting.page import page
+    from mambaseg.reporting.plots import draw
+
+    folder = Path(folder)
+    comparisons, problems = collect(folder)
+    runs = states(folder)
+    sections = [_section(comparison) for comparison in comparisons]
+    report = RunFolder(folder / "report")  # for its writing of whole files
+    report.path.mkdir(parents=True, exist_ok=True)
+    _write_tables(report, sections, runs, problems)
+    for index, section in enumerate(sections):
+        prefix = f"{index + 1}-" if len(sections) > 1 else ""
+        section.figures.extend(draw(section.comparison, report.path / "figures", prefix))
+    return report.write_text("index.html", page(folder.resolve().name, sections, runs, problems))
+
+
+def _section(comparison: Comparison) -> Section:
+    return Section(
+        comparison=comparison,
+        cautions=cautions(comparison),
+        scores=grids(comparison),
+        pairs=paired_grids(comparison),
+        clinical=clinical_grid(comparison),
+        cost=cost_grid(comparison),
+        settings=settings_grid(comparison),
+    )
+
+
+def _write_tables(
+    report: RunFolder, sections: list[Section], runs: list[RunState], problems: list[str]
+) -> None:
+    text = []
+    for section in sections:
+        text += [f"## {section.comparison.title}", ""]
+        text += [*(f"- {caution}" for caution in section.cautions), ""]
+        text += [grid.markdown() for grid in section.grids]
+    text += [status_grid(runs).markdown(level=2), *(f"- {problem}" for problem in problems)]
+    report.write_text("table.md", "\n".join(text).rstrip() + "\n")
+    head = "% needs \\usepackage{booktabs}\n"
+    latex = [grid.latex() for section in sections for grid in section.grids]
+    report.write_text("table.tex", head + "\n".join(latex))
+    files: Mapping[str, Iterable[dict[str, Any]]] = {
+        "table.csv": (row for section in sections for row in tidy(section.comparison)),
+        "paired.csv": (row for section in sections for row in paired_rows(section.comparison)),
+        "clinical.csv": (row for section in sections for row in clinical_rows(section.comparison)),
+    }
+    for name, rows in files.items():
+        rows = list(rows)
+        if rows:
+            report.write_rows(name, rows)
+        else:
+            (report.path / name).unlink(missing_ok=True)  # of an earlier report

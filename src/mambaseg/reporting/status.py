@@ -1,0 +1,196 @@
+"""What became of an experiment's runs: done, running, interrupted, failed, missing, damaged."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mambaseg.reporting.collect import run_folders
+from mambaseg.reporting.other_tables import duration
+from mambaseg.reporting.tables import UNDEFINED, Grid
+from mambaseg.runs import RunFolder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STATES = ("done", "running", "interrupted", "failed", "damaged", "missing")
+SILENT = 3600.0  # s without a heartbeat after which a run counts as interrupted
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What became of one run.
+
+    Attributes:
+        name: its folder, or the overrides of a job that has none.
+        state: one of `STATES`.
+        cause: why it is not done; for a done run what is missing of it.
+        time: how long it took, or has been running.
+        commit: of the code, `+` for local changes.
+        overrides: the job's words in a sweep, empty where no sweep lists it.
+    """
+
+    name: str
+    state: str
+    cause: str
+    time: str
+    commit: str
+    overrides: str = ""
+
+
+def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[RunState]:
+    """All runs of an experiment, in the order of `STATES`, then by name.
+
+    Jobs that `sweep.json` lists and that have no run folder are `missing`.
+
+    Args:
+        folder: `outputs/<experiment>`.
+        now: the time to compare heartbeats with, aware; the present by default.
+
+    Raises:
+        UserError: no such folder, or nothing in it.
+    """
+    folder = Path(folder)
+    now = now or datetime.datetime.now(datetime.UTC)
+    jobs = _jobs(folder)
+    overrides = {run: words for words, run in jobs if run}
+    found = [_state(path, overrides.get(path.name, ""), now) for path in run_folders(folder)]
+    known = {run.name for run in found}
+    for words, run in jobs:
+        if run is None or run not in known:
+            cause = "listed in sweep.json, not started" if run is None else f"no folder {run}"
+            found.append(RunState(run or words, "missing", cause, "", "", words))
+    return sorted(found, key=lambda run: (STATES.index(run.state), run.name))
+
+
+def _jobs(folder: Path) -> list[tuple[str, str | None]]:
+    """(overrides, run folder's name or None) of the sweep; none where the file is absent."""
+    try:
+        jobs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
+        return [
+            (" ".join(job["overrides"]), Path(job["run"]).name if job.get("run") else None)
+            for job in jobs
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
+    record = RunFolder(path).record
+    state, cause = str(record.get("status", "damaged")), ""
+    if state == "running":
+        state, cause = _alive(path, record, now)
+    elif state == "failed":
+        cause = str(record.get("error", "no error recorded")).splitlines()[0]
+        if cause.startswith("KeyboardInterrupt"):
+            state, cause = "interrupted", "stopped from the keyboard"
+    elif state == "done":
+        cause = "" if RunFolder(path).finished else "no test scores (test=false)"
+    elif state not in STATES or not record:
+        state, cause = "damaged", "run.json cannot be read"
+    return RunState(path.name, state, cause, _time(record, now), _commit(record), overrides)
+
+
+def _alive(path: Path, record: Mapping[str, Any], now: datetime.datetime) -> tuple[str, str]:
+    pid, host = record.get("pid"), record.get("host")
+    if pid and host == platform.node() and not _process_lives(int(pid)):
+        return "interrupted", f"process {pid} is gone"
+    beat = _parse(record.get("heartbeat")) or _last_change(path)
+    silence = (now - beat).total_seconds()
+    if silence > SILENT:
+        return "interrupted", f"no sign of life for {duration(silence)}"
+    step = record.get("step")
+    return "running", f"step {step}" if step is not None else ""
+
+
+def _process_lives(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill would end the process there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _last_change(path: Path) -> datetime.datetime:
+    """Of the files a run writes while it goes on: for records without a heartbeat."""
+    files = [path / name for name in ("run.json", "metrics.csv", "train.log")]
+    newest = max(file.stat().st_mtime for file in files if file.is_file())
+    return datetime.datetime.fromtimestamp(newest, datetime.UTC)
+
+
+def _parse(text: Any) -> datetime.datetime | None:
+    try:
+        moment = datetime.datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
+def _time(record: Mapping[str, Any], now: datetime.datetime) -> str:
+    started = _parse(record.get("started"))
+    if started is None:
+        return ""
+    ended = _parse(record.get("ended"))
+    if ended is None:
+        ended = now if record.get("status") == "running" else None
+    return duration((ended - started).total_seconds()) if ended else ""
+
+
+def _commit(record: Mapping[str, Any]) -> str:
+    code = record.get("code") or {}
+    return str(code.get("commit") or "")[:10] + ("+" if code.get("dirty") else "")
+
+
+def counted(runs: list[RunState]) -> str:
+    """`4 done, 1 failed`."""
+    counts = {state: sum(run.state == state for run in runs) for state in STATES}
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+
+
+def status_grid(runs: list[RunState]) -> Grid:
+    """For the page and table.md."""
+    rows = [
+        [
+            run.name,
+            run.state,
+            run.cause or UNDEFINED,
+            run.time or UNDEFINED,
+            run.commit or UNDEFINED,
+        ]
+        for run in runs
+    ]
+    header = ["run", "state", "cause", "time", "commit"]
+    return Grid("Runs", header, rows, [f"{counted(runs)}. +: with local changes."], wide=5)
+
+
+def status_table(runs: list[RunState], *, title: str) -> Table:
+    """For the terminal: states in colour, the cause in full."""
+    from rich import box
+    from rich.table import Table
+
+    colours = dict(zip(STATES, ("green", "cyan", "yellow", "red", "red", "magenta"), strict=True))
+    table = Table(title=title, caption=counted(runs), box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("state", "run", "time", "commit", "cause"):
+        table.add_column(heading, overflow="fold")
+    for run in runs:
+        name = f"{run.name}\n  {run.overrides}" if run.overrides not in ("", run.name) else run.name
+        state = f"[{colours[run.state]}]{run.state}[/]"
+        table.add_row(state, _plain(name), run.time, run.commit, _plain(run.cause))
+    return table
+
+
+def _plain(text: str) -> str:
+    """Brackets of overrides are not rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)
