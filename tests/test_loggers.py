@@ -31,7 +31,7 @@ def test_wandb_runs_offline_in_the_folder_and_each_job_gets_its_own(tmp_path):
         logger = wandb_logger(save_dir=folder, name=job, tags=["phantom"], mode="offline")
         logger.log_metrics({"x": 1.0}, step=0)
         ids.append(logger.experiment.id)
-        finish_wandb([logger], failed=False)
+        finish_wandb(failed=False)
         assert list(folder.glob("wandb/offline-run-*/*.wandb"))
     assert ids[0] != ids[1]
 
@@ -39,8 +39,8 @@ def test_wandb_runs_offline_in_the_folder_and_each_job_gets_its_own(tmp_path):
 def test_wandb_goes_offline_when_the_server_does_not_answer(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens on this port
-    logger = wandb_logger(save_dir=tmp_path, name="x", mode="online", init_timeout=2)
-    finish_wandb([logger], failed=False)
+    wandb_logger(save_dir=tmp_path, name="x", mode="online", init_timeout=2)
+    finish_wandb(failed=False)
     assert "offline" in caplog.text
     assert list(tmp_path.glob("wandb/offline-run-*"))
 
@@ -55,7 +55,7 @@ def test_wandb_gets_overlays_with_masks_and_the_table_of_cases(tmp_path):
     }
     names = ("background", "heart")
     log_cases_to_wandb([logger], results, shown, title="synthetic", class_names=names)
-    finish_wandb([logger], failed=False)
+    finish_wandb(failed=False)
     media = [p for p in tmp_path.rglob("media/*/**/*") if p.is_file() and not p.is_symlink()]
     kinds = {path.relative_to(tmp_path).parts[-3] for path in media}
     assert any(path.name.startswith("best") and path.suffix == ".png" for path in media)
@@ -66,5 +66,5 @@ def test_wandb_gets_overlays_with_masks_and_the_table_of_cases(tmp_path):
 def test_disabled_wandb_writes_nothing(tmp_path, mode):
     logger = wandb_logger(save_dir=tmp_path, name="x", mode=mode)
     logger.log_metrics({"x": 1.0}, step=0)
-    finish_wandb([logger], failed=False)
+    finish_wandb(failed=False)
     assert not list(tmp_path.glob("wandb/*run-*"))

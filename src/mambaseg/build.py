@@ -201,11 +201,14 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
     """The task and the trainer; the run folder exists by now."""
     import torch
 
+    from mambaseg.runs import RunFolder
     from mambaseg.task import SegmentationTask
 
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     if "wandb" in cfg.logger:
-        cfg.logger.wandb.name = cfg.run_dir.rsplit("/", 1)[-1]
+        folder = RunFolder(cfg.run_dir)
+        cfg.logger.wandb.name = folder.path.name
+        cfg.logger.wandb.run_id = folder.record.get("wandb_id")
         if cfg.data.synthetic:
             cfg.logger.wandb.tags = [*cfg.logger.wandb.tags, cfg.data.title]
     description = {

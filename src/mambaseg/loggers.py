@@ -2,12 +2,18 @@
 
 Lightning's CSVLogger deletes an earlier file of the folder it is pointed at; a run folder that is
 resumed must keep its rows, so the file is ours.
+
+Lightning numbers what belongs to the n-th optimizer step (rate, loss, scores of a validation after
+it) n - 1. A checkpoint with `global_step` s has s steps behind it and goes on with row number s: so
+when a run is resumed, rows below s stay and the others go.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import logging
+import secrets
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +36,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
+        self._kept: set[tuple[int, str]] = set()  # cells of the last step before a resume
 
     @property
     def name(self) -> str:
@@ -48,24 +55,137 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Writes one row; a new column rewrites the file once, whole or not at all."""
         row = {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
+        if step is not None and {(step, name) for name in row} <= self._kept:
+            return  # Lightning may repeat the validation that the checkpoint was saved after
         new = [key for key in row if key not in self._columns]
         if new:
             self._widen(new)
         with self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
 
-    def _widen(self, new: list[str]) -> None:
-        rows = []
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Goes back to a checkpoint: drops what was logged after it, and appends from there on.
+
+        The file is replaced whole or not at all. A line that was cut when the process died goes.
+
+        Args:
+            step: the checkpoint's `global_step` s; rows numbered below s stay (see the module).
+        """
+        self._columns, rows = _read_rows(self.path)
+        rows = [row for row in rows if int(row["step"]) < step]
+        last = max((int(row["step"]) for row in rows), default=-1)
+        self._kept = {
+            (last, name) for row in rows if int(row["step"]) == last for name in row if row[name]
+        }
         if self._columns:
-            with self.path.open(newline="", encoding="utf-8") as stream:
-                rows = list(csv.DictReader(stream))
+            self._replace(rows)
+
+    def _widen(self, new: list[str]) -> None:
+        rows = _read_rows(self.path)[1] if self._columns else []
         self._columns += new
+        self._replace(rows)
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
         temporary = self.path.with_suffix(".csv.tmp")
         with temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self.path)
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a metrics.csv, without a line that a killed process left half written."""
+    if not path.is_file():
+        return [], []
+    with path.open(newline="", encoding="utf-8") as stream:
+        text = stream.read()
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    rows = list(reader)
+    return list(reader.fieldnames or []), rows
+
+
+def read_history(path: Path, *, before: int) -> dict[int, dict[str, float]]:
+    """What a metrics.csv says about the steps below `before`: step -> name -> value, in order."""
+    history: dict[int, dict[str, float]] = {}
+    for row in _read_rows(path)[1]:
+        step = int(row.pop("step"))
+        if step < before:
+            values = {name: float(text) for name, text in row.items() if text}
+            history.setdefault(step, {}).update(values)
+    return dict(sorted(history.items()))
+
+
+class StepRows(WandbLogger):
+    """A W&B run whose history has one row per step, and the step as its number.
+
+    Lightning logs rate, loss and scores of a step one after the other, and W&B would number these
+    calls. Here they are joined, and sent once the next step begins. The history is thus a function
+    of the training: a row that a resumed training repeats is the same row under the same number.
+
+    Args:
+        run: the started W&B run.
+        save_dir: the run folder.
+    """
+
+    def __init__(self, run: Any, save_dir: str | Path) -> None:
+        super().__init__(experiment=run, save_dir=str(save_dir))
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        # W&B drops rows below the last that its server has; so does this, without its warnings
+        self._first = run.starting_step
+        self._step, self._row = 0, dict[str, Any]()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Adds to the row of a step; a step before the last one's counts as the last one's."""
+        step = max(self._step, step or 0)
+        if step > self._step:
+            self.flush()
+        self._step = step
+        self._row.update({name: value for name, value in metrics.items() if name != "epoch"})
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Sends the row; W&B takes no more under its number."""
+        if self._row and self._step >= self._first:
+            row = {**self._row, "trainer/global_step": self._step}
+            self.experiment.log(row, step=self._step, commit=True)
+        if self._row:
+            self._step, self._row = self._step + 1, {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Ends a fit or a test: its last row is whole."""
+        if status == "success":
+            self.flush()
+        super().finalize(status)
+
+    @rank_zero_only
+    def finish(self, *, failed: bool) -> None:
+        """Ends the run; of a failed one without its last row.
+
+        That row may lack its other half, and W&B would not take the whole one under the same number
+        when the training is resumed.
+        """
+        if not failed:
+            self.flush()
+        self.experiment.finish(exit_code=int(failed))
+
+
+_open: list[StepRows] = []  # started and not finished, whatever became of their trainer
+
+
+def new_wandb_id(key: str) -> str:
+    """A W&B run id for a new run folder, to be kept in its run.json.
+
+    So a resumed run finds its W&B run again, and a repeated one (`rerun=true`) gets another.
+
+    Args:
+        key: identity of the run.
+    """
+    return f"{key}-{secrets.token_hex(4)}"  # not from `random`: that has the run's seed
 
 
 def wandb_logger(
@@ -77,8 +197,16 @@ def wandb_logger(
     tags: list[str] | None = None,
     mode: str = "offline",
     init_timeout: float = 15,
+    run_id: str | None = None,
+    resume_step: int | None = None,
+    history: str | Path | None = None,
 ) -> WandbLogger:
     """A started W&B run; online falls back to offline when the server does not answer in time.
+
+    A resumed run tells its history from the start: offline, W&B begins another directory with the
+    same id, which gets the rows that the folder has, and the directory of the interrupted training
+    is moved to `<save_dir>/wandb/superseded`, out of reach of `wandb sync`. Online, W&B goes on
+    with the run of that id, and only the rows that its server lacks are sent.
 
     Args:
         save_dir: the run folder; W&B writes to `<save_dir>/wandb`.
@@ -88,10 +216,15 @@ def wandb_logger(
         tags: W&B tags.
         mode: `online`, `offline` or `disabled`.
         init_timeout: seconds to wait for the server.
+        run_id: W&B run id, `new_wandb_id`; None: W&B makes one.
+        resume_step: `global_step` of the checkpoint that the training resumes from.
+        history: metrics.csv of the run folder, rewound or not; read when `resume_step` is given.
 
     Raises:
         UserError: wandb is not installed.
     """
+    if getattr(rank_zero_only, "rank", 0):
+        return WandbLogger(save_dir=str(save_dir))  # one process per run speaks to W&B
     try:
         import wandb
     except ImportError as error:
@@ -101,24 +234,40 @@ def wandb_logger(
             "logger: wandb is not installed: pip install wandb, or logger=csv"
         ) from error
 
-    def started(mode: Literal["online", "offline", "disabled"]) -> WandbLogger:
+    def started(mode: Literal["online", "offline", "disabled"]) -> StepRows:
         settings = wandb.Settings(init_timeout=init_timeout, silent=True, console="off")
         run = wandb.init(
             dir=str(save_dir), name=name, project=project, group=group, tags=tags or [],
             mode=mode, settings=settings, reinit="finish_previous",
+            id=run_id, resume="allow" if run_id and mode == "online" else None,
         )  # fmt: skip
-        return WandbLogger(experiment=run, save_dir=str(save_dir))
+        return StepRows(run, save_dir)
 
-    Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)  # or W&B falls back to /tmp
+    folder = Path(save_dir, "wandb")
+    folder.mkdir(parents=True, exist_ok=True)  # or W&B falls back to /tmp
+    if resume_step is not None:
+        _set_aside(folder)
+    board: StepRows | None = None
     if mode == "online":
         try:
-            return started("online")
+            board = started("online")
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             log.warning(
                 "W&B did not answer (%s): this run is logged offline", str(error).split("\n")[0]
             )
             wandb.teardown()
-    return started("disabled" if mode == "disabled" else "offline")
+    board = board or started("disabled" if mode == "disabled" else "offline")
+    _open.append(board)
+    if resume_step is not None and history is not None:
+        for step, row in read_history(Path(history), before=resume_step).items():
+            board.log_metrics(row, step)
+    return board
+
+
+def _set_aside(folder: Path) -> None:
+    for old in sorted(folder.glob("offline-run-*")):
+        (folder / "superseded").mkdir(exist_ok=True)
+        old.rename(folder / "superseded" / old.name)
 
 
 def log_cases_to_wandb(
@@ -138,7 +287,7 @@ def log_cases_to_wandb(
         title: what the data are.
         class_names: of all labels, background first.
     """
-    boards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    boards = [logger for logger in loggers if isinstance(logger, StepRows)]
     if not boards:
         return
     import wandb
@@ -158,7 +307,7 @@ def log_cases_to_wandb(
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for board in boards:
         table = wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
-        board.experiment.log({**images, "test/cases": table})
+        board.log_metrics({**images, "test/cases": table})  # into the row of the test
         board.experiment.summary.update({"data": title, "test": results["summary"]["foreground"]})
 
 
@@ -169,9 +318,10 @@ def describe_to_wandb(loggers: Sequence[Logger], config: Mapping[str, Any]) -> N
             logger.experiment.config.update(dict(config), allow_val_change=True)
 
 
-def finish_wandb(loggers: Sequence[Logger], *, failed: bool) -> None:
-    """Ends the W&B run, or the next job of a sweep would write into it."""
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        import wandb
+def finish_wandb(*, failed: bool) -> None:
+    """Ends the W&B run, or the next job of a sweep would write into it.
 
-        wandb.finish(exit_code=int(failed))
+    It knows the started runs itself: a job may fail before it has a trainer with loggers.
+    """
+    while _open:
+        _open.pop().finish(failed=failed)

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from mambaseg.callbacks import RunRecorder
-from mambaseg.loggers import describe_to_wandb, finish_wandb
+from mambaseg.loggers import describe_to_wandb, finish_wandb, new_wandb_id
 from mambaseg.runs import RunFolder, code_changed, code_state, environment
 
 # pixels of training above which a CPU needs hours: twice experiment=acdc_cpu
@@ -103,8 +103,7 @@ class Run:
                 self.folder.finish("failed", error=f"{type(error).__name__}: {error}")
             else:
                 self.folder.finish("done")
-            loggers = self.trainer.loggers if hasattr(self, "trainer") else []
-            finish_wandb(loggers, failed=error is not None)
+            finish_wandb(failed=error is not None)
         if self._log_file:
             logging.getLogger().removeHandler(self._log_file)
             self._log_file.close()
@@ -177,6 +176,7 @@ class Run:
         split = self.data.split
         self.folder.start(
             key=self.key,
+            wandb_id=new_wandb_id(self.key),
             data={"title": self.config["data"]["title"], "fingerprint": self.data.fingerprint},
             split={"name": split.name, "hash": split.hash, "note": split.note},
             counts=self.data.counts,
