@@ -21,7 +21,7 @@ def typed(*arguments, cwd=ROOT, timeout=280, script=ROOT / "src" / "train.py"):
 
 
 def folders(tmp_path, experiment="default"):
-    return sorted(p for p in (tmp_path / "outputs" / experiment).iterdir() if p.is_dir())
+    return sorted((tmp_path / "outputs" / experiment).glob("*-seed*"))
 
 
 def test_help_is_readable_and_quick():

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
+from mambaseg.jobs import note_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +106,8 @@ def build(cfg: DictConfig) -> Run:
     name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
     folder = RunFolder(Path(cfg.outputs).expanduser() / cfg.name / name)
     cfg.run_dir = str(folder.path)
-    finished = folder.finished and not cfg.rerun
+    note_run(folder.path.parent, name)
+    finished = (folder.finished if cfg.test else folder.done) and not cfg.rerun
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     return Run(
         config=_plain(cfg),
@@ -209,6 +211,9 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         folder = RunFolder(cfg.run_dir)
         cfg.logger.wandb.name = folder.path.name
         cfg.logger.wandb.run_id = folder.record.get("wandb_id")
+        if resumed := folder.record.get("resumed"):
+            cfg.logger.wandb.resume_step = resumed[-1]["step"]
+            cfg.logger.wandb.history = str(folder.path / "metrics.csv")
         if cfg.data.synthetic:
             cfg.logger.wandb.tags = [*cfg.logger.wandb.tags, cfg.data.title]
     description = {
@@ -270,6 +275,8 @@ def _settle(cfg: DictConfig) -> None:
             "trainer: no CUDA device is visible to PyTorch. trainer=cpu runs without one; "
             "otherwise install a CUDA build of torch and check nvidia-smi."
         )
+    if cfg.trainer.get("sync_batchnorm") == "auto":
+        cfg.trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
     if cfg.trainer.precision == "auto":
         bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"

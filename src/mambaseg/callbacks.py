@@ -9,9 +9,11 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
+from mambaseg.costs import count_operations, peak, start_peak
 from mambaseg.loggers import log_cases_to_wandb
 from mambaseg.runs import RunFolder
 
@@ -75,20 +77,27 @@ class RunRecorder(Callback):
         self._started = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
-        self._started = time.monotonic()
+        """Starts the clock; a resumed training adds to the time that its record has."""
+        self._started = time.monotonic() - self.folder.record.get("fit_seconds", 0.0)
+        start_peak(pl_module.device)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Records the time and that the last checkpoint is the true last state."""
         if trainer.is_global_zero:
-            seconds = round(time.monotonic() - self._started, 1)
-            self.folder.update(steps=trainer.global_step, fit_seconds=seconds)
+            self._beat(trainer)
+            self.folder.update(cost={"peak_memory_bytes": peak(pl_module.device)})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Says the score in the log, where a progress bar leaves nothing."""
         score = trainer.callback_metrics.get("val/dice")
         if score is not None and not trainer.sanity_checking:
             log.info("step %d: val/dice %.4f", trainer.global_step, float(score))
+            if trainer.is_global_zero:
+                self._beat(trainer)
+
+    def _beat(self, trainer: L.Trainer) -> None:
+        seconds = round(time.monotonic() - self._started, 1)
+        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds)
 
     def on_test_batch_end(
         self,
@@ -115,6 +124,7 @@ class RunRecorder(Callback):
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
             self.folder.write_arrays("overlays.npz", overlays)
+            self._record_cost(trainer, pl_module)
             self.figures = self._draw(results, pl_module.class_names)
             shown = {
                 place: {"case": case, **self._cases[case]}
@@ -124,6 +134,20 @@ class RunRecorder(Callback):
                 trainer.loggers, results, shown, title=self.title, class_names=pl_module.class_names
             )
         self._cases.clear()
+
+    def _record_cost(self, trainer: L.Trainer, task: Any) -> None:
+        """Adds what the network costs per image and per case; its parameters are known before."""
+        side = task.preprocessing.size
+        shape = [trainer.datamodule.in_channels, side, side]  # type: ignore[attr-defined]
+        counted = count_operations(task.network, torch.zeros(1, *shape, device=task.device))
+        cost = {
+            **self.folder.record.get("cost", {}),
+            "image": shape,
+            "macs": counted["layer_macs"] + counted["other_macs"],
+            "scan_flops": counted["scan_flops"],
+            "seconds_per_case": task.results.get("seconds_per_case"),
+        }
+        self.folder.update(cost=cost)
 
     def _gather_overlays(self) -> dict[str, np.ndarray]:
         """Slices of the cases of all ranks; every rank has to call this."""

@@ -18,8 +18,9 @@ from rich.console import Console
 from torch import nn
 
 from mambaseg.callbacks import RunRecorder
-from mambaseg.loggers import describe_to_wandb, finish_wandb, new_wandb_id
-from mambaseg.runs import RunFolder, code_changed, code_state, environment
+from mambaseg.checkpoint import read_step
+from mambaseg.loggers import MetricsCsv, describe_to_wandb, finish_wandb, new_wandb_id
+from mambaseg.runs import RunFolder, code_changed, code_name, code_state, environment
 
 # pixels of training above which a CPU needs hours: twice experiment=acdc_cpu
 _SMALL_BUDGET = 2 * 128**2 * 12 * 1500
@@ -57,6 +58,7 @@ class Run:
         self._make_network, self._make_parts = make_network, make_parts
         self._log_file: logging.Handler | None = None
         self.score: float | None = None
+        self.step = 0  # that the training begins with
         self.task: Any = None
         self.trainer: L.Trainer
         self.recorder: RunRecorder
@@ -65,11 +67,14 @@ class Run:
         if self.finished:
             record = self.folder.record
             self.score = record.get("val_dice")
-            log.info("already finished: %s (rerun=true trains again)", self.folder.path)
-            if changed := code_changed(record.get("code", {}), code_state()):
+            code = record.get("code", {})
+            log.info("already finished: %s, made by %s (rerun=true trains again)",
+                     self.folder.path, code_name(code))  # fmt: skip
+            if changed := code_changed(code, code_state()):
                 log.warning(changed)
             return self
         network, pretrained = self._make_network()
+        self.step = self._step_to_resume()
         if self.main:
             self._open_folder(network, pretrained)
         try:
@@ -115,7 +120,13 @@ class Run:
         """Trains, and leaves best.ckpt and last.ckpt (the true last state) in the folder."""
         if self.main:
             self._estimate()
-        self.trainer.fit(self.task, datamodule=self.data)
+        last = None
+        if self.step:
+            last = str(self.folder.last_checkpoint)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.rewind(self.step)
+        self.trainer.fit(self.task, datamodule=self.data, ckpt_path=last, weights_only=True)
         if self.trainer.interrupted:
             raise KeyboardInterrupt
         self.trainer.save_checkpoint(self.folder.path / "checkpoints" / "last.ckpt")
@@ -174,6 +185,14 @@ class Run:
         import yaml
 
         split = self.data.split
+        if self.step:
+            code, devices = code_state(), self.config["trainer"]["devices"]
+            if changed := code_changed(self.folder.record.get("code", {}), code):
+                log.warning(changed)
+            self.folder.resume(step=self.step, code=code, devices=devices)
+            self._log_to_folder()
+            log.info("going on from step %d: %s", self.step, self.folder.path)
+            return
         self.folder.start(
             key=self.key,
             wandb_id=new_wandb_id(self.key),
@@ -187,9 +206,7 @@ class Run:
         )
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         self.folder.write_text("config.yaml", text)
-        self._log_file = logging.FileHandler(self.folder.path / "train.log", encoding="utf-8")
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(self._log_file)
+        self._log_to_folder()
         log.info("data: %s, split %s (%s)", self.config["data"]["title"], split.name, split.hash)
         if split.note:
             log.warning("split %s: %s", split.name, split.note)
@@ -197,6 +214,22 @@ class Run:
                  self.config["model"]["name"], f"{self.folder.record['parameters']:,}",
                  self.config["model"].get("scan_backend", "none"),
                  self.config["trainer"]["precision"])  # fmt: skip
+
+    def _step_to_resume(self) -> int:
+        """The step of the last checkpoint of an unfinished run in this folder; 0: there is none."""
+        last = self.folder.last_checkpoint
+        if last is None or self.config.get("rerun"):
+            return 0
+        step = read_step(last)
+        if step is None:
+            log.warning("%s is damaged: training starts anew, the folder is kept as %s.previous",
+                        last, self.folder.path.name)  # fmt: skip
+        return step or 0
+
+    def _log_to_folder(self) -> None:
+        self._log_file = logging.FileHandler(self.folder.path / "train.log", encoding="utf-8")
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._log_file)
 
     def _estimate(self) -> None:
         """Says how long real data at a full budget take without a GPU, before the hours begin."""

@@ -34,7 +34,7 @@ _UNSCIENTIFIC: dict[str, set[str]] = {
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "default_root_dir",
         "enable_model_summary", "enable_progress_bar", "profiler", "num_sanity_val_steps",
-        "enable_checkpointing", "detect_anomaly",
+        "enable_checkpointing", "detect_anomaly", "sync_batchnorm",
     },
 }  # fmt: skip
 
@@ -94,14 +94,25 @@ class RunFolder:
             return {}
 
     @property
+    def done(self) -> bool:
+        """Whether the run has ended well, with or without its test part."""
+        return self.record.get("status") == "done"
+
+    @property
     def finished(self) -> bool:
-        """Whether the run has ended well and its summary is there."""
-        return self.record.get("status") == "done" and (self.path / "metrics.json").is_file()
+        """Whether the run has ended well and the summary of its test part is there."""
+        return self.done and (self.path / "metrics.json").is_file()
 
     @property
     def summary(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
         return dict(json.loads((self.path / "metrics.json").read_text(encoding="utf-8")))
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where an unfinished run goes on from; None where there is nothing to go on from."""
+        path = self.path / "checkpoints" / "last.ckpt"
+        return path if path.is_file() and self.record else None
 
     def start(self, **fields: Any) -> None:
         """Makes a fresh folder; what stood there is kept as `<name>.previous`."""
@@ -111,8 +122,20 @@ class RunFolder:
                 _remove(previous)
             self.path.rename(previous)
         (self.path / "checkpoints").mkdir(parents=True)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.update(status="running", started=now, notes=[], **fields)
+        self.update(status="running", started=_now(), notes=[], **fields)
+        self.beat()
+
+    def resume(self, **fields: Any) -> None:
+        """Goes on with an unfinished run; `resumed` in its record lists when, and what is told."""
+        record = self.record
+        resumed = [*record.get("resumed", []), {"at": _now(), **fields}]
+        kept = {key: value for key, value in record.items() if key not in ("error", "ended")}
+        self.write_json("run.json", {**kept, "status": "running", "resumed": resumed})
+        self.beat()
+
+    def beat(self, **fields: Any) -> None:
+        """Says that the run is alive, and in which process."""
+        self.update(heartbeat=_now(), pid=os.getpid(), host=this_host(), **fields)
 
     def update(self, **fields: Any) -> None:
         """Adds or replaces fields of `run.json`."""
@@ -120,8 +143,7 @@ class RunFolder:
 
     def finish(self, status: str, **fields: Any) -> None:
         """Ends the run as `done` or `failed`."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.update(status=status, ended=now, **fields)
+        self.update(status=status, ended=_now(), **fields)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes a text file as a whole or not at all."""
@@ -159,6 +181,17 @@ class RunFolder:
             np.savez_compressed(stream, **arrays)
         temporary.replace(path)
         return path
+
+
+def this_host() -> str:
+    """Eight hex digits that tell this machine from others: records hold no names."""
+    import platform
+
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def environment() -> dict[str, Any]:
@@ -206,11 +239,15 @@ def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if not before or before.get("digest") == now.get("digest"):
         return ""
 
-    def name(state: Mapping[str, Any]) -> str:
-        commit = str(state.get("commit") or "unknown commit")[:10]
-        return commit + (" with local changes" if state.get("dirty") else "")
+    return (
+        f"made by other code ({code_name(before)}; now {code_name(now)}): rerun=true trains again"
+    )
 
-    return f"made by other code ({name(before)}; now {name(now)}): rerun=true trains again"
+
+def code_name(state: Mapping[str, Any]) -> str:
+    """A `code_state` in a few words."""
+    commit = str(state.get("commit") or "unknown commit")[:10]
+    return commit + (" with local changes" if state.get("dirty") else "")
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -64,6 +66,7 @@ class SegmentationTask(L.LightningModule):
         }  # fmt: skip
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._description = dict(description or {})
+        self._case_seconds: list[float] = []
         self.scores: Any = nn.ModuleDict({stage: self._case_scores() for stage in ("val", "test")})
 
     def _case_scores(self) -> CaseScores:
@@ -105,12 +108,14 @@ class SegmentationTask(L.LightningModule):
         return self._score(batch, "test")
 
     def _score(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
+        start = _seconds(self.device)
         prediction = predict_case(
             self.network,
             batch["image"],
             self.preprocessing,
             batch_size=self.evaluation["batch_size"],
         )
+        self._case_seconds.append(_seconds(self.device) - start)
         if self.evaluation["keep_largest"]:
             prediction = keep_largest_component(prediction, len(self.class_names))
         self.scores[stage].update(
@@ -141,6 +146,9 @@ class SegmentationTask(L.LightningModule):
             sync_dist=False,
         )
         self.results = {"stage": stage, "rows": self.scores[stage].rows, "summary": summary}
+        if self._case_seconds:  # a rank may have no case
+            self.results["seconds_per_case"] = statistics.median(self._case_seconds)
+        self._case_seconds.clear()
         self.scores[stage].reset()
 
     def configure_optimizers(self) -> Any:
@@ -154,6 +162,13 @@ class SegmentationTask(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts plain data into the checkpoint from which the network can be rebuilt."""
         checkpoint["mambaseg"] = self._description
+
+
+def _seconds(device: torch.device) -> float:
+    """A clock that waits for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:

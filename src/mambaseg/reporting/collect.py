@@ -178,7 +178,7 @@ def run_folders(folder: str | Path) -> list[Path]:
         )
     found = [path.parent for path in sorted(folder.glob("*/run.json"))]
     found = [path for path in found if not path.name.endswith(".previous")]
-    if not found and not (folder / "sweep.json").is_file():
+    if not found and not (folder / ".jobs").is_dir():
         inside = sorted({path.parents[1].name for path in folder.glob("*/*/run.json")})
         hint = f" Its subfolders {', '.join(inside)} do: name one of them." if inside else ""
         raise UserError(f"{folder} holds no run folders (a run folder has a run.json).{hint}")

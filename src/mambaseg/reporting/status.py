@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mambaseg.reporting.collect import run_folders
 from mambaseg.reporting.other_tables import duration
 from mambaseg.reporting.tables import UNDEFINED, Grid
-from mambaseg.runs import RunFolder
+from mambaseg.runs import RunFolder, this_host
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +46,8 @@ class RunState:
 def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[RunState]:
     """All runs of an experiment, in the order of `STATES`, then by name.
 
-    Jobs that `sweep.json` lists and that have no run folder are `missing`.
+    Jobs that a sweep has listed (`mambaseg.jobs`) and that have no run folder are `missing`, or
+    `failed` where their error is known.
 
     Args:
         folder: `outputs/<experiment>`.
@@ -59,26 +59,21 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     folder = Path(folder)
     now = now or datetime.datetime.now(datetime.UTC)
     jobs = _jobs(folder)
-    overrides = {run: words for words, run in jobs if run}
+    overrides = {job["run"]: " ".join(job["overrides"]) for job in jobs if job["run"]}
     found = [_state(path, overrides.get(path.name, ""), now) for path in run_folders(folder)]
     known = {run.name for run in found}
-    for words, run in jobs:
-        if run is None or run not in known:
-            cause = "listed in sweep.json, not started" if run is None else f"no folder {run}"
-            found.append(RunState(run or words, "missing", cause, "", "", words))
+    for job in jobs:
+        if job["run"] not in known:
+            words, error = " ".join(job["overrides"]), str(job["error"] or "").split("\n")[0]
+            cause = error or (f"no folder {job['run']}" if job["run"] else "not started")
+            found.append(RunState(words, "failed" if error else "missing", cause, "", "", words))
     return sorted(found, key=lambda run: (STATES.index(run.state), run.name))
 
 
-def _jobs(folder: Path) -> list[tuple[str, str | None]]:
-    """(overrides, run folder's name or None) of the sweep; none where the file is absent."""
-    try:
-        jobs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]
-        return [
-            (" ".join(job["overrides"]), Path(job["run"]).name if job.get("run") else None)
-            for job in jobs
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+def _jobs(folder: Path) -> list[dict[str, Any]]:
+    """What the sweep noted of each job: `overrides`, `run` and `error`; nothing without a sweep."""
+    files = sorted((folder / ".jobs").glob("*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
@@ -99,13 +94,13 @@ def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
 
 def _alive(path: Path, record: Mapping[str, Any], now: datetime.datetime) -> tuple[str, str]:
     pid, host = record.get("pid"), record.get("host")
-    if pid and host == platform.node() and not _process_lives(int(pid)):
+    if pid and host == this_host() and not _process_lives(int(pid)):
         return "interrupted", f"process {pid} is gone"
     beat = _parse(record.get("heartbeat")) or _last_change(path)
     silence = (now - beat).total_seconds()
     if silence > SILENT:
         return "interrupted", f"no sign of life for {duration(silence)}"
-    step = record.get("step")
+    step = record.get("steps")
     return "running", f"step {step}" if step is not None else ""
 
 
