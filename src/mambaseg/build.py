@@ -101,7 +101,8 @@ def build(cfg: DictConfig) -> Run:
     data = instantiate(_without(cfg.data, "title", "synthetic"), _convert_="all")
     data.load()
     config = _plain(cfg)
-    key = identity(_with_digests(config), split=data.split.hash, data=data.fingerprint)
+    whole = _with_digests(config)
+    key = identity(whole, split=data.split.hash, data=data.fingerprint)
     title = slug(cfg.data.title) if cfg.data.synthetic else cfg.data.name
     name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
     folder = RunFolder(Path(cfg.outputs).expanduser() / cfg.name / name)
@@ -113,6 +114,7 @@ def build(cfg: DictConfig) -> Run:
         config=_plain(cfg),
         folder=folder,
         key=key,
+        design=identity(whole, split=data.split.hash, data=""),
         data=data,
         notice=notice,
         finished=finished,
@@ -340,6 +342,8 @@ def _silence_libraries() -> None:
 
     # Lightning 2.6 with torch 2.13: its own use of a deprecated check
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    # a resumed run goes on in its own folder
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # few workers are enough for a memory-mapped cache; the data module documents it
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     import lightning.pytorch.utilities  # it sets its loggers' levels at import

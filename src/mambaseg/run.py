@@ -34,6 +34,7 @@ class Run:
         config: the resolved configuration as plain data.
         folder: the run folder.
         key: identity of the run, eight hex digits.
+        design: the same without the data.
         data: the loaded data module.
         notice: what must be said first and last; empty for real data.
         finished: the folder already holds the finished result.
@@ -47,13 +48,15 @@ class Run:
         config: dict[str, Any],
         folder: RunFolder,
         key: str,
+        design: str,
         data: Any,
         notice: str,
         finished: bool,
         make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
         make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
     ) -> None:
-        self.config, self.folder, self.key, self.data = config, folder, key, data
+        self.config, self.folder, self.data = config, folder, data
+        self.key, self.design = key, design
         self.notice, self.finished = notice, finished
         self._make_network, self._make_parts = make_network, make_parts
         self._log_file: logging.Handler | None = None
@@ -193,8 +196,11 @@ class Run:
             self._log_to_folder()
             log.info("going on from step %d: %s", self.step, self.folder.path)
             return
+        if other := self.folder.made_from_other_data(self.design, self.data.fingerprint):
+            log.warning("the data have changed since %s was made: this is another run", other)
         self.folder.start(
             key=self.key,
+            design=self.design,
             wandb_id=new_wandb_id(self.key),
             data={"title": self.config["data"]["title"], "fingerprint": self.data.fingerprint},
             split={"name": split.name, "hash": split.hash, "note": split.note},

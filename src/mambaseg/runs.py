@@ -114,6 +114,20 @@ class RunFolder:
         path = self.path / "checkpoints" / "last.ckpt"
         return path if path.is_file() and self.record else None
 
+    def made_from_other_data(self, design: str, fingerprint: str) -> Path | None:
+        """A run beside this one that differs in its data only; None where there is none.
+
+        Args:
+            design: `identity` of the configuration and the split alone, as runs record it.
+            fingerprint: of the data that this run has.
+        """
+        for path in sorted(self.path.parent.glob("*/run.json")):
+            record = RunFolder(path.parent).record
+            other = record.get("data", {}).get("fingerprint", fingerprint)
+            if record.get("design") == design and other != fingerprint:
+                return path.parent
+        return None
+
     def start(self, **fields: Any) -> None:
         """Makes a fresh folder; what stood there is kept as `<name>.previous`."""
         if self.path.exists():
