@@ -108,7 +108,7 @@ def build(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.outputs).expanduser() / cfg.name / name)
     cfg.run_dir = str(folder.path)
     note_run(folder.path.parent, name)
-    finished = (folder.finished if cfg.test else folder.done) and not cfg.rerun
+    finished = (folder.finished if cfg.test else folder.trained) and not cfg.rerun
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     return Run(
         config=_plain(cfg),

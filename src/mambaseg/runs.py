@@ -94,14 +94,14 @@ class RunFolder:
             return {}
 
     @property
-    def done(self) -> bool:
-        """Whether the run has ended well, with or without its test part."""
+    def trained(self) -> bool:
+        """Whether the run has ended well, the test part scored or not (`test=false`)."""
         return self.record.get("status") == "done"
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended well and the summary of its test part is there."""
-        return self.done and (self.path / "metrics.json").is_file()
+        return self.trained and (self.path / "metrics.json").is_file()
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""A sweeper: one Optuna study per combination of the words with commas, by Hydra's Optuna plugin.
+
+    python src/train.py -m hparams_search=optuna model=unet,mamba_unet
+
+searches twice, each time with the whole budget and the same first points. What
+`hydra.sweeper.params` names is searched; every other word with commas makes studies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mambaseg.runs import slug
+
+log = logging.getLogger(__name__)
+
+
+class Studies(Sweeper):
+    """Runs one study after the other; a failed one does not stop the others.
+
+    Args:
+        sampler: configuration of an Optuna sampler; every study makes its own from it.
+        params: what is searched, name -> sweep in Hydra's words.
+        options: other arguments of the plugin's `OptunaSweeper`.
+    """
+
+    def __init__(self, sampler: DictConfig, params: DictConfig, **options: Any) -> None:
+        self.sampler, self.params, self.options = sampler, params, options
+        self.config: DictConfig
+        self.hydra_context: HydraContext
+        self.task_function: TaskFunction
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keeps what every study needs."""
+        self.hydra_context, self.task_function = hydra_context, task_function
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Searches, and says each study's best point and the command that tests it.
+
+        Raises:
+            Exception: the first failure, after all studies.
+        """
+        failure: Exception | None = None
+        for chosen, words in self._studies(arguments):
+            label = "-".join(slug(word.split("=", 1)[1]) for word in chosen) or "all"
+            folder = Path(self.config.hydra.sweep.dir) / "studies" / label
+            log.info("study %s: %d trials", label, self.options["n_trials"])
+            try:
+                self._search(label, words, folder)
+            except Exception as error:
+                log.error("study %s failed; it goes on when the command is typed again", label)
+                failure = failure or error
+                continue
+            self._say_best(label, words, folder)
+        if failure:
+            raise failure
+
+    def _studies(self, arguments: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+        """Yields (the words that tell this study from the others, all words of this study)."""
+        overrides = OverridesParser.create().parse_overrides(arguments)
+        given: list[list[str]] = []
+        several: list[bool] = []
+        for override in overrides:
+            key = override.get_key_element()
+            if override.is_choice_sweep() and key not in self.params:
+                given.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+                several.append(True)
+            else:
+                given.append([str(override.input_line)])
+                several.append(False)
+        for words in itertools.product(*given):
+            yield [word for word, own in zip(words, several, strict=True) if own], list(words)
+
+    def _search(self, label: str, words: list[str], folder: Path) -> None:
+        import optuna
+        from hydra.utils import instantiate
+        from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra's lines say the same
+        unused = dict.fromkeys(("storage", "search_space", "custom_search_space"))
+        options = {**unused, "study_name": label, **self.options}
+        study = OptunaSweeper(sampler=instantiate(self.sampler), params=self.params, **options)
+        config = self.config.copy()
+        with open_dict(config):
+            config.hydra.sweep.dir = str(folder)  # of the study's result only, not of its runs
+        folder.mkdir(parents=True, exist_ok=True)
+        study.setup(
+            hydra_context=self.hydra_context, task_function=self.task_function, config=config
+        )
+        study.sweep(words)
+
+    def _say_best(self, label: str, words: list[str], folder: Path) -> None:
+        result = OmegaConf.load(folder / "optimization_results.yaml")
+        best = [f"{key}={value}" for key, value in result.best_params.items()]
+        left_out = {"hparams_search", "name", "test", *result.best_params}
+        kept = [word for word in words if word.split("=", 1)[0] not in left_out]
+        log.info("study %s: best score %.4f", label, result.best_value)
+        command = [f"name={self.config.name}_best", *kept, *best]
+        log.info("train and test it: python src/train.py %s", shlex.join(command))
