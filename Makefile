@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/.complete
 
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(SETUP): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,9 @@ setup-cuda: setup ## On a GPU machine: build mamba-ssm and causal-conv1d too (op
 		--no-build-isolation -c constraints/cpu.txt -e '.[cuda]'
 	$(BIN)/python -c "from mambaseg.scan import available_backends; print(*available_backends('cuda'))"
 
+setup-launchers: setup ## Add the launchers and the search: joblib, submitit, Ray, Optuna (docs/sweeps.md)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[launchers,ray,search]'
+
 train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
 	$(BIN)/python src/train.py experiment=quickstart
 
@@ -31,6 +34,9 @@ test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 
 test-long: setup ## Run everything, also the tests that take minutes each
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-launchers: setup-launchers ## Run real sweeps on every launcher, a simulated SLURM and a search
+	$(BIN)/python -m pytest tests/test_launching.py tests/test_search.py
 
 lint: setup ## ruff (lint and format) and the import contracts
 	$(BIN)/ruff check .
@@ -52,4 +58,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-cuda train sweep test test-long lint format types data-check clean
+.PHONY: help setup setup-cuda setup-launchers train sweep test test-long test-launchers lint format types data-check clean

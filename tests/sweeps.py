@@ -39,7 +39,10 @@ def needs(leaf):
 
 def environment(**changes):
     env = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    env["RAY_raylet_start_wait_time_s"] = "200"  # a busy machine is slow to start it
+    env |= {
+        "RAY_raylet_start_wait_time_s": "200",
+        "RAY_agent_register_timeout_ms": "200000",
+    }  # a busy machine is slow to start Ray
     return {**env, **changes}
 
 
