@@ -1,0 +1,194 @@
+"""The comparison of an experiment on Weights & Biases: its offline runs, and a workspace of panels.
+
+The workspace is described as plain data, which is what is written where there is no key; the
+objects of wandb-workspaces are made from that description alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mambaseg.errors import UserError
+from mambaseg.runs import RunFolder
+
+AXIS = "trainer/global_step"  # of every curve, see `mambaseg.loggers.StepRows`
+OVERLAYS = ("test/worst", "test/median", "test/best")
+log = logging.getLogger(__name__)
+
+
+def publish(folder: Path) -> None:
+    """Sends an experiment to W&B: `wandb sync` of its offline runs, then the workspace.
+
+    Without a key nothing is sent: what would be stands in `<folder>/report/wandb-workspace.json`,
+    and the log says how to send it.
+
+    Args:
+        folder: the experiment's folder, which holds its run folders.
+
+    Raises:
+        UserError: there is no run with W&B's logger, wandb-workspaces is missing, a sync failed.
+    """
+    runs = find_runs(folder)
+    if not runs:
+        raise UserError(
+            f"{folder}: no run in it was logged to W&B (logger=default or logger=wandb): "
+            "give the folder of an experiment, <outputs>/<name>"
+        )
+    offline = unsent(runs)
+    description = describe(folder, runs)
+    if not has_key():
+        written = RunFolder(folder / "report").write_json(
+            "wandb-workspace.json",
+            {"sync": [path.relative_to(folder).as_posix() for path in offline], **description},
+        )
+        log.info("no W&B key: nothing was sent, the workspace is described in %s", written)
+        if offline:
+            log.info("the runs: wandb login && %s", shlex.join(["wandb", *_sync(offline)]))
+        log.info("both: wandb login && python src/report.py wandb %s", shlex.quote(str(folder)))
+        return
+    workspace = make_workspace(description)  # before the sync, which may take long
+    if offline:
+        done = subprocess.run([sys.executable, "-m", "wandb", *_sync(offline)], check=False)
+        if done.returncode:
+            raise UserError(f"{folder}: wandb sync ended with status {done.returncode}, see above")
+    workspace.save()
+    log.info("workspace: %s", workspace.url)
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The run folders of an experiment that have a W&B run; earlier ones of a rerun have not."""
+    runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    return [
+        run for run in runs
+        if run.path.suffix != ".previous" and (run.path / "wandb").is_dir()
+    ]  # fmt: skip
+
+
+def unsent(runs: Iterable[RunFolder]) -> list[Path]:
+    """Directories of offline runs that `wandb sync` has not marked as sent."""
+    found = [path for run in runs for path in sorted(run.path.glob("wandb/offline-run-*"))]
+    return [path for path in found if not list(path.glob("*.synced"))]
+
+
+def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
+    """The workspace as plain data: which runs, and which panels in which sections.
+
+    Curves are what the runs' metrics.csv have, so a data set with other classes gets its own.
+
+    Args:
+        folder: the experiment's folder; its name is W&B's group.
+        runs: with W&B's logger, at least one.
+    """
+    runs = list(runs)
+    names = list(dict.fromkeys(name for run in runs for name in _columns(run)))
+    settings = next((s for s in map(_settings, runs) if s), {})
+
+    def lines(start: str) -> list[dict[str, Any]]:
+        return [{"kind": "line", "metrics": [n]} for n in names if n.startswith(start)]
+
+    scores = [n for n in names if n.startswith("test/dice_")]
+    test = [{"kind": "bar", "metrics": [n]} for n in names if n.startswith("test/")]
+    if scores:
+        test.insert(1, {"kind": "bar", "metrics": scores, "title": "test/dice per structure"})
+    return {
+        "name": f"comparison {settings.get('group') or folder.name}",
+        "project": settings.get("project", "mambaseg"),
+        "group": settings.get("group") or folder.name,
+        "columns": ["config:model.name", "config:optim.name", "config:seed", "summary:test/dice"],
+        "axis": AXIS,
+        "sections": [
+            {"name": "test part", "panels": [p for p in test if p["metrics"][0] not in scores
+                                             or "title" in p]},
+            {"name": "validation", "panels": lines("val/")},
+            {"name": "training", "panels": lines("train/") + lines("lr-")},
+            {"name": "overlays", "panels": [{"kind": "media", "metrics": list(OVERLAYS)}]},
+        ],
+    }  # fmt: skip
+
+
+def make_workspace(description: dict[str, Any], *, entity: str | None = None) -> Any:
+    """The description as a `wandb_workspaces` workspace, not saved.
+
+    Args:
+        description: of `describe`.
+        entity: W&B user or team; None asks W&B's server for the key's default.
+
+    Raises:
+        UserError: wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as panels
+        import wandb_workspaces.workspaces as workspaces
+    except ImportError as error:
+        raise UserError(
+            "wandb-workspaces is not installed: pip install 'mambaseg[wandb]'"
+        ) from error
+
+    def panel(about: dict[str, Any]) -> Any:
+        metrics = about["metrics"]
+        title = about.get("title", ", ".join(metrics))
+        if about["kind"] == "line":
+            return panels.LinePlot(title=title, x=description["axis"], y=metrics)
+        if about["kind"] == "bar":
+            return panels.BarPlot(title=title, metrics=metrics)
+        return panels.MediaBrowser(title=title, media_keys=metrics)
+
+    if entity is None:
+        import wandb
+
+        entity = wandb.Api().default_entity
+    sections = [
+        workspaces.Section(name=s["name"], panels=[panel(p) for p in s["panels"]], is_open=True)
+        for s in description["sections"]
+        if s["panels"]
+    ]
+    group = workspaces.Metric("Group")
+    return workspaces.Workspace(
+        entity=entity,
+        project=description["project"],
+        name=description["name"],
+        sections=sections,
+        settings=workspaces.WorkspaceSettings(x_axis=description["axis"], max_runs=50),
+        runset_settings=workspaces.RunsetSettings(
+            filters=[group == description["group"]], pinned_columns=description["columns"]
+        ),
+    )
+
+
+def has_key() -> bool:
+    """Whether W&B finds a key (in its own places); asks nobody."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("wandb is not installed: pip install 'mambaseg[wandb]'") from error
+    return bool(wandb.login(prompt=False))
+
+
+def _sync(offline: Iterable[Path]) -> list[str]:
+    return ["sync", *map(str, offline)]
+
+
+def _columns(run: RunFolder) -> list[str]:
+    try:
+        with (run.path / "metrics.csv").open(newline="", encoding="utf-8") as stream:
+            return next(csv.reader(stream), [])
+    except OSError:
+        return []
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """How the run's W&B logger was configured: project, group, ..."""
+    try:
+        config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+        return dict(config["logger"]["wandb"])
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return {}
