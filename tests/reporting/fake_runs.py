@@ -140,6 +140,6 @@ if __name__ == "__main__":  # a folder to look at
 
     where = Path(sys.argv[1])
     for number in (1, 2):
-        write_run(where, "unet", seed=number, error=0.3, size=96)
-        write_run(where, "swin_unet", seed=number, error=0.6, size=96)
-        write_run(where, "mamba_unet", seed=number, error=0.4, size=96, misses=[(3, 1)])
+        write_run(where, "unet", seed=number, error=0.3, size=64)
+        write_run(where, "swin_unet", seed=number, error=0.6, size=64)
+        write_run(where, "mamba_unet", seed=number, error=0.4, size=64, misses=[(3, 1)])

@@ -62,7 +62,7 @@ def case_figure(
     from matplotlib.figure import Figure
 
     rows = pick_slices(prediction if truth is None else truth, prediction)
-    window = _window(prediction if truth is None else (truth > 0) | (prediction > 0))
+    window = crop(prediction if truth is None else (truth > 0) | (prediction > 0))
     columns = ["image", "prediction"] if truth is None else ["image", *_TRUTH_COLUMNS]
     aspect = 1.0 if spacing is None else spacing[1] / spacing[2]
     height = 2.4 * (window[0].stop - window[0].start) * aspect / (window[1].stop - window[1].start)
@@ -81,8 +81,8 @@ def case_figure(
             if row == 0:
                 axes[row, column].set_title(kind, fontsize=9)
         axes[row, 0].set_ylabel(f"{name}, slice {z + 1}/{len(image)}", fontsize=9)
-    _add_legend(figure, class_names, errors=truth is not None)
-    return _save(figure, path)
+    add_legend(figure, class_names, errors=truth is not None)
+    return save_png(figure, path)
 
 
 def pick_slices(truth: Volume, prediction: Volume) -> list[tuple[str, int]]:
@@ -142,7 +142,8 @@ def _draw(
     axes.spines[:].set_visible(False)
 
 
-def _add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> None:
+def add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> None:
+    """Puts the classes' colours, and those of errors, below the figure."""
     from matplotlib.patches import Patch
 
     colours = {
@@ -155,7 +156,7 @@ def _add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> 
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 
-def _window(labelled: Volume) -> tuple[slice, slice]:
+def crop(labelled: Volume) -> tuple[slice, slice]:
     """Rows and columns around everything labelled in the volume (Z, H, W), with a margin."""
     sides = []
     for axis in (1, 2):
@@ -169,12 +170,13 @@ def _window(labelled: Volume) -> tuple[slice, slice]:
     return sides[0], sides[1]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_png(figure: Figure, path: Path, *, dpi: int = 120) -> Path:
+    """Writes a figure as PNG, whole or not at all; folders are made."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=dpi)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(buffer.getvalue())

@@ -205,6 +205,6 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
     if abs(pair.difference) <= pair.seed_margin:
         return (
             f"{better} is better on these patients, but by no more than seeds alone explain "
-            f"({pair.seed_margin:.4f})"
+            f"({pair.seed_margin:.2g})"
         )
     return f"{better} is better, by more than patients and seeds explain"

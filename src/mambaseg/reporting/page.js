@@ -1,0 +1,25 @@
+// Sorts a table by the column whose heading is pressed: by number where its cells start with one.
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  const original = [...body.rows];
+  table.querySelectorAll("th button").forEach((button, column) => {
+    button.addEventListener("click", () => {
+      const heading = button.parentElement;
+      const next = { none: "ascending", ascending: "descending", descending: "none" }[heading.ariaSort || "none"];
+      table.querySelectorAll("th").forEach((other) => other.setAttribute("aria-sort", "none"));
+      heading.setAttribute("aria-sort", next);
+      const sign = next === "descending" ? -1 : 1;
+      const rows = next === "none" ? original : [...original].sort((a, b) => sign * compare(a, b, column));
+      body.append(...rows);
+    });
+  });
+}
+
+function compare(a, b, column) {
+  const [x, y] = [a, b].map((row) => row.cells[column].textContent.trim());
+  const [p, q] = [x, y].map((text) => parseFloat(text.replace(/,/g, "").replace("−", "-").replace(/^</, "")));
+  if (Number.isNaN(p) || Number.isNaN(q)) {
+    return Number.isNaN(p) && Number.isNaN(q) ? x.localeCompare(y) : Number.isNaN(p) ? 1 : -1;
+  }
+  return p - q;
+}

@@ -1,0 +1,302 @@
+"""Figures of a comparison: distributions, curves, agreement; as PNG, and as SVG for the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
+from mambaseg.reporting.collect import Comparison, Entry, RunData
+from mambaseg.reporting.figures import save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette again, in an order that keeps neighbours apart on white and on black.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+# Stands for the page's text colour: nearly black in PNGs, replaced by currentColor in SVGs.
+_INK = "#010203"
+_STYLE = {
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
+    "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+    "axes.titlesize": 9.5, "svg.fonttype": "none", "svg.hashsalt": "mambaseg",
+    "figure.facecolor": "none", "axes.facecolor": "none", "legend.frameon": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk and for the page.
+
+    Attributes:
+        title: heading on the page.
+        caption: what is shown, and of which runs.
+        path: the PNG.
+        svg: inline SVG in the page's own colours; None for pictures made of pixels.
+    """
+
+    title: str
+    caption: str
+    path: Path
+    svg: str | None = None
+
+
+def draw(comparison: Comparison, folder: Path, prefix: str = "") -> list[Picture]:
+    """Draws every figure that the runs have data for.
+
+    Args:
+        comparison: whose.
+        folder: for the PNGs; made where it is missing.
+        prefix: of the file names, where a report has several comparisons.
+    """
+    from mambaseg.reporting.overlays import overlay_pictures
+
+    pictures = []
+    for name, title, caption, make in _figures(comparison):
+        path = folder / f"{prefix}{name}.png"
+        figure = _styled(make)
+        if figure is not None:
+            svg = to_svg(figure)
+            figure.set_facecolor("white")
+            pictures.append(Picture(title, caption, save_png(figure, path), svg))
+    return pictures + overlay_pictures(comparison, folder, prefix)
+
+
+def _figures(
+    comparison: Comparison,
+) -> list[tuple[str, str, str, Callable[[], Figure | None]]]:
+    entries = comparison.entries
+    seeds = "all seeds and folds together"
+    found: list[tuple[str, str, str, Callable[[], Figure | None]]] = [
+        (
+            "dice-histogram", "Distribution of Dice",
+            f"Mean foreground Dice of each test case, {seeds}; the line is the mean.",
+            lambda: _histograms(entries),
+        ),
+        (
+            "dice-classes", "Dice per class",
+            f"Each test case, {seeds}. Box: quartiles and median; whiskers: 1.5 interquartile "
+            "ranges; a missed structure counts as 0.",
+            lambda: _boxes(comparison),
+        ),
+        (
+            "curves", "Training",
+            "A line per run: training loss, and Dice of the validation part (mean over the "
+            "foreground classes).",
+            lambda: _curves(entries),
+        ),
+    ]  # fmt: skip
+    for name, title in (
+        ("EF", "Ejection fraction"), ("EDV", "End-diastolic volume"),
+        ("ESV", "End-systolic volume"), ("mass", "Left ventricular mass"),
+    ):  # fmt: skip
+        found.append(
+            (
+                f"agreement-{name.lower()}", title,
+                "A point per patient and seed. Left: prediction against reference, the diagonal "
+                "is agreement. Right (Bland–Altman): difference against mean; lines are the bias "
+                "and the 95 % limits of agreement, over all points.",
+                lambda name=name: _agreements(entries, name),  # type: ignore[misc]
+            )
+        )  # fmt: skip
+    return found
+
+
+def _styled(make: Callable[[], Figure | None]) -> Figure | None:
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        return make()
+
+
+def to_svg(figure: Figure) -> str:
+    """Inline SVG without any address in it, text in the page's font and colour."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # HTML knows what an svg is
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: (\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \1; font-family: inherit", text)
+    return text.replace(_INK, "currentColor")
+
+
+def _new(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained")
+    return figure
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _case_dice(entry: Entry) -> list[float]:
+    cases: dict[tuple[Path, str], list[float]] = {}
+    for run in entry.runs:
+        for row in run.rows:
+            if row["class"] and row["dice"] is not None:
+                cases.setdefault((run.path, row["case"]), []).append(row["dice"])
+    return [fmean(values) for values in cases.values()]
+
+
+def _histograms(entries: Sequence[Entry]) -> Figure:
+    values = [_case_dice(entry) for entry in entries]
+    low = min((v for own in values for v in own), default=0.0)
+    edges = np.linspace(np.floor(20 * low) / 20, 1, 25)
+    figure = _new(7, 1.3 * len(entries) + 0.5)
+    axes = figure.subplots(len(entries), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for index, (axis, own, entry) in enumerate(zip(axes, values, entries, strict=True)):
+        axis.hist(own, edges, color=_colour(index), alpha=0.85)
+        if own:
+            axis.axvline(fmean(own), color=_INK, linewidth=1, linestyle="--")
+        axis.set_title(f"{entry.label}, {len(own)} values", loc="left")
+        axis.set_ylabel("cases")
+    axes[-1].set_xlabel("Dice")
+    return figure
+
+
+def _boxes(comparison: Comparison) -> Figure:
+    entries, classes = comparison.entries, comparison.classes
+    figure = _new(max(6.0, 0.45 * len(entries) * len(classes) + 1.5), 3.4)
+    axis = figure.subplots()
+    width = 0.8 / len(entries)
+    for index, entry in enumerate(entries):
+        places = [k - 0.4 + width * (index + 0.5) for k in range(len(classes))]
+        values = [
+            [
+                row["dice"]
+                for run in entry.runs
+                for row in run.rows
+                if row["class_name"] == name and row["dice"] is not None
+            ]
+            for name in classes
+        ]
+        line = {"color": _INK, "linewidth": 0.9}
+        drawn = axis.boxplot(
+            values, positions=places, widths=0.85 * width, patch_artist=True, manage_ticks=False,
+            boxprops={"edgecolor": _INK, "linewidth": 0.9}, whiskerprops=line, capprops=line,
+            medianprops={**line, "linewidth": 1.6},
+            flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": _colour(index)},
+        )  # fmt: skip
+        for box in drawn["boxes"]:
+            box.set_facecolor(_colour(index))
+        axis.plot([], [], "s", color=_colour(index), label=entry.label)
+    axis.set_xticks(range(len(classes)), classes)
+    axis.set_ylabel("Dice")
+    axis.grid(axis="y", color=_INK, alpha=0.15)
+    figure.legend(loc="outside upper left", ncols=min(3, len(entries)))
+    return figure
+
+
+def _curves(entries: Sequence[Entry]) -> Figure | None:
+    figure = _new(9, 3.2)
+    axes = figure.subplots(1, 2)
+    drawn = 0
+    for index, entry in enumerate(entries):
+        for number, run in enumerate(entry.runs):
+            rows = _metrics(run)
+            for axis, key in zip(axes, ("train/loss", "val/dice"), strict=True):
+                points = [(float(r["step"]) + 1, float(r[key])) for r in rows if r.get(key)]
+                label = entry.label if number == 0 else None
+                axis.plot(*_columns(points), color=_colour(index), linewidth=1.2, alpha=0.8,
+                          label=label)  # fmt: skip
+                drawn += len(points)
+    if not drawn:
+        return None
+    for axis, title in zip(axes, ("training loss", "validation Dice"), strict=True):
+        axis.set(title=title, xlabel="step")
+        axis.grid(color=_INK, alpha=0.15)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(entries)))
+    return figure
+
+
+def _metrics(run: RunData) -> list[dict[str, str]]:
+    try:
+        with (run.path / "metrics.csv").open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+    except OSError:
+        return []  # logger=none
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
+    found = [[i for rows in e.by_seed.values() for i in indices(rows)] for e in entries]
+    found = [[i for i in own if i.name.endswith(f" {name}") and _known(i)] for own in found]
+    kinds = sorted({index.name for own in found for index in own})
+    if not kinds:
+        return None
+    figure = _new(4.6 * len(kinds) + 0.3, 2.4 * len(entries) + 0.2)
+    axes = figure.subplots(len(entries), 2 * len(kinds), squeeze=False)
+    for row, (entry, own) in enumerate(zip(entries, found, strict=True)):
+        for column, kind in enumerate(kinds):
+            pairs = [(i.prediction, i.reference) for i in own if i.name == kind]
+            left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
+            _agreement_panels(left, right, pairs, _colour(row), f"{kind} ({UNITS[name]})")
+        axes[row, 0].set_ylabel(f"{entry.label}\nprediction")
+    _share_limits(axes)
+    return figure
+
+
+def _known(index: Index) -> bool:
+    return index.prediction is not None and index.reference is not None
+
+
+def _agreement_panels(left: Axes, right: Axes, pairs: Any, colour: str, title: str) -> None:
+    dots: dict[str, Any] = {
+        "linestyle": "",
+        "marker": "o",
+        "markersize": 3.5,
+        "color": colour,
+        "alpha": 0.75,
+    }
+    left.plot([r for _, r in pairs], [p for p, _ in pairs], **dots)
+    right.plot([(p + r) / 2 for p, r in pairs], [p - r for p, r in pairs], **dots)
+    left.set(xlabel="reference", ylabel="prediction")
+    right.set(xlabel="mean", ylabel="difference")
+    agreed = agreement(pairs)
+    if agreed is None:
+        return
+    r = "undefined" if agreed.r is None else f"{agreed.r:.3f}"
+    left.set_title(f"{title}, r = {r}", loc="left")
+    right.set_title(f"bias {agreed.bias:+.1f}", loc="left")
+    left.axline((0, 0), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
+    right.axhline(agreed.bias, color=_INK, linewidth=1)
+    for limit in (agreed.low, agreed.high):
+        if limit is not None:
+            right.axhline(limit, color=_INK, linewidth=0.8, linestyle="--")
+
+
+def _share_limits(axes: Any) -> None:
+    """Panels of one index get one scale, so that rows can be compared by eye."""
+    for column in range(axes.shape[1]):
+        own = axes[:, column]
+        low = min(axis.get_xlim()[0] for axis in own), min(axis.get_ylim()[0] for axis in own)
+        high = max(axis.get_xlim()[1] for axis in own), max(axis.get_ylim()[1] for axis in own)
+        for axis in own:
+            if column % 2 == 0:  # one scale for both directions: the diagonal is at 45 degrees
+                limits = (min(low), max(high))
+                axis.set(xlim=limits, ylim=limits, aspect="equal")
+            else:
+                axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
