@@ -104,7 +104,7 @@ def _outcomes(entries: Sequence[Entry]) -> Iterator[str]:
             total = sum(counts.values())
             yield (
                 f"{entry.label} missed {counts['missed']} of {total} structures; their distances "
-                "follow the policy for empty masks, under `strict` they are left out."
+                "follow the policy for empty masks, strict leaves them out."
             )
 
 

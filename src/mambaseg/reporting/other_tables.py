@@ -14,7 +14,7 @@ from mambaseg.reporting.labels import differences
 from mambaseg.reporting.score_tables import decimals, heading, repeats
 from mambaseg.reporting.scores import estimate, patient_scores
 from mambaseg.reporting.statistics import RESAMPLES, Paired, compare, holm, mean_sd, verdict
-from mambaseg.reporting.tables import UNDEFINED, Grid
+from mambaseg.reporting.tables import UNDEFINED, Grid, signed
 
 
 def paired(comparison: Comparison, metric: str) -> list[Paired]:
@@ -49,11 +49,11 @@ def _paired_grid(comparison: Comparison, metric: str) -> Grid:
             f"{pair.first} − {pair.second}",
             verdict(pair, higher_is_better=higher),
             str(pair.patients),
-            f"{pair.difference:+.{digits}f}",
-            f"{pair.low:+.{digits}f} … {pair.high:+.{digits}f}",
+            signed(pair.difference, digits),
+            f"{signed(pair.low, digits)} … {signed(pair.high, digits)}",
             probability(pair.p),
             probability(pair.p_holm),
-            f"{pair.effect:+.2f}",
+            signed(pair.effect, 2),
             str(pair.wins),
             str(pair.losses),
             str(pair.left_out),
@@ -124,22 +124,23 @@ def clinical_grid(comparison: Comparison) -> Grid | None:
 def _agreement_cells(seeds: Sequence[Agreement]) -> list[str]:
     lows = [seed.low for seed in seeds if seed.low is not None]
     highs = [seed.high for seed in seeds if seed.high is not None]
-    limits = f"{fmean(lows):+.1f} … {fmean(highs):+.1f}" if lows else UNDEFINED
+    limits = f"{signed(fmean(lows), 1)} … {signed(fmean(highs), 1)}" if lows else UNDEFINED
     return [
         str(max(seed.patients for seed in seeds)),
-        _plus_minus([seed.bias for seed in seeds], "+.1f"),
+        _plus_minus([seed.bias for seed in seeds], 1, sign=True),
         limits,
-        _plus_minus([seed.mae for seed in seeds], ".1f"),
-        _plus_minus([seed.r for seed in seeds if seed.r is not None], ".3f"),
+        _plus_minus([seed.mae for seed in seeds], 1),
+        _plus_minus([seed.r for seed in seeds if seed.r is not None], 3),
         str(sum(seed.undefined for seed in seeds)),
     ]
 
 
-def _plus_minus(values: Sequence[float], form: str) -> str:
+def _plus_minus(values: Sequence[float], digits: int, *, sign: bool = False) -> str:
     mean, sd = mean_sd(values)
     if mean is None:
         return UNDEFINED
-    return f"{mean:{form}}" + ("" if sd is None else f" ± {sd:{form.lstrip('+')}}")
+    text = signed(mean, digits) if sign else f"{mean:.{digits}f}"
+    return text if sd is None else f"{text} ± {sd:.{digits}f}"
 
 
 def cost_grid(comparison: Comparison) -> Grid:
@@ -164,7 +165,7 @@ def cost_grid(comparison: Comparison) -> Grid:
                 UNDEFINED if parameters is None else f"{parameters:,}",
                 *(UNDEFINED if v is None else f"{v / 1e9:.2f}" for v in (macs, scan, both)),
                 " × ".join(map(str, cost["image"])) if cost.get("image") else UNDEFINED,
-                _plus_minus(seconds, ".2f"),
+                _plus_minus(seconds, 2),
                 f"{max(memory) / 2**20:.0f}" if memory else UNDEFINED,
                 duration(fmean(fits)) if fits else UNDEFINED,
                 repeats(entry),

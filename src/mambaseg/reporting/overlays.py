@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mambaseg.reporting.plots import Picture
 
 Arrays = dict[str, npt.NDArray[Any]]
+Pixels = npt.NDArray[np.float64]
+
+_GAP = 2  # pixels between cells
 
 
 def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[Picture]:
@@ -90,51 +93,77 @@ def _picture(
     """Rows: slices of each case. Columns: image, truth, then prediction and error per network."""
     from matplotlib.figure import Figure
 
-    first: dict[str, Arrays] = {}
-    windows = {}
-    for case in cases:
-        of_case = [arrays[case] for arrays in loaded.values() if case in arrays]
-        if of_case:
-            first[case] = of_case[0]
-            labels = [of_case[0]["truth"], *(arrays["prediction"] for arrays in of_case)]
-            windows[case] = crop(np.concatenate(labels))
-    rows = [(case, index) for case, own in first.items() for index in range(len(own["slices"]))]
-    columns = 2 + 2 * len(loaded)
-    figure = Figure(figsize=(1.55 * columns, 1.6 * len(rows) + 0.7), facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
     titles = ["image", "truth"]
     for label in loaded:
         score = scores[label].get(patient)
         said = "" if score is None else f"\n{score:.3f}"
         titles += [f"{label.replace(' · ', chr(10))}{said}", "error"]
-    for row, (case, index) in enumerate(rows):
-        window = windows[case]
-        grey = first[case]["image"][index][window] / 255
-        truth = first[case]["truth"][index][window]
-        shown: list[npt.NDArray[Any] | None] = [
-            overlay(grey, np.zeros_like(truth), CLASS_COLOURS),
-            overlay(grey, truth, CLASS_COLOURS),
-        ]
-        for arrays in loaded.values():
-            shown += _predicted(arrays.get(case), index, window, grey, truth)
-        for column, pixels in enumerate(shown):
-            axis = axes[row, column]
-            if pixels is not None:
-                axis.imshow(pixels, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if row == 0:
-                axis.set_title(titles[column], fontsize=8)
-        phase = case.removeprefix(patient).strip("_")
-        axes[row, 0].set_ylabel(f"{phase} slice {first[case]['slices'][index] + 1}", fontsize=8)
+    rows: list[list[Pixels | None]] = []
+    names = []
+    for case in cases:
+        own = {label: arrays[case] for label, arrays in loaded.items() if case in arrays}
+        if own:
+            rows += _rows(own, list(loaded))
+            phase = case.removeprefix(patient).strip("_")
+            names += [f"{phase} slice {z + 1}" for z in next(iter(own.values()))["slices"]]
+    canvas, (height, width) = mosaic(rows)
+    figure = Figure(facecolor="white")
+    figure.set_size_inches(1.55 * len(titles) + 0.4, 1.55 * height / width * len(rows) + 1.1)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    axis.imshow(canvas, interpolation="nearest")
+    axis.xaxis.tick_top()
+    axis.set_xticks([(k + 0.5) * width for k in range(len(titles))], titles, fontsize=8)
+    axis.set_yticks([(k + 0.5) * height for k in range(len(rows))], names, fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
     add_legend(figure, ("background", *classes), errors=True)
     save_png(figure, path, dpi=100)
 
 
+def _rows(own: dict[str, Arrays], columns: Sequence[str]) -> list[list[Pixels | None]]:
+    """Cells of one case, a row per slice, cut to the surroundings of what is labelled."""
+    first = next(iter(own.values()))
+    labels = [first["truth"], *(arrays["prediction"] for arrays in own.values())]
+    window = crop(np.concatenate(labels))
+    rows = []
+    for index in range(len(first["slices"])):
+        grey = first["image"][index][window] / 255
+        truth = first["truth"][index][window]
+        cells: list[Pixels | None] = [
+            overlay(grey, np.zeros_like(truth), CLASS_COLOURS),
+            overlay(grey, truth, CLASS_COLOURS),
+        ]
+        for label in columns:
+            cells += _predicted(own.get(label), index, window, grey, truth)
+        rows.append(cells)
+    return rows
+
+
+def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
+    """Puts cells (h, w, 3) of any size into one white picture, centred in cells of one size.
+
+    One picture because a hundred axes take matplotlib half a minute to lay out.
+
+    Returns:
+        The picture, and height and width of a cell with its gap.
+    """
+    known = [cell for row in rows for cell in row if cell is not None]
+    height = max(cell.shape[0] for cell in known) + _GAP
+    width = max(cell.shape[1] for cell in known) + _GAP
+    canvas = np.ones((height * len(rows), width * len(rows[0]), 3))
+    for i, row in enumerate(rows):
+        for k, cell in enumerate(row):
+            if cell is not None:
+                top = i * height + (height - cell.shape[0]) // 2
+                left = k * width + (width - cell.shape[1]) // 2
+                canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    return canvas, (height, width)
+
+
 def _predicted(
     own: Arrays | None, index: int, window: Any, grey: npt.NDArray[Any], truth: npt.NDArray[Any]
-) -> list[npt.NDArray[Any] | None]:
+) -> list[Pixels | None]:
     if own is None or index >= len(own["prediction"]):
         return [None, None]
     labels = own["prediction"][index][window]

@@ -13,7 +13,7 @@ from mambaseg.reporting.other_tables import paired
 from mambaseg.reporting.plots import Picture
 from mambaseg.reporting.statistics import verdict
 from mambaseg.reporting.status import STATES, RunState, counted, status_grid
-from mambaseg.reporting.tables import Grid
+from mambaseg.reporting.tables import Grid, signed
 
 if TYPE_CHECKING:
     from mambaseg.reporting.report import Section
@@ -131,7 +131,7 @@ def _verdicts(section: Section) -> str:
         return ""
     items = "".join(
         f"<li><strong>{escape(pair.first)} and {escape(pair.second)}</strong> "
-        f"({pair.difference:+.3f} Dice, {pair.low:+.3f} to {pair.high:+.3f}): "
+        f"({signed(pair.difference, 3)} Dice, {signed(pair.low, 3)} to {signed(pair.high, 3)}): "
         f"{escape(verdict(pair))}.</li>"
         for pair in paired(section.comparison, "dice")
     )
@@ -166,11 +166,14 @@ def _figure(picture: Picture, anchor: str) -> str:
     if picture.svg is not None:
         # text of a wide figure would shrink beyond reading on a phone: it scrolls instead
         width = float(re.search(r'viewBox="0 0 ([\d.]+)', picture.svg)[1])  # type: ignore[index]
-        style = f"width:100%;min-width:{round(width)}px;max-width:{round(1.6 * width)}px"
+        style = f"width:100%;min-width:{round(0.85 * width)}px;max-width:{round(1.6 * width)}px"
         content = picture.svg.replace("<svg", f'<svg role="img" style="{style}"', 1)
     else:
-        data = base64.b64encode(picture.path.read_bytes()).decode()
-        content = f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{data}">'
+        pixels = picture.path.read_bytes()
+        width = int.from_bytes(pixels[16:20], "big")  # where a PNG says it
+        style = f"width:100%;min-width:{round(0.6 * width)}px;max-width:{width}px"
+        data = f"data:image/png;base64,{base64.b64encode(pixels).decode()}"
+        content = f'<img alt="{escape(picture.title)}" style="{style}" src="{data}">'
     return (
         f'<figure id="{anchor}-{_slug(picture.title)}"><h3>{escape(picture.title)}</h3>'
         f'<div class="scroll" tabindex="0">{content}</div>'

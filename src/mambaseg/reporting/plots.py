@@ -281,7 +281,7 @@ def _agreement_panels(left: Axes, right: Axes, pairs: Any, colour: str, title: s
     r = "undefined" if agreed.r is None else f"{agreed.r:.3f}"
     left.set_title(f"{title}, r = {r}", loc="left")
     right.set_title(f"bias {agreed.bias:+.1f}", loc="left")
-    left.axline((0, 0), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
+    left.axline((pairs[0][1], pairs[0][1]), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
     right.axhline(agreed.bias, color=_INK, linewidth=1)
     for limit in (agreed.low, agreed.high):
         if limit is not None:

@@ -207,4 +207,4 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
             f"{better} is better on these patients, but by no more than seeds alone explain "
             f"({pair.seed_margin:.2g})"
         )
-    return f"{better} is better, by more than patients and seeds explain"
+    return f"{better} is better, by more than the spread of patients and seeds explains"

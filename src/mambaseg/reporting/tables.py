@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 UNDEFINED = "–"
 
 
+def signed(value: float, digits: int) -> str:
+    """`+0.012`, `−0.012`; what rounds to zero has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table as text, ready for any format.
