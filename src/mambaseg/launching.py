@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,7 +46,7 @@ class Launching(Callback):
         """Notes what a job could leave behind for the next one of this process."""
         self._before = dict(os.environ), list(sys.argv), list(warnings.filters)
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Restores it: Lightning and the job itself write to the environment and `sys.argv`."""
         if self._before is None:
             return
