@@ -3,7 +3,13 @@ import csv
 import numpy as np
 import pytest
 
-from mambaseg.loggers import MetricsCsv, finish_wandb, log_cases_to_wandb, wandb_logger
+from mambaseg.loggers import (
+    MetricsCsv,
+    finish_wandb,
+    log_cases_to_wandb,
+    new_wandb_id,
+    wandb_logger,
+)
 
 
 def rows(path):
@@ -68,3 +74,22 @@ def test_disabled_wandb_writes_nothing(tmp_path, mode):
     logger.log_metrics({"x": 1.0}, step=0)
     finish_wandb(failed=False)
     assert not list(tmp_path.glob("wandb/*run-*"))
+
+
+def test_of_several_processes_only_the_first_starts_a_wandb_run(tmp_path, monkeypatch):
+    from lightning.pytorch.utilities import rank_zero_only
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    logger = wandb_logger(save_dir=tmp_path, name="x", mode="offline", run_id="1-a")
+    logger.log_metrics({"x": 1.0}, step=0)
+    finish_wandb(failed=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_ids_are_new_under_one_seed_and_say_the_key():
+    import random
+
+    random.seed(1)
+    first = new_wandb_id("0123abcd")
+    random.seed(1)
+    assert first.startswith("0123abcd-") and first != new_wandb_id("0123abcd")

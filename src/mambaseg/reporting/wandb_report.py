@@ -103,7 +103,7 @@ def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
         "name": f"comparison {settings.get('group') or folder.name}",
         "project": settings.get("project", "mambaseg"),
         "group": settings.get("group") or folder.name,
-        "columns": ["config:model.name", "config:optim.name", "config:seed", "summary:test/dice"],
+        "columns": ["config:model.name", "config:optim.optimizer.lr", "config:seed", "summary:test/dice"],
         "axis": AXIS,
         "sections": [
             {"name": "test part", "panels": [p for p in test if p["metrics"][0] not in scores
@@ -159,7 +159,8 @@ def make_workspace(description: dict[str, Any], *, entity: str | None = None) ->
         sections=sections,
         settings=workspaces.WorkspaceSettings(x_axis=description["axis"], max_runs=50),
         runset_settings=workspaces.RunsetSettings(
-            filters=[group == description["group"]], pinned_columns=description["columns"]
+            filters=workspaces.And(group == description["group"]),
+            pinned_columns=description["columns"],
         ),
     )
 
