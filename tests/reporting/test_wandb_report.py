@@ -51,7 +51,7 @@ def test_without_a_key_the_workspace_is_written_and_the_way_to_send_it_said(
     assert metrics(said, "validation") == [["val/dice"], ["val/dice_A"]]
     assert metrics(said, "training") == [["train/loss"], ["lr-SGD"]]
     assert metrics(said, "test part") == [
-        ["test/dice"], ["test/dice_A", "test/dice_B"], ["test/hd95_mm"]
+        ["test/dice"], ["test/hd95_mm"], ["test/dice_A", "test/dice_B"]
     ]  # fmt: skip
     assert str(experiment) not in text  # the file may be passed on
     assert "wandb sync" in caplog.text and "report.py wandb" in caplog.text

@@ -95,19 +95,21 @@ def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
     def lines(start: str) -> list[dict[str, Any]]:
         return [{"kind": "line", "metrics": [n]} for n in names if n.startswith(start)]
 
-    scores = [n for n in names if n.startswith("test/dice_")]
-    test = [{"kind": "bar", "metrics": [n]} for n in names if n.startswith("test/")]
-    if scores:
-        test.insert(1, {"kind": "bar", "metrics": scores, "title": "test/dice per structure"})
+    test = [name for name in names if name.startswith("test/")]
+    structures = [name for name in test if name.startswith("test/dice_")]
+    bars = [{"kind": "bar", "metrics": [name]} for name in test if name not in structures]
+    if structures:
+        bars.append({"kind": "bar", "metrics": structures, "title": "test/dice of the structures"})
     return {
         "name": f"comparison {settings.get('group') or folder.name}",
         "project": settings.get("project", "mambaseg"),
         "group": settings.get("group") or folder.name,
-        "columns": ["config:model.name", "config:optim.optimizer.lr", "config:seed", "summary:test/dice"],
+        "columns": [
+            "config:model.name", "config:optim.optimizer.lr", "config:seed", "summary:test/dice"
+        ],
         "axis": AXIS,
         "sections": [
-            {"name": "test part", "panels": [p for p in test if p["metrics"][0] not in scores
-                                             or "title" in p]},
+            {"name": "test part", "panels": bars},
             {"name": "validation", "panels": lines("val/")},
             {"name": "training", "panels": lines("train/") + lines("lr-")},
             {"name": "overlays", "panels": [{"kind": "media", "metrics": list(OVERLAYS)}]},
