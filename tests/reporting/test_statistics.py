@@ -1,0 +1,125 @@
+"""Against SciPy, published examples and numbers worked out by hand."""
+
+import math
+from itertools import product
+from statistics import fmean
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mambaseg.reporting.statistics import (
+    Paired,
+    bootstrap_interval,
+    compare,
+    holm,
+    mean_sd,
+    rank_biserial,
+    seed_margin,
+    verdict,
+    wilcoxon,
+)
+
+
+def test_mean_and_sample_sd():
+    assert mean_sd([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)))
+    assert mean_sd([0.5]) == (0.5, None)
+    assert mean_sd([]) == (None, None)
+
+
+def test_wilcoxon_counts_sign_patterns():
+    differences = [0.3, -0.1, 0.4, 0.6, 0.2, 0.5]  # ranks 3 1 4 6 2 5: the smaller sum is 1
+    sums = [sum(r for r, s in zip((1, 2, 3, 4, 5, 6), signs, strict=True) if s)
+            for signs in product((0, 1), repeat=6)]  # fmt: skip
+    exact = 2 * sum(total <= 1 for total in sums) / len(sums)
+    assert wilcoxon(differences) == pytest.approx(exact) == pytest.approx(4 / 64)
+
+
+def test_wilcoxon_drops_zeros_and_is_one_without_any_difference():
+    differences = [0.3, -0.1, 0.4, 0.6, 0.0, 0.2, 0.5]
+    assert wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert wilcoxon([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, never below the one before
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_rank_biserial_by_hand():
+    assert rank_biserial([0.3, -0.1, 0.4]) == pytest.approx((2 - 1 + 3) / 6)
+    assert rank_biserial([0.2, -0.2, 0.0]) == 0.0  # a tie of ranks, a zero that counts nothing
+    assert rank_biserial([1.0, -2.0, 2.0, 3.0]) == pytest.approx((1 - 2.5 + 2.5 + 4) / 10)
+    assert rank_biserial([0.0]) == 0.0
+
+
+def test_the_bootstrap_interval_is_repeatable_and_that_of_a_mean():
+    values = np.random.default_rng(1).normal(0.02, 0.05, 60)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    error = values.std(ddof=1) / math.sqrt(60)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+    assert bootstrap_interval([0.25] * 4) == (0.25, 0.25)
+
+
+def test_what_seeds_alone_explain_is_welchs_interval():
+    first, second = [0.80, 0.82, 0.81], [0.75, 0.79]
+    margin = seed_margin(first, second)
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert margin == pytest.approx((interval.high - interval.low) / 2)
+    assert seed_margin([0.8], second) is None
+    assert seed_margin([0.8, 0.8], [0.7, 0.7]) == 0.0
+
+
+def scores(values):
+    return {f"p{i}": value for i, value in enumerate(values)}
+
+
+def test_a_comparison_uses_patients_that_both_have():
+    a, b = scores([0.9, 0.8, None, 0.7]), {**scores([0.8, 0.9, 0.5, 0.7]), "p9": 0.1}
+    pair = compare(("a", a, [0.8]), ("b", b, [0.7, 0.9]))
+    assert (pair.patients, pair.left_out) == (3, 2)
+    assert (pair.wins, pair.losses) == (1, 1)
+    assert pair.difference == pytest.approx(fmean([0.1, -0.1, 0.0]))
+    assert pair.seed_margin is None
+    assert compare(("a", {"x": None}, []), ("b", {"x": 0.5}, [])) is None
+
+
+def test_smaller_distances_win():
+    pair = compare(("a", scores([2.0, 3.0]), []), ("b", scores([4.0, 1.0]), []),
+                   higher_is_better=False)  # fmt: skip
+    assert (pair.wins, pair.losses, pair.effect) == (1, 1, 0.0)
+
+
+def pair(**changes):
+    numbers = {"patients": 20, "left_out": 0, "difference": 0.02, "low": 0.01, "high": 0.03,
+               "p": 0.001, "p_holm": 0.003, "effect": 0.8, "wins": 18, "losses": 2,
+               "seed_margin": 0.005}  # fmt: skip
+    return Paired("a", "b", **{**numbers, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "a is better, by more than"),
+        ({"difference": -0.02, "low": -0.03, "high": -0.01}, "b is better, by more than"),
+        ({"p_holm": 0.2}, "within noise"),
+        ({"low": -0.001}, "within noise"),
+        ({"patients": 5}, "too few patients (5)"),
+        ({"seed_margin": None}, "too few seeds to say"),
+        ({"seed_margin": 0.04}, "by no more than seeds alone explain (0.04)"),
+    ],
+)
+def test_verdicts(changes, said):
+    assert said in verdict(pair(**changes))
+
+
+def test_of_a_distance_the_smaller_is_better():
+    assert verdict(pair(), higher_is_better=False).startswith("b is better")
+
+
+def test_six_patients_can_reach_significance_and_five_cannot():
+    assert wilcoxon([1, 2, 3, 4, 5, 6]) < 0.05 < wilcoxon([1, 2, 3, 4, 5])
