@@ -81,8 +81,8 @@ def write_run(
             "seconds_per_case": 0.5,
             "peak_memory_bytes": 2**30,
         },
-        **(record or {}),
     )
+    folder.update(**(record or {}))
     rows, overlays = [], {}
     rng = np.random.default_rng([seed, zlib.crc32(model.encode())])
     for patient in patients:

@@ -101,10 +101,10 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _importance(key: str) -> tuple[int, int, str]:
-    """Network first, then which object, then how it is set."""
+    """Network first, then which object, then how it is set; schedules, which follow, last."""
     groups = ("model", "optim", "loss", "data", "trainer", "evaluation")
     head = key.split(".", 1)[0]
-    place = groups.index(head) if head in groups else len(groups)
+    place = groups.index(head) if head in groups and ".scheduler" not in key else len(groups)
     return (place, 0 if key.endswith("_target_") else 1, key)
 
 

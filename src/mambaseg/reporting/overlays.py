@@ -108,7 +108,7 @@ def _picture(
             names += [f"{phase} slice {z + 1}" for z in next(iter(own.values()))["slices"]]
     canvas, (height, width) = mosaic(rows)
     figure = Figure(facecolor="white")
-    figure.set_size_inches(1.55 * len(titles) + 0.4, 1.55 * height / width * len(rows) + 1.1)
+    figure.set_size_inches(1.55 * len(titles) + 0.4, 1.55 * height / width * len(rows) + 0.8)
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")

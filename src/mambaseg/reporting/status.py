@@ -169,18 +169,19 @@ def status_grid(runs: list[RunState]) -> Grid:
 
 
 def status_table(runs: list[RunState], *, title: str) -> Table:
-    """For the terminal: states in colour, the cause in full."""
+    """For the terminal: states in colour; overrides and cause below the name, in full."""
     from rich import box
     from rich.table import Table
 
     colours = dict(zip(STATES, ("green", "cyan", "yellow", "red", "red", "magenta"), strict=True))
     table = Table(title=title, caption=counted(runs), box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("state", "run", "time", "commit", "cause"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("state", "run", "time", "commit"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "run")
     for run in runs:
-        name = f"{run.name}\n  {run.overrides}" if run.overrides not in ("", run.name) else run.name
+        overrides = run.overrides if run.overrides != run.name else ""
+        lines = [run.name, *(f"  {line}" for line in (overrides, run.cause) if line)]
         state = f"[{colours[run.state]}]{run.state}[/]"
-        table.add_row(state, _plain(name), run.time, run.commit, _plain(run.cause))
+        table.add_row(state, _plain("\n".join(lines)), run.time, run.commit)
     return table
 
 

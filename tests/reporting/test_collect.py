@@ -1,0 +1,203 @@
+"""What is averaged together, what is kept apart, and what a reader is told."""
+
+import shutil
+from statistics import fmean, stdev
+
+import pytest
+import yaml
+from fake_runs import NAMES, write_run
+
+from mambaseg.errors import UserError
+from mambaseg.metrics import summarise
+from mambaseg.reporting.checks import cautions
+from mambaseg.reporting.collect import collect, read_run
+from mambaseg.reporting.labels import differences, labels
+from mambaseg.reporting.scores import best_middle_worst, estimate, outcomes, patient_scores
+
+FEW = {"patients": (1, 2), "size": 16}
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Two networks, two seeds each; mamba_unet never finds the right ventricle of patient 2."""
+    folder = tmp_path_factory.mktemp("outputs") / "seeds"
+    for seed in (1, 2):
+        write_run(folder, "unet", seed=seed, **FEW)
+        write_run(folder, "mamba_unet", seed=seed, misses=[(2, 1)], **FEW)
+    return folder
+
+
+def test_seeds_are_one_row_and_networks_are_in_the_papers_order(seeds):
+    (comparison,), problems = collect(seeds)
+    assert [entry.label for entry in comparison.entries] == ["unet", "mamba_unet"]
+    assert [list(entry.by_seed) for entry in comparison.entries] == [[1, 2], [1, 2]]
+    assert comparison.unit == "mm" and problems == []
+
+
+def test_the_mean_over_cases_is_that_of_each_runs_own_summary(seeds):
+    (comparison,), _ = collect(seeds)
+    for entry in comparison.entries:
+        for average, part in (("cases", "foreground"), ("background", "all")):
+            for metric in ("dice", "hd95_mm", "precision"):
+                means = [run.summary[part][metric]["mean"] for run in entry.runs]
+                score = estimate(entry, metric, average=average)
+                assert score.mean == pytest.approx(fmean(means))
+                assert score.sd == pytest.approx(stdev(means))
+
+
+def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds):
+    (comparison,), _ = collect(seeds)
+    mamba = comparison.entries[1]
+    assert outcomes(mamba) == {"scored": 20, "missed": 4, "false_positive": 0, "both_empty": 0}
+    assert estimate(mamba, "dice").undefined == 0
+    distance = estimate(mamba, "hd95_mm", keep=lambda row: row["class"] == 1)
+    assert (distance.values, distance.undefined) == (4, 4)
+    assert any("mamba_unet missed 4 of 24 structures" in said for said in cautions(comparison))
+
+
+def test_pooled_dice_is_that_of_all_voxels_at_once(seeds):
+    (comparison,), _ = collect(seeds)
+    entry = comparison.entries[1]
+    per_seed = []
+    for rows in entry.by_seed.values():
+        dice = []
+        for index in (1, 2, 3):
+            own = [row for row in rows if row["class"] == index]
+            # the overlap from another column than the one the report uses
+            common = sum((row["precision"] or 0) * row["voxels"] for row in own)
+            dice.append(2 * common / sum(r["voxels"] + r["reference_voxels"] for r in own))
+        per_seed.append(fmean(dice))
+    assert estimate(entry, "dice", average="pooled").mean == pytest.approx(fmean(per_seed))
+    assert estimate(entry, "iou", average="pooled").mean is None
+
+
+def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
+    (comparison,), _ = collect(seeds)
+    entry = comparison.entries[1]
+    per_seed = [
+        fmean(r["dice"] for r in rows if r["patient"] == "patient002" and r["class"])
+        for rows in entry.by_seed.values()
+    ]
+    assert patient_scores(entry, "dice")["patient002"] == pytest.approx(fmean(per_seed))
+    shown = best_middle_worst(comparison.entries)
+    assert shown["worst"] == "patient002" and shown["best"] == "patient001"
+
+
+def test_folds_are_pooled_over_patients_not_averaged(tmp_path):
+    folder = tmp_path / "folds"
+    runs = [write_run(folder, fold=0, patients=(1, 2, 3), size=16),
+            write_run(folder, fold=1, patients=(4,), error=0.9, size=16)]  # fmt: skip
+    (comparison,), _ = collect(folder)
+    (entry,) = comparison.entries
+    rows = [row for run in runs for row in read_run(run).rows]
+    pooled = summarise(rows, NAMES)["foreground"]["dice"]["mean"]
+    assert estimate(entry, "dice").mean == pytest.approx(pooled)
+    means = [read_run(run).summary["foreground"]["dice"]["mean"] for run in runs]
+    assert abs(pooled - fmean(means)) > 1e-3  # three patients weigh more than one
+    assert entry.folds == [0, 1] and estimate(entry, "dice").sd is None
+
+
+def test_other_settings_are_rows_of_their_own_and_named(tmp_path):
+    folder = tmp_path / "optim"
+    for optim in ("sgd", "adamw"):
+        write_run(folder, optim=optim, **FEW)
+    (comparison,), _ = collect(folder)
+    assert [e.label for e in comparison.entries] == ["unet · AdamW lr=0.001", "unet · SGD lr=0.01"]
+    assert any("A single seed" in said for said in cautions(comparison))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"policy": "legacy"}, {"fold": 0}, {"spacing": None}],
+    ids=["policy", "split", "nothing that matters"],
+)
+def test_other_protocols_are_other_comparisons(tmp_path, change):
+    write_run(tmp_path, "unet", **FEW)
+    write_run(tmp_path, "swin_unet", **FEW, **change)
+    comparisons, _ = collect(tmp_path)
+    assert len(comparisons) == (1 if "spacing" in change else 2)
+    if "spacing" in change:
+        assert comparisons[0].unit == "vox"  # one unit for all
+
+
+def test_other_data_are_another_comparison(tmp_path):
+    write_run(tmp_path, "unet", **FEW)
+    path = write_run(tmp_path, "swin_unet", **FEW)
+    text = (path / "run.json").read_text().replace("f00d", "beef")
+    (path / "run.json").write_text(text)
+    assert len(collect(tmp_path)[0]) == 2
+
+
+def test_other_images_for_the_networks_are_said(tmp_path):
+    write_run(tmp_path, "unet", **FEW)
+    write_run(tmp_path, "swin_unet", config={"data.preprocessing": "modern"}, **FEW)
+    write_run(tmp_path, "mamba_unet", record={"hardware": {"gpus": ["a GPU"]}},
+              patients=(1,), size=16)  # fmt: skip
+    (comparison,), _ = collect(tmp_path)
+    said = " ".join(cautions(comparison))
+    assert "differ in data.preprocessing" in said
+    assert "mamba_unet · preprocessing=paper was not tested on 1 of 2 patients" in said
+    assert "different hardware: a CPU, a GPU" in said
+
+
+def test_a_copy_of_a_run_does_not_count_twice_and_superseded_ones_never(seeds, tmp_path):
+    shutil.copytree(seeds, tmp_path / "copy")
+    first = tmp_path / "copy" / "unet-sgd-seed1"
+    shutil.copytree(first, first.with_name("again"))
+    shutil.copytree(first, first.with_name("unet-sgd-seed1.previous"))
+    (comparison,), problems = collect(tmp_path / "copy")
+    assert [len(entry.runs) for entry in comparison.entries] == [2, 2]
+    assert len(problems) == 1 and "has the setting, seed and fold of" in problems[0]
+
+
+def test_a_damaged_run_is_left_out_and_named(seeds, tmp_path):
+    shutil.copytree(seeds, tmp_path / "copy")
+    (tmp_path / "copy" / "unet-sgd-seed1" / "cases.csv").unlink()
+    (tmp_path / "copy" / "unet-sgd-seed2" / "metrics.json").write_text("{")
+    (comparison,), problems = collect(tmp_path / "copy")
+    assert [entry.label for entry in comparison.entries] == ["mamba_unet"]
+    assert "unet-sgd-seed1/cases.csv" in problems[0].replace("\\", "/")
+    assert "unet-sgd-seed2/metrics.json" in problems[1].replace("\\", "/")
+
+
+def test_folders_without_results_are_explained(seeds, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        collect(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"holds no run folders.*subfolders seeds do"):
+        collect(seeds.parent)
+    with pytest.raises(UserError, match=r"single run.*seeds"):
+        collect(seeds / "unet-sgd-seed1")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(UserError, match=r"no finished run.*report.py status"):
+        collect(tmp_path)
+
+
+def test_labels_say_what_differs_and_nothing_else():
+    base = {"model.name": "unet", "model.window": 7, "optim.lr": 0.1, "data.steps": 10,
+            "optim.scheduler.total": 10}  # fmt: skip
+    settings = [("unet", base), ("unet", {**base, "data.steps": 20, "optim.scheduler.total": 20}),
+                ("swin", {**base, "model.name": "swin", "model.window": 8})]  # fmt: skip
+    assert labels(settings) == ["unet · steps=10", "unet · steps=20", "swin · steps=10"]
+    assert len(differences(settings)) == 1  # the schedule follows the steps
+    depths = [("unet", {**base, "model.depth": value}) for value in (2, 3)]
+    assert labels(depths) == ["unet · depth=2", "unet · depth=3"]
+    assert labels([("unet", base), ("swin", base)]) == ["unet", "swin"]
+
+
+def test_settings_that_only_some_have_are_named_where_needed():
+    plain = {"optim.lr": 0.1}
+    assert labels([("unet", plain), ("unet", {**plain, "optim.betas": [0.9, 0.999]})]) == [
+        "unet", "unet · betas=[0.9,0.999]",
+    ]  # fmt: skip
+
+
+def test_a_rescored_checkpoint_is_a_row_that_says_so(seeds, tmp_path):
+    shutil.copytree(seeds, tmp_path / "copy")
+    path = tmp_path / "copy" / "unet-sgd-seed1" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["checkpoint"] = "/far/away/some-run/checkpoints/best.ckpt"
+    path.write_text(yaml.safe_dump(config))
+    (comparison,), _ = collect(tmp_path / "copy")
+    labelled = [entry.label for entry in comparison.entries]
+    assert "unet · checkpoint=some-run/best.ckpt" in labelled and "unet" in labelled

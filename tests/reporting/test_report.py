@@ -1,0 +1,206 @@
+"""The report as a whole: which files there are, and that their numbers are the runs' own."""
+
+import csv
+import re
+from html.parser import HTMLParser
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+from fake_runs import write_run
+from scipy import stats
+
+from mambaseg.reporting.clinical import agreement, indices
+from mambaseg.reporting.collect import collect, read_run
+from mambaseg.reporting.other_tables import clinical_grid, cost_grid, paired
+from mambaseg.reporting.overlays import mosaic
+from mambaseg.reporting.report import write_report
+from mambaseg.reporting.tables import Grid, signed
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs") / "a<b"  # a name that a page has to escape
+    for seed in (1, 2):
+        write_run(folder, "unet", seed=seed, patients=range(1, 8), size=16)
+    write_run(folder, "mamba_unet", error=0.8, patients=range(1, 8), size=16, misses=[(3, 1)])
+    write_run(folder, "swin_unet", policy="legacy", patients=(1, 2), size=16)
+    (folder / "crashed").mkdir()
+    (folder / "crashed" / "run.json").write_text('{"status": "failed", "error": "boom <x>"}')
+    write_report(folder)
+    return folder
+
+
+def rows(experiment, name):
+    with (experiment / "report" / name).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_file_is_written_and_nothing_half(experiment):
+    report = experiment / "report"
+    names = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
+    figures = ["dice-histogram", "dice-classes", "curves", "overlay-best", "overlay-median",
+               "overlay-worst", "agreement-ef", "agreement-edv", "agreement-esv",
+               "agreement-mass"]  # fmt: skip
+    assert names == {
+        "index.html", "table.md", "table.tex", "table.csv", "paired.csv", "clinical.csv",
+        *(f"figures/{part}-{name}.png" for part in (1, 2) for name in figures),
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, and whether tags close."""
+
+    void = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.open, self.ids, self.links, self.text = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.fetched += [found[k] for k in ("src", "href", "xlink:href", "srcset") if found.get(k)]
+        if tag == "h2" or tag == "h3" or tag == "figure":
+            self.ids.append(found.get("id"))
+        if tag == "a":
+            self.links.append(found["href"])
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.fetched += [value for key, value in attributes if key in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_fetches_nothing_and_is_well_formed(experiment):
+    text = (experiment / "report" / "index.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    outside = [what for what in page.fetched if not what.startswith(("#", "data:image/png;base64"))]
+    assert outside == []
+    without_pixels = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "", text)
+    assert "://" not in without_pixels and "@import" not in text and "url(http" not in text
+    assert str(experiment.parent) not in text
+    inside = {link[1:] for link in page.links}
+    assert inside <= set(page.ids), "a link of the navigation leads nowhere"
+
+
+def test_the_page_says_what_a_reader_must_know(experiment):
+    text = " ".join(Page((experiment / "report" / "index.html").read_text()).text)
+    for said in (
+        "a<b", "boom <x>", "Not all runs are finished", "numbers of different sections are not",
+        "mamba_unet missed 2 of 42 structures", "A single seed: mamba_unet", "(quoted)",
+        "too few seeds to say", ".9281", "The worst patient", "arXiv 2402.05079",
+    ):  # fmt: skip
+        assert said in text
+    assert "prefers-color-scheme: dark" in (experiment / "report" / "index.html").read_text()
+
+
+def test_table_csv_holds_the_runs_own_numbers(experiment):
+    runs = [read_run(path) for path in sorted(experiment.glob("unet-*"))]
+    dice = [run.summary["foreground"]["dice"]["mean"] for run in runs]
+    (got,) = [
+        row
+        for row in rows(experiment, "table.csv")
+        if (row["network"], row["class"], row["metric"]) == ("unet", "foreground", "dice")
+        and (row["phase"], row["group"], row["average"]) == ("all", "all", "cases")
+    ]
+    assert float(got["mean"]) == pytest.approx(fmean(dice))
+    assert float(got["sd_over_seeds"]) == pytest.approx(stdev(dice))
+    (phase,) = [
+        row
+        for row in rows(experiment, "table.csv")
+        if (row["network"], row["class"], row["metric"]) == ("unet", "LV", "hd95_mm")
+        and (row["phase"], row["group"], row["average"]) == ("ES", "all", "cases")
+    ]
+    means = [run.summary["by_phase"]["ES"]["classes"]["LV"]["hd95_mm"]["mean"] for run in runs]
+    assert float(phase["mean"]) == pytest.approx(fmean(means))
+    text = (experiment / "report" / "table.md").read_text()
+    assert f"| unet | 2 | {fmean(dice):.3f} ± {stdev(dice):.3f} |" in text
+    tex = (experiment / "report" / "table.tex").read_text()
+    assert f"unet & 2 & {fmean(dice):.3f} $\\pm$ {stdev(dice):.3f} &" in tex
+
+
+def test_paired_csv_is_a_test_over_patients_with_seeds_averaged_first(experiment):
+    def per_patient(name):
+        runs = [read_run(path) for path in sorted(experiment.glob(f"{name}-*"))]
+        return [
+            fmean(
+                fmean(r["dice"] for r in run.rows if r["patient"] == patient and r["class"])
+                for run in runs
+            )
+            for patient in sorted({r["patient"] for r in runs[0].rows})
+        ]
+
+    differences = np.subtract(per_patient("unet"), per_patient("mamba_unet"))
+    (got,) = [row for row in rows(experiment, "paired.csv") if row["metric"] == "dice"]
+    assert (got["first"], got["second"], got["patients"]) == ("unet", "mamba_unet", "7")
+    assert float(got["difference"]) == pytest.approx(differences.mean())
+    assert float(got["p"]) == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert float(got["low"]) < differences.mean() < float(got["high"])
+
+
+def test_holm_counts_all_pairs_of_the_table(tmp_path):
+    for name, error in (("unet", 0.1), ("swin_unet", 0.9), ("mamba_unet", 0.6)):
+        write_run(tmp_path, name, error=error, patients=range(1, 7), size=16)
+    (comparison,), _ = collect(tmp_path)
+    pairs = paired(comparison, "dice")
+    smallest = min(pairs, key=lambda pair: pair.p)
+    assert len(pairs) == 3 and smallest.p_holm == pytest.approx(min(1, 3 * smallest.p))
+
+
+def test_clinical_numbers_are_averaged_over_seeds(experiment):
+    comparison = next(c for c in collect(experiment)[0] if len(c.entries) == 2)
+    biases = []
+    for path in sorted(experiment.glob("unet-*")):
+        own = [i for i in indices(read_run(path).rows) if i.name == "LV EF"]
+        biases.append(agreement([(i.prediction, i.reference) for i in own]).bias)
+    grid = clinical_grid(comparison)
+    (row,) = [row for row in grid.rows if row[:2] == ["LV EF (%)", "unet"]]
+    assert row[3] == f"{signed(fmean(biases), 1)} ± {stdev(biases):.1f}"
+    (missed,) = [row for row in grid.rows if row[:2] == ["RV EF (%)", "mamba_unet"]]
+    assert missed[2] == "6" and missed[-1] == "1"  # of an empty ventricle there is none
+
+
+def test_costs_may_be_absent(tmp_path):
+    write_run(tmp_path, patients=(1,), size=16)
+    write_run(tmp_path, "swin_unet", patients=(1,), size=16, record={"cost": None})
+    grid = cost_grid(collect(tmp_path)[0][0])
+    assert grid.rows[0][1:8] == [
+        "1,000,004", "2.00", "0.50", "4.50", "1 × 32 × 32", "0.50", "1024",
+    ]  # fmt: skip
+    assert grid.rows[1][2:8] == ["–"] * 6
+
+
+def test_runs_without_curves_overlays_or_spacing_get_a_report_all_the_same(tmp_path):
+    path = write_run(tmp_path, patients=(1, 2), size=16, spacing=None)
+    (path / "overlays.npz").unlink()
+    (path / "metrics.csv").unlink()
+    text = write_report(tmp_path).read_text()
+    figures = {picture.stem for picture in (tmp_path / "report" / "figures").iterdir()}
+    assert figures == {"dice-histogram", "dice-classes", "agreement-ef"}
+    assert "LV EF (%)" in text and "LV EDV (ml)" not in text
+    assert not (tmp_path / "report" / "paired.csv").exists()
+
+
+def test_latex_and_markdown_escape_what_they_must():
+    grid = Grid("a_b", ["x|y", "50 %"], [["p & q", "±"]], ["#1."])
+    assert "| x/y | 50 % |" in grid.markdown()
+    assert r"p \& q & $\pm$ \\" in grid.latex() and r"50 \%" in grid.latex()
+    assert r"\caption{a\_b. \#1.}" in grid.latex()
+
+
+def test_small_numbers_keep_no_sign():
+    assert [signed(x, 2) for x in (-0.001, 0.0, 0.014, -1.5)] == ["0.00", "0.00", "+0.01", "−1.50"]
+
+
+def test_a_mosaic_centres_cells_and_leaves_gaps_white():
+    canvas, cell = mosaic([[np.zeros((2, 2, 3)), None], [np.zeros((4, 2, 3)), np.zeros((2, 2, 3))]])
+    assert canvas.shape == (12, 8, 3) and cell == (6, 4)
+    assert (canvas[:6, :4] == 0).sum() == 12 and (canvas[:6, 4:] == 1).all()

@@ -1,0 +1,115 @@
+"""What became of runs, seen from their records alone."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mambaseg.reporting.status import counted, states
+
+NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
+SCRIPT = Path(__file__).parents[2] / "src" / "report.py"
+
+
+def write(folder, name, **record):
+    (folder / name).mkdir()
+    (folder / name / "run.json").write_text(json.dumps(record))
+
+
+def heartbeat(minutes):
+    return (NOW - datetime.timedelta(minutes=minutes)).isoformat()
+
+
+def dead_process():
+    """Number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    here = platform.node()
+    started = heartbeat(200)
+    code = {"commit": "0123456789abcdef", "dirty": True}
+    write(tmp_path, "alive", status="running", started=started, pid=os.getpid(), host=here,
+          heartbeat=heartbeat(59), code=code)  # fmt: skip
+    write(tmp_path, "silent", status="running", started=started, pid=os.getpid(), host=here,
+          heartbeat=heartbeat(61))  # fmt: skip
+    write(tmp_path, "gone", status="running", pid=dead_process(), host=here,
+          heartbeat=heartbeat(1))  # fmt: skip
+    write(tmp_path, "elsewhere", status="running", pid=dead_process(), host="another host",
+          heartbeat=heartbeat(1))  # fmt: skip
+    write(tmp_path, "failed", status="failed", error="UserError: no data\nmore", started=started,
+          ended=heartbeat(195))  # fmt: skip
+    write(tmp_path, "stopped", status="failed", error="KeyboardInterrupt: ")
+    write(tmp_path, "untested", status="done")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    jobs = [{"overrides": ["model=unet", "seed=1"], "run": "failed"},
+            {"overrides": ["model=unet", "seed=2"], "run": None},
+            {"overrides": ["model=unet", "seed=3"], "run": "removed"}]  # fmt: skip
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    return tmp_path
+
+
+def test_every_state_is_told_with_its_cause(experiment):
+    found = {run.name: (run.state, run.cause) for run in states(experiment, now=NOW)}
+    assert found["alive"] == ("running", "")
+    assert found["elsewhere"] == ("running", "")
+    assert found["silent"] == ("interrupted", "no sign of life for 1 h 1 min")
+    assert found["gone"][0] == "interrupted" and "is gone" in found["gone"][1]
+    assert found["failed"] == ("failed", "UserError: no data")
+    assert found["stopped"] == ("interrupted", "stopped from the keyboard")
+    assert found["untested"] == ("done", "no test scores (test=false)")
+    assert found["broken"] == ("damaged", "run.json cannot be read")
+    assert found["model=unet seed=2"] == ("missing", "listed in sweep.json, not started")
+    assert found["removed"] == ("missing", "no folder removed")
+    assert len(found) == 10
+
+
+def test_time_commit_and_overrides_stand_beside(experiment):
+    runs = {run.name: run for run in states(experiment, now=NOW)}
+    assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "model=unet seed=1"
+    assert runs["alive"].time == "3 h 20 min" and runs["alive"].commit == "0123456789+"
+    assert counted(list(runs.values())) == (
+        "1 done, 2 running, 3 interrupted, 1 failed, 1 damaged, 2 missing"
+    )
+
+
+def test_without_a_heartbeat_the_files_tell(tmp_path):
+    write(tmp_path, "old", status="running")
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
+    assert [run.state for run in states(tmp_path)] == ["running"]
+    assert [run.state for run in states(tmp_path, now=later)] == ["interrupted"]
+
+
+def test_a_damaged_list_of_jobs_is_no_obstacle(tmp_path):
+    write(tmp_path, "run", status="done")
+    (tmp_path / "sweep.json").write_text('{"jobs": [3]}')
+    assert [run.state for run in states(tmp_path)] == ["done"]
+
+
+def typed(*words):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+
+
+def test_the_command_prints_the_states(experiment):
+    done = typed("status", experiment)
+    assert done.returncode == 0, done.stderr
+    for said in ("interrupted", "model=unet seed=2", "UserError: no data", "2 missing"):
+        assert said in done.stdout
+
+
+def test_the_command_explains_itself_and_its_errors(tmp_path):
+    done = typed("--help")
+    assert done.returncode == 0 and "report.py status outputs/<experiment>" in done.stdout
+    done = typed(tmp_path / "nothing")
+    assert done.returncode == 1 and "no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
