@@ -29,6 +29,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 Pixels = npt.NDArray[np.float64]
 
 _GAP = 2  # pixels between cells
+_DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either colour
 
 
 def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[Picture]:
@@ -107,7 +108,7 @@ def _picture(
             phase = case.removeprefix(patient).strip("_")
             names += [f"{phase} slice {z + 1}" for z in next(iter(own.values()))["slices"]]
     canvas, (height, width) = mosaic(rows)
-    figure = Figure(facecolor="white")
+    figure = Figure(facecolor=_DARK)
     figure.set_size_inches(1.55 * len(titles) + 0.4, 1.55 * height / width * len(rows) + 0.8)
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
@@ -115,9 +116,11 @@ def _picture(
     axis.xaxis.tick_top()
     axis.set_xticks([(k + 0.5) * width for k in range(len(titles))], titles, fontsize=8)
     axis.set_yticks([(k + 0.5) * height for k in range(len(rows))], names, fontsize=8)
-    axis.tick_params(length=0)
+    axis.tick_params(length=0, colors=_LIGHT)
     axis.spines[:].set_visible(False)
     add_legend(figure, ("background", *classes), errors=True)
+    for text in figure.legends[0].get_texts():
+        text.set_color(_LIGHT)
     save_png(figure, path, dpi=100)
 
 
@@ -141,17 +144,19 @@ def _rows(own: dict[str, Arrays], columns: Sequence[str]) -> list[list[Pixels | 
 
 
 def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
-    """Puts cells (h, w, 3) of any size into one white picture, centred in cells of one size.
+    """Puts cells (h, w, 3) of any size into one dark picture, centred in cells of one size.
 
-    One picture because a hundred axes take matplotlib half a minute to lay out.
+    One picture, because a hundred axes take matplotlib half a minute to lay out.
 
     Returns:
         The picture, and height and width of a cell with its gap.
     """
+    from matplotlib.colors import to_rgb
+
     known = [cell for row in rows for cell in row if cell is not None]
     height = max(cell.shape[0] for cell in known) + _GAP
     width = max(cell.shape[1] for cell in known) + _GAP
-    canvas = np.ones((height * len(rows), width * len(rows[0]), 3))
+    canvas = np.full((height * len(rows), width * len(rows[0]), 3), to_rgb(_DARK)[0])
     for i, row in enumerate(rows):
         for k, cell in enumerate(row):
             if cell is not None:
