@@ -12,7 +12,13 @@ from mambaseg.metrics import summarise
 from mambaseg.reporting.checks import cautions
 from mambaseg.reporting.collect import collect, read_run
 from mambaseg.reporting.labels import differences, labels
-from mambaseg.reporting.scores import best_middle_worst, estimate, outcomes, patient_scores
+from mambaseg.reporting.scores import (
+    best_middle_worst,
+    estimate,
+    outcomes,
+    patient_scores,
+    value_scores,
+)
 
 FEW = {"patients": (1, 2), "size": 16}
 
@@ -81,6 +87,19 @@ def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
     assert patient_scores(entry, "dice")["patient002"] == pytest.approx(fmean(per_seed))
     shown = best_middle_worst(comparison.entries)
     assert shown["worst"] == "patient002" and shown["best"] == "patient001"
+
+
+def test_a_structure_that_a_seed_misses_has_no_distance_to_compare(seeds):
+    (comparison,), _ = collect(seeds)
+    unet, mamba = (value_scores(entry, "hd95_mm") for entry in comparison.entries)
+    assert mamba["patient002"]["patient002_ES", 1] is None
+    both = [
+        row["hd95_mm"]
+        for rows in comparison.entries[0].by_seed.values()
+        for row in rows
+        if (row["case"], row["class"]) == ("patient002_ES", 1)
+    ]
+    assert len(both) == 2 and unet["patient002"]["patient002_ES", 1] == pytest.approx(fmean(both))
 
 
 def test_folds_are_pooled_over_patients_not_averaged(tmp_path):

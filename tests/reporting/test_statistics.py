@@ -14,6 +14,7 @@ from mambaseg.reporting.statistics import (
     compare,
     holm,
     mean_sd,
+    patient_differences,
     rank_biserial,
     seed_margin,
     verdict,
@@ -75,17 +76,27 @@ def test_what_seeds_alone_explain_is_welchs_interval():
 
 
 def scores(values):
-    return {f"p{i}": value for i, value in enumerate(values)}
+    """A case and a class per patient."""
+    return {f"p{i}": {(f"p{i}_ED", 1): value} for i, value in enumerate(values)}
 
 
 def test_a_comparison_uses_patients_that_both_have():
-    a, b = scores([0.9, 0.8, None, 0.7]), {**scores([0.8, 0.9, 0.5, 0.7]), "p9": 0.1}
+    a, b = (
+        scores([0.9, 0.8, None, 0.7]),
+        {**scores([0.8, 0.9, 0.5, 0.7]), "p9": {("p9_ED", 1): 0.1}},
+    )
     pair = compare(("a", a, [0.8]), ("b", b, [0.7, 0.9]))
-    assert (pair.patients, pair.left_out) == (3, 2)
+    assert (pair.patients, pair.left_out, pair.undefined) == (3, 2, 2)
     assert (pair.wins, pair.losses) == (1, 1)
     assert pair.difference == pytest.approx(fmean([0.1, -0.1, 0.0]))
     assert pair.seed_margin is None
-    assert compare(("a", {"x": None}, []), ("b", {"x": 0.5}, [])) is None
+    assert compare(("a", scores([None]), []), ("b", scores([0.5]), [])) is None
+
+
+def test_a_structure_that_one_misses_does_not_count_for_the_other():
+    found = {"p": {("p_ED", 1): 40.0, ("p_ED", 2): 2.0, ("p_ES", 2): 4.0}}
+    missed = {"p": {("p_ED", 1): None, ("p_ED", 2): 3.0, ("p_ES", 2): 4.0}}
+    assert patient_differences(found, missed) == ([-0.5], 0, 1)
 
 
 def test_smaller_distances_win():
@@ -95,7 +106,7 @@ def test_smaller_distances_win():
 
 
 def pair(**changes):
-    numbers = {"patients": 20, "left_out": 0, "difference": 0.02, "low": 0.01, "high": 0.03,
+    numbers = {"patients": 20, "left_out": 0, "undefined": 0, "difference": 0.02, "low": 0.01, "high": 0.03,
                "p": 0.001, "p_holm": 0.003, "effect": 0.8, "wins": 18, "losses": 2,
                "seed_margin": 0.005}  # fmt: skip
     return Paired("a", "b", **{**numbers, **changes})

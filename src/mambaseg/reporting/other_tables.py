@@ -12,7 +12,7 @@ from mambaseg.reporting.clinical import UNITS, Agreement, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.labels import differences
 from mambaseg.reporting.score_tables import decimals, heading, repeats
-from mambaseg.reporting.scores import estimate, patient_scores
+from mambaseg.reporting.scores import estimate, value_scores
 from mambaseg.reporting.statistics import RESAMPLES, Paired, compare, holm, mean_sd, verdict
 from mambaseg.reporting.tables import UNDEFINED, Grid, signed
 
@@ -21,7 +21,7 @@ def paired(comparison: Comparison, metric: str) -> list[Paired]:
     """Every pair of entries on patients' mean foreground score, Holm over all of these pairs."""
     higher = decimals(metric) == 3
     sides = [
-        (entry.label, patient_scores(entry, metric), estimate(entry, metric).per_seed)
+        (entry.label, value_scores(entry, metric), estimate(entry, metric).per_seed)
         for entry in comparison.entries
     ]
     pairs = [compare(a, b, higher_is_better=higher) for a, b in combinations(sides, 2)]
@@ -41,7 +41,8 @@ def _paired_grid(comparison: Comparison, metric: str) -> Grid:
     higher, digits = decimals(metric) == 3, decimals(metric)
     header = [
         "pair", "verdict", "patients", "difference", "95 % interval", "p", "p (Holm)",
-        "rank-biserial", "first better", "second better", "left out",
+        "rank-biserial", "first better", "second better", "patients left out",
+        "values left out",
     ]  # fmt: skip
     pairs = paired(comparison, metric)
     rows = [
@@ -57,15 +58,17 @@ def _paired_grid(comparison: Comparison, metric: str) -> Grid:
             str(pair.wins),
             str(pair.losses),
             str(pair.left_out),
+            str(pair.undefined),
         ]
         for pair in pairs
     ]
     notes = [
-        "Per patient: mean over cases and foreground classes, then over seeds; difference: mean "
+        "Per patient: mean over seeds, then over cases and foreground classes; difference: mean "
         f"over patients, first − second; interval: bootstrap over patients, {RESAMPLES} resamples, "
         "fixed seed; p: two-sided Wilcoxon signed-rank test, Holm over the pairs of this table; "
         "effect size: matched-pairs rank-biserial correlation (+1: first larger in every patient).",
-        "left out: patients with an undefined score, or tested for one of the two only.",
+        "Only structures that both networks have a score for count, of every seed: values left "
+        "out are the others, patients left out those without any.",
     ]
     if not higher:
         notes.append("Smaller is better. A missed structure has no distance: read it with missed.")

@@ -153,6 +153,29 @@ def patient_scores(
     return {patient: fmean(v) if v else None for patient, v in sorted(per_seed.items())}
 
 
+def value_scores(entry: Entry, metric: str) -> dict[str, dict[tuple[str, int], float | None]]:
+    """Patient -> (case, foreground class) -> score averaged over seeds; None if any has none.
+
+    What paired comparisons are made of: both networks have to be scored on the same structures, or
+    one that misses the difficult ones would look better on the rest.
+    """
+    per_seed: dict[str, dict[tuple[str, int], list[float | None]]] = defaultdict(dict)
+    for rows in entry.by_seed.values():
+        for row in rows:
+            if row["class"]:
+                own = per_seed[row["patient"]].setdefault((row["case"], row["class"]), [])
+                own.append(row.get(metric))
+    return {
+        patient: {key: _mean_of_all(values) for key, values in own.items()}
+        for patient, own in per_seed.items()
+    }
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
 def values_of(entry: Entry, key: str) -> list[str]:
     """Phases or groups that an entry's rows carry, ED before ES."""
     return sorted({row[key] for run in entry.runs for row in run.rows if row.get(key)})

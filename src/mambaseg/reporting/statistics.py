@@ -1,17 +1,20 @@
 """Paired comparisons of two networks on the same patients, and what may be concluded.
 
 The patient is the unit: ED and ES of one heart are not independent, and neither are two seeds
-scored on one heart, so a patient's scores are averaged first (`mambaseg.reporting.scores`).
+scored on one heart, so a patient's scores are averaged first: over seeds
+(`mambaseg.reporting.scores.value_scores`), then over the structures that both networks have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
+
+Values = Mapping[tuple[str, int], float | None]  # (case, class) -> score
 
 RESAMPLES = 10_000
 LEVEL = 0.05
@@ -27,7 +30,8 @@ class Paired:
         first: label of the one.
         second: label of the other.
         patients: pairs that both have a score for.
-        left_out: patients of either for whom a score is undefined or missing.
+        left_out: patients without a structure that both have a score for.
+        undefined: values (case × class) of one or both left out because the other has none.
         difference: mean over patients of first - second.
         low: lower end of the bootstrap 95 % interval of that mean.
         high: upper end.
@@ -44,6 +48,7 @@ class Paired:
     second: str
     patients: int
     left_out: int
+    undefined: int
     difference: float
     low: float
     high: float
@@ -141,30 +146,50 @@ def seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None
     return float(stats.t.ppf(0.975, freedom) * math.sqrt(total))
 
 
+def patient_differences(
+    first: Mapping[str, Values], second: Mapping[str, Values]
+) -> tuple[list[float], int, int]:
+    """Per patient the mean difference over the structures that both networks have a score for.
+
+    Args:
+        first: patient -> (case, class) -> score, None where undefined.
+        second: likewise.
+
+    Returns:
+        first - second of each patient that has such structures, in order of their names; how many
+        patients have none; how many structures (case × class) are left out.
+    """
+    differences, left_out, undefined = [], 0, 0
+    for patient in sorted(first.keys() | second.keys()):
+        own, other = first.get(patient, {}), second.get(patient, {})
+        pairs = [(own.get(key), other.get(key)) for key in own.keys() | other.keys()]
+        common = [a - b for a, b in pairs if a is not None and b is not None]
+        undefined += len(pairs) - len(common)
+        if common:
+            differences.append(fmean(sorted(common)))  # sorted: a set's order is not repeatable
+        else:
+            left_out += 1
+    return differences, left_out, undefined
+
+
 def compare(
-    first: tuple[str, dict[str, float | None], Sequence[float]],
-    second: tuple[str, dict[str, float | None], Sequence[float]],
+    first: tuple[str, Mapping[str, Values], Sequence[float]],
+    second: tuple[str, Mapping[str, Values], Sequence[float]],
     *,
     higher_is_better: bool = True,
 ) -> Paired | None:
     """Compares two networks; `p_holm` is still `p`.
 
     Args:
-        first: label, patient -> score (None: undefined), score of each seed.
+        first: label, patient -> (case, class) -> score (None: undefined), score of each seed.
         second: likewise.
         higher_is_better: for counting wins.
 
     Returns:
-        None when no patient has both scores.
+        None when no patient has scores of both.
     """
     (name, scores, seeds), (other, other_scores, other_seeds) = first, second
-    differences, left_out = [], 0
-    for patient in sorted(scores.keys() | other_scores.keys()):
-        a, b = scores.get(patient), other_scores.get(patient)
-        if a is None or b is None:
-            left_out += 1
-        else:
-            differences.append(a - b)
+    differences, left_out, undefined = patient_differences(scores, other_scores)
     if not differences:
         return None
     p = wilcoxon(differences)
@@ -175,6 +200,7 @@ def compare(
         second=other,
         patients=len(differences),
         left_out=left_out,
+        undefined=undefined,
         difference=fmean(differences),
         low=low,
         high=high,
