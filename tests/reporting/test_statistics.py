@@ -106,9 +106,9 @@ def test_smaller_distances_win():
 
 
 def pair(**changes):
-    numbers = {"patients": 20, "left_out": 0, "undefined": 0, "difference": 0.02, "low": 0.01, "high": 0.03,
-               "p": 0.001, "p_holm": 0.003, "effect": 0.8, "wins": 18, "losses": 2,
-               "seed_margin": 0.005}  # fmt: skip
+    numbers = {"patients": 20, "left_out": 0, "undefined": 0, "difference": 0.02,
+               "low": 0.01, "high": 0.03, "p": 0.001, "p_holm": 0.003, "effect": 0.8,
+               "wins": 18, "losses": 2, "seed_margin": 0.005}  # fmt: skip
     return Paired("a", "b", **{**numbers, **changes})
 
 
