@@ -12,6 +12,7 @@ from mambaseg.metrics import summarise
 from mambaseg.reporting.checks import cautions
 from mambaseg.reporting.collect import collect, read_run
 from mambaseg.reporting.labels import differences, labels
+from mambaseg.reporting.score_tables import cell
 from mambaseg.reporting.scores import (
     best_middle_worst,
     estimate,
@@ -59,6 +60,15 @@ def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds):
     distance = estimate(mamba, "hd95_mm", keep=lambda row: row["class"] == 1)
     assert (distance.values, distance.undefined) == (4, 4)
     assert any("mamba_unet missed 4 of 24 structures" in said for said in cautions(comparison))
+
+
+def test_a_mean_over_some_seeds_only_says_so(tmp_path):
+    write_run(tmp_path, seed=1, **FEW)
+    write_run(tmp_path, seed=2, misses=[(1, 1), (2, 1)], **FEW)
+    (comparison,), _ = collect(tmp_path)
+    score = estimate(comparison.entries[0], "hd95_mm", keep=lambda row: row["class"] == 1)
+    assert cell(score, "hd95_mm").endswith(" (1 of 2 seeds)") and "±" not in cell(score, "hd95_mm")
+    assert "seeds" not in cell(estimate(comparison.entries[0], "dice"), "dice")
 
 
 def test_pooled_dice_is_that_of_all_voxels_at_once(seeds):

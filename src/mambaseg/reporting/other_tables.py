@@ -11,7 +11,7 @@ from typing import Any
 from mambaseg.reporting.clinical import UNITS, Agreement, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.labels import differences
-from mambaseg.reporting.score_tables import decimals, heading, repeats
+from mambaseg.reporting.score_tables import decimals, heading, of_seeds, repeats
 from mambaseg.reporting.scores import estimate, value_scores
 from mambaseg.reporting.statistics import RESAMPLES, Paired, compare, holm, mean_sd, verdict
 from mambaseg.reporting.tables import UNDEFINED, Grid, signed
@@ -133,7 +133,8 @@ def _agreement_cells(seeds: Sequence[Agreement]) -> list[str]:
         _plus_minus([seed.bias for seed in seeds], 1, sign=True),
         limits,
         _plus_minus([seed.mae for seed in seeds], 1),
-        _plus_minus([seed.r for seed in seeds if seed.r is not None], 3),
+        _plus_minus(known := [seed.r for seed in seeds if seed.r is not None], 3)
+        + of_seeds(len(known), len(seeds)),
         str(sum(seed.undefined for seed in seeds)),
     ]
 

@@ -41,12 +41,19 @@ def grids(comparison: Comparison) -> list[Grid]:
 
 
 def cell(score: Estimate, metric: str) -> str:
-    """`0.833 ± 0.012`; distances with two decimals."""
+    """`0.833 ± 0.012`; distances with two decimals; ` (1 of 2 seeds)` where others have none."""
     if score.mean is None:
         return UNDEFINED
     digits = decimals(metric)
     text = f"{score.mean:.{digits}f}"
-    return text if score.sd is None else f"{text} ± {score.sd:.{digits}f}"
+    if score.sd is not None:
+        text = f"{text} ± {score.sd:.{digits}f}"
+    return text + of_seeds(len(score.per_seed), score.seeds)
+
+
+def of_seeds(defined: int, seeds: int) -> str:
+    """Says when a mean is not over all seeds, because some have no defined value."""
+    return "" if defined == seeds else f" ({defined} of {seeds} seeds)"
 
 
 def decimals(metric: str) -> int:

@@ -41,6 +41,7 @@ class Estimate:
         per_seed: the seeds' scores.
         values: case × class values that entered, all seeds together.
         undefined: values left out because they are undefined.
+        seeds: how many there are, also those without any defined value.
     """
 
     mean: float | None
@@ -48,6 +49,7 @@ class Estimate:
     per_seed: tuple[float, ...]
     values: int
     undefined: int
+    seeds: int
 
 
 def metrics_of(rows: Sequence[Row], unit: str) -> list[str]:
@@ -81,7 +83,7 @@ def estimate(
         score = _AVERAGE[average](known, metric)
         if score is not None:
             per_seed.append(score)
-    return Estimate(*mean_sd(per_seed), tuple(per_seed), values, undefined)
+    return Estimate(*mean_sd(per_seed), tuple(per_seed), values, undefined, len(entry.by_seed))
 
 
 def _over_cases(rows: Sequence[Row], metric: str) -> float | None:
