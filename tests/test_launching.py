@@ -177,7 +177,7 @@ def test_slurm_queues_a_job_again_that_runs_into_its_limit(slurm, tmp_path):
 def test_a_training_that_slurm_interrupts_ends_well_in_its_folder(slurm, small_run, tmp_path):
     """Neither Lightning nor submitit is in the other's way: one of them queues the job again."""
     state, env = slurm
-    words = ["-m", "hydra/launcher=slurm", "model=unet", *small_run, "data.steps=400", "test=false"]
+    words = ["-m", "hydra/launcher=slurm", "model=unet", *small_run, "data.steps=60", "test=false"]
     sweep = subprocess.Popen(
         [sys.executable, str(TRAIN), *words, "logger=csv", "trainer=cpu"],
         env={**env, "OMP_NUM_THREADS": "1"}, cwd=ROOT,
