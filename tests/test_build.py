@@ -40,12 +40,15 @@ def test_a_run_leaves_everything_in_its_folder(run):
     assert folder.name == f"unet-synthetic-phantom-not-acdc-seed1337-{run.key}"
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "run.json", "train.log", "metrics.csv", "cases.csv", "metrics.json",
-        "checkpoints", "figures",
+        "overlays.npz", "checkpoints", "figures",
     }  # fmt: skip
     assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
     assert len(list(folder.glob("figures/*.png"))) == 3
     record = run.folder.record
     assert record["status"] == "done" and record["parameters"] == 1_813_764
+    cost = record["cost"]
+    assert cost["image"] == [1, 32, 32] and cost["macs"] > 1e6 and cost["scan_flops"] == 0
+    assert 0 < cost["seconds_per_case"] < 10 and cost["peak_memory_bytes"] > 1e8
     assert record["split"]["hash"] == run.data.split.hash
     assert record["data"]["fingerprint"] == run.data.fingerprint
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["size"] == 32

@@ -139,7 +139,8 @@ class RunRecorder(Callback):
         """Adds what the network costs per image and per case; its parameters are known before."""
         side = task.preprocessing.size
         shape = [trainer.datamodule.in_channels, side, side]  # type: ignore[attr-defined]
-        counted = count_operations(task.network, torch.zeros(1, *shape, device=task.device))
+        like = next(task.network.parameters(), torch.zeros(()))
+        counted = count_operations(task.network, like.new_zeros(1, *shape))
         cost = {
             **self.folder.record.get("cost", {}),
             "image": shape,

@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mambaseg.reporting.status import counted, states
+from mambaseg.runs import this_host
 
 NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 SCRIPT = Path(__file__).parents[2] / "src" / "report.py"
@@ -19,6 +19,13 @@ SCRIPT = Path(__file__).parents[2] / "src" / "report.py"
 def write(folder, name, **record):
     (folder / name).mkdir()
     (folder / name / "run.json").write_text(json.dumps(record))
+
+
+def write_job(folder, seed, run, error=None):
+    """As `mambaseg.jobs` does."""
+    (folder / ".jobs").mkdir(exist_ok=True)
+    job = {"overrides": ["model=unet", f"seed={seed}"], "run": run, "error": error}
+    (folder / ".jobs" / f"{seed}.json").write_text(json.dumps(job))
 
 
 def heartbeat(minutes):
@@ -34,7 +41,7 @@ def dead_process():
 
 @pytest.fixture
 def experiment(tmp_path):
-    here = platform.node()
+    here = this_host()
     started = heartbeat(200)
     code = {"commit": "0123456789abcdef", "dirty": True}
     write(tmp_path, "alive", status="running", started=started, pid=os.getpid(), host=here,
@@ -51,10 +58,10 @@ def experiment(tmp_path):
     write(tmp_path, "untested", status="done")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    jobs = [{"overrides": ["model=unet", "seed=1"], "run": "failed"},
-            {"overrides": ["model=unet", "seed=2"], "run": None},
-            {"overrides": ["model=unet", "seed=3"], "run": "removed"}]  # fmt: skip
-    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    write_job(tmp_path, 1, "failed")
+    write_job(tmp_path, 2, None)
+    write_job(tmp_path, 3, "removed")
+    write_job(tmp_path, 4, None, "UserError: no such network\nmore")
     return tmp_path
 
 
@@ -68,9 +75,10 @@ def test_every_state_is_told_with_its_cause(experiment):
     assert found["stopped"] == ("interrupted", "stopped from the keyboard")
     assert found["untested"] == ("done", "no test scores (test=false)")
     assert found["broken"] == ("damaged", "run.json cannot be read")
-    assert found["model=unet seed=2"] == ("missing", "listed in sweep.json, not started")
-    assert found["removed"] == ("missing", "no folder removed")
-    assert len(found) == 10
+    assert found["model=unet seed=2"] == ("missing", "not started")
+    assert found["model=unet seed=3"] == ("missing", "no folder removed")
+    assert found["model=unet seed=4"] == ("failed", "UserError: no such network")
+    assert len(found) == 11
 
 
 def test_time_commit_and_overrides_stand_beside(experiment):
@@ -78,7 +86,7 @@ def test_time_commit_and_overrides_stand_beside(experiment):
     assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "model=unet seed=1"
     assert runs["alive"].time == "3 h 20 min" and runs["alive"].commit == "0123456789+"
     assert counted(list(runs.values())) == (
-        "1 done, 2 running, 3 interrupted, 1 failed, 1 damaged, 2 missing"
+        "1 done, 2 running, 3 interrupted, 2 failed, 1 damaged, 2 missing"
     )
 
 
@@ -91,7 +99,9 @@ def test_without_a_heartbeat_the_files_tell(tmp_path):
 
 def test_a_damaged_list_of_jobs_is_no_obstacle(tmp_path):
     write(tmp_path, "run", status="done")
-    (tmp_path / "sweep.json").write_text('{"jobs": [3]}')
+    write_job(tmp_path, 1, None)
+    for number, text in enumerate(("[3]", "{", '{"overrides": 3}')):
+        (tmp_path / ".jobs" / f"{number}.json").write_text(text)
     assert [run.state for run in states(tmp_path)] == ["done"]
 
 

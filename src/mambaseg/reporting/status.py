@@ -72,8 +72,16 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
 
 def _jobs(folder: Path) -> list[dict[str, Any]]:
     """What the sweep noted of each job: `overrides`, `run` and `error`; nothing without a sweep."""
-    files = sorted((folder / ".jobs").glob("*.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    jobs = []
+    for file in sorted((folder / ".jobs").glob("*.json")):
+        try:
+            job = json.loads(file.read_text(encoding="utf-8"))
+            jobs.append(
+                {"overrides": list(job["overrides"]), "run": job["run"], "error": job["error"]}
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a list in pieces must not hide the runs
+    return jobs
 
 
 def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
