@@ -190,8 +190,9 @@ def test_a_training_that_slurm_interrupts_ends_well_in_its_folder(slurm, small_r
     finally:
         sweep.kill()
     assert sweep.returncode == 0, said
-    (run,) = (run for run in runs.glob("unet-*") if run.suffix != ".previous")
-    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    (run,) = runs.glob("unet-*")
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "done" and len(record["resumed"]) == 1
     assert (state / "commands").read_text().count("scontrol requeue 100") == 1
     assert not list(run.glob("hpc_ckpt*"))
 

@@ -116,7 +116,7 @@ def test_every_job_of_a_sweep_is_a_run_of_its_group_and_a_failed_one_says_so(
         env={**os.environ, "WANDB_MODE": "offline"},
     )  # fmt: skip
     assert done.returncode == 1
-    folders = [p for p in (tmp_path / "outputs" / "halves").iterdir() if p.is_dir()]
+    folders = sorted((tmp_path / "outputs" / "halves").glob("*-seed*"))
     said = {read_run(p)["config"]["data"]["batch_size"]: read_run(p) for p in folders}
     assert {size: one["exit_code"] for size, one in said.items()} == {2: 0, 3: 1, 4: 0}
     assert {one["run"].run_group for one in said.values()} == {"halves"}
