@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from small_runs import small_overrides
+
 os.environ.setdefault("WANDB_MODE", "offline")
 
 
@@ -31,21 +33,6 @@ def phantom_root(tmp_path_factory) -> Path:
     from mambaseg.data.phantom import write_phantom
 
     return write_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=8, seed=0)
-
-
-def small_overrides(phantom_root: Path, outputs: Path) -> list[str]:
-    """Words for a training of seconds: the phantom of eight, a few steps at 32 pixels."""
-    return [
-        "data=phantom",
-        f"data.root={phantom_root}",
-        "data.prepare.patients=8",
-        f"data.cache_dir={phantom_root.parent / 'cache'}",
-        f"outputs={outputs}",
-        "data.size=32",
-        "data.batch_size=4",
-        "data.steps=4",
-        "data.val_every=2",
-    ]
 
 
 @pytest.fixture

@@ -252,11 +252,11 @@ def test_a_quick_call_is_repeated_within_a_repeat_and_a_failing_one_is_named():
     def too_large():
         raise torch.OutOfMemoryError
 
-    protocol = Protocol(CPU, repeats=2, least_s=0.005)
+    protocol = Protocol(CPU, repeats=2, least_s=0.05)
     calls = {"quick": lambda: time.sleep(1e-4), "large": too_large}
     timings, failures = time_interleaved(calls, protocol)
     assert failures == {"large": "out of memory"}
-    assert 5 <= timings["quick"].calls <= 50
+    assert 5 <= timings["quick"].calls <= 500
     assert timings["quick"].as_dict()["median_s"] == pytest.approx(2e-4, abs=3e-4)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from conftest import small_overrides
 from mambaseg.build import build
 from mambaseg.entry import CONF
+from small_runs import small_overrides
 from wandb_file import curves, read_run
 
 ROOT = Path(__file__).parents[1]

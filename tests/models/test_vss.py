@@ -12,7 +12,7 @@ from mambaseg.models.vss import initial_step_bias
 def sequential_ss2d(module, x):
     """SS2D as VMamba writes it: four sequences first, then projections, then a loop over time."""
     height, width = x.shape[1:3]
-    u, gate = module.in_proj(x).chunk(2, dim=-1)
+    u, gate = module.in_proj(x)
     u = F.silu(module.conv2d(u.permute(0, 3, 1, 2)))  # (B, D, H, W)
     rows, columns = u.flatten(2), u.transpose(2, 3).flatten(2)
     sequences = torch.stack([rows, columns, rows.flip(-1), columns.flip(-1)], dim=1)
