@@ -81,6 +81,16 @@ def test_every_state_is_told_with_its_cause(experiment):
     assert len(found) == 11
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
+def test_a_killed_process_that_nobody_asked_for_yet_is_gone(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, still in the table
+    write(tmp_path, "run", status="running", pid=process.pid, host=this_host(),
+          heartbeat=heartbeat(1))  # fmt: skip
+    assert [run.state for run in states(tmp_path, now=NOW)] == ["interrupted"]
+    process.wait()
+
+
 def test_time_commit_and_overrides_stand_beside(experiment):
     runs = {run.name: run for run in states(experiment, now=NOW)}
     assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "model=unet seed=1"

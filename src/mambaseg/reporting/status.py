@@ -121,7 +121,10 @@ def _process_lives(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:  # killed, but its parent has not asked for it yet
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
 
 
 def _last_change(path: Path) -> datetime.datetime:
