@@ -75,9 +75,9 @@ def test_every_state_is_told_with_its_cause(experiment):
     assert found["stopped"] == ("interrupted", "stopped from the keyboard")
     assert found["untested"] == ("done", "no test scores (test=false)")
     assert found["broken"] == ("damaged", "run.json cannot be read")
-    assert found["model=unet seed=2"] == ("missing", "not started")
-    assert found["model=unet seed=3"] == ("missing", "no folder removed")
-    assert found["model=unet seed=4"] == ("failed", "UserError: no such network")
+    assert found["seed=2"] == ("missing", "not started")
+    assert found["seed=3"] == ("missing", "no folder removed")
+    assert found["seed=4"] == ("failed", "UserError: no such network")
     assert len(found) == 11
 
 
@@ -93,7 +93,7 @@ def test_a_killed_process_that_nobody_asked_for_yet_is_gone(tmp_path):
 
 def test_time_commit_and_overrides_stand_beside(experiment):
     runs = {run.name: run for run in states(experiment, now=NOW)}
-    assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "model=unet seed=1"
+    assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "seed=1"
     assert runs["alive"].time == "3 h 20 min" and runs["alive"].commit == "0123456789+"
     assert counted(list(runs.values())) == (
         "1 done, 2 running, 3 interrupted, 2 failed, 1 damaged, 2 missing"
@@ -123,7 +123,7 @@ def typed(*words):
 def test_the_command_prints_the_states(experiment):
     done = typed("status", experiment)
     assert done.returncode == 0, done.stderr
-    for said in ("interrupted", "model=unet seed=2", "UserError: no data", "2 missing"):
+    for said in ("interrupted", "seed=2", "UserError: no data", "2 missing"):
         assert said in done.stdout
 
 

@@ -71,7 +71,10 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
 
 
 def _jobs(folder: Path) -> list[dict[str, Any]]:
-    """What the sweep noted of each job: `overrides`, `run` and `error`; nothing without a sweep."""
+    """What sweeps noted of each job: `overrides`, `run`, `error`; nothing without a sweep.
+
+    Words that all jobs share are left out: an experiment's table shows what differs.
+    """
     jobs = []
     for file in sorted((folder / ".jobs").glob("*.json")):
         try:
@@ -81,6 +84,10 @@ def _jobs(folder: Path) -> list[dict[str, Any]]:
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a list in pieces must not hide the runs
+    if len(jobs) > 1:
+        shared = set.intersection(*(set(job["overrides"]) for job in jobs))
+        for job in jobs:
+            job["overrides"] = [word for word in job["overrides"] if word not in shared]
     return jobs
 
 
