@@ -142,7 +142,8 @@ def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
             raise UserError(
                 f"model.pretrained: {model.name} has no pretrained encoder; leave it null"
             )
-        loaded = network.load_pretrained_encoder(path, mirror=model.get("mirror_encoder", True))
+        how = {"mirror": model.mirror_encoder} if "mirror_encoder" in model else {}
+        loaded = network.load_pretrained_encoder(path, **how)
         report = loaded.as_dict()
         log.info(loaded.summary())
     multiple = model.get("size_multiple") or network.size_multiple

@@ -11,7 +11,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mambaseg.errors import UserError
-from mambaseg.models import AnySize, MambaUNet, SwinUNet, UNet, has_scan, names_without_decay
+from mambaseg.models import (
+    AnySize,
+    AttentionUNet,
+    MambaUNet,
+    SwinUNet,
+    TransUNet,
+    UNet,
+    has_scan,
+    names_without_decay,
+)
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 NOT_FOR_THE_NETWORK = ("name", "pretrained", "mirror_encoder", "size_multiple")
@@ -43,6 +52,15 @@ def small_mamba_unet(in_channels=1, num_classes=4):
     return MambaUNet(in_channels, num_classes, embed_dim=24, d_state=4)
 
 
+def small_attention_unet(in_channels=1, num_classes=4):
+    return AttentionUNet(in_channels, num_classes, widths=(4, 8, 16, 32, 64))
+
+
+def small_trans_unet(in_channels=1, num_classes=4):
+    sizes = {"units": (1, 1, 1), "dim": 48, "depth": 2, "heads": 4, "hidden": 96}
+    return TransUNet(in_channels, num_classes, **sizes)
+
+
 def segresnet(in_channels=1, num_classes=4):
     return build_leaf("segresnet", in_channels, num_classes).network
 
@@ -51,7 +69,7 @@ def swin_unetr(in_channels=1, num_classes=4):
     return build_leaf("swin_unetr", in_channels, num_classes).network
 
 
-OURS = [small_unet, small_swin_unet, small_mamba_unet]
+OURS = [small_unet, small_swin_unet, small_mamba_unet, small_attention_unet, small_trans_unet]
 ALL = [*OURS, segresnet, swin_unetr]
 each_network = pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 each_of_ours = pytest.mark.parametrize("make", OURS, ids=lambda make: make.__name__)
@@ -204,7 +222,14 @@ def test_every_leaf_is_named_like_its_file_and_builds(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "network"), [("unet", UNet), ("swin_unet", SwinUNet), ("mamba_unet", MambaUNet)]
+    ("name", "network"),
+    [
+        ("unet", UNet),
+        ("attention_unet", AttentionUNet),
+        ("swin_unet", SwinUNet),
+        ("trans_unet", TransUNet),
+        ("mamba_unet", MambaUNet),
+    ],
 )
 def test_leaf_says_the_defaults_of_its_network(name, network):
     from_leaf = build_leaf(name).network

@@ -1,12 +1,14 @@
 """Networks: image `(B, C, H, W)` to logits `(B, K, H, W)`, one per file, usable on their own."""
 
 from mambaseg.models.any_size import AnySize
+from mambaseg.models.attention_unet import AttentionUNet
 from mambaseg.models.decay import names_without_decay
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
 from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
 from mambaseg.models.swin_unet import SwinUNet
+from mambaseg.models.trans_unet import TransUNet
 from mambaseg.models.unet import UNet
 from mambaseg.models.ushape import UShape
 from mambaseg.models.vss import SS2D, VSSBlock, has_scan
@@ -15,6 +17,7 @@ from mambaseg.models.window_attention import SwinBlock, WindowAttention
 __all__ = [
     "SS2D",
     "AnySize",
+    "AttentionUNet",
     "DropPath",
     "Dropout",
     "LoadReport",
@@ -24,6 +27,7 @@ __all__ = [
     "PatchMerging",
     "SwinBlock",
     "SwinUNet",
+    "TransUNet",
     "UNet",
     "UShape",
     "VSSBlock",

@@ -173,6 +173,7 @@ def load_encoder(
     parts: Mapping[str, str],
     *,
     mirrored: Mapping[str, str],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> LoadReport:
     """Fill what fits of a U-shaped network from a backbone's weights file.
 
@@ -182,11 +183,12 @@ def load_encoder(
         prefixes: the backbone's key prefixes -> the encoder's; other keys are ignored.
         parts: the backbone's parts of a key -> the encoder's.
         mirrored: encoder prefixes -> decoder prefixes that get the same weights.
+        weights: what the file holds, where another reader is needed; None: it is read here.
 
     Raises:
         UserError: not a weights file, or too little of it fits; the network is unchanged then.
     """
-    file = _without_derived(read_weights(path))
+    file = _without_derived(read_weights(path) if weights is None else weights)
     names = {key: rename(key, prefixes, parts) for key in file if key.startswith(tuple(prefixes))}
     direct = {name: file[key] for key, name in names.items()}
     reflected = {
@@ -235,5 +237,5 @@ def _require_sensible(network: nn.Module, report: LoadReport, share: float) -> N
             f"it does not hold weights of its backbone (not used: "
             f"{', '.join(report.ignored[:3])}, ...). Mamba-UNet takes VMamba-T "
             f"(vssmtiny_dp01_ckpt_epoch_292.pth), Swin-UNet takes Swin-T "
-            f"(swin_tiny_patch4_window7_224.pth)."
+            f"(swin_tiny_patch4_window7_224.pth), TransUNet takes R50+ViT-B/16 (R50+ViT-B_16.npz)."
         )

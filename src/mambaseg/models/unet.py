@@ -6,6 +6,7 @@ batch norm, leaky ReLU, element-wise dropout that grows with depth, and bilinear
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class UNet(nn.Module):
         dropout: probability per encoder level; the decoder has none.
     """
 
+    up_block: ClassVar[type[UpBlock]] = UpBlock
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -74,7 +77,7 @@ class UNet(nn.Module):
         )
         self.pool = nn.MaxPool2d(2)
         coarse_to_fine = list(widths)[::-1]
-        self.decoder = nn.ModuleList(map(UpBlock, coarse_to_fine[:-1], coarse_to_fine[1:]))
+        self.decoder = nn.ModuleList(map(self.up_block, coarse_to_fine[:-1], coarse_to_fine[1:]))
         self.head = nn.Conv2d(widths[0], num_classes, kernel_size=3, padding=1)
         self.size_multiple = 2 ** (len(widths) - 1)
 

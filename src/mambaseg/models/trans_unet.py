@@ -1,0 +1,284 @@
+"""TransUNet: a ResNet-50 and a vision transformer as encoder, a convolutional decoder with skips.
+
+Source: Chen et al. 2021, arXiv 2102.04306, in its released configuration R50-ViT-B/16. The encoder
+is that of Dosovitskiy et al. 2021, arXiv 2010.11929 (hybrid R50+ViT-B/16, whose ImageNet-21k
+weights load); the ResNet has the standardised convolutions and group norms of Kolesnikov et al.
+2020, BiT, arXiv 1912.11370.
+
+Differs from the original in taking any multiple of 16: the position embedding belongs to one grid
+and is interpolated for others. Its dropout draws per sample (see `stochastic`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mambaseg.models.any_size import require_multiple
+from mambaseg.models.pretrained import LoadReport, load_encoder
+from mambaseg.models.stochastic import Dropout
+from mambaseg.models.vit_weights import read_hybrid_vit
+
+PATCH = 16  # pixels of the image per token: the ResNet's stride, at which each pixel is a token
+
+
+class StandardConv2d(nn.Conv2d):
+    """A convolution whose kernels are shifted and scaled to mean 0 and variance 1; no bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `(B, C, H, W)`."""
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        kernel = (self.weight - mean) * torch.rsqrt(variance + 1e-5)
+        return F.conv2d(x, kernel, None, self.stride, self.padding)
+
+
+class Bottleneck(nn.Module):
+    """Narrow, convolve, widen; added to the input, which is projected where its shape differs.
+
+    Args:
+        in_channels: coming in.
+        out_channels: going out; the narrow part has a quarter of them.
+        stride: 1, or 2 to halve the resolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        narrow = out_channels // 4
+        self.conv1 = StandardConv2d(in_channels, narrow, 1, 1)
+        self.gn1 = nn.GroupNorm(32, narrow, eps=1e-6)
+        self.conv2 = StandardConv2d(narrow, narrow, 3, stride)
+        self.gn2 = nn.GroupNorm(32, narrow, eps=1e-6)
+        self.conv3 = StandardConv2d(narrow, out_channels, 1, 1)
+        self.gn3 = nn.GroupNorm(32, out_channels, eps=1e-6)
+        self.conv_proj: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.conv_proj = StandardConv2d(in_channels, out_channels, 1, stride)
+            self.gn_proj = nn.GroupNorm(out_channels, out_channels)  # a group per channel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H / stride, W / stride)`."""
+        shortcut = x if self.conv_proj is None else self.gn_proj(self.conv_proj(x))
+        x = F.relu(self.gn1(self.conv1(x)))
+        x = F.relu(self.gn2(self.conv2(x)))
+        return F.relu(shortcut + self.gn3(self.conv3(x)))
+
+
+class ResNet(nn.Module):
+    """The first three stages of ResNet-50 (version of BiT) with what the decoder's skips need.
+
+    Args:
+        width: channels of the stem.
+        units: bottlenecks per stage.
+    """
+
+    def __init__(self, width: int, units: Sequence[int]) -> None:
+        super().__init__()
+        self.conv_root = StandardConv2d(3, width, 7, 2)
+        self.gn_root = nn.GroupNorm(32, width, eps=1e-6)
+        widths = [width, *(width * 4 * 2**stage for stage in range(len(units)))]
+        self.blocks = nn.ModuleList()
+        for stage, count in enumerate(units):
+            first = Bottleneck(widths[stage], widths[stage + 1], stride=2 if stage else 1)
+            rest = [Bottleneck(widths[stage + 1], widths[stage + 1], 1) for _ in range(count - 1)]
+            self.blocks.append(nn.Sequential(first, *rest))
+        self.widths = widths
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map `(B, 3, H, W)` to maps of width `widths`, at strides 2, 4, 8, 16."""
+        maps = [F.relu(self.gn_root(self.conv_root(image)))]
+        x = F.max_pool2d(maps[0], kernel_size=3, stride=2)  # unpadded: one pixel short of stride 4
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        maps[1] = F.pad(maps[1], (0, 1, 0, 1))
+        return maps
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, L, C)` to `(B, L, C)`."""
+        q, k, v = rearrange(self.qkv(x), "b l (n h c) -> n b h l c", n=3, h=self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.out(rearrange(mixed, "b h l c -> b l (h c)"))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Pre-normed attention and two-layer perceptron, each with a residual."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attention = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim),
+            Dropout(dropout),
+        )  # fmt: skip
+        for layer in (self.mlp[0], self.mlp[3]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, L, C)` to `(B, L, C)`."""
+        x = x + self.attention(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Encoder(nn.Module):
+    """ResNet, then a transformer over its coarsest map."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        units: Sequence[int],
+        depth: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        grid: int,
+    ) -> None:
+        super().__init__()
+        self.resnet = ResNet(64, units)
+        self.embedding = nn.Conv2d(self.resnet.widths[-1], dim, kernel_size=1)
+        self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.Sequential(
+            *(TransformerBlock(dim, heads, hidden, dropout) for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map `(B, 3, H, W)` to `(B, dim, H/16, W/16)` and the skips at strides 2, 4, 8."""
+        *skips, x = self.resnet(image)
+        x = self.embedding(x)
+        height, width = x.shape[-2:]
+        position = self.position
+        if position.shape[-2:] != x.shape[-2:]:
+            position = F.interpolate(position, (height, width), mode="bilinear", align_corners=True)
+        tokens = rearrange(x + position, "b c h w -> b (h w) c")
+        tokens = self.norm(self.blocks(self.dropout(tokens)))
+        return rearrange(tokens, "b (h w) c -> b c h w", h=height), skips
+
+
+def conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Convolve 3×3 without bias, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
+class UpStage(nn.Module):
+    """Twice the resolution, join the skip if there is one, convolve twice."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            conv_norm_relu(in_channels + skip_channels, out_channels),
+            conv_norm_relu(out_channels, out_channels),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Join `(B, in_channels, H, W)` and the skip `(B, skip_channels, 2H, 2W)`."""
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        joined: Tensor = self.convs(x if skip is None else torch.cat([x, skip], dim=1))
+        return joined
+
+
+class TransUNet(nn.Module):
+    """TransUNet R50-ViT-B/16, 105,276,356 parameters for one channel, four classes and 224².
+
+    Args:
+        in_channels: channels of the image: 3, or one that is repeated to three.
+        num_classes: K, background included.
+        image_size: side of the square image whose grid of tokens the position embedding has.
+        units: bottlenecks per stage of the ResNet.
+        dim: channels of a token.
+        depth: transformer blocks.
+        heads: attention heads.
+        hidden: channels inside a perceptron.
+        dropout: probability, of the embedded tokens and in the perceptrons.
+        decoder_widths: channels at strides 8, 4, 2 and 1.
+
+    Raises:
+        ValueError: `in_channels` is neither 1 nor 3, or `image_size` no multiple of 16.
+    """
+
+    size_multiple = PATCH
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 4,
+        *,
+        image_size: int = 224,
+        units: Sequence[int] = (3, 4, 9),
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        hidden: int = 3072,
+        dropout: float = 0.1,
+        decoder_widths: Sequence[int] = (256, 128, 64, 16),
+    ) -> None:
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ValueError(f"TransUNet takes images of 1 or 3 channels, not {in_channels}")
+        if image_size % PATCH:
+            raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}")
+        self.repeats_channel = in_channels == 1
+        self.encoder = Encoder(
+            dim, units=units, depth=depth, heads=heads, hidden=hidden, dropout=dropout,
+            grid=image_size // PATCH,
+        )  # fmt: skip
+        skips = [*reversed(self.encoder.resnet.widths[:-1]), 0]
+        self.widen = conv_norm_relu(dim, 512)
+        inputs = [512, *decoder_widths[:-1]]
+        self.decoder = nn.ModuleList(map(UpStage, inputs, skips, decoder_widths))
+        self.head = nn.Conv2d(decoder_widths[-1], num_classes, kernel_size=3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map `(B, C, H, W)`, H and W multiples of 16, to logits `(B, K, H, W)`."""
+        require_multiple(image, PATCH, type(self).__name__)
+        if self.repeats_channel:
+            image = image.repeat(1, 3, 1, 1)
+        x, skips = self.encoder(image)
+        x = self.widen(x)
+        for stage, skip in zip(self.decoder, [*reversed(skips), None], strict=True):
+            x = stage(x, skip)
+        logits: Tensor = self.head(x)
+        return logits
+
+    def load_pretrained_encoder(self, path: str | Path) -> LoadReport:
+        """Fill the encoder with ImageNet-21k weights of R50+ViT-B/16, as `.npz`.
+
+        Args:
+            path: the published `R50+ViT-B_16.npz`, with the keys of its JAX implementation. Its
+                position embedding is resized to this network's grid, its classifier left out.
+
+        Raises:
+            UserError: not such a file, or less than half of the encoder's parameters matched.
+        """
+        weights = read_hybrid_vit(Path(path), grid=self.encoder.position.shape[-1])
+        return load_encoder(
+            self, Path(path), {"encoder.": "encoder."}, {}, mirrored={}, weights=weights
+        )
