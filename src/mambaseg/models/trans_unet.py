@@ -127,11 +127,9 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, dim),
-            Dropout(dropout),
-        )  # fmt: skip
-        for layer in (self.mlp[0], self.mlp[3]):
+        first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.mlp = nn.Sequential(first, nn.GELU(), Dropout(dropout), second, Dropout(dropout))
+        for layer in (first, second):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.normal_(layer.bias, std=1e-6)
 
@@ -171,7 +169,7 @@ class Encoder(nn.Module):
         *skips, x = self.resnet(image)
         x = self.embedding(x)
         height, width = x.shape[-2:]
-        position = self.position
+        position: Tensor = self.position
         if position.shape[-2:] != x.shape[-2:]:
             position = F.interpolate(position, (height, width), mode="bilinear", align_corners=True)
         tokens = rearrange(x + position, "b c h w -> b (h w) c")

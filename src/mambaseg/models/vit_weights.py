@@ -56,7 +56,7 @@ def read_hybrid_vit(path: Path, *, grid: int) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({error}): it must be the .npz of R50+ViT-B/16, "
             "an archive of plain arrays"
         ) from error
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, array in arrays.items():
         if f"{_ATTENTION}/query/" in name:
             weights |= _fused(name, arrays)
