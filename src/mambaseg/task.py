@@ -83,11 +83,16 @@ class SegmentationTask(L.LightningModule):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Loss of one micro-batch; what is dropped depends on seed, step and position only."""
-        with drawing(self._stochastic, self._numbers(batch["step"], batch["position"])):
-            loss = self.loss(self(batch["image"]), batch["label"])
+        """Loss of one micro-batch, logged."""
+        loss = self.training_loss(batch)
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
+        with drawing(self._stochastic, self._numbers(batch["step"], batch["position"])):
+            loss: Tensor = self.loss(self(batch["image"]), batch["label"])
         return loss
 
     def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
