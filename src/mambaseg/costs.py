@@ -118,6 +118,11 @@ def peak(device: torch.device) -> int | None:
         return None
 
 
+def memory_in_use() -> int:
+    """The resident memory of this process now, in bytes (Linux)."""
+    return _memory_status("VmRSS")
+
+
 def _memory_status(key: str) -> int:
     """A line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

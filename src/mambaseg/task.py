@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.case_scores import CaseScores
+from mambaseg.checks import require_logits
 from mambaseg.counter import DROPPING, draws
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.inference import keep_largest_component, predict_case
@@ -66,6 +67,7 @@ class SegmentationTask(L.LightningModule):
         }  # fmt: skip
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._description = dict(description or {})
+        self._checked = False  # that the network gives logits
         self._case_seconds: list[float] = []
         self.scores: Any = nn.ModuleDict({stage: self._case_scores() for stage in ("val", "test")})
 
@@ -92,8 +94,22 @@ class SegmentationTask(L.LightningModule):
     def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
         with drawing(self._stochastic, self._numbers(batch["step"], batch["position"])):
-            loss: Tensor = self.loss(self(batch["image"]), batch["label"])
+            logits = self(batch["image"])
+            if not self._checked:
+                require_logits(
+                    logits,
+                    batch["label"],
+                    num_classes=len(self.class_names),
+                    network=self._network_name(),
+                )
+                self._checked = True
+            loss: Tensor = self.loss(logits, batch["label"])
         return loss
+
+    def _network_name(self) -> str:
+        """The network's leaf where it is known, for messages."""
+        name = self._description.get("model", {}).get("name")
+        return f"model={name} (conf/model/{name}.yaml)" if name else type(self.network).__name__
 
     def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
         """Numbers for `drawing`, (B, layers): one per sample and layer."""

@@ -14,6 +14,7 @@ from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case
 from mambaseg.data.fingerprint import fingerprint, source_digests
+from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset, StepSampler
 from mambaseg.data.splits import Split, make_split
@@ -102,6 +103,11 @@ class SegmentationDataModule(L.LightningDataModule):
                 f"data.class_names has {len(class_names)} names for num_classes={num_classes}: "
                 "name every class, background first"
             )
+        counts = {"steps": steps, "val_every": val_every, "batch_size": batch_size}
+        for key, value in {**counts, "accumulate": accumulate}.items():
+            if value < 1:
+                key = "trainer.accumulate_grad_batches" if key == "accumulate" else f"data.{key}"
+                raise UserError(f"{key}={value}: at least 1 is needed")
         if in_channels != 1:
             raise UserError(f"data.in_channels={in_channels}: the readers give 1 channel")
         self.name, self.root, self.cache_dir = name, Path(root), Path(cache_dir)
@@ -175,8 +181,20 @@ class SegmentationDataModule(L.LightningDataModule):
     # ---- Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Load the data, if `load` was not called before."""
-        self.load()
+        """Load the data, if `load` was not called before, and see what the parts hold.
+
+        Raises:
+            UserError: A part that will be used has no foreground, or the training part lacks a
+                class.
+        """
+        cache = self.cache
+        used = {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ())
+        require_foreground(
+            {part: self.cases[part] for part in used},
+            cache,
+            split=self.split,
+            class_names=self.class_names,
+        )
 
     def train_dataloader(self) -> "StepLoader":
         """Return this rank's micro-batches from the trainer's optimizer step on."""

@@ -33,6 +33,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, cache: VolumeCache, cases: Sequence[str]) -> None:
         self.cache = cache
+        if not cases:
+            raise UserError("there is no case to train on")
         numbers = [cache.position(case) for case in cases]
         depths = [cache.entries[number].shape[0] for number in numbers]
         self._case = np.repeat(numbers, depths)

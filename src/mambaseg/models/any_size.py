@@ -40,7 +40,8 @@ class AnySize(nn.Module):
         """Map `(B, C, H, W)` to logits `(B, K, H, W)`.
 
         Raises:
-            UserError: the image is smaller than the network's patch.
+            UserError: the image is smaller than the network's patch, or the output is not one
+                tensor of the input's height and width.
         """
         height, width = image.shape[-2:]
         smallest = getattr(self.network, "patch_size", 1)
@@ -54,4 +55,17 @@ class AnySize(nn.Module):
         if bottom or right:
             image = F.pad(image, (0, right, 0, bottom))
         logits: Tensor = self.network(image)
+        if not isinstance(logits, Tensor) or logits.shape[-2:] != image.shape[-2:]:
+            raise UserError(
+                f"{type(self.network).__name__} gives {_described(logits)} for an image of "
+                f"{tuple(image.shape)}; expected is one tensor of logits (B, K, H, W) with the "
+                "image's height and width. In its leaf switch off what adds outputs (deep "
+                "supervision) or changes their size."
+            )
         return logits[..., :height, :width]
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    return f"a {type(output).__name__}"

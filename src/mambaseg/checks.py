@@ -1,0 +1,56 @@
+"""What a network must give before it is trained: logits of the right classes, not probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mambaseg.errors import UserError
+
+_ROUNDING = 1e-2  # of a sum of probabilities in 16 bits
+
+
+def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: str) -> None:
+    """Makes sure that an untrained (or resumed) network's output can be trained as logits.
+
+    Looks at the values, so a GPU has to wait: once, before the first step.
+
+    Args:
+        logits: what the network gave for a training batch, (B, K, H, W) if all is well.
+        label: (B, H, W).
+        num_classes: K.
+        network: its name, for the message.
+
+    Raises:
+        UserError: another shape; probabilities (softmax or sigmoid) in place of logits.
+    """
+    expected = (label.shape[0], num_classes, *label.shape[1:])
+    if tuple(logits.shape) != expected:
+        raise UserError(
+            f"{network} gives {tuple(logits.shape)} for labels {tuple(label.shape)}; expected is "
+            f"(B, K, H, W) = {expected} with K = data.num_classes. Set the network's number of "
+            "output channels to ${data.num_classes} in its leaf."
+        )
+    if function := _activation(logits):
+        raise UserError(
+            f"{network} gives {function} outputs: before its first step they all lie in [0, 1]. "
+            "The loss applies softmax itself and needs logits. Leave the last activation out of "
+            "the network, or switch it off in its leaf."
+        )
+
+
+def _activation(logits: Tensor) -> str | None:
+    """`softmax`, `sigmoid` or None.
+
+    Logits of an untrained network lie about 0 or are 0 everywhere. A sigmoid's lie about 0.5,
+    inside (0, 1), for every class; a softmax's sum to 1 at every pixel.
+    """
+    values = logits.detach().float()
+    if not ((values >= 0) & (values <= 1)).all():
+        return None
+    if ((values.sum(1) - 1).abs() < _ROUNDING).all():
+        return "softmax"
+    means = values.mean((0, 2, 3))
+    inside = ((values > 0) & (values < 1)).all()
+    about_half = ((means > 0.25) & (means < 0.75)).all()
+    return "sigmoid" if torch.logical_and(inside, about_half) else None
