@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+from mambaseg.files import whole_file
 
 FOLDER = ".jobs"
 
@@ -73,8 +74,6 @@ def _file(experiment: Path, words: Sequence[str]) -> Path:
 
 def _write(experiment: Path, words: Sequence[str], *, run: str = "", error: str = "") -> None:
     path = _file(experiment, words)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = {"overrides": list(words), "run": run or None, "error": error or None}
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path, otherwise="choose another folder with outputs=...") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

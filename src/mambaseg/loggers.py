@@ -22,7 +22,10 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mambaseg.files import whole_file, writing
+
 log = logging.getLogger(__name__)
+_OTHERWISE = "choose another folder with outputs=..."
 
 
 class MetricsCsv(Logger):
@@ -60,7 +63,10 @@ class MetricsCsv(Logger):
         new = [key for key in row if key not in self._columns]
         if new:
             self._widen(new)
-        with self.path.open("a", newline="", encoding="utf-8") as stream:
+        with (
+            writing(self.path, otherwise=_OTHERWISE),
+            self.path.open("a", newline="", encoding="utf-8") as stream,
+        ):
             csv.DictWriter(stream, self._columns).writerow(row)
 
     @rank_zero_only
@@ -87,12 +93,13 @@ class MetricsCsv(Logger):
         self._replace(rows)
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            whole_file(self.path, otherwise=_OTHERWISE) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.path)
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -19,6 +20,9 @@ from torch import nn
 
 from mambaseg.callbacks import RunRecorder
 from mambaseg.checkpoint import read_step
+from mambaseg.errors import UserError
+from mambaseg.files import writing
+from mambaseg.lock import RunLock
 from mambaseg.loggers import MetricsCsv, describe_to_wandb, finish_wandb, new_wandb_id
 from mambaseg.runs import RunFolder, code_changed, code_name, code_state, environment
 
@@ -59,6 +63,7 @@ class Run:
         self.key, self.design = key, design
         self.notice, self.finished = notice, finished
         self._make_network, self._make_parts = make_network, make_parts
+        self._lock = RunLock(folder.path)
         self._log_file: logging.Handler | None = None
         self.score: float | None = None
         self.step = 0  # that the training begins with
@@ -68,24 +73,40 @@ class Run:
 
     def __enter__(self) -> Run:
         if self.finished:
-            record = self.folder.record
-            self.score = record.get("val_dice")
-            code = record.get("code", {})
-            log.info("already finished: %s, made by %s (rerun=true trains again)",
-                     self.folder.path, code_name(code))  # fmt: skip
-            if changed := code_changed(code, code_state()):
-                log.warning(changed)
+            self._take_result()
             return self
         network, pretrained = self._make_network()
-        self.step = self._step_to_resume()
         if self.main:
-            self._open_folder(network, pretrained)
+            self._lock.acquire()
+            if self._ended_meanwhile():
+                self._lock.release()
+                self._take_result()
+                return self
         try:
+            self.step = self._step_to_resume()
+            if self.main:
+                self._open_folder(network, pretrained)
             self._prepare(network)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
+
+    def _ended_meanwhile(self) -> bool:
+        """Whether another job has finished this run since the folder was looked at."""
+        done = self.folder.finished if self.config["test"] else self.folder.trained
+        return done and not self.config["rerun"]
+
+    def _take_result(self) -> None:
+        """Takes the score of a finished run from its record, and says whose it is."""
+        self.finished = True
+        record = self.folder.record
+        self.score = record.get("val_dice")
+        code = record.get("code", {})
+        log.info("already finished: %s, made by %s (rerun=true trains again)",
+                 self.folder.path, code_name(code))  # fmt: skip
+        if changed := code_changed(code, code_state()):
+            log.warning(changed)
 
     def _prepare(self, network: nn.Module) -> None:
         self.task, self.trainer = self._make_parts(network)
@@ -106,15 +127,31 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.main and not self.finished and self.folder.record:
-            if error is not None:
-                self.folder.finish("failed", error=f"{type(error).__name__}: {error}")
-            else:
-                self.folder.finish("done")
-            finish_wandb(failed=error is not None)
+        begun = self.main and not self.finished and bool(self.folder.record)
+        try:
+            if begun:
+                self._record_end(error)
+        finally:
+            if begun:
+                finish_wandb(failed=error is not None)
+            self._leave()
+
+    def _record_end(self, error: BaseException | None) -> None:
+        """Writes how the run ended; on a full disk an error that came first is the one to tell."""
+        if error is None:
+            self.folder.finish("done")
+            return
+        try:
+            self.folder.finish("failed", error=f"{type(error).__name__}: {error}")
+        except UserError as second:
+            log.warning("the record still says that the run goes on: %s", second)
+
+    def _leave(self) -> None:
+        """Lets go of everything that the next job of this process must not inherit."""
         if self._log_file:
             logging.getLogger().removeHandler(self._log_file)
             self._log_file.close()
+        self._lock.release()
         self._leave_process_group()
 
     # ---- the steps of a run ---------------------------------------------------------------------
@@ -233,7 +270,8 @@ class Run:
         return step or 0
 
     def _log_to_folder(self) -> None:
-        self._log_file = logging.FileHandler(self.folder.path / "train.log", encoding="utf-8")
+        with writing(self.folder.path, otherwise="choose another folder with outputs=..."):
+            self._log_file = _LogFile(self.folder.path / "train.log", encoding="utf-8")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
 
@@ -264,3 +302,19 @@ class Run:
             torch.distributed.destroy_process_group()
             for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 os.environ.pop(name, None)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that gives up on a full disk: what matters there fails with a message of its own.
+
+    Without it, `logging` would print a stack trace for every line that it cannot write.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Stops the logging to this file."""
+        logging.getLogger().removeHandler(self)
+
+    def close(self) -> None:
+        """Closes the file, whatever is left in its buffer."""
+        with contextlib.suppress(OSError):
+            super().close()

@@ -27,6 +27,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mambaseg.files import whole_file, writing
+
 # What cannot change a result, or only the place where it is computed. Everything else counts.
 _UNSCIENTIFIC: dict[str, set[str]] = {
     "": {"name", "outputs", "run_dir", "rerun", "test", "callbacks", "logger", "hydra"},
@@ -42,6 +44,9 @@ _PACKAGES = (
     "mambaseg", "torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "einops",
     "numpy", "scipy", "nibabel", "numba", "wandb", "triton", "mamba-ssm", "causal-conv1d",
 )  # fmt: skip
+
+
+_OTHERWISE = "choose another folder with outputs=..."
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,12 +135,13 @@ class RunFolder:
 
     def start(self, **fields: Any) -> None:
         """Makes a fresh folder; what stood there is kept as `<name>.previous`."""
-        if self.path.exists():
-            previous = self.path.with_name(self.path.name + ".previous")
-            if previous.exists():
-                _remove(previous)
-            self.path.rename(previous)
-        (self.path / "checkpoints").mkdir(parents=True)
+        with writing(self.path, otherwise=_OTHERWISE):
+            if self.path.exists():
+                previous = self.path.with_name(self.path.name + ".previous")
+                if previous.exists():
+                    _remove(previous)
+                self.path.rename(previous)
+            (self.path / "checkpoints").mkdir(parents=True)
         self.update(status="running", started=_now(), notes=[], **fields)
         self.beat()
 
@@ -162,10 +168,8 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> Path:
         """Writes a text file as a whole or not at all."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path, otherwise=_OTHERWISE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -177,12 +181,13 @@ class RunFolder:
         rows = list(rows)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         path = self.path / name
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            whole_file(path, otherwise=_OTHERWISE) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.DictWriter(stream, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(path)
         return path
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
@@ -190,10 +195,8 @@ class RunFolder:
         import numpy as np
 
         path = self.path / name
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
+        with whole_file(path, otherwise=_OTHERWISE) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
-        temporary.replace(path)
         return path
 
 

@@ -34,10 +34,12 @@ from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_di
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCache
 from mambaseg.errors import UserError
+from mambaseg.files import remove_abandoned, writing
 
 FORMAT = 1
 SECONDS_BETWEEN_REPORTS = 5
 _TEMPORARY = ".building-"
+_OTHERWISE = "choose another folder with data.cache_dir=... (5 bytes per voxel)"
 
 log = logging.getLogger(__name__)
 
@@ -65,25 +67,25 @@ def open_cache(
     digests = digests or source_digests(cases)
     identity = [fingerprint(cases, digests), preprocessing.intensity, num_classes, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
-    try:
-        if folder.exists():
+    damage: DamagedCacheError
+    with writing(folder, otherwise=_OTHERWISE):
+        for _ in range(2):  # a process that discards a damaged one may take away a new one
+            if folder.exists():
+                try:
+                    return _open_verified(folder)
+                except DamagedCacheError as error:
+                    log.warning("decoded cache %s is damaged (%s): building it again",
+                                folder, error)  # fmt: skip
+                    _discard(folder)
+            _build(cases, preprocessing, num_classes, digests, folder)
             try:
                 return _open_verified(folder)
             except DamagedCacheError as error:
-                log.warning("decoded cache %s is damaged (%s): building it again", folder, error)
-                _discard(folder)
-        _build(cases, preprocessing, num_classes, digests, folder)
-        return _open_verified(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the decoded cache {folder}: {error}. Free some space there (about 5 "
-            "bytes per voxel) or choose another folder with data.cache_dir=..."
-        ) from error
-    except DamagedCacheError as error:
-        raise UserError(
-            f"the decoded cache {folder} reads back differently than it was written ({error}). "
-            "Check the disk, or choose another folder with data.cache_dir=..."
-        ) from error
+                damage = error
+    raise UserError(
+        f"the decoded cache {folder} reads back differently than it was written ({damage}). "
+        "Check the disk, or choose another folder with data.cache_dir=..."
+    ) from damage
 
 
 def _open_verified(folder: Path) -> VolumeCache:
@@ -93,24 +95,22 @@ def _open_verified(folder: Path) -> VolumeCache:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a cache folder; it leaves its name in one step, so nobody opens half of it."""
+    """Remove a damaged cache; it leaves its name in one step, so nobody opens half of it.
+
+    Where another process has built it again meanwhile, that one is put back.
+    """
     grave = _workshop(folder)
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
+    with contextlib.suppress(OSError):  # gone already, or there is a newer one
         folder.rename(grave)
+        with contextlib.suppress(DamagedCacheError):
+            _open_verified(grave)
+            grave.rename(folder)
     shutil.rmtree(grave, ignore_errors=True)
 
 
 def _workshop(folder: Path) -> Path:
     """Return an unused name beside `folder`, on the same file system."""
     return folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-
-
-def _sweep(cache_dir: Path) -> None:
-    """Remove what builders that were killed more than a day ago have left."""
-    for left in cache_dir.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _build(
@@ -122,7 +122,7 @@ def _build(
 ) -> None:
     workshop = _workshop(folder)
     workshop.mkdir(parents=True)
-    _sweep(folder.parent)
+    remove_abandoned(folder.parent, f"{_TEMPORARY}*")
     try:
         decode = partial(_decode, preprocessing=preprocessing, num_classes=num_classes)
         entries: list[Entry] = []
@@ -193,10 +193,11 @@ class _NpyWriter:
         self._header()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.seek(0)
-        self._header()  # NumPy pads its headers so that the length can grow in place
-        self._file.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        with contextlib.closing(self._file):
+            if kind is None:
+                self._file.seek(0)
+                self._header()  # NumPy pads its headers so that the length can grow in place
 
     def append(self, array: NDArray[Any]) -> tuple[int, int]:
         """Write an array; return its offset in elements and the checksum of its bytes."""

@@ -22,6 +22,7 @@ import numpy as np
 from mambaseg.data.phantom_anatomy import GROUPS, draw_heart, tune_ejection
 from mambaseg.data.phantom_image import Scan, draw_scan, render
 from mambaseg.errors import UserError
+from mambaseg.files import remove_abandoned, writing
 
 MANIFEST = "phantom.json"
 VERSION = 1  # of the generator: raise it whenever the same parameters give other files
@@ -58,7 +59,8 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
         `root`.
 
     Raises:
-        UserError: `root` holds something else: other parameters, another generator, missing files.
+        UserError: `root` holds something else (other parameters, another generator, missing files),
+            or cannot be written.
     """
     if not 1 <= patients <= 999:
         raise UserError(
@@ -77,25 +79,25 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _checked(root, parameters)
     _log.info("Writing the synthetic phantom (%d patients) to %s", patients, root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
-    try:
-        for number in range(1, patients + 1):
-            _write_patient(work / f"patient{number:03d}", number, seed, noise)
-        _seal(work, parameters)
-        work.chmod(0o755)  # mkdtemp makes private folders
-        _rename(work, root, parameters)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with writing(root, otherwise="choose another folder with data.root=..."):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(root.parent, f".{root.name}.partial-*")
+        work = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
+        try:
+            for number in range(1, patients + 1):
+                _write_patient(work / f"patient{number:03d}", number, seed, noise)
+            _seal(work, parameters)
+            work.chmod(0o755)  # mkdtemp makes private folders
+            _rename(work, root, parameters)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return root
 
 
 def _rename(work: Path, root: Path, parameters: dict[str, object]) -> None:
     """Put the finished folder in its place, unless another process has just done the same."""
-    if root.is_dir() and not any(root.iterdir()):
-        root.rmdir()
     try:
-        work.rename(root)
+        work.rename(root)  # also over an empty folder, but over no other
     except OSError:
         if not root.is_dir():
             raise

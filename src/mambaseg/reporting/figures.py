@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mambaseg.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,8 +178,6 @@ def save_png(figure: Figure, path: Path, *, dpi: int = 120) -> Path:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=dpi)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    with whole_file(path, otherwise="choose another folder with outputs=...") as temporary:
+        temporary.write_bytes(buffer.getvalue())
     return path

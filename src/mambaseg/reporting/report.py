@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from mambaseg.files import remove_abandoned, writing
 from mambaseg.reporting.checks import cautions
 from mambaseg.reporting.collect import Comparison, collect
 from mambaseg.reporting.other_tables import (
@@ -23,6 +24,8 @@ from mambaseg.reporting.status import RunState, states, status_grid
 from mambaseg.reporting.tables import Grid
 from mambaseg.runs import RunFolder
 
+_TABLES = {"table.csv": tidy, "paired.csv": paired_rows, "clinical.csv": clinical_rows}
+_UNFINISHED = ".unfinished-"
 log = logging.getLogger(__name__)
 
 
@@ -77,13 +80,33 @@ def write_report(folder: str | Path) -> Path:
     comparisons, problems = collect(folder)
     runs = states(folder)
     sections = [_section(comparison) for comparison in comparisons]
-    report = RunFolder(folder / "report")  # for its writing of whole files
-    report.path.mkdir(parents=True, exist_ok=True)
-    _write_tables(report, sections, runs, problems)
-    for index, section in enumerate(sections):
-        prefix = f"{index + 1}-" if len(sections) > 1 else ""
-        section.figures.extend(draw(section.comparison, report.path / "figures", prefix))
-    return report.write_text("index.html", page(folder.resolve().name, sections, runs, problems))
+    place = folder / "report"
+    with writing(place, otherwise="run report.py on a copy of the folder; an earlier report stays"):
+        place.mkdir(exist_ok=True)
+        remove_abandoned(place, f"{_UNFINISHED}*")
+        with TemporaryDirectory(prefix=_UNFINISHED, dir=place) as unfinished:
+            report = RunFolder(unfinished)  # for its writing of whole files
+            _write_tables(report, sections, runs, problems)
+            for index, section in enumerate(sections):
+                prefix = f"{index + 1}-" if len(sections) > 1 else ""
+                section.figures.extend(draw(section.comparison, report.path / "figures", prefix))
+            html = page(folder.resolve().name, sections, runs, problems)
+            report.write_text("index.html", html)
+            _publish(report.path, place)
+    return place / "index.html"
+
+
+def _publish(unfinished: Path, place: Path) -> None:
+    """Puts the files of a new report over those of the last one; this takes no more space."""
+    for table in _TABLES:
+        if not (unfinished / table).exists():  # nothing to say any more
+            (place / table).unlink(missing_ok=True)
+    for path in sorted(unfinished.rglob("*")):
+        target = place / path.relative_to(unfinished)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            path.replace(target)
 
 
 def _section(comparison: Comparison) -> Section:
@@ -111,14 +134,7 @@ def _write_tables(
     head = "% needs \\usepackage{booktabs}\n"
     latex = [grid.latex() for section in sections for grid in section.grids]
     report.write_text("table.tex", head + "\n".join(latex))
-    files: Mapping[str, Iterable[dict[str, Any]]] = {
-        "table.csv": (row for section in sections for row in tidy(section.comparison)),
-        "paired.csv": (row for section in sections for row in paired_rows(section.comparison)),
-        "clinical.csv": (row for section in sections for row in clinical_rows(section.comparison)),
-    }
-    for name, rows in files.items():
-        rows = list(rows)
+    for name, rows_of in _TABLES.items():
+        rows = [row for section in sections for row in rows_of(section.comparison)]
         if rows:
             report.write_rows(name, rows)
-        else:
-            (report.path / name).unlink(missing_ok=True)  # of an earlier report
