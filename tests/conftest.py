@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from small_runs import small_overrides
 
 os.environ.setdefault("WANDB_MODE", "offline")
+
+# The same examples in every run: a failure is a change of the code, not of the luck.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,42 @@ def test_scores_equal_medpy_on_any_two_blobs(pair, spacing):
         assert row[f"{name}_mm"] == pytest.approx(expected), name
 
 
+def emptied(pair, which):
+    return tuple(mask & (keep == "1") for mask, keep in zip(pair, which, strict=True))
+
+
+@settings(max_examples=60)
+@given(blobs, spacings, st.sampled_from(["00", "01", "10"]))
+def test_empty_masks_score_zero_as_by_medpy_or_nothing_where_it_fails(pair, spacing, which):
+    prediction, reference = emptied(pair, which)
+    strict = one_class(prediction, reference, spacing=spacing)
+    for name in ("dice", "iou", "precision", "sensitivity"):
+        if which == "00":  # medpy has NaN for Dice and 1 for IoU
+            assert strict[name] is None, name
+            continue
+        with np.errstate(invalid="ignore"):
+            expected = ORACLE[name](prediction, reference)
+        # Where nothing is predicted medpy's precision is 0 / 0; our policy calls it a miss.
+        assert strict[name] == np.nan_to_num(expected) == 0, name
+    if not reference.all():
+        assert strict["specificity"] == pytest.approx(medpy.specificity(prediction, reference))
+    for name, oracle in SURFACE_ORACLE.items():
+        with pytest.raises(RuntimeError):
+            oracle(prediction, reference)
+        assert strict[f"{name}_vox"] is None and strict[f"{name}_mm"] is None
+    assert strict["voxels"] == prediction.sum()
+    assert strict["reference_voxels"] == reference.sum()
+
+
+@settings(max_examples=60)
+@given(blobs, spacings)
+def test_symmetric_scores_stay_when_prediction_and_reference_change_places(pair, spacing):
+    there, back = (one_class(*masks, spacing=spacing) for masks in (pair, pair[::-1]))
+    for name in ("dice", "iou", "accuracy", "hd95_mm", "hd_mm", "assd_mm", "nsd_mm", "hd95_vox"):
+        assert there[name] == pytest.approx(back[name]), name
+    assert there["precision"] == back["sensitivity"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(blobs, spacings, st.floats(0, 8))
 def test_surface_dice_equals_its_definition_on_medpys_distances(pair, spacing, tolerance):

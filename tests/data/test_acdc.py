@@ -70,7 +70,7 @@ def test_a_stray_file_of_another_patient_is_left_alone(patient):
 
 def test_the_slope_of_the_header_is_applied(patient):
     path = patient / "patient001_frame01.nii.gz"
-    image = nib.Nifti1Image(pixels(0)[0], np.eye(4))
+    image = nib.Nifti1Image(pixels(0)[0], nib.load(path).affine)
     image.header.set_slope_inter(1.0, 0.0)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)

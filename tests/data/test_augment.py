@@ -177,6 +177,60 @@ def test_image_and_label_stay_aligned(preset):
                     assert image[label == k].std(unbiased=False) < 1e-5
 
 
+samples = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**63 - 1),
+        "step": st.integers(0, 10**7),
+        "position": st.integers(0, 500),
+        "shape": st.tuples(st.integers(2, 90), st.integers(2, 90)),
+        "size": st.integers(2, 90),
+    }
+)
+
+
+@settings(max_examples=60)
+@given(preset=st.sampled_from(["none", "paper", "modern"]), sample=samples)
+def test_any_image_that_is_its_label_stays_so_under_any_augmentation(preset, sample):
+    augmentation = Augmentation(preset, Preprocessing("paper", sample["size"]), sample["seed"])
+    height, width = sample["shape"]
+    rng = np.random.default_rng(sample["step"])
+    labels = torch.from_numpy(rng.integers(0, 4, (1, height, width), "u1"))
+    shapes = torch.tensor([sample["shape"]])
+    where = {"step": sample["step"], "positions": [sample["position"]]}
+    grid, mask = augmented(augmentation, labels.float() / 3, labels, shapes, **where)
+    assert mask.max() < 4 and grid.min() >= 0 and grid.max() <= 1
+    if preset != "modern":
+        assert torch.equal((grid[:, 0] * 3).round(), mask.float())
+        assert set(mask.unique().tolist()) <= {0, *labels.unique().tolist()}
+    for k in range(1, 4):  # a tone changes all pixels of a class alike
+        values = grid[0, 0][mask[0] == k]
+        assert values.numel() == 0 or values.max() - values.min() < 1e-6
+    again = augmented(augmentation, labels.float() / 3, labels, shapes, **where)
+    assert torch.equal(grid, again[0]) and torch.equal(mask, again[1])
+
+
+@settings(max_examples=40)
+@given(
+    geometry=st.sampled_from(["paper", "modern"]),
+    preset=st.sampled_from(["none", "paper", "modern"]),
+    sample=samples,
+    others=st.lists(st.tuples(st.integers(2, 90), st.integers(2, 90)), min_size=1, max_size=3),
+)
+def test_a_sample_does_not_depend_on_the_rest_of_its_batch(geometry, preset, sample, others):
+    augmentation = Augmentation(preset, Preprocessing(geometry, sample["size"]), sample["seed"])
+    step, position = sample["step"], sample["position"]
+    images, labels, shapes = batch_of([sample["shape"], *others])
+    positions = range(position, position + len(images))
+    grid, mask = augmented(augmentation, images, labels, shapes, step=step, positions=positions)
+    height, width = sample["shape"]
+    cut = images[:1, :height, :width], labels[:1, :height, :width], shapes[:1]
+    alone = augmented(augmentation, *cut, step=step, positions=[position])
+    # A vectorised power may differ in its last bit from the scalar one.
+    assert torch.allclose(grid[:1], alone[0], atol=1e-6, rtol=0)
+    assert torch.equal(mask[:1], alone[1])
+    assert grid.min() >= 0 and grid.max() <= 1 + 1e-6
+
+
 def test_image_and_label_stay_aligned_with_bilinear_images():
     augmentation = Augmentation("modern", Preprocessing("modern", 128), seed=11)
     _, labels, sizes = batch_of([(180, 150)] * 4)

@@ -138,6 +138,18 @@ def test_the_runs_seed_does_not_change_who_is_tested(root):
     assert splits[0] == splits[1] != splits[2]
 
 
+def test_patients_with_the_same_files_stay_together_and_are_told(root, caplog):
+    for phase in ("ED", "ES"):
+        copy = (root / f"patient001_{phase}.npz").read_bytes()
+        (root / f"patient007_{phase}.npz").write_bytes(copy)
+    for seed in range(4):
+        module = module_on(root, split_seed=seed)
+        module.load()
+        parts = (module.split.train, module.split.val, module.split.test)
+        assert sum(bool({"patient001", "patient007"} & set(part)) for part in parts) == 1
+    assert "same files belong to more than one patient: patient001, patient007" in caplog.text
+
+
 def test_epoch_two_and_a_second_run_read_no_source(root):
     module_on(root).load()
     module = module_on(root, find_cases=find_unreadable, steps=30)

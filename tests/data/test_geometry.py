@@ -48,6 +48,55 @@ def test_paper_resizes_there_and_back_like_two_scipy_zooms(height, width, size, 
     assert np.array_equal(back[0].numpy(), resized_by_scipy(there, (height, width)))
 
 
+def one_hot(label):
+    return functional.one_hot(label.long(), 4).permute(0, 3, 1, 2).float()
+
+
+def random_labels(height, width, seed):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (2, height, width), "u1"))
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(PRESETS), size=st.integers(1, 150), seed=st.integers(0, 99))
+def test_a_square_of_the_grids_size_is_left_as_it_is(name, size, seed):
+    preprocessing = Preprocessing(name, size)
+    label = random_labels(size, size, seed)
+    assert torch.equal(preprocessing.to_grid(label.float())[:, 0], label.float())
+    assert torch.equal(preprocessing.labels_to_native(one_hot(label), (size, size)), label)
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(PRESETS),
+    shape=st.tuples(sizes, sizes),
+    size=st.integers(1, 150),
+    seed=st.integers(0, 99),
+)
+def test_there_and_back_gives_the_native_shape_and_invents_nothing(name, shape, size, seed):
+    preprocessing = Preprocessing(name, size)
+    image = torch.from_numpy(np.random.default_rng(seed).random((2, *shape), np.float32)) + 0.5
+    grid = preprocessing.to_grid(image)
+    assert grid.shape == (2, 1, size, size)
+    assert grid.min() >= 0 and grid.max() <= image.max() * (1 + 1e-6)
+    label = random_labels(size, size, seed) | 1  # classes 1 and 3
+    back = preprocessing.labels_to_native(one_hot(label), shape)
+    assert back.dtype == torch.uint8 and back.shape == (2, *shape)
+    # 0 besides: the last sample that SciPy loses to rounding
+    allowed = {0, *label.unique().tolist()} if name != "modern" else set(label.unique().tolist())
+    assert set(back.unique().tolist()) <= allowed
+
+
+@settings(max_examples=60)
+@given(shape=st.tuples(sizes, sizes), larger=st.integers(0, 200), seed=st.integers(0, 99))
+def test_a_grid_no_smaller_than_the_image_gives_every_label_back(shape, larger, seed):
+    """All but a last row or column that SciPy's rounding turns to zero."""
+    label = random_labels(*shape, seed)
+    paper = Preprocessing("paper", max(shape) + larger)
+    back = paper.labels_to_native(one_hot(paper.to_grid(label)[:, 0]), shape)
+    assert torch.equal(back[:, :-1, :-1], label[:, :-1, :-1])
+    assert ((back == label) | (back == 0)).all()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_slice_is_resized_as_if_it_were_alone(name):
     preprocessing = Preprocessing(name, 40)

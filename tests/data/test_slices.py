@@ -220,7 +220,7 @@ def test_the_fingerprint_sees_every_byte_and_every_case(root):
 def test_a_vanished_source_is_a_clear_error(root):
     cases = find_fakes(root)
     cases[1].image_path.unlink()
-    with pytest.raises(UserError, match=r"patient001_ES\.npz.*No such file"):
+    with pytest.raises(UserError, match=r"patient001_ES\.npz: the file is missing"):
         fingerprint(cases)
 
 

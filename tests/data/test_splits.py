@@ -236,6 +236,30 @@ def test_a_random_split_is_a_function_of_patients_and_seed(patients, seed, data)
     assert make_split("random", patients, seed=seed) == make_split("random", shuffled, seed=seed)
 
 
+@given(
+    chosen=st.sampled_from(PUBLISHED),
+    absent=st.sets(st.sampled_from(ACDC), max_size=3),
+    more=st.sets(st.integers(151, 400), max_size=5),
+    group=st.lists(st.sampled_from(ACDC), min_size=2, max_size=3, unique=True),
+)
+def test_a_published_split_is_the_published_one_or_an_error(chosen, absent, more, group):
+    name, fold = chosen
+    published = make_split(name, ACDC, fold=fold)
+    needed = {*published.train, *published.val, *published.test}
+    patients = [*(p for p in ACDC if p not in absent), *(f"patient{number}" for number in more)]
+    if absent & needed:
+        with pytest.raises(UserError, match="missing are"):
+            make_split(name, patients, fold=fold)
+        return
+    split = make_split(name, patients, fold=fold, duplicates=[group])
+    assert (split.train, split.val, split.test) == (published.train, published.val, published.test)
+    assert split.hash == published.hash
+    parts = [{p for p in group if p in part} for part in (split.train, split.test, split.val)]
+    torn = bool(parts[0]) + bool(parts[1] | (parts[2] if split.val == split.test else set()))
+    torn += bool(parts[2]) and split.val != split.test
+    assert ("same images" in split.note) == (torn > 1 or "same images" in published.note)
+
+
 @given(count=st.integers(10, 300), seed=st.integers(0, 100))
 def test_a_random_split_is_70_10_20_within_a_patient(count, seed):
     patients = [f"p{number}" for number in range(count)]

@@ -10,10 +10,13 @@ SHAPE = (6, 5, 3)  # (x, y, z), no two alike
 
 
 def pixels(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image and a label that holds all four classes, both (x, y, z)."""
+    """An image, and a label with a ring of myocardium around a left ventricle, both (x, y, z)."""
     rng = np.random.default_rng(seed)
-    label = rng.integers(0, 4, SHAPE).astype(np.uint8)
-    label.flat[:4] = range(4)
+    label = np.zeros(SHAPE, np.uint8)
+    label[:2] = rng.integers(0, 2, (2, *SHAPE[1:]))
+    label[0, 0, 0] = 1
+    label[2:5, 1:4] = 2
+    label[3, 2] = 3
     return rng.integers(0, 1000, SHAPE).astype(np.int16), label
 
 
@@ -40,10 +43,11 @@ def write_patient(folder: Path, *, ed=1, es=12, group="DCM", seed=0, **header) -
     return folder
 
 
-def write_h5(path: Path, seed: int) -> None:
-    """One volume file, (z, y, x)."""
+def write_h5(path: Path, seed: int, *, label_of: int = 1) -> None:
+    """One volume file, (z, y, x); `label_of` the voxel in the corner."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image, label = pixels(seed)
+    label[0, 0, 0] = label_of
     with h5py.File(path, "w") as file:
         file["image"] = (image.T / 1000).astype(np.float32)
         file["label"] = label.T

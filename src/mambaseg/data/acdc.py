@@ -13,18 +13,21 @@ Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.acdc_h5 import PHASES, survey_h5, volume_files
+from mambaseg.data.acdc_h5 import FILE_NAME, PHASES, survey_h5, volume_files
+from mambaseg.data.acdc_h5 import FOLDERS as H5_FOLDERS
+from mambaseg.data.acdc_info import read_info
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.nifti import read_nifti
+from mambaseg.data.files import unlisted
+from mambaseg.data.nifti import Nifti, read_nifti
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
 FRAME = re.compile(r"(patient\d+)_frame(\d+)(_gt)?\.nii(?:\.gz)?")
+NAMES = (PATIENT, FRAME, FILE_NAME, re.compile(r"info\.cfg"))
 FOLDERS = ("", "training", "testing", "database/training", "database/testing")
 
 HOW_TO_GET = (
@@ -59,9 +62,16 @@ def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:
     """Like `find_cases`, but goes on after a patient with a problem and returns them all.
 
     Raises:
-        UserError: `root` is no folder, holds no patients, or holds two layouts.
+        UserError: `root` is no folder, cannot be listed, holds no patients, or holds two layouts.
     """
     root = Path(root).expanduser()
+    try:
+        return _survey(root)
+    except OSError as error:
+        raise unlisted(Path(error.filename or root), error) from error
+
+
+def _survey(root: Path) -> tuple[list[Case], list[DataError]]:
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "this folder does not exist"
         raise DataError(problem, root, HOW_TO_GET)
@@ -69,24 +79,44 @@ def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:
     if folders and files:
         remedy = f"Point data.root at one of them: {folders[0].parent} or {files[0].parent}."
         raise DataError("holds both NIfTI patient folders and h5 volumes", root, remedy)
+    places = {root / folder for folder in (*FOLDERS, *H5_FOLDERS)}
+    misnamed = [problem for place in sorted(places) for problem in _misnamed(place)]
     if folders:
         cases, problems = _survey_official(folders)
     elif files:
         cases, problems = survey_h5(files)
+    elif misnamed:
+        cases, problems = [], []
     else:
         hint = _nested_hint(root)
         raise DataError("no ACDC patients here", root, f"{hint}{KNOWN_LAYOUTS} {HOW_TO_GET}")
-    return sorted(cases, key=lambda case: case.id), problems
+    return sorted(cases, key=lambda case: case.id), [*misnamed, *problems]
 
 
 def patient_folders(root: Path) -> list[Path]:
-    """Folders of the official layout below `root`, sorted by patient."""
+    """What is named as a patient's folder below `root`, sorted by patient, usable or not."""
     found: list[Path] = []
     for folder in FOLDERS:
         place = root / folder
         if place.is_dir():
-            found += [p for p in place.iterdir() if PATIENT.fullmatch(p.name) and p.is_dir()]
+            found += [path for path in place.iterdir() if PATIENT.fullmatch(path.name)]
     return sorted(found, key=lambda path: (path.name, path))
+
+
+def _misnamed(place: Path) -> list[DataError]:
+    """What is named like ours but for upper and lower case; left alone, it would be lost."""
+    if not place.is_dir():
+        return []
+    names = {path.name for path in place.iterdir()}
+    problems = []
+    for name in sorted(names):
+        ours = name.lower().capitalize() if name.lower() == "info.cfg" else name.lower()
+        is_data = any(pattern.fullmatch(name.lower()) for pattern in NAMES)
+        # A disk that ignores case opens the file by our name too: then nothing is lost.
+        if is_data and name != ours and (ours in names or not (place / ours).exists()):
+            remedy = f"Rename it to {ours}, or remove it."
+            problems.append(DataError("is not spelt as ACDC spells it", place / name, remedy))
+    return problems
 
 
 def _nested_hint(root: Path) -> str:
@@ -109,31 +139,53 @@ def _survey_official(folders: list[Path]) -> tuple[list[Case], list[DataError]]:
             continue
         seen[folder.name] = folder
         try:
-            info = read_info(folder / "Info.cfg")
+            found, wrong = _patient(folder)
         except DataError as error:
-            problems.append(error)
-            continue
-        images, labels = _frames(folder)
-        for phase, frame in zip(PHASES, (info.ed, info.es), strict=True):
-            if frame in images:
-                id_, label = f"{folder.name}_{phase}", labels.get(frame)
-                cases.append(
-                    Case(id_, folder.name, phase, info.group, images[frame], label, read_official)
-                )
-            else:
-                problems.append(_missing_frame(folder, phase, frame, sorted(images)))
+            found, wrong = [], [error]
+        except OSError as error:
+            found, wrong = [], [unlisted(folder, error)]
+        cases += found
+        problems += wrong
     return cases, problems
 
 
-def _frames(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
-    """Frame number to image file, and to label file."""
+def _patient(folder: Path) -> tuple[list[Case], list[DataError]]:
+    """ED and ES of one patient."""
+    if not folder.is_dir():
+        target = "leads to nothing" if folder.is_symlink() else "is a file"
+        remedy = "Put the patient's folder there, or remove it."
+        raise DataError(f"is named as a patient's folder and {target}", folder, remedy)
+    images, labels, problems = frames_of(folder)
+    try:
+        info = read_info(folder / "Info.cfg")
+    except DataError as error:
+        return [], [*problems, error]
+    cases: list[Case] = []
+    for phase, frame in zip(PHASES, (info.ed, info.es), strict=True):
+        if frame in images:
+            id_, label = f"{folder.name}_{phase}", labels.get(frame)
+            cases.append(
+                Case(id_, folder.name, phase, info.group, images[frame], label, read_official)
+            )
+        else:
+            problems.append(_missing_frame(folder, phase, frame, sorted(images)))
+    return cases, problems
+
+
+def frames_of(folder: Path) -> tuple[dict[int, Path], dict[int, Path], list[DataError]]:
+    """Frame number to image file, and to label file; and files that are two for one frame."""
     images: dict[int, Path] = {}
     labels: dict[int, Path] = {}
+    problems = _misnamed(folder)
     for path in sorted(folder.iterdir()):
         match = FRAME.fullmatch(path.name)
         if match and match[1] == folder.name:
-            (labels if match[3] else images)[int(match[2])] = path
-    return images, labels
+            files, frame = labels if match[3] else images, int(match[2])
+            if frame in files:
+                problem = f"there are two files for frame {frame}, also {files[frame].name}"
+                problems.append(DataError(problem, path, "Keep one of the two files."))
+            files.setdefault(frame, path)
+    return images, labels, problems
 
 
 def _missing_frame(folder: Path, phase: str, frame: int, present: list[int]) -> DataError:
@@ -146,58 +198,40 @@ def _missing_frame(folder: Path, phase: str, frame: int, present: list[int]) -> 
     )
 
 
-@dataclass(frozen=True)
-class Info:
-    """What Info.cfg says about a patient: frame numbers of ED and ES, pathology group."""
-
-    ed: int
-    es: int
-    group: str | None
-
-
-def read_info(path: Path) -> Info:
-    """Read a patient's Info.cfg (lines "key: value").
-
-    Raises:
-        UserError: missing or unreadable; ED or ES absent, not a number, or the same frame.
-    """
-    remedy = 'It comes with the patient\'s images and has lines such as "ED: 1" and "ES: 12".'
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except FileNotFoundError as error:
-        problem = f"{path.parent.name} has no Info.cfg, which says what frames are ED and ES"
-        raise DataError(problem, path, remedy) from error
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror or error})", path, remedy) from error
-    fields = {key.strip(): value.strip() for key, _, value in _pairs(text)}
-    for phase in PHASES:
-        if not fields.get(phase, "").isdecimal():
-            problem = f"there is no frame number for {phase} (found {fields.get(phase)!r})"
-            raise DataError(problem, path, remedy)
-    ed, es = int(fields["ED"]), int(fields["ES"])
-    if ed == es:
-        raise DataError(f"ED and ES are the same frame ({ed})", path, remedy)
-    return Info(ed, es, fields.get("Group") or None)
-
-
-def _pairs(text: str) -> list[tuple[str, str, str]]:
-    """Lines with a colon, cut at the first one."""
-    return [line.partition(":") for line in text.splitlines() if ":" in line]
-
-
 def read_official(case: Case) -> Volume:
     """Read a case of the official layout; the geometry is the image's.
 
     Raises:
-        UserError: a file that is missing, truncated, damaged, or a label that holds no classes.
+        UserError: a file that is missing, truncated, damaged, a label that holds no classes, or
+            one whose header has other axes or another voxel size than the image's.
     """
     image = read_nifti(case.image_path)
     label = None
     if case.label_path is not None:
-        label = as_label(read_nifti(case.label_path).array, case.label_path)
-    try:
+        label_file = read_nifti(case.label_path)
+        _check_same_geometry(case, image, label_file)
+        label = as_label(label_file.array, case.label_path)
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
         array = image.array.astype(np.float32)
-    except (TypeError, ValueError) as error:  # RGB and other structured data types
-        problem = f"the image has data type {image.array.dtype}"
-        raise DataError(problem, case.image_path, "Use a grey-scale image.") from error
     return Volume(array, label, image.spacing, image.affine, image.orientation)
+
+
+def _check_same_geometry(case: Case, image: Nifti, label: Nifti) -> None:
+    """Axes that differ mean that one of the two arrays is flipped or turned against the other.
+
+    A header that was never filled in says nothing. Origins are not compared.
+    """
+    if image.spacing is None or label.spacing is None:
+        return
+    if image.orientation != label.orientation:
+        theirs, ours = f"axes {label.orientation}", f"{image.orientation}"
+    elif not np.allclose(image.spacing, label.spacing, rtol=0.01):
+        theirs, ours = f"voxel size {label.spacing} (z, y, x)", f"{image.spacing}"
+    else:
+        return
+    raise DataError(
+        f"the label of {case.id} has {theirs} but the image ({case.image_path.name}) has {ours}",
+        case.label_path,
+        "Voxels are paired by index: bring both files to the same axes, or take both from the "
+        "same download.",
+    )

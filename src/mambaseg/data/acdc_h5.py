@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
+from mambaseg.data.files import AGAIN, check_array, check_file
 
 # SSL4MIS (and Mamba-UNet) and WSL4MIS; "" is one of these folders given as root itself.
 FOLDERS = ("data", "ACDC_training_volumes", "")
@@ -23,14 +25,20 @@ GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 
 
 def volume_files(root: Path) -> list[Path]:
-    """The volume files below `root` in the first known folder that has any."""
-    for folder in FOLDERS:
-        place = root / folder
+    """The volume files below `root`.
+
+    Raises:
+        UserError: more than one of the known folders holds some.
+    """
+    found: list[list[Path]] = []
+    for place in (root / folder for folder in FOLDERS):
         if place.is_dir():
-            files = [path for path in place.iterdir() if FILE_NAME.fullmatch(path.name)]
-            if files:
-                return sorted(files)
-    return []
+            files = sorted(path for path in place.iterdir() if FILE_NAME.fullmatch(path.name))
+            found += [files] if files else []
+    if len(found) > 1:
+        remedy = f"Point data.root at one of them, such as {found[0][0].parent}."
+        raise DataError("holds h5 volumes in more than one folder", root, remedy)
+    return found[0] if found else []
 
 
 def survey_h5(files: list[Path]) -> tuple[list[Case], list[DataError]]:
@@ -69,25 +77,46 @@ def training_group(patient: str) -> str | None:
 def read_h5(case: Case) -> Volume:
     """Read one volume file; spacing, affine and orientation are unknown.
 
+    Only what lies in the file itself is read: a link or a virtual or external data set may lead to
+    any file of the machine.
+
     Raises:
-        UserError: missing, truncated, not h5, or without `image` or `label`.
+        UserError: missing, truncated, not h5, without `image` or `label`, or one of them is not a
+            3-D volume of real numbers stored in this file.
     """
     import h5py
 
     path = case.image_path
-    if not path.exists():
-        raise DataError("the file is missing", path, "Get it again.")
+    check_file(path)
     try:
         with h5py.File(path, "r") as file:
-            content = {key: np.asarray(file[key]) for key in ("image", "label") if key in file}
-            keys = ", ".join(sorted(file)) or "none"
+            content = {key: np.asarray(_data_set(file, key, path)) for key in ("image", "label")}
+    except DataError:
+        raise
     except Exception as error:  # h5py raises OSError, RuntimeError, ... on damaged files
         problem = f"not a readable h5 file ({type(error).__name__}: {error})"
-        remedy = "The download or copy was probably cut off: get the file again."
-        raise DataError(problem, path, remedy) from error
-    for key in ("image", "label"):
-        if key not in content:
-            remedy = "Use the volume files of SSL4MIS or WSL4MIS."
-            raise DataError(f"there is no '{key}' in the file (keys: {keys})", path, remedy)
-    image = content["image"].astype(np.float32, copy=False)
+        raise DataError(problem, path, AGAIN) from error
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
+        image = content["image"].astype(np.float32, copy=False)
     return Volume(image, as_label(content["label"], path))
+
+
+def _data_set(file: Any, key: str, path: Path) -> Any:
+    """A data set of a file, as far as it may be read into memory."""
+    import h5py
+
+    remedy = "Use the volume files of SSL4MIS or WSL4MIS."
+    if key not in file.keys():  # noqa: SIM118 - `in file` follows links
+        keys = ", ".join(sorted(file)) or "none"
+        raise DataError(f"there is no '{key}' in the file (keys: {keys})", path, remedy)
+    if not isinstance(file.get(key, getlink=True), h5py.HardLink):
+        raise DataError(f"'{key}' is a link to somewhere else", path, remedy)
+    found = file[key]
+    if not isinstance(found, h5py.Dataset) or found.shape is None:
+        raise DataError(f"'{key}' holds no array", path, remedy)
+    if found.is_virtual or found.external:
+        raise DataError(f"the voxels of '{key}' are in another file", path, remedy)
+    check_array(path, found.shape, found.dtype, key)
+    if found.chunks:  # a chunk is unpacked as a whole
+        check_array(path, found.chunks, found.dtype, f"chunk of '{key}'")
+    return found

@@ -6,7 +6,7 @@ ACDC pipelines: rows and columns are the file's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +79,12 @@ class Case:
         Raises:
             UserError: the files cannot be read or do not hold what they should.
         """
-        volume = self.reader(self)
-        validate_volume(self, volume, num_classes)
+        try:
+            volume = self.reader(self)
+            validate_volume(self, volume, num_classes)
+        except MemoryError as error:
+            problem, remedy = f"{self.id} does not fit into memory", "Free some, or leave it out."
+            raise DataError(problem, self.image_path, remedy) from error
         return volume
 
     def sources(self) -> tuple[Path, ...]:
@@ -98,44 +102,56 @@ def validate_volume(case: Case, volume: Volume, num_classes: int | None = None) 
     Raises:
         UserError: with the file and what to do about it.
     """
-    _validate_image(case, volume.image)
+    for problem in find_problems(case, volume, num_classes):
+        raise problem
+
+
+def find_problems(
+    case: Case, volume: Volume, num_classes: int | None = None
+) -> Iterator[DataError]:
+    """All that `validate_volume` objects to, the image first."""
+    yield from _image_problems(case, volume.image)
     if volume.label is None:
         if num_classes is not None:
-            raise DataError(
+            yield DataError(
                 f"{case.id} has no label",
                 case.image_path,
                 "Training and scoring need one: put the _gt file beside the image (current ACDC "
                 "downloads have it for every patient), or leave the patient out.",
             )
         return
-    label_path = case.label_path or case.image_path
     if volume.label.shape != volume.image.shape:
-        raise DataError(
+        yield DataError(
             f"the label of {case.id} has shape {volume.label.shape} but the image "
             f"({case.image_path.name}) has {volume.image.shape} (z, y, x)",
-            label_path,
+            case.label_path or case.image_path,
             "The two files do not belong together: take both from the same download.",
         )
-    if num_classes is not None and int(volume.label.max()) >= num_classes:
-        wrong = [int(value) for value in np.unique(volume.label) if value >= num_classes]
-        raise DataError(
+    yield from label_problems(case, volume.label, num_classes)
+
+
+def label_problems(case: Case, label: np.ndarray, num_classes: int | None) -> Iterator[DataError]:
+    """Values that are no class of the data set."""
+    if num_classes is not None and label.size and int(label.max()) >= num_classes:
+        wrong = [int(value) for value in np.unique(label) if value >= num_classes]
+        yield DataError(
             f"the label of {case.id} holds {_listed(wrong)}; allowed are 0..{num_classes - 1}",
-            label_path,
+            case.label_path or case.image_path,
             "Replace the file by the original, or map its labels to the data set's classes.",
         )
 
 
-def _validate_image(case: Case, image: np.ndarray) -> None:
+def _image_problems(case: Case, image: np.ndarray) -> Iterator[DataError]:
     """3-D, not empty, finite."""
     if image.ndim != 3:
-        raise DataError(
+        yield DataError(
             f"the image of {case.id} is {image.ndim}-D (shape {image.shape}), expected is one 3-D "
             "volume",
             case.image_path,
             "Use the file of one frame (patientXXX_frameFF), not the whole cine (_4d).",
         )
     if image.size == 0:
-        raise DataError(
+        yield DataError(
             f"the image of {case.id} is empty (shape {image.shape})",
             case.image_path,
             "Download the file again.",
@@ -143,7 +159,7 @@ def _validate_image(case: Case, image: np.ndarray) -> None:
     finite = np.isfinite(image)
     if not finite.all():
         count = image.size - int(np.count_nonzero(finite))
-        raise DataError(
+        yield DataError(
             f"the image of {case.id} has {count} of {image.size} voxels that are NaN or infinite",
             case.image_path,
             "Download the file again, or export it again without NaN.",

@@ -11,20 +11,24 @@ import argparse
 import hashlib
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mambaseg.data.acdc import patient_folders, survey
-from mambaseg.data.acdc_h5 import FILE_NAME, volume_files
-from mambaseg.data.case import Case, DataError, as_label
+from mambaseg.data.acdc import frames_of, patient_folders, read_official, survey
+from mambaseg.data.acdc_h5 import FILE_NAME, read_h5, volume_files
+from mambaseg.data.case import Case, DataError, as_label, find_problems, label_problems
+from mambaseg.data.files import check_file
+from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.nifti import read_nifti
-from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.data.plausibility import remarks
+from mambaseg.data.splits import LISTED, known_duplicates, listed
 
 Level = Literal["error", "warning", "info"]
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -79,17 +83,19 @@ def check_dataset(root: Path | str, num_classes: int = 4) -> Report:
     """Read every case below `root` and report what is wrong with it.
 
     Errors: no patients, missing, truncated, damaged or unreadable files, image and label of
-    different shape, more or less than three dimensions, NaN, labels outside 0..num_classes-1, list
-    files that name absent patients or one patient in two parts. Warnings: identical images, gaps
-    in the numbering, an image or label without content. Information: unknown voxel size.
+    different shape or axes, more or less than three dimensions, NaN, labels outside
+    0..num_classes-1, names spelt otherwise, list files that name absent patients or one patient in
+    two parts. Warnings: identical images, gaps in the numbering, axes unlike the other cases', and
+    what `plausibility` remarks. Information: unknown voxel size.
     """
     root = Path(root).expanduser()
     try:
         cases, unusable = survey(root)
     except DataError as error:
         return Report(root, 0, 0, (_from_error(str(root), error, root),))
-    with ThreadPoolExecutor() as pool:  # unpacking releases the interpreter lock
-        examined = list(pool.map(lambda case: _examine(case, num_classes), cases))
+    with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
+        files = [*cases, *_without_phase(root, cases)]
+        examined = list(pool.map(lambda case: _examine(case, num_classes), files))
     patients = _patients(root)
     problems = [_from_error(_patient_of(error), error, root) for error in unusable]
     problems += [_from_error(e.case.id, error, root) for e in examined for error in e.errors]
@@ -97,10 +103,16 @@ def check_dataset(root: Path | str, num_classes: int = 4) -> Report:
     problems += _duplicates(examined)
     problems += _gaps(patients)
     problems += [
-        Problem("warning", e.case.id, what, "Look at the file; get it again if it is damaged.")
+        Problem(
+            "warning",
+            e.case.id,
+            what,
+            "Look at the file; correct it or get it again if it is wrong.",
+        )
         for e in examined
         for what in e.remarks
     ]
+    problems += _other_axes(examined)
     problems += _unknown_spacing(examined)
     return Report(root, len(patients), len(cases), tuple(problems))
 
@@ -115,37 +127,66 @@ class _Examined:
     case: Case
     digest: str | None = None
     spacing_known: bool = False
+    orientation: str | None = None
     remarks: tuple[str, ...] = ()
     errors: tuple[DataError, ...] = ()
+
+
+def _without_phase(root: Path, cases: Sequence[Case]) -> list[Case]:
+    """Frames of patients without any case: a bad Info.cfg must not hide what else is bad."""
+    complete = {case.patient for case in cases}
+    found: list[Case] = []
+    for folder in patient_folders(root):
+        if folder.name in complete:
+            continue
+        try:
+            images, labels, _ = frames_of(folder)
+        except OSError:  # the survey has said so
+            continue
+        for frame, path in images.items():
+            id_, label = f"{folder.name}_frame{frame:02d}", labels.get(frame)
+            found.append(Case(id_, folder.name, "?", None, path, label, read_official))
+    for path in volume_files(root):
+        patient = path.name.partition("_")[0]
+        if patient not in complete:
+            found.append(Case(path.stem, patient, "?", None, path, path, read_h5))
+    return found
 
 
 def _examine(case: Case, num_classes: int) -> _Examined:
     """Read a case, whatever comes of it."""
     try:
-        volume = case.read(num_classes)
+        volume = case.reader(case)
+        errors = list(find_problems(case, volume, num_classes))
+        if errors:
+            return _Examined(case, errors=tuple(errors))
+        content = hashlib.sha256(str(volume.image.shape).encode())
+        content.update(np.ascontiguousarray(volume.image).data)
+        return _Examined(
+            case,
+            content.hexdigest(),
+            volume.spacing is not None,
+            volume.orientation,
+            tuple(remarks(volume, num_classes)),
+        )
     except DataError as error:
-        return _Examined(case, errors=(error, *_label_errors(case, error)))
-    image, label = volume.image, volume.label
-    remarks = []
-    if image.min() == image.max():
-        remarks.append(f"the image is constant ({image.flat[0]:g} everywhere)")
-    if label is not None and not label.any():
-        remarks.append("the label is background everywhere")
-    content = hashlib.sha256(str(image.shape).encode())
-    content.update(np.ascontiguousarray(image).data)
-    return _Examined(case, content.hexdigest(), volume.spacing is not None, tuple(remarks))
+        return _Examined(case, errors=(error, *_label_errors(case, error, num_classes)))
+    except Exception as error:  # the other cases are still to be looked at
+        problem = f"it could not be examined ({type(error).__name__}: {error})"
+        remedy = "Leave the case out, and report this as a bug if the file is sound."
+        return _Examined(case, errors=(DataError(problem, case.image_path, remedy),))
 
 
-def _label_errors(case: Case, error: DataError) -> list[DataError]:
+def _label_errors(case: Case, error: DataError, num_classes: int) -> list[DataError]:
     """An unreadable image hides its label: look at that file too."""
     path = case.label_path
     if error.path != case.image_path or path is None or path == case.image_path:
         return []
     try:
-        as_label(read_nifti(path).array, path)
+        label = as_label(read_nifti(path).array, path)
     except DataError as second:
         return [second]
-    return []
+    return list(label_problems(case, label, num_classes))
 
 
 # ---- the folder as a whole
@@ -164,6 +205,11 @@ def _list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
     for part, names in LISTS.items():
         path = next((root / name for name in names if (root / name).is_file()), None)
         if path is None:
+            continue
+        try:
+            check_file(path)
+        except DataError as error:
+            yield _from_error(path.name, error, root)
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         parts[part] = set(re.findall(r"^(patient\d+)_", text, flags=re.MULTILINE))
@@ -205,12 +251,26 @@ def _duplicates(examined: Iterable[_Examined]) -> Iterator[Problem]:
 
 def _gaps(patients: set[str]) -> Iterator[Problem]:
     """Patients are numbered without gaps; one that is missing was probably lost."""
-    numbers = {int(patient.removeprefix("patient")) for patient in patients}
-    missing = sorted(set(range(min(numbers), max(numbers))) - numbers)
-    if missing:
-        names = listed(f"patient{number:03d}" for number in missing)
+    numbers = sorted({int(patient.removeprefix("patient")) for patient in patients})
+    gaps = [range(one + 1, other) for one, other in pairwise(numbers) if other > one + 1]
+    if gaps:  # a number with a typing error makes a gap of millions: name a few only
+        count = sum(map(len, gaps))
+        names = listed((f"patient{n:03d}" for n in islice(chain(*gaps), LISTED)), total=count)
         remedy = "Complete the data set; published splits need every patient."
-        yield Problem("warning", names, f"{_counted(len(missing), 'patient')} missing", remedy)
+        yield Problem("warning", names, f"{_counted(count, 'patient')} missing", remedy)
+
+
+def _other_axes(examined: Sequence[_Examined]) -> Iterator[Problem]:
+    """Nothing is reoriented: a case with other axes is shown to the network turned or flipped."""
+    known = [one for one in examined if one.orientation is not None]
+    if not known:
+        return
+    usual, _ = Counter(one.orientation for one in known).most_common(1)[0]
+    others = [one for one in known if one.orientation != usual]
+    for axes in sorted({str(one.orientation) for one in others}):
+        where = listed(one.case.id for one in others if one.orientation == axes)
+        remedy = "Arrays are used as stored: bring all files to the same axes."
+        yield Problem("warning", where, f"axes {axes} where most cases have {usual}", remedy)
 
 
 def _unknown_spacing(examined: Sequence[_Examined]) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case
-from mambaseg.data.fingerprint import fingerprint, source_digests
+from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
 from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset, StepSampler
@@ -137,16 +138,25 @@ class SegmentationDataModule(L.LightningDataModule):
             self._prepare(self.root)
         found = self._find_cases(self.root)
         patients = {case.patient for case in found}
-        self.split: Split = make_split(
-            self._split_name, patients, fold=self._fold, seed=self._split_seed
+        split = partial(
+            make_split, self._split_name, patients, fold=self._fold, seed=self._split_seed
         )
+        self.split: Split = split()
+        members = {*self.split.train, *self.split.val, *self.split.test}
+        used = sorted((c for c in found if c.patient in members), key=lambda case: case.id)
+        digests = source_digests(used)
+        copies = patients_with_same_files(used, digests)
+        if copies:
+            self.split = split(duplicates=copies)
+            log.warning(
+                "the same files belong to more than one patient: %s. %s",
+                "; ".join(", ".join(group) for group in copies),
+                self.split.note,
+            )
         self.cases: Mapping[str, list[Case]] = {
-            part: [case for case in found if case.patient in getattr(self.split, part)]
+            part: [case for case in used if case.patient in getattr(self.split, part)]
             for part in PARTS
         }
-        used = list({case.id: case for part in PARTS for case in self.cases[part]}.values())
-        used.sort(key=lambda case: case.id)
-        digests = source_digests(used)
         self.fingerprint = fingerprint(used, digests)
         self._cache = open_cache(
             used,

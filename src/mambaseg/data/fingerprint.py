@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mambaseg.data.case import Case
+from mambaseg.data.files import check_file
 from mambaseg.errors import UserError
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -34,6 +36,16 @@ def fingerprint(cases: Sequence[Case], digests: dict[str, str] | None = None) ->
     return digest_of(sorted((digests or source_digests(cases)).items()))
 
 
+def patients_with_same_files(
+    cases: Sequence[Case], digests: dict[str, str]
+) -> list[tuple[str, ...]]:
+    """Groups of patients of whom a case is byte for byte the same, sorted."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        owners[digests[case.id]].add(case.patient)
+    return sorted({tuple(sorted(group)) for group in owners.values() if len(group) > 1})
+
+
 def digest_of(plain: Any) -> str:
     """Hash plain data by its JSON text: 16 hex digits."""
     text = json.dumps(plain, sort_keys=True).encode()
@@ -43,6 +55,7 @@ def digest_of(plain: Any) -> str:
 def _source_digest(case: Case) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in case.sources():
+        check_file(path)  # a pipe or a device would never end
         try:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

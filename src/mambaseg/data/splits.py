@@ -27,6 +27,7 @@ Groups = Sequence[Sequence[str]]
 Parts = tuple[list[int], list[int], list[int]]
 
 FOLDS = 5
+LISTED = 5  # patients that a message names
 # In ACDC itself: identical images at ED and ES, labels that differ slightly.
 DUPLICATES = (("patient074", "patient076"),)
 FRACTIONS = (0.1, 0.2)  # of validation and test in the random split
@@ -265,8 +266,9 @@ def _separated(
     return sentences
 
 
-def listed(patients: Iterable[str], limit: int = 5) -> str:
-    """Patients in words, the first few by name."""
+def listed(patients: Iterable[str], total: int | None = None) -> str:
+    """Patients in words, the first few by name; `total` where not all of them are given."""
     ordered = sorted(patients)
-    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return f"{', '.join(ordered[:limit])}{more}"
+    further = (len(ordered) if total is None else total) - LISTED
+    more = f" and {further} more" if further > 0 else ""
+    return f"{', '.join(ordered[:LISTED])}{more}"

@@ -1,0 +1,331 @@
+"""Damaged data sets: what is done to a sound one, and what must come of it.
+
+Each is done to four tiny patients. `Refused`: training ends with a message that names the file and
+the remedy, and data-check lists it. `Warned`: training goes on, data-check warns. `Accepted`: it is
+no damage, though it looks like one.
+"""
+
+import gzip
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+from harms import (
+    FOLDER,
+    H5,
+    IMAGE,
+    LABEL,
+    at,
+    axes,
+    bad_crc,
+    big_endian,
+    bomb,
+    both,
+    content,
+    copy_of_a_patient,
+    dimensions,
+    everywhere,
+    external_link,
+    flipped_bit,
+    h5_image,
+    header,
+    image,
+    in_h5,
+    info,
+    label,
+    long_nii,
+    replaced,
+    soft_link,
+    sparse,
+    unpacked,
+    virtual,
+    with_value,
+    zooms,
+)
+from tiny_acdc import SHAPE, pixels, write_patient
+
+
+@dataclass(frozen=True)
+class Refused:
+    file: str
+    says: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    says: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    why: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    name: str
+    harm: Callable[[Path], object]  # gets the root of the data set
+    expected: Refused | Warned | Accepted
+    layout: str = "official"
+    claims: bool = False  # far more than there is: must be found in little memory
+
+
+GET_AGAIN = "get the file again"
+TRUE_SIZE = "Write the scanner's voxel size"
+LABEL_REMEDY = "original label map"
+
+# fmt: off
+DAMAGES = [
+    # ---- files cut, flipped or replaced
+    Damage("a file of no bytes", content(IMAGE, lambda b: b""),
+           Refused(IMAGE, "is empty", GET_AGAIN)),
+    Damage("truncated gzip", content(IMAGE, lambda b: b[:-30]),
+           Refused(IMAGE, "truncated", GET_AGAIN)),
+    Damage("truncated gzip of a label", content(LABEL, lambda b: b[:40]),
+           Refused(LABEL, "truncated", GET_AGAIN)),
+    Damage("a flipped bit in the gzip's check sum", content(IMAGE, bad_crc),
+           Refused(IMAGE, "damaged gzip", GET_AGAIN)),
+    Damage("a flipped bit of the voxels inside gzip", content(IMAGE, flipped_bit),
+           Refused(IMAGE, "damaged gzip", GET_AGAIN)),
+    Damage("garbage behind the gzip", content(IMAGE, lambda b: b + b"garbage"),
+           Refused(IMAGE, "damaged gzip", GET_AGAIN)),
+    Damage("a cut file inside sound gzip", unpacked(IMAGE, lambda b: b[:-10]),
+           Refused(IMAGE, "promises 532 bytes, it holds only 522", GET_AGAIN)),
+    Damage("more voxels than the header says", unpacked(IMAGE, lambda b: b + bytes(60)),
+           Refused(IMAGE, "promises 532 bytes, it holds more", GET_AGAIN)),
+    Damage("a web page in place of an image", content(IMAGE, lambda b: b"<html>404</html>" * 99),
+           Refused(IMAGE, "not a readable NIfTI", GET_AGAIN)),
+    Damage("a header without voxels", unpacked(IMAGE, lambda b: b[:348]),
+           Refused(IMAGE, "holds only 348", GET_AGAIN)),
+    Damage("a header pair's magic", header(IMAGE, (344, "4s", (b"ni1\0",))),
+           Refused(IMAGE, "not a readable NIfTI", GET_AGAIN)),
+    Damage("NaN as the voxels' place", header(IMAGE, (108, "f", (float("nan"),))),
+           Refused(IMAGE, "not a readable NIfTI", GET_AGAIN)),
+    Damage("a folder named like an image", replaced(IMAGE, Path.mkdir),
+           Refused(IMAGE, "is a folder", "the file itself")),
+    Damage("a pipe named like an image", replaced(IMAGE, os.mkfifo),
+           Refused(IMAGE, "is a pipe", "the file itself")),
+    Damage("a pipe named like a label", replaced(LABEL, os.mkfifo),
+           Refused(LABEL, "is a pipe", "the file itself")),
+    Damage("a device in place of an image", replaced(IMAGE, lambda p: p.symlink_to("/dev/zero")),
+           Refused(IMAGE, "a device", "the file itself"), claims=True),
+    Damage("a link in a circle", replaced(IMAGE, lambda p: p.symlink_to(p.name)),
+           Refused(IMAGE, "symbolic links", "links")),
+    Damage("a broken link", replaced(IMAGE, lambda p: p.symlink_to("nowhere.nii.gz")),
+           Refused(IMAGE, "does not exist", "the file itself")),
+    # ---- headers that lie
+    Damage("one slice too few in the header", header(IMAGE, dimensions(6, 5, 2)),
+           Refused(IMAGE, "promises 472 bytes, it holds more", GET_AGAIN)),
+    Damage("one slice too many in the header", header(IMAGE, dimensions(6, 5, 4)),
+           Refused(IMAGE, "promises 592 bytes, it holds only 532", GET_AGAIN)),
+    Damage("another data type in the header", header(IMAGE, (70, "2h", (16, 32))),
+           Refused(IMAGE, "promises 712 bytes", GET_AGAIN)),
+    Damage("an unknown data type", header(IMAGE, (70, "2h", (77, 16))),
+           Refused(IMAGE, "not a readable NIfTI", GET_AGAIN)),
+    Damage("a negative dimension", header(IMAGE, dimensions(6, -5, 3)),
+           Refused(IMAGE, "is empty", "again")),
+    Damage("a dimension of zero", header(IMAGE, dimensions(6, 0, 3)),
+           Refused(IMAGE, "is empty", "again")),
+    Damage("a 2-D file", image(lambda a: a[..., 0]),
+           Refused(IMAGE, "2-D", "file of one frame")),
+    Damage("a 4-D file", image(lambda a: np.stack([a, a], -1)),
+           Refused(IMAGE, "4-D", "file of one frame")),
+    Damage("a 4-D label", label(lambda a: a[..., None]),
+           Refused(LABEL, "4-D", "file of one frame")),
+    Damage("complex numbers", image(lambda a: a.astype(np.complex64)),
+           Refused(IMAGE, "complex64", "grey-scale")),
+    Damage("colours", image(lambda a: np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+           Refused(IMAGE, "data type", "grey-scale")),
+    Damage("numbers of 128 bits", header(IMAGE, (70, "2h", (1536, 128))),
+           Refused(IMAGE, "data type", "64 bits")),
+    Damage("huge claimed dimensions", header(IMAGE, dimensions(32767, 32767, 32767)),
+           Refused(IMAGE, r"claims shape \(32767", "get the file again"), claims=True),
+    Damage("a huge label", header(LABEL, dimensions(32767, 32767, 30)),
+           Refused(LABEL, r"claims shape \(32767", "get the file again"), claims=True),
+    Damage("a gzip bomb behind a sound header", bomb,
+           Refused(IMAGE, "holds more", GET_AGAIN), claims=True),
+    Damage("a file of 5 GiB", lambda root: sparse(at(IMAGE)(root), 5 * 2**30),
+           Refused(IMAGE, "5.0 GiB", "one frame"), claims=True),
+    Damage("an unpacked file of 64 MiB with a small header", long_nii,
+           Refused(IMAGE[:-3], "holds more", GET_AGAIN)),
+    # ---- geometry
+    Damage("a voxel size of zero", header(IMAGE, zooms(1.5, 0.0, 10.0)),
+           Refused(IMAGE, r"voxel size is \(1.5, 0, 10\)", TRUE_SIZE)),
+    Damage("a negative voxel size", header(IMAGE, zooms(1.5, -1.25, 10.0)),
+           Refused(IMAGE, r"voxel size is \(1.5, -1.25, 10\)", TRUE_SIZE)),
+    Damage("NaN as voxel size", header(IMAGE, zooms(1.5, 1.25, float("nan"))),
+           Refused(IMAGE, r"voxel size is \(1.5, 1.25, nan\)", TRUE_SIZE)),
+    Damage("infinity as voxel size", header(IMAGE, zooms(float("inf"), 1.25, 10.0)),
+           Refused(IMAGE, "voxel size is .inf", TRUE_SIZE)),
+    Damage("a voxel of ten metres", header(IMAGE, zooms(1.5, 1.25, 10_000.0)),
+           Refused(IMAGE, "possible are 0.01 to 100", TRUE_SIZE)),
+    Damage("a voxel size of no heart scan",
+           both(zooms(30, 30, 80), axes(-30, 0, 0, 0, 0, -30, 0, 0, 0, 0, 80, 0)),
+           Warned("patient002_ED: unusual voxel size 80 × 30 × 30 mm")),
+    Damage("an affine of another voxel size",
+           header(IMAGE, axes(-3, 0, 0, 0, 0, -1.25, 0, 0, 0, 0, 10, 0)),
+           Warned("patient002_ED: voxel size 10 × 1.25 × 1.5 mm, but 10 × 1.25 × 3 by")),
+    Damage("a singular affine", header(IMAGE, axes(-1.5, 0, 0, 0, -1.5, 0, 0, 0, 0, 0, 10, 0)),
+           Refused(IMAGE, "affine is singular", "valid orientation")),
+    Damage("an affine of zeros", header(IMAGE, axes(*[0.0] * 12)),
+           Refused(IMAGE, "affine is singular", "valid orientation")),
+    Damage("NaN in the affine", header(IMAGE, axes(float("nan"), *[1.0] * 11)),
+           Refused(IMAGE, "affine is singular or not finite", "valid orientation")),
+    Damage("a label flipped by its header",
+           header(LABEL, axes(1.5, 0, 0, 0, 0, -1.25, 0, 0, 0, 0, 10, 0)),
+           Refused(LABEL, "axes RPS but the image .* LPS", "same axes")),
+    Damage("a label with permuted axes", label(lambda a: a.transpose(1, 0, 2)),
+           Refused(LABEL, r"shape \(3, 6, 5\)", "same download")),
+    Damage("a label of another voxel size", header(LABEL, zooms(3.0, 1.25, 10.0)),
+           Refused(LABEL, "voxel size .10.0, 1.25, 3.0.", "same axes")),
+    Damage("a label whose header was never filled in",
+           lambda root: nib.save(nib.Nifti1Image(pixels(200)[1], np.eye(4)), at(LABEL)(root)),
+           Accepted("the image's geometry counts")),
+    Damage("a case with other axes than the rest",
+           both(axes(1.5, 0, 0, 0, 0, -1.25, 0, 0, 0, 0, 10, 0)),
+           Warned("patient002_ED: axes RPS where most cases have LPS")),
+    Damage("a header that was never filled in",
+           everywhere("*/*frame??*.nii.gz", lambda p: p.stat().st_size < 50 or nib.save(
+               nib.Nifti1Image(np.asarray(nib.load(p).dataobj), np.eye(4)), p)),
+           Accepted("distances are in voxels only")),
+    Damage("big-endian voxels", big_endian, Accepted("the header says so")),
+    Damage("an unpacked image under the name of a packed one", content(IMAGE, gzip.decompress),
+           Accepted("the content counts")),
+    # ---- voxels
+    Damage("NaN in an image", image(lambda a: with_value(a, np.nan, np.float32)),
+           Refused(IMAGE, "1 of 90 voxels that are NaN", "without NaN")),
+    Damage("infinity in an image", image(lambda a: with_value(a, np.inf, np.float32)),
+           Refused(IMAGE, "1 of 90 voxels", "without NaN")),
+    Damage("a number beyond float32", image(lambda a: with_value(a, 1e300, np.float64)),
+           Refused(IMAGE, "1 of 90 voxels", "without NaN")),
+    Damage("an image of zeros", image(np.zeros_like),
+           Warned(r"patient002_ED: the image is constant \(0 everywhere\)")),
+    Damage("a constant image", image(lambda a: np.full_like(a, 7)),
+           Warned(r"patient002_ED: the image is constant \(7 everywhere\)")),
+    # ---- labels
+    Damage("a label that is no whole number", label(lambda a: with_value(a, 1.5, np.float32)),
+           Refused(LABEL, "value 1.5", LABEL_REMEDY)),
+    Damage("NaN in a label", label(lambda a: with_value(a, np.nan, np.float32)),
+           Refused(LABEL, "value nan", LABEL_REMEDY)),
+    Damage("a negative label", label(lambda a: with_value(a, -1, np.int16)),
+           Refused(LABEL, "value -1", LABEL_REMEDY)),
+    Damage("a label of no class", label(lambda a: with_value(a, 4, np.uint8)),
+           Refused(LABEL, r"value 4; allowed are 0\.\.3", "map its labels")),
+    Damage("a label beyond 255", label(lambda a: with_value(a, 257, np.int16)),
+           Refused(LABEL, "value 257", LABEL_REMEDY)),
+    Damage("a label of fewer slices", label(lambda a: a[..., :2]),
+           Refused(LABEL, r"shape \(2, 5, 6\)", "same download")),
+    Damage("whole numbers stored as float", label(lambda a: a.astype(np.float64)),
+           Accepted("the values count")),
+    Damage("an empty mask", label(np.zeros_like),
+           Warned("patient002_ED: the label is background everywhere")),
+    Damage("right and left ventricle exchanged",
+           label(lambda a: np.array([0, 3, 2, 1], "u1")[a]),
+           Warned("patient002_ED: only .* of the left ventricle's border is on myocardium")),
+    Damage("myocardium and left ventricle exchanged",
+           label(lambda a: np.array([0, 1, 3, 2], "u1")[a]),
+           Warned("patient002_ED: only .* of the left ventricle's border is on myocardium")),
+    Damage("no label", lambda root: at(LABEL)(root).unlink(),
+           Refused(IMAGE, "has no label", "put the _gt file beside")),
+    # ---- folders
+    Damage("no Info.cfg", lambda root: (root / FOLDER / "Info.cfg").unlink(),
+           Refused("Info.cfg", "no Info.cfg", '"ED: 1"')),
+    Damage("garbage as Info.cfg", info(bytes(range(256)) * 4),
+           Refused("Info.cfg", "no frame number for ED", '"ED: 1"')),
+    Damage("a frame number of 5000 digits", info(f"ED: {'9' * 5000}\nES: 12\n"),
+           Refused("Info.cfg", "no frame number for ED", '"ED: 1"')),
+    Damage("two frame numbers for ED", info("ED: 1\nED: 5\nES: 12\n"),
+           Refused("Info.cfg", r"different frame numbers for ED \(1, 5\)", '"ED: 1"')),
+    Damage("ED and ES are the same frame", info("ED: 12\nES: 12\n"),
+           Refused("Info.cfg", "same frame", '"ED: 1"')),
+    Damage("ES out of range", info("ED: 1\nES: 31\n"),
+           Refused("patient002_frame31.nii.gz", "frames here: 01, 12", "correct ES")),
+    Damage("a device as Info.cfg", lambda root: (
+               (root / FOLDER / "Info.cfg").unlink(),
+               (root / FOLDER / "Info.cfg").symlink_to("/dev/zero")),
+           Refused("Info.cfg", "a device", "the file itself"), claims=True),
+    Damage("CRLF and a byte order mark in Info.cfg", info(b"\xef\xbb\xbfED: 1\r\nES: 12\r\n"),
+           Accepted("editors write them")),
+    Damage("a missing frame", lambda root: at(IMAGE)(root).unlink(),
+           Refused(IMAGE, "the file is missing", "Get patient002 again")),
+    Damage("two files for one frame",
+           lambda root: shutil.copy(at(IMAGE)(root), at(IMAGE[:-3])(root)),
+           Refused(IMAGE, "two files for frame 1", "Keep one")),
+    Damage("a patient in capitals",
+           lambda root: (root / FOLDER).rename(root / "Patient002"),
+           Refused("Patient002", "spelt", "Rename it to patient002")),
+    Damage("a frame in capitals", lambda root: at(LABEL)(root).rename(at(LABEL.upper())(root)),
+           Refused(LABEL.upper(), "spelt", f"Rename it to {LABEL}")),
+    Damage("Info.cfg in lower case",
+           lambda root: (root / FOLDER / "Info.cfg").rename(root / FOLDER / "info.cfg"),
+           Refused("info.cfg", "spelt", "Rename it to Info.cfg")),
+    Damage("a file named like a patient", lambda root: (root / "patient005").touch(),
+           Refused("patient005", "is a file", "Put the patient's folder")),
+    Damage("a patient that is a link in a circle",
+           lambda root: (root / "patient005").symlink_to("patient005"),
+           Refused("patient005", "leads to nothing", "Put the patient's folder")),
+    Damage("a folder that holds itself",
+           lambda root: (root / FOLDER / "patient002").symlink_to(".."),
+           Accepted("folders are not followed")),
+    Damage("a patient twice",
+           lambda root: shutil.copytree(root / FOLDER, root / "training" / FOLDER),
+           Refused("training/patient002", "there twice", "Keep one")),
+    Damage("a copy of a patient under another name", copy_of_a_patient,
+           Warned(r"patient002, patient003: identical images \(ED, ES\)")),
+    Damage("a patient's number mistyped",
+           lambda root: write_patient(root / "patient99999999999", seed=5),
+           Warned("patient009 and 99999999989 more: 99999999994 patients missing"), claims=True),
+    # ---- h5
+    Damage("truncated HDF5", content(H5, lambda b: b[:-200]),
+           Refused(H5, "not a readable h5", GET_AGAIN), layout="h5"),
+    Damage("an HDF5 file of no bytes", content(H5, lambda b: b""),
+           Refused(H5, "is empty", GET_AGAIN), layout="h5"),
+    Damage("a flipped bit in HDF5's signature", content(H5, lambda b: bytes([b[0] ^ 1]) + b[1:]),
+           Refused(H5, "not a readable h5", GET_AGAIN), layout="h5"),
+    Damage("HDF5 without label", in_h5(lambda file: file.__delitem__("label")),
+           Refused(H5, "no 'label'.*keys: image", "volume files"), layout="h5"),
+    Damage("one slice in HDF5", h5_image(data=np.zeros((5, 6), "f4")),
+           Refused(H5, "image is 2-D", "file of one frame"), layout="h5"),
+    Damage("complex numbers in HDF5", h5_image(data=np.zeros((3, 5, 6), "c8")),
+           Refused(H5, "complex64", "grey-scale"), layout="h5"),
+    Damage("text in HDF5", h5_image(data=np.full((3, 5, 6), "a", h5py.string_dtype())),
+           Refused(H5, "data type object", "grey-scale"), layout="h5"),
+    Damage("no array in HDF5", h5_image(data=h5py.Empty("f4")),
+           Refused(H5, "holds no array", "volume files"), layout="h5"),
+    Damage("a group in place of an array",
+           in_h5(lambda file: (file.__delitem__("image"), file.create_group("image"))),
+           Refused(H5, "holds no array", "volume files"), layout="h5"),
+    Damage("huge claimed dimensions in HDF5",
+           h5_image(shape=(10**6, 10**6, 10**6), dtype="f4", chunks=(1, 64, 64)),
+           Refused(H5, "claims shape .1000000", "get the file again"), layout="h5", claims=True),
+    Damage("a huge chunk in HDF5",
+           h5_image(shape=(3, 5, 6), maxshape=(None,) * 3, dtype="f4", chunks=(1, 30000, 30000)),
+           Refused(H5, "chunk of 'image' claims", "get the file again"), layout="h5", claims=True),
+    Damage("a link into another HDF5 file", in_h5(external_link),
+           Refused(H5, "'label' is a link", "volume files"), layout="h5"),
+    Damage("a link through a link", in_h5(soft_link),
+           Refused(H5, "'label' is a link", "volume files"), layout="h5"),
+    Damage("a virtual data set", in_h5(virtual),
+           Refused(H5, "in another file", "volume files"), layout="h5"),
+    Damage("voxels in another file",
+           h5_image(shape=(3, 5, 6), dtype="f4", external="patient001_frame01.h5"),
+           Refused(H5, "in another file", "volume files"), layout="h5"),
+    Damage("a pipe named like an HDF5 file", replaced(H5, os.mkfifo),
+           Refused(H5, "is a pipe", "the file itself"), layout="h5"),
+    Damage("NaN in HDF5", h5_image(data=np.full((3, 5, 6), np.nan)),
+           Refused(H5, "90 of 90 voxels", "without NaN"), layout="h5"),
+    Damage("a patient with three HDF5 frames",
+           lambda root: shutil.copy(at(H5)(root), root / "data" / "patient002_frame09.h5"),
+           Refused("data", "patient002 should have two frames", "take the extra one away"),
+           layout="h5"),
+    Damage("HDF5 volumes in two folders",
+           lambda root: shutil.copytree(root / "data", root / "ACDC_training_volumes"),
+           Refused("", "more than one folder", "Point data.root"), layout="h5"),
+]
+# fmt: on
