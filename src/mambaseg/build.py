@@ -166,26 +166,57 @@ def _network_with_weights(
     return network, {"checkpoint": str(checkpoint.path)}
 
 
-def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
-    """Takes network and preprocessing from a checkpoint: a leaf of ours and plain arguments.
+def restore_network(
+    path: str | Path, *, scan_backend: str = "auto"
+) -> tuple[nn.Module, Checkpoint]:
+    """The trained network of a run folder or checkpoint, for inference on the CPU.
 
-    Nothing of a foreign file is instantiated: the checkpoint names a leaf of the installed
-    conf/model, and may set those arguments of it that are plain values.
+    Args:
+        path: a run folder (its best checkpoint) or a .ckpt file of this project.
+        scan_backend: of a network that scans; a name of `mambaseg.scan`, or `auto`.
+
+    Returns:
+        The network (B, C, H, W) -> (B, K, H, W) for any size, and the checkpoint.
+
+    Raises:
+        UserError: the file is missing, damaged or not of this project, or does not fit.
     """
     from mambaseg.checkpoint import read_checkpoint
 
-    checkpoint = read_checkpoint(cfg.checkpoint)
+    checkpoint = read_checkpoint(path)
+    model = _leaf_of(checkpoint)
+    if "scan_backend" in model:
+        model.scan_backend = scan_backend
+    return _network_with_weights(model, checkpoint)[0].eval(), checkpoint
+
+
+def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
+    """The leaf that a checkpoint names, with its plain arguments.
+
+    Nothing of a foreign file is instantiated: the leaf is one of the installed conf/model, and a
+    checkpoint may set those arguments of it that are plain values.
+    """
     about, path = checkpoint.about, checkpoint.path
     leaves = {leaf.stem: leaf for leaf in (CONF / "model").glob("*.yaml")}
     name = about["model"].get("name")
     if name not in leaves:
         raise UserError(f"checkpoint: {path} names the network {name!r}; known: {sorted(leaves)}")
     model = OmegaConf.load(leaves[name])
+    assert isinstance(model, DictConfig)
     for key, value in about["model"].get("arguments", {}).items():
         plain = isinstance(value, (int, float, str, bool, list, type(None)))
         if key in model and plain and key not in ("_target_", "pretrained", "scan_backend"):
             model[key] = value
-    cfg.model = model
+    return model
+
+
+def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
+    """Takes network and preprocessing from a checkpoint."""
+    from mambaseg.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(cfg.checkpoint)
+    about, path = checkpoint.about, checkpoint.path
+    cfg.model = _leaf_of(checkpoint)
     used = about["preprocessing"]
     for key, value in (("preprocessing", used["name"]), ("size", used["size"])):
         if cfg.data[key] != value:

@@ -16,7 +16,7 @@ as in `reference`, and R = M B: the chunks of all batch elements, side by side i
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ def selective_scan(
     delta = F.softplus(delta + delta_bias[..., None], threshold=20.0)
     steps = math.isqrt(u.shape[-1] - 1) + 1
     chunked = (_to_chunks(t, steps) for t in (delta, delta * u, B, C))
-    y, _ = _scan(*chunked, A.transpose(1, 2).contiguous(), u.shape[0])
+    recurrence: Callable[..., Any] = _in_loops if torch.compiler.is_exporting() else _scan
+    y, _ = recurrence(*chunked, A.transpose(1, 2).contiguous(), u.shape[0])
     return (_from_chunks(y, u.shape) + D[..., None] * u).to(out_dtype)
 
 
@@ -161,6 +162,43 @@ def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _scan.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _in_loops(
+    delta: Tensor, inflow: Tensor, B: Tensor, C: Tensor, A: Tensor, batch: int
+) -> tuple[Tensor, None]:
+    """The same three steps as loops that an exported graph can hold (ONNX: its operator `Scan`).
+
+    An exported network has to run without this package, so without its operators. No gradients.
+    """
+    from torch._higher_order_ops.scan import scan  # torch has no public name for it yet
+
+    rates = A[..., None]  # (K, N, D, 1)
+
+    def advance(state: Tensor, at: tuple[Tensor, ...]) -> Tensor:
+        delta, inflow, B = at[:3]  # (K, D, R), (K, D, R), (K, N, R)
+        return torch.exp(delta[:, None] * rates) * state + inflow[:, None] * B[:, :, None]
+
+    def to_end(state: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        state = advance(state, at)
+        return state, state.new_zeros(())  # a loop has to give something
+
+    def to_next(start: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        decay, end = at  # (K, N, D, B)
+        return decay * start + end, start.clone()
+
+    def to_output(state: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        state = advance(state, at)
+        return state, (state * at[3][:, :, None]).sum(1)
+
+    zero = delta.new_zeros(*A.shape, delta.shape[-1])
+    end, _ = scan(to_end, zero, (delta, inflow, B), dim=0)
+    whole = torch.exp(delta.sum(0)[:, None] * rates)
+    chunks = tuple(t.unflatten(-1, (-1, batch)).movedim(-2, 0).contiguous() for t in (whole, end))
+    _, starts = scan(to_next, delta.new_zeros(*A.shape, batch), chunks, dim=0)
+    start = starts.movedim(0, -2).flatten(-2).contiguous()
+    _, y = scan(to_output, start, (delta, inflow, B, C), dim=0)
+    return y, None
 
 
 # ------------------------------------------------------------------ parts of both directions

@@ -1,0 +1,43 @@
+"""Writes a trained network as ONNX or as a torch.export program, and compares the two.
+
+python src/export.py run=outputs/default/<run folder>
+python src/export.py run=best.ckpt format=torch size=256 output=network.pt2
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from mambaseg.build import restore_network
+from mambaseg.entry import entry
+from mambaseg.export import SUFFIX, export_network
+
+log = logging.getLogger(__name__)
+
+
+@entry("export")
+def main(cfg: DictConfig) -> None:
+    """Writes the file and, beside it, what a program that uses it has to know."""
+    network, checkpoint = restore_network(cfg.run, scan_backend="torch")
+    about = checkpoint.about
+    size = cfg.size or about["preprocessing"]["size"]
+    channels = about["model"]["arguments"]["in_channels"]
+    output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
+    torch.manual_seed(cfg.seed)
+    parity = export_network(
+        network,
+        torch.rand(cfg.batch_size, channels, size, size),
+        output.expanduser(),
+        format=cfg.format,
+        tolerance=cfg.tolerance,
+        about={
+            key: about[key] for key in ("model", "preprocessing", "classes", "data") if key in about
+        },
+    )
+    log.info("written: %s, image %s; %s", output, "×".join(map(str, parity.shape)), parity)
+
+
+if __name__ == "__main__":
+    main()
