@@ -9,12 +9,15 @@ import time
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from mambaseg import launching
 from mambaseg.entry import CONF
 from sweeps import CHEAP, LIGHT, PLUGINS, ROOT, TRAIN, environment, needs, notes, typed
 
+ENGINES = {
+    "joblib": "jobs", "ray": "gpus", "submitit_local": "slurm_local", "submitit_slurm": "slurm",
+}  # fmt: skip
 LEAVES = [leaf for leaf in PLUGINS if leaf != "search"]
 
 
@@ -30,6 +33,7 @@ def composed(*words):
 @pytest.fixture
 def plugins_there(monkeypatch):
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
 def refusal(cfg, hook="on_multirun_start"):
@@ -43,6 +47,20 @@ def test_every_launcher_leaf_names_its_plugin_and_composes_without_it(leaf):
     assert leaf in {path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")}
     launcher = composed(f"hydra/launcher={leaf}").hydra.launcher
     assert f"hydra_plugins.{PLUGINS[leaf]}." in launcher._target_
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher")
+@pytest.mark.parametrize(("engine", "leaf"), ENGINES.items())
+def test_an_engine_may_be_called_by_its_own_name(engine, leaf):
+    given = composed(f"hydra/launcher={engine}").hydra
+    ours = composed(f"hydra/launcher={leaf}").hydra
+    assert OmegaConf.merge(given.launcher, ours.launcher) == given.launcher
+    assert given.job.env_set == ours.job.env_set
+
+
+def test_slurm_without_a_cluster_is_refused(plugins_there, monkeypatch):
+    monkeypatch.setattr(launching.shutil, "which", lambda name: None)
+    assert "slurm_local" in refusal(composed("hydra/launcher=slurm"))
 
 
 @pytest.mark.parametrize("words", [[f"hydra/launcher={leaf}"] for leaf in LEAVES]
@@ -110,12 +128,14 @@ def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(leaf, tmp_path):
 
 
 @pytest.mark.parametrize("given", [None, "3"])
-@pytest.mark.parametrize("leaf", ["jobs", "slurm_local", "gpus"])
-def test_jobs_share_the_cores_unless_told_otherwise(leaf, given, tmp_path):
+@pytest.mark.parametrize("engine", ["joblib", "submitit_local", "ray"])
+def test_jobs_share_the_cores_unless_told_otherwise(engine, given, tmp_path):
+    leaf = ENGINES[engine]
     needs(leaf)
+    words = [f"hydra/launcher={engine}", *CHEAP[leaf][1:], "seed=1,2"]
     env = environment(OMP_NUM_THREADS=given) if given else environment()
-    done = typed("-m", *CHEAP[leaf], "seed=1,2", f"outputs={tmp_path}", env=env)
-    assert done.returncode == 0, done.stderr
+    done = typed("-m", *words, f"outputs={tmp_path}", env=env)
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     share = str(max(1, (os.cpu_count() or 1) // 2)) if leaf == "jobs" else "1"
     assert {note["threads"] for note in notes(tmp_path)} == {given or share}
 

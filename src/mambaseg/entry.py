@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ from omegaconf import DictConfig
 from mambaseg.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+
+# Wanted: `hydra/launcher=joblib` holds the plugin's defaults below ours. Without the match, in a
+# later Hydra, ours alone are enough.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
 
 
 class _Explained(CompactHydraException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from typing import Any
@@ -82,6 +83,11 @@ def _check_sweep(config: DictConfig) -> None:
         _require(target)
     if "hydra_ray_launcher" in launcher._target_:
         _check_ray(launcher.ray)
+    if launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        raise UserError(
+            "no srun in PATH: a SLURM sweep is typed on a machine of the cluster; "
+            "hydra/launcher=slurm_local rehearses it here"
+        )
     _check_devices(launcher, config)
 
 
