@@ -63,6 +63,8 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_
     records = [json.loads((run / "run.json").read_text()) for run in folders(tmp_path)]
     assert sorted(record["status"] for record in records) == ["done", "failed"]
     assert all("batch_size" in r["error"] for r in records if r["status"] == "failed")
+    logs = [(run / "train.log").read_text() for run in folders(tmp_path)]
+    assert [("Traceback" in text) for text in logs] == [r["status"] == "failed" for r in records]
 
 
 def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path):

@@ -141,6 +141,7 @@ class Run:
         if error is None:
             self.folder.finish("done")
             return
+        self._log_trace(error)
         try:
             self.folder.finish("failed", error=f"{type(error).__name__}: {error}")
         except UserError as second:
@@ -274,6 +275,13 @@ class Run:
             self._log_file = _LogFile(self.folder.path / "train.log", encoding="utf-8")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
+
+    def _log_trace(self, error: BaseException) -> None:
+        """Writes an error's trace to train.log alone; the terminal gets what Hydra makes of it."""
+        if self._log_file:
+            trace = (type(error), error, error.__traceback__)
+            fields = {"levelname": "ERROR", "msg": "the run failed", "exc_info": trace}
+            self._log_file.handle(logging.makeLogRecord(fields))
 
     def _estimate(self) -> None:
         """Says how long real data at a full budget take without a GPU, before the hours begin."""

@@ -64,7 +64,8 @@ def test_agreement_by_hand():
 
 
 def test_agreement_of_few_pairs():
-    assert agreement([(None, 1.0)]) is None
+    none = agreement([(None, 1.0)])
+    assert (none.patients, none.undefined, none.bias, none.mae) == (0, 1, None, None)
     one = agreement([(2.0, 1.0)])
     assert (one.bias, one.low, one.r) == (1.0, None, None)
     assert pearson([(1.0, 2.0), (1.0, 3.0)]) is None

@@ -12,9 +12,10 @@ from scipy import stats
 
 from mambaseg.reporting.clinical import agreement, indices
 from mambaseg.reporting.collect import collect, read_run
-from mambaseg.reporting.other_tables import clinical_grid, cost_grid, paired
+from mambaseg.reporting.other_tables import clinical_grid, cost_grid, paired, paired_grids
 from mambaseg.reporting.overlays import mosaic
 from mambaseg.reporting.report import write_report
+from mambaseg.reporting.statistics import verdict
 from mambaseg.reporting.tables import Grid, signed
 
 
@@ -153,6 +154,9 @@ def test_holm_counts_all_pairs_of_the_table(tmp_path):
     pairs = paired(comparison, "dice")
     smallest = min(pairs, key=lambda pair: pair.p)
     assert len(pairs) == 3 and smallest.p_holm == pytest.approx(min(1, 3 * smallest.p))
+    # six patients are enough for one pair, not for three
+    assert {pair.p_least for pair in pairs} == {3 / 32}
+    assert all("too few patients (6)" in verdict(pair) for pair in pairs)
 
 
 def test_clinical_numbers_are_averaged_over_seeds(experiment):
@@ -166,6 +170,26 @@ def test_clinical_numbers_are_averaged_over_seeds(experiment):
     assert row[3] == f"{signed(fmean(biases), 1)} ± {stdev(biases):.1f}"
     (missed,) = [row for row in grid.rows if row[:2] == ["RV EF (%)", "mamba_unet"]]
     assert missed[2] == "6" and missed[-1] == "1"  # of an empty ventricle there is none
+
+
+def test_a_seed_without_any_value_is_counted_rather_than_left_out(tmp_path):
+    """A network may learn nothing of a class from one seed, and another network from none."""
+    nothing = [(patient, 1) for patient in range(1, 7)]
+    for seed, misses in ((1, nothing), (2, ())):
+        write_run(tmp_path, "unet", seed=seed, patients=range(1, 7), size=16, misses=misses)
+        write_run(tmp_path, "mamba_unet", seed=seed, patients=range(1, 7), size=16,
+                  misses=[(p, c) for p in range(1, 7) for c in (1, 2, 3)])  # fmt: skip
+    (comparison,), _ = collect(tmp_path)
+    cells = {tuple(row[:2]): row[2:] for row in clinical_grid(comparison).rows}
+    half, none = cells["RV EF (%)", "unet"], cells["RV EF (%)", "mamba_unet"]
+    assert half[0] == "6" and half[1].endswith("(1 of 2 seeds)") and half[-1] == "6"
+    assert none[:3] == ["0", "– (0 of 2 seeds)", "–"] and none[-1] == "12"
+    (dice, distance) = paired_grids(comparison)
+    assert len(dice.rows) == 1 and not distance.rows
+    assert any("unet − mamba_unet" in note for note in distance.notes)
+    assert "agreement-ef" in {
+        path.stem for path in (write_report(tmp_path).parent / "figures").iterdir()
+    }
 
 
 def test_costs_may_be_absent(tmp_path):

@@ -107,8 +107,8 @@ def test_smaller_distances_win():
 
 def pair(**changes):
     numbers = {"patients": 20, "left_out": 0, "undefined": 0, "difference": 0.02,
-               "low": 0.01, "high": 0.03, "p": 0.001, "p_holm": 0.003, "effect": 0.8,
-               "wins": 18, "losses": 2, "seed_margin": 0.005}  # fmt: skip
+               "low": 0.01, "high": 0.03, "p": 0.001, "p_holm": 0.003, "p_least": 1e-5,
+               "effect": 0.8, "wins": 18, "losses": 2, "seed_margin": 0.005}  # fmt: skip
     return Paired("a", "b", **{**numbers, **changes})
 
 
@@ -119,7 +119,7 @@ def pair(**changes):
         ({"difference": -0.02, "low": -0.03, "high": -0.01}, "b is better, by more than"),
         ({"p_holm": 0.2}, "within noise"),
         ({"low": -0.001}, "within noise"),
-        ({"patients": 5}, "too few patients (5)"),
+        ({"patients": 5, "p_least": 1 / 16}, "too few patients (5)"),
         ({"seed_margin": None}, "too few seeds to say"),
         ({"seed_margin": 0.04}, "by no more than seeds alone explain (0.04)"),
     ],

@@ -50,19 +50,19 @@ class Agreement:
     Attributes:
         patients: pairs with both values.
         undefined: patients without one of them.
-        bias: mean of prediction - reference.
+        bias: mean of prediction - reference, None without any pair.
         low: lower 95 % limit of agreement, None with fewer than two pairs.
         high: upper limit.
-        mae: mean absolute error.
+        mae: mean absolute error, None without any pair.
         r: Pearson's correlation, None where it is undefined.
     """
 
     patients: int
     undefined: int
-    bias: float
+    bias: float | None
     low: float | None
     high: float | None
-    mae: float
+    mae: float | None
     r: float | None
 
 
@@ -119,11 +119,11 @@ def ejection_fraction(edv: float, esv: float) -> float | None:
     return 100 * (edv - esv) / edv if edv else None
 
 
-def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement | None:
-    """Agreement of (prediction, reference) pairs; None without a complete pair."""
+def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement:
+    """Agreement of (prediction, reference) pairs; all None without a complete pair."""
     known = [(p, r) for p, r in pairs if p is not None and r is not None]
     if not known:
-        return None
+        return Agreement(0, len(pairs), None, None, None, None, None)
     errors = [p - r for p, r in known]
     bias = fmean(errors)
     spread = 1.96 * stdev(errors) if len(errors) > 1 else None

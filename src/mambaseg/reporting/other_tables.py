@@ -27,7 +27,11 @@ def paired(comparison: Comparison, metric: str) -> list[Paired]:
     pairs = [compare(a, b, higher_is_better=higher) for a, b in combinations(sides, 2)]
     known = [pair for pair in pairs if pair is not None]
     corrected = holm([pair.p for pair in known])
-    return [replace(pair, p_holm=p) for pair, p in zip(known, corrected, strict=True)]
+    least = holm([pair.p_least for pair in known])
+    return [
+        replace(pair, p_holm=p, p_least=q)
+        for pair, p, q in zip(known, corrected, least, strict=True)
+    ]
 
 
 def paired_grids(comparison: Comparison) -> list[Grid]:
@@ -70,6 +74,10 @@ def _paired_grid(comparison: Comparison, metric: str) -> Grid:
         "Only structures that both networks have a score for count, of every seed: values left "
         "out are the others, patients left out those without any.",
     ]
+    compared = {(pair.first, pair.second) for pair in pairs}
+    labels = combinations([entry.label for entry in comparison.entries], 2)
+    if alone := [" − ".join(pair) for pair in labels if pair not in compared]:
+        notes.append(f"No patient has a structure that both have a score for: {', '.join(alone)}.")
     if not higher:
         notes.append("Smaller is better. A missed structure has no distance: read it with missed.")
     if any(pair.seed_margin is None for pair in pairs):
@@ -93,8 +101,7 @@ def agreement_of(entry: Entry) -> dict[str, list[Agreement]]:
         for index in indices(rows):
             values.setdefault(index.name, []).append((index.prediction, index.reference))
         for name, pairs in values.items():
-            if (agreed := agreement(pairs)) is not None:
-                found.setdefault(name, []).append(agreed)
+            found.setdefault(name, []).append(agreement(pairs))
     return found
 
 
@@ -125,14 +132,16 @@ def clinical_grid(comparison: Comparison) -> Grid | None:
 
 
 def _agreement_cells(seeds: Sequence[Agreement]) -> list[str]:
+    biases = [seed.bias for seed in seeds if seed.bias is not None]
+    errors = [seed.mae for seed in seeds if seed.mae is not None]
     lows = [seed.low for seed in seeds if seed.low is not None]
     highs = [seed.high for seed in seeds if seed.high is not None]
     limits = f"{signed(fmean(lows), 1)} … {signed(fmean(highs), 1)}" if lows else UNDEFINED
     return [
         str(max(seed.patients for seed in seeds)),
-        _plus_minus([seed.bias for seed in seeds], 1, sign=True),
+        _plus_minus(biases, 1, sign=True) + of_seeds(len(biases), len(seeds)),
         limits,
-        _plus_minus([seed.mae for seed in seeds], 1),
+        _plus_minus(errors, 1) + of_seeds(len(errors), len(seeds)),
         _plus_minus(known := [seed.r for seed in seeds if seed.r is not None], 3)
         + of_seeds(len(known), len(seeds)),
         str(sum(seed.undefined for seed in seeds)),
@@ -143,7 +152,8 @@ def _plus_minus(values: Sequence[float], digits: int, *, sign: bool = False) -> 
     mean, sd = mean_sd(values)
     if mean is None:
         return UNDEFINED
-    text = signed(mean, digits) if sign else f"{mean:.{digits}f}"
+    text = signed(mean, digits)
+    text = text if sign else text.removeprefix("+")
     return text if sd is None else f"{text} ± {sd:.{digits}f}"
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mambaseg.reporting.report import Section
 
 _HERE = Path(__file__).parent
+_LONG = 24  # letters: longer text may break into lines
 
 
 def page(
@@ -139,8 +140,10 @@ def _verdicts(section: Section) -> str:
 
 
 def _table(grid: Grid, *, heading: str = "", anchor: str = "", states: bool = False) -> str:
-    def kind(index: int) -> str:
-        return ' class="text"' if index < grid.wide else ""
+    def kind(index: int, cell: str = "") -> str:
+        if index >= grid.wide:
+            return ""
+        return ' class="text long"' if len(cell) > _LONG else ' class="text"'
 
     head = "".join(
         f'<th scope="col" aria-sort="none"{kind(i)}><button type="button">{escape(c)}</button></th>'
@@ -148,7 +151,7 @@ def _table(grid: Grid, *, heading: str = "", anchor: str = "", states: bool = Fa
     )
     rows = []
     for number, row in enumerate(grid.rows):
-        cells = "".join(f"<td{kind(i)}>{escape(cell)}</td>" for i, cell in enumerate(row))
+        cells = "".join(f"<td{kind(i, cell)}>{escape(cell)}</td>" for i, cell in enumerate(row))
         if states:
             for state in STATES:
                 cells = cells.replace(f'"text">{state}<', f'"text state-{state}">{state}<', 1)

@@ -16,6 +16,7 @@ import numpy as np
 from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry, RunData
 from mambaseg.reporting.figures import save_png
+from mambaseg.reporting.tables import signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,11 +278,12 @@ def _agreement_panels(left: Axes, right: Axes, pairs: Any, colour: str, title: s
     left.set(xlabel="reference", ylabel="prediction")
     right.set(xlabel="mean", ylabel="difference")
     agreed = agreement(pairs)
-    if agreed is None:
-        return
-    r = "undefined" if agreed.r is None else f"{agreed.r:.3f}"
+    r = "undefined" if agreed.r is None else signed(agreed.r, 3).removeprefix("+")
     left.set_title(f"{title}, r = {r}", loc="left")
-    right.set_title(f"bias {agreed.bias:+.1f}", loc="left")
+    if agreed.bias is None:
+        right.set_title("no value", loc="left")
+        return
+    right.set_title(f"bias {signed(agreed.bias, 1)}", loc="left")
     left.axline((pairs[0][1], pairs[0][1]), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
     right.axhline(agreed.bias, color=_INK, linewidth=1)
     for limit in (agreed.low, agreed.high):

@@ -18,8 +18,6 @@ Values = Mapping[tuple[str, int], float | None]  # (case, class) -> score
 
 RESAMPLES = 10_000
 LEVEL = 0.05
-# Below six pairs the smallest possible two-sided p of the signed-rank test is above 0.05.
-ENOUGH_PATIENTS = 6
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Paired:
         high: upper end.
         p: of the two-sided Wilcoxon signed-rank test.
         p_holm: the same, corrected for all pairs of the comparison.
+        p_least: what `p_holm` would be if in every pair all patients favoured one network.
         effect: matched-pairs rank-biserial correlation, -1..1.
         wins: patients for whom first is better.
         losses: patients for whom second is better; the rest are ties.
@@ -54,6 +53,7 @@ class Paired:
     high: float
     p: float
     p_holm: float
+    p_least: float
     effect: float
     wins: int
     losses: int
@@ -178,7 +178,7 @@ def compare(
     *,
     higher_is_better: bool = True,
 ) -> Paired | None:
-    """Compares two networks; `p_holm` is still `p`.
+    """Compares two networks; `p_holm` is still `p`, and `p_least` is uncorrected too.
 
     Args:
         first: label, patient -> (case, class) -> score (None: undefined), score of each seed.
@@ -206,6 +206,7 @@ def compare(
         high=high,
         p=p,
         p_holm=p,
+        p_least=min(1.0, 2.0 ** (1 - len(differences))),  # of 2 ** n equally likely signs, two
         effect=rank_biserial(differences),
         wins=above if higher_is_better else below,
         losses=below if higher_is_better else above,
@@ -215,10 +216,10 @@ def compare(
 
 def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
     """What the numbers allow to say, in plain words."""
-    if pair.patients < ENOUGH_PATIENTS:
+    if pair.p_least >= LEVEL:
         return (
-            f"too few patients ({pair.patients}): with fewer than {ENOUGH_PATIENTS} the test "
-            "cannot reach 0.05"
+            f"too few patients ({pair.patients}): if all of them favoured one network, p (Holm) "
+            f"would still be {pair.p_least:.2f}"
         )
     if pair.p_holm >= LEVEL or pair.low <= 0 <= pair.high:
         return "within noise: these patients do not tell the two apart"

@@ -64,7 +64,7 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     known = {run.name for run in found}
     for job in jobs:
         if job["run"] not in known:
-            words, error = " ".join(job["overrides"]), str(job["error"] or "").split("\n")[0]
+            words, error = " ".join(job["overrides"]), _first_line(str(job["error"] or ""))
             cause = error or (f"no folder {job['run']}" if job["run"] else "not started")
             found.append(RunState(words, "failed" if error else "missing", cause, "", "", words))
     return sorted(found, key=lambda run: (STATES.index(run.state), run.name))
@@ -97,7 +97,7 @@ def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
     if state == "running":
         state, cause = _alive(path, record, now)
     elif state == "failed":
-        cause = str(record.get("error", "no error recorded")).splitlines()[0]
+        cause = _first_line(str(record.get("error", "no error recorded")))
         if cause.startswith("KeyboardInterrupt"):
             state, cause = "interrupted", "stopped from the keyboard"
     elif state == "done":
@@ -105,6 +105,12 @@ def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
     elif state not in STATES or not record:
         state, cause = "damaged", "run.json cannot be read"
     return RunState(path.name, state, cause, _time(record, now), _commit(record), overrides)
+
+
+def _first_line(error: str) -> str:
+    """Of an error, and the next one after a colon: `Error in call to ...:` alone says little."""
+    first, *rest = error.splitlines() or [""]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def _alive(path: Path, record: Mapping[str, Any], now: datetime.datetime) -> tuple[str, str]:
