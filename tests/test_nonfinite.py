@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from mambaseg.build import build
@@ -21,6 +22,7 @@ from mambaseg.diagnosis import diagnose, gradient_norms
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.nonfinite import NonFinite, NonFiniteError
+from mambaseg.run import Run
 from mambaseg.task import SegmentationTask
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +203,28 @@ def test_a_gradient_alone_is_found_too(small_run):
     assert [norm["nonfinite"] for norm in norms[1:]] == [0] * (len(norms) - 1)
     sizes = [float(norm["norm"]) for norm in norms[1:]]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 3
+
+
+def scaled(patch):
+    """float16 with a loss scale that overflows once; Lightning has it for GPUs only."""
+    whole = Run.fit
+
+    def fit(self):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, backoff_factor=2.0**-90)
+        self.trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        whole(self)
+
+    patch.setattr(Run, "fit", fit)
+
+
+def test_a_loss_scale_that_overflows_is_lowered_and_a_bad_loss_still_ends_it(small_run):
+    run = Trained([*small_run, *WORDS], scaled)
+    assert run.error is None and [skip["step"] for skip in run.record["skipped"]] == [0]
+    assert 0.1 < float(run.record["skipped"][0]["losses"][0]) < 10  # not scaled
+    assert run.trainer.precision_plugin.scaler.get_scale() == 2.0**10
+    run = Trained([*small_run, *WORDS, "seed=2"], scaled, poisoned(3))
+    assert "step 3: the loss is not finite (nan)" in str(run.error)
+    assert "trainer.precision=32-true" in str(run.error)
 
 
 @pytest.mark.parametrize("words", [{"on_nonfinite": "ignore"}, {"most_in_a_row": 0}], ids=str)
