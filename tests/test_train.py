@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path
             script=ROOT / "tests" / "frozen_norms.py",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert not re.search("Warning|recommended|deprecated", done.stderr), done.stderr
         runs = sorted((outputs / "default").glob("*-seed*"))
         assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
         for run in runs:

@@ -378,6 +378,10 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # few workers are enough for a memory-mapped cache; the data module documents it
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # scores are of all processes' cases before they are logged
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
+    # DDP about a depthwise convolution's gradient: its axis of one channel has two right strides
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     import lightning.pytorch.utilities  # it sets its loggers' levels at import
 
     for name in ("lightning.pytorch", "lightning.fabric"):

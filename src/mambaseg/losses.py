@@ -6,6 +6,8 @@ Labels are class indices 0..K-1. Whether they are is checked where a case is rea
 Plain cross entropy needs no code of ours: ``conf/loss/cross_entropy.yaml`` names torch's own.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -62,7 +64,22 @@ def _sum_over_devices(sums: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return sums
-    from torch.distributed.nn.functional import all_reduce
-
-    total: Tensor = all_reduce(sums)
+    total: Tensor = _AllReduce.apply(sums)
     return total
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over processes, forwards and backwards; torch's own with a gradient is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        total = gradient.contiguous().clone()  # all_reduce works in place
+        dist.all_reduce(total)
+        return total
