@@ -130,5 +130,5 @@ def test_a_job_that_fails_before_it_has_a_trainer_finishes_its_run(small_run, tm
         build(composed(*small_run, "trainer.gradient_clip_val=abc")),
     ):
         pass
-    (folder,) = (tmp_path / "outputs" / "default").iterdir()
+    (folder,) = (tmp_path / "outputs" / "default").glob("unet-*")
     assert read_run(folder)["exit_code"] == 1
