@@ -197,6 +197,9 @@ DAMAGES = [
     Damage("big-endian voxels", big_endian, Accepted("the header says so")),
     Damage("an unpacked image under the name of a packed one", content(IMAGE, gzip.decompress),
            Accepted("the content counts")),
+    Damage("a packed image under the name of an unpacked one",
+           lambda root: at(IMAGE)(root).rename(at(IMAGE[:-3])(root)),
+           Accepted("the content counts")),
     # ---- voxels
     Damage("NaN in an image", image(lambda a: with_value(a, np.nan, np.float32)),
            Refused(IMAGE, "1 of 90 voxels that are NaN", "without NaN")),
