@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mambaseg.callbacks import RunRecorder, overlay_slices
+from mambaseg.callbacks import RunRecorder, overlay_slices, shown_slices
 from mambaseg.runs import RunFolder
 
 
@@ -96,7 +96,7 @@ def test_overlays_of_all_ranks_are_gathered(recorder, monkeypatch):
         assert list(own) == ["b"]
         ranks[:] = [own, {"a": other}]
 
-    recorder._cases = {"b": dict.fromkeys(("image", "truth", "prediction"), volume([1]))}
+    recorder._cases = {"b": shown_slices(*[volume([1])] * 3, None)}
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)

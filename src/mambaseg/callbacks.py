@@ -61,6 +61,34 @@ def overlay_slices(
     }
 
 
+def shown_slices(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: tuple[float, float, float] | None,
+) -> dict[str, Any]:
+    """All that a run may show of a case: `overlay` for reports, `view` for its picture, `middle`.
+
+    Args:
+        image: (Z, H, W) intensities.
+        truth: (Z, H, W) labels.
+        prediction: (Z, H, W) labels.
+        spacing: mm (z, y, x), None when unknown.
+
+    Returns:
+        Copies of at most seven slices; `middle` has the middle one of each volume, (1, H, W).
+    """
+    from mambaseg.reporting.figures import case_view
+
+    volumes = {"image": image, "truth": truth, "prediction": prediction}
+    middle = len(image) // 2
+    return {
+        "overlay": overlay_slices(**volumes),
+        "view": case_view(**volumes, spacing=spacing),
+        "middle": {kind: volume[middle : middle + 1].copy() for kind, volume in volumes.items()},
+    }
+
+
 class RunRecorder(Callback):
     """Writes the run's results: cases.csv, metrics.json, overlays.npz, figures, and W&B's copy.
 
@@ -108,13 +136,13 @@ class RunRecorder(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps each case's label maps until it is known which ones are shown."""
-        self._cases[batch["case"].id] = {
-            "image": batch["image"].cpu().numpy(),
-            "truth": batch["label"].cpu().numpy().astype(np.uint8),
-            "prediction": outputs["prediction"].cpu().numpy(),
-            "spacing": batch["spacing"],
-        }
+        """Keeps what may be shown of a case: a few slices, or large volumes would fill memory."""
+        self._cases[batch["case"].id] = shown_slices(
+            batch["image"].cpu().numpy(),
+            batch["label"].cpu().numpy().astype(np.uint8),
+            outputs["prediction"].cpu().numpy(),
+            batch["spacing"],
+        )
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes everything the test part gave."""
@@ -127,7 +155,7 @@ class RunRecorder(Callback):
             self._record_cost(trainer, pl_module)
             self.figures = self._draw(results, pl_module.class_names)
             shown = {
-                place: {"case": case, **self._cases[case]}
+                place: {"case": case, **self._cases[case]["middle"]}
                 for place, case in self._shown(results).items()
             }
             log_cases_to_wandb(
@@ -152,7 +180,7 @@ class RunRecorder(Callback):
 
     def _gather_overlays(self) -> dict[str, np.ndarray]:
         """Slices of the cases of all ranks; every rank has to call this."""
-        own = {case: overlay_slices(**arrays) for case, arrays in self._cases.items()}
+        own = {case: kept["overlay"] for case, kept in self._cases.items()}
         ranks: list[Any] = [own]
         if dist.is_available() and dist.is_initialized():
             ranks = [None] * dist.get_world_size()
@@ -177,13 +205,13 @@ class RunRecorder(Callback):
         return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 
     def _draw(self, results: dict[str, Any], class_names: tuple[str, ...]) -> list[Path]:
-        from mambaseg.reporting.figures import case_figure
+        from mambaseg.reporting.figures import view_figure
 
         paths = []
         for place, case in self._shown(results).items():
             paths.append(
-                case_figure(
-                    **self._cases[case],
+                view_figure(
+                    self._cases[case]["view"],
                     class_names=class_names,
                     title=f"{case} ({place} of the test part) · {self.title}",
                     path=self.folder.path / "figures" / f"{place}_{case}.png",

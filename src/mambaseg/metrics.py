@@ -123,8 +123,10 @@ def confusion_matrix(
                 f"The {name} has labels from {labels.min()} to {labels.max()}, "
                 f"but with {num_classes} classes they must be within 0..{num_classes - 1}."
             )
-    pairs = reference.astype(np.int64) * num_classes + prediction
-    counts = np.bincount(pairs.ravel(), minlength=num_classes**2)
+    counts = np.zeros(num_classes**2, np.int64)
+    for predicted, expected in zip(prediction, reference, strict=True):  # a slice at a time
+        pairs = expected.astype(np.int64) * num_classes + predicted
+        counts += np.bincount(pairs.ravel(), minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
 

@@ -89,12 +89,29 @@ def nearest_distances(start: Mask, goal: Mask, spacing: Spacing) -> Distances:
         if not goal[box].any():  # the transform needs one
             reach = np.inf  # the box becomes the whole volume
             continue
-        found = distance_transform_edt(~goal[box], sampling=spacing)[apart[box]]
+        nearest = distance_transform_edt(
+            ~goal[box], sampling=spacing, return_distances=False, return_indices=True
+        )
+        found = _distances_at(apart[box], nearest, spacing)
         if found.max() <= reach:
             break
         reach = found.max()
     distances[apart[start]] = found
     return distances
+
+
+def _distances_at(chosen: Mask, nearest: npt.NDArray[np.int32], spacing: Spacing) -> Distances:
+    """Distances of the `chosen` voxels (Z, H, W) to their `nearest` (3, Z, H, W), in raster order.
+
+    SciPy's own distances, at a quarter of the memory: it makes them for every voxel of the box.
+    """
+    slices = []
+    for z, here in enumerate(chosen):
+        y, x = np.nonzero(here)
+        away = nearest[:, z, y, x] - np.stack((np.full_like(y, z), y, x))
+        scaled = away * np.asarray(spacing)[:, None]
+        slices.append(np.sqrt(np.add.reduce(scaled * scaled, axis=0)))
+    return np.concatenate(slices)
 
 
 def surface_distances(

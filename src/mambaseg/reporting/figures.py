@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,58 @@ _THIRDS = {"base": 1 / 6, "mid": 1 / 2, "apex": 5 / 6}  # where in the labelled 
 Volume = npt.NDArray[Any]
 
 
+class View(NamedTuple):
+    """What the picture of a case shows of it: a few slices, cut to the heart.
+
+    Attributes:
+        rows: name and index of each slice.
+        depth: slices of the volume.
+        image: (S, h, w) intensities.
+        truth: (S, h, w) labels, None where there are none.
+        prediction: (S, h, w) labels.
+        grey: intensities of the volume that are drawn black and white.
+        aspect: height of a pixel by its width.
+    """
+
+    rows: list[tuple[str, int]]
+    depth: int
+    image: Volume
+    truth: Volume | None
+    prediction: Volume
+    grey: tuple[float, float]
+    aspect: float
+
+
+def case_view(
+    image: Volume,
+    truth: Volume | None,
+    prediction: Volume,
+    *,
+    spacing: tuple[float, float, float] | None = None,
+) -> View:
+    """The part of a case that is drawn; it keeps nothing of the rest in memory.
+
+    Args:
+        image: (Z, H, W) intensities on any scale.
+        truth: (Z, H, W) labels, or None: then the picture has no truth and no error.
+        prediction: (Z, H, W) labels.
+        spacing: mm (z, y, x), for the pixels' true aspect; None draws square pixels.
+    """
+    rows = pick_slices(prediction if truth is None else truth, prediction)
+    window = crop(prediction if truth is None else (truth > 0) | (prediction > 0))
+    shown = (np.array([z for _, z in rows])[:, None, None], *np.ogrid[window])
+    low, high = np.percentile(image, (0.5, 99.5))
+    return View(
+        rows=rows,
+        depth=len(image),
+        image=image[shown],
+        truth=None if truth is None else truth[shown],
+        prediction=prediction[shown],
+        grey=(low, high),
+        aspect=1.0 if spacing is None else spacing[1] / spacing[2],
+    )
+
+
 def case_figure(
     image: Volume,
     truth: Volume | None,
@@ -42,6 +94,12 @@ def case_figure(
     path: Path,
     spacing: tuple[float, float, float] | None = None,
 ) -> Path:
+    """Write the picture of one case: `case_view`, then `view_figure`."""
+    view = case_view(image, truth, prediction, spacing=spacing)
+    return view_figure(view, class_names=class_names, title=title, path=path)
+
+
+def view_figure(view: View, *, class_names: Sequence[str], title: str, path: Path) -> Path:
     """Write the picture of one case.
 
     Rows are a basal, a middle and an apical slice, cut to the surroundings of what is labelled.
@@ -49,40 +107,34 @@ def case_figure(
     prediction is, and *wrong class* where both are different structures.
 
     Args:
-        image: (Z, H, W) intensities on any scale.
-        truth: (Z, H, W) labels, or None: then the picture has no truth and no error.
-        prediction: (Z, H, W) labels.
+        view: what is drawn.
         class_names: names of the classes 0..K-1, the background first.
         title: line above the picture; says which dataset it is.
         path: PNG to write; folders are made, an existing file is replaced.
-        spacing: mm (z, y, x), for the pixels' true aspect; None draws square pixels.
 
     Returns:
         `path`.
     """
     from matplotlib.figure import Figure
 
-    rows = pick_slices(prediction if truth is None else truth, prediction)
-    window = crop(prediction if truth is None else (truth > 0) | (prediction > 0))
-    columns = ["image", "prediction"] if truth is None else ["image", *_TRUTH_COLUMNS]
-    aspect = 1.0 if spacing is None else spacing[1] / spacing[2]
-    height = 2.4 * (window[0].stop - window[0].start) * aspect / (window[1].stop - window[1].start)
-    figure = Figure(figsize=(2.5 * len(columns) + 0.4, height * len(rows) + 1.2))
+    columns = ["image", "prediction"] if view.truth is None else ["image", *_TRUTH_COLUMNS]
+    height = 2.4 * view.image.shape[1] * view.aspect / view.image.shape[2]
+    figure = Figure(figsize=(2.5 * len(columns) + 0.4, height * len(view.rows) + 1.2))
     figure.set_layout_engine("constrained")
     figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    low, high = np.percentile(image, (0.5, 99.5))
-    for row, (name, z) in enumerate(rows):
-        grey = np.clip((image[z][window] - low) / max(high - low, 1e-9), 0, 1)
-        labels = {"prediction": prediction[z][window]}
-        if truth is not None:
-            labels["truth"] = truth[z][window]
+    axes = figure.subplots(len(view.rows), len(columns), squeeze=False)
+    low, high = view.grey
+    for row, (name, z) in enumerate(view.rows):
+        grey = np.clip((view.image[row] - low) / max(high - low, 1e-9), 0, 1)
+        labels = {"prediction": view.prediction[row]}
+        if view.truth is not None:
+            labels["truth"] = view.truth[row]
         for column, kind in enumerate(columns):
-            _draw(axes[row, column], grey, kind, labels, aspect)
+            _draw(axes[row, column], grey, kind, labels, view.aspect)
             if row == 0:
                 axes[row, column].set_title(kind, fontsize=9)
-        axes[row, 0].set_ylabel(f"{name}, slice {z + 1}/{len(image)}", fontsize=9)
-    add_legend(figure, class_names, errors=truth is not None)
+        axes[row, 0].set_ylabel(f"{name}, slice {z + 1}/{view.depth}", fontsize=9)
+    add_legend(figure, class_names, errors=view.truth is not None)
     return save_png(figure, path)
 
 

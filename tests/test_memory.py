@@ -1,0 +1,104 @@
+"""The memory that the evaluation of a large volume takes, and what is kept of many of them."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import nn
+
+from mambaseg.callbacks import RunRecorder, shown_slices
+from mambaseg.costs import peak, start_peak
+from mambaseg.data.case import Case
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.runs import RunFolder
+from mambaseg.task import SegmentationTask
+
+CLASSES = ("background", "RV", "MYO", "LV")
+BYTES_PER_VOXEL = 40  # on top of the volume itself, which has 5
+FIXED = 200 * 2**20  # a batch of logits at 512 x 512, code that is loaded at first use
+CPU = torch.device("cpu")
+
+
+def large_case(depth, side=512):
+    """A batch as the data module gives it, with structures all over the volume."""
+    generator = np.random.default_rng(0)
+    image = generator.standard_normal((depth, side, side), dtype=np.float32)
+    smooth = gaussian_filter(generator.random((depth, side // 8, side // 8)), 2).repeat(8, 1)
+    label = np.digitize(smooth.repeat(8, 2), np.quantile(smooth, (0.9, 0.94, 0.97)))
+    case = Case("patient001_ED", "patient001", "ED", None, None, None, None)
+    return {
+        "case": case,
+        "image": torch.from_numpy(image),
+        "label": torch.from_numpy(label.astype(np.uint8)),
+        "spacing": (3.0, 0.8, 0.8),
+    }
+
+
+def evaluated(batch, folder):
+    """Score the case with an untrained network, whose errors are everywhere: the worst case."""
+    torch.manual_seed(0)
+    task = SegmentationTask(
+        nn.Conv2d(1, len(CLASSES), 9, padding=4), nn.Identity(), None, None,
+        preprocessing=Preprocessing("paper", 64), class_names=CLASSES,
+    )  # fmt: skip
+    recorder = RunRecorder(RunFolder(folder), title="noise", header={})
+    outputs = task.test_step(batch, 0)
+    recorder.on_test_batch_end(None, task, outputs, batch, 0)
+    return task.scores["test"].rows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "depth", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+)
+def test_evaluating_a_large_volume_takes_memory_in_proportion(depth, tmp_path):
+    batch = large_case(depth)
+    before = start_peak(CPU)
+    if before is None:
+        pytest.skip("the system does not tell the peak of memory")
+    rows = evaluated(batch, tmp_path)
+    assert [row["outcome"] for row in rows] == ["scored"] * 4
+    assert all(row["hd95_mm"] > 0 for row in rows)
+    grown = peak(CPU) - before
+    assert grown < BYTES_PER_VOXEL * batch["image"].numel() + FIXED, f"{grown / 2**20:.0f} MiB"
+
+
+def size(value):
+    """Bytes of all arrays in dicts and tuples."""
+    if isinstance(value, np.ndarray):
+        return (value if value.base is None else value.base).nbytes  # a view keeps its volume
+    if isinstance(value, dict):
+        return sum(map(size, value.values()))
+    return sum(map(size, value)) if isinstance(value, tuple) else 0
+
+
+def test_of_each_case_a_few_slices_are_kept_however_deep_it_is(tmp_path):
+    recorder = RunRecorder(RunFolder(tmp_path), title="", header={})
+    volume = torch.zeros(300, 40, 40, dtype=torch.uint8)
+    volume[50:250, 10:30, 10:30] = 1
+    for number in range(5):
+        batch = {
+            "case": SimpleNamespace(id=str(number)),
+            "image": torch.rand(volume.shape),
+            "label": volume,
+            "spacing": None,
+        }
+        recorder.on_test_batch_end(None, None, {"prediction": volume}, batch, 0)
+    slice_bytes = 40 * 40 * (4 + 1 + 1)
+    kept = [size(case) for case in recorder._cases.values()]
+    assert len(kept) == 5 and all(slice_bytes < one < 7 * slice_bytes for one in kept)
+
+
+def test_what_is_kept_is_what_the_volume_shows():
+    generator = np.random.default_rng(0)
+    image = generator.random((9, 12, 14)).astype(np.float32)
+    truth, prediction = (generator.integers(0, 3, image.shape).astype(np.uint8) for _ in range(2))
+    kept = shown_slices(image, truth, prediction, None)
+    assert np.array_equal(kept["middle"]["image"], image[4:5])
+    assert np.array_equal(kept["middle"]["prediction"], prediction[4:5])
+    for row, (_, z) in enumerate(kept["view"].rows):
+        assert np.array_equal(kept["view"].image[row], image[z])
+        assert np.array_equal(kept["view"].truth[row], truth[z])
