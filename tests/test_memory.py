@@ -16,9 +16,9 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.runs import RunFolder
 from mambaseg.task import SegmentationTask
 
-CLASSES = ("background", "RV", "MYO", "LV")
-BYTES_PER_VOXEL = 40  # on top of the volume itself, which has 5
-FIXED = 200 * 2**20  # a batch of logits at 512 x 512, code that is loaded at first use
+CLASSES = ("background", "RV", "LV")
+BYTES_PER_VOXEL = 48  # on top of the volume itself, which has 5
+FIXED = 40 * 2**20  # a batch of logits at 512 x 512
 CPU = torch.device("cpu")
 
 
@@ -27,7 +27,7 @@ def large_case(depth, side=512):
     generator = np.random.default_rng(0)
     image = generator.standard_normal((depth, side, side), dtype=np.float32)
     smooth = gaussian_filter(generator.random((depth, side // 8, side // 8)), 2).repeat(8, 1)
-    label = np.digitize(smooth.repeat(8, 2), np.quantile(smooth, (0.9, 0.94, 0.97)))
+    label = np.digitize(smooth.repeat(8, 2), np.quantile(smooth, (0.9, 0.95)))
     case = Case("patient001_ED", "patient001", "ED", None, None, None, None)
     return {
         "case": case,
@@ -55,12 +55,13 @@ def evaluated(batch, folder):
     "depth", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
 def test_evaluating_a_large_volume_takes_memory_in_proportion(depth, tmp_path):
+    evaluated(large_case(1), tmp_path)  # loads what is loaded at first use
     batch = large_case(depth)
     before = start_peak(CPU)
     if before is None:
         pytest.skip("the system does not tell the peak of memory")
     rows = evaluated(batch, tmp_path)
-    assert [row["outcome"] for row in rows] == ["scored"] * 4
+    assert [row["outcome"] for row in rows] == ["scored"] * 3
     assert all(row["hd95_mm"] > 0 for row in rows)
     grown = peak(CPU) - before
     assert grown < BYTES_PER_VOXEL * batch["image"].numel() + FIXED, f"{grown / 2**20:.0f} MiB"
