@@ -4,13 +4,17 @@ from mambaseg.models.any_size import AnySize
 from mambaseg.models.attention_unet import AttentionUNet
 from mambaseg.models.decay import names_without_decay
 from mambaseg.models.mamba_unet import MambaUNet
+from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
 from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
+from mambaseg.models.swin_umamba import SwinUMamba
+from mambaseg.models.swin_umamba_d import SwinUMambaD
 from mambaseg.models.swin_unet import SwinUNet
 from mambaseg.models.trans_unet import TransUNet
 from mambaseg.models.unet import UNet
 from mambaseg.models.ushape import UShape
+from mambaseg.models.vm_unet import VMUNet
 from mambaseg.models.vss import SS2D, VSSBlock, has_scan
 from mambaseg.models.window_attention import SwinBlock, WindowAttention
 
@@ -22,14 +26,18 @@ __all__ = [
     "Dropout",
     "LoadReport",
     "MambaUNet",
+    "MambaUNetNoScan",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",
     "SwinBlock",
+    "SwinUMamba",
+    "SwinUMambaD",
     "SwinUNet",
     "TransUNet",
     "UNet",
     "UShape",
+    "VMUNet",
     "VSSBlock",
     "WindowAttention",
     "drawing",

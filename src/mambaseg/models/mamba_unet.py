@@ -6,10 +6,8 @@ Source: Wang et al. 2024, arXiv 2402.05079.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from torch import nn
-
 from mambaseg.models.ushape import UShape
-from mambaseg.models.vss import VSSBlock
+from mambaseg.models.vss import ORIGINAL_NAMES, vss_blocks
 
 
 class MambaUNet(UShape):
@@ -30,10 +28,7 @@ class MambaUNet(UShape):
     """
 
     original_prefix = "mamba_unet."
-    original_block_names: ClassVar[Mapping[str, str]] = {
-        ".ln_1.": ".norm.",
-        ".self_attention.": ".ss2d.",
-    }
+    original_block_names: ClassVar[Mapping[str, str]] = ORIGINAL_NAMES
 
     def __init__(
         self,
@@ -47,13 +42,10 @@ class MambaUNet(UShape):
         drop_path_rate: float = 0.2,
         scan_backend: str = "auto",
     ) -> None:
-        def make_block(dim: int, stage: int, index: int, drop_path: float) -> nn.Module:
-            return VSSBlock(dim, d_state=d_state, drop_path=drop_path, scan_backend=scan_backend)
-
         super().__init__(
             in_channels,
             num_classes,
-            make_block,
+            vss_blocks(d_state, scan_backend),
             embed_dim=embed_dim,
             depths=depths,
             patch_size=patch_size,

@@ -81,6 +81,15 @@ class PatchExpand(nn.Module):
         )
 
 
+def place_pixels(pixels: Tensor, factor: int) -> Tensor:
+    """Put a token's pixels in their places: `(B, H, W, factor², C)` to an image.
+
+    Returns:
+        `(B, C, factor H, factor W)`.
+    """
+    return rearrange(pixels, "b h w (p q) c -> b c (h p) (w q)", p=factor, q=factor)
+
+
 class PixelHead(nn.Conv2d):
     """A 1x1 convolution of pixels that lie anyhow: a matrix product, with a convolution's weights.
 

@@ -235,7 +235,8 @@ def _require_sensible(network: nn.Module, report: LoadReport, share: float) -> N
         raise UserError(
             f"model.pretrained: {report.path} fills only {share:.0%} of the encoder of {name}, so "
             f"it does not hold weights of its backbone (not used: "
-            f"{', '.join(report.ignored[:3])}, ...). Mamba-UNet takes VMamba-T "
-            f"(vssmtiny_dp01_ckpt_epoch_292.pth), Swin-UNet takes Swin-T "
+            f"{', '.join(report.ignored[:3])}, ...). Mamba-UNet and "
+            f"Swin-UMamba take VMamba-T (vssmtiny_dp01_ckpt_epoch_292.pth), VM-UNet takes "
+            f"VMamba-S (vssmsmall_dp03_ckpt_epoch_238.pth), Swin-UNet takes Swin-T "
             f"(swin_tiny_patch4_window7_224.pth), TransUNet takes R50+ViT-B/16 (R50+ViT-B_16.npz)."
         )

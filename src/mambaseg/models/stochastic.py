@@ -97,3 +97,8 @@ def linear_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     rates = [rate * block / last for block in range(sum(depths))]
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
+
+
+def falling_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Spread drop path rates evenly from `rate` (first block) to 0 (last block); see above."""
+    return [stage[::-1] for stage in linear_schedule(rate, depths[::-1])[::-1]]

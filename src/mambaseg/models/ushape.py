@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
-from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging, PixelHead
+from mambaseg.models.patch import (
+    PatchEmbed,
+    PatchExpand,
+    PatchMerging,
+    PixelHead,
+    place_pixels,
+)
 from mambaseg.models.pretrained import LoadReport, load_encoder, load_renamed
 from mambaseg.models.stochastic import linear_schedule
 
@@ -37,6 +42,26 @@ class EncoderStage(nn.Module):
         """Map `(B, H, W, C)` to `(B, H/2, W/2, 2C)`, or to itself at the bottom."""
         out: Tensor = self.downsample(self.blocks(x))
         return out
+
+
+def make_blocks(
+    make_block: BlockFactory, dim: int, stage: int, rates: Sequence[float]
+) -> list[nn.Module]:
+    """Make the blocks of one stage, one per drop path rate."""
+    return [make_block(dim, stage, index, rate) for index, rate in enumerate(rates)]
+
+
+def make_encoder(
+    make_block: BlockFactory, dims: Sequence[int], rates: Sequence[Sequence[float]]
+) -> nn.ModuleList:
+    """Make the stages of an encoder; all but the last halve the resolution at their end."""
+    bottom = len(dims) - 1
+    return nn.ModuleList(
+        EncoderStage(
+            dim, make_blocks(make_block, dim, stage, rates[stage]), downsample=stage < bottom
+        )
+        for stage, dim in enumerate(dims)
+    )
 
 
 class DecoderStage(nn.Module):
@@ -93,25 +118,19 @@ class UShape(nn.Module):
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         rates = linear_schedule(drop_path_rate, tuple(depths))
         bottom = len(depths) - 1
-
-        def blocks(stage: int) -> list[nn.Module]:
-            return [make_block(dims[stage], stage, i, rate) for i, rate in enumerate(rates[stage])]
-
         self.patch_embed = PatchEmbed(
             3 if self.repeats_channel else in_channels, embed_dim, patch_size
         )
-        self.encoder = nn.ModuleList(
-            EncoderStage(dim, blocks(stage), downsample=stage < bottom)
-            for stage, dim in enumerate(dims)
-        )
+        self.encoder = make_encoder(make_block, dims, rates)
         self.bottom_norm = nn.LayerNorm(dims[bottom])
         self.decoder = nn.ModuleList(
-            DecoderStage(dims[stage], blocks(stage)) for stage in reversed(range(bottom))
+            DecoderStage(dims[stage], make_blocks(make_block, dims[stage], stage, rates[stage]))
+            for stage in reversed(range(bottom))
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.final_expand = PatchExpand(embed_dim, embed_dim, factor=patch_size)
         self.head = PixelHead(embed_dim, num_classes, kernel_size=1, bias=False)
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
@@ -128,15 +147,11 @@ class UShape(nn.Module):
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
         # The head works on single pixels: so K channels are put in their places rather than C.
-        logits = self.head(self.final_expand.pixels(self.norm(x)))
-        return rearrange(
-            logits, "b h w (p q) k -> b k (h p) (w q)", p=self.patch_size, q=self.patch_size
-        )
+        return place_pixels(self.head(self.final_expand.pixels(self.norm(x))), self.patch_size)
 
     def backbone_names(self) -> dict[str, str]:
         """Map the key prefixes of a backbone, and of the original encoder, to ours."""
-        names = {f"layers.{stage}.": f"encoder.{stage}." for stage in range(len(self.encoder))}
-        return names | {"patch_embed.": "patch_embed.", "norm.": "bottom_norm."}
+        return encoder_names(len(self.encoder)) | {"norm.": "bottom_norm."}
 
     def original_names(self) -> dict[str, str]:
         """Map the original networks' key prefixes to ours."""
@@ -192,7 +207,13 @@ class UShape(nn.Module):
         )
 
 
-def _init_linear(module: nn.Module) -> None:
+def encoder_names(stages: int) -> dict[str, str]:
+    """Map the key prefixes of a hierarchical backbone to those of `make_encoder`'s stages."""
+    names = {f"layers.{stage}.": f"encoder.{stage}." for stage in range(stages)}
+    return names | {"patch_embed.": "patch_embed."}
+
+
+def init_linear(module: nn.Module) -> None:
     """Set a linear layer to a truncated normal (0.02) and zero bias; norms are 1 and 0 anyway."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -30,6 +30,8 @@ from mambaseg.scan import selective_scan_2d
 DIRECTIONS = 4
 STEP_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform
 STEP_FLOOR = 1e-4
+ORIGINAL_NAMES = {".ln_1.": ".norm.", ".self_attention.": ".ss2d."}
+"""Parts of a block's keys in VMamba's checkpoints (version 0) and its descendants' -> ours."""
 
 
 def initial_step_bias(shape: tuple[int, ...]) -> Tensor:
@@ -57,7 +59,38 @@ class LinearPair(nn.Linear):
         return F.linear(x, first), F.linear(x, second)
 
 
-class SS2D(nn.Module):
+class GatedMixer(nn.Module):
+    """What SS2D is around its scan: widen, convolve, mix over the map, normalise, gate, narrow.
+
+    How positions are mixed is left open: a subclass gives `mix`.
+
+    Args:
+        dim: C, channels of the map; D = 2 C of them are mixed.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        inner = 2 * dim
+        self.in_proj = LinearPair(dim, 2 * inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, D)` to `(B, H, W, D)`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` to `(B, H, W, C)`."""
+        x, gate = self.in_proj(x)
+        x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
+        x = F.silu(rearrange(x, "b d h w -> b h w d"))
+        y = self.out_norm(self.mix(x))
+        out: Tensor = self.out_proj(y * F.silu(gate))
+        return out
+
+
+class SS2D(GatedMixer):
     """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
 
     The step bias, `A_logs` and `Ds` are used in float32 also under autocast, and stay float32 when
@@ -73,13 +106,11 @@ class SS2D(nn.Module):
     no_weight_decay = ("A_logs", "Ds")
 
     def __init__(self, dim: int, *, d_state: int = 16, scan_backend: str = "auto") -> None:
-        super().__init__()
+        super().__init__(dim)
         inner = 2 * dim
         self.d_state = d_state
         self.rank = math.ceil(dim / 16)
         self.scan_backend = scan_backend
-        self.in_proj = LinearPair(dim, 2 * inner, bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
         # One projection per direction: (K, R + 2N, D) and (K, D, R), (K, D).
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * d_state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, self.rank))
@@ -88,8 +119,6 @@ class SS2D(nn.Module):
         states = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_logs = nn.Parameter(states.log().repeat(DIRECTIONS * inner, 1))
         self.Ds = nn.Parameter(torch.ones(DIRECTIONS * inner))
-        self.out_norm = nn.LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)  # as nn.Linear's default
         nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
 
@@ -107,16 +136,7 @@ class SS2D(nn.Module):
 
         return super()._apply(convert, recurse)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, H, W, C)` to `(B, H, W, C)`."""
-        x, gate = self.in_proj(x)
-        x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
-        x = F.silu(rearrange(x, "b d h w -> b h w d"))
-        y = self.out_norm(self._scan(x))
-        out: Tensor = self.out_proj(y * F.silu(gate))
-        return out
-
-    def _scan(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
         delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
@@ -127,8 +147,30 @@ class SS2D(nn.Module):
         return selective_scan_2d(x, delta, A, B, C, D, bias, backend=self.scan_backend)
 
 
-class VSSBlock(nn.Module):
-    """A pre-normed residual branch around `SS2D`; no MLP.
+class MixerBlock(nn.Module):
+    """A pre-normed residual branch around a mixer; no MLP.
+
+    Args:
+        dim: channels of the map.
+        mixer: maps `(B, H, W, C)` to `(B, H, W, C)`. It is kept as `.ss2d` whatever it is: so a
+            block has the keys of its twin's in what they share.
+        drop_path: probability that a sample skips the branch in training.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.ss2d = mixer
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` to `(B, H, W, C)`."""
+        out: Tensor = x + self.drop_path(self.ss2d(self.norm(x)))
+        return out
+
+
+class VSSBlock(MixerBlock):
+    """The visual state space block: a pre-normed residual branch around `SS2D`.
 
     Args:
         dim: channels of the map.
@@ -145,15 +187,16 @@ class VSSBlock(nn.Module):
         drop_path: float = 0.0,
         scan_backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.ss2d = SS2D(dim, d_state=d_state, scan_backend=scan_backend)
-        self.drop_path = DropPath(drop_path)
+        super().__init__(dim, SS2D(dim, d_state=d_state, scan_backend=scan_backend), drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, H, W, C)` to `(B, H, W, C)`."""
-        out: Tensor = x + self.drop_path(self.ss2d(self.norm(x)))
-        return out
+
+def vss_blocks(d_state: int, scan_backend: str) -> Callable[[int, int, int, float], VSSBlock]:
+    """Return a maker of blocks, (channels, stage, index, drop path rate) -> block, for a U."""
+
+    def make_block(dim: int, stage: int, index: int, drop_path: float) -> VSSBlock:
+        return VSSBlock(dim, d_state=d_state, drop_path=drop_path, scan_backend=scan_backend)
+
+    return make_block
 
 
 def has_scan(network: nn.Module) -> bool:
