@@ -15,9 +15,13 @@ from mambaseg.models import (
     AnySize,
     AttentionUNet,
     MambaUNet,
+    MambaUNetNoScan,
+    SwinUMamba,
+    SwinUMambaD,
     SwinUNet,
     TransUNet,
     UNet,
+    VMUNet,
     has_scan,
     names_without_decay,
 )
@@ -61,6 +65,22 @@ def small_trans_unet(in_channels=1, num_classes=4):
     return TransUNet(in_channels, num_classes, **sizes)
 
 
+def small_mamba_unet_no_scan(in_channels=1, num_classes=4):
+    return MambaUNetNoScan(in_channels, num_classes, embed_dim=24)
+
+
+def small_vm_unet(in_channels=1, num_classes=4):
+    return VMUNet(in_channels, num_classes, embed_dim=24, d_state=4)
+
+
+def small_swin_umamba(in_channels=1, num_classes=4):
+    return SwinUMamba(in_channels, num_classes, embed_dim=24, depths=(2, 1, 2, 1), d_state=4)
+
+
+def small_swin_umamba_d(in_channels=1, num_classes=4):
+    return SwinUMambaD(in_channels, num_classes, embed_dim=24, depths=(2, 1, 2, 1), d_state=4)
+
+
 def segresnet(in_channels=1, num_classes=4):
     return build_leaf("segresnet", in_channels, num_classes).network
 
@@ -69,7 +89,17 @@ def swin_unetr(in_channels=1, num_classes=4):
     return build_leaf("swin_unetr", in_channels, num_classes).network
 
 
-OURS = [small_unet, small_swin_unet, small_mamba_unet, small_attention_unet, small_trans_unet]
+OURS = [
+    small_unet,
+    small_swin_unet,
+    small_mamba_unet,
+    small_mamba_unet_no_scan,
+    small_attention_unet,
+    small_trans_unet,
+    small_vm_unet,
+    small_swin_umamba,
+    small_swin_umamba_d,
+]
 ALL = [*OURS, segresnet, swin_unetr]
 each_network = pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 each_of_ours = pytest.mark.parametrize("make", OURS, ids=lambda make: make.__name__)
@@ -141,7 +171,11 @@ def two_discs():
 
 def tiny(network):
     """Three stages of one block each: deep enough for every part, and quick."""
-    options = {"heads": (2, 4, 8), "window_size": 4} if network is SwinUNet else {}
+    own = {
+        SwinUNet: {"heads": (2, 4, 8), "window_size": 4},
+        VMUNet: {"decoder_depths": (1, 1, 1)},
+    }
+    options = own.get(network, {})
     return network(num_classes=3, embed_dim=48, depths=(1, 1, 1), **options)
 
 
@@ -151,6 +185,10 @@ def tiny(network):
         pytest.param(lambda: UNet(num_classes=3), 3e-3, 80, id="unet"),
         pytest.param(lambda: tiny(SwinUNet), 2e-3, 90, id="tiny_swin_unet"),
         pytest.param(lambda: tiny(MambaUNet), 2e-3, 90, id="tiny_mamba_unet"),
+        pytest.param(lambda: tiny(MambaUNetNoScan), 2e-3, 50, id="tiny_mamba_unet_no_scan"),
+        pytest.param(lambda: tiny(VMUNet), 2e-3, 60, id="tiny_vm_unet"),
+        pytest.param(lambda: tiny(SwinUMamba), 2e-3, 20, id="tiny_swin_umamba"),
+        pytest.param(lambda: tiny(SwinUMambaD), 2e-3, 50, id="tiny_swin_umamba_d"),
         pytest.param(
             lambda: SwinUNet(num_classes=3), 5e-4, 80, id="swin_unet", marks=pytest.mark.slow
         ),
@@ -181,7 +219,12 @@ def test_sizes_that_do_not_fit_name_the_wrapper(make):
         make()(torch.rand(1, 1, 40, 64))
 
 
-@pytest.mark.parametrize("make", [small_swin_unet, small_mamba_unet])
+repeats_a_single_channel = pytest.mark.parametrize(
+    "make", [small_swin_unet, small_mamba_unet, small_mamba_unet_no_scan, small_vm_unet]
+)
+
+
+@repeats_a_single_channel
 def test_one_channel_is_repeated_to_three(make):
     grey, colour = make(in_channels=1).eval(), make(in_channels=3).eval()
     colour.load_state_dict(grey.state_dict())
@@ -190,7 +233,7 @@ def test_one_channel_is_repeated_to_three(make):
         assert torch.equal(grey(image), colour(image.repeat(1, 3, 1, 1)))
 
 
-@pytest.mark.parametrize("make", [small_swin_unet, small_mamba_unet])
+@repeats_a_single_channel
 def test_other_channel_counts_are_taken_as_they_are(make):
     assert make(in_channels=2).patch_embed.proj.in_channels == 2
 
@@ -198,6 +241,10 @@ def test_other_channel_counts_are_taken_as_they_are(make):
 def test_networks_with_a_scan_say_so():
     assert has_scan(small_mamba_unet())
     assert has_scan(AnySize(small_mamba_unet(), 32))
+    assert has_scan(small_vm_unet())
+    assert has_scan(small_swin_umamba())
+    assert has_scan(small_swin_umamba_d())
+    assert not has_scan(small_mamba_unet_no_scan())
     assert not has_scan(small_swin_unet())
     assert not has_scan(small_unet())
 
@@ -229,6 +276,10 @@ def test_every_leaf_is_named_like_its_file_and_builds(name):
         ("swin_unet", SwinUNet),
         ("trans_unet", TransUNet),
         ("mamba_unet", MambaUNet),
+        ("mamba_unet_no_scan", MambaUNetNoScan),
+        ("vm_unet", VMUNet),
+        ("swin_umamba", SwinUMamba),
+        ("swin_umamba_d", SwinUMambaD),
     ],
 )
 def test_leaf_says_the_defaults_of_its_network(name, network):
