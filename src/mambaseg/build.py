@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
+from mambaseg.foreign import printable
 from mambaseg.jobs import note_run
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 # keys of a model leaf that speak to this module rather than to the network
 _MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
+# what a checkpoint says of a network that is not taken from it
+_NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_backend")
 # precisions that convert the network itself, and torch's name of what it becomes
 _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 # arguments of Lightning's Trainer that follow from elsewhere, and from where
@@ -153,17 +157,37 @@ def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
 def _network_with_weights(
     model: DictConfig, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    network, report = build_network(model)
     if checkpoint is None:
-        return network, report
+        return build_network(model)
     try:
+        _require_fit(model, checkpoint)
+        network, _ = build_network(model)
         network.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
+    except Exception as error:  # arguments that no network can have raise nearly anything
         raise UserError(
             f"checkpoint: {checkpoint.path} does not fit the network that it names "
-            f"({model.name}): {error}"
+            f"({model.name}): {printable(str(error)[:2000])}"
         ) from error
     return network, {"checkpoint": str(checkpoint.path)}
+
+
+def _require_fit(model: DictConfig, checkpoint: Checkpoint) -> None:
+    """Compares the shapes before the network has any memory: a checkpoint chose its size.
+
+    Raises:
+        ValueError: a weight is of another shape.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            own = build_network(model)[0].state_dict()
+    except (RuntimeError, NotImplementedError, InstantiationException):
+        return  # a network that computes while it is built has no form without memory
+    for key, value in own.items():
+        if key in checkpoint.weights and checkpoint.weights[key].shape != value.shape:
+            shape = tuple(checkpoint.weights[key].shape)
+            raise ValueError(f"{key} is {shape} in the file, {tuple(value.shape)} in the network")
 
 
 def restore_network(
@@ -196,6 +220,8 @@ def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
     Nothing of a foreign file is instantiated: the leaf is one of the installed conf/model, and a
     checkpoint may set those arguments of it that are plain values.
     """
+    from mambaseg.checkpoint import plain_argument
+
     about, path = checkpoint.about, checkpoint.path
     leaves = {leaf.stem: leaf for leaf in (CONF / "model").glob("*.yaml")}
     name = about["model"].get("name")
@@ -203,10 +229,16 @@ def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
         raise UserError(f"checkpoint: {path} names the network {name!r}; known: {sorted(leaves)}")
     model = OmegaConf.load(leaves[name])
     assert isinstance(model, DictConfig)
+    leaf: Any = OmegaConf.to_container(model, resolve=False)
     for key, value in about["model"].get("arguments", {}).items():
-        plain = isinstance(value, (int, float, str, bool, list, type(None)))
-        if key in model and plain and key not in ("_target_", "pretrained", "scan_backend"):
-            model[key] = value
+        if key in _NOT_A_CHECKPOINTS:
+            continue
+        like = None if OmegaConf.is_interpolation(model, key) else leaf.get(key)
+        if key not in model or not plain_argument(value, like):
+            log.warning("checkpoint: %s sets the argument %s of %s to something that it must not: "
+                        "left out", path, key, name)  # fmt: skip
+            continue
+        model[key] = value
     return model
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mambaseg.costs import count_operations, peak, start_peak
 from mambaseg.loggers import log_cases_to_wandb
-from mambaseg.runs import RunFolder
+from mambaseg.runs import RunFolder, file_name
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class RunRecorder(Callback):
                     self._cases[case]["view"],
                     class_names=class_names,
                     title=f"{case} ({place} of the test part) · {self.title}",
-                    path=self.folder.path / "figures" / f"{place}_{case}.png",
+                    path=self.folder.path / "figures" / f"{place}_{file_name(case)}.png",
                 )
             )
         return paths

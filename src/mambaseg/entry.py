@@ -14,6 +14,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from mambaseg.errors import UserError
+from mambaseg.foreign import printable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -42,7 +43,7 @@ def _explanation(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
-            return str(cause)
+            return printable(str(cause))
         text = str(cause)
         if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
             return (

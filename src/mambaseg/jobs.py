@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.files import whole_file
+from mambaseg.foreign import read_json
 
 FOLDER = ".jobs"
 
@@ -56,7 +57,7 @@ class JobList(Callback):
             return
         words = list(config.hydra.overrides.task)
         path = _file(_experiment(config), words)
-        if not path.exists() or not json.loads(path.read_text(encoding="utf-8"))["run"]:
+        if not path.exists() or not read_json(path)["run"]:
             _write(_experiment(config), words, error=str(job_return._return_value))
 
 

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mambaseg.files import whole_file, writing
+from mambaseg.runs import this_host
 
 log = logging.getLogger(__name__)
 _OTHERWISE = "choose another folder with outputs=..."
@@ -242,7 +243,13 @@ def wandb_logger(
         ) from error
 
     def started(mode: Literal["online", "offline", "disabled"]) -> StepRows:
-        settings = wandb.Settings(init_timeout=init_timeout, silent=True, console="off")
+        settings = wandb.Settings(
+            init_timeout=init_timeout, silent=True, console="off",
+            # W&B's own description of the process holds SLURM's environment, the command line, the
+            # host's name and uncommitted changes; `describe_to_wandb` says what a run was made with
+            x_disable_meta=True, disable_git=True, disable_code=True, x_save_requirements=False,
+            host=this_host(),
+        )  # fmt: skip
         run = wandb.init(
             dir=str(save_dir), name=name, project=project, group=group, tags=tags or [],
             mode=mode, settings=settings, reinit="finish_previous",
@@ -318,11 +325,21 @@ def log_cases_to_wandb(
         board.experiment.summary.update({"data": title, "test": results["summary"]["foreground"]})
 
 
-def describe_to_wandb(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
-    """Sends the resolved configuration to those of the loggers that are W&B."""
+def describe_to_wandb(
+    loggers: Sequence[Logger], config: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Sends configuration, code, versions and hardware to those of the loggers that are W&B.
+
+    Args:
+        loggers: of the trainer.
+        config: the resolved configuration.
+        record: of the run folder.
+    """
+    made_with = {key: record[key] for key in ("code", "versions", "hardware") if key in record}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.config.update(dict(config), allow_val_change=True)
+            described = {**config, "made_with": made_with}
+            logger.experiment.config.update(described, allow_val_change=True)
 
 
 def finish_wandb(*, failed: bool) -> None:

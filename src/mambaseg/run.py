@@ -101,8 +101,9 @@ class Run:
         """Takes the score of a finished run from its record, and says whose it is."""
         self.finished = True
         record = self.folder.record
-        self.score = record.get("val_dice")
-        code = record.get("code", {})
+        score, code = record.get("val_dice"), record.get("code")
+        self.score = score if isinstance(score, float) else None
+        code = code if isinstance(code, dict) else {}
         log.info("already finished: %s, made by %s (rerun=true trains again)",
                  self.folder.path, code_name(code))  # fmt: skip
         if changed := code_changed(code, code_state()):
@@ -114,7 +115,7 @@ class Run:
         # Lightning sets the list in Trainer.__init__ without declaring it
         self.trainer.callbacks.append(self.recorder)  # type: ignore[attr-defined]
         if self.main:
-            describe_to_wandb(self.trainer.loggers, self.config)
+            describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
 
     @property
     def main(self) -> bool:

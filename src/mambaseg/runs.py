@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.files import whole_file, writing
+from mambaseg.foreign import read_json
 
 # What cannot change a result, or only the place where it is computed. Everything else counts.
 _UNSCIENTIFIC: dict[str, set[str]] = {
@@ -75,6 +76,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()
 
 
+def file_name(text: str) -> str:
+    """A case's id as part of a file name: no path, nothing to quote, of bounded length."""
+    return re.sub(r"[^\w.-]+", "-", text)[:100]
+
+
 def file_digest(path: str | Path) -> str:
     """BLAKE2 digest (32 hex) of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
@@ -94,9 +100,10 @@ class RunFolder:
     def record(self) -> dict[str, Any]:
         """What `run.json` holds; empty where there is none or it is damaged."""
         try:
-            return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+            record = read_json(self.path / "run.json")
         except (OSError, ValueError):
             return {}
+        return record if isinstance(record, dict) else {}
 
     @property
     def trained(self) -> bool:
@@ -111,7 +118,7 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
-        return dict(json.loads((self.path / "metrics.json").read_text(encoding="utf-8")))
+        return dict(read_json(self.path / "metrics.json"))
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -128,7 +135,8 @@ class RunFolder:
         """
         for path in sorted(self.path.parent.glob("*/run.json")):
             record = RunFolder(path.parent).record
-            other = record.get("data", {}).get("fingerprint", fingerprint)
+            data = record.get("data")
+            other = data.get("fingerprint", fingerprint) if isinstance(data, dict) else fingerprint
             if record.get("design") == design and other != fingerprint:
                 return path.parent
         return None

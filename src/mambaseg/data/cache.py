@@ -72,14 +72,14 @@ def open_cache(
         for _ in range(2):  # a process that discards a damaged one may take away a new one
             if folder.exists():
                 try:
-                    return _open_verified(folder)
+                    return _open_verified(folder, digests)
                 except DamagedCacheError as error:
                     log.warning("decoded cache %s is damaged (%s): building it again",
                                 folder, error)  # fmt: skip
                     _discard(folder)
             _build(cases, preprocessing, num_classes, digests, folder)
             try:
-                return _open_verified(folder)
+                return _open_verified(folder, digests)
             except DamagedCacheError as error:
                 damage = error
     raise UserError(
@@ -88,8 +88,10 @@ def open_cache(
     ) from damage
 
 
-def _open_verified(folder: Path) -> VolumeCache:
+def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
     cache = VolumeCache(folder)
+    if {entry.case: entry.source for entry in cache.entries} != digests:
+        raise DamagedCacheError("it holds other cases than its name says")
     cache.verify()
     return cache
 

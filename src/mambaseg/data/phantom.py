@@ -23,6 +23,7 @@ from mambaseg.data.phantom_anatomy import GROUPS, draw_heart, tune_ejection
 from mambaseg.data.phantom_image import Scan, draw_scan, render
 from mambaseg.errors import UserError
 from mambaseg.files import remove_abandoned, writing
+from mambaseg.foreign import read_json
 
 MANIFEST = "phantom.json"
 VERSION = 1  # of the generator: raise it whenever the same parameters give other files
@@ -108,7 +109,7 @@ def _checked(root: Path, parameters: dict[str, object]) -> Path:
     """The existing folder, when it is the phantom of these parameters and complete."""
     remedy = f"Delete the folder {root}, or choose another one with data.root."
     try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        found = read_json(root / MANIFEST)
         files = dict(found.pop("files"))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError(

@@ -1,6 +1,7 @@
 """A complete decoded cache on disk, memory-mapped. How it is made: `cache.py`."""
 
 import json
+import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.fingerprint import THREADS, digest_of
+from mambaseg.foreign import read_text
 
 FILES: dict[str, tuple[str, np.dtype[Any]]] = {
     "image": ("images.npy", np.dtype("<f4")),
     "label": ("labels.npy", np.dtype("u1")),
 }
+_INDEX_LIMIT = 256 << 20  # bytes: half a million cases
 
 
 class DamagedCacheError(Exception):
@@ -37,7 +40,7 @@ class Entry:
     @property
     def voxels(self) -> slice:
         """The case's part of the flat arrays."""
-        return slice(self.offset, self.offset + int(np.prod(self.shape)))
+        return slice(self.offset, self.offset + math.prod(self.shape))
 
 
 class VolumeCache:
@@ -52,12 +55,13 @@ class VolumeCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            index = json.loads(read_text(folder / "index.json", limit=_INDEX_LIMIT))
             if index["digest"] != digest_of(index["cases"]):
                 raise ValueError("index.json was changed")
             self.entries = tuple(_entry(values) for values in index["cases"])
+            _require_contiguous(self.entries)
             self._arrays = {kind: self._map(kind) for kind in FILES}
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except Exception as error:  # foreign bytes make NumPy raise nearly anything
             raise DamagedCacheError(str(error) or type(error).__name__) from error
         self._positions = {entry.case: i for i, entry in enumerate(self.entries)}
 
@@ -111,7 +115,32 @@ class VolumeCache:
         )
 
 
+def _require_contiguous(entries: tuple[Entry, ...]) -> None:
+    """The volumes must follow each other: a case never shows a part of another one.
+
+    Raises:
+        ValueError: they do not.
+    """
+    stop = 0
+    for entry in entries:
+        sides = (entry.offset, *entry.shape)
+        if any(type(side) is not int for side in sides) or min(entry.shape) < 1:
+            raise ValueError(f"the shape of {entry.case} is {entry.shape} at {entry.offset}")
+        if entry.offset != stop:
+            raise ValueError(f"{entry.case} does not begin where the case before it ends")
+        stop += math.prod(entry.shape)
+
+
 def _entry(values: dict[str, Any]) -> Entry:
     depth, height, width = values["shape"]
-    spacing = None if values["spacing"] is None else tuple(values["spacing"])
+    spacing = None if values["spacing"] is None else _spacing(values["spacing"])
+    if not isinstance(values["case"], str):
+        raise TypeError("a case's id is not text")
     return Entry(**{**values, "shape": (depth, height, width), "spacing": spacing})
+
+
+def _spacing(values: Any) -> tuple[float, float, float]:
+    z, y, x = map(float, values)
+    if not all(0 < side < float("inf") for side in (z, y, x)):
+        raise ValueError(f"a case has the spacing {values}")
+    return z, y, x

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.errors import UserError
+from mambaseg.foreign import printable
 
 DERIVED = ("relative_position_index", "attn_mask")
 """Entries of original state dicts that follow from the geometry; here they are computed."""
@@ -146,7 +147,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler raise nearly anything
-        reason = str(error).strip().partition("\n")[0]
+        reason = printable(str(error).strip().partition("\n")[0][:300])
         raise UserError(
             f"{path} cannot be read as weights ({reason}). It must be a .safetensors file or a "
             f".pth that holds tensors only; if it holds other objects too and you trust its "
@@ -155,7 +156,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     tensors = (
-        {key: value for key, value in content.items() if isinstance(value, Tensor)}
+        {
+            printable(key): value
+            for key, value in content.items()
+            if isinstance(key, str) and isinstance(value, Tensor)
+        }
         if isinstance(content, Mapping)
         else {}
     )

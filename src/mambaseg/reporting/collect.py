@@ -11,7 +11,6 @@ Three levels, each stricter than a reader would check by hand:
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -22,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
+from mambaseg.foreign import ForeignFileError, read_json, read_table, read_yaml
 from mambaseg.reporting.labels import flatten, labels
+from mambaseg.reporting.valid import check_config, check_record, check_rows, check_summary
 from mambaseg.runs import RunFolder, scientific
 
 Row = dict[str, Any]
 
 _TEXT = {"case", "patient", "phase", "group", "class_name", "outcome", "policy"}
 _COUNTS = {"class", "voxels", "reference_voxels"}
-_FOLD = re.compile(r"^(?P<base>.+)-fold(?P<fold>\d+)$")
+_FOLD = re.compile(r"^(?P<base>.+)-fold(?P<fold>\d{1,4})$")
 # what makes a fold or a seed: never part of an entry's setting
 _REPEATS = {"seed", "data.seed", "data.fold"}
 
@@ -191,44 +192,52 @@ def read_run(path: str | Path) -> RunData:
     Raises:
         UserError: a file is missing or damaged; the message names it.
     """
-    import yaml
-
     path = Path(path)
-    file = path
+    file = path / "run.json"
     try:
         record = RunFolder(path).record
+        check_record(record)
         file = path / "config.yaml"
-        # libyaml's parser where it was built in: ten times faster
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        config = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)  # a safe loader
+        config = read_yaml(file)
+        check_config(config)
         file = path / "metrics.json"
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = read_json(file)
+        check_summary(summary)
         file = path / "cases.csv"
         rows = read_rows(file)
-        run = RunData(path, record, config, summary, tuple(rows))
-        file = path / "metrics.json"
-        _ = run.protocol, run.settings, run.seed, run.model  # damaged files show here
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
+        check_rows(rows, config["data"]["class_names"])
+    except (OSError, ForeignFileError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{file} cannot be read ({reason}). A finished run writes it whole: copy the folder "
+            "again, or leave it out."
+        ) from error
+    run = RunData(path, record, config, summary, tuple(rows))
     if not rows:
         raise UserError(f"{path / 'cases.csv'} holds no case")
     return run
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a cases.csv; empty cells are None."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return [
-            {key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(stream)
-        ]
+    """Rows of a cases.csv; empty cells are None.
+
+    Raises:
+        ForeignFileError: not a table, or a cell that should be a number is none.
+        OSError: it is missing or may not be read.
+    """
+    table = read_table(path)[1]
+    return [{key: _value(key, text) for key, text in row.items()} for row in table]
 
 
 def _value(key: str, text: str) -> Any:
-    if text == "" or text is None:
+    if text == "":
         return None
     if key in _TEXT:
         return text
-    return int(text) if key in _COUNTS else float(text)
+    try:
+        return int(text) if key in _COUNTS else float(text)
+    except ValueError:
+        raise ForeignFileError(f"a cell of column {key} is not a number") from None
 
 
 def collect(folder: str | Path) -> tuple[list[Comparison], list[str]]:

@@ -121,7 +121,7 @@ def view_figure(view: View, *, class_names: Sequence[str], title: str, path: Pat
     height = 2.4 * view.image.shape[1] * view.aspect / view.image.shape[2]
     figure = Figure(figsize=(2.5 * len(columns) + 0.4, height * len(view.rows) + 1.2))
     figure.set_layout_engine("constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     axes = figure.subplots(len(view.rows), len(columns), squeeze=False)
     low, high = view.grey
     for row, (name, z) in enumerate(view.rows):
@@ -205,8 +205,13 @@ def add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> N
     }
     if errors:
         colours |= ERROR_COLOURS
-    patches = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
+    patches = [Patch(facecolor=c, label=literal(name)) for name, c in colours.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+
+
+def literal(text: str) -> str:
+    """Names are names for matplotlib, also those with a $, which would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def crop(labelled: Volume) -> tuple[slice, slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mambaseg.foreign import ForeignFileError, read_arrays
 from mambaseg.reporting.collect import Comparison, Entry, RunData
 from mambaseg.reporting.figures import (
     CLASS_COLOURS,
@@ -17,6 +19,7 @@ from mambaseg.reporting.figures import (
     add_legend,
     crop,
     error_map,
+    literal,
     overlay,
     save_png,
 )
@@ -28,8 +31,11 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 Pixels = npt.NDArray[np.float64]
 
+_NAMES = ("image", "truth", "prediction", "slices")  # of a case's arrays
+_SIDE = 1024  # pixels of a slice: a picture has dozens of them
 _GAP = 2  # pixels between cells
 _DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either colour
+log = logging.getLogger(__name__)
 
 
 def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[Picture]:
@@ -42,6 +48,7 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
         columns = [(e, _first_run(e, patient)) for e in comparison.entries]
         cases = _cases(comparison.entries, patient)
         loaded = {e.label: _load(run, cases) for e, run in columns if run is not None}
+        _leave_out_other_images(loaded)
         if not any(loaded.values()):
             continue
         own = [scores[label].get(patient) for label in loaded]
@@ -74,13 +81,39 @@ def _cases(entries: Sequence[Entry], patient: str) -> list[str]:
 
 def _load(run: RunData, cases: Sequence[str]) -> dict[str, Arrays]:
     """Case -> image, truth, prediction (S, H, W) and slices (S,), of those the file holds."""
-    names = ("image", "truth", "prediction", "slices")
-    with np.load(run.path / "overlays.npz") as file:
-        return {
-            case: {name: file[f"{case}/{name}"] for name in names}
-            for case in cases
-            if f"{case}/image" in file
-        }
+    keys = [f"{case}/{name}" for case in cases for name in _NAMES]
+    try:
+        found = read_arrays(run.path / "overlays.npz", keys, _fits)
+        held = [case for case in cases if f"{case}/image" in found]
+        loaded = {case: {name: found[f"{case}/{name}"] for name in _NAMES} for case in held}
+        for arrays in loaded.values():
+            if len({arrays[name].shape for name in _NAMES[:3]}) > 1:
+                raise ForeignFileError("its arrays differ in shape")
+            if len(arrays["slices"]) != len(arrays["image"]):
+                raise ForeignFileError("its arrays differ in their number of slices")
+    except (OSError, ForeignFileError, KeyError) as error:
+        log.warning("no overlays of %s: overlays.npz: %s", run.path, error)
+        return {}
+    return loaded
+
+
+def _leave_out_other_images(loaded: dict[str, dict[str, Arrays]]) -> None:
+    """Of each case the overlays that are not of the first network's image size."""
+    for case in {case for own in loaded.values() for case in own}:
+        holders = {label: own for label, own in loaded.items() if case in own}
+        size = next(iter(holders.values()))[case]["image"].shape[1:]
+        for label, own in holders.items():
+            if own[case]["image"].shape[1:] != size:
+                log.warning("no overlay of %s, %s: its image has another size", label, case)
+                del own[case]
+
+
+def _fits(key: str, array: npt.NDArray[Any]) -> bool:
+    """Whether an array is as `mambaseg.callbacks.overlay_slices` makes it."""
+    if key.endswith("/slices"):
+        return array.ndim == 1 and array.dtype == np.int16
+    sizes = array.ndim == 3 and len(array) <= 3 and min(array.shape) > 0
+    return sizes and max(array.shape) <= _SIDE and array.dtype == np.uint8
 
 
 def _picture(
@@ -98,7 +131,7 @@ def _picture(
     for label in loaded:
         score = scores[label].get(patient)
         said = "" if score is None else f"\n{score:.3f}"
-        titles += [f"{label.replace(' · ', chr(10))}{said}", "error"]
+        titles += [f"{literal(label.replace(' · ', chr(10)))}{said}", "error"]
     rows: list[list[Pixels | None]] = []
     names = []
     for case in cases:
@@ -106,7 +139,7 @@ def _picture(
         if own:
             rows += _rows(own, list(loaded))
             phase = case.removeprefix(patient).strip("_")
-            names += [f"{phase} slice {z + 1}" for z in next(iter(own.values()))["slices"]]
+            names += [f"{literal(phase)} slice {z + 1}" for z in next(iter(own.values()))["slices"]]
     canvas, (height, width) = mosaic(rows)
     figure = Figure(facecolor=_DARK)
     figure.set_size_inches(1.55 * len(titles) + 0.4, 1.55 * height / width * len(rows) + 0.8)

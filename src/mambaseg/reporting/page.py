@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from hashlib import sha256
+from html import escape as _escape_html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambaseg.foreign import printable
 from mambaseg.reporting.other_tables import paired
 from mambaseg.reporting.plots import Picture
 from mambaseg.reporting.statistics import verdict
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _LONG = 24  # letters: longer text may break into lines
+
+
+def escape(text: str) -> str:
+    """Text of a folder as text of the page: no markup, and nothing that turns other text round."""
+    return _escape_html(printable(text))
 
 
 def page(
@@ -52,12 +59,23 @@ def page(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            _policy(script),
             f"<title>{escape(name)} · mambaseg</title>",
             f"<style>\n{style}</style>\n</head>\n<body>",
             *filter(None, body),
             f"<script>\n{script}</script>\n</body>\n</html>\n",
         ]
     )
+
+
+def _policy(script: str) -> str:
+    """What a browser may do with the page: show it, and run the one script that is ours."""
+    digest = base64.b64encode(sha256(f"\n{script}".encode()).digest()).decode()
+    allowed = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
 
 
 def _count(sections: Sequence[Section]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import io
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mambaseg.foreign import read_table
 from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry, RunData
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.tables import signed
+from mambaseg.reporting.valid import SIZE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 # Stands for the page's text colour: nearly black in PNGs, replaced by currentColor in SVGs.
 _INK = "#010203"
+log = logging.getLogger(__name__)
 _STYLE = {
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
     "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
     "axes.titlesize": 9.5, "svg.fonttype": "none", "svg.hashsalt": "mambaseg",
+    "text.parse_math": False,  # names are names, also those with $
     "figure.facecolor": "none", "axes.facecolor": "none", "legend.frameon": False,
 }  # fmt: skip
 
@@ -216,7 +221,7 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
         for number, run in enumerate(entry.runs):
             rows = _metrics(run)
             for axis, key in zip(axes, ("train/loss", "val/dice"), strict=True):
-                points = [(float(r["step"]) + 1, float(r[key])) for r in rows if r.get(key)]
+                points = _points(rows, key)
                 label = entry.label if number == 0 else None
                 axis.plot(*_columns(points), color=_colour(index), linewidth=1.2, alpha=0.8,
                           label=label)  # fmt: skip
@@ -233,10 +238,21 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
 
 def _metrics(run: RunData) -> list[dict[str, str]]:
     try:
-        with (run.path / "metrics.csv").open(newline="", encoding="utf-8") as stream:
-            return list(csv.DictReader(stream))
-    except OSError:
+        return read_table(run.path / "metrics.csv", growing=True)[1]
+    except FileNotFoundError:
         return []  # logger=none
+    except (OSError, ValueError) as error:
+        log.warning("no curves of %s: metrics.csv: %s", run.path, error)
+        return []
+
+
+def _points(rows: Sequence[dict[str, str]], key: str) -> list[tuple[float, float]]:
+    points = []
+    for row in rows:
+        with contextlib.suppress(ValueError, KeyError):  # a cell that is no number has no point
+            if row.get(key):
+                points.append((float(row["step"]) + 1, float(row[key])))
+    return [point for point in points if all(abs(value) <= SIZE for value in point)]
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -21,7 +21,7 @@ from mambaseg.reporting.other_tables import (
 )
 from mambaseg.reporting.score_tables import grids, tidy
 from mambaseg.reporting.status import RunState, states, status_grid
-from mambaseg.reporting.tables import Grid
+from mambaseg.reporting.tables import Grid, cell_text, markdown_text
 from mambaseg.runs import RunFolder
 
 _TABLES = {"table.csv": tidy, "paired.csv": paired_rows, "clinical.csv": clinical_rows}
@@ -126,15 +126,19 @@ def _write_tables(
 ) -> None:
     text = []
     for section in sections:
-        text += [f"## {section.comparison.title}", ""]
-        text += [*(f"- {caution}" for caution in section.cautions), ""]
+        text += [f"## {markdown_text(section.comparison.title)}", ""]
+        text += [*(f"- {markdown_text(caution)}" for caution in section.cautions), ""]
         text += [grid.markdown() for grid in section.grids]
-    text += [status_grid(runs).markdown(level=2), *(f"- {problem}" for problem in problems)]
+    text += [
+        status_grid(runs).markdown(level=2),
+        *(f"- {markdown_text(problem)}" for problem in problems),
+    ]
     report.write_text("table.md", "\n".join(text).rstrip() + "\n")
     head = "% needs \\usepackage{booktabs}\n"
     latex = [grid.latex() for section in sections for grid in section.grids]
     report.write_text("table.tex", head + "\n".join(latex))
     for name, rows_of in _TABLES.items():
-        rows = [row for section in sections for row in rows_of(section.comparison)]
+        found = [row for section in sections for row in rows_of(section.comparison)]
+        rows = [{key: cell_text(value) for key, value in row.items()} for row in found]
         if rows:
             report.write_rows(name, rows)

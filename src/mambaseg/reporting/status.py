@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambaseg.foreign import printable, read_json
 from mambaseg.reporting.collect import run_folders
 from mambaseg.reporting.other_tables import duration
 from mambaseg.reporting.tables import UNDEFINED, Grid
@@ -75,13 +75,13 @@ def _jobs(folder: Path) -> list[dict[str, Any]]:
 
     Words that all jobs share are left out: an experiment's table shows what differs.
     """
-    jobs = []
+    jobs: list[dict[str, Any]] = []
     for file in sorted((folder / ".jobs").glob("*.json")):
         try:
-            job = json.loads(file.read_text(encoding="utf-8"))
-            jobs.append(
-                {"overrides": list(job["overrides"]), "run": job["run"], "error": job["error"]}
-            )
+            job = read_json(file)
+            run, error = (None if job[key] is None else str(job[key]) for key in ("run", "error"))
+            jobs.append({"overrides": [str(w) for w in job["overrides"]], "run": run,
+                         "error": error})  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a list in pieces must not hide the runs
     if len(jobs) > 1:
@@ -97,7 +97,7 @@ def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
     if state == "running":
         state, cause = _alive(path, record, now)
     elif state == "failed":
-        cause = _first_line(str(record.get("error", "no error recorded")))
+        cause = _first_line(str(record.get("error") or "no error recorded").strip())[:1000]
         if cause.startswith("KeyboardInterrupt"):
             state, cause = "interrupted", "stopped from the keyboard"
     elif state == "done":
@@ -115,14 +115,15 @@ def _first_line(error: str) -> str:
 
 def _alive(path: Path, record: Mapping[str, Any], now: datetime.datetime) -> tuple[str, str]:
     pid, host = record.get("pid"), record.get("host")
-    if pid and host == this_host() and not _process_lives(int(pid)):
+    single = isinstance(pid, int) and 0 < pid < 1 << 31  # others mean groups of processes
+    if single and host == this_host() and not _process_lives(int(pid or 0)):
         return "interrupted", f"process {pid} is gone"
     beat = _parse(record.get("heartbeat")) or _last_change(path)
     silence = (now - beat).total_seconds()
     if silence > SILENT:
         return "interrupted", f"no sign of life for {duration(silence)}"
     step = record.get("steps")
-    return "running", f"step {step}" if step is not None else ""
+    return "running", f"step {step}" if isinstance(step, int) else ""
 
 
 def _process_lives(pid: int) -> bool:
@@ -166,7 +167,8 @@ def _time(record: Mapping[str, Any], now: datetime.datetime) -> str:
 
 
 def _commit(record: Mapping[str, Any]) -> str:
-    code = record.get("code") or {}
+    code = record.get("code")
+    code = code if isinstance(code, dict) else {}
     return str(code.get("commit") or "")[:10] + ("+" if code.get("dirty") else "")
 
 
@@ -198,14 +200,14 @@ def status_table(runs: list[RunState], *, title: str) -> Table:
     from rich.table import Table
 
     colours = dict(zip(STATES, ("green", "cyan", "yellow", "red", "red", "magenta"), strict=True))
-    table = Table(title=title, caption=counted(runs), box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=_plain(title), caption=counted(runs), box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("state", "run", "time", "commit"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "run")
     for run in runs:
         overrides = run.overrides if run.overrides != run.name else ""
         lines = [run.name, *(f"  {line}" for line in (overrides, run.cause) if line)]
         state = f"[{colours[run.state]}]{run.state}[/]"
-        table.add_row(state, _plain("\n".join(lines)), run.time, run.commit)
+        table.add_row(state, _plain("\n".join(lines)), run.time, _plain(run.commit))
     return table
 
 
@@ -213,4 +215,4 @@ def _plain(text: str) -> str:
     """Brackets of overrides are not rich's markup."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+from mambaseg.foreign import printable
+
 UNDEFINED = "–"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def signed(value: float, digits: int) -> str:
@@ -42,9 +46,10 @@ class Grid:
         """A heading, the table, the notes."""
         rule = ["---" if index < self.wide else "---:" for index in range(len(self.header))]
         cells = (self.header, rule, *self.rows)
-        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
-        notes = [f"{note}  " for note in self.notes]
-        return "\n".join([f"{'#' * level} {self.title}", "", *lines, "", *notes, ""])
+        lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in cells]
+        notes = [f"{markdown_text(note)}  " for note in self.notes]
+        title = markdown_text(self.title)
+        return "\n".join([f"{'#' * level} {title}", "", *lines, "", *notes, ""])
 
     def latex(self) -> str:
         """A `table*` with booktabs rules, the notes in its caption."""
@@ -72,12 +77,33 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$", "²": r"$^2$",
-    "<": "$<$", ">": "$>$", "≥": r"$\ge$", "…": r"\ldots{}",
+    "[": "{[}", "]": "{]}", "<": "$<$", ">": "$>$", "≥": r"$\ge$", "…": r"\ldots{}",
 }  # fmt: skip
 
 
 def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in _one_line(text))
+
+
+def markdown_text(text: str) -> str:
+    """Text as one line of Markdown, also in a cell: no HTML, link, picture or column begins in it.
+
+    What is harmless stays readable: `<` before a number, brackets of a list.
+    """
+    text = _one_line(text).replace("\\", "\\\\").replace("`", "\\`").replace("|", "/")
+    return re.sub(r"<(?=[A-Za-z/!?])|(?<=\])(?=[(:\[])", lambda m: f"\\{m[0]}", text)
+
+
+def cell_text(value: Any) -> Any:
+    """A cell of a CSV file for spreadsheets: text that they would run as a formula gets a `'`.
+
+    Numbers stay numbers, negative ones too.
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
 
 
 def score_table(
@@ -125,7 +151,7 @@ def to_markdown(summary: Mapping[str, Any], *, class_names: Sequence[str], note:
     """The same table in Markdown, the note and the convention below it."""
     header, rows = score_cells(summary, class_names)
     rule = ["---", *["---:"] * (len(header) - 1)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in (header, rule, *rows)]
     return "\n".join([*lines, "", *filter(None, [note, convention(summary)])]) + "\n"
 
 

@@ -6,8 +6,8 @@ objects of wandb-workspaces are made from that description alone.
 
 from __future__ import annotations
 
-import csv
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mambaseg.errors import UserError
+from mambaseg.foreign import read_table, read_yaml
 from mambaseg.runs import RunFolder
 
 AXIS = "trainer/global_step"  # of every curve, see `mambaseg.loggers.StepRows`
@@ -182,16 +181,19 @@ def _sync(offline: Iterable[Path]) -> list[str]:
 
 def _columns(run: RunFolder) -> list[str]:
     try:
-        with (run.path / "metrics.csv").open(newline="", encoding="utf-8") as stream:
-            return next(csv.reader(stream), [])
-    except OSError:
+        return read_table(run.path / "metrics.csv", growing=True)[0]
+    except (OSError, ValueError):
         return []
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
     """How the run's W&B logger was configured: project, group, ..."""
     try:
-        config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        return dict(config["logger"]["wandb"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        settings = read_yaml(run.path / "config.yaml")["logger"]["wandb"]
+        return {key: settings[key] for key in ("project", "group") if _is_name(settings.get(key))}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w .+-]{1,128}", value))
