@@ -17,7 +17,8 @@ from mambaseg.data.fingerprint import digest_of
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
-from payload import Payload, armed, claiming_npy, object_npy
+from mambaseg.models.vit_weights import read_hybrid_vit
+from payload import Payload, armed, claiming_npy, npz, object_npy
 
 
 def composed(name, *overrides):
@@ -220,6 +221,23 @@ def test_a_safetensors_file_that_lies_about_its_size_is_an_error(tmp_path):
         cfg.model.pretrained = str(path)
         with pytest.raises(UserError, match="cannot be read as weights"):
             build_network(cfg.model)
+
+
+def test_pretrained_arrays_run_nothing_and_are_not_unpacked_without_end(
+    payload, tmp_path, monkeypatch
+):
+    path = tmp_path / "vit.npz"
+    deep = b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10_000
+    for content in (npz({"x": object_npy(payload)}), npz({"x": deep}), object_npy(payload), b"PK"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as weights"):
+            read_hybrid_vit(path, grid=14)
+    monkeypatch.setattr("mambaseg.models.vit_weights.UNPACKED", 1 << 20)
+    path.write_bytes(
+        npz({str(name): claiming_npy((1 << 19,), bytes(1 << 19)) for name in range(3)})
+    )
+    with pytest.raises(UserError, match="unpacks to more"):
+        read_hybrid_vit(path, grid=14)
 
 
 # ---- the decoded cache ---------------------------------------------------------------------------

@@ -96,10 +96,10 @@ def test_a_cache_that_another_process_has_built_again_is_not_taken_away(
     (folder / "labels.npy").write_bytes(b"")
     discard, rebuilt = module._discard, []
 
-    def late(folder):
+    def late(folder, digests):
         monkeypatch.setattr(module, "_discard", discard)
         rebuilt.append(opened(root, tmp_path / "cache").folder.stat().st_ino)
-        discard(folder)
+        discard(folder, digests)
 
     monkeypatch.setattr(module, "_discard", late)
     opened(root, tmp_path / "cache").verify()

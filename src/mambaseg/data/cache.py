@@ -76,7 +76,7 @@ def open_cache(
                 except DamagedCacheError as error:
                     log.warning("decoded cache %s is damaged (%s): building it again",
                                 folder, error)  # fmt: skip
-                    _discard(folder)
+                    _discard(folder, digests)
             _build(cases, preprocessing, num_classes, digests, folder)
             try:
                 return _open_verified(folder, digests)
@@ -96,7 +96,7 @@ def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
     return cache
 
 
-def _discard(folder: Path) -> None:
+def _discard(folder: Path, digests: dict[str, str]) -> None:
     """Remove a damaged cache; it leaves its name in one step, so nobody opens half of it.
 
     Where another process has built it again meanwhile, that one is put back.
@@ -105,7 +105,7 @@ def _discard(folder: Path) -> None:
     with contextlib.suppress(OSError):  # gone already, or there is a newer one
         folder.rename(grave)
         with contextlib.suppress(DamagedCacheError):
-            _open_verified(grave)
+            _open_verified(grave, digests)
             grave.rename(folder)
     shutil.rmtree(grave, ignore_errors=True)
 

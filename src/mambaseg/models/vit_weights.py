@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaseg.errors import UserError
+from mambaseg.foreign import printable
 
+UNPACKED = 1 << 30  # bytes; the published file has half of it
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _ATTENTION = "MultiHeadDotProductAttention_1"
 _BLOCK = {
@@ -49,12 +51,15 @@ def read_hybrid_vit(path: Path, *, grid: int) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give the path of R50+ViT-B_16.npz")
     try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(info.file_size for info in packed.infolist()) > UNPACKED:
+                raise ValueError(f"it unpacks to more than {UNPACKED >> 20} MiB")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # foreign bytes make zipfile and NumPy raise nearly anything
         raise UserError(
-            f"{path} cannot be read as weights ({error}): it must be the .npz of R50+ViT-B/16, "
-            "an archive of plain arrays"
+            f"{path} cannot be read as weights ({printable(str(error)[:300])}): it must be the "
+            ".npz of R50+ViT-B/16, an archive of plain arrays"
         ) from error
     weights: dict[str, Tensor] = {}
     for name, array in arrays.items():
