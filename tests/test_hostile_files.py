@@ -131,7 +131,7 @@ for _ in range(30):
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
-        (["model"], "unet"), (["model", "name"], ["unet"]), (["model", "name"], SECRET),
+        (["model"], "unet"), (["model", "name"], ["unet"]), (["model", "name"], "x" * 65),
         (["model", "arguments"], ["x"]), (["model", "arguments"], {"../x": 1}),
         (["preprocessing"], None), (["preprocessing", "name"], SECRET),
         (["preprocessing", "size"], 10**6), (["preprocessing", "size"], SECRET),

@@ -88,8 +88,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _wrong_field(about: dict[str, Any]) -> str:
     """What a checkpoint says that is not of the kind or size that it must have; empty: nothing."""
     model, used, data = (about.get(key) for key in ("model", "preprocessing", "data"))
-    if not isinstance(model, dict) or not _is_name(model.get("name")):
-        return "its network"
+    name = model.get("name") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(name, str) or len(name) > 64:
+        return "its network"  # whether there is one of that name is known elsewhere
     given = model.get("arguments", {})
     if not isinstance(given, dict) or not all(map(_is_name, given)):
         return "its network's arguments"
