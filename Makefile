@@ -54,8 +54,11 @@ data-check: setup ## Check a dataset: make data-check DATA=<root>
 	@test -n "$(DATA)" || { echo "usage: make data-check DATA=<folder of the dataset>"; exit 2; }
 	$(BIN)/python -m mambaseg.data.check "$(DATA)"
 
+doctor: setup ## Is this machine fit for training? Versions, GPU, scan backends, disk, data, W&B
+	$(BIN)/python -m mambaseg.doctor
+
 clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-cuda setup-launchers train sweep test test-long test-launchers lint format types data-check clean
+.PHONY: help setup setup-cuda setup-launchers train sweep test test-long test-launchers lint format types data-check doctor clean

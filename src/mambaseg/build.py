@@ -355,6 +355,11 @@ def _settle(cfg: DictConfig) -> None:
         cfg.model.scan_backend = choose_backend(
             cfg.model.scan_backend, torch.device("cuda" if gpu else "cpu")
         )
+        if cfg.trainer.get("deterministic") and cfg.model.scan_backend == "mamba_ssm":
+            raise UserError(
+                "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
+                "order; use model.scan_backend=triton or torch"
+            )
     cfg.data.root = str(Path(cfg.data.root).expanduser())
     cfg.data.cache_dir = str(Path(cfg.data.cache_dir).expanduser())
     with_accumulation = {"accumulate": cfg.trainer.accumulate_grad_batches}

@@ -63,6 +63,11 @@ class RunLock:
             self._lock = lock
             self._note(f"{os.getpid()} {platform.node()}\n")
 
+    @property
+    def held(self) -> bool:
+        """Whether this job has the lock; False after `acquire` where there are no locks."""
+        return self._lock is not None
+
     def release(self) -> None:
         """Gives the lock back; does nothing where it is not held."""
         if self._lock is not None:

@@ -84,7 +84,7 @@ def test_without_the_extension_the_error_names_the_remedy():
 
 def test_an_extension_with_another_interface_is_not_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", ModuleType("selective_scan_cuda"))
-    assert "cannot import name" in dispatch._obstacle("mamba_ssm", "cuda")
+    assert "cannot import name" in dispatch.obstacle("mamba_ssm", "cuda")
 
 
 @with_stand_in

@@ -132,7 +132,7 @@ def selective_scan_2d(
 def available_backends(device: torch.device | str) -> tuple[str, ...]:
     """Names of the backends that can run on `device` in this installation, best first."""
     device_type = torch.device(device).type
-    return tuple(name for name in BACKENDS if _obstacle(name, device_type) is None)
+    return tuple(name for name in BACKENDS if obstacle(name, device_type) is None)
 
 
 def choose_backend(name: str, device: torch.device | str) -> str:
@@ -157,9 +157,9 @@ def _choose(name: str, device_type: str) -> str:
         return _choose_automatically(device_type)
     if name not in BACKENDS:
         raise UserError(f"Unknown scan backend '{name}'. Choose auto or one of {[*BACKENDS]}.")
-    obstacle = _obstacle(name, device_type)
-    if obstacle is not None:
-        raise UserError(f"The scan backend '{name}' cannot run: {obstacle}, or choose 'auto'.")
+    reason = obstacle(name, device_type)
+    if reason is not None:
+        raise UserError(f"The scan backend '{name}' cannot run: {reason}, or choose 'auto'.")
     return name
 
 
@@ -167,11 +167,11 @@ def _choose_automatically(device_type: str) -> str:
     """The first backend of the table that can run; says once what was chosen and what was not."""
     obstacles = {}
     for name in BACKENDS:
-        obstacle = _obstacle(name, device_type)
-        if obstacle is None:
+        reason = obstacle(name, device_type)
+        if reason is None:
             break
         if device_type in (BACKENDS[name].devices or (device_type,)):
-            obstacles[name] = obstacle  # worth a word: it would run here if it were installed
+            obstacles[name] = reason  # worth a word: it would run here if it were installed
     if (name, device_type) not in _announced:
         _announced.add((name, device_type))
         passed_over = "".join(f"; not {other}: {why}" for other, why in obstacles.items())
@@ -179,7 +179,7 @@ def _choose_automatically(device_type: str) -> str:
     return name
 
 
-def _obstacle(name: str, device_type: str) -> str | None:
+def obstacle(name: str, device_type: str) -> str | None:
     """Why a backend cannot run on a device type, with the remedy; None when it can."""
     backend = BACKENDS[name]
     if backend.devices is not None and device_type not in backend.devices:
@@ -188,6 +188,13 @@ def _obstacle(name: str, device_type: str) -> str | None:
         _modules[name] = importlib.import_module(backend.module)
     except ImportError as error:
         return f"it needs {backend.package} ({error}); install it with `{backend.install}`"
+    except Exception as error:  # what is installed badly fails in any way
+        if backend.package is None:
+            raise
+        return (
+            f"{backend.package} is installed but does not load ({type(error).__name__}: {error}); "
+            f"install it again with `{backend.install}`"
+        )
     return None
 
 

@@ -165,6 +165,11 @@ def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 _scan.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+def threading_layer() -> tuple[str, int]:
+    """Which library runs numba's threads, and how many there can be; known after a first scan."""
+    return str(numba.threading_layer()), int(numba.config.NUMBA_NUM_THREADS)
+
+
 def _wants_gradient(inputs: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 

@@ -1,0 +1,367 @@
+"""Is this machine fit for training? `python -m mambaseg.doctor [words of train.py]`, `make doctor`.
+
+Prints one line per finding, with the remedy below what is wrong, and exits with 1 when something is
+broken that a training needs. Every check stands alone: what is broken must not hide the rest. So
+the libraries are imported by the checks that look at them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Level = Literal["ok", "warning", "error"]
+STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "error": "bold red"}
+GIB = 2**30
+# a run keeps a few checkpoints: up to 0.7 GiB for the networks here
+NEEDED, COMFORTABLE = 1 * GIB, 5 * GIB
+SECONDS_FOR_WANDB = 5
+TOLERANCE = 1e-4  # float32 against the float64 definition, relative to the largest value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: how bad, about what, what was found, and what to do about it."""
+
+    level: Level
+    about: str
+    said: str
+    remedy: str = ""
+
+
+Check = Callable[[Any], Iterator[Finding]]
+
+
+def examine(words: Sequence[str] = ()) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        words: as for train.py; they choose the data, the folders and the device that are looked at.
+    """
+    findings = [*_safely(packages, None), *_safely(machine, None)]
+    configuration: list[Any] = []
+
+    def compose(_: Any) -> Iterator[Finding]:
+        configuration.append(_composed(words))
+        yield Finding("ok", "configuration", " ".join(words) or "the default")
+
+    findings += _safely(compose, None)
+    for check in (torch_and_devices, scan_backends):
+        findings += _safely(check, configuration[0] if configuration else None)
+    for check in (disks, data, wandb):
+        if configuration:
+            findings += _safely(check, configuration[0])
+    return findings
+
+
+def _safely(check: Check, configuration: Any) -> list[Finding]:
+    """The findings of a check; one that breaks down is a finding too."""
+    found: list[Finding] = []
+    try:
+        found.extend(check(configuration))
+    except Exception as error:  # whatever it is, the other checks have to run
+        said = f"{type(error).__name__}: {error}"
+        found.append(Finding("error", check.__name__.replace("_", " "), said, "make setup"))
+    return found
+
+
+def _composed(words: Sequence[str]) -> Any:
+    """The configuration that train.py would have."""
+    from hydra import compose, initialize_config_dir
+
+    import mambaseg.build  # noqa: F401 (it registers what the configuration asks of the machine)
+    from mambaseg.entry import CONF
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(words))
+
+
+# ---- the environment ----------------------------------------------------------------------------
+
+
+def packages(_: Any) -> Iterator[Finding]:
+    """Python and the installed packages against the ranges that pyproject.toml declares."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    about = metadata.metadata("mambaseg")
+    python, wanted = platform.python_version(), about["Requires-Python"]
+    fits = python in SpecifierSet(wanted)
+    remedy = "" if fits else f"make a new .venv with another Python: make setup PYTHON=... {wanted}"
+    yield Finding("ok" if fits else "error", "Python", f"{python} (wanted: {wanted})", remedy)
+    good = 0
+    for text in metadata.requires("mambaseg") or []:
+        one = Requirement(text)
+        needed = one.marker is None or one.marker.evaluate({"extra": ""})
+        try:
+            version = metadata.version(one.name)
+        except metadata.PackageNotFoundError:
+            if needed:
+                yield Finding("error", one.name, "is not installed", f"pip install '{_plain(one)}'")
+            continue
+        if one.specifier.contains(version, prereleases=True):
+            good += 1
+        else:
+            said = f"{version} is not in the declared range {one.specifier}"
+            yield Finding("error" if needed else "warning", one.name, said,
+                          f"pip install '{_plain(one)}'")  # fmt: skip
+    yield Finding("ok", "packages", f"{good} in their declared ranges")
+
+
+def _plain(requirement: Any) -> str:
+    return f"{requirement.name}{requirement.specifier}"
+
+
+def machine(_: Any) -> Iterator[Finding]:
+    """System, cores and memory."""
+    said = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not every system tells
+        said += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.0f} GiB memory"
+    yield Finding("ok", "machine", said)
+
+
+def torch_and_devices(configuration: Any) -> Iterator[Finding]:
+    """PyTorch, the CUDA it was built for, the driver and the GPUs."""
+    import torch
+
+    build = torch.version.cuda
+    said = f"{torch.__version__}, {f'built for CUDA {build}' if build else 'built without CUDA'}"
+    yield Finding("ok", "torch", f"{said}, {torch.get_num_threads()} threads")
+    driver = _driver()
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("ok", "GPU", f"{', '.join(names)}; driver {driver or 'unknown'}")
+        return
+    wanted = configuration is not None and configuration.trainer.accelerator in ("gpu", "cuda")
+    level: Level = "error" if wanted else "warning"
+    if driver:
+        remedy = "install a CUDA build of torch (docs/gpu.md)"
+        if build:
+            remedy = f"a driver for CUDA {build} or newer, or an older torch (docs/gpu.md)"
+        yield Finding(level, "GPU", f"driver {driver}, but torch cannot use it", remedy)
+    elif wanted:
+        yield Finding(level, "GPU", "none, and no driver", "trainer=cpu, or a machine with a GPU")
+    else:
+        yield Finding("ok", "GPU", "none: training runs on the CPU")
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver; empty where there is none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else ""
+
+
+# ---- the scan -----------------------------------------------------------------------------------
+
+
+def scan_backends(_: Any) -> Iterator[Finding]:
+    """Runs each backend on a tiny image, and compares values and gradients with the definition."""
+    import torch
+
+    from mambaseg.scan.dispatch import BACKENDS, obstacle
+
+    inputs = _tiny_image()
+    expected = _values_and_gradients(inputs, "reference", torch.device("cpu"))
+    best: set[str] = set()
+    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
+        for name, backend in BACKENDS.items():
+            about = f"scan {name} on {device}"
+            if device not in (backend.devices or (device,)):
+                continue
+            missing = obstacle(name, device)
+            if missing is not None:
+                # the first of the list is what a training should have; the next ones are spare
+                level: Level = "warning" if device in best or name == "mamba_ssm" else "error"
+                yield Finding(level, about, "does not load", missing)
+                continue
+            found = _compared(name, inputs, expected, torch.device(device))
+            yield Finding(found.level, about, found.said, found.remedy)
+            if found.level == "ok":
+                best.add(device)
+            if name == "numba" and found.level == "ok":
+                yield from _numba_threads()
+    if not torch.cuda.is_available():
+        names = [name for name, one in BACKENDS.items() if one.devices == ("cuda",)]
+        yield Finding("ok", "scan on cuda", f"no GPU, so not {' and not '.join(names)}")
+
+
+def _tiny_image() -> list[Tensor]:
+    """Float64 arguments of `selective_scan_2d`: 2 images of 5 x 6, 3 channels, 4 states."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return [
+        normal(2, 5, 6, 3), normal(2, 5, 6, 4, 3) - 2, -torch.exp(normal(4, 3, 4)),
+        normal(2, 5, 6, 4, 4), normal(2, 5, 6, 4, 4), normal(4, 3), normal(4, 3),
+    ]  # fmt: skip
+
+
+def _values_and_gradients(inputs: list[Tensor], backend: str, device: Any) -> list[Tensor]:
+    from mambaseg.scan import selective_scan_2d
+
+    own = [t.detach().to(device).requires_grad_() for t in inputs]
+    output = selective_scan_2d(*own, backend=backend)
+    output.square().sum().backward()
+    return [output.detach(), *(t.grad for t in own if t.grad is not None)]
+
+
+def _compared(name: str, inputs: list[Tensor], expected: list[Tensor], device: Any) -> Finding:
+    """Whether a backend that loads also computes, and what it should."""
+    remedy = "choose another with model.scan_backend=..., and report this"
+    try:
+        got = _values_and_gradients([t.float() for t in inputs], name, device)
+    except Exception as error:  # compilers, drivers, threads: any of them
+        return Finding("error", name, f"fails: {type(error).__name__}: {error}", remedy)
+    pairs = zip(got, expected, strict=True)
+    worst = max(float((a.cpu().double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+    if not worst < TOLERANCE:  # also where it is nan
+        return Finding("error", name, f"gives wrong numbers (error {worst:.1e})", remedy)
+    return Finding("ok", name, f"agrees with the definition (worst error {worst:.0e})")
+
+
+def _numba_threads() -> Iterator[Finding]:
+    from mambaseg.scan.numba import threading_layer
+
+    layer, threads = threading_layer()
+    yield Finding("ok", "numba threads", f"layer {layer}, at most {threads}")
+
+
+# ---- places -------------------------------------------------------------------------------------
+
+
+def disks(configuration: Any) -> Iterator[Finding]:
+    """Room and the right to write where runs and caches go, and locks for run folders."""
+    places = {"outputs": configuration.outputs, "data.cache_dir": configuration.data.cache_dir}
+    for option, place in places.items():
+        path = Path(place).expanduser().absolute()
+        there = next(folder for folder in (path, *path.parents) if folder.is_dir())
+        elsewhere = f"free some space, or choose another folder with {option}=..."
+        try:
+            locks = _lock_works(there)
+        except OSError as error:
+            yield Finding("error", option, f"{there} cannot be written: {error.strerror}",
+                          elsewhere)  # fmt: skip
+            continue
+        free = shutil.disk_usage(there).free
+        level: Level = "ok" if free >= COMFORTABLE else "warning" if free >= NEEDED else "error"
+        yield Finding(level, option, f"{path}: {free / GIB:.1f} GiB free",
+                      "" if level == "ok" else elsewhere)  # fmt: skip
+        if option == "outputs" and not locks:
+            yield Finding("warning", option, "the file system has no locks",
+                          "do not run one command twice at the same time")  # fmt: skip
+
+
+def _lock_works(folder: Path) -> bool:
+    """Whether a file in a new folder can be locked.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from mambaseg.lock import RunLock
+
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as place:
+        (Path(place) / "file").write_bytes(bytes(4096))
+        lock = RunLock(Path(place) / "run")
+        lock.acquire()
+        held = lock.held
+        lock.release()
+    return held
+
+
+def data(configuration: Any) -> Iterator[Finding]:
+    """The data that a training would take; no image is opened."""
+    named = os.environ.get("ACDC_ROOT")
+    root = Path(configuration.data.root).expanduser()
+    if named and not Path(named).expanduser().is_dir():
+        remedy = "set it to the folder of the data set, or unset it for the phantom"
+        yield Finding("error", "ACDC_ROOT", f"{named} is not a folder", remedy)
+    if configuration.data.synthetic:
+        said = f"{configuration.data.title}, {'in' if root.is_dir() else 'to be written to'} {root}"
+        yield Finding("ok", "data", f"{said}; ACDC was not asked for or not found")
+        return
+    from mambaseg.data.acdc import survey
+    from mambaseg.errors import UserError
+
+    try:
+        cases, unusable = survey(root)
+    except UserError as error:
+        yield Finding("error", "data", f"{root}: {error}", "set ACDC_ROOT or data.root")
+        return
+    patients = len({case.patient for case in cases})
+    layout = "h5" if cases and cases[0].image_path.suffix == ".h5" else "official"
+    level: Level = "ok" if cases else "error"
+    yield Finding(level, "data", f"{configuration.data.title} in {root}, {layout} layout: "
+                  f"{len(cases)} cases of {patients} patients",
+                  "" if cases else "download it again")  # fmt: skip
+    if unusable:
+        yield Finding("warning", "data", f"{len(unusable)} problems, first: {unusable[0]}",
+                      f"make data-check DATA={root}")  # fmt: skip
+
+
+def wandb(_: Any) -> Iterator[Finding]:
+    """Whether W&B answers, where a key is configured; the key itself is neither read nor shown."""
+    from omegaconf import OmegaConf
+
+    mode = OmegaConf.create({"mode": "${wandb_mode:}"}).mode
+    if mode != "online":
+        yield Finding("ok", "W&B", f"{mode}: nothing is sent")
+        return
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=SECONDS_FOR_WANDB):
+            pass
+    except urllib.error.HTTPError:
+        pass  # an answer, if only to say that there is no such page
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        yield Finding("warning", "W&B", f"a key is configured, but {url} does not answer: {reason}",
+                      "runs are logged offline; WANDB_MODE=offline saves the waiting")  # fmt: skip
+        return
+    yield Finding("ok", "W&B", f"{url} answers")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the findings; 1 when one is an error, else 0."""
+    from rich.console import Console
+    from rich.text import Text
+
+    findings = examine(sys.argv[1:] if words is None else words)
+    console = Console()
+    for one in findings:  # Text: square brackets in a path are no markup
+        line = Text.assemble((f"{one.level:>7}  ", STYLES[one.level]), f"{one.about}: {one.said}")
+        console.print(line, soft_wrap=True)
+        if one.remedy:
+            console.print(Text(f"         -> {one.remedy}"), soft_wrap=True)
+    broken = [one.about for one in findings if one.level == "error"]
+    said = f"broken: {', '.join(broken)}" if broken else "ready to train"
+    console.print(Text(said, "red" if broken else "green"), soft_wrap=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
