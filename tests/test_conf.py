@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -89,6 +90,50 @@ def test_cpu_experiment_differs_from_the_paper_in_its_budget_only():
     paper["optim"]["scheduler"]["total_iters"] = 1500
     for part in ("data", "optim", "loss", "model", "trainer", "callbacks", "evaluation"):
         assert cpu[part] == paper[part]
+
+
+@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
+def test_each_network_has_its_authors_recipe_and_one_budget(leaf):
+    cfg = composed("experiment=acdc_own_recipe", f"model={leaf}", "data.steps=200")
+    paper = composed("experiment=acdc_paper", f"model={leaf}", "data.steps=200")
+    assert (cfg.model.name, cfg.model) == (leaf, paper.model)
+    assert (cfg.data, cfg.loss, cfg.seed) == (paper.data, paper.loss, paper.seed)
+    assert (CONF / "optim" / "own" / f"{leaf}.yaml").read_text().startswith("# ")  # its source
+    optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.ones(1))])
+    schedule = instantiate(cfg.optim.scheduler)(optimizer)
+    rates = []
+    for _ in range(cfg.data.steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(cfg.optim.optimizer.lr)
+    assert 0 < rates[-1] < 0.02 * max(rates)  # the whole schedule fits into the budget
+
+
+def test_recipes_are_the_published_ones():
+    def recipe(leaf):
+        cfg = composed("experiment=acdc_own_recipe", f"model={leaf}").optim
+        rule = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.ones(1))])
+        kind, group = type(rule).__name__, rule.param_groups[0]
+        return kind, group["lr"], group["weight_decay"], cfg.scheduler._target_.split(".")[-1]
+
+    assert recipe("mamba_unet") == ("SGD", 1e-2, 1e-4, "PolynomialLR")
+    assert recipe("swin_unet") == ("SGD", 5e-2, 1e-4, "PolynomialLR")
+    assert recipe("trans_unet") == ("SGD", 1e-2, 1e-4, "PolynomialLR")
+    assert recipe("nnunet_2d") == ("SGD", 1e-2, 3e-5, "PolynomialLR")
+    assert recipe("mednext_s") == ("AdamW", 1e-3, 3e-5, "PolynomialLR")
+    nnunet = composed("experiment=acdc_own_recipe", "model=nnunet_2d").optim.optimizer
+    assert nnunet.nesterov and nnunet.momentum == 0.99
+
+
+def test_a_network_without_a_recipe_is_refused_by_the_name_of_the_missing_file(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "new_net.yaml").write_text("name: new_net\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    assert composed(search, "model=new_net").model.name == "new_net"
+    with pytest.raises(MissingConfigException, match="optim/own/new_net"):
+        composed(search, "experiment=acdc_own_recipe", "model=new_net")
+    assert composed(search, "experiment=acdc_own_recipe", "model=new_net", "optim=sgd")
 
 
 def test_experiment_values_can_be_overridden():

@@ -1,0 +1,160 @@
+"""What every leaf of conf/model promises: small versions of all of them, and some at full width."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_leaves import LEAVES, small_leaf
+
+each_leaf = pytest.mark.parametrize("leaf", LEAVES)
+
+# leaves whose graph torch.compile has to break, and where
+GRAPH_BREAKS = {"swin_unetr": "MONAI looks at values of its attention mask"}
+# quick to compile; the others are for `make test-long`
+QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
+
+
+@each_leaf
+@pytest.mark.parametrize(
+    ("size", "in_channels", "num_classes"),
+    [((224, 224), 1, 9), ((160, 192), 3, 2), ((97, 131), 1, 2)],
+    ids=str,
+)
+def test_it_trains_at_any_size_with_any_channels_and_classes(leaf, size, in_channels, num_classes):
+    network = small_leaf(leaf, in_channels, num_classes).train()
+    logits = network(torch.rand(2, in_channels, *size))
+    assert logits.shape == (2, num_classes, *size)
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+    logits.square().mean().backward()
+    for name, parameter in trainable(network):
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def trainable(network):
+    """The parameters but those a network is made with frozen."""
+    return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+
+
+def open_branches(network):
+    """Undo the zeros that residual branches begin with: they keep all gradients out."""
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.InstanceNorm2d) and norm.affine and not norm.weight.any():
+            torch.nn.init.ones_(norm.weight)
+
+
+@each_leaf
+def test_every_parameter_gets_a_gradient_that_is_not_zero(leaf):
+    network = small_leaf(leaf).eval()  # no dropout, no drop path
+    open_branches(network)
+    network(torch.rand(2, 1, 64, 64)).square().sum().backward()
+    for name, parameter in trainable(network):
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@each_leaf
+def test_its_state_dict_carries_it_whole_and_inference_repeats(leaf, tmp_path):
+    first, second = small_leaf(leaf), small_leaf(leaf)
+    image = torch.rand(2, 1, 64, 64)
+    first(image)  # in training mode: running statistics are part of the state
+    first.eval(), second.eval()
+    with torch.no_grad():
+        expected = first(image)
+        assert not torch.allclose(second(image), expected)
+        torch.save(first.state_dict(), tmp_path / "weights.pt")
+        second.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        torch.manual_seed(1)
+        assert torch.equal(second(image), expected)
+        assert torch.equal(first(image), expected)
+
+
+@each_leaf
+def test_samples_of_a_batch_do_not_mix(leaf):
+    network = small_leaf(leaf).eval().double()  # where a norm follows Mamba, float32 is off by 1e-4
+    images = torch.rand(3, 1, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        alone = torch.cat([network(image[None]) for image in images])
+        torch.testing.assert_close(network(images), alone)
+
+
+@each_leaf
+def test_bfloat16_autocast_stays_near_float32(leaf):
+    network = small_leaf(leaf).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(image)
+        F.cross_entropy(logits.float(), torch.randint(4, (2, 64, 64))).backward()
+    for name, parameter in trainable(network):
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
+    with torch.no_grad():
+        expected = network(image)
+    error = (logits.float() - expected).std() / expected.std()
+    assert error < 0.1
+
+
+def two_discs(size):
+    """Two images with a bright ring and a disc in it, and their labels."""
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    label = torch.zeros(2, size, size, dtype=torch.int64)
+    for sample, (y, x) in enumerate([(0.38, 0.56), (0.6, 0.34)]):
+        distance = ((row / size - y) ** 2 + (column / size - x) ** 2).sqrt()
+        label[sample][distance < 0.28] = 1
+        label[sample][distance < 0.16] = 2
+    image = torch.tensor([0.2, 0.5, 0.9])[label] + 0.05 * torch.randn(2, size, size)
+    return image[:, None], label
+
+
+def dice(prediction, label, structure):
+    a, b = prediction == structure, label == structure
+    return 2 * (a & b).sum().item() / (a.sum() + b.sum()).item()
+
+
+@each_leaf
+def test_it_learns_one_batch_by_heart(leaf):
+    network = small_leaf(leaf, num_classes=3).train()  # with its dropout and drop path
+    image, label = two_discs(64)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    scores = []
+    for _ in range(12):
+        for _ in range(10):
+            loss = F.cross_entropy(network(image), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            prediction = network.eval()(image).argmax(1)
+        network.train()
+        scores.append([dice(prediction, label, structure) for structure in (1, 2)])
+        if min(scores[-1]) > 0.9:
+            return
+    pytest.fail(f"Dice of ring and disc after every ten steps: {scores}")
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        pytest.param(leaf, marks=() if leaf in QUICK_TO_COMPILE else pytest.mark.slow)
+        for leaf in LEAVES
+    ],
+)
+def test_it_compiles(leaf):
+    network = small_leaf(leaf, **QUICK_TO_COMPILE.get(leaf, {})).eval()
+    image = torch.rand(1, 1, 64, 64)
+    expected = network(image)
+    expected.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in trainable(network)}
+    network.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=leaf not in GRAPH_BREAKS, backend="aot_eager")
+    logits = compiled(image)
+    logits.sum().backward()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    for name, parameter in trainable(network):
+        scale = gradients[name].abs().max().item()
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=name
+        )
+
+
+def test_a_leaf_without_a_small_version_says_what_to_add():
+    with pytest.raises(pytest.fail.Exception, match=r"new_net\.yaml has no entry in SMALL"):
+        small_leaf("new_net")
