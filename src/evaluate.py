@@ -8,16 +8,17 @@ from omegaconf import DictConfig
 
 from mambaseg.build import build
 from mambaseg.entry import entry
+from mambaseg.reporting.tables import headline
 
 
 @entry("evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Returns the mean foreground Dice of the test part."""
+    """Returns the score that stands for the test part: the mean foreground Dice."""
     with build(cfg) as run:
         if not run.finished:
             run.evaluate()
         run.report()
-    return run.folder.summary["foreground"]["dice"]["mean"] if run.main else None
+    return headline(run.folder.summary)[1] if run.main else None
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from mambaseg.callbacks import RunRecorder, overlay_slices, shown_slices
+from mambaseg.callbacks import RunRecorder
 from mambaseg.runs import RunFolder
+from mambaseg.views import SegmentationViews, overlay_slices, shown_slices
 
 
 @pytest.fixture
 def recorder(tmp_path):
-    recorder = RunRecorder(RunFolder(tmp_path), title="synthetic", header={})
+    views = SegmentationViews(("background", "A", "B"))
+    recorder = RunRecorder(RunFolder(tmp_path), title="synthetic", header={}, views=views)
     recorder._cases = {name: {} for name in "abcde"}
     return recorder
 

@@ -10,6 +10,7 @@ from mambaseg.loggers import (
     new_wandb_id,
     wandb_logger,
 )
+from mambaseg.views import SegmentationViews
 
 
 def rows(path):
@@ -53,14 +54,15 @@ def test_wandb_goes_offline_when_the_server_does_not_answer(tmp_path, monkeypatc
 
 def test_wandb_gets_overlays_with_masks_and_the_table_of_cases(tmp_path):
     logger = wandb_logger(save_dir=tmp_path, name="x", mode="offline")
-    maps = {name: np.ones((3, 20, 24), np.uint8) for name in ("truth", "prediction")}
-    shown = {"best": {"case": "patient001_ED", "image": np.zeros((3, 20, 24), np.float32), **maps}}
+    maps = {name: np.ones((1, 20, 24), np.uint8) for name in ("truth", "prediction")}
+    kept = {"middle": {"image": np.zeros((1, 20, 24), np.float32), **maps}}
+    media = SegmentationViews(("background", "heart")).media(kept)
     results = {
         "rows": [{"case": "patient001_ED", "dice": 0.5}],
-        "summary": {"foreground": {"dice": {"mean": 0.5}}},
+        "means": {"dice": {"mean": 0.5}},
     }
-    names = ("background", "heart")
-    log_cases_to_wandb([logger], results, shown, title="synthetic", class_names=names)
+    shown = {"best": {"case": "patient001_ED", **media}}
+    log_cases_to_wandb([logger], results, shown, title="synthetic")
     finish_wandb(failed=False)
     media = [p for p in tmp_path.rglob("media/*/**/*") if p.is_file() and not p.is_symlink()]
     kinds = {path.relative_to(tmp_path).parts[-3] for path in media}

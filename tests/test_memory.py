@@ -9,12 +9,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from mambaseg.callbacks import RunRecorder, shown_slices
+from mambaseg.callbacks import RunRecorder
 from mambaseg.costs import peak, start_peak
 from mambaseg.data.case import Case
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.runs import RunFolder
 from mambaseg.task import SegmentationTask
+from mambaseg.views import SegmentationViews, shown_slices
 
 CLASSES = ("background", "RV", "LV")
 BYTES_PER_VOXEL = 48  # on top of the volume itself, which has 5
@@ -44,7 +45,7 @@ def evaluated(batch, folder):
         nn.Conv2d(1, len(CLASSES), 9, padding=4), nn.Identity(), None, None,
         preprocessing=Preprocessing("paper", 64), class_names=CLASSES,
     )  # fmt: skip
-    recorder = RunRecorder(RunFolder(folder), title="noise", header={})
+    recorder = RunRecorder(RunFolder(folder), title="noise", header={}, views=task.views)
     outputs = task.test_step(batch, 0)
     recorder.on_test_batch_end(None, task, outputs, batch, 0)
     return task.scores["test"].rows
@@ -77,7 +78,9 @@ def size(value):
 
 
 def test_of_each_case_a_few_slices_are_kept_however_deep_it_is(tmp_path):
-    recorder = RunRecorder(RunFolder(tmp_path), title="", header={})
+    recorder = RunRecorder(
+        RunFolder(tmp_path), title="", header={}, views=SegmentationViews(CLASSES)
+    )
     volume = torch.zeros(300, 40, 40, dtype=torch.uint8)
     volume[50:250, 10:30, 10:30] = 1
     for number in range(5):

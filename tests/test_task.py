@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from mambaseg.base_task import parameter_groups
 from mambaseg.models import MambaUNet, SwinUNet, UNet
-from mambaseg.task import parameter_groups
 
 TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
 

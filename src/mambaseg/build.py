@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.entry import CONF
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 _MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
 # what a checkpoint says of a network that is not taken from it
 _NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_backend")
+# keys of a data leaf that speak to this module rather than to the data module
+_DATA_EXTRAS = ("title", "synthetic", "task", "instead")
 # precisions that convert the network itself, and torch's name of what it becomes
 _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+# what the data are for (data.task), and the task that learns it
+_TASKS = {"segmentation": "mambaseg.task.SegmentationTask"}
 # arguments of Lightning's Trainer that follow from elsewhere, and from where
 _NOT_THE_TRAINERS = {
     "max_steps": "data.steps",
@@ -66,11 +71,18 @@ def _wandb_mode() -> str:
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
 
 
-for _name, _resolver in {
+def _monitor(*, _root_: DictConfig) -> str:
+    """The validation score by which the task of the data chooses its best checkpoint."""
+    return str(_task_class(_root_.data).monitor)
+
+
+_RESOLVERS: dict[str, Callable[..., str]] = {
+    "monitor": _monitor,
     "acdc_root": _acdc_root,
     "found_data": _found_data,
     "wandb_mode": _wandb_mode,
-}.items():
+}
+for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
@@ -102,7 +114,7 @@ def build(cfg: DictConfig) -> Run:
         checkpoint = _follow_checkpoint(cfg)
         cfg.checkpoint = str(checkpoint.path)
     _settle(cfg)
-    data = instantiate(_without(cfg.data, "title", "synthetic"), _convert_="all")
+    data = instantiate(_without(cfg.data, *_DATA_EXTRAS), _convert_="all")
     data.load()
     config = _plain(cfg)
     whole = _with_digests(config)
@@ -124,6 +136,7 @@ def build(cfg: DictConfig) -> Run:
         finished=finished,
         make_network=lambda: _network_with_weights(cfg.model, checkpoint),
         make_parts=lambda network: _parts(cfg, network, data),
+        monitor=_task_class(cfg.data).monitor,
     )
 
 
@@ -270,7 +283,6 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
     import torch
 
     from mambaseg.runs import RunFolder
-    from mambaseg.task import SegmentationTask
 
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     if "wandb" in cfg.logger:
@@ -284,22 +296,21 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
             cfg.logger.wandb.tags = [*cfg.logger.wandb.tags, cfg.data.title]
     description = {
         "model": {"name": cfg.model.name, "arguments": _plain(_without(cfg.model, "_target_"))},
-        "preprocessing": data.preprocessing.describe(),
+        "preprocessing": data.describe(),
         "classes": list(cfg.data.class_names),
         "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},
         "split": {"name": data.split.name, "hash": data.split.hash},
     }
-    task = SegmentationTask(
+    task = _task_class(cfg.data)(
         network,
         instantiate(cfg.loss),
         instantiate(cfg.optim.optimizer),
         instantiate(cfg.optim.scheduler) if cfg.optim.scheduler else None,
-        preprocessing=data.preprocessing,
-        class_names=cfg.data.class_names,
         decay=cfg.optim.decay,
-        evaluation=_plain(cfg.evaluation),
         seed=cfg.seed,
         description=description,
+        **data.for_task(),
+        evaluation=_plain(cfg.evaluation),
     )
     if cfg.trainer.precision in _TRUE:
         # Only the network: Lightning's own would also round the data and their augmentation.
@@ -370,10 +381,7 @@ def _notice(cfg: DictConfig) -> str:
     """What must be said first and last when the data are synthetic."""
     if not cfg.data.synthetic:
         return ""
-    return (
-        f"*** {cfg.data.title} *** To train on ACDC: download it (README, section ACDC) to "
-        "data/ACDC or set ACDC_ROOT, and use data=acdc."
-    )
+    return f"*** {cfg.data.title} *** {cfg.data.get('instead', '')}".rstrip()
 
 
 def _with_digests(config: dict[str, Any]) -> dict[str, Any]:
@@ -403,6 +411,14 @@ def _without(cfg: DictConfig, *keys: str) -> DictConfig:
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def _task_class(data: DictConfig) -> Any:
+    """The task that learns what the data are for: `data.task`, segmentation where it is unsaid."""
+    kind = data.get("task", "segmentation")
+    if kind not in _TASKS:
+        raise UserError(f"data.task={kind}: choose one of {', '.join(_TASKS)}")
+    return get_class(_TASKS[kind])
 
 
 def _silence_libraries() -> None:

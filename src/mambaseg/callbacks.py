@@ -29,77 +29,20 @@ class ProgressBar(RichProgressBar):
         return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
-def overlay_slices(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, **_: Any
-) -> dict[str, np.ndarray]:
-    """The slices of a case that a report shows, small enough to keep for every case.
-
-    They stand at a quarter, half and three quarters of the slices that hold foreground in the
-    truth (where it is empty: in the prediction, then of all slices); fewer where there are fewer.
-
-    Args:
-        image: (Z, H, W) intensities on any scale.
-        truth: (Z, H, W) labels.
-        prediction: (Z, H, W) labels.
-
-    Returns:
-        `image`, `truth`, `prediction`: uint8 (S, H, W) with S <= 3, the image's 1st to 99th
-        percentile of the volume spread over 0..255; `slices`: their indices (S,).
-    """
-    for labels in (truth, prediction, np.ones_like(truth)):
-        used = np.flatnonzero((labels > 0).any(axis=(1, 2)))
-        if used.size:
-            break
-    chosen = np.unique(used[[int(share * used.size) for share in (0.25, 0.5, 0.75)]])
-    low, high = np.percentile(image, (1, 99))
-    grey = np.clip((image[chosen] - low) / max(high - low, 1e-9), 0, 1)
-    return {
-        "image": np.round(255 * grey).astype(np.uint8),
-        "truth": truth[chosen].astype(np.uint8),
-        "prediction": prediction[chosen].astype(np.uint8),
-        "slices": chosen.astype(np.int16),
-    }
-
-
-def shown_slices(
-    image: np.ndarray,
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    spacing: tuple[float, float, float] | None,
-) -> dict[str, Any]:
-    """All that a run may show of a case: `overlay` for reports, `view` for its picture, `middle`.
-
-    Args:
-        image: (Z, H, W) intensities.
-        truth: (Z, H, W) labels.
-        prediction: (Z, H, W) labels.
-        spacing: mm (z, y, x), None when unknown.
-
-    Returns:
-        Copies of at most seven slices; `middle` has the middle one of each volume, (1, H, W).
-    """
-    from mambaseg.reporting.figures import case_view
-
-    volumes = {"image": image, "truth": truth, "prediction": prediction}
-    middle = len(image) // 2
-    return {
-        "overlay": overlay_slices(**volumes),
-        "view": case_view(**volumes, spacing=spacing),
-        "middle": {kind: volume[middle : middle + 1].copy() for kind, volume in volumes.items()},
-    }
-
-
 class RunRecorder(Callback):
     """Writes the run's results: cases.csv, metrics.json, overlays.npz, figures, and W&B's copy.
 
     Args:
         folder: the run folder.
         title: said in every figure and table, e.g. `synthetic phantom, not ACDC`.
+        views: of the task (`mambaseg.views`).
         header: plain data that stands at the head of metrics.json (split, notes, preprocessing).
     """
 
-    def __init__(self, folder: RunFolder, *, title: str, header: dict[str, Any]) -> None:
-        self.folder, self.title, self.header = folder, title, header
+    def __init__(
+        self, folder: RunFolder, *, title: str, header: dict[str, Any], views: Any
+    ) -> None:
+        self.folder, self.title, self.header, self.views = folder, title, header, views
         self.figures: list[Path] = []
         self._cases: dict[str, dict[str, Any]] = {}
         self._started = 0.0
@@ -115,11 +58,12 @@ class RunRecorder(Callback):
             self._beat(trainer)
             self.folder.update(cost={"peak_memory_bytes": peak(pl_module.device)})
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Says the score in the log, where a progress bar leaves nothing."""
-        score = trainer.callback_metrics.get("val/dice")
+        score = trainer.callback_metrics.get(pl_module.monitor)
         if score is not None and not trainer.sanity_checking:
-            log.info("step %d: val/dice %.4f", trainer.global_step, float(score))
+            step, name = trainer.global_step, pl_module.monitor
+            log.info("step %d: %s %.4f", step, name, float(score))
             if trainer.is_global_zero:
                 self._beat(trainer)
 
@@ -136,13 +80,8 @@ class RunRecorder(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps what may be shown of a case: a few slices, or large volumes would fill memory."""
-        self._cases[batch["case"].id] = shown_slices(
-            batch["image"].cpu().numpy(),
-            batch["label"].cpu().numpy().astype(np.uint8),
-            outputs["prediction"].cpu().numpy(),
-            batch["spacing"],
-        )
+        """Keeps what may be shown of a case."""
+        self._cases[batch["case"].id] = self.views.keep(batch, outputs)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes everything the test part gave."""
@@ -153,20 +92,18 @@ class RunRecorder(Callback):
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
             self.folder.write_arrays("overlays.npz", overlays)
             self._record_cost(trainer, pl_module)
-            self.figures = self._draw(results, pl_module.class_names)
+            chosen = self._shown(results)
+            self.figures = [self._draw(place, case) for place, case in chosen.items()]
             shown = {
-                place: {"case": case, **self._cases[case]["middle"]}
-                for place, case in self._shown(results).items()
+                place: {"case": case, **self.views.media(self._cases[case])}
+                for place, case in chosen.items()
             }
-            log_cases_to_wandb(
-                trainer.loggers, results, shown, title=self.title, class_names=pl_module.class_names
-            )
+            log_cases_to_wandb(trainer.loggers, results, shown, title=self.title)
         self._cases.clear()
 
     def _record_cost(self, trainer: L.Trainer, task: Any) -> None:
         """Adds what the network costs per image and per case; its parameters are known before."""
-        side = task.preprocessing.size
-        shape = [trainer.datamodule.in_channels, side, side]  # type: ignore[attr-defined]
+        shape = list(trainer.datamodule.image_shape)  # type: ignore[attr-defined]
         like = next(task.network.parameters(), torch.zeros(()))
         counted = count_operations(task.network, like.new_zeros(1, *shape))
         cost = {
@@ -194,27 +131,14 @@ class RunRecorder(Callback):
         }
 
     def _shown(self, results: dict[str, Any]) -> dict[str, str]:
-        """Best, median and worst of this rank's cases by mean foreground Dice."""
-        dice: dict[str, list[float]] = {}
-        for row in results["rows"]:
-            if row["class"] and row["dice"] is not None and row["case"] in self._cases:
-                dice.setdefault(row["case"], []).append(float(row["dice"]))
-        ranked = sorted(dice, key=lambda case: (np.mean(dice[case]), case))
+        """Best, median and worst of this rank's cases."""
+        ranking = self.views.ranking(results["rows"])
+        ranked = sorted(self._cases.keys() & ranking, key=lambda case: (ranking[case], case))
         if not ranked:
             return {}
         return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 
-    def _draw(self, results: dict[str, Any], class_names: tuple[str, ...]) -> list[Path]:
-        from mambaseg.reporting.figures import view_figure
-
-        paths = []
-        for place, case in self._shown(results).items():
-            paths.append(
-                view_figure(
-                    self._cases[case]["view"],
-                    class_names=class_names,
-                    title=f"{case} ({place} of the test part) · {self.title}",
-                    path=self.folder.path / "figures" / f"{place}_{file_name(case)}.png",
-                )
-            )
-        return paths
+    def _draw(self, place: str, case: str) -> Path:
+        title = f"{case} ({place} of the test part) · {self.title}"
+        path = self.folder.path / "figures" / f"{place}_{file_name(case)}.png"
+        return self.views.draw(self._cases[case], title=title, path=path)

@@ -68,6 +68,8 @@ class Finding:
 
 def names_of_samples(batch: Mapping[str, Any]) -> list[str]:
     """The samples of a training batch in words."""
+    if "slice" not in batch:
+        return list(batch["case"])
     return [f"{c} slice {z}" for c, z in zip(batch["case"], batch["slice"], strict=True)]
 
 
@@ -75,17 +77,17 @@ def step_arrays(batches: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]
     """The micro-batches of a step one after the other, as arrays without objects.
 
     Returns:
-        `image` (N, 1, S, S) float32 and `label` (N, S, S) int64, augmented; `case` (N,) text,
-        `slice` (N,), `position` (N,) in the global batch, `step` ().
+        `image` (N, C, S, S) float32 and what is true of it (`label` (N, S, S) int64, or `clear`
+        like the image), augmented; `case` (N,) text, `slice` (N,) where there are slices,
+        `position` (N,) in the global batch, `step` ().
     """
-    return {
-        "image": torch.cat([batch["image"] for batch in batches]).cpu().numpy(),
-        "label": torch.cat([batch["label"] for batch in batches]).cpu().numpy(),
-        "case": np.array([case for batch in batches for case in batch["case"]]),
-        "slice": np.array([number for batch in batches for number in batch["slice"]]),
-        "position": np.concatenate([np.asarray(batch["position"]) for batch in batches]),
-        "step": np.array(batches[0]["step"]),
-    }
+    arrays = {"step": np.array(batches[0]["step"])}
+    for key, value in batches[0].items():
+        if isinstance(value, Tensor):
+            arrays[key] = torch.cat([batch[key] for batch in batches]).cpu().numpy()
+        elif key != "step":
+            arrays[key] = np.array([one for batch in batches for one in batch[key]])
+    return arrays
 
 
 def diagnose(task: Any, batches: Sequence[Mapping[str, Any]]) -> Finding:
@@ -94,7 +96,7 @@ def diagnose(task: Any, batches: Sequence[Mapping[str, Any]]) -> Finding:
     Every micro-batch is run whatever is found: losses may add up over devices.
 
     Args:
-        task: a `SegmentationTask` in training mode; its running statistics change.
+        task: a `Task` in training mode; its running statistics change.
         batches: on its device.
     """
     findings = [_in_batch(task, batch) for batch in batches]

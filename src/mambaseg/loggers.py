@@ -290,39 +290,31 @@ def log_cases_to_wandb(
     shown: Mapping[str, Mapping[str, Any]],
     *,
     title: str,
-    class_names: Sequence[str],
 ) -> None:
-    """Sends test results to those of the loggers that are W&B: table of cases, overlays, summary.
+    """Sends test results to those of the loggers that are W&B: table of cases, images, summary.
 
     Args:
         loggers: of the trainer.
-        results: `rows` per case and class, and their `summary`.
-        shown: key -> case (id), image (Z, H, W), truth, prediction; the middle slice is shown.
+        results: `rows` per case, and the `means` that stand for them.
+        shown: key -> case (id), image (H, W) or (H, W, 3), masks as W&B takes them, or None.
         title: what the data are.
-        class_names: of all labels, background first.
     """
     boards = [logger for logger in loggers if isinstance(logger, StepRows)]
     if not boards:
         return
     import wandb
 
-    names = dict(enumerate(class_names))
     images = {}
-    for key, arrays in shown.items():
-        middle = len(arrays["image"]) // 2
-        masks = {
-            kind: {"mask_data": arrays[kind][middle], "class_labels": names}
-            for kind in ("truth", "prediction")
-        }
-        caption = f"{arrays['case']}, {title}"
+    for key, media in shown.items():
+        caption = f"{media['case']}, {title}"
         # a key each: W&B wants equal sizes under one key
-        images[f"test/{key}"] = wandb.Image(arrays["image"][middle], masks=masks, caption=caption)
+        images[f"test/{key}"] = wandb.Image(media["image"], masks=media["masks"], caption=caption)
     rows = results["rows"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for board in boards:
         table = wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
         board.log_metrics({**images, "test/cases": table})  # into the row of the test
-        board.experiment.summary.update({"data": title, "test": results["summary"]["foreground"]})
+        board.experiment.summary.update({"data": title, "test": results["means"]})
 
 
 def describe_to_wandb(

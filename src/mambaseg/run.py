@@ -44,6 +44,7 @@ class Run:
         finished: the folder already holds the finished result.
         make_network: () -> (network, report of pretrained weights or None).
         make_parts: network -> (task, trainer).
+        monitor: the task's validation score that chooses the best checkpoint.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Run:
         finished: bool,
         make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
         make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
+        monitor: str,
     ) -> None:
         self.config, self.folder, self.data = config, folder, data
         self.key, self.design = key, design
         self.notice, self.finished = notice, finished
         self._make_network, self._make_parts = make_network, make_parts
+        self._score_name = monitor.replace("/", "_")  # in the record: val_dice
         self._lock = RunLock(folder.path)
         self._log_file: logging.Handler | None = None
         self.score: float | None = None
@@ -101,7 +104,7 @@ class Run:
         """Takes the score of a finished run from its record, and says whose it is."""
         self.finished = True
         record = self.folder.record
-        score, code = record.get("val_dice"), record.get("code")
+        score, code = record.get(self._score_name), record.get("code")
         self.score = score if isinstance(score, float) else None
         code = code if isinstance(code, dict) else {}
         log.info("already finished: %s, made by %s (rerun=true trains again)",
@@ -111,7 +114,8 @@ class Run:
 
     def _prepare(self, network: nn.Module) -> None:
         self.task, self.trainer = self._make_parts(network)
-        self.recorder = RunRecorder(self.folder, title=self.config["data"]["title"], header={})
+        title, views = self.config["data"]["title"], self.task.views
+        self.recorder = RunRecorder(self.folder, title=title, header={}, views=views)
         # Lightning sets the list in Trainer.__init__ without declaring it
         self.trainer.callbacks.append(self.recorder)  # type: ignore[attr-defined]
         if self.main:
@@ -176,7 +180,7 @@ class Run:
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             self.score = float(best.best_model_score)
         if self.main:
-            self.folder.update(val_dice=self.score)
+            self.folder.update(**{self._score_name: self.score})
 
     def evaluate(self) -> None:
         """Scores the test part with this run's best checkpoint, or the weights it was given."""
@@ -190,9 +194,9 @@ class Run:
             "data": self.config["data"]["title"],
             "model": self.config["model"]["name"],
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
-            "preprocessing": self.data.preprocessing.describe(),
+            "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,
-            "val_dice": self.score,
+            self._score_name: self.score,
         }
         path = None if given else str(chosen)
         self.trainer.test(
@@ -205,16 +209,15 @@ class Run:
             return
         console = Console()
         if (self.folder.path / "metrics.json").is_file():
-            from mambaseg.reporting.tables import score_table
+            from mambaseg.reporting.tables import headline, run_table
 
             summary = self.folder.summary
             title = f"{self.config['model']['name']} · {self.config['data']['title']}"
             split = summary["split"]
             note = f"split {split['name']} ({split['hash']}). {split['note']}"
             names = list(self.config["data"]["class_names"])
-            console.print(score_table(summary, title=title, class_names=names, note=note))
-            dice = summary["foreground"]["dice"]["mean"]
-            log.info("test: mean foreground Dice %.4f, checkpoint %s", dice, summary["checkpoint"])
+            console.print(run_table(summary, title=title, class_names=names, note=note))
+            log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
         log.info("run folder: %s", self.folder.path)
         for picture in sorted(self.folder.path.glob("figures/median_*.png")):
             log.info("picture:    %s", picture)
@@ -300,9 +303,11 @@ class Run:
                 seconds.append(time.perf_counter() - start)
         hours = seconds[-1] * data["batch_size"] * data["steps"] / 3600
         log.warning(
-            "no GPU: about %.0f hours for %d steps of %d slices at %d x %d on this machine. "
-            "experiment=acdc_cpu is a smaller budget with everything else as published.",
+            "no GPU: about %.0f hours for %d steps of %d images at %d x %d on this machine. "
+            "data.steps, data.batch_size and data.size make it less%s.",
             hours, data["steps"], data["batch_size"], data["size"], data["size"],
+            "; experiment=acdc_cpu does so with everything else as published"
+            if data["name"] == "acdc" else "",
         )  # fmt: skip
 
     def _leave_process_group(self) -> None:

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mambaseg.data.acdc import find_cases
 from mambaseg.data.case import Case
-from mambaseg.data.datamodule import RankSampler, SegmentationDataModule
+from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.loaders import RankSampler
 from mambaseg.errors import UserError
 
 CLASSES = ("background", "RV", "MYO", "LV")

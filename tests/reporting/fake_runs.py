@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mambaseg.callbacks import overlay_slices
 from mambaseg.metrics import score_case, summarise
 from mambaseg.runs import RunFolder
+from mambaseg.views import overlay_slices
 
 NAMES = ("background", "RV", "MYO", "LV")
 GROUPS = ("NOR", "DCM", "HCM", "MINF", "RV")

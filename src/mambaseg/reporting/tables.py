@@ -106,6 +106,19 @@ def _one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def run_table(
+    summary: Mapping[str, Any], *, title: str, class_names: Sequence[str], note: str = ""
+) -> Table:
+    """The scores of a run as its task shows them; `summary` is what metrics.json holds."""
+    return score_table(summary, title=title, class_names=class_names, note=note)
+
+
+def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The one score that stands for a test, in words and as a number."""
+    dice = summary["foreground"]["dice"]["mean"]
+    return f"mean foreground Dice {UNDEFINED if dice is None else f'{dice:.4f}'}", dice
+
+
 def score_table(
     summary: Mapping[str, Any], *, title: str, class_names: Sequence[str], note: str = ""
 ) -> Table:

@@ -1,0 +1,221 @@
+"""What all data modules share: batches that are a function of seed and step, and their loaders."""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mambaseg.data.slices import StepSampler
+from mambaseg.data.splits import Split
+from mambaseg.errors import UserError
+
+PARTS = ("train", "val", "test")
+Batch = dict[str, Any]
+
+
+class StepDataModule(L.LightningDataModule):
+    """Batches of optimizer steps for training, one case at a time for evaluation.
+
+    The whole training is one epoch of Lightning: `steps * accumulate` micro-batches. The loader
+    starts at the trainer's optimizer step, and what a step holds is a function of (seed, step), so
+    a checkpoint needs no state from here; it must be made at the end of an optimizer step. The
+    trainer needs `max_steps=steps`, `accumulate_grad_batches=accumulate`,
+    `val_check_interval=val_every * accumulate`, `check_val_every_n_epoch=None` and
+    `use_distributed_sampler=False` (the samplers here know the ranks).
+
+    Worker processes only read and copy with NumPy. On Linux they are forked: joblib's processes
+    know no other way to start them, and fork is safe here because no worker ever enters an OpenMP
+    region or touches a GPU.
+
+    A data module adds `load`, `training_data`, `evaluation_data` and, where more than `image` goes
+    to the device, `transferred`.
+
+    Args:
+        name: Name of the data set, for results.
+        in_channels: Channels of an image.
+        size: Side of the square that the network sees in training.
+        batch_size: Samples per optimizer step, over all devices and micro-batches.
+        steps: Optimizer steps of the whole training.
+        val_every: Optimizer steps between validations.
+        num_workers: Worker processes per loader.
+        accumulate: Micro-batches per optimizer step.
+        seed: Seed of the order and of the augmentation.
+
+    Attributes:
+        split: Who is in which part; after `load`, like the next two.
+        fingerprint: Of what the files hold.
+        counts: Part -> what -> how many.
+    """
+
+    # With more devices than validation cases some have nothing to do.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    split: Split
+    fingerprint: str
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        in_channels: int,
+        size: int,
+        batch_size: int,
+        steps: int,
+        val_every: int,
+        num_workers: int,
+        accumulate: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        counts = {"steps": steps, "val_every": val_every, "batch_size": batch_size}
+        for key, value in {**counts, "accumulate": accumulate}.items():
+            if value < 1:
+                key = "trainer.accumulate_grad_batches" if key == "accumulate" else f"data.{key}"
+                raise UserError(f"{key}={value}: at least 1 is needed")
+        self.name, self.in_channels, self.size = name, in_channels, size
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self.steps, self.val_every, self.num_workers = steps, val_every, num_workers
+
+    # ---- what a data module adds
+
+    @abstractmethod
+    def load(self) -> None:
+        """Find and split the data; later calls do nothing."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What the parts hold."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The way from a file to the network as plain data: `name`, `size`, ..."""
+
+    def for_task(self) -> dict[str, Any]:
+        """What a task must know of the data, as keyword arguments."""
+        return {}
+
+    @abstractmethod
+    def training_data(self) -> tuple[Dataset[Any], Callable[[Sequence[Any]], Batch]]:
+        """The training samples, asked for by `Draw`, and what makes a batch of them."""
+
+    @abstractmethod
+    def evaluation_data(self, part: str) -> Dataset[Any]:
+        """The cases of a part."""
+
+    def transferred(self, batch: Batch) -> Sequence[str]:
+        """Keys of the tensors that the device needs."""
+        return ("image",)
+
+    # ---- Lightning's hooks
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a training image."""
+        return self.in_channels, self.size, self.size
+
+    def train_dataloader(self) -> "StepLoader":
+        """Return this rank's micro-batches from the trainer's optimizer step on."""
+        self.load()
+        if self.trainer and self.trainer.accumulate_grad_batches != self.accumulate:
+            raise UserError(
+                f"the trainer accumulates {self.trainer.accumulate_grad_batches} micro-batches per "
+                f"step, the data are cut into {self.accumulate}: give both the same number"
+            )
+        dataset, collate = self.training_data()
+        rank, world_size = self._rank()
+        sampler = StepSampler(
+            len(dataset),  # type: ignore[arg-type]  # torch leaves the length to its subclasses
+            batch_size=self.batch_size,
+            steps=self.steps,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            accumulate=self.accumulate,
+            start_step=self.trainer.global_step if self.trainer else 0,
+        )
+        return StepLoader(
+            dataset, batch_sampler=sampler, collate_fn=collate, **self._process_options()
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return this rank's validation cases, one per batch."""
+        return self._case_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return this rank's test cases, one per batch."""
+        return self._case_loader("test")
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move what the device needs; the rest stays where it is."""
+        batch = dict(batch)
+        for key in self.transferred(batch):
+            value: torch.Tensor = batch[key]
+            if device.type == "mps" and value.dtype == torch.float64:
+                value = value.float()  # MPS has no float64
+            batch[key] = value.to(device, non_blocking=True)
+        return batch
+
+    # ---- loaders
+
+    def _rank(self) -> tuple[int, int]:
+        """Return this process's rank and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _process_options(self) -> dict[str, Any]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": on_cuda}
+        if self.num_workers:
+            options["persistent_workers"] = True
+            options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
+        return options
+
+    def _case_loader(self, part: str) -> DataLoader[Batch]:
+        self.load()
+        dataset = self.evaluation_data(part)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=RankSampler(len(dataset), *self._rank()),  # type: ignore[arg-type]  # as above
+            collate_fn=_as_it_is,
+            **self._process_options(),
+        )
+
+
+class StepLoader(DataLoader[Batch]):
+    """A loader that Lightning may resume in mid-epoch.
+
+    Lightning warns that training goes on with other samples unless a loader keeps its own state.
+    This one needs none: its sampler starts at the trainer's step.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: there is no state beyond the trainer's step."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class RankSampler(Sampler[int]):
+    """Every `world_size`-th index, from `rank` on: each is drawn once over all ranks, unpadded."""
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self._indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+
+def _as_it_is(item: Any) -> Any:
+    """Collate nothing: one case is one batch (torch's own conversion makes lists of tuples)."""
+    return item
