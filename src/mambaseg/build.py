@@ -340,6 +340,7 @@ def _settle(cfg: DictConfig) -> None:
     """Replaces every `auto` that can change a result, and refuses what cannot work."""
     import torch
 
+    from mambaseg.inference import choose_precision
     from mambaseg.scan import choose_backend
 
     for key, instead in _NOT_THE_TRAINERS.items():
@@ -355,8 +356,7 @@ def _settle(cfg: DictConfig) -> None:
     if cfg.trainer.get("sync_batchnorm") == "auto":
         cfg.trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
     if cfg.trainer.precision == "auto":
-        bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        cfg.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+        cfg.trainer.precision = choose_precision("auto", gpu=gpu)
     if "scan_backend" in cfg.model:
         if str(cfg.trainer.precision).startswith("16"):
             raise UserError(

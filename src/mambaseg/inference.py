@@ -1,8 +1,8 @@
 """Whole cases through a network in batches of slices, and back to native geometry."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
 
 Labels = TypeVar("Labels", Tensor, npt.NDArray[np.uint8])
+VIEWS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
+"""The symmetries of a square: quarter turns, and whether it is mirrored before."""
+
+
+def choose_precision(name: str, *, gpu: bool) -> str:
+    """A precision by its name; `auto` follows the device.
+
+    Raises:
+        UserError: it has another name.
+    """
+    if name == "auto":
+        bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if bf16 else "32-true"
+    if name not in ("32-true", "bf16-mixed"):
+        raise UserError(f"precision={name}: choose auto, 32-true or bf16-mixed")
+    return name
 
 
 @contextmanager
@@ -26,6 +43,30 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class Member(NamedTuple):
+    """One network of an ensemble.
+
+    Attributes:
+        network: (B, 1, S, S) -> logits (B, K, S, S).
+        preprocessing: the one that it was trained with.
+    """
+
+    network: nn.Module
+    preprocessing: Preprocessing
+
+
+class Segmentation(NamedTuple):
+    """What networks say about one volume.
+
+    Attributes:
+        labels: (Z, H, W) uint8 at native resolution, on the networks' device.
+        probabilities: (Z, K, H, W) uint8 on the CPU, 255 is 1; None unless asked for.
+    """
+
+    labels: Tensor
+    probabilities: Tensor | None
+
+
 def predict_case(
     network: nn.Module,
     image: Tensor,
@@ -33,10 +74,7 @@ def predict_case(
     *,
     batch_size: int = 24,
 ) -> Tensor:
-    """Segment one case.
-
-    Memory is bounded by the batch: only labels outlive it. Autocast is the caller's to choose;
-    logits are float32 by the time they are resampled.
+    """Segment one case with one network: the labels that `segment` gives.
 
     Args:
         network: (B, 1, S, S) -> logits (B, K, S, S). Its training mode is left as found.
@@ -47,15 +85,68 @@ def predict_case(
     Returns:
         Labels (Z, H, W) uint8 at native resolution, on the network's device.
     """
-    parameter = next(network.parameters(), None)
-    like = image if parameter is None else parameter
-    shape = (image.shape[-2], image.shape[-1])
-    labels = []
-    with evaluating(network), torch.inference_mode():
-        for slices in image.split(batch_size):
-            logits = network(preprocessing.to_grid(slices.to(like.device)).to(like.dtype))
-            labels.append(preprocessing.labels_to_native(logits.float(), shape))
-    return torch.cat(labels)  # outside inference mode: an ordinary tensor
+    return segment([Member(network, preprocessing)], [image], batch_size=batch_size).labels
+
+
+def segment(
+    members: Sequence[Member],
+    images: Sequence[Tensor],
+    *,
+    tta: bool = False,
+    probabilities: bool = False,
+    batch_size: int = 24,
+) -> Segmentation:
+    """Segment one volume with one or more networks.
+
+    One network in one view decides by its logits. Otherwise the class probabilities at native
+    resolution are averaged over networks and views, and the most probable class is taken.
+
+    Memory is bounded by the batch: only labels outlive it, and probabilities where they are asked
+    for. Autocast is the caller's to choose; logits are float32 by the time they are resampled.
+
+    Args:
+        members: networks of the same classes, on one device. Training modes are left as found.
+        images: the volume for each member, (Z, H, W) float32, scaled by its preprocessing.
+        tta: whether every slice is seen in the eight `VIEWS` of a square rather than in one.
+        probabilities: whether to return them.
+        batch_size: slices per forward pass.
+    """
+    shape = (images[0].shape[-2], images[0].shape[-1])
+    views = VIEWS if tta else VIEWS[:1]
+    decided = len(members) * len(views) == 1  # by logits
+    labels, kept = [], []
+    with ExitStack() as stack:
+        for member in members:
+            stack.enter_context(evaluating(member.network))
+        stack.enter_context(torch.inference_mode())
+        for start in range(0, len(images[0]), batch_size):
+            total: Tensor | float = 0.0
+            for member, image in zip(members, images, strict=True):
+                for logits in _logits(member, image[start : start + batch_size], views):
+                    if decided:
+                        labels.append(member.preprocessing.labels_to_native(logits, shape))
+                    if probabilities or not decided:
+                        native = member.preprocessing.logits_to_native(logits, shape)
+                        total = total + native.softmax(dim=1)
+            if isinstance(total, Tensor):
+                total /= len(members) * len(views)
+                if not decided:
+                    labels.append(total.argmax(dim=1).to(torch.uint8))
+                if probabilities:
+                    kept.append((255 * total).round().to(torch.uint8).cpu())
+    # outside inference mode: ordinary tensors
+    return Segmentation(torch.cat(labels), torch.cat(kept) if kept else None)
+
+
+def _logits(member: Member, slices: Tensor, views: Sequence[tuple[int, bool]]) -> Iterator[Tensor]:
+    """Logits (B, K, S, S) in float32 of native slices (B, H, W), one per view, turned back."""
+    parameter = next(member.network.parameters(), None)
+    like = slices if parameter is None else parameter
+    grid = member.preprocessing.to_grid(slices.to(like.device)).to(like.dtype)
+    for turns, mirrored in views:
+        seen = (grid.flip(-1) if mirrored else grid).rot90(turns, (-2, -1))
+        logits = member.network(seen).float().rot90(-turns, (-2, -1))
+        yield logits.flip(-1) if mirrored else logits
 
 
 def keep_largest_component(labels: Labels, num_classes: int) -> Labels:

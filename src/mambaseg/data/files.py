@@ -50,7 +50,14 @@ def check_file(path: Path) -> None:
         raise DataError(problem, path, "Use the file of one frame.")
 
 
-def check_array(path: Path, shape: Sequence[int], dtype: np.dtype, name: str = "volume") -> None:
+def check_array(
+    path: Path,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    name: str = "volume",
+    *,
+    dimensions: tuple[int, ...] = (3,),
+) -> None:
     """Make sure that a claimed array is one grey-scale or label volume that fits into memory.
 
     Args:
@@ -58,17 +65,22 @@ def check_array(path: Path, shape: Sequence[int], dtype: np.dtype, name: str = "
         shape: as claimed.
         dtype: as claimed.
         name: what the file calls the array.
+        dimensions: how many it may have; 4 is a volume per time.
 
     Raises:
-        UserError: not three dimensions, one of them empty, too many voxels, or a data type that is
+        UserError: other dimensions, one of them empty, too many voxels, or a data type that is
             no real number of at most 64 bits.
     """
     sizes = tuple(int(size) for size in shape)
-    if len(sizes) != 3:
+    if len(sizes) not in dimensions:
+        volume = dimensions == (3,)
+        expected = "one 3-D volume" if volume else "a volume (3-D), or one per time (4-D)"
         raise DataError(
-            f"the {name} is {len(sizes)}-D (shape {sizes}); expected is one 3-D volume",
+            f"the {name} is {len(sizes)}-D (shape {sizes}); expected is {expected}",
             path,
-            "Use the file of one frame (patientXXX_frameFF), not the whole cine (_4d).",
+            "Use the file of one frame (patientXXX_frameFF), not the whole cine (_4d)."
+            if volume
+            else "Split it into such files.",
         )
     if min(sizes) < 1:
         raise DataError(f"the {name} is empty (shape {sizes})", path, "Download the file again.")

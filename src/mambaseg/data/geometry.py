@@ -148,25 +148,48 @@ class Preprocessing:
 
     def labels_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
         """Decide the class of each native pixel: logits (Z, K, S, S) -> labels (Z, H, W) uint8."""
-        height, width = shape
+        rows, columns, extent = self._native_positions(shape, logits.device)
         if self.geometry == "stretch":
             labels = logits.argmax(dim=1).to(torch.uint8)
-            extent = torch.tensor([[self.size, self.size]], device=logits.device)
-            rows = nearest_positions(extent[:, 0], height)[:, :, None]
-            columns = nearest_positions(extent[:, 1], width)[:, None, :]
             return nearest(labels, rows, columns, extent)
-        scale = self.size / max(shape)
-        rows, columns = (
-            (
-                (torch.arange(extent, device=logits.device) + 0.5 - extent / 2) * scale
-                + (self.size - 1) / 2
-            ).clamp(0, self.size - 1)[None]
-            for extent in (height, width)
-        )
-        rows, columns = rows[:, :, None], columns[:, None, :]
         # Slice by slice: K native-size maps at a time are enough to hold.
         native = [bilinear(one.float(), rows, columns).argmax(dim=0) for one in logits]
         return torch.stack(native).to(torch.uint8)
+
+    def logits_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Bring logits (Z, K, S, S) back to native pixels: (Z, K, H, W) float32.
+
+        Their argmax over K is `labels_to_native`. A pixel whose sample reads as zero (see
+        `nearest_index`) has the logit 0 for every class.
+        """
+        rows, columns, extent = self._native_positions(shape, logits.device)
+        flat = logits.float().flatten(0, 1)
+        if self.geometry == "stretch":
+            native = nearest(flat, rows, columns, extent)
+        else:
+            native = bilinear(flat, rows, columns)
+        return native.unflatten(0, logits.shape[:2])
+
+    def _native_positions(
+        self, shape: tuple[int, int], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where on the grid native rows (1, H, 1) and columns (1, 1, W) lie; its extent (1, 2)."""
+        extent = torch.tensor([[self.size, self.size]], device=device)
+        if self.geometry == "stretch":
+            rows, columns = (
+                nearest_positions(side, target)
+                for side, target in zip(extent.unbind(1), shape, strict=True)
+            )
+        else:
+            scale = self.size / max(shape)
+            rows, columns = (
+                (
+                    (torch.arange(target, device=device) + 0.5 - target / 2) * scale
+                    + (self.size - 1) / 2
+                ).clamp(0, self.size - 1)[None]
+                for target in shape
+            )
+        return rows[:, :, None], columns[:, None, :], extent
 
 
 def nearest_index(source: int, target: int) -> Tensor:

@@ -38,6 +38,79 @@ class Nifti:
     orientation: str | None
 
 
+@dataclass(frozen=True)
+class Frames:
+    """A volume or a cine, with what a label map on the same grid takes from its header.
+
+    Attributes:
+        array: `(T, Z, H, W)`; T is 1 for a volume.
+        spacing: mm as (z, y, x); None when unknown (see `read_nifti`).
+        geometry: a NIfTI-1 header's fields that say where the voxels lie.
+    """
+
+    array: np.ndarray
+    spacing: tuple[float, float, float] | None
+    geometry: dict[str, Any]
+
+
+# of a NIfTI-1 header: the grid and its place in space and time. Nothing else of somebody's header
+# reaches a result: its free text and its extensions may name a patient.
+_GEOMETRY = (
+    "dim", "pixdim", "xyzt_units", "toffset", "qform_code", "sform_code",
+    "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+
+
+def read_frames(path: Path) -> Frames:
+    """Read a `.nii` or `.nii.gz` file of one volume (3-D) or of one per time (4-D).
+
+    Raises:
+        UserError: as `read_nifti`.
+    """
+    image = _load(path, dimensions=(3, 4))
+    array = _voxels(path, image)
+    array = array[None] if array.ndim == 3 else array
+    _check_affine(path, np.asarray(image.affine))
+    return Frames(array, _spacing_mm(image.header), geometry_of(image.header))
+
+
+def geometry_of(header: Any) -> dict[str, Any]:
+    """Those fields of a nibabel NIfTI-1 header that `Frames.geometry` holds."""
+    return {name: header[name].copy() for name in _GEOMETRY}
+
+
+def to_nifti(
+    array: np.ndarray, geometry: dict[str, Any], *, slope: float = 1.0, label: bool = False
+) -> bytes:
+    """The content of a `.nii.gz` file; the same array gives the same bytes.
+
+    Args:
+        array: (T, Z, H, W) or, with classes, (T, K, Z, H, W); uint8. T = 1 leaves no axis of time
+            where the geometry has none; classes become the last axis.
+        geometry: of `read_frames`, bit for bit in the file but for the axis of the classes.
+        slope: what the numbers are to be multiplied with.
+        label: whether to mark the file as a label map.
+    """
+    import nibabel
+
+    header = nibabel.Nifti1Header()
+    for name, value in geometry.items():
+        header[name] = value
+    header.set_data_dtype(np.uint8)
+    voxels = array.T  # (W, H, Z[, K], T)
+    if array.ndim == 5:
+        voxels = np.moveaxis(voxels, 3, -1)  # (W, H, Z, T, K)
+    if int(geometry["dim"][0]) == 3:
+        voxels = voxels[:, :, :, 0]
+    if label:
+        header.set_intent("label")
+    image = nibabel.Nifti1Image(voxels, None, header)
+    image.header.set_slope_inter(slope, 0.0)
+    content = image.to_bytes()
+    return gzip.compress(content, compresslevel=6, mtime=0)
+
+
 def read_nifti(path: Path) -> Nifti:
     """Read a `.nii` or `.nii.gz` file completely, check sum included.
 
@@ -52,30 +125,44 @@ def read_nifti(path: Path) -> Nifti:
         UserError: missing, truncated, damaged or not NIfTI; longer or shorter than its header
             says; not one 3-D volume of real numbers; without a usable voxel size or affine.
     """
-    check_file(path)
-    import nibabel
-
-    content = _read_bytes(path)
-    try:
-        image = nibabel.Nifti1Image.from_bytes(content)
-        array = np.asarray(image.dataobj).T
-    except Exception as error:  # whatever a damaged header makes nibabel raise, the remedy is one
-        raise _unreadable(path, error) from error
+    image = _load(path, dimensions=(3,))
+    array = _voxels(path, image)
     spacing = _spacing_mm(image.header)
     affine = np.asarray(image.affine)
     _check_affine(path, affine)
+    import nibabel
+
     orientation = "".join(nibabel.aff2axcodes(affine)) if spacing is not None else None
     return Nifti(array, spacing, affine, orientation)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _load(path: Path, *, dimensions: tuple[int, ...]) -> Any:
+    """The whole file as a nibabel image."""
+    check_file(path)
+    import nibabel
+
+    content = _read_bytes(path, dimensions)
+    try:
+        return nibabel.Nifti1Image.from_bytes(content)
+    except Exception as error:  # whatever a damaged header makes nibabel raise, the remedy is one
+        raise _unreadable(path, error) from error
+
+
+def _voxels(path: Path, image: Any) -> np.ndarray:
+    try:
+        return np.asarray(image.dataobj).T
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+
+
+def _read_bytes(path: Path, dimensions: tuple[int, ...]) -> bytes:
     """The file's content, unpacked when it is gzip (by its first bytes, not by its name)."""
     try:
         with path.open("rb") as file:
             is_gzip = file.read(2) == GZIP_MAGIC
             file.seek(0)
             stream = gzip.GzipFile(fileobj=file) if is_gzip else file
-            promised = _promised_bytes(path, stream.read(HEADER_BYTES))
+            promised = _promised_bytes(path, stream.read(HEADER_BYTES), dimensions)
             stream.seek(0)
             blocks, left = [], promised + 1
             while left and (block := stream.read(min(left, BLOCK))):
@@ -95,7 +182,7 @@ def _read_bytes(path: Path) -> bytes:
     return b"".join(blocks)
 
 
-def _promised_bytes(path: Path, head: bytes) -> int:
+def _promised_bytes(path: Path, head: bytes, dimensions: tuple[int, ...]) -> int:
     """How long the (unpacked) file must be, from a header that is worth reading on."""
     import nibabel
 
@@ -110,7 +197,7 @@ def _promised_bytes(path: Path, head: bytes) -> int:
             raise ValueError(f"voxels begin at byte {offset}")
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
-    check_array(path, shape, dtype)
+    check_array(path, shape, dtype, dimensions=dimensions)
     low, high = SPACING_MM
     if not ((zooms * factor >= low) & (zooms * factor <= high)).all():  # False for NaN
         shown = ", ".join(f"{zoom * factor:g}" for zoom in zooms)
@@ -124,7 +211,7 @@ def _promised_bytes(path: Path, head: bytes) -> int:
 
 def _spacing_mm(header: Any) -> tuple[float, float, float] | None:
     """Voxel size (z, y, x) in mm from a nibabel header, or None."""
-    zooms = [float(zoom) for zoom in header.get_zooms()]
+    zooms = [float(zoom) for zoom in header.get_zooms()[:3]]
     unit = header.get_xyzt_units()[0]
     if unit == "unknown" and zooms == [1.0, 1.0, 1.0]:
         return None

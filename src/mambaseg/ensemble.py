@@ -1,0 +1,87 @@
+"""The networks of a prediction: from run folders and checkpoints to a `Predictor`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mambaseg.build import restore_network
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
+from mambaseg.inference import Member, choose_precision
+from mambaseg.prediction import Options, Predictor
+from mambaseg.runs import file_digest
+
+log = logging.getLogger(__name__)
+
+
+def restore_predictor(
+    paths: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    scan_backend: str = "auto",
+    **options: bool | int,
+) -> Predictor:
+    """The networks of run folders or checkpoints, on their device.
+
+    Args:
+        paths: a run folder or .ckpt file per network.
+        device: `auto` or one of torch's names.
+        precision: `auto`, `32-true` or `bf16-mixed`.
+        scan_backend: of networks that scan.
+        options: of `mambaseg.prediction.Options`.
+
+    Raises:
+        UserError: a checkpoint cannot be used, they differ in their classes, or the device is not
+            there.
+    """
+    where = _device(device)
+    members, made_by = [], []
+    classes: list[str] = []
+    for path in paths:
+        network, checkpoint = restore_network(path, scan_backend=scan_backend)
+        about = checkpoint.about
+        names = list(about["classes"])
+        if about["model"].get("arguments", {}).get("in_channels", 1) != 1:
+            raise UserError(
+                f"{checkpoint.path}: its network takes several channels, images have one"
+            )
+        if classes and names != classes:
+            raise UserError(
+                f"ensemble: {checkpoint.path} knows the classes {names}, those before it {classes}"
+            )
+        classes, used = names, about["preprocessing"]
+        members.append(Member(network.to(where), Preprocessing(used["name"], used["size"])))
+        model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
+        made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
+    chosen = choose_precision(precision, gpu=where.type == "cuda")
+    log.info("device %s, precision %s", where, chosen)
+    return Predictor(
+        members,
+        class_names=classes,
+        made_by=made_by,
+        options=Options(precision=chosen, **options),  # type: ignore[arg-type]
+    )
+
+
+def _device(name: str) -> torch.device:
+    """A device by its name; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"device={name} cannot be used ({reason}); device=cpu always can"
+        ) from error
+    return device

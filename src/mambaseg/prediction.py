@@ -1,0 +1,229 @@
+"""Label maps of images that have no reference: from files through networks to files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mambaseg.data.images import Image, Source
+from mambaseg.data.nifti import to_nifti
+from mambaseg.data.pictures import label_picture
+from mambaseg.errors import UserError
+from mambaseg.files import whole_file
+from mambaseg.foreign import ForeignFileError, printable, read_json
+from mambaseg.inference import Member, keep_largest_component, segment
+
+PROBABILITIES = "_probabilities.nii.gz"
+OVERLAY = "_overlay.png"
+_OTHERWISE = "choose another folder with output=..."
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do and what to write beside the label map.
+
+    Attributes:
+        tta: average over the eight symmetries of a square.
+        keep_largest: keep the largest component of each class in each volume.
+        probabilities: write them too.
+        overlay: draw a picture too; of a cine its first frame.
+        batch_size: slices per forward pass.
+        precision: `32-true` or `bf16-mixed`.
+        rerun: predict again what is there.
+    """
+
+    tta: bool = False
+    keep_largest: bool = False
+    probabilities: bool = False
+    overlay: bool = False
+    batch_size: int = 24
+    precision: str = "32-true"
+    rerun: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of the images: names, and of the failed ones why; slices and seconds of all."""
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    slices: int = 0
+    seconds: float = 0.0
+
+
+class _Prediction(NamedTuple):
+    """(T, Z, H, W) labels; (T, K, Z, H, W) probabilities, 255 is 1, or None."""
+
+    labels: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.uint8] | None
+
+
+class Predictor:
+    """Trained networks with what is done to every image.
+
+    Args:
+        members: networks of the same classes, in evaluation mode, on one device.
+        class_names: of the classes 0..K-1.
+        made_by: plain data that says which networks these are; stands in every sidecar.
+        options: what to do.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        class_names: Sequence[str],
+        made_by: Sequence[Mapping[str, Any]],
+        options: Options,
+    ) -> None:
+        self.members, self.class_names, self.options = members, class_names, options
+        # what decides the labels: another recipe is another result
+        self.recipe = {
+            "networks": list(made_by),
+            "tta": options.tta,
+            "keep_largest": options.keep_largest,
+            "precision": options.precision,
+        }
+        self.title = " + ".join(str(one["model"]) for one in made_by)
+
+    def predict(self, sources: Sequence[Source], output: Path) -> Outcome:
+        """Predicts what is not there yet; one image that fails does not stop the others.
+
+        Raises:
+            UserError: the folder holds results of other networks or options.
+        """
+        from rich.progress import track
+
+        outcome, start = Outcome(), time.perf_counter()
+        waiting: list[str] = []
+        for source in sources:
+            finished = not self.options.rerun and self._is_finished(source, output)
+            (outcome.skipped if finished else waiting).append(source.name)
+        by_name = {source.name: source for source in sources}
+        for name in track(waiting, description="images", disable=not waiting):
+            try:
+                outcome.slices += self._one(by_name[name], output)
+                outcome.done.append(name)
+            except Exception as error:  # reported at the end, whatever it is
+                known = isinstance(error, UserError)
+                outcome.failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
+                log.error("%s failed: %s", name, printable(outcome.failed[name]))
+                log.debug("%s", name, exc_info=not known)
+        outcome.seconds = time.perf_counter() - start
+        return outcome
+
+    def _one(self, source: Source, output: Path) -> int:
+        """Reads, predicts and writes one image; returns its number of slices."""
+        image = source.read()
+        prediction = self._segment(image)
+        files = self._files(source, output)
+        if prediction.probabilities is not None:
+            _write(files["probabilities"],
+                   to_nifti(prediction.probabilities, image.geometry, slope=1 / 255))  # fmt: skip
+        if self.options.overlay:
+            self._draw(source, image, prediction, files["overlay"])
+        content = (
+            label_picture(prediction.labels[0, 0])
+            if image.flat
+            else to_nifti(prediction.labels, image.geometry, label=True)
+        )
+        _write(files["labels"], content)
+        # the last one: where it is, all the others are
+        about = {
+            "labels": {name: index for index, name in enumerate(self.class_names)},
+            "image": source.path.name,
+            "spacing_mm": image.spacing,
+            "made_by": self.recipe,
+        }
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        _write(files["about"], text.encode())
+        frames, depth = image.frames.shape[:2]
+        return int(frames * depth)
+
+    def _segment(self, image: Image) -> _Prediction:
+        """Every frame on its own, as a volume of a training set is."""
+        labels, probabilities = [], []
+        device = next(self.members[0].network.parameters(), torch.zeros(())).device
+        for frame in image.frames:
+            scaled = [
+                torch.from_numpy(member.preprocessing.scale_intensity(frame))
+                for member in self.members
+            ]
+            with self._autocast(device):
+                found = segment(
+                    self.members,
+                    scaled,
+                    tta=self.options.tta,
+                    probabilities=self.options.probabilities,
+                    batch_size=self.options.batch_size,
+                )
+            volume = found.labels
+            if self.options.keep_largest:
+                volume = keep_largest_component(volume, len(self.class_names))
+            labels.append(volume.cpu().numpy())
+            if found.probabilities is not None:
+                probabilities.append(found.probabilities.numpy().swapaxes(0, 1))
+        return _Prediction(np.stack(labels), np.stack(probabilities) if probabilities else None)
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.options.precision == "bf16-mixed":
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _draw(self, source: Source, image: Image, prediction: _Prediction, path: Path) -> None:
+        from mambaseg.reporting.figures import case_figure
+
+        frame = ", first frame" if len(image.frames) > 1 else ""
+        case_figure(
+            image.frames[0],
+            None,
+            prediction.labels[0],
+            class_names=self.class_names,
+            title=printable(f"{source.name}{frame} · {self.title}, no reference"),
+            path=path,
+            spacing=image.spacing,
+        )
+
+    def _files(self, source: Source, output: Path) -> dict[str, Path]:
+        place = output / source.name
+        files = {
+            "labels": place.with_name(place.name + (".png" if source.is_picture else ".nii.gz")),
+            "about": place.with_name(place.name + ".json"),
+        }
+        if self.options.probabilities:
+            files["probabilities"] = place.with_name(place.name + PROBABILITIES)
+        if self.options.overlay:
+            files["overlay"] = place.with_name(place.name + OVERLAY)
+        return files
+
+    def _is_finished(self, source: Source, output: Path) -> bool:
+        files = self._files(source, output)
+        if not all(path.is_file() for path in files.values()):
+            return False
+        try:
+            about = read_json(files["about"])
+        except (OSError, ForeignFileError):
+            return False
+        if isinstance(about, dict) and about.get("made_by") == self.recipe:
+            return True
+        raise UserError(
+            f"{files['labels']} was made by other networks or with other options (its .json says "
+            "which): choose another folder with output=..., or rerun=true to replace it"
+        )
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path, otherwise=_OTHERWISE) as temporary:
+        temporary.write_bytes(content)

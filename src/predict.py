@@ -1,0 +1,48 @@
+"""Label maps of images without a reference, from a trained network.
+
+python src/predict.py run=outputs/default/<run folder> input=images output=labels
+python src/predict.py run=best.ckpt input='scans/*_4d.nii.gz' output=labels tta=true overlay=true
+python src/predict.py ensemble=[run1,run2,run3] input=scan.nii.gz output=labels
+"""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mambaseg.data.images import find_images
+from mambaseg.ensemble import restore_predictor
+from mambaseg.entry import entry
+from mambaseg.errors import UserError
+from mambaseg.foreign import printable
+
+_HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities", "overlay",
+        "batch_size", "rerun")  # fmt: skip
+log = logging.getLogger(__name__)
+
+
+@entry("predict")
+def main(cfg: DictConfig) -> None:
+    """Writes a label map and what its labels mean for every image."""
+    output = Path(cfg.output).expanduser()
+    sources = find_images(cfg.input, outside=output)
+    if (cfg.run is None) == (not cfg.ensemble):
+        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
+    how = {name: cfg[name] for name in _HOW}
+    predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], **how)
+    outcome = predictor.predict(sources, output)
+    if outcome.skipped:
+        log.info("there already: %d (rerun=true predicts them again)", len(outcome.skipped))
+    if outcome.done:
+        log.info(
+            "images: %d with %d slices in %.1f s, %.1f slices/s with reading and writing",
+            len(outcome.done), outcome.slices, outcome.seconds, outcome.slices / outcome.seconds,
+        )  # fmt: skip
+    log.info("label maps: %s", output)
+    if outcome.failed:
+        listed = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
+        raise UserError(printable(f"{len(outcome.failed)} of {len(sources)} failed:{listed}"))
+
+
+if __name__ == "__main__":
+    main()
