@@ -114,6 +114,19 @@ def test_another_library_sees_the_same_geometry(checkpoint, tmp_path):
         assert getattr(image, what)() == getattr(labels, what)()
 
 
+def test_a_meta_image_gives_a_nifti_label_map_at_its_place(checkpoint, tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.ReadImage(str(write_image(tmp_path / "scan.nii.gz")))
+    sitk.WriteImage(image, str(tmp_path / "same.mha"))
+    predict(checkpoint, tmp_path, tmp_path / "out")
+    labels = [
+        sitk.ReadImage(str(tmp_path / "out" / name)) for name in ("scan.nii.gz", "same.nii.gz")
+    ]
+    assert np.array_equal(*map(sitk.GetArrayFromImage, labels))
+    for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(image, what)(), getattr(labels[1], what)(), atol=1e-4)
+
+
 def test_every_frame_of_a_cine_is_predicted_as_if_alone(checkpoint, tmp_path):
     cine = write_image(tmp_path / "cine.nii.gz", (21, 34, 5, 3))
     whole = nibabel.load(cine)

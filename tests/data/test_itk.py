@@ -1,0 +1,147 @@
+"""MetaImage and DICOM: the same voxels at the same place as SimpleITK's own NIfTI files."""
+
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+
+from mambaseg.data.images import find_images
+from mambaseg.data.nifti import to_nifti
+from mambaseg.errors import UserError
+
+sitk = pytest.importorskip("SimpleITK")
+
+SERIES, STUDY = "1.2.826.0.1.3680043.2.1125.1.1", "1.2.826.0.1.3680043.2.1125.1"
+
+
+def oblique(size=(9, 12, 4), pixel=sitk.sitkInt16):
+    """An image whose axes, origin and voxel sizes are all unlike any default; size is x, y, z."""
+    values = np.random.default_rng(0).integers(0, 4000, size[::-1])
+    image = sitk.Cast(sitk.GetImageFromArray(values.astype(np.int16)), pixel)
+    axes = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
+    axes *= np.sign(np.linalg.det(axes))
+    if len(size) == 3:
+        image.SetDirection(axes.ravel().tolist())
+        image.SetOrigin((-31.5, 17.25, 80.0))
+        image.SetSpacing((1.25, 1.5, 8.0))
+    return image
+
+
+def write_series(
+    folder, image, *, series=SERIES, prefix="slice", keep=lambda z: True, ending=".dcm"
+):
+    """One file per slice, in an order that is not the slices'."""
+    folder.mkdir(exist_ok=True)
+    axes = image.GetDirection()
+    for z in filter(keep, range(image.GetSize()[2])):
+        plane = image[:, :, z]
+        position = image.TransformIndexToPhysicalPoint((0, 0, z))
+        tags = {
+            "0008|0060": "MR", "0020|000e": series, "0020|000d": STUDY, "0020|0013": str(z + 1),
+            "0020|0032": "\\".join(map(str, position)),
+            "0020|0037": "\\".join(str(axes[i]) for i in (0, 3, 6, 1, 4, 7)),
+            "0008|0018": f"{series}.{z + 1}",
+        }  # fmt: skip
+        for key, value in tags.items():
+            plane.SetMetaData(key, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{prefix}{(7 * z) % 5}{z}.dcm"))
+        writer.Execute(plane)
+    if ending != ".dcm":
+        for path in folder.glob("*.dcm"):
+            path.rename(path.with_suffix(ending))
+    return folder
+
+
+def found(place, tmp_path):
+    return find_images(str(place), outside=tmp_path / "out")
+
+
+def same_as_simpleitk(read, image, tmp_path, *, tolerance=0.0):
+    """Compares voxels and place with the NIfTI file that SimpleITK makes of the same image."""
+    sitk.WriteImage(image, str(tmp_path / "theirs.nii.gz"))
+    (tmp_path / "ours.nii.gz").write_bytes(
+        to_nifti((read.frames % 251).astype(np.uint8), read.geometry)
+    )
+    theirs, ours = (nibabel.load(tmp_path / f"{who}.nii.gz") for who in ("theirs", "ours"))
+    voxels = np.asarray(theirs.dataobj) % 251
+    assert ours.shape == voxels.shape and np.array_equal(np.asarray(ours.dataobj), voxels)
+    for one, other in ((ours.affine, theirs.affine), (ours.get_qform(), theirs.get_qform())):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance + 1e-5)
+    np.testing.assert_allclose(ours.header.get_zooms(), theirs.header.get_zooms(), rtol=1e-6)
+    assert ours.header.get_xyzt_units()[0] == "mm"
+    assert read.spacing == pytest.approx(image.GetSpacing()[2::-1])
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.mhd"])
+def test_a_meta_image_keeps_its_place(tmp_path, name):
+    image = oblique()
+    sitk.WriteImage(image, str(tmp_path / name))
+    (source,) = found(tmp_path / name, tmp_path)
+    assert source.name == "scan"
+    same_as_simpleitk(source.read(), image, tmp_path)
+
+
+def test_a_meta_image_of_a_cine_keeps_its_frames(tmp_path):
+    image = sitk.JoinSeries([oblique(), oblique() + 1, oblique() + 2], 0.0, 31.0)
+    sitk.WriteImage(image, str(tmp_path / "cine.mha"))
+    read = found(tmp_path / "cine.mha", tmp_path)[0].read()
+    assert read.frames.shape == (3, 4, 12, 9)
+    same_as_simpleitk(read, image, tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".dcm", ".IMA", ""])
+def test_a_dicom_series_is_a_volume_sorted_by_position(tmp_path, ending):
+    image = oblique()
+    folder = write_series(tmp_path / "series", image, ending=ending)
+    (source,) = found(folder, tmp_path)
+    assert source.name == "series"
+    read = source.read()
+    # positions are text in DICOM
+    same_as_simpleitk(read, image, tmp_path, tolerance=1e-3)
+
+
+def test_series_in_one_folder_are_told_apart(tmp_path):
+    write_series(tmp_path / "both", oblique())
+    write_series(tmp_path / "both", oblique() + 1, series=SERIES + ".9", prefix="other")
+    one, other = found(tmp_path, tmp_path)
+    assert (one.name, other.name) == ("both_1", "both_2")
+    assert np.array_equal(one.read().frames + 1, other.read().frames)
+
+
+def test_a_single_dicom_file_is_an_image(tmp_path):
+    folder = write_series(tmp_path / "series", oblique())
+    path = sorted(folder.glob("*.dcm"))[0]
+    (source,) = found(path, tmp_path)
+    assert source.read().frames.shape == (1, 1, 12, 9)
+
+
+def test_a_series_with_a_hole_is_refused(tmp_path):
+    write_series(tmp_path / "series", oblique((9, 12, 5)), keep=lambda z: z != 2)
+    with pytest.raises(UserError, match="4 slices of the series are not equally spaced"):
+        found(tmp_path / "series", tmp_path)[0].read()
+
+
+def test_damaged_coloured_and_huge_images_are_refused(tmp_path):
+    sitk.WriteImage(oblique(), str(tmp_path / "a.mha"))
+    (tmp_path / "a.mha").write_bytes((tmp_path / "a.mha").read_bytes()[:400])
+    sitk.WriteImage(sitk.Compose([oblique()] * 3), str(tmp_path / "b.mha"))
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 90000 90000 9000\nElementType = MET_SHORT\n"
+    (tmp_path / "c.mhd").write_text(header + "ElementDataFile = c.raw\n")
+    (tmp_path / "d.mha").write_bytes(b"nothing")
+    messages = ["cannot be read by SimpleITK", "3 channels", "claims shape", "cannot be read by"]
+    for source, message in zip(found(tmp_path, tmp_path), messages, strict=True):
+        with pytest.raises(UserError, match=message):
+            source.read()
+
+
+def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
+    sitk.WriteImage(oblique(), str(tmp_path / "a.mha"))
+    write_series(tmp_path / "series", oblique())
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
+        found(tmp_path / "a.mha", tmp_path)[0].read()
+    with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
+        found(tmp_path / "series", tmp_path)
