@@ -35,6 +35,7 @@ class Task(L.LightningModule):
             norms) and the scan's A_logs and Ds.
         seed: of what is dropped in training.
         description: plain data that lets a checkpoint describe itself.
+        evaluation: how cases are scored (conf/config.yaml); each task takes what concerns it.
 
     Attributes:
         monitor: the validation score that chooses the best checkpoint; more is better.
@@ -59,12 +60,14 @@ class Task(L.LightningModule):
         decay: str = "all",
         seed: int = 1337,
         description: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
         self.seed = seed
         self.results: dict[str, Any] = {}
+        self.evaluation = dict(evaluation or {})
         self._stochastic = stochastic_layers(network)
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._description = dict(description or {})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mambaseg.run import Run
 
 # keys of a model leaf that speak to this module rather than to the network
-_MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple")
+_MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple", "residual")
 # what a checkpoint says of a network that is not taken from it
 _NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_backend")
 # keys of a data leaf that speak to this module rather than to the data module
@@ -35,7 +35,10 @@ _DATA_EXTRAS = ("title", "synthetic", "task", "instead")
 # precisions that convert the network itself, and torch's name of what it becomes
 _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 # what the data are for (data.task), and the task that learns it
-_TASKS = {"segmentation": "mambaseg.task.SegmentationTask"}
+_TASKS = {
+    "segmentation": "mambaseg.task.SegmentationTask",
+    "restoration": "mambaseg.restoration.RestorationTask",
+}
 # arguments of Lightning's Trainer that follow from elsewhere, and from where
 _NOT_THE_TRAINERS = {
     "max_steps": "data.steps",
@@ -60,6 +63,14 @@ def _found_data() -> str:
     return "acdc" if Path(_acdc_root()).expanduser().is_dir() else "phantom"
 
 
+def _haze_root() -> str:
+    return os.environ.get("HAZE_ROOT") or "data/haze"
+
+
+def _found_haze() -> str:
+    return "haze" if Path(_haze_root()).expanduser().is_dir() else "haze_phantom"
+
+
 def _wandb_mode() -> str:
     if mode := os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)
@@ -80,6 +91,8 @@ _RESOLVERS: dict[str, Callable[..., str]] = {
     "monitor": _monitor,
     "acdc_root": _acdc_root,
     "found_data": _found_data,
+    "haze_root": _haze_root,
+    "found_haze": _found_haze,
     "wandb_mode": _wandb_mode,
 }
 for _name, _resolver in _RESOLVERS.items():
@@ -164,7 +177,7 @@ def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
         report = loaded.as_dict()
         log.info(loaded.summary())
     multiple = model.get("size_multiple") or network.size_multiple
-    return AnySize(network, multiple), report
+    return AnySize(network, multiple, residual=bool(model.get("residual"))), report
 
 
 def _network_with_weights(
@@ -242,6 +255,8 @@ def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
         raise UserError(f"checkpoint: {path} names the network {name!r}; known: {sorted(leaves)}")
     model = OmegaConf.load(leaves[name])
     assert isinstance(model, DictConfig)
+    if "residual" in about["model"].get("arguments", {}):
+        model.residual = False  # an argument that every network may have
     leaf: Any = OmegaConf.to_container(model, resolve=False)
     for key, value in about["model"].get("arguments", {}).items():
         if key in _NOT_A_CHECKPOINTS:
@@ -262,9 +277,14 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     checkpoint = read_checkpoint(cfg.checkpoint)
     about, path = checkpoint.about, checkpoint.path
     cfg.model = _leaf_of(checkpoint)
+    if (made := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
+        raise UserError(
+            f"checkpoint: {path} was trained for {made}, data={cfg.data.name} is not for that. "
+            "Choose the data that fit the checkpoint."
+        )
     used = about["preprocessing"]
     for key, value in (("preprocessing", used["name"]), ("size", used["size"])):
-        if cfg.data[key] != value:
+        if key in cfg.data and cfg.data[key] != value:
             log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
                         key, cfg.data[key], path.name, value)  # fmt: skip
             cfg.data[key] = value
@@ -296,6 +316,7 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
             cfg.logger.wandb.tags = [*cfg.logger.wandb.tags, cfg.data.title]
     description = {
         "model": {"name": cfg.model.name, "arguments": _plain(_without(cfg.model, "_target_"))},
+        "task": cfg.data.get("task", "segmentation"),
         "preprocessing": data.describe(),
         "classes": list(cfg.data.class_names),
         "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},

@@ -90,7 +90,8 @@ class RunRecorder(Callback):
         if trainer.is_global_zero:
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
-            self.folder.write_arrays("overlays.npz", overlays)
+            if overlays:
+                self.folder.write_arrays("overlays.npz", overlays)
             self._record_cost(trainer, pl_module)
             chosen = self._shown(results)
             self.figures = [self._draw(place, case) for place, case in chosen.items()]

@@ -32,11 +32,47 @@ class CaseInfo(Protocol):
         """Pathology group, None when unknown."""
 
 
-class CaseScores(Metric):
-    """Scores whole cases as they come and summarises them at the end, over all ranks.
+class CaseRows(Metric):
+    """Rows of cases as they come, summarised at the end over all ranks.
 
     A case is known by its id: one that a sampler hands out twice, to fill up a batch or a rank,
     counts once. Rows are plain Python on the CPU; nothing of them is in the module's state dict.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cases: dict[str, list[Row]] = {}
+
+    def summarise(self) -> dict[str, Any]:
+        """Summary of `rows`."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, Any]:
+        """Gather the cases of all ranks, then summarise them.
+
+        Every rank has to call this, and gets the same answer.
+        """
+        if dist.is_available() and dist.is_initialized():
+            ranks: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, self._cases)
+            self._cases = {name: rows for cases in ranks for name, rows in cases.items()}
+        return self.summarise()
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows sorted by case: of all ranks after `compute`, of this one before."""
+        return [row for _, rows in sorted(self._cases.items()) for row in rows]
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        super().reset()
+        self._cases = {}
+
+
+class CaseScores(CaseRows):
+    """Scores whole cases as they come and summarises them at the end, over all ranks.
 
     Args:
         class_names: name of class 0 (background), 1, ..., K-1.
@@ -45,8 +81,6 @@ class CaseScores(Metric):
         tolerance_vox: tolerance of ``nsd_vox``.
         surface: False leaves the surface columns out.
     """
-
-    full_state_update = False
 
     def __init__(
         self,
@@ -65,7 +99,6 @@ class CaseScores(Metric):
             "tolerance_vox": tolerance_vox,
             "surface": surface,
         }
-        self._cases: dict[str, list[Row]] = {}
 
     def update(
         self,
@@ -103,23 +136,6 @@ class CaseScores(Metric):
             {**identity, "class_name": self.class_names[row["class"]], **row} for row in scored
         ]
 
-    def compute(self) -> dict[str, Any]:
-        """Gather the cases of all ranks, then `mambaseg.metrics.summarise` them.
-
-        Every rank has to call this, and gets the same answer.
-        """
-        if dist.is_available() and dist.is_initialized():
-            ranks: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, self._cases)
-            self._cases = {name: rows for cases in ranks for name, rows in cases.items()}
+    def summarise(self) -> dict[str, Any]:
+        """See `mambaseg.metrics.summarise`."""
         return summarise(self.rows, self.class_names)
-
-    @property
-    def rows(self) -> list[Row]:
-        """Rows sorted by case, then class: of all ranks after `compute`, of this one before."""
-        return [row for _, rows in sorted(self._cases.items()) for row in rows]
-
-    def reset(self) -> None:
-        """Forget all cases."""
-        super().reset()
-        self._cases = {}

@@ -24,7 +24,7 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        about: `model` (leaf name, arguments), `preprocessing`, `classes`, `data`, `split`.
+        about: `model` (leaf name, arguments), `task`, `preprocessing`, `classes`, `data`, `split`.
         weights: state dict of the network as `build_network` makes it.
     """
 
@@ -98,6 +98,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
         return "its preprocessing"
     if not isinstance(used.get("size"), int) or not 0 < used["size"] <= LARGEST_SIDE:
         return "its preprocessing"
+    if not _is_name(about.get("task", "segmentation")):
+        return "its task"
     classes = about.get("classes")
     if not isinstance(classes, (list, tuple)) or len(classes) > 256:
         return "its classes"

@@ -39,6 +39,25 @@ def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: 
         )
 
 
+def require_image(output: Tensor, clear: Tensor, *, network: str) -> None:
+    """Makes sure that a network's output can be compared with an image.
+
+    Args:
+        output: what the network gave for a training batch.
+        clear: (B, C, H, W).
+        network: its name, for the message.
+
+    Raises:
+        UserError: another shape.
+    """
+    if output.shape != clear.shape:
+        raise UserError(
+            f"{network} gives {tuple(output.shape)} where images {tuple(clear.shape)} are to be "
+            "restored. Set the network's number of output channels to ${data.num_classes} in its "
+            "leaf."
+        )
+
+
 def _activation(logits: Tensor) -> str | None:
     """`softmax`, `sigmoid` or None.
 

@@ -193,6 +193,7 @@ class Run:
         self.recorder.header = {
             "data": self.config["data"]["title"],
             "model": self.config["model"]["name"],
+            **({"task": task} if (task := self.config["data"].get("task")) else {}),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
             "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,

@@ -25,8 +25,8 @@ class SegmentationTask(Task):
         scheduler: likewise.
         preprocessing: the way to the network's grid and back; one for all stages.
         class_names: one per class, background first.
-        evaluation: `empty`, `tolerance_mm`, `keep_largest`, `batch_size` (see conf/config.yaml).
-        **common: `decay`, `seed`, `description`.
+        **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
+            `keep_largest`, `batch_size`).
     """
 
     monitor: ClassVar[str] = "val/dice"
@@ -41,7 +41,6 @@ class SegmentationTask(Task):
         *,
         preprocessing: Preprocessing,
         class_names: Iterable[str],
-        evaluation: Mapping[str, Any] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(network, loss, optimizer, scheduler, **common)
@@ -50,7 +49,7 @@ class SegmentationTask(Task):
         self.views = SegmentationViews(self.class_names)
         self.evaluation = {
             "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
-            **(evaluation or {}),
+            **self.evaluation,
         }  # fmt: skip
         self.scores = nn.ModuleDict({stage: self._case_scores() for stage in ("val", "test")})
 

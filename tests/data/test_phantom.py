@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from mambaseg.data import acdc, phantom
+from mambaseg.data import acdc, phantom, synthetic
 from mambaseg.data.phantom import write_phantom
 from mambaseg.data.phantom_anatomy import GROUPS, contours, draw_heart, tune_ejection, volumes
 from mambaseg.errors import UserError
@@ -323,14 +323,14 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_of_two_writers_at_a_time_the_second_takes_what_is_there(tmp_path, monkeypatch):
-    folder, seal = tmp_path / "phantom", phantom._seal
+    folder, seal = tmp_path / "phantom", synthetic._seal
 
-    def overtaken(work, parameters):
-        monkeypatch.setattr(phantom, "_seal", seal)
+    def overtaken(work, *arguments):
+        monkeypatch.setattr(synthetic, "_seal", seal)
         write_phantom(folder, patients=1)
-        seal(work, parameters)
+        seal(work, *arguments)
 
-    monkeypatch.setattr(phantom, "_seal", overtaken)
+    monkeypatch.setattr(synthetic, "_seal", overtaken)
     assert write_phantom(folder, patients=1) == folder
     assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
 

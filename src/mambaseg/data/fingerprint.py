@@ -6,7 +6,8 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from mambaseg.data.case import Case
 from mambaseg.data.files import check_file
@@ -15,7 +16,18 @@ from mambaseg.errors import UserError
 THREADS = min(8, os.cpu_count() or 1)
 
 
-def source_digests(cases: Sequence[Case]) -> dict[str, str]:
+class Sourced(Protocol):
+    """What has a name and files: a `Case`, a `Pair`."""
+
+    @property
+    def id(self) -> str:
+        """Unique name."""
+
+    def sources(self) -> tuple[Path, ...]:
+        """Its files."""
+
+
+def source_digests(cases: Sequence[Sourced]) -> dict[str, str]:
     """Hash the content of each case's source files: case id -> hex digest.
 
     Raises:
@@ -26,7 +38,7 @@ def source_digests(cases: Sequence[Case]) -> dict[str, str]:
         return {case.id: digest for case, digest in zip(cases, digests, strict=True)}
 
 
-def fingerprint(cases: Sequence[Case], digests: dict[str, str] | None = None) -> str:
+def fingerprint(cases: Sequence[Sourced], digests: dict[str, str] | None = None) -> str:
     """Return a hash of what the source files of these cases hold, by case id and in any order.
 
     Args:
@@ -52,7 +64,7 @@ def digest_of(plain: Any) -> str:
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
-def _source_digest(case: Case) -> str:
+def _source_digest(case: Sourced) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in case.sources():
         check_file(path)  # a pipe or a device would never end

@@ -11,24 +11,18 @@ and this file writes the folder.
 from __future__ import annotations
 
 import gzip
-import json
-import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from mambaseg.data.phantom_anatomy import GROUPS, draw_heart, tune_ejection
 from mambaseg.data.phantom_image import Scan, draw_scan, render
+from mambaseg.data.synthetic import write_once
 from mambaseg.errors import UserError
-from mambaseg.files import remove_abandoned, writing
-from mambaseg.foreign import read_json
 
 MANIFEST = "phantom.json"
 VERSION = 1  # of the generator: raise it whenever the same parameters give other files
 
-_log = logging.getLogger(__name__)
 _NOTE = """# Synthetic data: this is not ACDC
 
 These images were computed, not acquired. They show no patient and prove nothing about real hearts.
@@ -76,70 +70,19 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
         "seed": seed,
         "noise": noise,
     }
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        return _checked(root, parameters)
-    _log.info("Writing the synthetic phantom (%d patients) to %s", patients, root)
-    with writing(root, otherwise="choose another folder with data.root=..."):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(root.parent, f".{root.name}.partial-*")
-        work = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
-        try:
-            for number in range(1, patients + 1):
-                _write_patient(work / f"patient{number:03d}", number, seed, noise)
-            _seal(work, parameters)
-            work.chmod(0o755)  # mkdtemp makes private folders
-            _rename(work, root, parameters)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return root
 
+    def write(work: Path) -> None:
+        for number in range(1, patients + 1):
+            _write_patient(work / f"patient{number:03d}", number, seed, noise)
 
-def _rename(work: Path, root: Path, parameters: dict[str, object]) -> None:
-    """Put the finished folder in its place, unless another process has just done the same."""
-    try:
-        work.rename(root)  # also over an empty folder, but over no other
-    except OSError:
-        if not root.is_dir():
-            raise
-        _checked(root, parameters)
-
-
-def _checked(root: Path, parameters: dict[str, object]) -> Path:
-    """The existing folder, when it is the phantom of these parameters and complete."""
-    remedy = f"Delete the folder {root}, or choose another one with data.root."
-    try:
-        found = read_json(root / MANIFEST)
-        files = dict(found.pop("files"))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(
-            f"{root} exists and is not a phantom dataset of ours (no readable {MANIFEST}): "
-            f"nothing was written. {remedy}"
-        ) from None
-    differing = [key for key in parameters if found.get(key) != parameters[key]]
-    if differing:
-        pairs = ", ".join(f"{key} {found.get(key)} ≠ {parameters[key]}" for key in differing)
-        raise UserError(f"The phantom in {root} was made otherwise ({pairs}). {remedy}")
-    damaged = [name for name, size in files.items() if _size(root / name) != size]
-    if damaged:
-        raise UserError(
-            f"The phantom in {root} is damaged: {len(damaged)} of {len(files)} files are missing "
-            f"or changed, {damaged[0]} first. {remedy}"
-        )
-    return root
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _seal(root: Path, parameters: dict[str, object]) -> None:
-    """Add the note and the manifest to the patients' folders; the manifest last."""
-    (root / "SYNTHETIC.md").write_text(_NOTE, encoding="utf-8")
-    written = sorted(path for path in root.rglob("*") if path.is_file())
-    files = {path.relative_to(root).as_posix(): path.stat().st_size for path in written}
-    text = json.dumps({**parameters, "files": files}, indent=1)
-    (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return write_once(
+        Path(root),
+        parameters,
+        write=write,
+        note=_NOTE,
+        manifest=MANIFEST,
+        what=f"{patients} patients",
+    )
 
 
 def _group(number: int, seed: int) -> str:

@@ -27,14 +27,16 @@ class AnySize(nn.Module):
         network: maps `(B, C, H, W)` to `(B, K, H, W)`; kept as `.network`. If it has an integer
             attribute `patch_size`, smaller images are refused rather than padded into existence.
         multiple: what height and width must be a multiple of.
+        residual: add the image to the output, for restoration; K must be C.
     """
 
-    def __init__(self, network: nn.Module, multiple: int) -> None:
+    def __init__(self, network: nn.Module, multiple: int, *, residual: bool = False) -> None:
         super().__init__()
         if multiple < 1:
             raise ValueError(f"multiple must be at least 1, got {multiple}")
         self.network = network
         self.multiple = multiple
+        self.residual = residual
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to logits `(B, K, H, W)`.
@@ -62,6 +64,14 @@ class AnySize(nn.Module):
                 "image's height and width. In its leaf switch off what adds outputs (deep "
                 "supervision) or changes their size."
             )
+        if self.residual:
+            if logits.shape != image.shape:
+                raise UserError(
+                    f"model.residual: the output of {type(self.network).__name__} has "
+                    f"{logits.shape[1]} channels and is to be added to an image of "
+                    f"{image.shape[1]}. It is for restoration (experiment=dehazing)."
+                )
+            logits = logits + image
         return logits[..., :height, :width]
 
 

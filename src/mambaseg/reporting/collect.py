@@ -240,6 +240,14 @@ def _value(key: str, text: str) -> Any:
         raise ForeignFileError(f"a cell of column {key} is not a number") from None
 
 
+def restores(path: Path) -> bool:
+    """Whether a finished run folder is of image restoration."""
+    try:
+        return bool(read_json(path / "metrics.json").get("task") == "restoration")
+    except (OSError, ForeignFileError, AttributeError):
+        return False
+
+
 def collect(folder: str | Path) -> tuple[list[Comparison], list[str]]:
     """Reads all finished runs of an experiment.
 
@@ -250,17 +258,20 @@ def collect(folder: str | Path) -> tuple[list[Comparison], list[str]]:
         Comparisons, the largest first, and what had to be left out, one sentence each.
 
     Raises:
-        UserError: there is no finished run with test scores.
+        UserError: there is no finished run with test scores, also none of restoration.
     """
-    runs, problems = [], []
+    runs, problems, others = [], [], False
     for path in run_folders(folder):
         if not RunFolder(path).finished:
             continue  # `mambaseg.reporting.status` lists these, and why
+        if restores(path):
+            others = True  # `mambaseg.reporting.restoration` has these
+            continue
         try:
             runs.append(read_run(path))
         except UserError as error:
             problems.append(f"left out: {error}")
-    if not runs:
+    if not runs and not others:
         detail = "".join(f"\n  {problem}" for problem in problems)
         raise UserError(
             f"{folder}: no finished run with test scores yet. "

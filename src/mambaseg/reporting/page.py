@@ -30,23 +30,29 @@ def escape(text: str) -> str:
 
 
 def page(
-    name: str, sections: Sequence[Section], runs: Sequence[RunState], problems: Sequence[str]
+    name: str,
+    sections: Sequence[Section],
+    others: Sequence[Grid],
+    runs: Sequence[RunState],
+    problems: Sequence[str],
 ) -> str:
     """The whole page.
 
     Args:
         name: of the experiment.
         sections: one per comparison, figures drawn.
+        others: tables of runs that are not of segmentation.
         runs: what became of all runs.
         problems: runs that could not be read, one sentence each.
     """
     links = [(f"part-{i + 1}", s.comparison.title) for i, s in enumerate(sections)]
     body = [
         f"<h1>{escape(name)}</h1>",
-        f'<p class="lead">{_count(sections)}. Runs: {escape(counted(list(runs)))}.</p>',
+        f'<p class="lead">{_count(sections, others)}Runs: {escape(counted(list(runs)))}.</p>',
         _navigation([*links, ("runs", "Runs")]) if len(sections) > 1 else "",
         _cautions(_unfinished(runs, len(sections)) + list(problems)),
         *(_section(f"part-{i + 1}", section) for i, section in enumerate(sections)),
+        *(_table(g, heading=g.title, anchor=f"other-{_slug(g.title)}") for g in others),
         '<h2 id="runs">Runs</h2>',
         _table(status_grid(list(runs)), states=True),
         "<footer>Made by mambaseg's src/report.py from the run folders alone. Unrounded numbers: "
@@ -78,10 +84,12 @@ def _policy(script: str) -> str:
     return f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
 
 
-def _count(sections: Sequence[Section]) -> str:
+def _count(sections: Sequence[Section], others: Sequence[Grid]) -> str:
+    if not sections and others:
+        return ""
     entries = sum(len(section.comparison.entries) for section in sections)
     runs = sum(len(e.runs) for section in sections for e in section.comparison.entries)
-    return f"{_plural(entries, 'row')} from {_plural(runs, 'finished run')}"
+    return f"{_plural(entries, 'row')} from {_plural(runs, 'finished run')}. "
 
 
 def _plural(count: int, noun: str) -> str:

@@ -19,6 +19,7 @@ from mambaseg.reporting.other_tables import (
     paired_rows,
     settings_grid,
 )
+from mambaseg.reporting.restoration import restoration_grid, restoration_runs
 from mambaseg.reporting.score_tables import grids, tidy
 from mambaseg.reporting.status import RunState, states, status_grid
 from mambaseg.reporting.tables import Grid, cell_text, markdown_text
@@ -78,6 +79,9 @@ def write_report(folder: str | Path) -> Path:
 
     folder = Path(folder)
     comparisons, problems = collect(folder)
+    restored, unread = restoration_runs(folder)
+    problems += unread
+    others = [restoration_grid(restored)] if restored else []
     runs = states(folder)
     sections = [_section(comparison) for comparison in comparisons]
     place = folder / "report"
@@ -86,11 +90,11 @@ def write_report(folder: str | Path) -> Path:
         remove_abandoned(place, f"{_UNFINISHED}*")
         with TemporaryDirectory(prefix=_UNFINISHED, dir=place) as unfinished:
             report = RunFolder(unfinished)  # for its writing of whole files
-            _write_tables(report, sections, runs, problems)
+            _write_tables(report, sections, others, runs, problems)
             for index, section in enumerate(sections):
                 prefix = f"{index + 1}-" if len(sections) > 1 else ""
                 section.figures.extend(draw(section.comparison, report.path / "figures", prefix))
-            html = page(folder.resolve().name, sections, runs, problems)
+            html = page(folder.resolve().name, sections, others, runs, problems)
             report.write_text("index.html", html)
             _publish(report.path, place)
     return place / "index.html"
@@ -122,13 +126,18 @@ def _section(comparison: Comparison) -> Section:
 
 
 def _write_tables(
-    report: RunFolder, sections: list[Section], runs: list[RunState], problems: list[str]
+    report: RunFolder,
+    sections: list[Section],
+    others: list[Grid],
+    runs: list[RunState],
+    problems: list[str],
 ) -> None:
     text = []
     for section in sections:
         text += [f"## {markdown_text(section.comparison.title)}", ""]
         text += [*(f"- {markdown_text(caution)}" for caution in section.cautions), ""]
         text += [grid.markdown() for grid in section.grids]
+    text += [grid.markdown(level=2) for grid in others]
     text += [
         status_grid(runs).markdown(level=2),
         *(f"- {markdown_text(problem)}" for problem in problems),
@@ -136,6 +145,7 @@ def _write_tables(
     report.write_text("table.md", "\n".join(text).rstrip() + "\n")
     head = "% needs \\usepackage{booktabs}\n"
     latex = [grid.latex() for section in sections for grid in section.grids]
+    latex += [grid.latex() for grid in others]
     report.write_text("table.tex", head + "\n".join(latex))
     for name, rows_of in _TABLES.items():
         found = [row for section in sections for row in rows_of(section.comparison)]

@@ -110,11 +110,18 @@ def run_table(
     summary: Mapping[str, Any], *, title: str, class_names: Sequence[str], note: str = ""
 ) -> Table:
     """The scores of a run as its task shows them; `summary` is what metrics.json holds."""
+    if summary.get("task") == "restoration":
+        from mambaseg.reporting.restoration import restoration_table
+
+        return restoration_table(summary, title=title, note=note)
     return score_table(summary, title=title, class_names=class_names, note=note)
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
     """The one score that stands for a test, in words and as a number."""
+    if summary.get("task") == "restoration":
+        psnr = summary["scores"]["psnr"]["mean"]
+        return f"mean PSNR {UNDEFINED if psnr is None else f'{psnr:.2f}'} dB", psnr
     dice = summary["foreground"]["dice"]["mean"]
     return f"mean foreground Dice {UNDEFINED if dice is None else f'{dice:.4f}'}", dice
 

@@ -1,0 +1,110 @@
+"""A folder of computed data: written once, whole or not at all, and recognised later."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mambaseg.errors import UserError
+from mambaseg.files import remove_abandoned, writing
+from mambaseg.foreign import read_json
+
+Parameters = Mapping[str, object]
+
+_log = logging.getLogger(__name__)
+
+
+def write_once(
+    root: Path,
+    parameters: Parameters,
+    *,
+    write: Callable[[Path], None],
+    note: str,
+    manifest: str,
+    what: str,
+) -> Path:
+    """Write a synthetic data set, or return at once when it is there already.
+
+    The folder appears complete or not at all, also when several processes write it at a time.
+
+    Args:
+        root: folder to write; its parents are made.
+        parameters: all that the content depends on, generator and version among them.
+        write: fills an empty folder.
+        note: text of SYNTHETIC.md in it.
+        manifest: name of the file that keeps the parameters and the size of every file.
+        what: for the log, such as "30 patients".
+
+    Returns:
+        `root`.
+
+    Raises:
+        UserError: `root` holds something else (other parameters, another generator, missing files),
+            or cannot be written.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        return _checked(root, parameters, manifest)
+    _log.info("Writing the synthetic phantom (%s) to %s", what, root)
+    with writing(root, otherwise="choose another folder with data.root=..."):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(root.parent, f".{root.name}.partial-*")
+        work = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
+        try:
+            write(work)
+            _seal(work, parameters, note, manifest)
+            work.chmod(0o755)  # mkdtemp makes private folders
+            _rename(work, root, parameters, manifest)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return root
+
+
+def _rename(work: Path, root: Path, parameters: Parameters, manifest: str) -> None:
+    """Put the finished folder in its place, unless another process has just done the same."""
+    try:
+        work.rename(root)  # also over an empty folder, but over no other
+    except OSError:
+        if not root.is_dir():
+            raise
+        _checked(root, parameters, manifest)
+
+
+def _checked(root: Path, parameters: Parameters, manifest: str) -> Path:
+    """The existing folder, when it is the phantom of these parameters and complete."""
+    remedy = f"Delete the folder {root}, or choose another one with data.root."
+    try:
+        found = read_json(root / manifest)
+        files = dict(found.pop("files"))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(
+            f"{root} exists and is not a phantom dataset of ours (no readable {manifest}): "
+            f"nothing was written. {remedy}"
+        ) from None
+    differing = [key for key in parameters if found.get(key) != parameters[key]]
+    if differing:
+        pairs = ", ".join(f"{key} {found.get(key)} ≠ {parameters[key]}" for key in differing)
+        raise UserError(f"The phantom in {root} was made otherwise ({pairs}). {remedy}")
+    damaged = [name for name, size in files.items() if _size(root / name) != size]
+    if damaged:
+        raise UserError(
+            f"The phantom in {root} is damaged: {len(damaged)} of {len(files)} files are missing "
+            f"or changed, {damaged[0]} first. {remedy}"
+        )
+    return root
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _seal(root: Path, parameters: Parameters, note: str, manifest: str) -> None:
+    """Add the note and the manifest; the manifest last."""
+    (root / "SYNTHETIC.md").write_text(note, encoding="utf-8")
+    written = sorted(path for path in root.rglob("*") if path.is_file())
+    files = {path.relative_to(root).as_posix(): path.stat().st_size for path in written}
+    text = json.dumps({**parameters, "files": files}, indent=1)
+    (root / manifest).write_text(text + "\n", encoding="utf-8")
