@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambaseg.models import SS2D
-from mambaseg.models.vss import DIRECTIONS
+from mambaseg.models import ScanBlock
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -38,16 +37,16 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
         nonlocal layers
         layers += _layer_macs(module, inputs[0], output)
 
-    def count_scan(module: SS2D, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count_scan(module: ScanBlock, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal scans
-        batch, height, width, dim = inputs[0].shape
-        scans += batch * scan_flops(height * width, DIRECTIONS * 2 * dim, module.d_state)
+        length, channels = module.scan_size(inputs[0])
+        scans += len(inputs[0]) * scan_flops(length, channels, module.d_state)
 
     handles = []
     for module in network.modules():
         if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
             handles.append(module.register_forward_hook(count_layer))
-        elif isinstance(module, SS2D):
+        elif isinstance(module, ScanBlock):
             handles.append(module.register_forward_hook(count_scan))
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,9 +1,14 @@
-"""Our networks against the original repository's, with weights from a recipe.
+"""Our networks against the original repositories', with weights from a recipe.
 
 golden/*.npz hold what the networks of the Mamba-UNet repository (commit dfe92ba) gave on a CPU in
 float32, eval mode, with mamba-ssm's reference scan: `logits` at every `stride`-th row and column,
 `mean` and `std` per class over the whole map, and `keys`, name -> shape of the original state dict.
 Weights and image are functions of names and seeds (`recipe`), so nothing large is stored.
+
+The narrow ones are of smaller width than published: U-Mamba's networks of January 2024 put together
+from dynamic-network-architectures 0.4.4, UVM-Net (the folder Ultra/net) for an 8 × 8 grid, with the
+Mamba block of mamba-ssm 2.3.2.post1 on its reference scan and causal-conv1d 1.7.0's reference, all
+in float64: through Mamba without a residual, roundings grow to 1e-4.
 """
 
 import json
@@ -15,10 +20,20 @@ import pytest
 import torch
 
 from mambaseg.errors import UserError
-from mambaseg.models import MambaUNet, SwinUNet, UNet
+from mambaseg.models import MambaUNet, SwinUNet, UMamba, UNet, UVMNet
 
 NETWORKS = {"unet_224": UNet, "swin_unet_224": SwinUNet, "mamba_unet_2222_224": MambaUNet}
 PARAMETERS = {"unet_224": 1_813_764, "swin_unet_224": 27_168_420, "mamba_unet_2222_224": 19_121_664}
+NARROW = {
+    "u_mamba_bot_narrow": (UMamba, {"mamba": "bottom", "widths": (8, 16, 32, 32, 32)}),
+    "u_mamba_enc_narrow": (UMamba, {"mamba": "encoder", "widths": (8, 16, 32, 32, 32)}),
+    "u_mamba_none_narrow": (UMamba, {"mamba": "none", "widths": (8, 16, 32, 32, 32)}),
+    "uvm_net_narrow": (
+        UVMNet,
+        {"in_channels": 3, "num_classes": 3, "residual": True, "widths": (8, 16, 32, 64, 64)}
+        | {"grid": 8, "wide_scan": True, "attention": False},  # as the original on one sample
+    ),
+}
 GOLDEN = Path(__file__).parent / "golden"
 DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
 
@@ -30,11 +45,11 @@ def recipe(name, shape, seed):
         return torch.zeros(shape, dtype=torch.int64)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     n = rng.standard_normal(shape).astype(np.float32)
-    if last == "A_logs":
+    if last in ("A_logs", "A_log"):
         value = np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + 0.1 * n
-    elif last == "dt_projs_bias":
+    elif name.endswith(("dt_projs_bias", "dt_proj.bias")):
         value = -4 + n
-    elif last == "Ds":
+    elif last in ("Ds", "D"):
         value = 1 + 0.1 * n
     elif last == "running_var":
         value = 1 + 0.2 * abs(n)
@@ -59,16 +74,29 @@ def read_golden(name):
     ids=str,
 )
 def test_network_agrees_with_the_original(name, options):
+    assert_agrees(name, NETWORKS[name](in_channels=1, num_classes=4, **options))
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_network_agrees_with_the_original(name):
+    network, options = NARROW[name]
+    in_channels = options.get("in_channels", 1)
+    assert_agrees(name, network(**options).double(), in_channels, tolerance=1e-6)
+
+
+def assert_agrees(name, network, in_channels=1, tolerance=1e-4):
     golden, state_dict = read_golden(name)
-    network = NETWORKS[name](in_channels=1, num_classes=4, **options).eval()
-    network.load_original_state_dict(state_dict)
-    image = np.random.default_rng(int(golden["seed"])).random((1, 1, *golden["size"]))
+    network.eval().load_original_state_dict(state_dict)
+    image = np.random.default_rng(int(golden["seed"])).random((1, in_channels, *golden["size"]))
+    image = torch.from_numpy(image.astype(np.float32)).to(next(network.parameters()).dtype)
     with torch.no_grad():
-        logits = network(torch.from_numpy(image.astype(np.float32))).numpy()
+        logits = network(image).numpy()
     stride = int(golden["stride"])
-    np.testing.assert_allclose(logits[..., ::stride, ::stride], golden["logits"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(logits.mean(axis=(0, 2, 3)), golden["mean"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(logits.std(axis=(0, 2, 3)), golden["std"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        logits[..., ::stride, ::stride], golden["logits"], rtol=0, atol=tolerance
+    )
+    np.testing.assert_allclose(logits.mean(axis=(0, 2, 3)), golden["mean"], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(logits.std(axis=(0, 2, 3)), golden["std"], rtol=0, atol=tolerance)
 
 
 def count(network, **options):

@@ -20,7 +20,9 @@ from mambaseg.models import (
     SwinUMambaD,
     SwinUNet,
     TransUNet,
+    UMamba,
     UNet,
+    UVMNet,
     VMUNet,
     has_scan,
     names_without_decay,
@@ -245,6 +247,8 @@ def test_networks_with_a_scan_say_so():
     assert has_scan(small_swin_umamba())
     assert has_scan(small_swin_umamba_d())
     assert not has_scan(small_mamba_unet_no_scan())
+    assert has_scan(UMamba(widths=(4, 8)))
+    assert not has_scan(UMamba(widths=(4, 8), mamba="none"))
     assert not has_scan(small_swin_unet())
     assert not has_scan(small_unet())
 
@@ -280,6 +284,8 @@ def test_every_leaf_is_named_like_its_file_and_builds(name):
         ("vm_unet", VMUNet),
         ("swin_umamba", SwinUMamba),
         ("swin_umamba_d", SwinUMambaD),
+        ("u_mamba_bot", UMamba),
+        ("uvm_net", UVMNet),
     ],
 )
 def test_leaf_says_the_defaults_of_its_network(name, network):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
 from mambaseg.costs import count_operations
-from mambaseg.models import SS2D
+from mambaseg.models import ScanBlock
 
 Builder = Callable[[], nn.Module]
 Step = Callable[[nn.Module], Call]
@@ -112,7 +112,7 @@ def _built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
 
 def _scan_backend(network: nn.Module) -> str | None:
     """Which backend runs the network's scans; None where it has none."""
-    return next((m.scan_backend for m in network.modules() if isinstance(m, SS2D)), None)
+    return next((m.scan_backend for m in network.modules() if isinstance(m, ScanBlock)), None)
 
 
 def autocast_on(image: Tensor, enabled: bool) -> torch.autocast:

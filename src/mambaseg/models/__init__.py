@@ -3,19 +3,23 @@
 from mambaseg.models.any_size import AnySize
 from mambaseg.models.attention_unet import AttentionUNet
 from mambaseg.models.decay import names_without_decay
+from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
+from mambaseg.models.selective import ScanBlock, has_scan
 from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
 from mambaseg.models.swin_umamba import SwinUMamba
 from mambaseg.models.swin_umamba_d import SwinUMambaD
 from mambaseg.models.swin_unet import SwinUNet
 from mambaseg.models.trans_unet import TransUNet
+from mambaseg.models.u_mamba import UMamba
 from mambaseg.models.unet import UNet
 from mambaseg.models.ushape import UShape
+from mambaseg.models.uvm_net import UVMNet
 from mambaseg.models.vm_unet import VMUNet
-from mambaseg.models.vss import SS2D, VSSBlock, has_scan
+from mambaseg.models.vss import SS2D, VSSBlock
 from mambaseg.models.window_attention import SwinBlock, WindowAttention
 
 __all__ = [
@@ -25,18 +29,22 @@ __all__ = [
     "DropPath",
     "Dropout",
     "LoadReport",
+    "Mamba1d",
     "MambaUNet",
     "MambaUNetNoScan",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",
+    "ScanBlock",
     "SwinBlock",
     "SwinUMamba",
     "SwinUMambaD",
     "SwinUNet",
     "TransUNet",
+    "UMamba",
     "UNet",
     "UShape",
+    "UVMNet",
     "VMUNet",
     "VSSBlock",
     "WindowAttention",

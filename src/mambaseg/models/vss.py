@@ -17,46 +17,20 @@ Glossary (paper letter = code):
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.selective import LinearPair, ScanBlock, initial_step_bias, wide
 from mambaseg.models.stochastic import DropPath
 from mambaseg.scan import selective_scan_2d
 
 DIRECTIONS = 4
-STEP_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform
-STEP_FLOOR = 1e-4
 ORIGINAL_NAMES = {".ln_1.": ".norm.", ".self_attention.": ".ss2d."}
 """Parts of a block's keys in VMamba's checkpoints (version 0) and its descendants' -> ours."""
-
-
-def initial_step_bias(shape: tuple[int, ...]) -> Tensor:
-    """Draw biases whose softplus is log-uniform in `STEP_RANGE`, as in Mamba (Gu & Dao 2023)."""
-    low, high = (math.log(bound) for bound in STEP_RANGE)
-    step = torch.exp(torch.rand(shape) * (high - low) + low).clamp(min=STEP_FLOOR)
-    return step + torch.log(-torch.expm1(-step))  # inverse of softplus
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """Give float32 for a parameter of lower precision; float32 and float64 stay."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
-
-
-class LinearPair(nn.Linear):
-    """A linear layer whose output comes in two halves.
-
-    Made by two products rather than one that is cut in two: so both halves are contiguous, and
-    what follows copies neither.
-    """
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two of them
-        """Map `(..., in)` to two of `(..., out / 2)`."""
-        first, second = self.weight.chunk(2)
-        return F.linear(x, first), F.linear(x, second)
 
 
 class GatedMixer(nn.Module):
@@ -90,7 +64,7 @@ class GatedMixer(nn.Module):
         return out
 
 
-class SS2D(GatedMixer):
+class SS2D(ScanBlock, GatedMixer):
     """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
 
     The step bias, `A_logs` and `Ds` are used in float32 also under autocast, and stay float32 when
@@ -103,13 +77,14 @@ class SS2D(GatedMixer):
         scan_backend: name for `mambaseg.scan`, or `auto`.
     """
 
-    no_weight_decay = ("A_logs", "Ds")
+    exact: ClassVar[tuple[str, ...]] = ("A_logs", "Ds", "dt_projs_bias")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("A_logs", "Ds")
 
     def __init__(self, dim: int, *, d_state: int = 16, scan_backend: str = "auto") -> None:
         super().__init__(dim)
         inner = 2 * dim
-        self.d_state = d_state
         self.rank = math.ceil(dim / 16)
+        self.d_state = d_state
         self.scan_backend = scan_backend
         # One projection per direction: (K, R + 2N, D) and (K, D, R), (K, D).
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * d_state, inner))
@@ -122,28 +97,19 @@ class SS2D(GatedMixer):
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)  # as nn.Linear's default
         nn.init.uniform_(self.dt_projs_weight, -(self.rank**-0.5), self.rank**-0.5)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Convert the module (`.to`, `.half`, `.cuda`), but keep what the state decays by exact.
-
-        Rounded to bfloat16, decays close to 1 would be off by a multiple of their distance to 1.
-        """
-        exact = {id(p) for p in (self.A_logs, self.Ds, self.dt_projs_bias)}
-
-        def convert(t: Tensor) -> Tensor:
-            converted = fn(t)
-            narrowed = converted.is_floating_point() and converted.dtype.itemsize < 4
-            return t.to(converted.device) if id(t) in exact and narrowed else converted
-
-        return super()._apply(convert, recurse)
+    def scan_size(self, x: Tensor) -> tuple[int, int]:
+        """Give the steps L = H W and the channels K D of the scans of one sample."""
+        _, height, width, dim = x.shape
+        return height * width, DIRECTIONS * 2 * dim
 
     def mix(self, x: Tensor) -> Tensor:
         """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
         delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
         delta = torch.einsum("bhwkr,kdr->bhwkd", delta, self.dt_projs_weight)
-        A = -torch.exp(_wide(self.A_logs)).unflatten(0, (DIRECTIONS, -1))
-        D = _wide(self.Ds).unflatten(0, (DIRECTIONS, -1))
-        bias = _wide(self.dt_projs_bias)
+        A = -torch.exp(wide(self.A_logs)).unflatten(0, (DIRECTIONS, -1))
+        D = wide(self.Ds).unflatten(0, (DIRECTIONS, -1))
+        bias = wide(self.dt_projs_bias)
         return selective_scan_2d(x, delta, A, B, C, D, bias, backend=self.scan_backend)
 
 
@@ -197,8 +163,3 @@ def vss_blocks(d_state: int, scan_backend: str) -> Callable[[int, int, int, floa
         return VSSBlock(dim, d_state=d_state, drop_path=drop_path, scan_backend=scan_backend)
 
     return make_block
-
-
-def has_scan(network: nn.Module) -> bool:
-    """Say whether a network holds a selective scan, and so must not run in float16."""
-    return any(isinstance(module, SS2D) for module in network.modules())

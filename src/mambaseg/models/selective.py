@@ -1,0 +1,75 @@
+"""What the blocks around a selective scan share: the 1-D one (`mamba1d`) and the 2-D one (`vss`).
+
+Source: Mamba (Gu & Dao 2023, arXiv 2312.00752, section 3). Letters as in `mambaseg.scan.reference`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEP_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform
+STEP_FLOOR = 1e-4
+
+
+def initial_step_bias(shape: tuple[int, ...]) -> Tensor:
+    """Draw biases whose softplus is log-uniform in `STEP_RANGE`, as in Mamba (Gu & Dao 2023)."""
+    low, high = (math.log(bound) for bound in STEP_RANGE)
+    step = torch.exp(torch.rand(shape) * (high - low) + low).clamp(min=STEP_FLOOR)
+    return step + torch.log(-torch.expm1(-step))  # inverse of softplus
+
+
+def wide(parameter: Tensor) -> Tensor:
+    """Give float32 for a parameter of lower precision; float32 and float64 stay."""
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+class LinearPair(nn.Linear):
+    """A linear layer whose output comes in two halves.
+
+    Made by two products rather than one that is cut in two: so both halves are contiguous, and
+    what follows copies neither.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two of them
+        """Map `(..., in)` to two of `(..., out / 2)`."""
+        first, second = self.weight.chunk(2)
+        return F.linear(x, first), F.linear(x, second)
+
+
+class ScanBlock(nn.Module):
+    """A module around a selective scan: which parts stay exact, and how large the scan is."""
+
+    exact: ClassVar[tuple[str, ...]]
+    """Names of the parameters that stay float32 when the module is converted to a narrower type:
+    those the state decays by. Rounded to bfloat16, decays close to 1 would be off by a multiple of
+    their distance to 1."""
+    no_weight_decay: ClassVar[tuple[str, ...]]
+    """Names of the parameters that pull to zero would harm."""
+    d_state: int
+    """N, states per channel."""
+    scan_backend: str
+    """Name for `mambaseg.scan`, or `auto`."""
+
+    def scan_size(self, x: Tensor) -> tuple[int, int]:
+        """Give the steps L and the channels (of all directions) of the scan of one sample of x."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the module (`.to`, `.half`, `.cuda`), but keep the `exact` parameters exact."""
+        exact = {id(self.get_parameter(name)) for name in self.exact}
+
+        def convert(t: Tensor) -> Tensor:
+            converted = fn(t)
+            narrowed = converted.is_floating_point() and converted.dtype.itemsize < 4
+            return t.to(converted.device) if id(t) in exact and narrowed else converted
+
+        return super()._apply(convert, recurse)
+
+
+def has_scan(network: nn.Module) -> bool:
+    """Say whether a network holds a selective scan, and so must not run in float16."""
+    return any(isinstance(module, ScanBlock) for module in network.modules())

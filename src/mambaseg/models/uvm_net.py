@@ -1,0 +1,230 @@
+"""UVM-Net: a U-Net whose every level looks at its whole map through Mamba blocks.
+
+Source: Zheng & Wu 2024, U-shaped Vision Mamba for Single Image Dehazing (arXiv 2402.04139), and its
+code. Made for image restoration: with `residual=True` the network adds the image to its output.
+
+As in the code:
+
+* In front of every level's convolutions the map is brought to 64 × 64 by interpolation, goes
+  through the Bi-SSM block and is brought back, whatever the level's own resolution is.
+* The Bi-SSM block makes tokens of a map by a reshape, not a permute: a "token" is C values that
+  follow each other in memory, mostly neighbours in one row of one channel.
+
+Differences:
+
+* The scan across tokens (`wide_scan`), a Mamba block on 64 · 64 = 4096 channels in each of the nine
+  levels, is left out by default. It holds 948 M of the published network's 1,004 M parameters, and
+  the authors name it as the part to remove.
+* The attention's softmax runs over the positions of a sample, times their number, so that its mean
+  is 1. The code's softmax runs over the samples of the batch: a sample's result depends on the
+  others, and with one sample, as the network is trained there, every weight is exactly 1.
+  `attention=False` leaves it out, which is just that.
+* One channel is repeated to three: the first layer norm, over the channels, would make zeros of it.
+* Heights and widths must be multiples of 16; the code pads inside the decoder.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaseg.errors import UserError
+from mambaseg.models.any_size import require_multiple
+from mambaseg.models.mamba1d import Mamba1d
+from mambaseg.models.pretrained import load_renamed
+
+
+class BiSSM(nn.Module):
+    """Convolutions, then selective scans over the map's values as they lie in memory.
+
+    Args:
+        dim: C, channels of the map.
+        grid: height and width of the map.
+        attention: weight the result by a softmax over positions, from a second scan.
+        wide_scan: scan the transposed tokens too: C tokens of grid² channels.
+        d_state: states per channel of the scans.
+        scan_backend: name for `mambaseg.scan`, or `auto`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: int,
+        *,
+        attention: bool,
+        wide_scan: bool,
+        d_state: int,
+        scan_backend: str,
+    ) -> None:
+        super().__init__()
+
+        def scan(channels: int) -> Mamba1d:
+            return Mamba1d(channels, d_state=d_state, scan_backend=scan_backend)
+
+        self.local = nn.Sequential(
+            nn.Conv2d(dim, 16, kernel_size=3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(16, dim, kernel_size=3, padding=1),
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.scan = scan(dim)
+        self.wide_scan = scan(grid * grid) if wide_scan else None
+        self.attention = scan(dim) if attention else None
+        self.smooth = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, grid, grid)` to `(B, C, grid, grid)`."""
+        x = x + self.local(x)
+        tokens = self.norm(x.reshape(len(x), -1, x.shape[1]))  # (B, grid², C), scrambled as said
+        y = self.scan(tokens)
+        if self.wide_scan is not None:
+            y = self.wide_scan(y.transpose(1, 2)).transpose(1, 2)
+        if self.attention is not None:
+            y = y * self.attention(tokens).softmax(dim=1) * tokens.shape[1]
+        out: Tensor = self.smooth(y.reshape(x.shape))
+        return out
+
+
+class Level(nn.Module):
+    """A Bi-SSM block on a grid of fixed size, as a residual branch, then two convolutions."""
+
+    def __init__(
+        self, in_channels: int, middle: int, out_channels: int, grid: int, bi_ssm: BiSSM
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.bi_ssm = bi_ssm
+        self.convs = nn.Sequential(
+            nn.Conv2d(in_channels, middle, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(middle, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, in_channels, H, W)` to `(B, out_channels, H, W)`."""
+        branch = self.bi_ssm(_resize(x, (self.grid, self.grid)))
+        out: Tensor = self.convs(x + _resize(branch, x.shape[2:]))
+        return out
+
+
+class UVMNet(nn.Module):
+    """UVM-Net with five levels.
+
+    56,166,760 parameters for three channels in and out, 1,003,940,200 with the wide scan; for
+    segmentation, one or three channels and four classes, 56,166,825.
+
+    Args:
+        in_channels: channels of the image; one is repeated to three.
+        num_classes: K, background included; in restoration, the channels of the image again.
+        residual: add the image to the output, for restoration.
+        widths: channels per encoder level; each level after the first halves the resolution.
+        grid: side of the square map that the Bi-SSM blocks see, at every level.
+        attention: keep the blocks' attention.
+        wide_scan: keep the blocks' scan across tokens.
+        d_state: states per channel of the scans.
+        scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
+
+    Raises:
+        UserError: a residual network of unequal channels in and out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 4,
+        *,
+        residual: bool = False,
+        widths: Sequence[int] = (64, 128, 256, 512, 512),
+        grid: int = 64,
+        attention: bool = True,
+        wide_scan: bool = False,
+        d_state: int = 16,
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if residual and in_channels != num_classes:
+            raise UserError(
+                f"model.residual adds the image to the output: num_classes={num_classes} must "
+                f"equal in_channels={in_channels}"
+            )
+        self.residual = residual
+        self.attention = attention
+        self.repeats_channel = in_channels == 1
+        self.size_multiple = 2 ** (len(widths) - 1)
+
+        def level(inputs: int, middle: int, outputs: int) -> Level:
+            bi_ssm = BiSSM(
+                inputs,
+                grid,
+                attention=attention,
+                wide_scan=wide_scan,
+                d_state=d_state,
+                scan_backend=scan_backend,
+            )
+            return Level(inputs, middle, outputs, grid, bi_ssm)
+
+        channels = [3 if self.repeats_channel else in_channels, *widths]
+        self.encoder = nn.ModuleList(
+            level(inputs, width, width) for inputs, width in pairwise(channels)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.decoder = nn.ModuleList()
+        below = widths[-1]
+        for skip, finer in zip(widths[-2::-1], [*widths[-3::-1], widths[0]], strict=True):
+            joined = below + skip
+            self.decoder.append(level(joined, joined // 2, finer))
+            below = finer
+        self.head = nn.Conv2d(below, num_classes, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to `(B, K, H, W)`.
+
+        The output are logits, or with `residual` the restored image.
+        """
+        require_multiple(image, self.size_multiple, type(self).__name__)
+        x = image.repeat(1, 3, 1, 1) if self.repeats_channel else image
+        levels = [self.encoder[0](x)]
+        for level in self.encoder[1:]:
+            levels.append(level(self.pool(levels[-1])))
+        x = levels.pop()
+        for level, skip in zip(self.decoder, reversed(levels), strict=True):
+            x = level(torch.cat([skip, self.upsample(x)], dim=1))
+        out: Tensor = self.head(x)
+        return out + image if self.residual else out
+
+    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights of the original repository's `UNet`, strictly.
+
+        Those have the wide scan. Without `attention`, its weights are left over and ignored: in
+        the original they have no effect on a batch of one.
+
+        Raises:
+            UserError: a key is missing or left over, or a shape differs.
+        """
+        prefixes = {"inc.": "encoder.0.", "outc.conv.": "head."}
+        for level in range(1, len(self.encoder)):
+            prefixes[f"down{level}.maxpool_conv.1."] = f"encoder.{level}."
+            prefixes[f"up{level}.conv."] = f"decoder.{level - 1}."
+        parts = {
+            ".double_conv.": ".convs.",
+            ".ub.convb.": ".bi_ssm.local.",
+            ".ub.ln.": ".bi_ssm.norm.",
+            ".ub.model1.": ".bi_ssm.scan.",
+            ".ub.model2.": ".bi_ssm.attention.",
+            ".ub.model3.": ".bi_ssm.wide_scan.",
+            ".ub.smooth.": ".bi_ssm.smooth.",
+        }
+        if not self.attention:
+            state_dict = {key: t for key, t in state_dict.items() if ".ub.model2." not in key}
+        load_renamed(self, state_dict, prefixes, parts)
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate `(B, C, H, W)` to another size, corner pixels on corner pixels."""
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=True)
