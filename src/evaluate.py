@@ -1,24 +1,53 @@
-"""Scores a checkpoint on the test part; network and preprocessing come from the checkpoint itself.
+"""Scores a checkpoint on the test part, or label maps in a folder against references.
 
-python src/evaluate.py checkpoint=outputs/default/<run folder>
-python src/evaluate.py checkpoint=best.ckpt data=acdc data.split=transunet
+python src/evaluate.py run=outputs/default/<run folder>
+python src/evaluate.py run=best.ckpt data=acdc data.split=transunet
+python src/evaluate.py run=unet_best_model.pth model=unet data=acdc
+python src/evaluate.py predictions=labels references=truth
 """
 
-from omegaconf import DictConfig
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from mambaseg.build import build
 from mambaseg.entry import entry
-from mambaseg.reporting.tables import headline
+from mambaseg.errors import UserError
+from mambaseg.folder_scores import score_folders
+from mambaseg.reporting.tables import headline, table_of
+
+log = logging.getLogger(__name__)
 
 
 @entry("evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Returns the score that stands for the test part: the mean foreground Dice."""
+    if cfg.predictions or cfg.references:
+        return _folders(cfg)
     with build(cfg) as run:
         if not run.finished:
             run.evaluate()
         run.report()
     return headline(run.folder.summary)[1] if run.main else None
+
+
+def _folders(cfg: DictConfig) -> float | None:
+    if cfg.checkpoint or not (cfg.predictions and cfg.references):
+        raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
+    folder, config = score_folders(
+        Path(cfg.predictions).expanduser(),
+        Path(cfg.references).expanduser(),
+        class_names=cfg.class_names and list(cfg.class_names),
+        evaluation=OmegaConf.to_container(cfg.evaluation),  # type: ignore[arg-type]
+        outputs=Path(cfg.outputs).expanduser() / cfg.name,
+        rerun=cfg.rerun,
+    )
+    Console().print(table_of(folder.summary, config))
+    words, score = headline(folder.summary)
+    log.info("%s\nrun folder: %s", words, folder.path)
+    return score
 
 
 if __name__ == "__main__":

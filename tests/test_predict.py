@@ -1,6 +1,7 @@
 """Label maps of images without a reference: same labels as in evaluation, same geometry."""
 
 import json
+import shutil
 import sys
 import warnings
 
@@ -18,6 +19,7 @@ from mambaseg.data.images import find_images
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
+from mambaseg.folder_scores import score_folders
 from mambaseg.inference import Member, keep_largest_component, segment
 from payload import armed
 from tiny_checkpoints import CLASSES, tiny_unet, write_checkpoint
@@ -80,12 +82,21 @@ def test_prediction_is_what_evaluation_of_the_same_checkpoint_predicts(
         cfg = compose("evaluate", overrides=words)
     with build(cfg) as run:
         run.evaluate()
+    monkeypatch.setattr(CaseScores, "update", original)
     predict(checkpoint, phantom_root, tmp_path / "labels")
     assert evaluated
     for path, labels in evaluated.items():
         name = path.relative_to(phantom_root)
         assert len(np.unique(labels)) > 1
         assert np.array_equal(labels_of(tmp_path / "labels" / name).T, labels)
+        reference = path.with_name(path.name.replace(".nii", "_gt.nii"))
+        for folder, file in (("maps", tmp_path / "labels" / name), ("truth", reference)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            shutil.copy(file, tmp_path / folder / path.name)
+    places = tmp_path / "maps", tmp_path / "truth"
+    how = {"class_names": CLASSES, "evaluation": cfg.evaluation, "outputs": tmp_path / "scored"}
+    folder, _ = score_folders(*places, **how)
+    assert folder.summary["foreground"] == run.folder.summary["foreground"]
 
 
 @pytest.mark.parametrize("shape", [(21, 34, 5), (21, 34, 5, 3), (21, 34, 5, 1)], ids=str)
@@ -431,6 +442,12 @@ def test_a_run_folders_configuration_is_not_even_read(checkpoint, tmp_path):
     (run / "config.yaml").write_text(evil)
     predict(run, write_image(tmp_path / "a.nii.gz"), tmp_path / "out")
     assert (tmp_path / "out" / "a.nii.gz").is_file() and not payload.marker.exists()
+
+
+def test_a_network_that_gives_no_labels_is_refused(tmp_path):
+    path = write_checkpoint(tmp_path / "clear.ckpt", task="restoration")
+    with pytest.raises(UserError, match="trained for restoration"):
+        restore_predictor([path], device="cpu")
 
 
 def test_a_network_of_several_channels_is_refused(tmp_path):

@@ -32,6 +32,8 @@ _MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple", "resid
 _NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_backend")
 # keys of a data leaf that speak to this module rather than to the data module
 _DATA_EXTRAS = ("title", "synthetic", "task", "instead")
+# keys of conf/evaluate.yaml that only say what to score; `checkpoint` is what they come to
+_SOURCES = ("run", "predictions", "references", "class_names")
 # precisions that convert the network itself, and torch's name of what it becomes
 _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 # what the data are for (data.task), and the task that learns it
@@ -126,6 +128,8 @@ def build(cfg: DictConfig) -> Run:
     if "checkpoint" in cfg:
         checkpoint = _follow_checkpoint(cfg)
         cfg.checkpoint = str(checkpoint.path)
+        for key in _SOURCES:
+            cfg.pop(key, None)
     _settle(cfg)
     data = instantiate(_without(cfg.data, *_DATA_EXTRAS), _convert_="all")
     data.load()
@@ -240,6 +244,38 @@ def restore_network(
     return _network_with_weights(model, checkpoint)[0].eval(), checkpoint
 
 
+def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Checkpoint:
+    """Weights of the original repository, which say nothing about themselves, as a checkpoint.
+
+    Args:
+        path: a state dict, at the top of the file or under `model`.
+        model: the leaf of the network that they are of.
+        data: `preprocessing`, `size`, `class_names`, `name` and `title` of what it was trained for.
+
+    Raises:
+        UserError: the file cannot be read safely, or is not of that network.
+    """
+    from mambaseg.checkpoint import Checkpoint
+    from mambaseg.models.pretrained import read_weights
+
+    path = Path(path).expanduser()
+    network, _ = build_network(model)
+    original: Any = network.network
+    if not hasattr(original, "load_original_state_dict"):
+        raise UserError(f"model={model.name}: the original repository has no such network")
+    try:
+        original.load_original_state_dict(read_weights(path))
+    except UserError as error:
+        raise UserError(f"run={path} with model={model.name}: {error}") from error
+    about = {
+        "model": {"name": model.name, "arguments": _plain(_without(model, "_target_"))},
+        "preprocessing": {"name": data.preprocessing, "size": data.size},
+        "classes": list(data.class_names),
+        "data": {"name": data.name, "title": data.title},
+    }
+    return Checkpoint(path, about, network.state_dict())
+
+
 def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
     """The leaf that a checkpoint names, with its plain arguments.
 
@@ -272,16 +308,25 @@ def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
 
 def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     """Takes network and preprocessing from a checkpoint."""
-    from mambaseg.checkpoint import read_checkpoint
+    from mambaseg.checkpoint import NamelessCheckpointError, read_checkpoint
 
-    checkpoint = read_checkpoint(cfg.checkpoint)
-    about, path = checkpoint.about, checkpoint.path
+    if cfg.checkpoint is None:
+        raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
+    try:
+        checkpoint = read_checkpoint(cfg.checkpoint)
+    except NamelessCheckpointError:
+        if "model" not in cfg:
+            raise
+        return read_original(cfg.checkpoint, cfg.model, cfg.data)
+    about, path, said = checkpoint.about, checkpoint.path, cfg.get("model")
     cfg.model = _leaf_of(checkpoint)
     if (made := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
         raise UserError(
             f"checkpoint: {path} was trained for {made}, data={cfg.data.name} is not for that. "
             "Choose the data that fit the checkpoint."
         )
+    if said is not None and said.name != cfg.model.name:
+        log.warning("model=%s, but %s is of %s: that is used", said.name, path, cfg.model.name)
     used = about["preprocessing"]
     for key, value in (("preprocessing", used["name"]), ("size", used["size"])):
         if key in cfg.data and cfg.data[key] != value:

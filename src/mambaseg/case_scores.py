@@ -24,8 +24,8 @@ class CaseInfo(Protocol):
         """Whom the case shows."""
 
     @property
-    def phase(self) -> str:
-        """ED or ES."""
+    def phase(self) -> str | None:
+        """ED or ES, None when unknown."""
 
     @property
     def group(self) -> str | None:

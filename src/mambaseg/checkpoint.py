@@ -18,6 +18,10 @@ LARGEST = 8192  # number that a checkpoint may ask for as an argument of its net
 LARGEST_SIDE = 2048  # pixels of the images that it may ask for
 
 
+class NamelessCheckpointError(UserError):
+    """A file does not say which network it holds: this project did not make it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of this project.
@@ -66,10 +70,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     about = content.get("mambaseg") if isinstance(content, dict) else None
     if not isinstance(about, dict) or "model" not in about:
-        raise UserError(
+        raise NamelessCheckpointError(
             f"checkpoint: {path} does not say which network it holds, so this project did not make "
-            "it. In Python, networks take the original repository's weights with "
-            "load_original_state_dict()."
+            "it. For weights of the original repository say model=<network>; in Python, networks "
+            "take them with load_original_state_dict()."
         )
     if field := _wrong_field(about):
         raise UserError(

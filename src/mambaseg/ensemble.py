@@ -45,6 +45,8 @@ def restore_predictor(
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend)
         about = checkpoint.about
+        if (made := about.get("task", "segmentation")) != "segmentation":
+            raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")
         names = list(about["classes"])
         if about["model"].get("arguments", {}).get("in_channels", 1) != 1:
             raise UserError(

@@ -210,14 +210,10 @@ class Run:
             return
         console = Console()
         if (self.folder.path / "metrics.json").is_file():
-            from mambaseg.reporting.tables import headline, run_table
+            from mambaseg.reporting.tables import headline, table_of
 
             summary = self.folder.summary
-            title = f"{self.config['model']['name']} · {self.config['data']['title']}"
-            split = summary["split"]
-            note = f"split {split['name']} ({split['hash']}). {split['note']}"
-            names = list(self.config["data"]["class_names"])
-            console.print(run_table(summary, title=title, class_names=names, note=note))
+            console.print(table_of(summary, self.config))
             log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
         log.info("run folder: %s", self.folder.path)
         for picture in sorted(self.folder.path.glob("figures/median_*.png")):

@@ -117,6 +117,14 @@ def run_table(
     return score_table(summary, title=title, class_names=class_names, note=note)
 
 
+def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
+    """`run_table` under the names that a run's configuration gives to network, data and classes."""
+    split, data = summary["split"], config["data"]
+    note = f"split {split['name']} ({split['hash']}). {split['note']}"
+    title = f"{config['model']['name']} · {data['title']}"
+    return run_table(summary, title=title, class_names=list(data["class_names"]), note=note)
+
+
 def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
     """The one score that stands for a test, in words and as a number."""
     if summary.get("task") == "restoration":

@@ -1,0 +1,288 @@
+"""Scores of label maps that lie in a folder: anybody's predictions against references."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mambaseg.case_scores import CaseScores
+from mambaseg.data.case import DataError, as_label
+from mambaseg.data.fingerprint import digest_of
+from mambaseg.data.images import NIFTI, without_ending
+from mambaseg.data.nifti import Nifti, read_nifti
+from mambaseg.errors import UserError
+from mambaseg.foreign import ForeignFileError, read_json
+from mambaseg.inference import keep_largest_component
+from mambaseg.lock import RunLock
+from mambaseg.prediction import PROBABILITIES
+from mambaseg.runs import RunFolder, code_state, environment, file_digest, slug
+
+_REFERENCE = "_gt"  # of ACDC's references, whose images lie beside them
+_PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
+_TOLERANCE = 0.01  # mm; other programs round affines
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference.
+
+    Attributes:
+        id: the prediction's place in its folder, without an ending.
+        prediction: file.
+        reference: file.
+    """
+
+    id: str
+    prediction: Path
+    reference: Path
+
+    @property
+    def patient(self) -> str:
+        """`p1` of `p1_ED` and `p1_frame01`; a name of another form is a patient of its own."""
+        match = _PHASE.fullmatch(self.id)
+        return match["patient"] if match else self.id
+
+    @property
+    def phase(self) -> str | None:
+        """ED or ES where the name says so."""
+        match = _PHASE.fullmatch(self.id)
+        return match["phase"] if match and match["phase"] in ("ED", "ES") else None
+
+    @property
+    def group(self) -> str | None:
+        """Unknown."""
+        return None
+
+
+def find_pairs(predictions: Path, references: Path) -> list[Pair]:
+    """Pairs by the place in the two folders, endings aside; sorted.
+
+    Where names in the folder of references end in `_gt`, only those are references.
+
+    Raises:
+        UserError: a folder is missing or empty, or a file has no partner.
+    """
+    predicted = _label_maps(predictions, "predictions")
+    expected = _label_maps(references, "references")
+    marked = {name: path for name, path in expected.items() if name.endswith(_REFERENCE)}
+    if marked:
+        expected = {name.removesuffix(_REFERENCE): path for name, path in marked.items()}
+    for there, here, place in (
+        (predicted, expected, references),
+        (expected, predicted, predictions),
+    ):
+        if alone := sorted(there.keys() - here.keys()):
+            some = ", ".join(alone[:5]) + (", ..." if alone[5:] else "")
+            raise UserError(
+                f"{place} holds no partner of {len(alone)} label map(s) of the other folder "
+                f"({some}). Every prediction needs a reference of the same name, and every "
+                "reference a prediction."
+            )
+    return [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
+
+
+def _label_maps(folder: Path, role: str) -> dict[str, Path]:
+    """Name -> NIfTI file, of all below a folder."""
+    if not folder.is_dir():
+        raise UserError(f"{role}: there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.name.lower()
+        hidden = path.name.startswith(".") or name.endswith(PROBABILITIES)
+        if hidden or not name.endswith(NIFTI):
+            continue
+        place = path.parent.relative_to(folder) / without_ending(path.name, NIFTI)
+        if place.as_posix() in found:
+            raise UserError(f"{role}: {path} is there twice, as .nii and as .nii.gz")
+        found[place.as_posix()] = path
+    if not found:
+        raise UserError(f"{role}: {folder} holds no NIfTI file (.nii or .nii.gz)")
+    return found
+
+
+def class_names_of(pairs: Sequence[Pair]) -> list[str]:
+    """Names of the classes 0..K-1, from the .json files beside the predictions.
+
+    Raises:
+        UserError: there are none, or they differ.
+    """
+    names: list[str] = []
+    for pair in pairs:
+        path = pair.prediction.with_name(without_ending(pair.prediction.name, NIFTI) + ".json")
+        if not path.is_file():
+            continue
+        try:
+            about = read_json(path)
+        except (OSError, ForeignFileError) as error:
+            raise UserError(f"{path} cannot be read ({error}): give class_names=[...]") from error
+        own = _by_number(about.get("labels") if isinstance(about, dict) else None)
+        if not own:
+            raise UserError(f"{path} names no classes 0, 1, ...: give class_names=[...]")
+        if names and own != names:
+            raise UserError(f"{path} names the classes {own}, others {names}")
+        names = own
+    if not names:
+        raise UserError(
+            "class_names: the predictions do not say what their labels mean (no .json beside "
+            "them); give class_names=[background,...]"
+        )
+    return names
+
+
+def _by_number(labels: Any) -> list[str]:
+    """Names in the order of their numbers; none where these are not 0..K-1."""
+    if not isinstance(labels, dict) or not all(type(n) is int for n in labels.values()):
+        return []
+    names = sorted(labels, key=labels.__getitem__)
+    return names if [labels[name] for name in names] == list(range(len(names))) else []
+
+
+def score_folders(
+    predictions: Path,
+    references: Path,
+    *,
+    class_names: Sequence[str] | None,
+    evaluation: Mapping[str, Any],
+    outputs: Path,
+    rerun: bool = False,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Scores label maps as a run scores its test part, and writes what a report needs.
+
+    The run folder's model is the folder of the predictions, and its data the one of the
+    references. The same files under the same convention are scored once.
+
+    Args:
+        predictions: folder of NIfTI label maps.
+        references: folder of NIfTI label maps.
+        class_names: of the classes 0..K-1; None: as the files beside the predictions say.
+        evaluation: `empty`, `tolerance_mm`, `keep_largest` (conf/config.yaml).
+        outputs: folder of the run folders.
+        rerun: whether to score again.
+
+    Returns:
+        The run folder and the configuration that it has.
+
+    Raises:
+        UserError: a file has no partner, cannot be read, holds other labels, or lies elsewhere.
+    """
+    pairs = find_pairs(predictions, references)
+    names = list(class_names) if class_names else class_names_of(pairs)
+    if not 2 <= len(names) == len(set(names)):
+        raise UserError(f"class_names={names}: two names or more are needed, all different")
+    title, split = references.resolve().name, digest_of([pair.id for pair in pairs])[:12]
+    config: dict[str, Any] = {
+        "seed": 0,
+        "model": {
+            "name": predictions.resolve().name,
+            "files": digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs]),
+        },
+        "data": {
+            "name": slug(title) or "references",
+            "title": title,
+            "root": str(references),
+            "class_names": names,
+        },
+        "evaluation": {key: evaluation[key] for key in ("empty", "tolerance_mm", "keep_largest")},
+    }
+    fingerprint = digest_of([[pair.id, file_digest(pair.reference)] for pair in pairs])
+    key = digest_of([config["model"], names, config["evaluation"], fingerprint])[:8]
+    model = slug(config["model"]["name"]) or "predictions"
+    folder = RunFolder(outputs / f"{model}-{config['data']['name']}-{key}")
+    if folder.finished and not rerun:
+        log.info("already scored: %s (rerun=true scores again)", folder.path)
+        return folder, config
+    scores = _scores(pairs, names, config["evaluation"])
+    lock = RunLock(folder.path)
+    lock.acquire()
+    try:
+        _write(folder, config, scores, key=key, fingerprint=fingerprint, split=split,
+               predictions=str(predictions))  # fmt: skip
+    finally:
+        lock.release()
+    return folder, config
+
+
+def _write(
+    folder: RunFolder,
+    config: dict[str, Any],
+    scores: CaseScores,
+    *,
+    key: str,
+    fingerprint: str,
+    split: str,
+    predictions: str,
+) -> None:
+    """The files of a finished run folder."""
+    import yaml
+
+    summary, title = scores.compute(), config["data"]["title"]
+    given = {"name": "all files", "hash": split, "note": ""}
+    folder.start(
+        key=key,
+        data={"title": title, "fingerprint": fingerprint},
+        split=given,
+        predictions=predictions,
+        code=code_state(),
+        **environment(),
+    )
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    folder.write_text("config.yaml", text)
+    folder.write_rows("cases.csv", scores.rows)
+    header = {"data": title, "model": config["model"]["name"], "split": given, "checkpoint": None}
+    folder.write_json("metrics.json", {**header, **summary})
+    folder.finish("done")
+
+
+def _scores(
+    pairs: Sequence[Pair], names: Sequence[str], evaluation: Mapping[str, Any]
+) -> CaseScores:
+    from rich.progress import track
+
+    scores = CaseScores(
+        class_names=names, policy=evaluation["empty"], tolerance_mm=evaluation["tolerance_mm"]
+    )
+    for pair in track(pairs, description="label maps"):
+        prediction, reference = read_nifti(pair.prediction), read_nifti(pair.reference)
+        _require_same_grid(pair, prediction, reference)
+        labels = _labels(pair.prediction, prediction, len(names))
+        if evaluation["keep_largest"]:
+            labels = keep_largest_component(labels, len(names))
+        expected = _labels(pair.reference, reference, len(names))
+        spacing = reference.spacing
+        scores.update(pair, *map(torch.from_numpy, (labels, expected)), spacing=spacing)
+    return scores
+
+
+def _labels(path: Path, read: Nifti, num_classes: int) -> npt.NDArray[np.uint8]:
+    labels = as_label(read.array, path)
+    if (highest := int(labels.max())) >= num_classes:
+        problem = f"the label map holds the value {highest}; the classes are 0..{num_classes - 1}"
+        raise DataError(problem, path, "Name all classes in class_names=[...], or map the labels.")
+    return np.ascontiguousarray(labels)
+
+
+def _require_same_grid(pair: Pair, prediction: Nifti, reference: Nifti) -> None:
+    """Raise `UserError` unless both lie on one grid; a header never filled in says no place."""
+    if prediction.array.shape != reference.array.shape:
+        theirs, ours = (f"the shape {read.array.shape}" for read in (prediction, reference))
+    elif prediction.spacing is None or reference.spacing is None:
+        return
+    elif not np.allclose(prediction.affine, reference.affine, rtol=0, atol=_TOLERANCE):
+        theirs, ours = (f"the affine {read.affine.round(3).tolist()}"
+                        for read in (prediction, reference))  # fmt: skip
+    else:
+        return
+    raise DataError(
+        f"the prediction has {theirs}, its reference ({pair.reference}) {ours}",
+        pair.prediction,
+        "Voxels are paired by index: bring the prediction back to the image's own grid.",
+    )
