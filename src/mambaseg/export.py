@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.errors import UserError
+from mambaseg.files import whole_file
 
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 log = logging.getLogger(__name__)
@@ -71,10 +71,8 @@ def export_network(
         raise UserError(f"format={format}: choose one of {', '.join(SUFFIX)}")
     if path.suffix != SUFFIX[format]:
         raise UserError(f"output={path}: a file of format={format} ends in {SUFFIX[format]}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     description = path.with_name(path.name + ".json")
-    try:
+    with whole_file(path, otherwise="choose another file with output=...") as temporary:
         with torch.no_grad(), _quiet():
             run = {"onnx": _onnx, "torch": _program}[format](network.eval(), image, temporary)
             parity = _compare(network(image), run(image))
@@ -91,12 +89,8 @@ def export_network(
             **about,
         }
         text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-        partly = description.with_name(f".{os.getpid()}.{description.name}")
-        partly.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-        partly.replace(description)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with whole_file(description, otherwise="choose another file with output=...") as partly:
+            partly.write_text(text, encoding="utf-8")
     return parity
 
 
