@@ -3,6 +3,7 @@
 python src/predict.py run=outputs/default/<run folder> input=images output=labels
 python src/predict.py run=best.ckpt input='scans/*_4d.nii.gz' output=labels tta=true overlay=true
 python src/predict.py ensemble=[run1,run2,run3] input=scan.nii.gz output=labels
+python src/predict.py run=unet_best_model.pth model=unet input=scan.nii.gz output=labels
 """
 
 import logging
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     if (cfg.run is None) == (not cfg.ensemble):
         raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
     how = {name: cfg[name] for name in _HOW}
-    predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], **how)
+    predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], original=cfg, **how)
     outcome = predictor.predict(sources, output)
     if outcome.skipped:
         log.info("there already: %d (rerun=true predicts them again)", len(outcome.skipped))

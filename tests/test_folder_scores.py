@@ -18,7 +18,7 @@ from mambaseg.metrics import score_case, summarise
 from mambaseg.reporting.collect import read_run
 from mambaseg.reporting.report import write_report
 from reporting.fake_runs import heart, predicted
-from tiny_checkpoints import CLASSES, WIDTHS, tiny_unet
+from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet
 
 SPACING = (10.0, 1.5, 1.25)  # z, y, x
 EVALUATION = {"empty": "penalty", "tolerance_mm": 3.0, "keep_largest": False}
@@ -186,22 +186,6 @@ def test_half_a_question_is_answered_with_the_whole_one(monkeypatch, capsys, wor
 
 
 # ---- weights of the original repository ----------------------------------------------------------
-
-
-def original_unet(network):
-    """A tiny UNet's weights under the original repository's names."""
-    names = {
-        "encoder.0.": "encoder.in_conv.conv_conv.",
-        "encoder.1.": "encoder.down1.maxpool_conv.1.conv_conv.",
-        "decoder.0.reduce.": "decoder.up1.conv1x1.",
-        "decoder.0.block.": "decoder.up1.conv.conv_conv.",
-        "head.": "decoder.out_conv.",
-    }
-    state = {}
-    for key, value in network.network.state_dict().items():
-        start = next(start for start in names if key.startswith(start))
-        state[names[start] + key.removeprefix(start)] = value
-    return state
 
 
 def composed(*overrides):

@@ -22,7 +22,7 @@ from mambaseg.errors import UserError
 from mambaseg.folder_scores import score_folders
 from mambaseg.inference import Member, keep_largest_component, segment
 from payload import armed
-from tiny_checkpoints import CLASSES, tiny_unet, write_checkpoint
+from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
 
 GRID = (
     "dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c",
@@ -409,6 +409,18 @@ def test_a_command_that_cannot_start_says_why(
         command(monkeypatch, *words)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_the_original_repository_predict_with_the_network_that_is_named(
+    checkpoint, tmp_path, monkeypatch
+):
+    path = write_image(tmp_path / "a.nii.gz")
+    torch.save(original_unet(tiny_unet()), tmp_path / "unet.pth")
+    named = ["model=unet", f"model.widths={WIDTHS}", "model.dropout=[0,0]", "data.size=32"]
+    words = [f"run={tmp_path}/unet.pth", *named, f"input={path}", "device=cpu"]
+    command(monkeypatch, *words, f"output={tmp_path}/original")
+    predict(checkpoint, path, tmp_path / "ours")
+    assert np.array_equal(*(labels_of(tmp_path / n / "a.nii.gz") for n in ("original", "ours")))
 
 
 # ---- checkpoints of others -----------------------------------------------------------------------

@@ -52,3 +52,19 @@ def write_checkpoint(
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     torch.save({"mambaseg": description, "state_dict": state, "global_step": 1}, path)
     return path
+
+
+def original_unet(network):
+    """A tiny UNet's weights under the original repository's names."""
+    names = {
+        "encoder.0.": "encoder.in_conv.conv_conv.",
+        "encoder.1.": "encoder.down1.maxpool_conv.1.conv_conv.",
+        "decoder.0.reduce.": "decoder.up1.conv1x1.",
+        "decoder.0.block.": "decoder.up1.conv.conv_conv.",
+        "head.": "decoder.out_conv.",
+    }
+    state = {}
+    for key, value in network.network.state_dict().items():
+        start = next(start for start in names if key.startswith(start))
+        state[names[start] + key.removeprefix(start)] = value
+    return state

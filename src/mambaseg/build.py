@@ -221,13 +221,14 @@ def _require_fit(model: DictConfig, checkpoint: Checkpoint) -> None:
 
 
 def restore_network(
-    path: str | Path, *, scan_backend: str = "auto"
+    path: str | Path, *, scan_backend: str = "auto", original: DictConfig | None = None
 ) -> tuple[nn.Module, Checkpoint]:
     """The trained network of a run folder or checkpoint, for inference on the CPU.
 
     Args:
         path: a run folder (its best checkpoint) or a .ckpt file of this project.
         scan_backend: of a network that scans; a name of `mambaseg.scan`, or `auto`.
+        original: `model` and `data` of weights of the original repository (`read_original`).
 
     Returns:
         The network (B, C, H, W) -> (B, K, H, W) for any size, and the checkpoint.
@@ -235,13 +236,27 @@ def restore_network(
     Raises:
         UserError: the file is missing, damaged or not of this project, or does not fit.
     """
-    from mambaseg.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(path)
-    model = _leaf_of(checkpoint)
+    checkpoint, model = _read(path, original)
     if "scan_backend" in model:
         model.scan_backend = scan_backend
     return _network_with_weights(model, checkpoint)[0].eval(), checkpoint
+
+
+def _read(path: str | Path, original: DictConfig | None) -> tuple[Checkpoint, DictConfig]:
+    """A checkpoint and its leaf; of a file that names no network they are what is said of it."""
+    from mambaseg.checkpoint import NamelessCheckpointError, read_checkpoint
+
+    try:
+        checkpoint = read_checkpoint(path)
+    except NamelessCheckpointError:
+        if original is None or "model" not in original:
+            raise
+        return read_original(path, original.model, original.data), original.model
+    leaf = _leaf_of(checkpoint)
+    if original is not None and "model" in original and original.model.name != leaf.name:
+        log.warning("model=%s, but %s is of %s: that is used",
+                    original.model.name, checkpoint.path, leaf.name)  # fmt: skip
+    return checkpoint, leaf
 
 
 def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Checkpoint:
@@ -272,6 +287,7 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
         "preprocessing": {"name": data.preprocessing, "size": data.size},
         "classes": list(data.class_names),
         "data": {"name": data.name, "title": data.title},
+        "task": data.get("task", "segmentation"),
     }
     return Checkpoint(path, about, network.state_dict())
 
@@ -308,25 +324,15 @@ def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
 
 def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     """Takes network and preprocessing from a checkpoint."""
-    from mambaseg.checkpoint import NamelessCheckpointError, read_checkpoint
-
     if cfg.checkpoint is None:
         raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
-    try:
-        checkpoint = read_checkpoint(cfg.checkpoint)
-    except NamelessCheckpointError:
-        if "model" not in cfg:
-            raise
-        return read_original(cfg.checkpoint, cfg.model, cfg.data)
-    about, path, said = checkpoint.about, checkpoint.path, cfg.get("model")
-    cfg.model = _leaf_of(checkpoint)
+    checkpoint, cfg.model = _read(cfg.checkpoint, cfg)
+    about, path = checkpoint.about, checkpoint.path
     if (made := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
         raise UserError(
             f"checkpoint: {path} was trained for {made}, data={cfg.data.name} is not for that. "
             "Choose the data that fit the checkpoint."
         )
-    if said is not None and said.name != cfg.model.name:
-        log.warning("model=%s, but %s is of %s: that is used", said.name, path, cfg.model.name)
     used = about["preprocessing"]
     for key, value in (("preprocessing", used["name"]), ("size", used["size"])):
         if key in cfg.data and cfg.data[key] != value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ def restore_predictor(
     device: str = "auto",
     precision: str = "auto",
     scan_backend: str = "auto",
+    original: Any = None,
     **options: bool | int,
 ) -> Predictor:
     """The networks of run folders or checkpoints, on their device.
@@ -33,6 +35,7 @@ def restore_predictor(
         device: `auto` or one of torch's names.
         precision: `auto`, `32-true` or `bf16-mixed`.
         scan_backend: of networks that scan.
+        original: `model` and `data` of weights of the original repository (`build.read_original`).
         options: of `mambaseg.prediction.Options`.
 
     Raises:
@@ -43,7 +46,7 @@ def restore_predictor(
     members, made_by = [], []
     classes: list[str] = []
     for path in paths:
-        network, checkpoint = restore_network(path, scan_backend=scan_backend)
+        network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
         about = checkpoint.about
         if (made := about.get("task", "segmentation")) != "segmentation":
             raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")

@@ -144,7 +144,7 @@ class Predictor:
         about = {
             "labels": {name: index for index, name in enumerate(self.class_names)},
             "image": source.path.name,
-            "spacing_mm": image.spacing,
+            "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
             "made_by": self.recipe,
         }
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
