@@ -80,7 +80,7 @@ def test_paper_experiment_is_the_published_protocol():
     assert cfg.optim.decay == "all" and cfg.optim.scheduler.power == 0.9
     assert (cfg.loss.ce_weight, cfg.loss.dice_weight) == (0.5, 0.5)
     assert (cfg.seed, cfg.data.split, cfg.data.preprocessing) == (1337, "ssl4mis", "paper")
-    assert cfg.callbacks.best.monitor == "val/dice" and cfg.name == "acdc_paper"
+    assert cfg.callbacks.checkpoint.monitor == "val/dice" and cfg.name == "acdc_paper"
 
 
 def test_cpu_experiment_differs_from_the_paper_in_its_budget_only():

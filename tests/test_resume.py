@@ -1,5 +1,6 @@
 """A run that was interrupted goes on where it was and ends where it would have ended."""
 
+import contextlib
 import csv
 import json
 import os
@@ -19,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from mambaseg.build import build
 from mambaseg.entry import CONF
 from mambaseg.task import SegmentationTask
+from small_disk import fill, no_space, small_disk
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {
@@ -137,18 +139,103 @@ def test_a_run_without_a_test_part_is_tested_when_it_is_wanted(small_run, monkey
     assert tested.score == first.score
 
 
-def test_a_damaged_checkpoint_is_said_and_the_training_starts_again(small_run, monkeypatch, caplog):
+def flip(path):
+    """Change one bit in the middle of a file: in some weight."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def interrupted(words, step, monkeypatch):
+    """The checkpoints of a run that died when a step began."""
     with monkeypatch.context() as patch:
-        stop_before(3, patch)
+        stop_before(step, patch)
         with pytest.raises(ZeroDivisionError):
-            go(["model=unet", *small_run])
-    (last,) = Path(small_run[4].split("=")[1]).glob("default/*/checkpoints/last.ckpt")
+            go(words)
+    outputs = next(word[8:] for word in words if word.startswith("outputs="))
+    (last,) = Path(outputs).glob("default/*/checkpoints/last.ckpt")
+    return last.parent
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
+    small_run, tmp_path, monkeypatch, caplog
+):
+    words = ["model=unet", *small_run, "data.steps=6", "callbacks.checkpoint.every=1"]
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    folder = interrupted(words, 5, monkeypatch)
+    newest, before = folder / "step-00000005.ckpt", folder / "step-00000004.ckpt"
+    assert newest.samefile(folder / "last.ckpt")
+    flip(newest)
+    with caplog.at_level("WARNING"):
+        run = go(words)
+    assert f"{newest} is damaged: going on from {before} instead" in caplog.text
+    assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert_equal(state(undisturbed), state(run))
+
+
+def test_where_all_checkpoints_are_damaged_the_training_starts_again(
+    small_run, monkeypatch, caplog
+):
+    words = ["model=unet", *small_run]
+    last = interrupted(words, 3, monkeypatch) / "step-00000002.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with caplog.at_level("WARNING"):
-        run = go(["model=unet", *small_run])
-    assert f"{last} is damaged" in caplog.text
+        run = go(words)
+    assert f"{last} is damaged: there is no other, the training starts anew" in caplog.text
     assert run.folder.finished and "resumed" not in run.folder.record
     assert run.folder.path.with_name(run.folder.path.name + ".previous").is_dir()
+
+
+def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
+    small_run, tmp_path, monkeypatch
+):
+    """As those of other packages do; ours are told what to drop."""
+    from mambaseg import base_task
+
+    monkeypatch.setattr(base_task, "drawing", lambda *_: contextlib.nullcontext())
+    words = ["model=unet", *small_run, "data.steps=6", "callbacks.checkpoint.every=1",
+             "data.num_workers=1"]  # fmt: skip
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    interrupted(words, 3, monkeypatch)
+    assert_equal(state(undisturbed), state(go(words)))
+
+
+def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, caplog):
+    words = ["model=unet", *small_run]
+    interrupted(words, 3, monkeypatch)
+    torch.set_num_threads(2)
+    with caplog.at_level("WARNING"):
+        record = go(words).folder.record
+    assert "threads 1, now 2" in caplog.text and "devices 1" not in caplog.text
+    assert (record["threads"], record["resumed"][0]["threads"]) == (1, 2)
+    assert record["devices"] == record["resumed"][0]["devices"] == 1
+
+
+def test_a_disk_that_fills_in_training_leaves_the_checkpoint_before(
+    small_run, tmp_path, monkeypatch
+):
+    words = ["model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=6",
+             "callbacks.checkpoint.every=1"]  # fmt: skip
+    undisturbed = go(words)
+    whole = SegmentationTask.training_step
+
+    def filling(self, batch, index):
+        if batch["step"] == 4:
+            fill(disk)
+        return whole(self, batch, index)
+
+    with small_disk(tmp_path / "disk", kibibytes=8192) as disk:
+        words = [*words, f"outputs={disk}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentationTask, "training_step", filling)
+            with no_space(disk, "outputs="):
+                go(words)
+        assert not list(disk.rglob(".*.tmp"))
+        (disk / "ballast").unlink()
+        run = go(words)
+        assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
+        assert_equal(state(undisturbed), state(run))
 
 
 def test_other_code_is_said_when_a_run_goes_on(small_run, monkeypatch, caplog):
@@ -184,7 +271,8 @@ def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):
 
 def test_a_sweep_that_was_killed_does_only_what_is_left(small_run, tmp_path):
     """SIGKILL amid the second of three jobs; the same command finishes the sweep."""
-    words = ["-m", "model=unet", "seed=1,2,3", *small_run, "data.steps=40", "logger=csv"]
+    words = ["-m", "model=unet", "seed=1,2,3", *small_run, "data.steps=40", "logger=csv",
+             "data.val_every=10"]  # fmt: skip
     command = [sys.executable, str(ROOT / "src" / "train.py"), *words]
     experiment = tmp_path / "outputs" / "default"
     first = subprocess.Popen(

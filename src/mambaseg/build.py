@@ -120,6 +120,7 @@ def build(cfg: DictConfig) -> Run:
         log.warning(notice)
     import lightning as L
 
+    from mambaseg.cluster import requeue_call
     from mambaseg.run import Run
     from mambaseg.runs import RunFolder, identity, slug
 
@@ -154,6 +155,7 @@ def build(cfg: DictConfig) -> Run:
         make_network=lambda: _network_with_weights(cfg.model, checkpoint),
         make_parts=lambda network: _parts(cfg, network, data),
         monitor=_task_class(cfg.data).monitor,
+        requeue=requeue_call(),
     )
 
 
@@ -353,6 +355,8 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
     """The task and the trainer; the run folder exists by now."""
     import torch
 
+    from mambaseg.checkpoints import CheckedIO
+    from mambaseg.cluster import cluster_plugins
     from mambaseg.runs import RunFolder
 
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
@@ -399,6 +403,7 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         use_distributed_sampler=False,  # the data module gives each rank its share
         callbacks=[instantiate(leaf) for leaf in cfg.callbacks.values() if leaf],
         logger=[instantiate(leaf) for leaf in cfg.logger.values() if leaf],
+        plugins=[CheckedIO(), *cluster_plugins()],
         default_root_dir=cfg.run_dir,
         _convert_="all",
     )

@@ -37,16 +37,6 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
 
-def read_step(path: Path) -> int | None:
-    """Optimizer steps that a checkpoint of a training has behind it; None: it cannot be read."""
-    try:
-        return int(
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        )
-    except Exception:  # torch raises a zoo of types for damaged files
-        return None
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a .ckpt file, or the best checkpoint of a run folder.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,6 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
-        self._kept: set[tuple[int, str]] = set()  # cells of the last step before a resume
 
     @property
     def name(self) -> str:
@@ -59,8 +59,6 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Writes one row; a new column rewrites the file once, whole or not at all."""
         row = {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
-        if step is not None and {(step, name) for name in row} <= self._kept:
-            return  # Lightning may repeat the validation that the checkpoint was saved after
         new = [key for key in row if key not in self._columns]
         if new:
             self._widen(new)
@@ -80,13 +78,15 @@ class MetricsCsv(Logger):
             step: the checkpoint's `global_step` s; rows numbered below s stay (see the module).
         """
         self._columns, rows = _read_rows(self.path)
-        rows = [row for row in rows if int(row["step"]) < step]
-        last = max((int(row["step"]) for row in rows), default=-1)
-        self._kept = {
-            (last, name) for row in rows if int(row["step"]) == last for name in row if row[name]
-        }
         if self._columns:
-            self._replace(rows)
+            self._replace([row for row in rows if int(row["step"]) < step])
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Returns once all rows are on the disk: a failure of the machine does not take them."""
+        if self.path.is_file():
+            with self.path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
     def _widen(self, new: list[str]) -> None:
         rows = _read_rows(self.path)[1] if self._columns else []

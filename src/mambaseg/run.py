@@ -8,20 +8,22 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
+from mambaseg import checkpoint_files
 from mambaseg.callbacks import RunRecorder
-from mambaseg.checkpoint import read_step
+from mambaseg.checkpoints import Checkpoints
 from mambaseg.errors import UserError
 from mambaseg.files import writing
+from mambaseg.interruption import Interrupted, Interruption
 from mambaseg.lock import RunLock
 from mambaseg.loggers import MetricsCsv, describe_to_wandb, finish_wandb, new_wandb_id
 from mambaseg.runs import RunFolder, code_changed, code_name, code_state, environment
@@ -45,6 +47,7 @@ class Run:
         make_network: () -> (network, report of pretrained weights or None).
         make_parts: network -> (task, trainer).
         monitor: the task's validation score that chooses the best checkpoint.
+        requeue: queues the job again that this is on a cluster; None: it is none, or is not asked.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Run:
         make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
         make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
         monitor: str,
+        requeue: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.folder, self.data = config, folder, data
         self.key, self.design = key, design
@@ -67,9 +71,11 @@ class Run:
         self._make_network, self._make_parts = make_network, make_parts
         self._score_name = monitor.replace("/", "_")  # in the record: val_dice
         self._lock = RunLock(folder.path)
+        self._interruption = Interruption(requeue)
         self._log_file: logging.Handler | None = None
         self.score: float | None = None
-        self.step = 0  # that the training begins with
+        self._last: Path | None = None  # the checkpoint that the training goes on from
+        self.step = 0  # optimizer steps behind it
         self.task: Any = None
         self.trainer: L.Trainer
         self.recorder: RunRecorder
@@ -86,7 +92,7 @@ class Run:
                 self._take_result()
                 return self
         try:
-            self.step = self._step_to_resume()
+            self._find_last_checkpoint()
             if self.main:
                 self._open_folder(network, pretrained)
             self._prepare(network)
@@ -113,11 +119,13 @@ class Run:
             log.warning(changed)
 
     def _prepare(self, network: nn.Module) -> None:
+        self._interruption.take()
         self.task, self.trainer = self._make_parts(network)
         title, views = self.config["data"]["title"], self.task.views
         self.recorder = RunRecorder(self.folder, title=title, header={}, views=views)
         # Lightning sets the list in Trainer.__init__ without declaring it
-        self.trainer.callbacks.append(self.recorder)  # type: ignore[attr-defined]
+        own = [self.recorder, self._interruption]
+        self.trainer.callbacks.extend(own)  # type: ignore[attr-defined]
         if self.main:
             describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
 
@@ -144,16 +152,21 @@ class Run:
     def _record_end(self, error: BaseException | None) -> None:
         """Writes how the run ended; on a full disk an error that came first is the one to tell."""
         if error is None:
+            checkpoint_files.clear(self.folder.path / "checkpoints", keep=set())
             self.folder.finish("done")
             return
-        self._log_trace(error)
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        cause = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+        if not stopped:
+            self._log_trace(error)
         try:
-            self.folder.finish("failed", error=f"{type(error).__name__}: {error}")
+            self.folder.finish("interrupted" if stopped else "failed", error=cause)
         except UserError as second:
             log.warning("the record still says that the run goes on: %s", second)
 
     def _leave(self) -> None:
         """Lets go of everything that the next job of this process must not inherit."""
+        self._interruption.give_back()
         if self._log_file:
             logging.getLogger().removeHandler(self._log_file)
             self._log_file.close()
@@ -166,19 +179,15 @@ class Run:
         """Trains, and leaves best.ckpt and last.ckpt (the true last state) in the folder."""
         if self.main:
             self._estimate()
-        last = None
         if self.step:
-            last = str(self.folder.last_checkpoint)
             for logger in self.trainer.loggers:
                 if isinstance(logger, MetricsCsv):
                     logger.rewind(self.step)
+        last = str(self._last) if self._last else None
         self.trainer.fit(self.task, datamodule=self.data, ckpt_path=last, weights_only=True)
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
-        self.trainer.save_checkpoint(self.folder.path / "checkpoints" / "last.ckpt")
-        best = self.trainer.checkpoint_callback
-        if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
-            self.score = float(best.best_model_score)
+        checkpoints = self.trainer.checkpoint_callback
+        if isinstance(checkpoints, Checkpoints):
+            self.score = checkpoints.best_score
         if self.main:
             self.folder.update(**{self._score_name: self.score})
 
@@ -228,11 +237,12 @@ class Run:
 
         split = self.data.split
         if self.step:
-            code, devices = code_state(), self.config["trainer"]["devices"]
-            if changed := code_changed(self.folder.record.get("code", {}), code):
+            code, record = code_state(), self.folder.record
+            if changed := code_changed(record.get("code", {}), code):
                 log.warning(changed)
-            self.folder.resume(step=self.step, code=code, devices=devices)
+            self.folder.resume(step=self.step, code=code, **self._places())
             self._log_to_folder()
+            self._compare_places([record, *record.get("resumed", [])][-1])
             log.info("going on from step %d: %s", self.step, self.folder.path)
             return
         if other := self.folder.made_from_other_data(self.design, self.data.fingerprint):
@@ -247,6 +257,7 @@ class Run:
             parameters=sum(p.numel() for p in network.parameters()),
             pretrained=pretrained,
             code=code_state(),
+            **self._places(),
             **environment(),
         )
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
@@ -260,16 +271,26 @@ class Run:
                  self.config["model"].get("scan_backend", "none"),
                  self.config["trainer"]["precision"])  # fmt: skip
 
-    def _step_to_resume(self) -> int:
-        """The step of the last checkpoint of an unfinished run in this folder; 0: there is none."""
-        last = self.folder.last_checkpoint
-        if last is None or self.config.get("rerun"):
-            return 0
-        step = read_step(last)
-        if step is None:
-            log.warning("%s is damaged: training starts anew, the folder is kept as %s.previous",
-                        last, self.folder.path.name)  # fmt: skip
-        return step or 0
+    def _find_last_checkpoint(self) -> None:
+        """Looks for the state that an unfinished run in this folder goes on from."""
+        if self.config.get("rerun") or not self.folder.record:
+            return
+        last = checkpoint_files.newest(self.folder.path / "checkpoints")
+        progress = checkpoint_files.read_progress(last) if last else None
+        if progress:
+            self._last, self.step = last, progress.step
+
+    def _places(self) -> dict[str, Any]:
+        """What may change when a run goes on, and decides whether its bits stay the same."""
+        devices = self.config["trainer"]["devices"]
+        return {"devices": devices, "threads": torch.get_num_threads()}
+
+    def _compare_places(self, before: dict[str, Any]) -> None:
+        changed = [f"{what} {before[what]}, now {now}" for what, now in self._places().items()
+                   if before.get(what, now) != now]  # fmt: skip
+        if changed:
+            log.warning("%s: the same batches, but not the same rounding as without the pause",
+                        "; ".join(changed))  # fmt: skip
 
     def _log_to_folder(self) -> None:
         with writing(self.folder.path, otherwise="choose another folder with outputs=..."):

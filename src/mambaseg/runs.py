@@ -10,7 +10,7 @@ clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
     cases.csv      case x class x metric, test part
     metrics.json   summary of the test part
     overlays.npz   three slices per test case: image, truth, prediction (for reports)
-    checkpoints/   best.ckpt, last.ckpt
+    checkpoints/   best.ckpt, last.ckpt (more while a training goes on: `checkpoint_files`)
     figures/       image | truth | prediction | error
 """
 
@@ -122,7 +122,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Where an unfinished run goes on from; None where there is nothing to go on from."""
+        """The newest state of an unfinished run; None where there is nothing to go on from."""
         path = self.path / "checkpoints" / "last.ckpt"
         return path if path.is_file() and self.record else None
 
@@ -170,7 +170,7 @@ class RunFolder:
         self.write_json("run.json", {**self.record, **fields})
 
     def finish(self, status: str, **fields: Any) -> None:
-        """Ends the run as `done` or `failed`."""
+        """Ends the run as `done`, `failed` or `interrupted`."""
         self.update(status=status, ended=_now(), **fields)
 
     def write_text(self, name: str, text: str) -> Path:

@@ -54,7 +54,7 @@ def experiment(tmp_path):
           heartbeat=heartbeat(1))  # fmt: skip
     write(tmp_path, "failed", status="failed", error="UserError: no data\nmore", started=started,
           ended=heartbeat(195))  # fmt: skip
-    write(tmp_path, "stopped", status="failed", error="KeyboardInterrupt: ")
+    write(tmp_path, "stopped", status="interrupted", error="stopped by SIGINT")
     write(tmp_path, "untested", status="done")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
@@ -72,7 +72,7 @@ def test_every_state_is_told_with_its_cause(experiment):
     assert found["silent"] == ("interrupted", "no sign of life for 1 h 1 min")
     assert found["gone"][0] == "interrupted" and "is gone" in found["gone"][1]
     assert found["failed"] == ("failed", "UserError: no data")
-    assert found["stopped"] == ("interrupted", "stopped from the keyboard")
+    assert found["stopped"] == ("interrupted", "stopped by SIGINT")
     assert found["untested"] == ("done", "no test scores (test=false)")
     assert found["broken"] == ("damaged", "run.json cannot be read")
     assert found["seed=2"] == ("missing", "not started")

@@ -1,5 +1,6 @@
 """What all data modules share: batches that are a function of seed and step, and their loaders."""
 
+import signal
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from mambaseg.errors import UserError
 
 PARTS = ("train", "val", "test")
 Batch = dict[str, Any]
+_GRACE = 60  # s from a SIGTERM to the end of a worker whose parent has not ended it
 
 
 class StepDataModule(L.LightningDataModule):
@@ -171,8 +173,11 @@ class StepDataModule(L.LightningDataModule):
     def _process_options(self) -> dict[str, Any]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": on_cuda}
+        # Their own: a loader draws a seed, and networks may draw from torch's generator.
+        options["generator"] = torch.Generator().manual_seed(self.seed)
         if self.num_workers:
             options["persistent_workers"] = True
+            options["worker_init_fn"] = _leave_signals_to_the_parent
             options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
         return options
 
@@ -214,6 +219,19 @@ class RankSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._indices)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Let a worker outlive the signals that ask a run to end: its parent still finishes the step.
+
+    They reach all processes of a terminal or of a cluster's job. SIGTERM is obeyed late, because
+    the parent's own way to end a worker is the same signal.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
 
 
 def _as_it_is(item: Any) -> Any:

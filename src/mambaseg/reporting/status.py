@@ -98,8 +98,8 @@ def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
         state, cause = _alive(path, record, now)
     elif state == "failed":
         cause = _first_line(str(record.get("error") or "no error recorded").strip())[:1000]
-        if cause.startswith("KeyboardInterrupt"):
-            state, cause = "interrupted", "stopped from the keyboard"
+    elif state == "interrupted":
+        cause = _first_line(str(record.get("error") or "").strip())[:1000]
     elif state == "done":
         cause = "" if RunFolder(path).finished else "no test scores (test=false)"
     elif state not in STATES or not record:
