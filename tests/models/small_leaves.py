@@ -49,9 +49,14 @@ def small_leaf(name, in_channels=1, num_classes=4, **changes):
             f"conf/model/{name}.yaml has no entry in SMALL (tests/models/small_leaves.py): add the "
             "arguments that make it small (widths, depths), so that the contract can run over it"
         )
+    return full_leaf(name, in_channels, num_classes, **{**SMALL[name], **changes})
+
+
+def full_leaf(name, in_channels=1, num_classes=4, **changes):
+    """The network of a leaf as it stands there, but for `changes`."""
     data = {"in_channels": in_channels, "num_classes": num_classes}
     model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
     # MONAI's leaves leave some arguments to their defaults
     OmegaConf.set_struct(model, "mambaseg" in model._target_)
-    model = OmegaConf.merge(model, SMALL[name], changes)
+    model = OmegaConf.merge(model, changes)
     return build_network(OmegaConf.create({"data": data, "model": model}).model)[0]

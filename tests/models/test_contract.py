@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_leaves import LEAVES, small_leaf
+
+from small_leaves import LEAVES, full_leaf, small_leaf
 
 each_leaf = pytest.mark.parametrize("leaf", LEAVES)
 
@@ -16,7 +17,14 @@ QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
 @each_leaf
 @pytest.mark.parametrize(
     ("size", "in_channels", "num_classes"),
-    [((224, 224), 1, 9), ((160, 192), 3, 2), ((97, 131), 1, 2)],
+    [
+        ((224, 224), 1, 9),
+        ((160, 192), 3, 2),
+        ((97, 131), 1, 2),
+        ((33, 47), 3, 9),
+        ((70, 45), 1, 4),
+        ((17, 100), 1, 5),
+    ],
     ids=str,
 )
 def test_it_trains_at_any_size_with_any_channels_and_classes(leaf, size, in_channels, num_classes):
@@ -108,13 +116,13 @@ def dice(prediction, label, structure):
     return 2 * (a & b).sum().item() / (a.sum() + b.sum()).item()
 
 
-@each_leaf
-def test_it_learns_one_batch_by_heart(leaf):
-    network = small_leaf(leaf, num_classes=3).train()  # with its dropout and drop path
-    image, label = two_discs(64)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+def learn(network, size, rate, patience=12):
+    """Trains with its dropout and drop path until ring and disc are found in evaluation mode."""
+    image, label = two_discs(size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     scores = []
-    for _ in range(12):
+    for _ in range(patience):
+        network.train()
         for _ in range(10):
             loss = F.cross_entropy(network(image), label)
             optimizer.zero_grad()
@@ -122,11 +130,27 @@ def test_it_learns_one_batch_by_heart(leaf):
             optimizer.step()
         with torch.no_grad():
             prediction = network.eval()(image).argmax(1)
-        network.train()
         scores.append([dice(prediction, label, structure) for structure in (1, 2)])
         if min(scores[-1]) > 0.9:
             return
     pytest.fail(f"Dice of ring and disc after every ten steps: {scores}")
+
+
+@each_leaf
+def test_it_learns_one_batch_by_heart(leaf):
+    learn(small_leaf(leaf, num_classes=3), size=64, rate=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "rate", "patience"),
+    [
+        ("unet", 3e-3, 8),
+        ("mamba_unet", 1e-3, 4),
+        pytest.param("swin_unet", 5e-4, 8, marks=pytest.mark.slow),
+    ],
+)
+def test_full_width_learns_one_batch_by_heart(leaf, rate, patience):
+    learn(full_leaf(leaf, num_classes=3), size=32, rate=rate, patience=patience)
 
 
 @pytest.mark.parametrize(
