@@ -29,6 +29,9 @@ train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the sc
 sweep: setup ## The three-network comparison on whatever data are found
 	$(BIN)/python src/train.py -m model=unet,swin_unet,mamba_unet
 
+models: setup ## Measure every network and write docs/models.md anew (minutes; keep the machine idle)
+	$(BIN)/python src/benchmark.py profile models=all threads=1 page=docs/models.md
+
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
@@ -61,4 +64,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-cuda setup-launchers train sweep test test-long test-launchers lint format types data-check doctor clean
+.PHONY: help setup setup-cuda setup-launchers train sweep models test test-long test-launchers lint format types data-check doctor clean

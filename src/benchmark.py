@@ -4,7 +4,7 @@ python src/benchmark.py scan backends=[numba,torch] shapes=[stage1]
 python src/benchmark.py inference models=[swin_unet,mamba_unet]
 python src/benchmark.py train size=128 batch=4
 python src/benchmark.py blocks
-python src/benchmark.py profile
+python src/benchmark.py profile models=all page=docs/models.md
 """
 
 import datetime
@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import nn
 
 from mambaseg import benchmark
 from mambaseg.build import build_network
-from mambaseg.entry import entry
+from mambaseg.entry import CONF, entry
 from mambaseg.errors import UserError
 from mambaseg.runs import RunFolder, code_state, environment
 from mambaseg.scan import choose_backend
@@ -82,6 +83,7 @@ def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> di
     )  # fmt: skip
 
 
+LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 WORDS = {"scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile}
 
 
@@ -93,6 +95,8 @@ def main(cfg: DictConfig) -> None:
         precision = "bf16-mixed" if device.type == "cuda" else "32-true"
     if precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"precision={precision}: choose 32-true or bf16-mixed")
+    if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
+        raise UserError("page: is written by `profile models=all`")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
@@ -118,8 +122,29 @@ def main(cfg: DictConfig) -> None:
         console.print(table)
     for note in record["notes"]:
         log.info(note)
+    if cfg.page:
+        _write_page(Path(cfg.page), record)
     name = f"{cfg.what}-{started:%Y%m%d-%H%M%S-%f}.json"
     log.info("written: %s", RunFolder(cfg.outputs).write_json(name, record))
+
+
+def _write_page(path: Path, record: dict[str, Any]) -> None:
+    """All networks as Markdown, for docs/models.md."""
+    leaves = {leaf: (CONF / "model" / f"{leaf}.yaml").read_text("utf-8") for leaf in LEAVES}
+    versions, hardware = record["versions"], record["hardware"]
+    device = hardware["gpus"][0] if record["device"] == "cuda" else hardware["cpu"]
+    text = benchmark.networks_page(
+        record["rows"],
+        {leaf: benchmark.read_header(text) for leaf, text in leaves.items()},
+        size=record["settings"]["size"],
+        command=record["command"],
+        setting=(
+            f"{device}, {hardware['threads']} threads, {record['precision']}, "
+            f"torch {versions['torch']}, numba {versions['numba']}, {record['started'][:10]}"
+        ),
+    )
+    RunFolder(path.parent).write_text(path.name, text)
+    log.info("written: %s", path)
 
 
 def _device(name: str) -> torch.device:
@@ -139,7 +164,7 @@ def _image(cfg: DictConfig, device: torch.device) -> torch.Tensor:
 def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
     """Networks to build, by the words of `models`: a leaf of conf/model and changes to it."""
     builders: dict[str, Callable[[], nn.Module]] = {}
-    for label in cfg.models:
+    for label in LEAVES if cfg.models == "all" else cfg.models:
         leaf, *changes = str(label).split()
         words = [f"model={leaf}", *(f"model.{change}" for change in changes)]
         model = compose("benchmark", [*HydraConfig.get().overrides.task, *words]).model

@@ -20,6 +20,7 @@ from mambaseg.benchmark.measure import peak_memory, time_interleaved
 from mambaseg.costs import count_operations
 from mambaseg.errors import UserError
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
+from mambaseg.models.trans_unet import TransformerBlock
 from mambaseg.scan import selective_scan
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ SCAN = {
     "shape": str, "form": str, "pass": str, "backend": str, "baseline": str, "speedup": float,
     "batch": int, "groups": int, "channels": int, "length": int, "states": int, **TIMES, **MEMORY,
 }  # fmt: skip
-COSTS = {"layer_macs": int, "other_macs": int, "scan_flops": int, "flops": int}
+COSTS = {"size_multiple": int, "layer_macs": int, "other_macs": int, "scan_flops": int, "flops": int}
 RECORD = {
     "what": str, "command": str, "started": str, "device": str, "precision": str, "settings": dict,
     "code": dict, "versions": dict, "hardware": dict, "rows": list, "notes": list,
@@ -165,6 +166,15 @@ def test_profile_counts_the_scan(tmp_path):
     elements = [4 * 64 * 16, 4 * 16 * 32, 4 * 4 * 64, 2 * 1 * 128]
     assert scans == [0, 4 * sum(elements) * (9 * 16 + 1)]
     assert "scan GFLOP" in out
+
+
+def test_fused_attention_is_counted_on_every_device():
+    tokens, dim = 50, 64
+    block = TransformerBlock(dim, heads=4, hidden=96, dropout=0.0)
+    for device in ("cpu", "meta"):
+        cost = count_operations(block.to(device), torch.rand(2, tokens, dim, device=device))
+        assert cost["layer_macs"] == 2 * tokens * (4 * dim * dim + 2 * dim * 96)
+        assert cost["other_macs"] == 2 * 2 * tokens * tokens * dim  # Q Kᵀ and its product with V
 
 
 def test_an_unknown_word_is_answered_with_the_known_ones():

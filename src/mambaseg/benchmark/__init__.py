@@ -14,6 +14,7 @@ from mambaseg.benchmark.networks import (
     profile_networks,
     training,
 )
+from mambaseg.benchmark.page import networks_page, read_header
 from mambaseg.benchmark.scans import measure_scans, shapes_of
 from mambaseg.benchmark.tables import tables
 
@@ -24,7 +25,9 @@ __all__ = [
     "measure_blocks",
     "measure_networks",
     "measure_scans",
+    "networks_page",
     "profile_networks",
+    "read_header",
     "shapes_of",
     "tables",
     "training",

@@ -139,5 +139,6 @@ def profile_networks(
     )  # fmt: skip
     for row in measured["rows"]:
         network = builders[row["network"]]().to(protocol.device)
+        row["size_multiple"] = getattr(network, "multiple", 1)
         row.update(count_operations(network, image))
     return measured
