@@ -36,7 +36,13 @@ SCAN = {
     "shape": str, "form": str, "pass": str, "backend": str, "baseline": str, "speedup": float,
     "batch": int, "groups": int, "channels": int, "length": int, "states": int, **TIMES, **MEMORY,
 }  # fmt: skip
-COSTS = {"size_multiple": int, "layer_macs": int, "other_macs": int, "scan_flops": int, "flops": int}
+COSTS = {
+    "size_multiple": int,
+    "layer_macs": int,
+    "other_macs": int,
+    "scan_flops": int,
+    "flops": int,
+}
 RECORD = {
     "what": str, "command": str, "started": str, "device": str, "precision": str, "settings": dict,
     "code": dict, "versions": dict, "hardware": dict, "rows": list, "notes": list,

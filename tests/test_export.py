@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from mambaseg.errors import UserError
-from mambaseg.export import export_network
-from mambaseg.models import AnySize, MambaUNet, UNet
+from mambaseg.export import SUFFIX, export_network
+from mambaseg.models import AnySize, MambaUNet, UNet, has_scan
+from small_leaves import LEAVES, small_leaf
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -41,6 +42,28 @@ def test_onnx_gives_the_same_logits_on_other_images(make, tmp_path):
         expected = network(image).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.9999
+
+
+# quick ones; the others are for `make test-long`
+QUICK = (("nnunet_2d", "onnx"), ("trans_unet", "onnx"))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "format"),
+    [
+        pytest.param(leaf, format, marks=() if (leaf, format) in QUICK else pytest.mark.slow)
+        for leaf in LEAVES
+        for format in SUFFIX
+    ],
+)
+def test_every_leaf_can_be_exported_without_a_word(leaf, format, tmp_path, capfd):
+    backend = {"scan_backend": "torch"} if has_scan(small_leaf(leaf)) else {}
+    network = small_leaf(leaf, in_channels=3, num_classes=5, **backend).eval()
+    path = tmp_path / f"network{SUFFIX[format]}"
+    parity = export_network(network, torch.rand(1, 3, 61, 80), path, format=format, about={})
+    assert parity.difference <= 1e-4 and parity.labels_equal >= 0.9999
+    assert path.is_file()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_program_runs_where_only_torch_is(tmp_path):

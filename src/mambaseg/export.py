@@ -119,14 +119,16 @@ def _onnx(network: nn.Module, image: Tensor, path: Path) -> Callable[[Tensor], T
     )  # fmt: skip
     assert exported is not None
     exported.save(path, external_data=False)  # one file, whatever the name it will get
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of constants that it cannot fold
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporters say about their own parts (absent torchvision, deprecations)."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    names = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

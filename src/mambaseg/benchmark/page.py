@@ -10,23 +10,29 @@ Row = Mapping[str, Any]
 INTRODUCTION = """\
 # Networks
 
-Made by `make models`; do not edit. What a network is stands in the comment at the head of its leaf, `conf/model/<network>.yaml`; the
-long form, with every difference from the original, in the docstring of its class. Tests compare parameters and operations with the code.
+Made by `make models`; do not edit. What a network is stands in the comment at the head of its leaf,
+`conf/model/<network>.yaml`; the long form, with every difference from the original, in the
+docstrings of its module. Tests compare everything here but the latency with leaves and code.
 
-Every network takes images of any size: those that do not fit are padded at the bottom and right to the next multiple given here, and the
-logits are cropped. One or more channels, any number of classes; the numbers are for one channel, four classes and {size} × {size} pixels.
+Every network takes images of any size: those that do not fit are padded at the bottom and right to
+the next multiple given here, and the logits are cropped. Any number of classes, one or more
+channels; the numbers are for one channel, four classes and {size} × {size} pixels.
 
-What optimizer each has in `experiment=acdc_own_recipe` stands in `conf/optim/own/<network>.yaml` ([protocol](protocol.md)).
+What optimizer each has in `experiment=acdc_own_recipe` stands in `conf/optim/own/<network>.yaml`
+([protocol](protocol.md)).
 """
 COSTS = """\
 ## Cost
 
-Multiply-adds of all matrix products (convolutions, linear layers, attention, projections), operations of the selective scans as
-9 L D N + L D, and all operations, a multiply-add as two ([performance](performance.md)).
+GMAC: multiply-adds of all matrix products (convolutions, linear layers, attention, projections).
+Scan: operations of the selective scans, 9 L D N + L D each. All: both, a multiply-add as two
+([performance](performance.md)).
 
-Latency is {latency}, in evaluation mode: `{command}`, {setting}. The shortest call is what a busy
-machine disturbs least; still, it may be too long by a good part, and says little about another machine. Ratios that are meant to be
-believed come from `python src/benchmark.py inference` on an idle one.
+Latency is {latency}, in evaluation mode:
+`{command}`,
+{setting}. The shortest call is the one that other programs on the machine disturbed least; it may
+still be too long, and says little about another machine. Ratios to be relied upon come from
+`python src/benchmark.py inference` on an idle one.
 """
 
 

@@ -46,7 +46,7 @@ def small_leaf(name, in_channels=1, num_classes=4, **changes):
     """The network of a leaf for images of any size, small, with random weights."""
     if name not in SMALL:
         pytest.fail(
-            f"conf/model/{name}.yaml has no entry in SMALL (tests/models/small_leaves.py): add the "
+            f"conf/model/{name}.yaml has no entry in SMALL (tests/small_leaves.py): add the "
             "arguments that make it small (widths, depths), so that the contract can run over it"
         )
     return full_leaf(name, in_channels, num_classes, **{**SMALL[name], **changes})
