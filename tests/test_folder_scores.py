@@ -80,7 +80,7 @@ def test_every_row_is_what_the_metrics_say_of_the_arrays(folders, keep_largest):
 
 def test_it_makes_the_same_page(folders):
     folder = scored(folders)
-    page = write_report(folder.path.parent).read_text()
+    page = write_report(folder.path.parent).read_text(encoding="utf-8")
     assert "labels" in page and "truth, split all files" in page
 
 
