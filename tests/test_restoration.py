@@ -124,8 +124,8 @@ def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_thos
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
-    cfg = composed("experiment=dehazing", "model=unet")
-    assert cfg.data.name == "haze_phantom" and cfg.data.synthetic
+    cfg = composed("experiment=dehazing")
+    assert cfg.model.name == "uvm_net" and cfg.data.name == "haze_phantom" and cfg.data.synthetic
     assert cfg.optim.optimizer.lr == 2e-4 and "AdamW" in cfg.optim.optimizer._target_
     assert "L1Loss" in cfg.loss._target_ and cfg.data.size == 128 and cfg.model.residual
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path))
@@ -163,8 +163,10 @@ def test_a_run_leaves_scores_figures_and_a_report(words, caplog, capsys):
     assert again.finished and again.score == run.score
 
 
-def test_the_best_checkpoint_restores_what_the_run_restored(words):
-    run = go(words)
+def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(words):
+    words = [word for word in words if not word.startswith("model")]
+    run = go([*words, "data.steps=4", "model.widths=[4,4,4,4,4]", "model.grid=8"])
+    assert run.config["model"]["name"] == "uvm_net"
     network, checkpoint = restore_network(run.folder.path)
     assert checkpoint.about["task"] == "restoration"
     pair = next(iter(run.data.test_dataloader()))
