@@ -10,6 +10,8 @@ each_leaf = pytest.mark.parametrize("leaf", LEAVES)
 
 # leaves whose graph torch.compile has to break, and where
 GRAPH_BREAKS = {"swin_unetr": "MONAI looks at values of its attention mask"}
+# parameters whose gradient is zero but for roundings: a norm takes away what they add
+NO_GRADIENT = ("bi_ssm.local.2.bias",)
 # quick to compile; the others are for `make test-long`
 QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
 
@@ -173,6 +175,8 @@ def test_it_compiles(leaf):
     logits.sum().backward()
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     for name, parameter in trainable(network):
+        if name.endswith(NO_GRADIENT):
+            continue
         scale = gradients[name].abs().max().item()
         torch.testing.assert_close(
             parameter.grad, gradients[name], rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=name

@@ -8,7 +8,9 @@ As in the code:
 * In front of every level's convolutions the map is brought to 64 × 64 by interpolation, goes
   through the Bi-SSM block and is brought back, whatever the level's own resolution is.
 * The Bi-SSM block makes tokens of a map by a reshape, not a permute: a "token" is C values that
-  follow each other in memory, mostly neighbours in one row of one channel.
+  follow each other in memory, mostly neighbours in one row of one channel. So the layer norm over
+  a token takes away what the bias of the convolution in front of it adds to a channel.
+* The cost follows the grid, not the image: a small image takes nearly as long as a large one.
 
 Differences:
 
