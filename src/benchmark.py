@@ -25,9 +25,9 @@ from rich.console import Console
 from torch import nn
 
 from mambaseg import benchmark
-from mambaseg.build import build_network
 from mambaseg.entry import CONF, entry
 from mambaseg.errors import UserError
+from mambaseg.networks import build_network
 from mambaseg.runs import RunFolder, code_state, environment
 from mambaseg.scan import choose_backend
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from mambaseg.build import restore_network
 from mambaseg.entry import entry
 from mambaseg.export import SUFFIX, export_network
+from mambaseg.networks import restore_network
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from mambaseg.build import build_network
 from mambaseg.entry import CONF
+from mambaseg.networks import build_network
 
 LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 

@@ -9,11 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from mambaseg.build import build, build_network
+from mambaseg.build import build
 from mambaseg.checks import require_logits
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize
+from mambaseg.networks import build_network
 
 LABEL = torch.zeros(2, 8, 8, dtype=torch.long)
 LEAVES = [leaf.stem for leaf in sorted((CONF / "model").glob("*.yaml"))]

@@ -9,8 +9,8 @@ from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from mambaseg.build import build_network
 from mambaseg.entry import CONF
+from mambaseg.networks import build_network
 
 GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
 LEAVES = [(group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))]

@@ -10,7 +10,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from mambaseg.build import build, build_network
+from mambaseg.build import build
 from mambaseg.checkpoint import read_checkpoint
 from mambaseg.data.cache import open_cache
 from mambaseg.data.fingerprint import digest_of
@@ -18,6 +18,7 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.models.vit_weights import read_hybrid_vit
+from mambaseg.networks import build_network
 from payload import Payload, armed, claiming_npy, npz, object_npy
 
 

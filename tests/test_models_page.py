@@ -5,9 +5,9 @@ import torch
 from omegaconf import OmegaConf
 
 from mambaseg.benchmark.page import exact_cells, header_cells, networks_page, read_header
-from mambaseg.build import build_network
 from mambaseg.costs import count_operations
 from mambaseg.entry import CONF
+from mambaseg.networks import build_network
 
 PAGE = CONF.parent / "docs" / "models.md"
 LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

@@ -11,12 +11,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from scipy.ndimage import correlate1d
 
-from mambaseg.build import build, restore_network
+from mambaseg.build import build
 from mambaseg.data.haze_phantom import write_haze_phantom
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.image_scores import HIGHEST, ImageScores, image_scores
 from mambaseg.models import AnySize
+from mambaseg.networks import restore_network
 from mambaseg.reporting.report import write_report
 from mambaseg.restoration import RestorationTask
 

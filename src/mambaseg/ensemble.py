@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from mambaseg.build import restore_network
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.inference import Member, choose_precision
+from mambaseg.networks import restore_network
 from mambaseg.prediction import Options, Predictor
 from mambaseg.runs import file_digest
 
