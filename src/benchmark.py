@@ -139,7 +139,7 @@ def _write_page(path: Path, record: dict[str, Any]) -> None:
         size=record["settings"]["size"],
         command=record["command"],
         setting=(
-            f"{device}, {hardware['threads']} threads, {record['precision']}, "
+            f"{device}, threads: {hardware['threads']}, {record['precision']}, "
             f"torch {versions['torch']}, numba {versions['numba']}, {record['started'][:10]}"
         ),
     )

@@ -16,7 +16,7 @@ from mambaseg.benchmark import Protocol, shapes_of, tables
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.compiled_c import COMPILERS, compile_scan
 from mambaseg.benchmark.limits import ScanSize, floor, work
-from mambaseg.benchmark.measure import peak_memory, time_interleaved
+from mambaseg.benchmark.measure import peak_memory, processor_seconds, time_interleaved
 from mambaseg.costs import count_operations
 from mambaseg.errors import UserError
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
@@ -172,6 +172,11 @@ def test_profile_counts_the_scan(tmp_path):
     elements = [4 * 64 * 16, 4 * 16 * 32, 4 * 4 * 64, 2 * 1 * 128]
     assert scans == [0, 4 * sum(elements) * (9 * 16 + 1)]
     assert "scan GFLOP" in out
+
+
+def test_processor_time_leaves_out_what_a_call_waits():
+    assert processor_seconds(lambda: time.sleep(0.2)) < 0.1
+    assert processor_seconds(lambda: sum(range(1_000_000))) > 1e-3
 
 
 def test_fused_attention_is_counted_on_every_device():

@@ -63,10 +63,10 @@ def test_a_leaf_without_its_comment_says_what_belongs_there():
         read_header("# A network.\nname: unet\n")
 
 
-def test_the_page_says_how_its_latency_was_measured():
-    row = {**costs("unet", size=32), "min_s": 0.0123, "repeats": 3}
+def test_the_page_says_how_its_time_was_measured():
+    row = {**costs("unet", size=32), "cpu_s": 0.0123}
     text = networks_page(
         [row], {"unet": header("unet")}, size=32, command="COMMAND", setting="SETTING"
     )
     assert f"{exact_cells(row)} 12 |" in text
-    assert "the shortest of at least 3 calls" in text and "`COMMAND`, SETTING" in text
+    assert "the least of 3 calls" in text and "`COMMAND`:\nSETTING" in text

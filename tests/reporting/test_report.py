@@ -14,6 +14,8 @@ from mambaseg.reporting.clinical import agreement, indices
 from mambaseg.reporting.collect import collect, read_run
 from mambaseg.reporting.other_tables import clinical_grid, cost_grid, paired, paired_grids
 from mambaseg.reporting.overlays import mosaic
+from mambaseg.reporting.page import _table
+from mambaseg.reporting.plots import HATCHES, LINES, _again, _colour
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.statistics import verdict
 from mambaseg.reporting.tables import Grid, signed
@@ -230,3 +232,13 @@ def test_a_mosaic_centres_cells_and_leaves_gaps_dark():
     assert (canvas[:6, :4] == 0).sum() == 12
     dark = canvas[0, 0, 0]
     assert 0 < dark < 0.2 and (canvas[:6, 4:] == dark).all()
+
+
+def test_more_networks_than_colours_are_told_apart():
+    assert len({(_colour(i), _again(i, LINES)) for i in range(21)}) == 21
+    assert len({(_colour(i), _again(i, HATCHES)) for i in range(21)}) == 21
+
+
+@pytest.mark.parametrize(("rows", "tall"), [(30, False), (31, True)])
+def test_a_long_table_scrolls_on_its_own(rows, tall):
+    assert ('class="scroll tall"' in _table(Grid("pairs", ["pair"], [["a − b"]] * rows))) == tall

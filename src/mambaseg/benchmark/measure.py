@@ -113,6 +113,13 @@ def _seconds(call: Call, calls: int, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds(call: Call) -> float:
+    """Processor time of one call, all threads together; time spent waiting does not count."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

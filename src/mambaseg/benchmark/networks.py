@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
+from mambaseg.benchmark.measure import (
+    Call,
+    Protocol,
+    peak_memory,
+    processor_seconds,
+    time_interleaved,
+)
 from mambaseg.costs import count_operations
 from mambaseg.models import ScanBlock
 
@@ -18,6 +24,7 @@ Step = Callable[[nn.Module], Call]
 """Makes, from a network on its device, the call that is measured."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+PROCESSOR_CALLS = 3
 log = logging.getLogger(__name__)
 
 
@@ -130,6 +137,9 @@ def profile_networks(
 ) -> dict[str, Any]:
     """Parameters, operations, latency and peak memory of one inference call of each network.
 
+    `cpu_s` is the processor time of a call on the CPU, of all threads together: on one thread what
+    an idle machine would take, whatever else runs on this one.
+
     Returns:
         `rows` and `notes`; see docs/performance.md.
     """
@@ -141,4 +151,6 @@ def profile_networks(
         network = builders[row["network"]]().to(protocol.device)
         row["size_multiple"] = getattr(network, "multiple", 1)
         row.update(count_operations(network, image))
+        call = inference(image, autocast=autocast)(network)
+        row["cpu_s"] = min(processor_seconds(call) for _ in range(PROCESSOR_CALLS))
     return measured

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mambaseg.benchmark.networks import PROCESSOR_CALLS
+
 Row = Mapping[str, Any]
 INTRODUCTION = """\
 # Networks
 
 Made by `make models`; do not edit. What a network is stands in the comment at the head of its leaf,
 `conf/model/<network>.yaml`; the long form, with every difference from the original, in the
-docstrings of its module. Tests compare everything here but the latency with leaves and code.
+docstrings of its module. Tests compare everything here but the time with leaves and code.
 
 Every network takes images of any size: those that do not fit are padded at the bottom and right to
 the next multiple given here, and the logits are cropped. Any number of classes, one or more
@@ -28,11 +30,10 @@ GMAC: multiply-adds of all matrix products (convolutions, linear layers, attenti
 Scan: operations of the selective scans, 9 L D N + L D each. All: both, a multiply-add as two
 ([performance](performance.md)).
 
-Latency is {latency}, in evaluation mode:
-`{command}`,
-{setting}. The shortest call is the one that other programs on the machine disturbed least; it may
-still be too long, and says little about another machine. Ratios to be relied upon come from
-`python src/benchmark.py inference` on an idle one.
+CPU: processor time of one image in evaluation mode, the least of {calls} calls; on one thread, what
+an idle machine takes. Measured by `{command}`:
+{setting}. Other programs still disturb it through caches and clock: take it as an order of
+magnitude. Ratios to rely on come from `python src/benchmark.py inference` on an idle machine.
 """
 
 
@@ -82,13 +83,12 @@ def networks_page(
         headers: of the leaves, by the rows' `network`.
         size: side of the image that was measured, pixels.
         command: that measured.
-        setting: machine, versions and date of the latency.
+        setting: machine, versions and date of the time.
     """
-    latency = f"the shortest of at least {min(row['repeats'] for row in rows)} calls with one image"
     table = [
-        "| network | parameters | multiple of | GMAC | scan, GFLOP | all, GFLOP | ms |",
+        "| network | parameters | multiple of | GMAC | scan, GFLOP | all, GFLOP | CPU, ms |",
         "|---|---:|---:|---:|---:|---:|---:|",
-        *(f"{exact_cells(row)} {1e3 * row['min_s']:.0f} |" for row in rows),
+        *(f"{exact_cells(row)} {1e3 * row['cpu_s']:.0f} |" for row in rows),
     ]
     return "\n".join(
         [
@@ -97,7 +97,7 @@ def networks_page(
             "|---|---|---|---|",
             *(header_cells(row["network"], headers[row["network"]]) for row in rows),
             "",
-            COSTS.format(latency=latency, command=command, setting=setting),
+            COSTS.format(calls=PROCESSOR_CALLS, command=command, setting=setting),
             *table,
             "",
         ]
@@ -110,7 +110,7 @@ def header_cells(network: str, header: Header) -> str:
 
 
 def exact_cells(row: Row) -> str:
-    """The cells of a row that follow from the code alone, without the latency."""
+    """The cells of a row that follow from the code alone, without the time."""
     macs = row["layer_macs"] + row["other_macs"]
     scan = f"{row['scan_flops'] / 1e9:.3f}" if row["scan_flops"] else "–"
     return (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _LONG = 24  # letters: longer text may break into lines
+_MANY = 30  # rows, of a table or a list; the comparison of 17 networks has 136 pairs
 
 
 def escape(text: str) -> str:
@@ -156,13 +157,19 @@ def _verdicts(section: Section) -> str:
     """The paired comparison of Dice in words."""
     if len(section.comparison.entries) < 2:
         return ""
+    pairs = paired(section.comparison, "dice")
     items = "".join(
         f"<li><strong>{escape(pair.first)} and {escape(pair.second)}</strong> "
         f"({signed(pair.difference, 3)} Dice, {signed(pair.low, 3)} to {signed(pair.high, 3)}): "
         f"{escape(verdict(pair))}.</li>"
-        for pair in paired(section.comparison, "dice")
+        for pair in pairs
     )
-    return f'<h3>In words</h3><ul class="verdicts">{items}</ul>'
+    return f'<h3>In words</h3><ul class="verdicts{_tall(len(pairs))}" tabindex="0">{items}</ul>'
+
+
+def _tall(rows: int) -> str:
+    """The class of what scrolls on its own, because it is longer than a screen or two."""
+    return " tall" if rows > _MANY else ""
 
 
 def _table(grid: Grid, *, heading: str = "", anchor: str = "", states: bool = False) -> str:
@@ -186,8 +193,8 @@ def _table(grid: Grid, *, heading: str = "", anchor: str = "", states: bool = Fa
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in grid.notes)
     title = f'<h3 id="{escape(anchor)}">{escape(heading)}</h3>' if heading else ""
     return (
-        f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>{notes}"
+        f'{title}<div class="scroll{_tall(len(rows))}" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{notes}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette again, in an order that keeps neighbours apart on white and on black.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+# With more entries than colours, the second and third seven are told apart by these.
+LINES = ("-", "--", ":")
+HATCHES = ("", "////", "....")
 # Stands for the page's text colour: nearly black in PNGs, replaced by currentColor in SVGs.
 _INK = "#010203"
 log = logging.getLogger(__name__)
@@ -155,6 +159,20 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+def _again(index: int, styles: Sequence[str]) -> str:
+    """The style of an entry's colour when it comes for the first, second, third time."""
+    return styles[index // len(COLOURS) % len(styles)]
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend above the axes, for which the figure grows."""
+    columns = 3
+    rows = math.ceil(len(names) / columns)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.18 * max(0, rows - 1))
+    figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(names)))
+
+
 def _case_dice(entry: Entry) -> list[float]:
     cases: dict[tuple[Path, str], list[float]] = {}
     for run in entry.runs:
@@ -182,9 +200,10 @@ def _histograms(entries: Sequence[Entry]) -> Figure:
 
 def _boxes(comparison: Comparison) -> Figure:
     entries, classes = comparison.entries, comparison.classes
-    figure = _new(max(6.0, 0.45 * len(entries) * len(classes) + 1.5), 3.4)
+    figure = _new(min(max(6.0, 0.45 * len(entries) * len(classes) + 1.5), 12), 3.4)
     axis = figure.subplots()
     width = 0.8 / len(entries)
+    handles = []
     for index, entry in enumerate(entries):
         places = [k - 0.4 + width * (index + 0.5) for k in range(len(classes))]
         values = [
@@ -204,12 +223,12 @@ def _boxes(comparison: Comparison) -> Figure:
             flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": _colour(index)},
         )  # fmt: skip
         for box in drawn["boxes"]:
-            box.set_facecolor(_colour(index))
-        axis.plot([], [], "s", color=_colour(index), label=entry.label)
+            box.set(facecolor=_colour(index), hatch=_again(index, HATCHES))
+        handles.append(drawn["boxes"][0])
     axis.set_xticks(range(len(classes)), classes)
     axis.set_ylabel("Dice")
     axis.grid(axis="y", color=_INK, alpha=0.15)
-    figure.legend(loc="outside upper left", ncols=min(3, len(entries)))
+    _legend(figure, handles, [entry.label for entry in entries])
     return figure
 
 
@@ -224,7 +243,7 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
                 points = _points(rows, key)
                 label = entry.label if number == 0 else None
                 axis.plot(*_columns(points), color=_colour(index), linewidth=1.2, alpha=0.8,
-                          label=label)  # fmt: skip
+                          linestyle=_again(index, LINES), label=label)  # fmt: skip
                 drawn += len(points)
     if not drawn:
         return None
@@ -232,7 +251,7 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
         axis.set(title=title, xlabel="step")
         axis.grid(color=_INK, alpha=0.15)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(entries)))
+    _legend(figure, handles, names)
     return figure
 
 
