@@ -116,9 +116,10 @@ def attempt(experiment, log, due, wait, number):
             if hit is None and event in due:
                 hit = event
                 time.sleep(wait)
-                os.kill(pid, number)
                 if number == signal.SIGKILL:
+                    os.kill(pid, number)
                     break  # its workers may live on for a while and hold the pipe
+                os.killpg(pid, number)  # as a terminal or a cluster: to the loader workers too
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), hit, events
 
 
@@ -126,6 +127,7 @@ def be_the_training(experiment, log, pipe):
     """Does not return."""
     code = 99
     try:
+        os.setsid()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)

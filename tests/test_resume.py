@@ -17,6 +17,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from mambaseg import checkpoint_files
 from mambaseg.build import build
 from mambaseg.entry import CONF
 from mambaseg.task import SegmentationTask
@@ -171,6 +172,30 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     assert f"{newest} is damaged: going on from {before} instead" in caplog.text
     assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert_equal(state(undisturbed), state(run))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
+    name, small_run, tmp_path, monkeypatch
+):
+    """Nothing is left to train then, and the only validation was that of the last step."""
+    words = ["model=unet", *small_run, "data.val_every=4", "callbacks.checkpoint.every=1"]
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    whole = checkpoint_files.give_name
+
+    def dying(path, other):
+        if (path.name, other.name) == ("step-00000004.ckpt", name):
+            raise ZeroDivisionError("on purpose")
+        whole(path, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "give_name", dying)
+        with pytest.raises(ZeroDivisionError):
+            go(words)
+    run = go(words)
+    assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
+    assert state(run)["step"] == state(run)["best step"] == 4
     assert_equal(state(undisturbed), state(run))
 
 

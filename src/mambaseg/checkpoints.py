@@ -110,15 +110,18 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Sets Lightning's counters, before it reads them."""
-        step = checkpoint["global_step"]
+        step = self._saved = checkpoint["global_step"]
         if step < trainer.max_steps:
             _set_loops(checkpoint["loops"]["fit_loop"], step, trainer.accumulate_grad_batches)
 
     # ---- when
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves in the folder what the state refers to that the training goes on from."""
-        self._saved = trainer.global_step
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves in the folder what the state refers to that the training goes on from.
+
+        Not when the training starts: it does not where no step is left, and the process may have
+        died before the last state had its names.
+        """
         if self._saved and trainer.is_global_zero:
             self._arrange()
 
