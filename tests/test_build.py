@@ -166,7 +166,8 @@ def test_the_budget_cannot_be_set_in_two_places(small_run):
 def test_hours_are_estimated_for_real_data_without_a_gpu(small_run, caplog, monkeypatch):
     monkeypatch.setattr("mambaseg.run._SMALL_BUDGET", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with build(composed("model=unet", "logger=csv", "data.synthetic=false", *small_run)) as run:
+    real = ["data.synthetic=false", "data.name=acdc"]
+    with build(composed("model=unet", "logger=csv", *real, *small_run)) as run:
         before = [value.clone() for value in run.task.network.state_dict().values()]
         random = torch.get_rng_state()
         run._estimate()

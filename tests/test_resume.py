@@ -294,6 +294,7 @@ def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):
     assert f"data have changed since {first.folder.path}" in caplog.text
 
 
+@pytest.mark.timeout(900)  # several trainings in processes of their own
 def test_a_sweep_that_was_killed_does_only_what_is_left(small_run, tmp_path):
     """SIGKILL amid the second of three jobs; the same command finishes the sweep."""
     words = ["-m", "model=unet", "seed=1,2,3", *small_run, "data.steps=40", "logger=csv",

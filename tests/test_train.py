@@ -68,6 +68,7 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_
     assert [("Traceback" in text) for text in logs] == [r["status"] == "failed" for r in records]
 
 
+@pytest.mark.timeout(900)  # four trainings in processes of their own
 def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path):
     """The same global batches, dropped units and Dice sums: the same weights but for rounding."""
     trained = {}

@@ -121,7 +121,7 @@ def test_a_damaged_cache_is_rebuilt_with_one_line_in_the_log(name, damage, root,
     with caplog.at_level(logging.WARNING):
         rebuilt = opened(cases, tmp_path)
     assert [record.message for record in caplog.records if "is damaged" in record.message]
-    assert len(caplog.records) == 1
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
     assert all(np.array_equal(image, rebuilt.image(n)) for n, image in enumerate(images))
     assert folders(tmp_path) == [sound.folder.name]
     opened(find_unreadable(root), tmp_path)
