@@ -9,6 +9,7 @@ from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import mambaseg.build  # noqa: F401  # registers what the configuration asks of the machine
 from mambaseg.entry import CONF
 from mambaseg.networks import build_network
 
