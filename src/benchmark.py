@@ -27,6 +27,7 @@ from torch import nn
 from mambaseg import benchmark
 from mambaseg.entry import CONF, entry
 from mambaseg.errors import UserError
+from mambaseg.inference import choose_precision
 from mambaseg.networks import build_network
 from mambaseg.runs import RunFolder, code_state, environment
 from mambaseg.scan import choose_backend
@@ -90,11 +91,8 @@ WORDS = {"scan": scan, "inference": inference, "train": train, "blocks": blocks,
 @entry("benchmark")
 def main(cfg: DictConfig) -> None:
     """Measures, prints tables, writes a JSON file."""
-    device, precision = _device(cfg.device), cfg.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device.type == "cuda" else "32-true"
-    if precision not in ("32-true", "bf16-mixed"):
-        raise UserError(f"precision={precision}: choose 32-true or bf16-mixed")
+    device = _device(cfg.device)
+    precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
     if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
         raise UserError("page: is written by `profile models=all`")
     if cfg.threads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
-class Task(L.LightningModule):
+class Task(L.LightningModule, ABC):
     """Trains a network on batches of images and scores whole cases; knows no concrete network.
 
     A task adds what is scored, and how: see the abstract methods. It sets `scores` (`val` and

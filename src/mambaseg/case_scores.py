@@ -1,5 +1,6 @@
 """The torchmetrics shell around `mambaseg.metrics`: collects the rows of many cases."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -45,9 +46,9 @@ class CaseRows(Metric):
         super().__init__()
         self._cases: dict[str, list[Row]] = {}
 
+    @abstractmethod
     def summarise(self) -> dict[str, Any]:
         """Summary of `rows`."""
-        raise NotImplementedError
 
     def compute(self) -> dict[str, Any]:
         """Gather the cases of all ranks, then summarise them.

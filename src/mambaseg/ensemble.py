@@ -35,7 +35,8 @@ def restore_predictor(
         device: `auto` or one of torch's names.
         precision: `auto`, `32-true` or `bf16-mixed`.
         scan_backend: of networks that scan.
-        original: `model` and `data` of weights of the original repository (`build.read_original`).
+        original: `model` and `data` of weights of the original repository, see
+            `networks.read_original`.
         options: of `mambaseg.prediction.Options`.
 
     Raises:

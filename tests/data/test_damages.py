@@ -183,15 +183,21 @@ def test_what_may_not_be_read_is_an_error_that_names_it(what, tmp_path):
     assert "1 error" in said
 
 
+def cut_and_flipped(sound, *, cuts, flips):
+    """The bytes cut off after every `cuts`-th, and with a bit flipped in every `flips`-th."""
+    damaged = [sound[:length] for length in range(0, len(sound), cuts)]
+    for place in range(0, len(sound), flips):
+        altered = bytearray(sound)
+        altered[place] ^= 1 << place % 8
+        damaged.append(bytes(altered))
+    return damaged
+
+
 def test_any_flipped_bit_and_any_cut_of_a_packed_image_is_an_error_or_changes_nothing(tmp_path):
     write_official(tmp_path)
     case = find_cases(tmp_path)[2]
     sound, volume = case.image_path.read_bytes(), case.read(4)
-    damaged = [sound[:length] for length in range(0, len(sound), 5)]
-    for place in range(0, len(sound)):
-        altered = bytearray(sound)
-        altered[place] ^= 1 << place % 8
-        damaged.append(bytes(altered))
+    damaged = cut_and_flipped(sound, cuts=5, flips=1)
     refused = 0
     for data in damaged:
         case.image_path.write_bytes(data)
@@ -208,14 +214,8 @@ def test_any_flipped_bit_and_any_cut_of_hdf5_is_an_error_or_a_volume(tmp_path):
     """HDF5 has no check sum over the voxels: a bit that flips there cannot be seen."""
     write_volumes(tmp_path)
     case = find_cases(tmp_path)[2]
-    sound = case.image_path.read_bytes()
-    damaged = [sound[:length] for length in range(0, len(sound), 101)]
-    for place in range(0, len(sound), 13):
-        altered = bytearray(sound)
-        altered[place] ^= 1 << place % 8
-        damaged.append(bytes(altered))
-    refused = 0
-    for data in damaged:
+    sound, refused = case.image_path.read_bytes(), 0
+    for data in cut_and_flipped(sound, cuts=101, flips=13):
         case.image_path.write_bytes(data)
         try:
             found = case.read(4)

@@ -4,6 +4,7 @@ Source: Mamba (Gu & Dao 2023, arXiv 2312.00752, section 3). Letters as in `mamba
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Self
 
@@ -40,7 +41,7 @@ class LinearPair(nn.Linear):
         return F.linear(x, first), F.linear(x, second)
 
 
-class ScanBlock(nn.Module):
+class ScanBlock(nn.Module, ABC):
     """A module around a selective scan: which parts stay exact, and how large the scan is."""
 
     exact: ClassVar[tuple[str, ...]]
@@ -54,9 +55,9 @@ class ScanBlock(nn.Module):
     scan_backend: str
     """Name for `mambaseg.scan`, or `auto`."""
 
+    @abstractmethod
     def scan_size(self, x: Tensor) -> tuple[int, int]:
         """Give the steps L and the channels (of all directions) of the scan of one sample of x."""
-        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert the module (`.to`, `.half`, `.cuda`), but keep the `exact` parameters exact."""

@@ -16,6 +16,7 @@ Glossary (paper letter = code):
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ ORIGINAL_NAMES = {".ln_1.": ".norm.", ".self_attention.": ".ss2d."}
 """Parts of a block's keys in VMamba's checkpoints (version 0) and its descendants' -> ours."""
 
 
-class GatedMixer(nn.Module):
+class GatedMixer(nn.Module, ABC):
     """What SS2D is around its scan: widen, convolve, mix over the map, normalise, gate, narrow.
 
     How positions are mixed is left open: a subclass gives `mix`.
@@ -50,9 +51,9 @@ class GatedMixer(nn.Module):
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
+    @abstractmethod
     def mix(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, D)` to `(B, H, W, D)`."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""

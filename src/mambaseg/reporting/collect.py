@@ -23,7 +23,13 @@ from typing import Any
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json, read_table, read_yaml
 from mambaseg.reporting.labels import flatten, labels
-from mambaseg.reporting.valid import check_config, check_record, check_rows, check_summary
+from mambaseg.reporting.valid import (
+    check_config,
+    check_record,
+    check_rows,
+    check_summary,
+    reading,
+)
 from mambaseg.runs import RunFolder, scientific
 
 Row = dict[str, Any]
@@ -193,29 +199,32 @@ def read_run(path: str | Path) -> RunData:
         UserError: a file is missing or damaged; the message names it.
     """
     path = Path(path)
-    file = path / "run.json"
-    try:
-        record = RunFolder(path).record
-        check_record(record)
-        file = path / "config.yaml"
-        config = read_yaml(file)
-        check_config(config)
-        file = path / "metrics.json"
+    record, config = read_identity(path)
+    with reading(path / "metrics.json") as file:
         summary = read_json(file)
         check_summary(summary)
-        file = path / "cases.csv"
+    with reading(path / "cases.csv") as file:
         rows = read_rows(file)
         check_rows(rows, config["data"]["class_names"])
-    except (OSError, ForeignFileError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{file} cannot be read ({reason}). A finished run writes it whole: copy the folder "
-            "again, or leave it out."
-        ) from error
     run = RunData(path, record, config, summary, tuple(rows))
     if not rows:
         raise UserError(f"{path / 'cases.csv'} holds no case")
     return run
+
+
+def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Record (run.json) and configuration (config.yaml) of a run folder.
+
+    Raises:
+        UserError: one is missing or damaged; the message names it.
+    """
+    with reading(path / "run.json"):
+        record = RunFolder(path).record
+        check_record(record)
+    with reading(path / "config.yaml") as file:
+        config = read_yaml(file)
+        check_config(config)
+    return record, config
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import ForeignFileError, read_json, read_yaml
-from mambaseg.reporting.collect import RunData, restores, run_folders
+from mambaseg.foreign import read_json
+from mambaseg.reporting.collect import RunData, read_identity, restores, run_folders
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.labels import labels
 from mambaseg.reporting.tables import UNDEFINED, Grid
-from mambaseg.reporting.valid import check_config, check_record
+from mambaseg.reporting.valid import check_image_summary, reading
 from mambaseg.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -89,25 +89,10 @@ def restoration_runs(folder: str | Path) -> tuple[list[RunData], list[str]]:
 
 
 def _read(path: Path) -> RunData:
-    file = path / "run.json"
-    try:
-        record = RunFolder(path).record
-        check_record(record)
-        file = path / "config.yaml"
-        config = read_yaml(file)
-        check_config(config)
-        file = path / "metrics.json"
+    record, config = read_identity(path)
+    with reading(path / "metrics.json") as file:
         summary = read_json(file)
-        for metric in METRICS_OF_BOTH:
-            mean = summary["scores"][metric]["mean"]
-            if mean is not None and not isinstance(mean, (int, float)):
-                raise TypeError(f"the mean of {metric} is no number")
-        _ = summary["split"]["name"], summary["split"]["hash"], summary["data"], summary["cases"]
-    except (OSError, ForeignFileError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}). A finished run writes it whole: copy the folder "
-            "again, or leave it out."
-        ) from error
+        check_image_summary(summary, METRICS_OF_BOTH)
     return RunData(path, record, config, summary, ())
 
 

@@ -6,9 +6,12 @@ A folder may come from somebody else; one that lies must not end the report of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError
 
 SIZE = 1e15  # beyond it no number of a run folder lies: operations, voxels, ml, mm, s, bytes
@@ -27,6 +30,23 @@ _RECORD_TEXTS = {
 _TEXT_COLUMNS = ("case", "patient", "class_name", "outcome")
 _NUMBER_COLUMNS = ("class", "dice")
 _RANGES = {"dice": (0, 1), "voxels": (0, SIZE), "reference_voxels": (0, SIZE)}
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[Path]:
+    """Explains what is wrong with a file of a finished run folder that the block reads and checks.
+
+    Raises:
+        UserError: it is missing, damaged, or not what a run folder has there.
+    """
+    try:
+        yield file
+    except (OSError, ForeignFileError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{file} cannot be read ({reason}). A finished run writes it whole: copy the folder "
+            "again, or leave it out."
+        ) from error
 
 
 def check_record(record: Mapping[str, Any]) -> None:
@@ -67,20 +87,49 @@ def check_config(config: Any) -> None:
 
 
 def check_summary(summary: Any) -> None:
-    """Of metrics.json.
+    """Of metrics.json of a segmentation.
 
     Raises:
         ForeignFileError: naming the field.
     """
-    _require(isinstance(summary, Mapping), "the whole file")
-    _require(_is_text(summary.get("data")), "data")
-    for part, fields in {"split": ("name", "hash"), "convention": ("policy",)}.items():
-        own = summary.get(part)
-        _require(isinstance(own, Mapping), part)
-        for field in fields:
-            _require(_is_text(own.get(field)), f"{part}.{field}")
+    _require_origin(summary)
+    own = summary.get("convention")
+    _require(isinstance(own, Mapping) and _is_text(own.get("policy")), "convention.policy")
     for field in ("tolerance_mm", "tolerance_vox"):
         _require(_is_number(summary["convention"].get(field)), f"convention.{field}")
+
+
+def check_image_summary(summary: Any, metrics: Sequence[str]) -> None:
+    """Of metrics.json of a restoration.
+
+    Args:
+        summary: what the file holds.
+        metrics: that have a mean and a standard deviation over the images.
+
+    Raises:
+        ForeignFileError: naming the field.
+    """
+    _require_origin(summary)
+    count = summary.get("cases")
+    _require(isinstance(count, int) and _is_number(count) and count >= 0, "cases")
+    scores = summary.get("scores")
+    _require(isinstance(scores, Mapping), "scores")
+    for metric in metrics:
+        own = scores.get(metric)
+        _require(isinstance(own, Mapping), f"scores.{metric}")
+        for field in ("mean", "sd"):
+            value = own.get(field)
+            _require(value is None or _is_number(value), f"scores.{metric}.{field}")
+
+
+def _require_origin(summary: Any) -> None:
+    """The data and the split that every summary names."""
+    _require(isinstance(summary, Mapping), "the whole file")
+    _require(_is_text(summary.get("data")), "data")
+    split = summary.get("split")
+    _require(isinstance(split, Mapping), "split")
+    for field in ("name", "hash"):
+        _require(_is_text(split.get(field)), f"split.{field}")
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:

@@ -1,0 +1,77 @@
+"""Restoration runs in a report: what a damaged or lying folder does to it."""
+
+import json
+
+import pytest
+import yaml
+
+from mambaseg.reporting.restoration import METRICS_OF_BOTH, restoration_runs
+
+
+def write_run(folder):
+    config = {
+        "seed": 1,
+        "model": {"name": "unet"},
+        "data": {"title": "haze", "task": "restoration", "class_names": ["hazy", "clear"]},
+    }
+    summary = {
+        "task": "restoration",
+        "data": "haze",
+        "cases": 3,
+        "split": {"name": "random", "hash": "abc"},
+        "scores": {metric: {"mean": 20.0, "sd": 1.0} for metric in METRICS_OF_BOTH},
+    }
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "done", "parameters": 5}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.json").write_text(json.dumps(summary))
+    return summary
+
+
+def change(summary, path, value):
+    *parts, last = path.split(".")
+    place = summary
+    for part in parts:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+
+
+def test_a_whole_run_is_read(tmp_path):
+    write_run(tmp_path / "one")
+    runs, problems = restoration_runs(tmp_path)
+    assert [run.summary["cases"] for run in runs] == [3] and not problems
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("scores.psnr.mean", "20"),
+        ("scores.psnr.mean", 1e300),
+        ("scores.ssim_hazy.sd", True),
+        ("scores.ssim", None),
+        ("scores", [1]),
+        ("split.hash", {"a": 1}),
+        ("split", None),
+        ("data", 7),
+        ("cases", "3"),
+    ],
+)
+def test_a_run_whose_summary_lies_is_left_out_and_named(tmp_path, path, value):
+    write_run(tmp_path / "good")
+    summary = write_run(tmp_path / "bad")
+    change(summary, path, value)
+    (tmp_path / "bad" / "metrics.json").write_text(json.dumps(summary))
+    runs, problems = restoration_runs(tmp_path)
+    assert [run.path.name for run in runs] == ["good"]
+    assert len(problems) == 1 and str(tmp_path / "bad" / "metrics.json") in problems[0]
+
+
+def test_a_run_without_its_configuration_is_left_out_and_named(tmp_path):
+    write_run(tmp_path / "bad")
+    (tmp_path / "bad" / "config.yaml").write_text("seed: [")
+    runs, problems = restoration_runs(tmp_path)
+    assert not runs
+    assert len(problems) == 1 and "config.yaml" in problems[0]
