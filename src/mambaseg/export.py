@@ -75,7 +75,7 @@ def export_network(
     with whole_file(path, otherwise="choose another file with output=...") as temporary:
         with torch.no_grad(), _quiet():
             run = {"onnx": _onnx, "torch": _program}[format](network.eval(), image, temporary)
-            parity = _compare(network(image), run(image))
+            parity = _compare(image, network(image), run(image))
         if not parity.difference <= tolerance:  # a NaN is no success
             raise UserError(
                 f"{path} is not written: its logits would differ by up to {parity.difference:.1e}, "
@@ -94,10 +94,9 @@ def export_network(
     return parity
 
 
-def _compare(expected: Tensor, logits: Tensor) -> Parity:
+def _compare(image: Tensor, expected: Tensor, logits: Tensor) -> Parity:
     same = (expected.argmax(1) == logits.argmax(1)).float().mean()
-    shape = (*expected.shape[:1], *expected.shape[2:])
-    return Parity(shape, float((expected - logits).abs().max()), float(same))
+    return Parity(tuple(image.shape), float((expected - logits).abs().max()), float(same))
 
 
 def _program(network: nn.Module, image: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
