@@ -175,7 +175,7 @@ def views_of(network, image):
     """Class probabilities of a square volume in its eight views, turned back; with NumPy."""
     for mirrored in (False, True):
         for turns in range(4):
-            seen = np.rot90(image[:, :, ::-1] if mirrored else image, turns, (1, 2))[:, None]
+            seen = np.rot90(image[..., ::-1] if mirrored else image, turns, (2, 3))
             with torch.no_grad():
                 logits = network(torch.from_numpy(seen.copy())).numpy()
             back = np.rot90(softmax(logits), -turns, (2, 3))
@@ -183,7 +183,7 @@ def views_of(network, image):
 
 
 def test_views_and_networks_are_averaged_in_probability():
-    image = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
+    image = np.random.default_rng(0).random((3, 1, 32, 32), dtype=np.float32)
     networks = [tiny_unet(0), tiny_unet(1)]
     members = [Member(network, Preprocessing("paper", 32)) for network in networks]
     found = segment(
@@ -199,10 +199,10 @@ def test_views_and_networks_are_averaged_in_probability():
 
 
 def test_with_all_views_a_turned_image_gives_turned_labels():
-    image = torch.rand(2, 32, 32)
+    image = torch.rand(2, 1, 32, 32)
     member = Member(tiny_unet(), Preprocessing("paper", 32))
     labels = segment([member], [image], tta=True).labels
-    turned = segment([member], [image.rot90(1, (1, 2))], tta=True).labels
+    turned = segment([member], [image.rot90(1, (-2, -1))], tta=True).labels
     assert (turned == labels.rot90(1, (1, 2))).float().mean() > 0.995  # ties within rounding
 
 
@@ -225,7 +225,7 @@ def test_networks_of_other_grids_meet_at_native_resolution(checkpoint, tmp_path)
 
 def test_networks_of_other_classes_are_no_ensemble(checkpoint, tmp_path):
     other = write_checkpoint(tmp_path / "b.ckpt", classes=["background", "LV", "MYO", "RV"])
-    with pytest.raises(UserError, match=r"b\.ckpt knows the classes .*those before it"):
+    with pytest.raises(UserError, match=r"b\.ckpt takes 1 channels and knows .*those before it"):
         restore_predictor([checkpoint, other])
 
 
@@ -462,7 +462,7 @@ def test_a_network_that_gives_no_labels_is_refused(tmp_path):
         restore_predictor([path], device="cpu")
 
 
-def test_a_network_of_several_channels_is_refused(tmp_path):
+def test_an_image_without_the_networks_channels_is_refused(tmp_path):
     path = write_checkpoint(tmp_path / "rgb.ckpt", channels=3)
-    with pytest.raises(UserError, match="several channels"):
-        restore_predictor([path], device="cpu")
+    outcome = predict(path, write_image(tmp_path / "scan.nii.gz", (21, 34, 5)), tmp_path / "out")
+    assert "has 1 channels, the networks take 3" in outcome.failed["scan"]

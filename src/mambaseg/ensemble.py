@@ -46,20 +46,20 @@ def restore_predictor(
     where = _device(device)
     members, made_by = [], []
     classes: list[str] = []
+    channels = 1
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
         about = checkpoint.about
         if (made := about.get("task", "segmentation")) != "segmentation":
             raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")
         names = list(about["classes"])
-        if about["model"].get("arguments", {}).get("in_channels", 1) != 1:
+        takes = about["model"].get("arguments", {}).get("in_channels", 1)
+        if classes and (names, takes) != (classes, channels):
             raise UserError(
-                f"{checkpoint.path}: its network takes several channels, images have one"
+                f"ensemble: {checkpoint.path} takes {takes} channels and knows the classes "
+                f"{names}, those before it {channels} and {classes}"
             )
-        if classes and names != classes:
-            raise UserError(
-                f"ensemble: {checkpoint.path} knows the classes {names}, those before it {classes}"
-            )
+        channels = takes
         classes, used = names, about["preprocessing"]
         members.append(Member(network.to(where), Preprocessing(used["name"], used["size"])))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
@@ -68,6 +68,7 @@ def restore_predictor(
     log.info("device %s, precision %s", where, chosen)
     return Predictor(
         members,
+        channels=channels,
         class_names=classes,
         made_by=made_by,
         options=Options(precision=chosen, **options),  # type: ignore[arg-type]

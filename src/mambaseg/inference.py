@@ -47,7 +47,7 @@ class Member(NamedTuple):
     """One network of an ensemble.
 
     Attributes:
-        network: (B, 1, S, S) -> logits (B, K, S, S).
+        network: (B, C, S, S) -> logits (B, K, S, S).
         preprocessing: the one that it was trained with.
     """
 
@@ -77,8 +77,8 @@ def predict_case(
     """Segment one case with one network: the labels that `segment` gives.
 
     Args:
-        network: (B, 1, S, S) -> logits (B, K, S, S). Its training mode is left as found.
-        image: (Z, H, W) float32, intensity-scaled, native resolution, on any device.
+        network: (B, C, S, S) -> logits (B, K, S, S). Its training mode is left as found.
+        image: (Z, C, H, W) float32, intensity-scaled, native resolution, on any device.
         preprocessing: the one the network was trained with.
         batch_size: slices per forward pass.
 
@@ -106,7 +106,7 @@ def segment(
 
     Args:
         members: networks of the same classes, on one device. Training modes are left as found.
-        images: the volume for each member, (Z, H, W) float32, scaled by its preprocessing.
+        images: the volume for each member, (Z, C, H, W) float32, scaled by its preprocessing.
         tta: whether every slice is seen in the eight `VIEWS` of a square rather than in one.
         probabilities: whether to return them.
         batch_size: slices per forward pass.
@@ -139,7 +139,7 @@ def segment(
 
 
 def _logits(member: Member, slices: Tensor, views: Sequence[tuple[int, bool]]) -> Iterator[Tensor]:
-    """Logits (B, K, S, S) in float32 of native slices (B, H, W), one per view, turned back."""
+    """Logits (B, K, S, S) in float32 of native slices (B, C, H, W), one per view, turned back."""
     parameter = next(member.network.parameters(), None)
     like = slices if parameter is None else parameter
     grid = member.preprocessing.to_grid(slices.to(like.device)).to(like.dtype)

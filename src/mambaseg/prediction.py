@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mambaseg.data.case import DataError
 from mambaseg.data.images import Image, Source
 from mambaseg.data.nifti import to_nifti
 from mambaseg.data.pictures import label_picture
@@ -22,6 +23,7 @@ from mambaseg.errors import UserError
 from mambaseg.files import whole_file
 from mambaseg.foreign import ForeignFileError, printable, read_json
 from mambaseg.inference import Member, keep_largest_component, segment
+from mambaseg.views import grey
 
 PROBABILITIES = "_probabilities.nii.gz"
 OVERLAY = "_overlay.png"
@@ -75,6 +77,7 @@ class Predictor:
 
     Args:
         members: networks of the same classes, in evaluation mode, on one device.
+        channels: C that they take.
         class_names: of the classes 0..K-1.
         made_by: plain data that says which networks these are; stands in every sidecar.
         options: what to do.
@@ -84,11 +87,13 @@ class Predictor:
         self,
         members: Sequence[Member],
         *,
+        channels: int,
         class_names: Sequence[str],
         made_by: Sequence[Mapping[str, Any]],
         options: Options,
     ) -> None:
         self.members, self.class_names, self.options = members, class_names, options
+        self.channels = channels
         # what decides the labels: another recipe is another result
         self.recipe = {
             "networks": list(made_by),
@@ -127,6 +132,12 @@ class Predictor:
     def _one(self, source: Source, output: Path) -> int:
         """Reads, predicts and writes one image; returns its number of slices."""
         image = source.read()
+        if (channels := image.frames.shape[2]) != self.channels:
+            raise DataError(
+                f"the image has {channels} channels, the networks take {self.channels}",
+                source.path,
+                "Predict images like those that the networks were trained on.",
+            )
         prediction = self._segment(image)
         files = self._files(source, output)
         if prediction.probabilities is not None:
@@ -187,7 +198,7 @@ class Predictor:
 
         frame = ", first frame" if len(image.frames) > 1 else ""
         case_figure(
-            image.frames[0],
+            grey(image.frames[0]),
             None,
             prediction.labels[0],
             class_names=self.class_names,

@@ -34,7 +34,7 @@ class SegmentationViews:
     def keep(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
         """At most seven slices."""
         return shown_slices(
-            batch["image"].cpu().numpy(),
+            grey(batch["image"].cpu().numpy()),
             batch["label"].cpu().numpy().astype(np.uint8),
             outputs["prediction"].cpu().numpy(),
             batch["spacing"],
@@ -96,6 +96,11 @@ def _small(image: Tensor) -> np.ndarray:
     step = -(-max(image.shape[-2:]) // SIDE)
     pixels = image[:, ::step, ::step].float().permute(1, 2, 0).cpu().numpy()
     return np.round(255 * np.nan_to_num(pixels)).astype(np.uint8)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """Images (Z, C, H, W) as drawn, (Z, H, W): the mean of three channels, else the first."""
+    return image.mean(axis=1) if image.shape[1] == 3 else image[:, 0]
 
 
 def overlay_slices(

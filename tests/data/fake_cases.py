@@ -11,11 +11,14 @@ GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 
 def read_npz(case: Case) -> Volume:
     with np.load(case.image_path, allow_pickle=False) as arrays:
-        return Volume(arrays["image"], arrays["label"], spacing=(10.0, 1.5, 1.5))
+        return Volume(arrays["image"][:, None], arrays["label"], spacing=(10.0, 1.5, 1.5))
 
 
 def never_read(case: Case) -> Volume:
     raise AssertionError(f"{case.id} was read again")
+
+
+never_read.__qualname__ = read_npz.__qualname__  # reads like it as far as a cache can tell
 
 
 def write_cases(root: Path, patients: int = 10, seed: int = 0) -> None:

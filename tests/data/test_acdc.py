@@ -47,9 +47,9 @@ def test_arrays_are_z_y_x_and_geometry_travels_with_them(patient):
     volume = find_cases(patient.parent)[0].read(4)
     assert volume.image.dtype == np.float32
     assert volume.label.dtype == np.uint8
-    assert volume.image.shape == (3, 5, 6)
+    assert volume.image.shape == (3, 1, 5, 6)
     for x, y, z in [(0, 0, 0), (5, 4, 2), (1, 3, 2), (4, 0, 1)]:
-        assert volume.image[z, y, x] == image[x, y, z]
+        assert volume.image[z, 0, y, x] == image[x, y, z]
         assert volume.label[z, y, x] == label[x, y, z]
     assert volume.spacing == (10.0, 1.25, 1.5)
     assert volume.orientation == "LPS"
@@ -60,7 +60,7 @@ def test_ed_and_es_follow_info_cfg_and_not_the_order_of_files(tmp_path):
     write_patient(tmp_path / "patient001", ed=9, es=2)
     cases = find_cases(tmp_path)
     assert [case.image_path.name[-14:] for case in cases] == ["frame09.nii.gz", "frame02.nii.gz"]
-    assert np.array_equal(cases[0].read().image, pixels(0)[0].T)
+    assert np.array_equal(cases[0].read().image[:, 0], pixels(0)[0].T)
 
 
 def test_a_stray_file_of_another_patient_is_left_alone(patient):
@@ -78,7 +78,7 @@ def test_the_slope_of_the_header_is_applied(patient):
     content[112:120] = np.array([0.5, 3.0], "<f4").tobytes()  # scl_slope, scl_inter
     path.write_bytes(gzip.compress(bytes(content)))
     volume = find_cases(patient.parent)[0].read()
-    assert np.array_equal(volume.image, pixels(0)[0].T * 0.5 + 3.0)
+    assert np.array_equal(volume.image[:, 0], pixels(0)[0].T * 0.5 + 3.0)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_unpacked_files_are_read_as_well(patient):
     for path in list(patient.glob("patient001_frame??.nii.gz")):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    assert np.array_equal(find_cases(patient.parent)[0].read().image, pixels(0)[0].T)
+    assert np.array_equal(find_cases(patient.parent)[0].read().image[:, 0], pixels(0)[0].T)
 
 
 def test_finding_cases_opens_no_image(patient):
@@ -294,7 +294,7 @@ def test_h5_frames_are_ed_and_es_by_rank(tmp_path, folder, frames):
     ]
     for seed, case in enumerate(cases):
         volume = case.read(4)
-        assert np.array_equal(volume.image, (pixels(seed)[0].T / 1000).astype(np.float32))
+        assert np.array_equal(volume.image[:, 0], (pixels(seed)[0].T / 1000).astype(np.float32))
         assert np.array_equal(volume.label, pixels(seed)[1].T)
         assert (volume.spacing, volume.affine, volume.orientation) == (None, None, None)
         assert len(case.sources()) == 1
@@ -338,7 +338,7 @@ def test_paths_with_spaces_equal_signs_and_unicode_work(tmp_path):
     (root / "patient001" / "Info.cfg").write_bytes(
         b"\xef\xbb\xbf" + (root / "x").read_bytes().replace(b"\n", b"\r\n")
     )
-    assert find_cases(str(root))[0].read(4).image.shape == (3, 5, 6)
+    assert find_cases(str(root))[0].read(4).image.shape == (3, 1, 5, 6)
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -361,7 +361,7 @@ def test_real_acdc_has_200_cases_in_five_equal_groups(acdc_root):
     late = next(case for case in cases if case.id == "patient090_ED")
     assert "frame04" in late.image_path.name
     volume = late.read(4)
-    assert volume.image.ndim == 3
+    assert volume.image.ndim == 4
     assert set(np.unique(volume.label)) == {0, 1, 2, 3}
 
 

@@ -26,7 +26,11 @@ def batch_of(shapes, seed=0):
     for image, label, (h, w) in zip(images, labels, shapes, strict=True):
         image[:h, :w] = rng.random((h, w))
         label[:h, :w] = heart(h, w)
-    return torch.from_numpy(images), torch.from_numpy(labels), torch.tensor(np.array(shapes))
+    return (
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(labels),
+        torch.tensor(np.array(shapes)),
+    )
 
 
 def heart(height, width):
@@ -73,7 +77,7 @@ def test_paper_equals_the_published_two_steps_of_scipy(height, width, size, step
     assert masks.shape == (8, size, size) and masks.dtype == torch.int64
     for position in range(8):
         u = uniforms(7, 1, step=step, position=position, count=5)
-        image = published(images[position].numpy(), u, size)
+        image = published(images[position, 0].numpy(), u, size)
         label = published(labels[position].numpy(), u, size)
         different = (grids[position, 0].numpy() != image) | (masks[position].numpy() != label)
         # A rotation may meet a tie, which floating point decides either way.
@@ -132,7 +136,7 @@ def test_a_batch_gives_what_its_elements_give_alone(geometry, preset):
     images, labels, sizes = batch_of(shapes)
     together = augmented(augmentation, images, labels, sizes, step=9)
     for i, (h, w) in enumerate(shapes):
-        image, label = images[i : i + 1, :h, :w], labels[i : i + 1, :h, :w]
+        image, label = images[i : i + 1, :, :h, :w], labels[i : i + 1, :h, :w]
         alone = augmented(augmentation, image, label, sizes[i : i + 1], step=9, positions=[i])
         # A vectorised power may differ in its last bit from the scalar one.
         tolerance = 1e-6 if preset == "modern" else 0.0
@@ -147,8 +151,20 @@ def test_one_call_on_the_whole_batch_equals_the_cpus_image_by_image(geometry, pr
     parameters = torch.from_numpy(augmentation.draw(2, range(3), shapes.numpy()))
     grid, mask = augmentation(images, labels, shapes, parameters)
     whole_grid, whole_mask = augmentation._apply(images, labels, shapes, parameters)
-    assert torch.allclose(grid[:, 0], whole_grid, atol=1e-6, rtol=0)
+    assert torch.allclose(grid, whole_grid, atol=1e-6, rtol=0)
     assert torch.equal(mask, whole_mask.long())
+
+
+@pytest.mark.parametrize(("geometry", "preset"), COMBINATIONS)
+def test_channels_are_moved_together_and_keep_their_values(geometry, preset):
+    augmentation = Augmentation(preset, Preprocessing(geometry, 48), seed=5)
+    one, labels, shapes = batch_of([(60, 41), (33, 70)])
+    other, *_ = batch_of([(60, 41), (33, 70)], seed=1)
+    both, mask = augmented(augmentation, torch.cat([one, other], dim=1), labels, shapes, step=4)
+    for c, image in enumerate((one, other)):
+        alone, same_mask = augmented(augmentation, image, labels, shapes, step=4)
+        assert torch.allclose(both[:, c], alone[:, 0], atol=1e-6, rtol=0)
+        assert torch.equal(mask, same_mask)
 
 
 @pytest.mark.parametrize("geometry", ["paper", "modern"])
@@ -158,7 +174,7 @@ def test_none_is_exactly_what_evaluation_does(geometry):
     grid, mask = augmented(Augmentation("none", preprocessing, 0), images, labels, shapes)
     assert torch.equal(grid, preprocessing.to_grid(images))
     if geometry == "paper":
-        assert torch.equal(mask, preprocessing.to_grid(labels)[:, 0].long())
+        assert torch.equal(mask, preprocessing.to_grid(labels[:, None])[:, 0].long())
 
 
 @pytest.mark.parametrize("preset", ["paper", "modern"])
@@ -168,7 +184,7 @@ def test_image_and_label_stay_aligned(preset):
     shapes = [(90, 60), (60, 90), (75, 75), (40, 100)]
     _, labels, sizes = batch_of(shapes)
     for step in range(20):
-        grid, mask = augmented(augmentation, labels.float() / 3, labels, sizes, step=step)
+        grid, mask = augmented(augmentation, labels[:, None].float() / 3, labels, sizes, step=step)
         if preset == "paper":
             assert torch.equal(grid[:, 0] * 3, mask.float())
         else:  # the tone changes, but one grey value per class remains
@@ -197,7 +213,7 @@ def test_any_image_that_is_its_label_stays_so_under_any_augmentation(preset, sam
     labels = torch.from_numpy(rng.integers(0, 4, (1, height, width), "u1"))
     shapes = torch.tensor([sample["shape"]])
     where = {"step": sample["step"], "positions": [sample["position"]]}
-    grid, mask = augmented(augmentation, labels.float() / 3, labels, shapes, **where)
+    grid, mask = augmented(augmentation, labels[:, None].float() / 3, labels, shapes, **where)
     assert mask.max() < 4 and grid.min() >= 0 and grid.max() <= 1
     if preset != "modern":
         assert torch.equal((grid[:, 0] * 3).round(), mask.float())
@@ -205,7 +221,7 @@ def test_any_image_that_is_its_label_stays_so_under_any_augmentation(preset, sam
     for k in range(1, 4):  # a tone changes all pixels of a class alike
         values = grid[0, 0][mask[0] == k]
         assert values.numel() == 0 or values.max() - values.min() < 1e-6
-    again = augmented(augmentation, labels.float() / 3, labels, shapes, **where)
+    again = augmented(augmentation, labels[:, None].float() / 3, labels, shapes, **where)
     assert torch.equal(grid, again[0]) and torch.equal(mask, again[1])
 
 
@@ -223,7 +239,7 @@ def test_a_sample_does_not_depend_on_the_rest_of_its_batch(geometry, preset, sam
     positions = range(position, position + len(images))
     grid, mask = augmented(augmentation, images, labels, shapes, step=step, positions=positions)
     height, width = sample["shape"]
-    cut = images[:1, :height, :width], labels[:1, :height, :width], shapes[:1]
+    cut = images[:1, :, :height, :width], labels[:1, :height, :width], shapes[:1]
     alone = augmented(augmentation, *cut, step=step, positions=[position])
     # A vectorised power may differ in its last bit from the scalar one.
     assert torch.allclose(grid[:1], alone[0], atol=1e-6, rtol=0)
@@ -234,7 +250,7 @@ def test_a_sample_does_not_depend_on_the_rest_of_its_batch(geometry, preset, sam
 def test_image_and_label_stay_aligned_with_bilinear_images():
     augmentation = Augmentation("modern", Preprocessing("modern", 128), seed=11)
     _, labels, sizes = batch_of([(180, 150)] * 4)
-    ball = (labels == 3).float()
+    ball = (labels == 3)[:, None].float()
     for step in range(10):
         grid, mask = augmented(augmentation, ball, labels, sizes, step=step)
         for image, label in zip(grid[:, 0], mask, strict=True):

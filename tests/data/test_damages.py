@@ -222,7 +222,7 @@ def test_any_flipped_bit_and_any_cut_of_hdf5_is_an_error_or_a_volume(tmp_path):
         except UserError:
             refused += 1
         else:
-            assert found.image.shape == found.label.shape
+            assert found.image[:, 0].shape == found.label.shape
             assert np.isfinite(found.image).all() and found.label.max() < 4
     assert refused > len(sound) // 101
 

@@ -1,5 +1,6 @@
 import logging
 import warnings
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from fake_cases import find_fakes, find_unreadable, write_cases
+from fake_cases import find_fakes, find_unreadable, read_npz, write_cases
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mambaseg.data.acdc import find_cases
@@ -164,7 +165,7 @@ def test_epoch_two_and_a_second_run_read_no_source(root):
     ("options", "message"),
     [
         ({"num_classes": 3}, "4 names for num_classes=3"),
-        ({"in_channels": 3}, "in_channels=3"),
+        ({"in_channels": 3}, "has 1 channels, the data set has 3"),
         ({"preprocessing": "papr"}, "papr"),
         ({"augmentation": "strong"}, "strong"),
         ({"split": "ssl4mis"}, "missing"),
@@ -369,3 +370,45 @@ def test_a_killed_training_goes_on_with_the_very_same_batches(
     assert [case for _, case in resumed.validated] == [
         case for step, case in undisturbed.validated if step > 4
     ]
+
+
+# ---- what a data set may be like
+
+
+def read_two_channels(case):
+    volume = read_npz(case)
+    return replace(volume, image=np.concatenate([volume.image, 100 - volume.image], axis=1))
+
+
+def test_several_channels_reach_the_network_each_scaled_on_its_own(root):
+    module = module_on(
+        root, in_channels=2, find_cases=partial(find_fakes, reader=read_two_channels)
+    )
+    batch = training_batches(module)[0]
+    assert batch["image"].shape == (8, 2, 32, 32)
+    # paper: nearest neighbour of what is in [0, 1], the second channel the first upside down
+    seen = batch["image"].amax(1) > 0
+    assert torch.allclose(batch["image"].sum(1)[seen], torch.ones(()), atol=1e-5)
+    case = next(iter(module.val_dataloader()))
+    assert case["image"].shape == (case["label"].shape[0], 2, *case["label"].shape[1:])
+
+
+def test_a_label_map_reaches_training_and_evaluation_and_is_another_cache(root):
+    plain, mapped = module_on(root), module_on(root, label_map={0: 0, 1: 3, 2: 2, 3: 1})
+    exchanged = np.array([0, 3, 2, 1])
+    for one, other in zip(training_batches(plain), training_batches(mapped), strict=True):
+        assert np.array_equal(exchanged[one["label"]], other["label"])
+    one, other = (next(iter(module.val_dataloader())) for module in (plain, mapped))
+    assert np.array_equal(exchanged[one["label"]], other["label"])
+    assert plain.cache.folder != mapped.cache.folder
+
+
+def test_a_given_split_follows_the_cases(root):
+    def find(folder):
+        parts = ["train"] * 6 + ["test"] * 4
+        return [replace(c, part=parts[int(c.patient[-3:]) - 1]) for c in find_fakes(folder)]
+
+    module = module_on(root, split="given", find_cases=find)
+    module.load()
+    assert len(module.split.train) == 6 and module.split.val == module.split.test
+    assert {case.part for case in module.cases["test"]} == {"test"}

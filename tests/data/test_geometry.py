@@ -37,7 +37,7 @@ def test_paper_resizes_there_and_back_like_two_scipy_zooms(height, width, size, 
     label = rng.integers(1, 4, (height, width)).astype(np.uint8)
     paper = Preprocessing("paper", size)
 
-    grid = paper.to_grid(torch.from_numpy(label)[None])
+    grid = paper.to_grid(torch.from_numpy(label)[None, None])
     assert grid.shape == (1, 1, size, size)
     there = resized_by_scipy(label, (size, size))
     assert np.array_equal(grid[0, 0].numpy(), there)
@@ -61,7 +61,7 @@ def random_labels(height, width, seed):
 def test_a_square_of_the_grids_size_is_left_as_it_is(name, size, seed):
     preprocessing = Preprocessing(name, size)
     label = random_labels(size, size, seed)
-    assert torch.equal(preprocessing.to_grid(label.float())[:, 0], label.float())
+    assert torch.equal(preprocessing.to_grid(label[:, None].float())[:, 0], label.float())
     assert torch.equal(preprocessing.labels_to_native(one_hot(label), (size, size)), label)
 
 
@@ -74,9 +74,9 @@ def test_a_square_of_the_grids_size_is_left_as_it_is(name, size, seed):
 )
 def test_there_and_back_gives_the_native_shape_and_invents_nothing(name, shape, size, seed):
     preprocessing = Preprocessing(name, size)
-    image = torch.from_numpy(np.random.default_rng(seed).random((2, *shape), np.float32)) + 0.5
+    image = torch.from_numpy(np.random.default_rng(seed).random((2, 3, *shape), np.float32)) + 0.5
     grid = preprocessing.to_grid(image)
-    assert grid.shape == (2, 1, size, size)
+    assert grid.shape == (2, 3, size, size)
     assert grid.min() >= 0 and grid.max() <= image.max() * (1 + 1e-6)
     label = random_labels(size, size, seed) | 1  # classes 1 and 3
     back = preprocessing.labels_to_native(one_hot(label), shape)
@@ -92,7 +92,7 @@ def test_a_grid_no_smaller_than_the_image_gives_every_label_back(shape, larger, 
     """All but a last row or column that SciPy's rounding turns to zero."""
     label = random_labels(*shape, seed)
     paper = Preprocessing("paper", max(shape) + larger)
-    back = paper.labels_to_native(one_hot(paper.to_grid(label)[:, 0]), shape)
+    back = paper.labels_to_native(one_hot(paper.to_grid(label[:, None])[:, 0]), shape)
     assert torch.equal(back[:, :-1, :-1], label[:, :-1, :-1])
     assert ((back == label) | (back == 0)).all()
 
@@ -100,9 +100,12 @@ def test_a_grid_no_smaller_than_the_image_gives_every_label_back(shape, larger, 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_slice_is_resized_as_if_it_were_alone(name):
     preprocessing = Preprocessing(name, 40)
-    image = torch.rand(5, 31, 57)
+    image = torch.rand(5, 3, 31, 57)
     together = preprocessing.to_grid(image)
-    assert torch.equal(together, torch.cat([preprocessing.to_grid(one[None]) for one in image]))
+    alone = [preprocessing.to_grid(one) for one in image.split(1)]
+    assert torch.equal(together, torch.cat(alone))
+    channels = [preprocessing.to_grid(one) for one in image.split(1, dim=1)]
+    assert torch.equal(together, torch.cat(channels, dim=1))
 
     logits = torch.randn(5, 4, 40, 40)
     together = preprocessing.labels_to_native(logits, (31, 57))
@@ -113,7 +116,7 @@ def test_each_slice_is_resized_as_if_it_were_alone(name):
 @pytest.mark.parametrize("shape", [(120, 80), (80, 120), (64, 64), (301, 299)])
 def test_modern_keeps_the_aspect_and_centres_the_image_on_zeros(shape):
     height, width = shape
-    grid = Preprocessing("modern", 64).to_grid(torch.ones(1, height, width))[0, 0]
+    grid = Preprocessing("modern", 64).to_grid(torch.ones(1, 1, height, width))[0, 0]
     scale = 64 / max(shape)
     rows, columns = grid.sum(0).max().item(), grid.sum(1).max().item()
     assert rows == pytest.approx(height * scale, abs=1.01)
@@ -123,9 +126,9 @@ def test_modern_keeps_the_aspect_and_centres_the_image_on_zeros(shape):
 
 
 def test_modern_agrees_with_torchs_interpolation_inside_a_square_image():
-    image = torch.rand(2, 50, 50)
+    image = torch.rand(2, 2, 50, 50)
     grid = Preprocessing("modern", 64).to_grid(image)
-    reference = functional.interpolate(image[:, None], size=64, mode="bilinear")
+    reference = functional.interpolate(image, size=64, mode="bilinear")
     assert torch.allclose(grid[..., 1:-1, 1:-1], reference[..., 1:-1, 1:-1], atol=1e-5)
 
 
@@ -135,7 +138,7 @@ def test_a_disc_survives_modern_there_and_back(height, width):
     y, x = np.mgrid[:height, :width]
     disc = (y - height / 2) ** 2 + (x - width / 3) ** 2 < (min(height, width) / 5) ** 2
     modern = Preprocessing("modern", 96)
-    grid = modern.to_grid(torch.from_numpy(disc.astype(np.float32))[None])
+    grid = modern.to_grid(torch.from_numpy(disc.astype(np.float32))[None, None])
     logits = torch.cat([1 - grid, grid], dim=1)
     back = modern.labels_to_native(logits, (height, width))[0].numpy().astype(bool)
     assert 2 * (back & disc).sum() / (back.sum() + disc.sum()) > 0.95
@@ -152,14 +155,14 @@ def test_half_precision_logits_go_back_like_single_precision_ones(name):
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("value", [0.0, 1000.1, -3.3])
 def test_a_constant_volume_becomes_zeros(name, value):
-    image = np.full((3, 8, 9), value, dtype=np.float32)
+    image = np.full((3, 1, 8, 9), value, dtype=np.float32)
     scaled = Preprocessing(name, 8).scale_intensity(image)
     assert scaled.dtype == np.float32
     assert np.array_equal(scaled, np.zeros_like(image))
 
 
 def test_intensity_scalings_are_what_their_names_say():
-    image = np.random.default_rng(0).gamma(2.0, 100.0, (6, 40, 30)).astype(np.float32) + 7
+    image = np.random.default_rng(0).gamma(2.0, 100.0, (6, 1, 40, 30)).astype(np.float32) + 7
     wide = image.astype(np.float64)
 
     min_max = Preprocessing("paper", 8).scale_intensity(image)
@@ -175,10 +178,21 @@ def test_intensity_scalings_are_what_their_names_say():
     assert np.allclose(z_score, (wide - wide.mean()) / wide.std(), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_channel_is_scaled_on_its_own(name):
+    image = np.random.default_rng(0).gamma(2.0, 100.0, (3, 2, 20, 30)).astype(np.float32)
+    preprocessing = Preprocessing(name, 8)
+    together = preprocessing.scale_intensity(image * np.array([1, 50])[None, :, None, None])
+    assert together.shape == image.shape and together.dtype == np.float32
+    for c in (0, 1):
+        alone = preprocessing.scale_intensity(image[:, c : c + 1] * (1, 50)[c])
+        assert np.array_equal(together[:, c : c + 1], alone)
+
+
 @settings(max_examples=40, deadline=None)
 @given(slope=st.floats(1e-3, 1e4), intercept=st.floats(-1e3, 1e3), name=st.sampled_from(PRESETS))
 def test_intensity_does_not_depend_on_the_scanners_units(slope, intercept, name):
-    image = np.random.default_rng(1).random((2, 16, 16), dtype=np.float32)
+    image = np.random.default_rng(1).random((2, 1, 16, 16), dtype=np.float32)
     preprocessing = Preprocessing(name, 8)
     other = (image * slope + intercept).astype(np.float32)
     resolution = 1e-6 * (1 + abs(intercept) / slope)
@@ -190,13 +204,13 @@ def test_intensity_does_not_depend_on_the_scanners_units(slope, intercept, name)
 
 
 def test_a_few_bright_voxels_are_not_lost_to_the_percentiles():
-    image = np.zeros((1, 100, 100), dtype=np.float32)
-    image[0, 3, :5] = 9
+    image = np.zeros((1, 1, 100, 100), dtype=np.float32)
+    image[0, 0, 3, :5] = 9
     assert Preprocessing("percentile", 8).scale_intensity(image).sum() == 5
 
 
 def test_integer_volumes_are_accepted():
-    image = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    image = np.arange(24, dtype=np.int16).reshape(2, 1, 3, 4)
     assert Preprocessing("paper", 8).scale_intensity(image).max() == 1.0
 
 

@@ -72,7 +72,7 @@ def same_as_simpleitk(read, image, tmp_path, *, tolerance=0.0):
     """Compares voxels and place with the NIfTI file that SimpleITK makes of the same image."""
     sitk.WriteImage(image, str(tmp_path / "theirs.nii.gz"))
     (tmp_path / "ours.nii.gz").write_bytes(
-        to_nifti((read.frames % 251).astype(np.uint8), read.geometry)
+        to_nifti((read.frames[:, :, 0] % 251).astype(np.uint8), read.geometry)
     )
     theirs, ours = (nibabel.load(tmp_path / f"{who}.nii.gz") for who in ("theirs", "ours"))
     voxels = np.asarray(theirs.dataobj) % 251
@@ -97,7 +97,7 @@ def test_a_meta_image_of_a_cine_keeps_its_frames(tmp_path):
     image = sitk.JoinSeries([oblique(), oblique() + 1, oblique() + 2], 0.0, 31.0)
     sitk.WriteImage(image, str(tmp_path / "cine.mha"))
     read = found(tmp_path / "cine.mha", tmp_path)[0].read()
-    assert read.frames.shape == (3, 4, 12, 9)
+    assert read.frames.shape == (3, 4, 1, 12, 9)
     same_as_simpleitk(read, image, tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_a_single_dicom_file_is_an_image(tmp_path):
     folder = write_series(tmp_path / "series", oblique())
     path = sorted(folder.glob("*.dcm"))[0]
     (source,) = found(path, tmp_path)
-    assert source.read().frames.shape == (1, 1, 12, 9)
+    assert source.read().frames.shape == (1, 1, 1, 12, 9)
 
 
 def test_a_series_with_a_hole_is_refused(tmp_path):

@@ -157,7 +157,7 @@ def test_builders_at_the_same_time_agree_and_leave_one_folder(root, tmp_path, mo
 
 def test_a_build_that_fails_leaves_nothing_behind(root, tmp_path):
     def spoilt(case):
-        volume = np.full((2, 20, 20), np.nan, np.float32)
+        volume = np.full((2, 1, 20, 20), np.nan, np.float32)
         return Volume(volume, np.zeros((2, 20, 20), np.uint8))
 
     cases = [*find_fakes(root)[:-1], find_fakes(root, reader=spoilt)[-1]]
@@ -237,7 +237,7 @@ def test_every_slice_of_every_case_is_there_once(root, tmp_path):
     for item in items:
         volume = cache.label(cache.position(item["case"]))
         assert np.array_equal(item["label"], volume[item["slice"]])
-        assert item["image"].shape == item["label"].shape
+        assert item["image"].shape == (1, *item["label"].shape)
 
 
 def test_a_collated_batch_pads_at_the_bottom_and_right_and_keeps_track(root, tmp_path):
@@ -250,13 +250,13 @@ def test_a_collated_batch_pads_at_the_bottom_and_right_and_keeps_track(root, tmp
     for i, draw in enumerate(draws):
         item = dataset[draw.item]
         h, w = batch["shape"][i].tolist()
-        assert item["image"].shape == (h, w)
-        assert np.array_equal(batch["image"][i, :h, :w], item["image"])
+        assert item["image"].shape == (1, h, w)
+        assert np.array_equal(batch["image"][i, :, :h, :w], item["image"])
         assert np.array_equal(batch["label"][i, :h, :w], item["label"])
         assert batch["image"][i].sum() == pytest.approx(item["image"].sum(), rel=1e-5)
         assert (batch["case"][i], batch["slice"][i]) == (item["case"], item["slice"])
     largest = batch["shape"].amax(0).tolist()
-    assert list(batch["image"].shape[1:]) == largest
+    assert list(batch["image"].shape[1:]) == [1, *largest]
 
 
 # ---- which slices make up which step

@@ -297,3 +297,32 @@ def test_too_few_patients_for_a_random_split_are_an_error():
         make_split("random", ["a", "b"])
     with pytest.raises(UserError, match=r"3 or more.*there are 2"):
         make_split("random", ["a", "b", "c"], duplicates=[("a", "b")])
+
+
+# ---- parts that the data set names
+
+
+def test_a_given_split_is_what_the_data_set_says():
+    parts = {"a": "train", "b": "train", "c": "val", "d": "test"}
+    split = make_split("given", [*parts, "unnamed"], given=parts)
+    assert (split.train, split.val, split.test) == (("a", "b"), ("c",), ("d",))
+    assert split.name == "given" and "optimistic" not in split.note
+    assert make_split("given", parts, given=parts, fold=2).name == "given-fold2"
+
+
+@pytest.mark.parametrize("named", ["val", "test"])
+def test_a_part_that_the_data_set_lacks_is_the_other_one_and_told(named):
+    split = make_split("given", "abc", given={"a": "train", "b": "train", "c": named})
+    assert split.val == split.test == ("c",)
+    assert "Validation = test: scores are optimistic" in split.note
+
+
+@pytest.mark.parametrize("given", [None, {}, {"a": "train"}, {"a": "test"}])
+def test_a_data_set_that_names_no_parts_is_a_clear_error(given):
+    with pytest.raises(UserError, match=r"data\.split=random"):
+        make_split("given", "ab", given=given)
+
+
+def test_duplicates_that_a_given_split_tears_apart_are_told():
+    split = make_split("given", "ab", given={"a": "train", "b": "test"}, duplicates=[("a", "b")])
+    assert "a in train, b in test" in split.note

@@ -213,7 +213,7 @@ def read_official(case: Case) -> Volume:
         label = as_label(label_file.array, case.label_path)
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
         array = image.array.astype(np.float32)
-    return Volume(array, label, image.spacing, image.affine, image.orientation)
+    return Volume(array[:, None], label, image.spacing, image.affine, image.orientation)
 
 
 def _check_same_geometry(case: Case, image: Nifti, label: Nifti) -> None:

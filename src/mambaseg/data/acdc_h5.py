@@ -98,7 +98,7 @@ def read_h5(case: Case) -> Volume:
         raise DataError(problem, path, AGAIN) from error
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
         image = content["image"].astype(np.float32, copy=False)
-    return Volume(image, as_label(content["label"], path))
+    return Volume(image[:, None], as_label(content["label"], path))
 
 
 def _data_set(file: Any, key: str, path: Path) -> Any:

@@ -110,24 +110,24 @@ class Augmentation:
         """Augment a batch and bring it onto the grid, all tensors on one device.
 
         Args:
-            image: (B, H, W) float32, intensity-scaled, padded at the bottom and right.
+            image: (B, C, H, W) float32, intensity-scaled, padded at the bottom and right.
             label: (B, H, W) uint8, likewise.
             shapes: (B, 2) integers, the true height and width.
             parameters: (B, 11) from `draw`.
 
         Returns:
-            Image (B, 1, S, S) float32 and label (B, S, S) int64.
+            Image (B, C, S, S) float32 and label (B, S, S) int64.
         """
         # One image's index map fits a CPU's cache, a batch's does not. The results are the same.
         size = 1 if image.device.type == "cpu" else len(image)
         parts = zip(*(x.split(size) for x in (image, label, shapes, parameters)), strict=True)
         images, labels = zip(*(self._apply(*part) for part in parts), strict=True)
-        return torch.cat(images)[:, None], torch.cat(labels).long()
+        return torch.cat(images), torch.cat(labels).long()
 
     def _apply(
         self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return image (B, S, S) float32 and label (B, S, S) uint8."""
+        """Return image (B, C, S, S) float32 and label (B, S, S) uint8."""
         rows, columns = self.preprocessing.grid_positions(parameters[:, _SHAPE])
         row, column = rows[:, :, None], columns[:, None, :]
         m = parameters[:, _MATRIX, None, None].to(rows.dtype)
@@ -140,10 +140,10 @@ class Augmentation:
         else:
             grid = bilinear(image, native_rows, native_columns)
         if self.preset == "modern":
-            tone = parameters[:, _TONE, None, None].to(grid.dtype)
-            inside = pixel < image[0].numel()
+            tone = parameters[:, _TONE, None, None, None].to(grid.dtype)
+            inside = pixel[:, None] < image[0, 0].numel()
             grid = torch.where(inside, self._apply_tone(grid, *tone.unbind(1)), grid)
-        return grid, look_up_or_zero(label, pixel)
+        return grid, look_up_or_zero(label[:, None], pixel)[:, 0]
 
     def _apply_tone(
         self, image: Tensor, contrast: Tensor, brightness: Tensor, gamma: Tensor

@@ -1,8 +1,8 @@
 """The decoded cache: every case read, checked and intensity-scaled once, then memory-mapped.
 
-A cache is a folder named after the content of the source files, the intensity scaling, the number
-of classes and the format, so that another source or scaling is another folder and a stale one is
-never opened. It holds
+A cache is a folder named after the content of the source files, how they are read, the intensity
+scaling, the numbers of classes and channels and the format, so that another source or scaling is
+another folder and a stale one is never opened. It holds
 
     images.npy   float32, all volumes one after the other
     labels.npy   uint8, likewise
@@ -19,7 +19,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -36,12 +36,16 @@ from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCa
 from mambaseg.errors import UserError
 from mambaseg.files import remove_abandoned, writing
 
-FORMAT = 1
+FORMAT = 2
 SECONDS_BETWEEN_REPORTS = 5
 _TEMPORARY = ".building-"
-_OTHERWISE = "choose another folder with data.cache_dir=... (5 bytes per voxel)"
+_OTHERWISE = (
+    "choose another folder with data.cache_dir=... (5 bytes per voxel, 4 more per further channel)"
+)
 
 log = logging.getLogger(__name__)
+
+_Decoded = tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None]
 
 
 def open_cache(
@@ -50,6 +54,7 @@ def open_cache(
     *,
     cache_dir: Path,
     num_classes: int,
+    channels: int = 1,
     digests: dict[str, str] | None = None,
 ) -> VolumeCache:
     """Open the decoded cache of these cases, building it if it is missing or damaged.
@@ -59,13 +64,16 @@ def open_cache(
         preprocessing: Its intensity scaling is applied; its geometry plays no part here.
         cache_dir: Folder that holds caches, made if needed.
         num_classes: Labels must lie in 0..num_classes-1.
+        channels: C of every image.
         digests: `source_digests(cases)` where they are known already.
 
     Raises:
         UserError: A case cannot be read or used, or the cache cannot be written.
     """
     digests = digests or source_digests(cases)
-    identity = [fingerprint(cases, digests), preprocessing.intensity, num_classes, FORMAT]
+    recipes = sorted({case.recipe for case in cases})
+    files, scaling = fingerprint(cases, digests), preprocessing.intensity
+    identity = [files, recipes, scaling, num_classes, channels, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
     damage: DamagedCacheError
     with writing(folder, otherwise=_OTHERWISE):
@@ -77,7 +85,10 @@ def open_cache(
                     log.warning("decoded cache %s is damaged (%s): building it again",
                                 folder, error)  # fmt: skip
                     _discard(folder, digests)
-            _build(cases, preprocessing, num_classes, digests, folder)
+            decode = partial(
+                _decode, preprocessing=preprocessing, num_classes=num_classes, channels=channels
+            )
+            _build(cases, decode, digests, folder)
             try:
                 return _open_verified(folder, digests)
             except DamagedCacheError as error:
@@ -117,8 +128,7 @@ def _workshop(folder: Path) -> Path:
 
 def _build(
     cases: Sequence[Case],
-    preprocessing: Preprocessing,
-    num_classes: int,
+    decode: Callable[[Case], _Decoded],
     digests: dict[str, str],
     folder: Path,
 ) -> None:
@@ -126,7 +136,6 @@ def _build(
     workshop.mkdir(parents=True)
     remove_abandoned(folder.parent, f"{_TEMPORARY}*")
     try:
-        decode = partial(_decode, preprocessing=preprocessing, num_classes=num_classes)
         entries: list[Entry] = []
         with (
             _NpyWriter(workshop, "image") as images,
@@ -135,13 +144,13 @@ def _build(
             for case, (image, label, spacing) in zip(
                 cases, _in_threads(decode, cases), strict=True
             ):
-                offset, image_crc = images.append(image)
-                _, label_crc = labels.append(label)
-                depth, height, width = image.shape
+                _, image_crc = images.append(image)
+                offset, label_crc = labels.append(label)
+                depth, channels, height, width = image.shape
                 entries.append(
                     Entry(
                         case=case.id,
-                        shape=(depth, height, width),
+                        shape=(depth, channels, height, width),
                         offset=offset,
                         spacing=spacing,
                         source=digests[case.id],
@@ -163,9 +172,9 @@ def _build(
 
 
 def _decode(
-    case: Case, *, preprocessing: Preprocessing, num_classes: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None]:
-    volume = case.read(num_classes)
+    case: Case, *, preprocessing: Preprocessing, num_classes: int, channels: int
+) -> _Decoded:
+    volume = case.read(num_classes, channels)
     assert volume.label is not None  # read() with a number of classes demands it
     return preprocessing.scale_intensity(volume.image), volume.label, volume.spacing
 

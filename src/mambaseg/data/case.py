@@ -1,14 +1,17 @@
 """One case: where its files are, how they are read, and what makes it fit for use.
 
-Arrays are `(Z, H, W)` = (z, y, x). Nothing is reoriented or resampled here, as in the published
-ACDC pipelines: rows and columns are the file's own.
+Images are `(Z, C, H, W)` = (z, channel, y, x), a batch of slices; labels are `(Z, H, W)`. Nothing
+is reoriented or resampled here, as in the published ACDC pipelines: rows and columns are the
+file's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +40,7 @@ class Volume:
     """The arrays of one case, as stored.
 
     Attributes:
-        image: `(Z, H, W)` float32, in the file's own intensity units.
+        image: `(Z, C, H, W)` float32, in the file's own intensity units.
         label: `(Z, H, W)` uint8, or None for a case without one.
         spacing: voxel size in mm as (z, y, x); None when the file does not tell.
         affine: 4x4, from voxel (x, y, z) to mm, as stored; None when the file has none.
@@ -58,30 +61,48 @@ class Case:
     Attributes:
         id: "patient001_ED".
         patient: "patient001"; splits go by it.
-        phase: "ED" (end-diastole) or "ES" (end-systole).
+        phase: "ED" (end-diastole) or "ES" (end-systole); None where that means nothing.
         group: pathology group (NOR, MINF, DCM, HCM, RV) or None.
-        image_path: file with the image.
+        image_path: file with the image, or with its first channel.
         label_path: file with the label, the same as `image_path` for h5; None without label.
-        reader: module-level function that reads the case (so that a case can be pickled).
+        reader: module-level function that reads the case, or a `functools.partial` of one with
+            plain keywords (so that a case can be pickled and described).
+        channel_paths: files of the further channels, where each has its own.
+        part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
+        label_map: pairs (value in the file, class); None takes the values as they are.
     """
 
     id: str
     patient: str
-    phase: str
+    phase: str | None
     group: str | None
     image_path: Path
     label_path: Path | None
     reader: Callable[[Case], Volume]
+    channel_paths: tuple[Path, ...] = ()
+    part: str | None = None
+    label_map: tuple[tuple[int, int], ...] | None = None
 
-    def read(self, num_classes: int | None = None) -> Volume:
-        """Read and validate the case (see `validate_volume`).
+    def load(self) -> Volume:
+        """Read the case and map its labels; what it holds is not validated.
+
+        Raises:
+            UserError: a file cannot be read, or a label is not named in the map.
+        """
+        volume = self.reader(self)
+        if self.label_map is None or volume.label is None:
+            return volume
+        return replace(volume, label=_mapped(self, volume.label, dict(self.label_map)))
+
+    def read(self, num_classes: int | None = None, channels: int | None = None) -> Volume:
+        """Load and validate the case (see `validate_volume`).
 
         Raises:
             UserError: the files cannot be read or do not hold what they should.
         """
         try:
-            volume = self.reader(self)
-            validate_volume(self, volume, num_classes)
+            volume = self.load()
+            validate_volume(self, volume, num_classes, channels)
         except MemoryError as error:
             problem, remedy = f"{self.id} does not fit into memory", "Free some, or leave it out."
             raise DataError(problem, self.image_path, remedy) from error
@@ -89,28 +110,40 @@ class Case:
 
     def sources(self) -> tuple[Path, ...]:
         """The files the arrays come from, each once."""
-        paths = (self.image_path, self.label_path)
+        paths = (self.image_path, *self.channel_paths, self.label_path)
         return tuple(dict.fromkeys(path for path in paths if path is not None))
 
+    @property
+    def recipe(self) -> str:
+        """How its arrays come from its files: the reader, its keywords and the label map."""
+        reader: Any = self.reader
+        keywords = []
+        if isinstance(reader, functools.partial):
+            keywords, reader = sorted(reader.keywords.items()), reader.func
+        return f"{reader.__module__}.{reader.__qualname__} {keywords} {self.label_map}"
 
-def validate_volume(case: Case, volume: Volume, num_classes: int | None = None) -> None:
+
+def validate_volume(
+    case: Case, volume: Volume, num_classes: int | None = None, channels: int | None = None
+) -> None:
     """Make sure that `volume` is what the rest of the package relies on.
 
-    The image is 3-D, not empty and finite; the label has its shape. With `num_classes` a label is
-    required and may hold only 0..num_classes-1; without, only what is there is checked.
+    The image is 3-D with channels (as many as asked for), not empty and finite; the label has its
+    shape. With `num_classes` a label is required and may hold only 0..num_classes-1; without, only
+    what is there is checked.
 
     Raises:
         UserError: with the file and what to do about it.
     """
-    for problem in find_problems(case, volume, num_classes):
+    for problem in find_problems(case, volume, num_classes, channels):
         raise problem
 
 
 def find_problems(
-    case: Case, volume: Volume, num_classes: int | None = None
+    case: Case, volume: Volume, num_classes: int | None = None, channels: int | None = None
 ) -> Iterator[DataError]:
     """All that `validate_volume` objects to, the image first."""
-    yield from _image_problems(case, volume.image)
+    yield from _image_problems(case, volume.image, channels)
     if volume.label is None:
         if num_classes is not None:
             yield DataError(
@@ -120,10 +153,11 @@ def find_problems(
                 "downloads have it for every patient), or leave the patient out.",
             )
         return
-    if volume.label.shape != volume.image.shape:
+    grid = (*volume.image.shape[:1], *volume.image.shape[2:])
+    if volume.label.shape != grid:
         yield DataError(
             f"the label of {case.id} has shape {volume.label.shape} but the image "
-            f"({case.image_path.name}) has {volume.image.shape} (z, y, x)",
+            f"({case.image_path.name}) has {grid} (z, y, x)",
             case.label_path or case.image_path,
             "The two files do not belong together: take both from the same download.",
         )
@@ -141,14 +175,20 @@ def label_problems(case: Case, label: np.ndarray, num_classes: int | None) -> It
         )
 
 
-def _image_problems(case: Case, image: np.ndarray) -> Iterator[DataError]:
-    """3-D, not empty, finite."""
-    if image.ndim != 3:
+def _image_problems(case: Case, image: np.ndarray, channels: int | None) -> Iterator[DataError]:
+    """3-D with channels, not empty, finite."""
+    if image.ndim != 4:
         yield DataError(
-            f"the image of {case.id} is {image.ndim}-D (shape {image.shape}), expected is one 3-D "
-            "volume",
+            f"the image of {case.id} is {image.ndim - 1}-D (shape {image.shape} with channels), "
+            "expected is one 3-D volume",
             case.image_path,
             "Use the file of one frame (patientXXX_frameFF), not the whole cine (_4d).",
+        )
+    elif channels is not None and image.shape[1] != channels:
+        yield DataError(
+            f"the image of {case.id} has {image.shape[1]} channels, the data set has {channels}",
+            case.image_path,
+            "Give every case the same channels, or set data.in_channels to what they have.",
         )
     if image.size == 0:
         yield DataError(
@@ -164,6 +204,42 @@ def _image_problems(case: Case, image: np.ndarray) -> Iterator[DataError]:
             case.image_path,
             "Download the file again, or export it again without NaN.",
         )
+
+
+def checked_label_map(
+    mapping: Mapping[int, int] | None, num_classes: int
+) -> tuple[tuple[int, int], ...] | None:
+    """`data.label_map` as a case carries it.
+
+    Raises:
+        UserError: a value is no byte, or a class is not one of 0..num_classes-1.
+    """
+    if mapping is None:
+        return None
+    for value, index in mapping.items():
+        if not (type(value) is int and 0 <= value <= 255 and type(index) is int):
+            raise UserError(f"data.label_map: {value}: {index} does not map 0..255 to a class")
+        if not 0 <= index < num_classes:
+            raise UserError(
+                f"data.label_map: {value} is mapped to {index}, classes are 0..{num_classes - 1}"
+            )
+    return tuple(sorted(mapping.items()))
+
+
+def _mapped(case: Case, label: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
+    """The classes of a label by `data.label_map`."""
+    unknown = [value for value in map(int, np.unique(label)) if value not in mapping]
+    if unknown:
+        raise DataError(
+            f"the label of {case.id} holds {_listed(unknown)}, not named in data.label_map "
+            f"({dict(mapping)})",
+            case.label_path or case.image_path,
+            "Name every value of the files; what is to be background is mapped to 0.",
+        )
+    classes = np.zeros(256, np.uint8)
+    for value, index in mapping.items():
+        classes[value] = index
+    return classes[label]
 
 
 def as_label(array: np.ndarray, path: Path) -> np.ndarray:

@@ -156,7 +156,7 @@ def _without_phase(root: Path, cases: Sequence[Case]) -> list[Case]:
 def _examine(case: Case, num_classes: int) -> _Examined:
     """Read a case, whatever comes of it."""
     try:
-        volume = case.reader(case)
+        volume = case.load()
         errors = list(find_problems(case, volume, num_classes))
         if errors:
             return _Examined(case, errors=tuple(errors))
@@ -234,7 +234,8 @@ def _duplicates(examined: Iterable[_Examined]) -> Iterator[Problem]:
     phases: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for cases in by_content.values():
         if len(cases) > 1:
-            phases[tuple(sorted({case.patient for case in cases}))] |= {c.phase for c in cases}
+            patients = tuple(sorted({case.patient for case in cases}))
+            phases[patients] |= {case.phase or case.id for case in cases}
     for patients, which in sorted(phases.items()):
         where = ", ".join(patients)
         problem = f"identical images ({', '.join(sorted(which))})"

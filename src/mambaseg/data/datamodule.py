@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
-from mambaseg.data.case import Case
+from mambaseg.data.case import Case, checked_label_map
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
 from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
@@ -24,11 +25,11 @@ log = logging.getLogger(__name__)
 class SegmentationDataModule(StepDataModule):
     """Training batches on the network's grid, evaluation cases at native size.
 
-    A training batch is, after the transfer to the device, `image` (B, 1, S, S) float32, `label`
+    A training batch is, after the transfer to the device, `image` (B, C, S, S) float32, `label`
     (B, S, S) int64, `case` (list of ids), `slice` (list of numbers), `step` (int) and `position`
     (B,): the places in the global batch of that step. An evaluation batch is one case: `case` (the
-    `Case`), `image` (Z, H, W) float32, intensity-scaled, on the device, `label` (Z, H, W) uint8 on
-    the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
+    `Case`), `image` (Z, C, H, W) float32, intensity-scaled, on the device, `label` (Z, H, W) uint8
+    on the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
 
     Args:
         name: Name of the data set, for results.
@@ -49,7 +50,9 @@ class SegmentationDataModule(StepDataModule):
         seed: Seed of the order and of the augmentation.
         class_names: One per class, background first.
         num_classes: K; labels must lie in 0..K-1.
-        in_channels: Channels of an image; every reader gives one.
+        in_channels: C, channels of every image.
+        label_map: Value in the label files -> class, for labels in another order; every value that
+            occurs must be named. None takes them as they are.
         cache_dir: Folder for decoded caches.
     """
 
@@ -76,6 +79,7 @@ class SegmentationDataModule(StepDataModule):
         accumulate: int = 1,
         seed: int = 1337,
         in_channels: int = 1,
+        label_map: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(
             name=name,
@@ -93,13 +97,12 @@ class SegmentationDataModule(StepDataModule):
                 f"data.class_names has {len(class_names)} names for num_classes={num_classes}: "
                 "name every class, background first"
             )
-        if in_channels != 1:
-            raise UserError(f"data.in_channels={in_channels}: the readers give 1 channel")
         self.root, self.cache_dir = Path(root), Path(cache_dir)
         self.class_names, self.num_classes = class_names, num_classes
         self.preprocessing = Preprocessing(preprocessing, size)
         self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
         self._find_cases, self._prepare = find_cases, prepare
+        self._label_map = checked_label_map(label_map, num_classes)
         self._split_name, self._fold, self._split_seed = split, fold, split_seed
         self._cache: VolumeCache | None = None
 
@@ -119,9 +122,15 @@ class SegmentationDataModule(StepDataModule):
         if self._prepare is not None:
             self._prepare(self.root)
         found = self._find_cases(self.root)
-        patients = {case.patient for case in found}
+        if self._label_map is not None:
+            found = [replace(case, label_map=self._label_map) for case in found]
         split = partial(
-            make_split, self._split_name, patients, fold=self._fold, seed=self._split_seed
+            make_split,
+            self._split_name,
+            {case.patient for case in found},
+            fold=self._fold,
+            seed=self._split_seed,
+            given={case.patient: case.part for case in found if case.part},
         )
         self.split = split()
         members = {*self.split.train, *self.split.val, *self.split.test}
@@ -145,6 +154,7 @@ class SegmentationDataModule(StepDataModule):
             self.preprocessing,
             cache_dir=self.cache_dir,
             num_classes=self.num_classes,
+            channels=self.in_channels,
             digests=digests,
         )
         for part, counts in self.counts.items():

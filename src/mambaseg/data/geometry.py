@@ -1,8 +1,8 @@
 """Between a volume as it was measured and the square grid that the network sees.
 
 Train, validation, test and prediction share one `Preprocessing`; its name travels with checkpoints
-and results. B: images, Z: slices of a volume, H, W: native size in pixels, S: side of the grid,
-K: classes.
+and results. B: images, Z: slices of a volume, C: channels, H, W: native size in pixels, S: side of
+the grid, K: classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -114,8 +114,13 @@ class Preprocessing:
         }
 
     def scale_intensity(self, image: NDArray[Any]) -> NDArray[np.float32]:
-        """Scale one whole volume (Z, H, W) to float32; a constant volume becomes zeros."""
-        return _INTENSITIES[self.intensity](np.asarray(image, dtype=np.float32))
+        """Scale one whole volume (Z, C, H, W) to float32, each channel on its own.
+
+        A constant channel becomes zeros.
+        """
+        scale = _INTENSITIES[self.intensity]
+        image = np.asarray(image, dtype=np.float32)
+        return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 
     def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:
         """Say where in each native image, in pixels, the rows and columns of the grid lie.
@@ -138,23 +143,23 @@ class Preprocessing:
         return rows, columns
 
     def to_grid(self, image: Tensor) -> Tensor:
-        """Bring intensity-scaled slices (Z, H, W) onto the grid: (Z, 1, S, S) in the same dtype."""
+        """Bring intensity-scaled slices (Z, C, H, W) onto the grid: (Z, C, S, S), dtype kept."""
         shape = torch.tensor([image.shape[-2:]], device=image.device)
         rows, columns = self.grid_positions(shape)
         rows, columns = rows[:, :, None], columns[:, None, :]
         if self.interpolation == "nearest":
-            return nearest(image, rows, columns, shape)[:, None]
-        return bilinear(image, rows, columns)[:, None]
+            return nearest(image, rows, columns, shape)
+        return bilinear(image, rows, columns)
 
     def labels_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
         """Decide the class of each native pixel: logits (Z, K, S, S) -> labels (Z, H, W) uint8."""
         rows, columns, extent = self._native_positions(shape, logits.device)
         if self.geometry == "stretch":
-            labels = logits.argmax(dim=1).to(torch.uint8)
-            return nearest(labels, rows, columns, extent)
+            labels = logits.argmax(dim=1, keepdim=True).to(torch.uint8)
+            return nearest(labels, rows, columns, extent)[:, 0]
         # Slice by slice: K native-size maps at a time are enough to hold.
-        native = [bilinear(one.float(), rows, columns).argmax(dim=0) for one in logits]
-        return torch.stack(native).to(torch.uint8)
+        native = [bilinear(one.float(), rows, columns).argmax(dim=1) for one in logits.split(1)]
+        return torch.cat(native).to(torch.uint8)
 
     def logits_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
         """Bring logits (Z, K, S, S) back to native pixels: (Z, K, H, W) float32.
@@ -163,12 +168,9 @@ class Preprocessing:
         `nearest_index`) has the logit 0 for every class.
         """
         rows, columns, extent = self._native_positions(shape, logits.device)
-        flat = logits.float().flatten(0, 1)
         if self.geometry == "stretch":
-            native = nearest(flat, rows, columns, extent)
-        else:
-            native = bilinear(flat, rows, columns)
-        return native.unflatten(0, logits.shape[:2])
+            return nearest(logits.float(), rows, columns, extent)
+        return bilinear(logits.float(), rows, columns)
 
     def _native_positions(
         self, shape: tuple[int, int], device: torch.device
@@ -217,18 +219,20 @@ def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Arithmetic is per pixel, so an image gives the same result alone and in any batch.
 
     Args:
-        image: (B, H, W), zero beyond the true size of each image.
+        image: (B, C, H, W), zero beyond the true size of each image.
         rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
         columns: Column positions in pixels.
 
     Returns:
-        (B, S, T) in the dtype of `image`.
+        (B, C, S, T) in the dtype of `image`.
     """
-    _, height, width = image.shape
+    height, width = image.shape[-2:]
     framed = functional.pad(image, (1, 2, 1, 2))
     rows, columns = rows.clamp(-1, height) + 1, columns.clamp(-1, width) + 1
     top, left = rows.floor(), columns.floor()
-    down, right = (rows - top).to(image.dtype), (columns - left).to(image.dtype)
+    down, right = (
+        (p - whole).to(image.dtype)[:, None] for p, whole in ((rows, top), (columns, left))
+    )
     stride = width + 3
     pixel = (top * stride + left).long()
     upper = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
@@ -241,13 +245,13 @@ def nearest(image: Tensor, rows: Tensor, columns: Tensor, shapes: Tensor) -> Ten
     """Read images at their nearest pixels; what lies outside, or is NaN, reads as zero.
 
     Args:
-        image: (B, H, W), each image in the upper left corner of what is given.
+        image: (B, C, H, W), each image in the upper left corner of what is given.
         rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
         columns: Column positions in pixels.
         shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
 
     Returns:
-        (B, S, T) in the dtype of `image`.
+        (B, C, S, T) in the dtype of `image`.
     """
     return look_up_or_zero(image, nearest_pixel(rows, columns, shapes, image.shape))
 
@@ -259,7 +263,7 @@ def nearest_pixel(
 
     As in SciPy, a position even slightly beyond the centres of the outermost pixels is in none.
     """
-    _, height, width = image_shape
+    height, width = image_shape[-2:]
     last_row, last_column = (shapes[:, :, None, None] - 1).unbind(1)
     inside = ((rows >= 0) & (rows <= last_row)) & ((columns >= 0) & (columns <= last_column))
     pixel = torch.floor(rows + 0.5) * width + torch.floor(columns + 0.5)
@@ -267,17 +271,18 @@ def nearest_pixel(
 
 
 def look_up_or_zero(image: Tensor, pixel: Tensor) -> Tensor:
-    """Read images (B, H, W) at `nearest_pixel`s (B or 1, S, T) -> (B, S, T)."""
-    flat = functional.pad(image.flatten(1), (0, 1))  # a zero for the pixels that are outside
+    """Read images (B, C, H, W) at `nearest_pixel`s (B or 1, S, T) -> (B, C, S, T)."""
+    flat = functional.pad(image.flatten(2), (0, 1))  # a zero for the pixels that are outside
     return look_up(flat, pixel)
 
 
 def look_up(image: Tensor, pixel: Tensor) -> Tensor:
-    """Read images (B, ...) at flat indices (B or 1, S, T) -> (B, S, T)."""
-    flat = image.flatten(1)
+    """Read images (B, C, ...) at flat indices (B or 1, S, T) -> (B, C, S, T)."""
+    flat = image.flatten(2)
     if len(pixel) == 1:
-        return flat[:, pixel[0]]
-    return flat.gather(1, pixel.flatten(1)).view(pixel.shape)
+        return flat[:, :, pixel[0]]
+    index = pixel.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).unflatten(2, pixel.shape[1:])
 
 
 def _precision(device: torch.device) -> torch.dtype:

@@ -27,7 +27,7 @@ class Image:
     """An image as it was measured.
 
     Attributes:
-        frames: (T, Z, H, W), finite, on any scale; T is 1 for what is no cine.
+        frames: (T, Z, C, H, W), finite, on any scale; T is 1 for what is no cine.
         spacing: mm as (z, y, x); None when unknown.
         geometry: what a NIfTI label map on the same grid takes over (`mambaseg.data.nifti`).
         flat: whether it is one 2-D picture, whose labels are a picture too.
@@ -90,7 +90,7 @@ class Source:
 
             return read_file(self.path)
         read = read_frames(self.path)
-        return Image(read.array, read.spacing, read.geometry)
+        return Image(read.array[:, :, None], read.spacing, read.geometry)
 
 
 def find_images(place: str, *, outside: Path) -> list[Source]:

@@ -126,7 +126,7 @@ def _as_image(path: Path, image: Any) -> Image:
     header.set_sform(affine, code=1)
     header.set_xyzt_units("mm", "sec")
     z, y, x = (float(side) for side in spacing[::-1])
-    return Image(array, (z, y, x), geometry_of(header))
+    return Image(array[:, :, None], (z, y, x), geometry_of(header))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

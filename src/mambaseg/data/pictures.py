@@ -55,7 +55,7 @@ def read_picture(path: Path) -> Image:
     header.set_data_shape((width, height, 1))
     header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)  # rows go down, columns right
     header.set_xyzt_units("mm")
-    return Image(pixels.astype(dtype)[None, None], None, geometry_of(header), flat=True)
+    return Image(pixels.astype(dtype)[None, None, None], None, geometry_of(header), flat=True)
 
 
 def _grey(path: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -27,7 +27,7 @@ class Draw(NamedTuple):
 class SliceDataset(Dataset[dict[str, Any]]):
     """All slices of some cases, at native size.
 
-    An item is `image` (H, W) float32, `label` (H, W) uint8, `case` (id) and `slice` (number from
+    An item is `image` (C, H, W) float32, `label` (H, W) uint8, `case` (id) and `slice` (number from
     0); one asked for by a `Draw` carries its `step` and `position` too.
     """
 
@@ -60,8 +60,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 class CaseDataset(Dataset[dict[str, Any]]):
     """Whole cases at native size.
 
-    An item is `case` (the `Case`), `image` (Z, H, W) float32, intensity-scaled, `label` (Z, H, W)
-    uint8 and `spacing` in mm (z, y, x) or None.
+    An item is `case` (the `Case`), `image` (Z, C, H, W) float32, intensity-scaled, `label`
+    (Z, H, W) uint8 and `spacing` in mm (z, y, x) or None.
     """
 
     def __init__(self, cache: VolumeCache, cases: Sequence[Case]) -> None:
@@ -167,17 +167,17 @@ class Collate:
         """Join the items of one (part of a) step.
 
         Returns:
-            `image` (B, H, W) float32 and `label` (B, H, W) uint8, padded with zeros at the bottom
-            and right to the largest slice; `shape` (B, 2): their true sizes; `augmentation`
+            `image` (B, C, H, W) float32 and `label` (B, H, W) uint8, padded with zeros at the
+            bottom and right to the largest slice; `shape` (B, 2): their true sizes; `augmentation`
             (B, 11): what `Augmentation` is to do; `step` (int) and `position` (B,): the places in
             the global batch; `case` (list of ids) and `slice` (list of numbers).
         """
-        shapes = np.array([item["image"].shape for item in items])
+        shapes = np.array([item["label"].shape for item in items])
         height, width = shapes.max(axis=0)
-        images = np.zeros((len(items), height, width), np.float32)
+        images = np.zeros((len(items), len(items[0]["image"]), height, width), np.float32)
         labels = np.zeros((len(items), height, width), np.uint8)
         for i, (item, (rows, columns)) in enumerate(zip(items, shapes, strict=True)):
-            images[i, :rows, :columns] = item["image"]
+            images[i, :, :rows, :columns] = item["image"]
             labels[i, :rows, :columns] = item["label"]
         step = items[0]["step"]
         positions = [item["position"] for item in items]

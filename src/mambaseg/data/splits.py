@@ -8,6 +8,7 @@
 | wsl4mis | 80 / 20 / the same 20 of 1..100, 5 folds | WSL4MIS; a fold = a pathology group |
 | official | 90 / 10 / 50: 1..100 without every tenth / every tenth / 101..150 | the challenge |
 | random | about 70 / 10 / 20 % of whatever is there | ours |
+| given | as the data set's own files say | the data set |
 
 Numbers of different splits are not comparable; a split's name and hash belong in every table.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,7 @@ class Split:
 
     @property
     def _validates_on_test(self) -> bool:
-        return self.name.partition("-")[0] in VALIDATES_ON_TEST
+        return self.name.partition("-")[0] in (*VALIDATES_ON_TEST, "given")
 
     @property
     def hash(self) -> str:
@@ -93,7 +94,13 @@ def known_duplicates(patients: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def make_split(
-    name: str, patients: Iterable[str], *, fold: int = 0, seed: int = 0, duplicates: Groups = ()
+    name: str,
+    patients: Iterable[str],
+    *,
+    fold: int = 0,
+    seed: int = 0,
+    duplicates: Groups = (),
+    given: Mapping[str, str] | None = None,
 ) -> Split:
     """The split `name` of `patients`.
 
@@ -101,10 +108,13 @@ def make_split(
         name: see the table at the top of this file.
         patients: ids of those at hand ("patient001"). A published split needs all of its own and
             leaves out any others.
-        fold: 0..4 for nnunet and wsl4mis (their folds 1..5), 0 for the others.
+        fold: 0..4 for nnunet and wsl4mis (their folds 1..5), 0 for the others; of a given split
+            the one by which its reader chose the parts.
         seed: of the random split; published splits do not depend on it.
         duplicates: groups of patients with the same images, beyond the known ones. The random
             split keeps a group in one part; a published one stays as it is, and its note tells.
+        given: patient -> `train`, `val` or `test`, where the data set itself says so; patients that
+            it does not name are left out.
 
     Raises:
         UserError: unknown name or fold, patients of a published split that are not there, too few
@@ -115,8 +125,10 @@ def make_split(
     if name == "random":
         _check_fold(name, fold, 1)
         return _random_split(present, seed, groups)
+    if name == "given":
+        return _given_split(given or {}, fold, groups)
     if name not in PUBLISHED:
-        names = ", ".join([*PUBLISHED, "random"])
+        names = ", ".join([*PUBLISHED, "random", "given"])
         raise UserError(f"unknown split {name!r}: data.split is one of {names}")
     folds = FOLDS if name in VALIDATES_ON_TEST else 1
     _check_fold(name, fold, folds)
@@ -190,6 +202,26 @@ NOTES = {
     "official": "The challenge's 100 training and 50 test patients. It names no validation part: "
     "every tenth training patient is ours, two of each pathology.",
 }
+
+
+def _given_split(given: Mapping[str, str], fold: int, duplicates: Groups) -> Split:
+    """The parts that the data set names; a missing validation or test part is the other one."""
+    parts: dict[str, tuple[str, ...]] = {
+        part: tuple(sorted(patient for patient, its in given.items() if its == part))
+        for part in ("train", "val", "test")
+    }
+    if not parts["train"] or not (parts["val"] or parts["test"]):
+        raise UserError(
+            "split given: the data set does not say who trains and who is tested. Use "
+            "data.split=random, or add the files that say so (docs/own-data.md)."
+        )
+    note = "As the data set's own files say."
+    if not (parts["val"] and parts["test"]):
+        parts["val"] = parts["test"] = parts["val"] or parts["test"]
+        note += " Validation = test: scores are optimistic."
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    note = " ".join([note, *_separated(duplicates, train, val, test)])
+    return Split(f"given-fold{fold}" if fold else "given", train, val, test, note)
 
 
 # ---- ours

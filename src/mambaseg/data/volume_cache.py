@@ -30,17 +30,23 @@ class Entry:
     """Where one case lies in the two flat arrays, and what it must look like there."""
 
     case: str
-    shape: tuple[int, int, int]  # (Z, H, W)
-    offset: int  # in voxels
+    shape: tuple[int, int, int, int]  # (Z, C, H, W)
+    offset: int  # in voxels of one channel
     spacing: tuple[float, float, float] | None  # mm (z, y, x)
     source: str  # content hash of the case's files
     image_crc: int
     label_crc: int
 
     @property
-    def voxels(self) -> slice:
-        """The case's part of the flat arrays."""
-        return slice(self.offset, self.offset + math.prod(self.shape))
+    def label_shape(self) -> tuple[int, int, int]:
+        """(Z, H, W)."""
+        depth, _, height, width = self.shape
+        return depth, height, width
+
+    @property
+    def stop(self) -> int:
+        """Offset of what follows."""
+        return self.offset + math.prod(self.label_shape)
 
 
 class VolumeCache:
@@ -76,12 +82,14 @@ class VolumeCache:
         return self._positions[case]
 
     def image(self, number: int) -> NDArray[np.float32]:
-        """Return the intensity-scaled image (Z, H, W) of a case as a read-only view."""
-        return self._view("image", number)
+        """Return the intensity-scaled image (Z, C, H, W) of a case as a read-only view."""
+        entry = self.entries[number]
+        return self._flat("image", entry).reshape(entry.shape)
 
     def label(self, number: int) -> NDArray[np.uint8]:
         """Return the label (Z, H, W) of a case as a read-only view."""
-        return self._view("label", number)
+        entry = self.entries[number]
+        return self._flat("label", entry).reshape(entry.label_shape)
 
     def verify(self) -> None:
         """Compare every stored voxel with its checksum.
@@ -99,18 +107,23 @@ class VolumeCache:
     def _map(self, kind: str) -> NDArray[Any]:
         name, dtype = FILES[kind]
         array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-        length = self.entries[-1].voxels.stop
+        length = self.entries[-1].stop * (self.channels if kind == "image" else 1)
         if array.dtype != dtype or array.shape != (length,):
             raise ValueError(f"{name} holds {array.dtype} {array.shape}, not {dtype} ({length},)")
         return np.asarray(array)  # a plain view of the map: memmap's own slicing is slow
 
-    def _view(self, kind: str, number: int) -> NDArray[Any]:
-        entry = self.entries[number]
-        return self._arrays[kind][entry.voxels].reshape(entry.shape)
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.entries[0].shape[1]
+
+    def _flat(self, kind: str, entry: Entry) -> NDArray[Any]:
+        channels = self.channels if kind == "image" else 1
+        return self._arrays[kind][entry.offset * channels : entry.stop * channels]
 
     def _is_intact(self, entry: Entry) -> bool:
         return all(
-            zlib.crc32(self._arrays[kind][entry.voxels].data) == crc
+            zlib.crc32(self._flat(kind, entry).data) == crc
             for kind, crc in (("image", entry.image_crc), ("label", entry.label_crc))
         )
 
@@ -126,17 +139,19 @@ def _require_contiguous(entries: tuple[Entry, ...]) -> None:
         sides = (entry.offset, *entry.shape)
         if any(type(side) is not int for side in sides) or min(entry.shape) < 1:
             raise ValueError(f"the shape of {entry.case} is {entry.shape} at {entry.offset}")
+        if entry.shape[1] != entries[0].shape[1]:
+            raise ValueError(f"{entry.case} has other channels than the case before it")
         if entry.offset != stop:
             raise ValueError(f"{entry.case} does not begin where the case before it ends")
-        stop += math.prod(entry.shape)
+        stop = entry.stop
 
 
 def _entry(values: dict[str, Any]) -> Entry:
-    depth, height, width = values["shape"]
+    depth, channels, height, width = values["shape"]
     spacing = None if values["spacing"] is None else _spacing(values["spacing"])
     if not isinstance(values["case"], str):
         raise TypeError("a case's id is not text")
-    return Entry(**{**values, "shape": (depth, height, width), "spacing": spacing})
+    return Entry(**{**values, "shape": (depth, channels, height, width), "spacing": spacing})
 
 
 def _spacing(values: Any) -> tuple[float, float, float]:
