@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask, get_window_size
 from torch import Tensor, nn
 
 from mambaseg.benchmark.measure import Call, Protocol
@@ -25,13 +24,17 @@ class MonaiSwinBlocks(nn.Module):
     """MONAI's Swin block, unshifted and shifted, on maps (B, side, side, C); the mask is ready."""
 
     def __init__(self, dim: int, heads: int, side: int) -> None:
+        # MONAI is heavy, and not there on machines that measure scans and networks only
+        from monai.networks.nets import swin_unetr
+
         super().__init__()
+        get_window_size, compute_mask = swin_unetr.get_window_size, swin_unetr.compute_mask
         window, shift = get_window_size((side, side), (WINDOW, WINDOW), (WINDOW // 2, WINDOW // 2))
         padded = [-(-side // w) * w for w in window]
         self.mask: Tensor
         self.register_buffer("mask", compute_mask(padded, window, shift, torch.device("cpu")))
         self.blocks = nn.ModuleList(
-            SwinTransformerBlock(dim, heads, (WINDOW, WINDOW), (offset, offset))
+            swin_unetr.SwinTransformerBlock(dim, heads, (WINDOW, WINDOW), (offset, offset))
             for offset in (0, WINDOW // 2)
         )
 

@@ -23,6 +23,7 @@ from mambaseg.data.acdc_info import read_info
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
 from mambaseg.data.nifti import Nifti, read_nifti
+from mambaseg.data.packed import INDEX, survey_packed
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
@@ -39,7 +40,7 @@ HOW_TO_GET = (
 KNOWN_LAYOUTS = (
     "Known layouts: official (patient001/patient001_frame01.nii.gz with _gt and Info.cfg, also "
     "under training/ and testing/), SSL4MIS (data/patient001_frame01.h5), WSL4MIS "
-    "(ACDC_training_volumes/patient001_frame01.h5)."
+    "(ACDC_training_volumes/patient001_frame01.h5), a pack (pack.json)."
 )
 
 
@@ -75,6 +76,8 @@ def _survey(root: Path) -> tuple[list[Case], list[DataError]]:
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "this folder does not exist"
         raise DataError(problem, root, HOW_TO_GET)
+    if (root / INDEX).exists():
+        return survey_packed(root), []
     folders, files = patient_folders(root), volume_files(root)
     if folders and files:
         remedy = f"Point data.root at one of them: {folders[0].parent} or {files[0].parent}."

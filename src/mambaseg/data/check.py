@@ -96,7 +96,7 @@ def check_dataset(root: Path | str, num_classes: int = 4) -> Report:
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
         files = [*cases, *_without_phase(root, cases)]
         examined = list(pool.map(lambda case: _examine(case, num_classes), files))
-    patients = _patients(root)
+    patients = _patients(root) | {case.patient for case in cases}
     problems = [_from_error(_patient_of(error), error, root) for error in unusable]
     problems += [_from_error(e.case.id, error, root) for e in examined for error in e.errors]
     problems += _list_problems(root, patients)
