@@ -68,8 +68,8 @@ def pack(root: Path, out: Path) -> dict[str, Any]:
 
 
 def quantise(image: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Levels 0..255 of one volume's intensities, min–max to [0, 1], and how far they are off."""
-    scaled = Preprocessing("paper", 1).scale_intensity(image)
+    """Levels 0..255 of a volume (Z, H, W), min–max to [0, 1], and how far they are off."""
+    scaled = Preprocessing("paper", 1).scale_intensity(image[:, None])[:, 0]
     levels = np.rint(scaled * LEVELS).astype(np.uint8)
     return levels, np.abs(levels / np.float32(LEVELS) - scaled)
 
@@ -78,7 +78,7 @@ def _pack_case(case: Case, *, folder: Path) -> tuple[dict[str, Any], float, floa
     """Write one case; return its entry of the index, and the largest and the summed error."""
     volume = case.read(NUM_CLASSES)
     assert volume.label is not None  # read() with a number of classes demands it
-    levels, off = quantise(volume.image)
+    levels, off = quantise(volume.image[:, 0])
     if levels.size >= ARRAY_LIMIT:
         raise UserError(
             f"{case.image_path}: {levels.size} voxels are more than a pack takes ({ARRAY_LIMIT}). "

@@ -94,7 +94,7 @@ def read_packed(case: Case, *, digest: str, spacing: tuple[float, float, float] 
         raise DataError(f"is no case of a pack ({error})", path, REMEDY) from error
     if missing := {"image", "label"} - arrays.keys():
         raise DataError(f"holds no {' and no '.join(sorted(missing))}", path, REMEDY)
-    return Volume(arrays["image"].astype(np.float32), arrays["label"], spacing)
+    return Volume(arrays["image"].astype(np.float32)[:, None], arrays["label"], spacing)
 
 
 def _is_volume(name: str, array: np.ndarray) -> bool:
