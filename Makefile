@@ -53,9 +53,9 @@ format: setup ## Apply ruff's fixes and format
 types: setup ## mypy
 	$(BIN)/mypy
 
-data-check: setup ## Check a dataset: make data-check DATA=<root>
+data-check: setup ## Check a dataset: make data-check DATA=<root> [ARGS=--help]
 	@test -n "$(DATA)" || { echo "usage: make data-check DATA=<folder of the dataset>"; exit 2; }
-	$(BIN)/python -m mambaseg.data.check "$(DATA)"
+	$(BIN)/python -m mambaseg.data.check "$(DATA)" $(ARGS)
 
 doctor: setup ## Is this machine fit for training? Versions, GPU, scan backends, disk, data, W&B
 	$(BIN)/python -m mambaseg.doctor

@@ -303,23 +303,23 @@ def data(configuration: Any) -> Iterator[Finding]:
         said = f"{configuration.data.title}, {'in' if root.is_dir() else 'to be written to'} {root}"
         yield Finding("ok", "data", f"{said}; ACDC was not asked for or not found")
         return
-    from mambaseg.data.acdc import survey
+    if "find_cases" not in configuration.data:  # images in pairs: nothing to list
+        there = root.is_dir()
+        said = f"{configuration.data.title} in {root}{'' if there else ', which is no folder'}"
+        yield Finding("ok" if there else "error", "data", said, "" if there else "set data.root")
+        return
+    from hydra.utils import instantiate
+
     from mambaseg.errors import UserError
 
     try:
-        cases, unusable = survey(root)
+        cases = instantiate(configuration.data.find_cases)(root)
     except UserError as error:
-        yield Finding("error", "data", f"{root}: {error}", "set ACDC_ROOT or data.root")
+        yield Finding("error", "data", str(error), f"make data-check DATA={root}, or set data.root")
         return
     patients = len({case.patient for case in cases})
-    layout = "h5" if cases and cases[0].image_path.suffix == ".h5" else "official"
-    level: Level = "ok" if cases else "error"
-    yield Finding(level, "data", f"{configuration.data.title} in {root}, {layout} layout: "
-                  f"{len(cases)} cases of {patients} patients",
-                  "" if cases else "download it again")  # fmt: skip
-    if unusable:
-        yield Finding("warning", "data", f"{len(unusable)} problems, first: {unusable[0]}",
-                      f"make data-check DATA={root}")  # fmt: skip
+    said = f"{configuration.data.title} in {root}: {len(cases)} cases of {patients} patients"
+    yield Finding("ok", "data", said)
 
 
 def wandb(_: Any) -> Iterator[Finding]:

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
+from mambaseg.data import layouts
+from mambaseg.data.acdc import survey
 from mambaseg.data.check import check_dataset, main
+from mambaseg.data.layouts import Layout, layout_named
+from mambaseg.errors import UserError
 
 
 @pytest.fixture
@@ -160,8 +164,33 @@ def test_a_missing_h5_frame_is_an_error_and_the_rest_is_still_checked(tmp_path):
 
 def test_a_folder_without_patients_is_one_error(tmp_path):
     report = check_dataset(tmp_path)
-    assert told(report, "error") == [f"{tmp_path}: no ACDC patients here"]
+    assert told(report, "error") == [f"{tmp_path}: no layout of a data set is recognised here"]
     assert not report.ok
+
+
+def test_a_folder_one_level_too_high_is_told_where_the_data_are(root):
+    (one,) = check_dataset(root.parent).of("error")
+    assert f"Did you mean {root}? " in one.remedy
+
+
+def test_a_layout_can_be_named_where_it_is_not_recognised(tmp_path, capsys):
+    assert main([str(tmp_path), "--layout", "acdc"]) == 1
+    assert "no ACDC patients here" in capsys.readouterr().out
+    with pytest.raises(UserError, match="choose one of acdc"):
+        layout_named("ACDC")
+
+
+def test_what_only_acdc_has_is_not_asked_of_other_layouts(root, monkeypatch):
+    """Numbers with a gap, labels that are no heart, classes that nobody named."""
+    write_patient(root / "patient006", seed=6, zooms=(9.0, 9.0, 30.0))
+    label = pixels(0)[1]
+    label[0, 0, 0] = 7
+    write_nifti(root / "patient001" / "patient001_frame01_gt.nii.gz", label)
+    assert not check_dataset(root).ok
+    other = Layout("other", "anything", recognises=lambda root: True, survey=survey)
+    monkeypatch.setattr(layouts, "LAYOUTS", (other,))
+    assert check_dataset(root).problems == ()
+    assert [p.level for p in check_dataset(root, num_classes=4).problems] == ["error"]
 
 
 def test_other_numbers_of_classes_can_be_asked_for(root):

@@ -24,6 +24,7 @@ from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
 from mambaseg.data.nifti import Nifti, read_nifti
 from mambaseg.data.packed import INDEX, survey_packed
+from mambaseg.data.problems import cases_or_first_problem
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
@@ -51,12 +52,7 @@ def find_cases(root: Path | str) -> list[Case]:
         UserError: no patients there, or a patient without its ED or ES frame or its Info.cfg.
     """
     cases, problems = survey(root)
-    if problems:
-        first, others = problems[0], len(problems) - 1
-        more = f"({others} more like this: make data-check DATA={root} lists all.)"
-        remedy = f"{first.remedy} {more}" if others else first.remedy
-        raise DataError(first.problem, first.path, remedy)
-    return cases
+    return cases_or_first_problem(cases, problems, Path(root))
 
 
 def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -15,13 +15,19 @@ MYOCARDIUM, LEFT_VENTRICLE = 2, 3
 ENCLOSED = 0.75
 
 
-def remarks(volume: Volume, num_classes: int) -> Iterator[str]:
-    """Sentences about a case that can be used; its label's values are those of ACDC's classes."""
+def remarks(volume: Volume) -> Iterator[str]:
+    """Sentences about a case that can be used, of whatever it is."""
     image, label = volume.image, volume.label
     if image.min() == image.max():
         yield f"the image is constant ({image.flat[0]:g} everywhere)"
     if label is not None and not label.any():
         yield "the label is background everywhere"
+    yield from _affine_remarks(volume)
+
+
+def cardiac_remarks(volume: Volume, num_classes: int) -> Iterator[str]:
+    """Sentences about a case of ACDC, whose classes its label's values are."""
+    label = volume.label
     if label is not None and num_classes == 4:
         share = enclosed_share(label)
         if share is not None and share < ENCLOSED:
@@ -29,7 +35,11 @@ def remarks(volume: Volume, num_classes: int) -> Iterator[str]:
                 f"only {share:.0%} of the left ventricle's border is on myocardium: are the labels "
                 "1 right ventricle, 2 myocardium, 3 left ventricle?"
             )
-    yield from _geometry_remarks(volume)
+    if volume.spacing is None:
+        return
+    limits = (BETWEEN_SLICES_MM, IN_PLANE_MM, IN_PLANE_MM)
+    if any(not low <= s <= high for s, (low, high) in zip(volume.spacing, limits, strict=True)):
+        yield f"unusual voxel size {_shown(volume.spacing)} mm (z, y, x)"
 
 
 def enclosed_share(label: np.ndarray) -> float | None:
@@ -52,18 +62,17 @@ def enclosed_share(label: np.ndarray) -> float | None:
     return enclosed / sides if sides else None
 
 
-def _geometry_remarks(volume: Volume) -> Iterator[str]:
-    """The voxel size is one of cardiac MR, and the affine tells the same."""
-    if volume.spacing is None:
+def _affine_remarks(volume: Volume) -> Iterator[str]:
+    """The affine tells the same voxel size."""
+    if volume.spacing is None or volume.affine is None:
         return
-    shown = " × ".join(f"{size:g}" for size in volume.spacing)
-    limits = (BETWEEN_SLICES_MM, IN_PLANE_MM, IN_PLANE_MM)
-    if any(not low <= s <= high for s, (low, high) in zip(volume.spacing, limits, strict=True)):
-        yield f"unusual voxel size {shown} mm (z, y, x)"
-    if volume.affine is not None:
-        lengths = np.linalg.norm(volume.affine[:3, :3], axis=0)
-        ratio = lengths / np.array(volume.spacing[::-1])
-        # The affine is in the header's unit, which may be metres or microns.
-        if not any(np.allclose(ratio, unit, rtol=0.01) for unit in (1.0, 0.001, 1000.0)):
-            theirs = " × ".join(f"{length:g}" for length in lengths[::-1])
-            yield f"voxel size {shown} mm, but {theirs} by the header's affine (z, y, x)"
+    lengths = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    ratio = lengths / np.array(volume.spacing[::-1])
+    # The affine is in the header's unit, which may be metres or microns.
+    if not any(np.allclose(ratio, unit, rtol=0.01) for unit in (1.0, 0.001, 1000.0)):
+        ours, theirs = _shown(volume.spacing), _shown(lengths[::-1])
+        yield f"voxel size {ours} mm, but {theirs} by the header's affine (z, y, x)"
+
+
+def _shown(sides: Iterable[float]) -> str:
+    return " × ".join(f"{side:g}" for side in sides)
