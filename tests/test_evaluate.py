@@ -48,6 +48,23 @@ def test_other_preprocessing_is_said_and_the_checkpoints_is_used(finished, small
     assert "data.preprocessing=zscore" in caplog.text and "data.size=48" in caplog.text
 
 
+def test_what_belongs_to_the_preprocessing_comes_from_the_checkpoint_too(
+    finished, small_run, tmp_path, caplog
+):
+    def through_a_window(checkpoint):
+        checkpoint["mambaseg"]["preprocessing"] |= {"intensity": "window", "window": [0.0, 400.0]}
+
+    path = altered(finished, tmp_path, through_a_window)
+    run = evaluated(f"checkpoint={path}", *small_run, "data.window=[0,300]")
+    assert run.data.preprocessing.window == (0.0, 400.0)
+    assert run.config["data"]["window"] == [0.0, 400.0]
+    assert "data.window=[0, 300]" in caplog.text
+
+    caplog.clear()
+    evaluated(f"checkpoint={finished.folder.path}", *small_run, "data.intensity=zscore")
+    assert "data.intensity=zscore" in caplog.text and "with null" in caplog.text
+
+
 def altered(finished, tmp_path, change):
     checkpoint = torch.load(
         finished.folder.path / "checkpoints" / "best.ckpt", weights_only=True, map_location="cpu"

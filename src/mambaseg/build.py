@@ -157,6 +157,8 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     """Takes network and preprocessing from a checkpoint."""
     if cfg.checkpoint is None:
         raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
+    from mambaseg.data.geometry import Preprocessing
+
     checkpoint, cfg.model = read_with_leaf(cfg.checkpoint, cfg)
     about, path = checkpoint.about, checkpoint.path
     if (made := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
@@ -165,10 +167,12 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
             "Choose the data that fit the checkpoint."
         )
     used = about["preprocessing"]
-    for key, value in (("preprocessing", used["name"]), ("size", used["size"])):
-        if key in cfg.data and cfg.data[key] != value:
+    named = "preprocessing" in cfg.data  # images to be restored have a size only
+    settings = Preprocessing.restored(used).settings() if named else {"size": used["size"]}
+    for key, value in settings.items():
+        if (given := cfg.data.get(key)) != value:
             log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
-                        key, cfg.data[key], path.name, value)  # fmt: skip
+                        key, given, path.name, "null" if value is None else value)  # fmt: skip
             cfg.data[key] = value
     if len(about["classes"]) != cfg.data.num_classes:
         raise UserError(

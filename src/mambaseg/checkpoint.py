@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.data.intensity import is_window
 from mambaseg.errors import UserError
 from mambaseg.foreign import printable
 
@@ -91,6 +92,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
     if not isinstance(used, dict) or not _is_name(used.get("name")):
         return "its preprocessing"
     if not isinstance(used.get("size"), int) or not 0 < used["size"] <= LARGEST_SIDE:
+        return "its preprocessing"
+    if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
         return "its preprocessing"
     if not _is_name(about.get("task", "segmentation")):
         return "its task"

@@ -61,7 +61,7 @@ def restore_predictor(
             )
         channels = takes
         classes, used = names, about["preprocessing"]
-        members.append(Member(network.to(where), Preprocessing(used["name"], used["size"])))
+        members.append(Member(network.to(where), Preprocessing.restored(used)))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
     chosen = choose_precision(precision, gpu=where.type == "cuda")

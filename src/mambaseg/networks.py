@@ -139,7 +139,8 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
     Args:
         path: a state dict, at the top of the file or under `model`.
         model: the leaf of the network that they are of.
-        data: `preprocessing`, `size`, `class_names`, `name` and `title` of what it was trained for.
+        data: `preprocessing` with what belongs to it, `size`, `class_names`, `name` and `title` of
+            what it was trained for.
 
     Raises:
         UserError: the file cannot be read safely, or is not of that network.
@@ -158,12 +159,17 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
         raise UserError(f"run={path} with model={model.name}: {error}") from error
     about = {
         "model": {"name": model.name, "arguments": plain(without(model, "_target_"))},
-        "preprocessing": {"name": data.preprocessing, "size": data.size},
+        "preprocessing": _preprocessing_of(plain(data)),
         "classes": list(data.class_names),
         "data": {"name": data.name, "title": data.title},
         "task": data.get("task", "segmentation"),
     }
     return Checkpoint(path, about, network.state_dict())
+
+
+def _preprocessing_of(data: dict[str, Any]) -> dict[str, Any]:
+    own = {key: data[key] for key in ("intensity", "window") if data.get(key)}
+    return {"name": data["preprocessing"], "size": data["size"], **own}
 
 
 def _leaf_of(checkpoint: Checkpoint) -> DictConfig:

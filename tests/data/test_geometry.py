@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -203,6 +205,39 @@ def test_intensity_does_not_depend_on_the_scanners_units(slope, intercept, name)
     )
 
 
+WINDOWS = ([-125, 275], [0, 255], [-1.5, 0.25])
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_window_is_numpys_clip_whatever_else_the_volume_holds(name, window):
+    low, high = window
+    image = np.random.default_rng(0).normal(50, 300, (4, 2, 20, 30)).astype(np.float32)
+    image[0] = 1000  # a constant slice is white, not nothing
+    scaled = Preprocessing(name, 8, window=window).scale_intensity(image)
+    reference = (np.clip(image.astype(np.float64), low, high) - low) / (high - low)
+    assert scaled.dtype == np.float32 and scaled.min() == 0 and scaled.max() == 1
+    assert np.allclose(scaled, reference, atol=1e-6)
+    alone = Preprocessing(name, 8, window=window).scale_intensity(image[:1])
+    assert np.array_equal(scaled[:1], alone)
+
+
+def test_pictures_of_8_bits_are_divided_by_255():
+    image = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    scaled = Preprocessing("modern", 8, window=[0, 255]).scale_intensity(image)
+    assert np.array_equal(scaled, image.astype(np.float32) / np.float32(255))
+
+
+def test_another_intensity_takes_the_place_of_the_presets_own():
+    image = np.random.default_rng(0).gamma(2.0, 100.0, (3, 1, 20, 30)).astype(np.float32)
+    other = Preprocessing("modern", 8, intensity="zscore")
+    assert np.array_equal(
+        other.scale_intensity(image), Preprocessing("zscore", 8).scale_intensity(image)
+    )
+    assert other.geometry == "fit"
+    assert Preprocessing("modern", 8, intensity="percentile") == Preprocessing("modern", 8)
+
+
 def test_a_few_bright_voxels_are_not_lost_to_the_percentiles():
     image = np.zeros((1, 1, 100, 100), dtype=np.float32)
     image[0, 0, 3, :5] = 9
@@ -220,6 +255,44 @@ def test_the_description_is_plain_data_and_rebuilds_the_preprocessing():
         assert all(type(value) in (str, int) for value in description.values())
         rebuilt = Preprocessing(description["name"], description["size"])
         assert rebuilt.describe() == description
+
+
+VARIANTS = [
+    {}, {"intensity": "zscore"}, {"window": (-125.0, 275.0)},
+    {"intensity": "window", "window": (0.0, 255.0)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", VARIANTS, ids=str)
+def test_a_preprocessing_comes_back_from_its_description_and_its_settings(how):
+    for name in PRESETS:
+        preprocessing = Preprocessing(name, 96, **how)
+        written = json.loads(json.dumps(preprocessing.describe()))
+        assert Preprocessing.restored(written) == preprocessing
+        settings = {key: value for key, value in preprocessing.settings().items() if value}
+        assert Preprocessing(settings.pop("preprocessing"), **settings) == preprocessing
+
+
+def test_what_an_older_checkpoint_leaves_unsaid_is_the_presets():
+    assert Preprocessing.restored({"name": "zscore", "size": 64}) == Preprocessing("zscore", 64)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"intensity": "bright"}, "data.intensity=bright.*minmax"),
+        ({"intensity": "window"}, "needs its two grey values"),
+        ({"intensity": "zscore", "window": [0, 1]}, "data.intensity=zscore with data.window"),
+        *(
+            ({"window": window}, "lowest and the highest grey value")
+            for window in ([1, 0], [3, 3], [0], 5, "ab", [0, "1"], [0, float("nan")], [0, 1e300])
+        ),
+    ],
+    ids=str,
+)
+def test_an_intensity_that_cannot_be_is_a_clear_error(how, said):
+    with pytest.raises(UserError, match=said):
+        Preprocessing("paper", 32, **how)
 
 
 def test_an_unknown_preset_is_a_clear_error():

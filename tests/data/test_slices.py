@@ -66,9 +66,13 @@ def test_other_content_scaling_or_classes_is_another_cache(root, tmp_path):
     opened(find_fakes(root), tmp_path, preprocessing=Preprocessing("zscore", 32))
     opened(find_fakes(root), tmp_path, num_classes=5)
     assert len(folders(tmp_path)) == 3
+    for window in ([0, 100], [0, 255]):
+        opened(find_fakes(root), tmp_path, preprocessing=Preprocessing("paper", 32, window=window))
+    assert len(folders(tmp_path)) == 5
     # Preprocessings that differ in geometry only share the decoded volumes.
     opened(find_unreadable(root), tmp_path, preprocessing=Preprocessing("paper", 64))
-    assert len(folders(tmp_path)) == 3
+    opened(find_unreadable(root), tmp_path, preprocessing=Preprocessing("modern", 64, "minmax"))
+    assert len(folders(tmp_path)) == 5
 
 
 def test_a_changed_source_is_never_served_from_the_stale_cache(root, tmp_path):

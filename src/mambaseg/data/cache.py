@@ -73,6 +73,8 @@ def open_cache(
     digests = digests or source_digests(cases)
     recipes = sorted({case.recipe for case in cases})
     files, scaling = fingerprint(cases, digests), preprocessing.intensity
+    if preprocessing.window is not None:
+        scaling = f"{scaling} {preprocessing.window}"
     identity = [files, recipes, scaling, num_classes, channels, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
     damage: DamagedCacheError

@@ -13,6 +13,7 @@ from mambaseg.data.case import Case, checked_label_map
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
 from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
 from mambaseg.data.splits import make_split
@@ -40,6 +41,8 @@ class SegmentationDataModule(StepDataModule):
         fold: Fold of a cross-validation.
         split_seed: Seed of the random split; the run's seed does not change who is tested.
         preprocessing: Preset of `Preprocessing`.
+        intensity: Another intensity scaling than the preset's.
+        window: [low, high] of an intensity window.
         augmentation: Preset of `Augmentation`.
         size: Side S of the network's grid.
         batch_size: Slices per optimizer step, over all devices and micro-batches.
@@ -70,6 +73,8 @@ class SegmentationDataModule(StepDataModule):
         fold: int = 0,
         split_seed: int = 0,
         preprocessing: str = "paper",
+        intensity: str | None = None,
+        window: Window | None = None,
         augmentation: str = "paper",
         size: int = 224,
         batch_size: int = 24,
@@ -99,7 +104,9 @@ class SegmentationDataModule(StepDataModule):
             )
         self.root, self.cache_dir = Path(root), Path(cache_dir)
         self.class_names, self.num_classes = class_names, num_classes
-        self.preprocessing = Preprocessing(preprocessing, size)
+        self.preprocessing = Preprocessing(
+            preprocessing, size, intensity=intensity or "", window=window
+        )
         self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)

@@ -5,7 +5,7 @@ and results. B: images, Z: slices of a volume, C: channels, H, W: native size in
 the grid, K: classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,40 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from mambaseg.data.intensity import SCALINGS, WINDOW, Window, is_window, through_window
 from mambaseg.errors import UserError
-
-
-def _rescale(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Clip to [low, high] and map that range to [0, 1]; a constant volume becomes zeros."""
-    if not high > low:
-        return np.zeros_like(image)
-    scaled = (np.clip(image, low, high) - np.float32(low)) / np.float32(high - low)
-    return np.clip(scaled, 0, 1)
-
-
-def _min_max(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return _rescale(image, float(image.min()), float(image.max()))
-
-
-def _percentile(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    low, high = np.percentile(image, (0.5, 99.5))
-    # Fewer than one bright voxel in 200: the percentiles see none of them.
-    return _rescale(image, float(low), float(high)) if high > low else _min_max(image)
-
-
-def _z_score(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    mean, deviation = image.mean(dtype=np.float64), image.std(dtype=np.float64)
-    # Below float32's resolution the "deviation" of a constant volume is rounding.
-    if deviation <= 1e-6 * abs(mean) or deviation == 0:
-        return np.zeros_like(image)
-    return ((image - mean) / deviation).astype(np.float32)
-
-
-_INTENSITIES: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-    "minmax": _min_max,
-    "percentile": _percentile,
-    "zscore": _z_score,
-}
 
 # preset -> (intensity, geometry)
 _PRESETS = {
@@ -70,15 +38,26 @@ class Preprocessing:
     | `zscore`     | mean 0, standard deviation 1    | stretch  |
     | `modern`     | clip 0.5–99.5 %, then to [0, 1] | fit      |
 
+    Another intensity scaling may take the place of a preset's own: `intensity`, or a `window`,
+    which clips to [low, high] in the files' grey values and maps these to 0 and 1.
+
     * *stretch*: as published (Mamba-UNet, after SSL4MIS): each axis is resampled to the grid by
       nearest neighbour, the aspect ratio is not kept; labels go back by nearest neighbour.
     * *fit*: the aspect ratio is kept, the longer side fills the grid, the image sits in its
       centre on zeros; images are bilinear (no antialiasing), logits go back bilinearly before the
       argmax.
+
+    Args:
+        name: The preset.
+        size: Side S of the grid in pixels.
+        intensity: `minmax`, `percentile`, `zscore` or `window`; empty: the preset's own.
+        window: [low, high] in the files' grey values; its `intensity` is `window`.
     """
 
     name: str
     size: int
+    intensity: str = ""
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         if self.name not in _PRESETS:
@@ -87,11 +66,36 @@ class Preprocessing:
             )
         if self.size < 1:
             raise UserError(f"the size of the network's grid must be positive, not {self.size}")
+        if self.window is not None and not is_window(self.window):
+            raise UserError(
+                f"data.window={self.window}: give the lowest and the highest grey value, such as "
+                "[-125, 275] for the abdomen in CT or [0, 255] for pictures of 8 bits"
+            )
+        if self.window is not None:
+            low, high = map(float, self.window)
+            object.__setattr__(self, "window", (low, high))
+        implied = _PRESETS[self.name][0] if self.window is None else WINDOW
+        object.__setattr__(self, "intensity", self.intensity or implied)
+        if self.intensity not in (*SCALINGS, WINDOW):
+            raise UserError(
+                f"data.intensity={self.intensity}: choose one of {', '.join(SCALINGS)}, {WINDOW}"
+            )
+        if (self.intensity == WINDOW) != (self.window is not None):
+            raise UserError(
+                f"data.intensity={self.intensity} with data.window={self.window}: a window needs "
+                "its two grey values, another intensity scaling has none"
+            )
 
-    @property
-    def intensity(self) -> str:
-        """Name of the intensity scaling: `minmax`, `percentile` or `zscore`."""
-        return _PRESETS[self.name][0]
+    @classmethod
+    def restored(cls, description: Mapping[str, Any]) -> "Preprocessing":
+        """Make the preprocessing that `describe` told of; what it left unsaid is the preset's.
+
+        Raises:
+            UserError: There is none like that.
+        """
+        fields = ("intensity", "window")
+        given = {key: description[key] for key in fields if key in description}
+        return cls(description["name"], description["size"], **given)
 
     @property
     def geometry(self) -> str:
@@ -105,21 +109,34 @@ class Preprocessing:
 
     def describe(self) -> dict[str, Any]:
         """Return plain data that says what is done, for checkpoints and results."""
-        return {
+        description = {
             "name": self.name,
             "size": self.size,
             "intensity": self.intensity,
             "geometry": self.geometry,
             "interpolation": self.interpolation,
         }
+        return description if self.window is None else {**description, "window": list(self.window)}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the values of `data.*` that ask for this; None where the preset decides."""
+        own = self.intensity in (_PRESETS[self.name][0], WINDOW)
+        return {
+            "preprocessing": self.name,
+            "size": self.size,
+            "intensity": None if own else self.intensity,
+            "window": self.window and list(self.window),
+        }
 
     def scale_intensity(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Scale one whole volume (Z, C, H, W) to float32, each channel on its own.
 
-        A constant channel becomes zeros.
+        A constant channel becomes zeros, but not through a window.
         """
-        scale = _INTENSITIES[self.intensity]
         image = np.asarray(image, dtype=np.float32)
+        if self.window is not None:
+            return through_window(image, self.window)
+        scale = SCALINGS[self.intensity]
         return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 
     def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,8 @@ def _settings(entries: Sequence[Entry]) -> Iterator[str]:
     def values(key: str, part: str) -> set[str]:
         return {str((entry.runs[0].config.get(part) or {}).get(key)) for entry in entries}
 
-    different = [key for key in ("preprocessing", "size") if len(values(key, "data")) > 1]
+    settings = ("preprocessing", "size", "intensity", "window")
+    different = [key for key in settings if len(values(key, "data")) > 1]
     if different:
         yield (
             f"The entries differ in data.{', data.'.join(different)}: the networks saw other "
