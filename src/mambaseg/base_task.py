@@ -117,7 +117,8 @@ class Task(L.LightningModule, ABC):
 
     def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
-        with drawing(self._stochastic, self._numbers(batch["step"], batch["position"])):
+        numbers = self._numbers(batch["step"], batch["position"])
+        with drawing(self._stochastic, numbers, self.device):
             output = self(batch["image"])
             if not self._checked:
                 self.check(output, batch)

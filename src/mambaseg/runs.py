@@ -33,7 +33,9 @@ from mambaseg.foreign import read_json
 # What cannot change a result, or only the place where it is computed. Everything else counts.
 _UNSCIENTIFIC: dict[str, set[str]] = {
     "": {"name", "outputs", "run_dir", "rerun", "test", "callbacks", "logger", "hydra"},
-    "data": {"root", "cache_dir", "num_workers", "prepare", "title", "synthetic", "instead"},
+    "data": {
+        "root", "cache_dir", "num_workers", "on_device", "prepare", "title", "synthetic", "instead",
+    },
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "default_root_dir",
         "enable_model_summary", "enable_progress_bar", "profiler", "num_sanity_val_steps",

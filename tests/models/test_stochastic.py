@@ -29,7 +29,7 @@ def test_whole_samples_are_dropped_and_the_others_made_up_for():
 @pytest.mark.parametrize("told", [False, True])
 def test_share_of_what_is_dropped_is_the_rate(layer, told):
     torch.manual_seed(0)
-    told = torch.randint(2**62, (20_000, 1)) * 2 if told else torch.empty(20_000, 0)
+    told = torch.randint(2**62, (20_000, 1)) * 2 if told else torch.empty(20_000, 0).long()
     with drawing([layer] * told.shape[1], told):
         out = layer.train()(torch.ones(20_000, 3))
     assert (out > 0).float().mean().item() == pytest.approx(0.8, abs=0.01)

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case, checked_label_map
+from mambaseg.data.device_slices import DeviceSlices, fits
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
 from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
@@ -57,6 +60,8 @@ class SegmentationDataModule(StepDataModule):
         label_map: Value in the label files -> class, for labels in another order; every value that
             occurs must be named. None takes them as they are.
         cache_dir: Folder for decoded caches.
+        on_device: Whether the training slices are kept in the device's memory and gathered there,
+            which changes no value; `auto`: on a CUDA device with room for them.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class SegmentationDataModule(StepDataModule):
         seed: int = 1337,
         in_channels: int = 1,
         label_map: Mapping[int, int] | None = None,
+        on_device: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(
             name=name,
@@ -112,6 +118,10 @@ class SegmentationDataModule(StepDataModule):
         self._label_map = checked_label_map(label_map, num_classes)
         self._split_name, self._fold, self._split_seed = split, fold, split_seed
         self._cache: VolumeCache | None = None
+        if on_device not in (True, False, "auto"):
+            raise UserError(f"data.on_device={on_device}: choose auto, true or false")
+        self._on_device = on_device
+        self._device_slices: DeviceSlices | None = None
 
     # ---- once, before the trainer exists
 
@@ -207,8 +217,19 @@ class SegmentationDataModule(StepDataModule):
 
     def training_data(self) -> tuple[SliceDataset, Collate]:
         """Return the slices of the training cases, and what makes a batch of them."""
-        dataset = SliceDataset(self.cache, [case.id for case in self.cases["train"]])
-        return dataset, Collate(self.augmentation)
+        slices = SliceDataset(self.cache, [case.id for case in self.cases["train"]])
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        self._device_slices = None
+        if fits(slices, device) if self._on_device == "auto" else self._on_device:
+            slices.arrays = False
+            self._device_slices = DeviceSlices(slices, device)
+            log.info("training slices are in the memory of %s: %d MiB",
+                     device, DeviceSlices.size(slices) >> 20)  # fmt: skip
+        return slices, Collate(self.augmentation)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the slices in the device's memory when a training is over."""
+        self._device_slices = None
 
     def evaluation_data(self, part: str) -> CaseDataset:
         """Return the cases of a part."""
@@ -217,7 +238,10 @@ class SegmentationDataModule(StepDataModule):
     def transferred(self, batch: Batch) -> Sequence[str]:
         """Name what the network needs; labels of evaluation cases stay where they are scored."""
         evaluating = isinstance(batch["case"], Case)
-        return ("image",) if evaluating else ("image", "label", "shape", "augmentation")
+        if evaluating:
+            return ("image",)
+        slices = ("image", "label") if self._device_slices is None else ("item",)
+        return (*slices, "shape", "augmentation")
 
     def for_task(self) -> dict[str, Any]:
         """Return the way to the grid and back, and the names of the classes."""
@@ -232,8 +256,10 @@ class SegmentationDataModule(StepDataModule):
         if "augmentation" not in batch:
             return batch
         rest = dict(batch)
-        image, label, shape, parameters = (
-            rest.pop(key) for key in ("image", "label", "shape", "augmentation")
-        )
+        shape, parameters = rest.pop("shape"), rest.pop("augmentation")
+        if self._device_slices is None:
+            image, label = rest.pop("image"), rest.pop("label")
+        else:
+            image, label = self._device_slices.gather(rest.pop("item"), shape, rest.pop("padded"))
         image, label = self.augmentation(image, label, shape, parameters)
         return {"image": image, "label": label, **rest}

@@ -27,31 +27,37 @@ class Draw(NamedTuple):
 class SliceDataset(Dataset[dict[str, Any]]):
     """All slices of some cases, at native size.
 
-    An item is `image` (C, H, W) float32, `label` (H, W) uint8, `case` (id) and `slice` (number from
-    0); one asked for by a `Draw` carries its `step` and `position` too.
+    An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `case` (id) and
+    `slice` (number from 0); one asked for by a `Draw` carries its `step` and `position` too.
+
+    Args:
+        cache: Of the cases.
+        cases: Ids.
+        arrays: False gives `item` (the number of the slice) in place of image and label, for
+            `DeviceSlices` to find them.
     """
 
-    def __init__(self, cache: VolumeCache, cases: Sequence[str]) -> None:
-        self.cache = cache
+    def __init__(self, cache: VolumeCache, cases: Sequence[str], *, arrays: bool = True) -> None:
+        self.cache, self.arrays = cache, arrays
         if not cases:
             raise UserError("there is no case to train on")
         numbers = [cache.position(case) for case in cases]
         depths = [cache.entries[number].shape[0] for number in numbers]
-        self._case = np.repeat(numbers, depths)
-        self._slice = np.concatenate([np.arange(depth) for depth in depths])
+        self.case_numbers = np.repeat(numbers, depths)
+        self.slice_numbers = np.concatenate([np.arange(depth) for depth in depths])
 
     def __len__(self) -> int:
-        return len(self._case)
+        return len(self.case_numbers)
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
         index = key.item if isinstance(key, Draw) else key
-        number, z = int(self._case[index]), int(self._slice[index])
-        item = {
-            "image": self.cache.image(number)[z],
-            "label": self.cache.label(number)[z],
-            "case": self.cache.entries[number].case,
-            "slice": z,
-        }
+        number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
+        entry = self.cache.entries[number]
+        item: dict[str, Any] = {"shape": entry.shape[2:], "case": entry.case, "slice": z}
+        if self.arrays:
+            item |= {"image": self.cache.image(number)[z], "label": self.cache.label(number)[z]}
+        else:
+            item["item"] = index
         return (
             item | {"step": key.step, "position": key.position} if isinstance(key, Draw) else item
         )
@@ -170,20 +176,14 @@ class Collate:
             `image` (B, C, H, W) float32 and `label` (B, H, W) uint8, padded with zeros at the
             bottom and right to the largest slice; `shape` (B, 2): their true sizes; `augmentation`
             (B, 11): what `Augmentation` is to do; `step` (int) and `position` (B,): the places in
-            the global batch; `case` (list of ids) and `slice` (list of numbers).
+            the global batch; `case` (list of ids) and `slice` (list of numbers). Of items without
+            arrays, `item` (B,) and `padded` (the size of the padded batch) in place of both.
         """
-        shapes = np.array([item["label"].shape for item in items])
-        height, width = shapes.max(axis=0)
-        images = np.zeros((len(items), len(items[0]["image"]), height, width), np.float32)
-        labels = np.zeros((len(items), height, width), np.uint8)
-        for i, (item, (rows, columns)) in enumerate(zip(items, shapes, strict=True)):
-            images[i, :, :rows, :columns] = item["image"]
-            labels[i, :rows, :columns] = item["label"]
+        shapes = np.array([item["shape"] for item in items])
         step = items[0]["step"]
         positions = [item["position"] for item in items]
         return {
-            "image": torch.from_numpy(images),
-            "label": torch.from_numpy(labels),
+            **(_padded(items, shapes) if "image" in items[0] else _numbered(items, shapes)),
             "shape": torch.from_numpy(shapes),
             "augmentation": torch.from_numpy(self.augmentation.draw(step, positions, shapes)),
             "step": step,
@@ -191,3 +191,18 @@ class Collate:
             "case": [item["case"] for item in items],
             "slice": [item["slice"] for item in items],
         }
+
+
+def _padded(items: Sequence[dict[str, Any]], shapes: NDArray[np.int64]) -> dict[str, Any]:
+    height, width = shapes.max(axis=0)
+    images = np.zeros((len(items), len(items[0]["image"]), height, width), np.float32)
+    labels = np.zeros((len(items), height, width), np.uint8)
+    for i, (item, (rows, columns)) in enumerate(zip(items, shapes, strict=True)):
+        images[i, :, :rows, :columns] = item["image"]
+        labels[i, :rows, :columns] = item["label"]
+    return {"image": torch.from_numpy(images), "label": torch.from_numpy(labels)}
+
+
+def _numbered(items: Sequence[dict[str, Any]], shapes: NDArray[np.int64]) -> dict[str, Any]:
+    numbers = torch.tensor([item["item"] for item in items])
+    return {"item": numbers, "padded": tuple(map(int, shapes.max(axis=0)))}

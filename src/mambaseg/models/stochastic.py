@@ -22,6 +22,8 @@ class Stochastic(nn.Module):
 
     numbers: Tensor | None = None
     """One per sample of the coming batch, (B,) int64 on the CPU, uniform in [0, 2^63)."""
+    kept: Tensor | None = None
+    """Whether a sample is kept where samples are dropped as a whole, (B,), by these numbers."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -45,11 +47,10 @@ class DropPath(Stochastic):
         """Map `(B, ...)` to `(B, ...)`."""
         if not self.training or self.rate == 0.0:
             return branch
-        if self.numbers is None:
-            uniform = torch.rand(branch.shape[0], device=branch.device)
-        else:
-            uniform = (self.numbers >> 10).double() * 2.0**-53  # all that a float64 in [0, 1) holds
-        scale = (uniform >= self.rate).to(branch, non_blocking=True) / (1.0 - self.rate)
+        kept = self.kept
+        if kept is None:
+            kept = torch.rand(branch.shape[0], device=branch.device) >= self.rate
+        scale = kept.to(branch, non_blocking=True) / (1.0 - self.rate)
         return branch * scale.view(-1, *[1] * (branch.ndim - 1))
 
 
@@ -76,15 +77,27 @@ def stochastic_layers(network: nn.Module) -> list[Stochastic]:
 
 
 @contextmanager
-def drawing(layers: Sequence[Stochastic], numbers: Tensor) -> Iterator[None]:
-    """Let layers drop by numbers, (B, layers) int64 on the CPU, uniform in [0, 2^63)."""
-    for layer, column in zip(layers, numbers.unbind(1), strict=True):
-        layer.numbers = column
+def drawing(
+    layers: Sequence[Stochastic], numbers: Tensor, device: torch.device | None = None
+) -> Iterator[None]:
+    """Let layers drop by numbers.
+
+    Args:
+        layers: the layers.
+        numbers: (B, layers) int64 on the CPU, uniform in [0, 2^63).
+        device: of the network; one copy takes there what all layers need.
+    """
+    uniform = (numbers >> 10).double() * 2.0**-53  # all that a float64 in [0, 1) holds
+    kept = uniform >= torch.tensor([layer.rate for layer in layers], dtype=torch.float64)
+    if device is not None and device.type == "cuda":
+        kept = kept.pin_memory().to(device, non_blocking=True)
+    for layer, column, answers in zip(layers, numbers.unbind(1), kept.unbind(1), strict=True):
+        layer.numbers, layer.kept = column, answers
     try:
         yield
     finally:
         for layer in layers:
-            layer.numbers = None
+            layer.numbers = layer.kept = None
 
 
 def linear_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
