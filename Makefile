@@ -26,6 +26,9 @@ setup-launchers: setup ## Add the launchers and the search: joblib, submitit, Ra
 train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
 	$(BIN)/python src/train.py experiment=quickstart
 
+demo: setup ## A local page for trying a network out: make demo [RUN=<run folder or .ckpt>]; newest run otherwise
+	$(BIN)/python src/demo.py $(if $(RUN),'run="$(RUN)"')
+
 sweep: setup ## The three-network comparison on whatever data are found
 	$(BIN)/python src/train.py -m model=unet,swin_unet,mamba_unet
 
@@ -64,4 +67,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-cuda setup-launchers train sweep models test test-long test-launchers lint format types data-check doctor clean
+.PHONY: help setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers lint format types data-check doctor clean

@@ -44,7 +44,7 @@ def restore_predictor(
             there.
     """
     where = _device(device)
-    members, made_by = [], []
+    members, made_by, trained_on = [], [], []
     classes: list[str] = []
     channels = 1
     for path in paths:
@@ -64,6 +64,7 @@ def restore_predictor(
         members.append(Member(network.to(where), Preprocessing.restored(used)))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
+        trained_on.append(about["data"]["title"])
     chosen = choose_precision(precision, gpu=where.type == "cuda")
     log.info("device %s, precision %s", where, chosen)
     return Predictor(
@@ -71,6 +72,7 @@ def restore_predictor(
         channels=channels,
         class_names=classes,
         made_by=made_by,
+        trained_on=trained_on,
         options=Options(precision=chosen, **options),  # type: ignore[arg-type]
     )
 

@@ -65,7 +65,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-class _Prediction(NamedTuple):
+class Prediction(NamedTuple):
     """(T, Z, H, W) labels; (T, K, Z, H, W) probabilities, 255 is 1, or None."""
 
     labels: npt.NDArray[np.uint8]
@@ -81,6 +81,7 @@ class Predictor:
         class_names: of the classes 0..K-1.
         made_by: plain data that says which networks these are; stands in every sidecar.
         options: what to do.
+        trained_on: titles of the data that they were trained on.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class Predictor:
         class_names: Sequence[str],
         made_by: Sequence[Mapping[str, Any]],
         options: Options,
+        trained_on: Sequence[str] = (),
     ) -> None:
         self.members, self.class_names, self.options = members, class_names, options
-        self.channels = channels
+        self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
         # what decides the labels: another recipe is another result
         self.recipe = {
             "networks": list(made_by),
@@ -131,26 +133,15 @@ class Predictor:
 
     def _one(self, source: Source, output: Path) -> int:
         """Reads, predicts and writes one image; returns its number of slices."""
-        image = source.read()
-        if (channels := image.frames.shape[2]) != self.channels:
-            raise DataError(
-                f"the image has {channels} channels, the networks take {self.channels}",
-                source.path,
-                "Predict images like those that the networks were trained on.",
-            )
-        prediction = self._segment(image)
+        image = self.read(source)
+        prediction = self.segment(image)
         files = self._files(source, output)
         if prediction.probabilities is not None:
             _write(files["probabilities"],
                    to_nifti(prediction.probabilities, image.geometry, slope=1 / 255))  # fmt: skip
         if self.options.overlay:
             self._draw(source, image, prediction, files["overlay"])
-        content = (
-            label_picture(prediction.labels[0, 0])
-            if image.flat
-            else to_nifti(prediction.labels, image.geometry, label=True)
-        )
-        _write(files["labels"], content)
+        _write(files["labels"], label_map(image, prediction.labels))
         # the last one: where it is, all the others are
         about = {
             "labels": {name: index for index, name in enumerate(self.class_names)},
@@ -163,7 +154,22 @@ class Predictor:
         frames, depth = image.frames.shape[:2]
         return int(frames * depth)
 
-    def _segment(self, image: Image) -> _Prediction:
+    def read(self, source: Source) -> Image:
+        """An image as the networks take it.
+
+        Raises:
+            UserError: it cannot be read, or has another number of channels.
+        """
+        image = source.read()
+        if (channels := image.frames.shape[2]) != self.channels:
+            raise DataError(
+                f"the image has {channels} channels, the networks take {self.channels}",
+                source.path,
+                "Predict images like those that the networks were trained on.",
+            )
+        return image
+
+    def segment(self, image: Image) -> Prediction:
         """Every frame on its own, as a volume of a training set is."""
         labels, probabilities = [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
@@ -186,14 +192,14 @@ class Predictor:
             labels.append(volume.cpu().numpy())
             if found.probabilities is not None:
                 probabilities.append(found.probabilities.numpy().swapaxes(0, 1))
-        return _Prediction(np.stack(labels), np.stack(probabilities) if probabilities else None)
+        return Prediction(np.stack(labels), np.stack(probabilities) if probabilities else None)
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self.options.precision == "bf16-mixed":
             return torch.autocast(device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _draw(self, source: Source, image: Image, prediction: _Prediction, path: Path) -> None:
+    def _draw(self, source: Source, image: Image, prediction: Prediction, path: Path) -> None:
         from mambaseg.reporting.figures import case_figure
 
         frame = ", first frame" if len(image.frames) > 1 else ""
@@ -233,6 +239,13 @@ class Predictor:
             f"{files['labels']} was made by other networks or with other options (its .json says "
             "which): choose another folder with output=..., or rerun=true to replace it"
         )
+
+
+def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:
+    """The content of the file that holds an image's labels (T, Z, H, W): PNG or .nii.gz."""
+    if image.flat:
+        return label_picture(labels[0, 0])
+    return to_nifti(labels, image.geometry, label=True)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,0 +1,1 @@
+"""A local page for trying a trained network out: `study` (numbers), `parts` (HTML), `page`."""
