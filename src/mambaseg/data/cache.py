@@ -36,7 +36,7 @@ from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCa
 from mambaseg.errors import UserError
 from mambaseg.files import remove_abandoned, writing
 
-FORMAT = 2
+FORMAT = 3
 SECONDS_BETWEEN_REPORTS = 5
 _TEMPORARY = ".building-"
 _OTHERWISE = (
@@ -90,7 +90,7 @@ def open_cache(
             decode = partial(
                 _decode, preprocessing=preprocessing, num_classes=num_classes, channels=channels
             )
-            _build(cases, decode, digests, folder)
+            _build(cases, decode, num_classes, digests, folder)
             try:
                 return _open_verified(folder, digests)
             except DamagedCacheError as error:
@@ -131,6 +131,7 @@ def _workshop(folder: Path) -> Path:
 def _build(
     cases: Sequence[Case],
     decode: Callable[[Case], _Decoded],
+    num_classes: int,
     digests: dict[str, str],
     folder: Path,
 ) -> None:
@@ -158,6 +159,9 @@ def _build(
                         source=digests[case.id],
                         image_crc=image_crc,
                         label_crc=label_crc,
+                        class_voxels=tuple(
+                            np.bincount(label.ravel(), minlength=num_classes).tolist()
+                        ),
                     )
                 )
         plain = [asdict(entry) for entry in entries]

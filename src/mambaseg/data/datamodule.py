@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from mambaseg.data.augment import Augmentation
@@ -62,6 +63,8 @@ class SegmentationDataModule(StepDataModule):
         cache_dir: Folder for decoded caches.
         on_device: Whether the training slices are kept in the device's memory and gathered there,
             which changes no value; `auto`: on a CUDA device with room for them.
+        class_remarks: (class names, class -> median voxels of a case that has it) -> what is odd
+            about the sizes, for data sets that circulate in several orders of classes.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class SegmentationDataModule(StepDataModule):
         in_channels: int = 1,
         label_map: Mapping[int, int] | None = None,
         on_device: bool | Literal["auto"] = "auto",
+        class_remarks: Callable[[Sequence[str], Mapping[str, float]], list[str]] | None = None,
     ) -> None:
         super().__init__(
             name=name,
@@ -116,6 +120,7 @@ class SegmentationDataModule(StepDataModule):
         self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)
+        self._class_remarks = class_remarks
         self._split_name, self._fold, self._split_seed = split, fold, split_seed
         self._cache: VolumeCache | None = None
         if on_device not in (True, False, "auto"):
@@ -176,6 +181,17 @@ class SegmentationDataModule(StepDataModule):
         )
         for part, counts in self.counts.items():
             log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
+        sizes = self._class_sizes(self._cache)
+        log.info("median voxels of a case: %s",
+                 ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items()))  # fmt: skip
+        for remark in self._class_remarks(self.class_names, sizes) if self._class_remarks else ():
+            log.warning(remark)
+
+    def _class_sizes(self, cache: VolumeCache) -> dict[str, float]:
+        """Foreground class -> median voxels of the cases that have it: shows exchanged names."""
+        counts = np.array([entry.class_voxels for entry in cache.entries])[:, 1:]
+        columns = zip(self.class_names[1:], counts.T, strict=True)
+        return {name: float(np.median(c[c > 0])) if c.any() else 0.0 for name, c in columns}
 
     @property
     def cache(self) -> VolumeCache:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from mambaseg.data.case import Case, DataError
 from mambaseg.data.splits import Split, listed
 from mambaseg.data.volume_cache import VolumeCache
@@ -18,11 +16,9 @@ def require_foreground(
 ) -> None:
     """Make sure that each part has foreground, and the training part every class.
 
-    Reads a part's cases until all classes have been seen: usually one.
-
     Args:
         parts: `train`, `val` and `test`, or some of them.
-        cache: Holds the labels.
+        cache: Says which classes they hold.
         split: Named in the message.
         class_names: Background first.
 
@@ -30,7 +26,7 @@ def require_foreground(
         UserError: Naming the part or the classes, with a file.
     """
     for part, cases in parts.items():
-        seen = _classes(cases, cache, len(class_names))
+        seen = _classes(cases, cache)
         paths = [case.label_path or case.image_path for case in cases]
         where = f"the {part} part of split {split.name} ({listed({c.patient for c in cases})})"
         if not seen - {0}:
@@ -50,10 +46,6 @@ def require_foreground(
             )
 
 
-def _classes(cases: Sequence[Case], cache: VolumeCache, num_classes: int) -> set[int]:
-    seen: set[int] = set()
-    for case in cases:
-        seen.update(map(int, np.unique(cache.label(cache.position(case.id)))))
-        if len(seen) == num_classes:
-            break
-    return seen
+def _classes(cases: Sequence[Case], cache: VolumeCache) -> set[int]:
+    entries = (cache.entries[cache.position(case.id)] for case in cases)
+    return {k for entry in entries for k, count in enumerate(entry.class_voxels) if count}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data import acdc, acdc_check
+from mambaseg.data import acdc, acdc_check, promise12, synapse
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.plausibility import cardiac_remarks
@@ -72,8 +72,32 @@ ACDC = Layout(
     problems=acdc_check.folder_problems,
     remarks=cardiac_remarks,
 )
+SYNAPSE = Layout(
+    name="synapse",
+    example="Synapse as TransUNet has it (train_npz/ and test_vol_h5/)",
+    recognises=synapse.recognises,
+    survey=synapse.survey,
+    class_names=lambda root: synapse.CLASSES,
+    split=lambda root: "given",
+)
+BTCV = Layout(
+    name="btcv",
+    example="BTCV (img/img0001.nii.gz and label/label0001.nii.gz)",
+    recognises=synapse.recognises_btcv,
+    survey=synapse.survey_btcv,
+    class_names=lambda root: synapse.ORGANS,
+    split=lambda root: "given",
+)
+PROMISE12 = Layout(
+    name="promise12",
+    example="PROMISE12 (Case00.mhd and Case00_segmentation.mhd, or data/Case00.h5)",
+    recognises=promise12.recognises,
+    survey=promise12.survey,
+    class_names=lambda root: ("background", "prostate"),
+    split=lambda root: "given",
+)
 # the first that recognises a folder is taken
-LAYOUTS: tuple[Layout, ...] = (ACDC,)
+LAYOUTS: tuple[Layout, ...] = (ACDC, SYNAPSE, BTCV, PROMISE12)
 
 
 def find_layout(root: Path) -> Layout:

@@ -8,7 +8,7 @@
 | wsl4mis | 80 / 20 / the same 20 of 1..100, 5 folds | WSL4MIS; a fold = a pathology group |
 | official | 90 / 10 / 50: 1..100 without every tenth / every tenth / 101..150 | the challenge |
 | random | about 70 / 10 / 20 % of whatever is there | ours |
-| given | as the data set's own files say | the data set |
+| given | as its own files or its publication say | the data set |
 
 Numbers of different splits are not comparable; a split's name and hash belong in every table.
 """
@@ -215,7 +215,7 @@ def _given_split(given: Mapping[str, str], fold: int, duplicates: Groups) -> Spl
             "split given: the data set does not say who trains and who is tested. Use "
             "data.split=random, or add the files that say so (docs/own-data.md)."
         )
-    note = "As the data set's own files say."
+    note = "As published for the data set, or as its own files say."
     if not (parts["val"] and parts["test"]):
         parts["val"] = parts["test"] = parts["val"] or parts["test"]
         note += " Validation = test: scores are optimistic."

@@ -36,6 +36,7 @@ class Entry:
     source: str  # content hash of the case's files
     image_crc: int
     label_crc: int
+    class_voxels: tuple[int, ...]  # of each class 0..K-1
 
     @property
     def label_shape(self) -> tuple[int, int, int]:
@@ -151,7 +152,8 @@ def _entry(values: dict[str, Any]) -> Entry:
     spacing = None if values["spacing"] is None else _spacing(values["spacing"])
     if not isinstance(values["case"], str):
         raise TypeError("a case's id is not text")
-    return Entry(**{**values, "shape": (depth, channels, height, width), "spacing": spacing})
+    known = {"spacing": spacing, "class_voxels": tuple(map(int, values["class_voxels"]))}
+    return Entry(**{**values, "shape": (depth, channels, height, width), **known})
 
 
 def _spacing(values: Any) -> tuple[float, float, float]:
