@@ -116,6 +116,39 @@ def test_a_label_map_lies_where_its_image_lies_bit_for_bit(checkpoint, tmp_path,
     assert b"Jane" not in text
 
 
+@pytest.mark.parametrize("shape", [(21, 34, 5), (21, 34, 5, 3)])
+def test_a_volume_with_another_axis_last_is_cut_and_labelled_as_the_usual_one(tmp_path, shape):
+    """Thick slices stacked along z, and the same voxels with z stored first."""
+    network = write_checkpoint(tmp_path / "tiny.ckpt", slicing="spacing")
+    usual, turned = tmp_path / "in" / "usual.nii.gz", tmp_path / "in" / "turned.nii.gz"
+    usual.parent.mkdir()
+    image = nibabel.load(write_image(usual, shape))
+    moved = np.asarray(image.dataobj).transpose(2, 0, 1, *range(3, len(shape)))
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    other = nibabel.Nifti1Image(moved, image.affine[:, [2, 0, 1, 3]], header)
+    other.header.set_xyzt_units("mm", "sec")
+    nibabel.save(other, turned)
+    outcome = predict(network, usual.parent, tmp_path / "out", probabilities=True, overlay=True)
+    assert not outcome.failed and outcome.slices == 2 * 5 * (shape[3:] or (1,))[0]
+    for kind in (".nii.gz", "_probabilities.nii.gz"):
+        labels = nibabel.load(tmp_path / "out" / f"usual{kind}")
+        found = nibabel.load(tmp_path / "out" / f"turned{kind}")
+        axes = (2, 0, 1, *range(3, labels.ndim))
+        assert np.array_equal(np.asarray(found.dataobj), np.asarray(labels.dataobj).transpose(axes))
+    found, header = nibabel.load(tmp_path / "out" / "turned.nii.gz"), nibabel.load(turned).header
+    assert all(found.header[name].tobytes() == header[name].tobytes() for name in GRID)
+    assert len(np.unique(labels_of(tmp_path / "out" / "turned.nii.gz"))) > 1
+    pictures = [
+        Pillow.open(tmp_path / "out" / f"{name}_overlay.png") for name in ("usual", "turned")
+    ]
+    assert pictures[0].size == pictures[1].size
+    with pytest.raises(UserError, match="slices as stored"):
+        restore_predictor([network, write_checkpoint(tmp_path / "other.ckpt")], device="cpu")
+    with pytest.raises(UserError, match=r"unknown .*'thick'"):
+        restore_predictor([write_checkpoint(tmp_path / "o.ckpt", slicing="thick")], device="cpu")
+
+
 def test_another_library_sees_the_same_geometry(checkpoint, tmp_path):
     sitk = pytest.importorskip("SimpleITK")
     path = write_image(tmp_path / "scan.nii.gz")

@@ -169,6 +169,8 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     used = about["preprocessing"]
     named = "preprocessing" in cfg.data  # images to be restored have a size only
     settings = Preprocessing.restored(used).settings() if named else {"size": used["size"]}
+    if (slicing := about.get("slicing", "stored")) != cfg.data.get("slicing", "stored"):
+        settings["slicing"] = slicing
     for key, value in settings.items():
         if (given := cfg.data.get(key)) != value:
             log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
@@ -206,6 +208,7 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         "model": {"name": cfg.model.name, "arguments": plain(without(cfg.model, "_target_"))},
         "task": cfg.data.get("task", "segmentation"),
         "preprocessing": data.describe(),
+        "slicing": cfg.data.get("slicing", "stored"),
         "classes": list(cfg.data.class_names),
         "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},
         "split": {"name": data.split.name, "hash": data.split.hash},

@@ -29,7 +29,8 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        about: `model` (leaf name, arguments), `task`, `preprocessing`, `classes`, `data`, `split`.
+        about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`, `classes`,
+            `data`, `split`.
         weights: state dict of the network as `build_network` makes it.
     """
 
@@ -95,6 +96,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
         return "its preprocessing"
     if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
         return "its preprocessing"
+    if not _is_name(about.get("slicing", "stored")):
+        return "its slicing"
     if not _is_name(about.get("task", "segmentation")):
         return "its task"
     classes = about.get("classes")

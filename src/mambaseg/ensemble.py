@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.slicing import check_rule
 from mambaseg.errors import UserError
 from mambaseg.inference import Member, choose_precision
 from mambaseg.networks import restore_network
@@ -46,7 +47,7 @@ def restore_predictor(
     where = _device(device)
     members, made_by, trained_on = [], [], []
     classes: list[str] = []
-    channels = 1
+    channels, slicing = 1, ""
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
         about = checkpoint.about
@@ -54,12 +55,17 @@ def restore_predictor(
             raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")
         names = list(about["classes"])
         takes = about["model"].get("arguments", {}).get("in_channels", 1)
+        cut = check_rule(about.get("slicing", "stored"))
         if classes and (names, takes) != (classes, channels):
             raise UserError(
                 f"ensemble: {checkpoint.path} takes {takes} channels and knows the classes "
                 f"{names}, those before it {channels} and {classes}"
             )
-        channels = takes
+        if classes and cut != slicing:
+            raise UserError(
+                f"ensemble: {checkpoint.path} slices as {cut}, those before it as {slicing}"
+            )
+        channels, slicing = takes, cut
         classes, used = names, about["preprocessing"]
         members.append(Member(network.to(where), Preprocessing.restored(used)))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
@@ -70,6 +76,7 @@ def restore_predictor(
     return Predictor(
         members,
         channels=channels,
+        slicing=slicing,
         class_names=classes,
         made_by=made_by,
         trained_on=trained_on,

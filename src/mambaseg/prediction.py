@@ -19,6 +19,7 @@ from mambaseg.data.case import DataError
 from mambaseg.data.images import Image, Source
 from mambaseg.data.nifti import to_nifti
 from mambaseg.data.pictures import label_picture
+from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
 from mambaseg.errors import UserError
 from mambaseg.files import whole_file
 from mambaseg.foreign import ForeignFileError, printable, read_json
@@ -82,6 +83,7 @@ class Predictor:
         made_by: plain data that says which networks these are; stands in every sidecar.
         options: what to do.
         trained_on: titles of the data that they were trained on.
+        slicing: how a volume is cut into slices, a rule of `data.slicing`.
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class Predictor:
         made_by: Sequence[Mapping[str, Any]],
         options: Options,
         trained_on: Sequence[str] = (),
+        slicing: str = "stored",
     ) -> None:
         self.members, self.class_names, self.options = members, class_names, options
         self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
+        self.slicing = slicing
         # what decides the labels: another recipe is another result
         self.recipe = {
             "networks": list(made_by),
@@ -103,6 +107,8 @@ class Predictor:
             "keep_largest": options.keep_largest,
             "precision": options.precision,
         }
+        if slicing != "stored":
+            self.recipe["slicing"] = slicing
         self.title = " + ".join(str(one["model"]) for one in made_by)
 
     def predict(self, sources: Sequence[Source], output: Path) -> Outcome:
@@ -151,8 +157,8 @@ class Predictor:
         }
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         _write(files["about"], text.encode())
-        frames, depth = image.frames.shape[:2]
-        return int(frames * depth)
+        frames, *sides = np.delete(image.frames.shape, 2)
+        return int(frames * sides[self._order(image)[0]])
 
     def read(self, source: Source) -> Image:
         """An image as the networks take it.
@@ -170,10 +176,11 @@ class Predictor:
         return image
 
     def segment(self, image: Image) -> Prediction:
-        """Every frame on its own, as a volume of a training set is."""
+        """Every frame on its own, as a volume of a training set is; on the image's own grid."""
+        order = self._order(image)
         labels, probabilities = [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
-        for frame in image.frames:
+        for frame in reordered(image.frames, order, (1, 3, 4)):
             scaled = [
                 torch.from_numpy(member.preprocessing.scale_intensity(frame))
                 for member in self.members
@@ -192,7 +199,15 @@ class Predictor:
             labels.append(volume.cpu().numpy())
             if found.probabilities is not None:
                 probabilities.append(found.probabilities.numpy().swapaxes(0, 1))
-        return Prediction(np.stack(labels), np.stack(probabilities) if probabilities else None)
+        back = inverse(order)
+        return Prediction(
+            reordered(np.stack(labels), back, (1, 2, 3)),
+            reordered(np.stack(probabilities), back, (2, 3, 4)) if probabilities else None,
+        )
+
+    def _order(self, image: Image) -> tuple[int, int, int]:
+        """The axes (z, y, x) of an image as slices, rows and columns."""
+        return order_of(slice_axis(image.spacing, self.slicing))
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self.options.precision == "bf16-mixed":
@@ -200,17 +215,19 @@ class Predictor:
         return contextlib.nullcontext()
 
     def _draw(self, source: Source, image: Image, prediction: Prediction, path: Path) -> None:
+        """Draws the slices as the networks saw them."""
         from mambaseg.reporting.figures import case_figure
 
+        z, y, x = order = self._order(image)
         frame = ", first frame" if len(image.frames) > 1 else ""
         case_figure(
-            grey(image.frames[0]),
+            grey(reordered(image.frames[0], order, (0, 2, 3))),
             None,
-            prediction.labels[0],
+            reordered(prediction.labels[0], order, (0, 1, 2)),
             class_names=self.class_names,
             title=printable(f"{source.name}{frame} · {self.title}, no reference"),
             path=path,
-            spacing=image.spacing,
+            spacing=image.spacing and (image.spacing[z], image.spacing[y], image.spacing[x]),
         )
 
     def _files(self, source: Source, output: Path) -> dict[str, Path]:

@@ -22,9 +22,10 @@ from mambaseg.data.acdc_h5 import FOLDERS as H5_FOLDERS
 from mambaseg.data.acdc_info import read_info
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
-from mambaseg.data.nifti import Nifti, read_nifti
+from mambaseg.data.nifti import read_nifti
 from mambaseg.data.packed import INDEX, survey_packed
 from mambaseg.data.problems import cases_or_first_problem
+from mambaseg.data.volumes import check_same_geometry
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
@@ -208,29 +209,8 @@ def read_official(case: Case) -> Volume:
     label = None
     if case.label_path is not None:
         label_file = read_nifti(case.label_path)
-        _check_same_geometry(case, image, label_file)
+        check_same_geometry(case, image, label_file, case.label_path)
         label = as_label(label_file.array, case.label_path)
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
         array = image.array.astype(np.float32)
     return Volume(array[:, None], label, image.spacing, image.affine, image.orientation)
-
-
-def _check_same_geometry(case: Case, image: Nifti, label: Nifti) -> None:
-    """Axes that differ mean that one of the two arrays is flipped or turned against the other.
-
-    A header that was never filled in says nothing. Origins are not compared.
-    """
-    if image.spacing is None or label.spacing is None:
-        return
-    if image.orientation != label.orientation:
-        theirs, ours = f"axes {label.orientation}", f"{image.orientation}"
-    elif not np.allclose(image.spacing, label.spacing, rtol=0.01):
-        theirs, ours = f"voxel size {label.spacing} (z, y, x)", f"{image.spacing}"
-    else:
-        return
-    raise DataError(
-        f"the label of {case.id} has {theirs} but the image ({case.image_path.name}) has {ours}",
-        case.label_path,
-        "Voxels are paired by index: bring both files to the same axes, or take both from the "
-        "same download.",
-    )

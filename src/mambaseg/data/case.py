@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mambaseg.data.slicing import order_of, reordered, slice_axis
 from mambaseg.errors import UserError
 
 
@@ -37,7 +38,7 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Volume:
-    """The arrays of one case, as stored.
+    """The arrays of one case, as stored; "z" is the axis along which slices are stacked.
 
     Attributes:
         image: `(Z, C, H, W)` float32, in the file's own intensity units.
@@ -70,6 +71,7 @@ class Case:
         channel_paths: files of the further channels, where each has its own.
         part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
+        slicing: which axis of the file becomes the first one, a rule of `slicing`.
     """
 
     id: str
@@ -82,14 +84,18 @@ class Case:
     channel_paths: tuple[Path, ...] = ()
     part: str | None = None
     label_map: tuple[tuple[int, int], ...] | None = None
+    slicing: str = "stored"
 
     def load(self) -> Volume:
-        """Read the case and map its labels; what it holds is not validated.
+        """Read the case, slice it and map its labels; what it holds is not validated.
 
         Raises:
             UserError: a file cannot be read, or a label is not named in the map.
         """
         volume = self.reader(self)
+        axis = slice_axis(volume.spacing, self.slicing)
+        if axis != 0 and volume.image.ndim == 4:
+            volume = _sliced(volume, order_of(axis))
         if self.label_map is None or volume.label is None:
             return volume
         return replace(volume, label=_mapped(self, volume.label, dict(self.label_map)))
@@ -115,12 +121,13 @@ class Case:
 
     @property
     def recipe(self) -> str:
-        """How its arrays come from its files: the reader, its keywords and the label map."""
+        """How its arrays come from its files: reader and keywords, label map, slicing."""
         reader: Any = self.reader
         keywords = []
         if isinstance(reader, functools.partial):
             keywords, reader = sorted(reader.keywords.items()), reader.func
-        return f"{reader.__module__}.{reader.__qualname__} {keywords} {self.label_map}"
+        made = f"{reader.__module__}.{reader.__qualname__} {keywords} {self.label_map}"
+        return made if self.slicing == "stored" else f"{made} {self.slicing}"
 
 
 def validate_volume(
@@ -224,6 +231,20 @@ def checked_label_map(
                 f"data.label_map: {value} is mapped to {index}, classes are 0..{num_classes - 1}"
             )
     return tuple(sorted(mapping.items()))
+
+
+def _sliced(volume: Volume, order: tuple[int, int, int]) -> Volume:
+    """The volume with its axes (z, y, x) in another order, and what says where they point."""
+    label, spacing = volume.label, volume.spacing
+    affine, orientation = volume.affine, volume.orientation
+    columns = [2 - axis for axis in reversed(order)]  # of (x, y, z)
+    return Volume(
+        reordered(volume.image, order, (0, 2, 3)),
+        None if label is None or label.ndim != 3 else reordered(label, order, (0, 1, 2)),
+        None if spacing is None else (spacing[order[0]], spacing[order[1]], spacing[order[2]]),
+        None if affine is None else affine[:, [*columns, 3]],
+        orientation and "".join(orientation[column] for column in columns),
+    )
 
 
 def _mapped(case: Case, label: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:

@@ -20,6 +20,7 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
+from mambaseg.data.slicing import check_rule
 from mambaseg.data.splits import make_split
 from mambaseg.data.volume_cache import VolumeCache
 from mambaseg.errors import UserError
@@ -60,6 +61,7 @@ class SegmentationDataModule(StepDataModule):
         in_channels: C, channels of every image.
         label_map: Value in the label files -> class, for labels in another order; every value that
             occurs must be named. None takes them as they are.
+        slicing: Along which axis of a file the slices are cut, a rule of `slicing`.
         cache_dir: Folder for decoded caches.
         on_device: Whether the training slices are kept in the device's memory and gathered there,
             which changes no value; `auto`: on a CUDA device with room for them.
@@ -95,6 +97,7 @@ class SegmentationDataModule(StepDataModule):
         label_map: Mapping[int, int] | None = None,
         on_device: bool | Literal["auto"] = "auto",
         class_remarks: Callable[[Sequence[str], Mapping[str, float]], list[str]] | None = None,
+        slicing: str = "stored",
     ) -> None:
         super().__init__(
             name=name,
@@ -121,6 +124,7 @@ class SegmentationDataModule(StepDataModule):
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)
         self._class_remarks = class_remarks
+        self.slicing = check_rule(slicing)
         self._split_name, self._fold, self._split_seed = split, fold, split_seed
         self._cache: VolumeCache | None = None
         if on_device not in (True, False, "auto"):
@@ -143,9 +147,10 @@ class SegmentationDataModule(StepDataModule):
             return
         if self._prepare is not None:
             self._prepare(self.root)
-        found = self._find_cases(self.root)
-        if self._label_map is not None:
-            found = [replace(case, label_map=self._label_map) for case in found]
+        found = [
+            replace(case, label_map=self._label_map, slicing=self.slicing)
+            for case in self._find_cases(self.root)
+        ]
         split = partial(
             make_split,
             self._split_name,

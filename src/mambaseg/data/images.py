@@ -17,7 +17,7 @@ from mambaseg.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".tif", ".tiff")
-META_IMAGE = (".mha", ".mhd")
+META_IMAGE = (".mha", ".mhd", ".nrrd")
 DICOM = (".dcm", ".ima")
 KNOWN = (*NIFTI, *PICTURES, *META_IMAGE, *DICOM)
 

@@ -26,7 +26,8 @@ class Nifti:
     """One NIfTI file.
 
     Attributes:
-        array: `(Z, H, W)`, the file's (x, y, z) transposed; with the header's slope applied.
+        array: `(Z, H, W)` or `(T, Z, H, W)`, the file's (x, y, z, t) transposed; with
+            the header's slope applied.
         spacing: mm as (z, y, x); None when unknown (see `read_nifti`).
         affine: 4x4, voxel (x, y, z) to mm, as stored.
         orientation: axis codes of (x, y, z); None when the spacing is unknown.
@@ -111,7 +112,7 @@ def to_nifti(
     return gzip.compress(content, compresslevel=6, mtime=0)
 
 
-def read_nifti(path: Path) -> Nifti:
+def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Nifti:
     """Read a `.nii` or `.nii.gz` file completely, check sum included.
 
     The header is read first and must be plausible; then as much is unpacked as it promises, so a
@@ -123,9 +124,10 @@ def read_nifti(path: Path) -> Nifti:
 
     Raises:
         UserError: missing, truncated, damaged or not NIfTI; longer or shorter than its header
-            says; not one 3-D volume of real numbers; without a usable voxel size or affine.
+            says; not one 3-D volume of real numbers (or of as many `dimensions`); without a usable
+        voxel size or affine.
     """
-    image = _load(path, dimensions=(3,))
+    image = _load(path, dimensions=dimensions)
     array = _voxels(path, image)
     spacing = _spacing_mm(image.header)
     affine = np.asarray(image.affine)

@@ -1,0 +1,86 @@
+"""One file as a volume, whatever its format: NIfTI, MetaImage, NRRD, PNG, TIFF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mambaseg.data.case import Case, DataError, Volume
+from mambaseg.data.images import META_IMAGE, NIFTI, PICTURES, Image
+from mambaseg.data.nifti import read_nifti
+
+ENDINGS = (*NIFTI, *META_IMAGE, *PICTURES)
+
+
+class Located(Protocol):
+    """What knows its grid: voxel size in mm (z, y, x) and axis codes of (x, y, z), or None."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None: ...  # noqa: D102 - see the class
+    @property
+    def orientation(self) -> str | None: ...  # noqa: D102 - see the class
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a file as `image` (Z, C, H, W) of its own data type; a fourth axis is the channels.
+
+    Raises:
+        UserError: missing, damaged, too large, or of a format that is not read.
+    """
+    name = path.name.lower()
+    if name.endswith(NIFTI):
+        nifti = read_nifti(path, dimensions=(3, 4))
+        array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
+        return Volume(array.swapaxes(0, 1), None, nifti.spacing, nifti.affine, nifti.orientation)
+    if name.endswith(META_IMAGE):
+        from mambaseg.data.itk import read_file
+
+        return _from_image(read_file(path))
+    if name.endswith(PICTURES):
+        from mambaseg.data.pictures import read_picture
+
+        return Volume(read_picture(path).frames[0], None)
+    raise DataError("this format is not read", path, f"Known endings: {', '.join(ENDINGS)}.")
+
+
+def _from_image(image: Image) -> Volume:
+    import nibabel
+
+    affine = np.eye(4)
+    affine[:3] = [image.geometry[row] for row in ("srow_x", "srow_y", "srow_z")]
+    orientation = "".join(nibabel.aff2axcodes(affine))
+    array = image.frames[:, :, 0].swapaxes(0, 1)  # the axis after x, y, z as channels
+    return Volume(array, None, image.spacing, affine, orientation)
+
+
+def check_same_geometry(case: Case, image: Located, other: Located, path: Path | None) -> None:
+    """Axes that differ mean that one of two arrays is flipped or turned against the other.
+
+    A header that was never filled in says nothing. Origins are not compared.
+
+    Args:
+        case: of both.
+        image: of the case's image.
+        other: of the file at `path`: its label, or a further channel.
+        path: of that file.
+
+    Raises:
+        UserError: the axes or the voxel sizes (by more than 1 %) differ.
+    """
+    if image.spacing is None or other.spacing is None:
+        return
+    if image.orientation != other.orientation:
+        theirs, ours = f"axes {other.orientation}", f"{image.orientation}"
+    elif not np.allclose(image.spacing, other.spacing, rtol=0.01):
+        theirs, ours = f"voxel size {other.spacing} (z, y, x)", f"{image.spacing}"
+    else:
+        return
+    what = "label" if path == case.label_path else "channel"
+    raise DataError(
+        f"the {what} of {case.id} has {theirs} but the image ({case.image_path.name}) has {ours}",
+        path,
+        "Voxels are paired by index: bring both files to the same axes, or take both from the "
+        "same download.",
+    )

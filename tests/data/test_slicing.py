@@ -1,0 +1,76 @@
+"""Slices along the axis with the largest voxel size; what says where they lie goes with them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_cases import find_fakes, write_cases
+
+from mambaseg.data.case import Case, Volume
+from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
+from mambaseg.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [
+        ((10.0, 1.5, 1.5), 0),
+        ((1.5, 10.0, 1.5), 1),
+        ((1.2, 1.5, 10.0), 2),
+        ((1.0, 1.0, 1.0), 0),
+        ((0.5, 0.8, 0.8), 0),  # two are the largest: neither is how it was made
+        ((1.0, 1.0, 1.49), 0),
+        ((1.0, 1.0, 1.5), 2),
+        (None, 0),
+    ],
+)
+def test_the_axis_with_the_clearly_largest_voxel_size(spacing, axis):
+    assert slice_axis(spacing, "spacing") == axis
+    assert slice_axis(spacing, "stored") == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_order_is_undone_by_its_inverse(axis):
+    array = np.arange(2 * 3 * 4 * 5).reshape(3, 2, 4, 5)
+    order = order_of(axis)
+    cut = reordered(array, order, (0, 2, 3))
+    assert cut.shape[1] == 2 and cut.shape[0] == (3, 4, 5)[axis]
+    assert np.array_equal(reordered(cut, inverse(order), (0, 2, 3)), array)
+
+
+def read_sagittal(case: Case) -> Volume:
+    """Thick along x: each voxel says where it is, in mm."""
+    z, y, x = np.meshgrid(*map(np.arange, (4, 5, 3)), indexing="ij")
+    affine = np.array([[0, -1.2, 0, 7], [0, 0, 1.1, -3], [-6.0, 0, 0, 2], [0, 0, 0, 1]])
+    voxels = np.stack([x, y, z, np.ones_like(x)], axis=-1) @ affine.T
+    image = np.moveaxis(voxels[..., :3], -1, 1).astype(np.float32)
+    return Volume(image, (x + 3 * y).astype(np.uint8), (1.1, 1.2, 6.0), affine, "IPR")
+
+
+def test_what_says_where_a_voxel_lies_goes_with_it():
+    stored = Case("a", "a", None, None, "a", None, read_sagittal)
+    case = replace(stored, slicing="spacing")
+    volume = case.load()
+    assert volume.image.shape == (3, 3, 4, 5) and volume.label.shape == (3, 4, 5)
+    assert volume.spacing == (6.0, 1.1, 1.2) and volume.orientation == "PRI"
+    for z, y, x in ((0, 0, 0), (2, 3, 4), (1, 2, 0)):
+        there = volume.affine @ (x, y, z, 1)
+        assert there[:3] == pytest.approx(volume.image[z, :, y, x])
+        assert volume.label[z, y, x] == z + 3 * x
+    assert stored.load().image.shape == (4, 3, 5, 3)
+    assert stored.recipe != case.recipe  # another decoded cache
+
+
+def test_the_data_module_slices_as_it_is_told(tmp_path):
+    write_cases(tmp_path / "data", patients=4)
+    data = {
+        "name": "tiny", "find_cases": find_fakes, "root": tmp_path / "data", "size": 8,
+        "class_names": list("abcd"), "num_classes": 4, "split": "random", "batch_size": 2,
+        "steps": 1, "cache_dir": tmp_path / "cache",
+    }  # fmt: skip
+    module = SegmentationDataModule(**data, slicing="spacing")
+    module.load()
+    assert {case.slicing for part in module.cases.values() for case in part} == {"spacing"}
+    with pytest.raises(UserError, match="stored, spacing"):
+        SegmentationDataModule(**data, slicing="thick")
