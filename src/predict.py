@@ -18,7 +18,7 @@ from mambaseg.errors import UserError
 from mambaseg.foreign import printable
 
 _HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities", "overlay",
-        "batch_size", "rerun")  # fmt: skip
+        "dicom_seg", "batch_size", "rerun")  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -29,6 +29,8 @@ def main(cfg: DictConfig) -> None:
     sources = find_images(cfg.input, outside=output)
     if (cfg.run is None) == (not cfg.ensemble):
         raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
+    if cfg.dicom_seg not in (True, False, "auto"):
+        raise UserError(f"dicom_seg={cfg.dicom_seg}: choose auto, true or false")
     how = {name: cfg[name] for name in _HOW}
     predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], original=cfg, **how)
     outcome = predictor.predict(sources, output)

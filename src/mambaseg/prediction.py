@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mambaseg.data import dicom_seg
 from mambaseg.data.case import DataError
 from mambaseg.data.images import Image, Source
 from mambaseg.data.nifti import to_nifti
@@ -28,6 +29,7 @@ from mambaseg.views import grey
 
 PROBABILITIES = "_probabilities.nii.gz"
 OVERLAY = "_overlay.png"
+DICOM_SEG = "_seg.dcm"
 _OTHERWISE = "choose another folder with output=..."
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Options:
         keep_largest: keep the largest component of each class in each volume.
         probabilities: write them too.
         overlay: draw a picture too; of a cine its first frame.
+        dicom_seg: of a DICOM series write a DICOM segmentation too; `auto`: where that is possible.
         batch_size: slices per forward pass.
         precision: `32-true` or `bf16-mixed`.
         rerun: predict again what is there.
@@ -50,6 +53,7 @@ class Options:
     keep_largest: bool = False
     probabilities: bool = False
     overlay: bool = False
+    dicom_seg: bool | Literal["auto"] = "auto"
     batch_size: int = 24
     precision: str = "32-true"
     rerun: bool = False
@@ -115,10 +119,13 @@ class Predictor:
         """Predicts what is not there yet; one image that fails does not stop the others.
 
         Raises:
-            UserError: the folder holds results of other networks or options.
+            UserError: the folder holds results of other networks or options, or a package is
+                missing for what is asked.
         """
         from rich.progress import track
 
+        if self.options.dicom_seg is True and any(source.series for source in sources):
+            dicom_seg.require()
         outcome, start = Outcome(), time.perf_counter()
         waiting: list[str] = []
         for source in sources:
@@ -148,6 +155,8 @@ class Predictor:
         if self.options.overlay:
             self._draw(source, image, prediction, files["overlay"])
         _write(files["labels"], label_map(image, prediction.labels))
+        if source.series and self.options.dicom_seg:
+            self._write_dicom_seg(source, image, prediction, output)
         # the last one: where it is, all the others are
         about = {
             "labels": {name: index for index, name in enumerate(self.class_names)},
@@ -230,16 +239,42 @@ class Predictor:
             spacing=image.spacing and (image.spacing[z], image.spacing[y], image.spacing[x]),
         )
 
+    def _write_dicom_seg(
+        self, source: Source, image: Image, prediction: Prediction, output: Path
+    ) -> None:
+        """The labels as DICOM; under `auto` a series of which that cannot be said is warned of."""
+        from mambaseg.data.itk import series_files
+
+        path = _beside(output / source.name, DICOM_SEG)
+        if self.options.dicom_seg == "auto" and not dicom_seg.available():
+            return
+        try:
+            content = dicom_seg.to_dicom_seg(
+                series_files(source.path, source.series),
+                prediction.labels[0],
+                slice_mm=image.spacing[0] if image.spacing else 1.0,
+                class_names=self.class_names,
+                algorithm=self.title,
+            )
+        except DataError as error:
+            if self.options.dicom_seg != "auto":
+                raise
+            log.warning("%s", printable(f"no {path.name}: {error.path}: {error.problem}"))
+            return
+        _write(path, content)
+
     def _files(self, source: Source, output: Path) -> dict[str, Path]:
         place = output / source.name
         files = {
-            "labels": place.with_name(place.name + (".png" if source.is_picture else ".nii.gz")),
-            "about": place.with_name(place.name + ".json"),
+            "labels": _beside(place, ".png" if source.is_picture else ".nii.gz"),
+            "about": _beside(place, ".json"),
         }
         if self.options.probabilities:
-            files["probabilities"] = place.with_name(place.name + PROBABILITIES)
+            files["probabilities"] = _beside(place, PROBABILITIES)
         if self.options.overlay:
-            files["overlay"] = place.with_name(place.name + OVERLAY)
+            files["overlay"] = _beside(place, OVERLAY)
+        if self.options.dicom_seg is True and source.series:
+            files["dicom_seg"] = _beside(place, DICOM_SEG)
         return files
 
     def _is_finished(self, source: Source, output: Path) -> bool:
@@ -256,6 +291,10 @@ class Predictor:
             f"{files['labels']} was made by other networks or with other options (its .json says "
             "which): choose another folder with output=..., or rerun=true to replace it"
         )
+
+
+def _beside(place: Path, ending: str) -> Path:
+    return place.with_name(place.name + ending)
 
 
 def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:

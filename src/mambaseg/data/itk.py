@@ -36,18 +36,27 @@ def series_in(folder: Path) -> list[str]:
     return sorted(_simpleitk().ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
 
 
+def series_files(folder: Path, series: str) -> list[Path]:
+    """The files of a DICOM series, sorted by the position of their slices.
+
+    Raises:
+        UserError: there are none, or SimpleITK is not installed.
+    """
+    files = _simpleitk().ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
+    if not files:
+        raise DataError(f"no DICOM series {series}", folder, AGAIN)
+    return [Path(file) for file in files]
+
+
 def read_series(folder: Path, series: str) -> Image:
     """Read a DICOM series as one volume; slices are sorted by their position.
 
     Raises:
         UserError: it cannot be read, or its slices are no grid.
     """
-    sitk = _simpleitk()
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
-    if not files:
-        raise DataError(f"no DICOM series {series}", folder, AGAIN)
-    headers = [_header(sitk, Path(file)) for file in files]
-    _check(Path(files[0]), headers[0], (*headers[0].GetSize()[:2], len(files)))
+    sitk, files = _simpleitk(), series_files(folder, series)
+    headers = [_header(sitk, file) for file in files]
+    _check(files[0], headers[0], (*headers[0].GetSize()[:2], len(files)))
     steps = np.diff([header.GetOrigin() for header in headers], axis=0)  # mm from slice to slice
     if len(steps) and not np.allclose(steps, steps[0], atol=0.01 * np.linalg.norm(steps[0]) or -1):
         raise DataError(
@@ -57,7 +66,7 @@ def read_series(folder: Path, series: str) -> Image:
             "Export one volume per series, complete.",
         )
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
+    reader.SetFileNames([str(file) for file in files])
     try:
         image = reader.Execute()
     except Exception as error:  # ITK has one type for all that can be wrong
