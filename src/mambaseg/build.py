@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mambaseg.run import Run
 
 # keys of a data leaf that speak to this module rather than to the data module
-_DATA_EXTRAS = ("title", "synthetic", "task", "instead")
+_DATA_EXTRAS = ("title", "synthetic", "task", "instead", "patient_pattern")
 # keys of conf/evaluate.yaml that only say what to score; `checkpoint` is what they come to
 _SOURCES = ("run", "predictions", "references", "class_names")
 # precisions that convert the network itself, and torch's name of what it becomes
@@ -83,13 +83,36 @@ def _monitor(*, _root_: DictConfig) -> str:
     return str(_task_class(_root_.data).monitor)
 
 
-_RESOLVERS: dict[str, Callable[..., str]] = {
+def _nnunet(what: str, *, _root_: DictConfig) -> Any:
+    """What the data set at data.root, in nnU-Net's layout, says about itself.
+
+    Raises:
+        UserError: there is none, or its dataset.json cannot be used.
+    """
+    from mambaseg.data.dataset_json import read_dataset_json
+    from mambaseg.data.nnunet import split_of
+
+    if OmegaConf.is_missing(_root_.data, "root"):
+        raise UserError("data=nnunet: say where the data set is, data.root=.../Dataset027_ACDC")
+    root = Path(_root_.data.root).expanduser()
+    if what == "title":
+        return root.absolute().name[:100]
+    if what == "split":
+        return split_of(root)
+    about = read_dataset_json(root)
+    if what == "in_channels":
+        return len(about.channels)
+    return len(about.class_names) if what == "num_classes" else list(about.class_names)
+
+
+_RESOLVERS: dict[str, Callable[..., Any]] = {
     "monitor": _monitor,
     "acdc_root": _acdc_root,
     "found_data": _found_data,
     "haze_root": _haze_root,
     "found_haze": _found_haze,
     "wandb_mode": _wandb_mode,
+    "nnunet": _nnunet,
 }
 for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)

@@ -12,7 +12,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mambaseg.data.case import Case, DataError
@@ -78,9 +78,10 @@ def check_dataset(
     try:
         layout = layout or find_layout(root)
         names = layout.class_names(root)
-        cases, unusable = layout.survey(root)
+        found, unusable = layout.survey(root)
     except DataError as error:
         return Report(root, 0, 0, (Problem.from_error(str(root), error, root),))
+    cases = [replace(case, slicing=layout.slicing) for case in found]
     classes = num_classes or (len(names) if names else MAX_CLASSES)
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
         files = [*cases, *layout.further_cases(root, cases)]
@@ -134,6 +135,8 @@ def _other_axes(examined: Sequence[Examined]) -> Iterator[Problem]:
     for axes in sorted({str(one.orientation) for one in others}):
         where = listed(one.case.id for one in others if one.orientation == axes)
         remedy = "Arrays are used as stored: bring all files to the same axes."
+        if others[0].case.slicing == "spacing":
+            remedy = "They are seen turned or flipped, or were scanned in another plane."
         yield Problem("warning", where, f"axes {axes} where most cases have {usual}", remedy)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data import acdc, acdc_check, promise12, synapse
+from mambaseg.data import acdc, acdc_check, nnunet, promise12, synapse
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.plausibility import cardiac_remarks
@@ -43,6 +43,7 @@ class Layout:
         class_names: of the classes 0..K-1, where layout or folder tell them; raises a `UserError`
             when the file that should is unusable.
         split: `data.split` that fits without further words.
+        slicing: `data.slicing` of its leaf.
         patients: everybody who is there, usable or not.
         further_cases: what is to be read beyond the cases.
         problems: of the folder as a whole.
@@ -55,6 +56,7 @@ class Layout:
     survey: Callable[[Path], tuple[list[Case], list[DataError]]]
     class_names: Callable[[Path], tuple[str, ...] | None] = _no_names
     split: Callable[[Path], str] = lambda root: "random"
+    slicing: str = "stored"
     patients: Callable[[Path, Sequence[Case]], set[str]] = _patients_of
     further_cases: Callable[[Path, Sequence[Case]], Sequence[Case]] = _nothing
     problems: Callable[[Path, Sequence[Case]], Iterable[Problem]] = _nothing
@@ -96,8 +98,18 @@ PROMISE12 = Layout(
     class_names=lambda root: ("background", "prostate"),
     split=lambda root: "given",
 )
+NNUNET = Layout(
+    name="nnunet",
+    example="nnU-Net and MSD (dataset.json, imagesTr/ and labelsTr/)",
+    recognises=nnunet.recognises,
+    survey=nnunet.survey,
+    class_names=nnunet.class_names,
+    split=nnunet.split_of,
+    slicing="spacing",
+    problems=nnunet.folder_problems,
+)
 # the first that recognises a folder is taken
-LAYOUTS: tuple[Layout, ...] = (ACDC, SYNAPSE, BTCV, PROMISE12)
+LAYOUTS: tuple[Layout, ...] = (NNUNET, ACDC, SYNAPSE, BTCV, PROMISE12)
 
 
 def find_layout(root: Path) -> Layout:

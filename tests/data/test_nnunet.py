@@ -1,0 +1,287 @@
+"""nnU-Net v2, nnU-Net v1 and MSD: which cases there are, what they hold, who is in which part."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from mambaseg.data.check import check_dataset
+from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.dataset_json import read_dataset_json
+from mambaseg.data.nnunet import find_cases, split_of, survey
+from mambaseg.errors import UserError
+from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
+
+SPLITS = [
+    {"train": ["case_000", "case_001", "case_002"], "val": ["case_003", "case_004"]},
+    {"train": ["case_002", "case_003", "case_004"], "val": ["case_000"]},
+]
+
+
+def parts(cases):
+    return {case.id: case.part for case in cases}
+
+
+@pytest.mark.parametrize(
+    ("words", "channels"),
+    [
+        ({}, 1),
+        ({"channels": 2}, 2),
+        ({"channels": 2, "ending": ".nii"}, 2),
+        ({"channels": 2, "ending": ".mha"}, 2),
+        ({"ending": ".nrrd"}, 1),
+        ({"version": 1, "whole": True}, 1),
+        ({"version": 1, "whole": True, "channels": 3}, 3),
+        ({"version": 1, "channels": 2}, 2),
+        ({"ids": ["a_0001", "a_0002", "b_0001"], "whole": True, "version": 1}, 1),
+    ],
+)
+def test_every_layout_gives_the_voxels_that_were_written(tmp_path, words, channels):
+    root = write_nnunet(tmp_path / "Dataset001_Tiny", **words)
+    about = read_dataset_json(root)
+    assert about.class_names == LABELS and len(about.channels) == channels
+    for seed, case in enumerate(find_cases(root)):
+        volume = case.read(3, channels)
+        image, label = arrays(seed, channels=channels)
+        assert np.array_equal(volume.image, np.moveaxis(image.T, -1, 1))
+        assert np.array_equal(volume.label, label.T)
+        assert volume.spacing == pytest.approx((8.0, 1.25, 1.5))
+        assert len(case.sources()) == (2 if words.get("whole") else channels + 1)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_pictures_are_cases_of_one_slice(tmp_path, ending):
+    (case, *_) = find_cases(write_nnunet(tmp_path, ending=ending, channels=2))
+    volume = case.read(3, 2)
+    image, label = arrays(0, channels=2, shape=(20, 18, 1))
+    assert volume.image.shape == (1, 2, 18, 20) and volume.spacing is None
+    assert np.array_equal(volume.image[0, 1], np.clip(image[1, :, :, 0].T / 4, 0, 255).astype("u1"))
+    assert np.array_equal(volume.label[0], label[:, :, 0].T)
+
+
+# ---- who is in which part -----------------------------------------------------------------------
+
+
+def test_a_fold_is_that_of_the_file_with_the_test_part_where_it_has_labels(tmp_path):
+    root = write_nnunet(tmp_path / "a", tests=2, splits=SPLITS)
+    assert split_of(root) == "given"
+    assert parts(find_cases(root)) == {
+        "case_000": "train", "case_001": "train", "case_002": "train", "case_003": "val",
+        "case_004": "val", "test_000": "test", "test_001": "test",
+    }  # fmt: skip
+    of_fold_1 = parts(find_cases(root, fold=1))
+    assert of_fold_1["case_000"] == "val" and of_fold_1["case_001"] is None
+    with pytest.raises(UserError, match=r"splits_final.json: has no fold 2\. .*0\.\.1"):
+        find_cases(root, fold=2)
+
+
+@pytest.mark.parametrize("above", ["", "nnUNet_raw_data"])
+def test_the_file_is_also_found_in_the_preprocessed_folder(tmp_path, above):
+    root = write_nnunet(tmp_path / "nnUNet_raw" / above / "Dataset001_Tiny")
+    assert split_of(root) == "random"
+    place = tmp_path / "nnUNet_preprocessed" / "Dataset001_Tiny" / "splits_final.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(SPLITS))
+    assert split_of(root) == "given" and parts(find_cases(root))["case_004"] == "val"
+
+
+def test_without_the_file_a_fold_is_the_one_that_nnunet_draws(tmp_path):
+    """Numbers from scikit-learn 1.7: KFold(5, shuffle=True, random_state=12345) of 12 cases."""
+    root = write_nnunet(tmp_path, cases=12)
+    drawn = [[0, 3, 8], [7, 10, 11], [6, 9], [1, 4], [2, 5]]
+    for fold, numbers in enumerate(drawn):
+        val = [id_ for id_, part in parts(find_cases(root, fold=fold)).items() if part == "val"]
+        assert val == [f"case_{number:03d}" for number in numbers]
+    with pytest.raises(UserError, match=r"data\.fold is one of 0\.\.4"):
+        find_cases(root, fold=5)
+
+
+def test_cases_of_a_patient_stay_together_when_he_is_named(tmp_path, caplog):
+    ids = [f"patient{number:03d}_{phase}" for number in range(6) for phase in ("ED", "ES")]
+    root = write_nnunet(tmp_path, ids=ids)
+    assert len({case.patient for case in find_cases(root)}) == 12
+    assert r"data.patient_pattern='^(.+)_'" in caplog.text
+    (warning,) = check_dataset(root).of("warning")
+    assert "patient000_ED, patient000_ES" in warning.problem
+    cases = find_cases(root, patient_pattern=r"^(patient\d+)_")
+    assert [case.patient for case in cases[:3]] == ["patient000", "patient000", "patient001"]
+    assert all(a.part == b.part for a, b in zip(cases[::2], cases[1::2], strict=True))
+    for pattern, message in (("(", "is no pattern"), ("x(.)", "finds no patient in patient000_ED")):
+        with pytest.raises(UserError, match=message):
+            find_cases(root, patient_pattern=pattern)
+    splits = [{"train": [i for i in ids if i != "patient003_ES"], "val": ["patient003_ES"]}]
+    (root / "splits_final.json").write_text(json.dumps(splits))
+    assert find_cases(root)
+    with pytest.raises(UserError, match=r"patient003 .*in train and val"):
+        find_cases(root, patient_pattern=r"^(patient\d+)_")
+
+
+def test_a_patient_who_is_tested_does_not_train(tmp_path):
+    root = write_nnunet(tmp_path, tests=2, ids=["a_1", "a_2", "b_1", "b_2", "test_7"])
+    assert find_cases(root)
+    with pytest.raises(UserError, match=r"test_7 is for training, but test is tested too"):
+        find_cases(root, patient_pattern="^([a-z]+)_")
+
+
+def test_the_data_module_trains_on_a_fold(tmp_path):
+    root = write_nnunet(tmp_path / "data", channels=2, splits=SPLITS)
+    module = SegmentationDataModule(
+        name="nnunet", find_cases=find_cases, root=root, cache_dir=tmp_path / "cache", size=16,
+        class_names=LABELS, num_classes=3, in_channels=2, split="given", batch_size=2, steps=1,
+        slicing="spacing",
+    )  # fmt: skip
+    module.load()
+    assert module.split.name == "given" and "Validation = test" in module.split.note
+    assert module.split.test == ("case_003", "case_004")
+    assert module.evaluation_data("test")[0]["image"].shape == (4, 2, 18, 20)
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "'whole' is a region made of"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "'ignore' marks voxels without"),
+        ({"labels": {"background": 0, "a": 2}}, "not 0, 1, 2, ... without gaps"),
+        ({"labels": {"background": 0, "a": 0}}, "not 0, 1, 2, ... without gaps"),
+        ({"labels": {"background": False, "a": True}}, "not 0, 1, 2, ... without gaps"),
+        ({"labels": {"0": "background", "1": "a", "01": "b"}}, "not 0, 1, 2, ... without gaps"),
+        ({"labels": ["background", "a"]}, "does not name background and a class"),
+        ({"labels": {"a": 0, " a ": 1}}, "the same name"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_with_the_way_out(tmp_path, about, message):
+    root = write_nnunet(tmp_path, **about)
+    with pytest.raises(UserError, match=message) as raised:
+        _ = read_dataset_json(root).class_names
+    assert str(root / "dataset.json") in str(raised.value)
+    assert len(find_cases(root)) == 5  # with classes that somebody names it can be used
+    assert not check_dataset(root).ok
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"channel_names": {"1": "T1"}}, "does not number the channels"),
+        ({"channel_names": {}}, "does not number the channels"),
+        ({"channel_names": {str(n): "T" for n in range(65)}}, "65 channels"),
+        ({"file_ending": ".dcm"}, r"file_ending is '\.dcm', which is not read"),
+        ({"file_ending": ["x"]}, "which is not read"),
+        ({"file_ending": ".nii"}, r"no images with labels are here \(ending .nii\)"),
+        ({"dataset": {"a": {}}}, "lists its files under 'dataset'"),
+    ],
+)
+def test_what_else_dataset_json_may_not_say(tmp_path, about, message):
+    root = write_nnunet(tmp_path, **about)
+    with pytest.raises(UserError, match=message):
+        find_cases(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "no JSON"),
+        (b"[]", "holds no names and values"),
+        (b"[" * 100_000, "is not usable"),
+        (b" " * (9 << 20), "larger than"),
+        (b"\xff", "UTF-8"),
+        (None, "the file is missing"),
+    ],
+)
+def test_a_hostile_or_missing_dataset_json_is_one_message(tmp_path, content, message):
+    root = write_nnunet(tmp_path)
+    (root / "dataset.json").unlink()
+    if content is not None:
+        (root / "dataset.json").write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        find_cases(root)
+    assert str(root / "dataset.json") in str(raised.value)
+    (problem,) = check_dataset(root).problems
+    assert problem.level == "error" and problem.remedy
+
+
+def test_files_that_are_missing_or_too_many_are_all_listed(tmp_path):
+    root = write_nnunet(tmp_path, cases=6, channels=2, tests=1, numTraining=7)
+    (root / "imagesTr" / "case_000_0001.nii.gz").unlink()
+    (root / "labelsTr" / "case_001.nii.gz").unlink()
+    path = root / "imagesTr" / "case_002_0000.nii.gz"
+    path.with_name("case_002_0002.nii.gz").write_bytes(path.read_bytes())
+    path.with_name("case_003.nii.gz").write_bytes(path.read_bytes())
+    test = root / "labelsTs" / "test_000.nii.gz"
+    test.with_name("case_005.nii.gz").write_bytes(test.read_bytes())
+    for channel in range(2):
+        name = f"imagesTs/case_005_000{channel}.nii.gz"
+        (root / name).write_bytes(path.read_bytes())
+    cases, problems = survey(root)
+    assert [case.id for case in cases] == ["case_004", "case_005", "test_000"]
+    assert [f"{p.path.relative_to(root)}: {p.problem}" for p in problems] == [
+        "imagesTr/case_000_0001.nii.gz: the image is missing (channel T2)",
+        "imagesTr/case_002_0002.nii.gz: case_002 has 3 channels",
+        "imagesTr/case_003.nii.gz: case_003 is there as one file and as a file per channel",
+        "labelsTr/case_001.nii.gz: the label is missing",
+        "labelsTs/case_005.nii.gz: case_005 is in labelsTr and in labelsTs",
+    ]
+    with pytest.raises(UserError, match=r"4 more like this: make data-check"):
+        find_cases(root)
+    report = check_dataset(root)
+    assert len(report.of("error")) == 5
+    assert any("numTraining is 7" in one.problem for one in report.of("warning"))
+
+
+def test_channels_and_labels_that_do_not_fit_are_errors(tmp_path):
+    root = write_nnunet(tmp_path, channels=2)
+    image, label = arrays(0, channels=2)
+    turned = nibabel.load(root / "imagesTr" / "case_000_0001.nii.gz")
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    nibabel.save(
+        nibabel.Nifti1Image(image[1], flip @ turned.affine), root / "imagesTr/case_000_0001.nii.gz"
+    )
+    write_volume(root / "imagesTr/case_001_0001.nii.gz", image[1][:-1], (1.5, 1.25, 8.0))
+    write_volume(root / "labelsTr/case_002.nii.gz", label, (1.5, 1.25, 5.0))
+    write_volume(root / "labelsTr/case_003.nii.gz", image[0], (1.5, 1.25, 8.0))
+    write_volume(root / "labelsTr/case_004.nii.gz", np.stack([label] * 2, -1), (1.5, 1.25, 8.0))
+    told = {one.where: one.problem for one in check_dataset(root).of("error")}
+    for case, said in {
+        "case_000": "the channel of case_000 has axes",
+        "case_001": "the channel has shape",
+        "case_002": "the label of case_002 has voxel size",
+        "case_003": "the label holds value",
+        "case_004": "the label has 2 channels",
+    }.items():
+        assert said in told[case]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([{"train": ["case_000"], "val": ["gone"]}], "fold 0 names gone, without a label"),
+        ([{"train": ["case_000"]}], "does not list who is in train and val"),
+        ([{"train": [1], "val": []}], "does not list who is in train and val"),
+        ({"train": []}, "no list of folds"),
+        ([], "no list of folds"),
+        ([{"train": ["case_000"], "val": ["case_000"]}], "in train and val"),
+    ],
+)
+def test_splits_that_cannot_be_used_are_refused(tmp_path, splits, message):
+    root = write_nnunet(tmp_path, splits=splits)
+    with pytest.raises(UserError, match=message) as raised:
+        find_cases(root)
+    assert "splits_final.json" in str(raised.value)
+
+
+def test_a_pickle_of_splits_is_not_read_and_said(tmp_path):
+    root = write_nnunet(tmp_path)
+    (root / "splits_final.pkl").write_bytes(b"")
+    (problem,) = check_dataset(root).problems
+    assert (problem.where, problem.level) == ("splits_final.pkl", "warning")
+
+
+def test_a_sound_data_set_of_every_kind_has_no_problems(tmp_path):
+    for number, words in enumerate(
+        ({}, {"channels": 2, "tests": 2}, {"version": 1, "whole": True}, {"splits": SPLITS})
+    ):
+        report = check_dataset(write_nnunet(tmp_path / str(number), **words))
+        assert report.problems == () and report.layout.name == "nnunet"
