@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image as Pillow
 
 from mambaseg.build import build
+from mambaseg.data.images import find_images
+from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.folder_scores import find_pairs, score_folders
@@ -18,7 +21,7 @@ from mambaseg.metrics import score_case, summarise
 from mambaseg.reporting.collect import read_run
 from mambaseg.reporting.report import write_report
 from reporting.fake_runs import heart, predicted
-from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet
+from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
 
 SPACING = (10.0, 1.5, 1.25)  # z, y, x
 EVALUATION = {"empty": "penalty", "tolerance_mm": 3.0, "keep_largest": False}
@@ -108,6 +111,79 @@ def test_probabilities_beside_the_labels_are_not_scored(folders):
     assert scored(folders).summary["cases"] == 4
 
 
+def predicted_files(tmp_path, name, write):
+    """A folder of all that predict.py writes for what `write` made, and an empty one."""
+    checkpoint = write_checkpoint(tmp_path / "tiny.ckpt")
+    write(tmp_path / name)
+    output, truth = tmp_path / "labels", tmp_path / "truth"
+    sources = find_images(str(tmp_path / name), outside=output)
+    restore_predictor([checkpoint], device="cpu", overlay=True, probabilities=True).predict(
+        sources, output
+    )
+    truth.mkdir()
+    return output, truth
+
+
+def rows_of(arrays, spacing):
+    """Dice and surface columns of (case, prediction, reference), straight from the metrics."""
+    return [
+        {"case": case, **row}
+        for case, labels, truth in arrays
+        for row in score_case(
+            labels, truth, num_classes=4, spacing=spacing, policy="penalty", tolerance_mm=3.0
+        )
+    ]
+
+
+def test_every_frame_of_a_predicted_cine_is_a_case(tmp_path):
+    def write(path):
+        voxels = np.random.default_rng(0).integers(0, 900, (21, 18, 3, 4)).astype(np.int16)
+        image = nibabel.Nifti1Image(voxels, np.diag([1.25, 1.5, 10.0, 1.0]))
+        image.header.set_xyzt_units("mm", "sec")
+        nibabel.save(image, path)
+
+    output, truth = predicted_files(tmp_path, "p1.nii.gz", write)
+    predicted = nibabel.load(output / "p1.nii.gz")
+    labels = np.asarray(predicted.dataobj)
+    reference = np.roll(labels, 1, axis=0)
+    nibabel.save(nibabel.Nifti1Image(reference, predicted.affine, predicted.header),
+                 truth / "p1.nii.gz")  # fmt: skip
+    run = read_run(scored((output, truth, None)).path)
+    frames = [(f"p1_frame{t + 1:02d}", labels[..., t].T, reference[..., t].T) for t in range(4)]
+    expected = rows_of(frames, SPACING)
+    assert [{key: row[key] for key in expected[0]} for row in run.rows] == expected
+    assert {row["patient"] for row in run.rows} == {"p1"}
+    write_labels(output / "p1_frame02.nii.gz", labels[..., 1].T)
+    write_labels(truth / "p1_frame02.nii.gz", labels[..., 1].T)
+    with pytest.raises(UserError, match="two cases of the name p1_frame02"):
+        scored((output, truth, None), rerun=True)
+
+
+def test_predicted_pictures_are_scored_one_by_one(tmp_path):
+    def write(path):
+        path.mkdir()
+        for name in "ab":
+            pixels = np.random.default_rng(ord(name)).integers(0, 255, (23, 31))
+            Pillow.fromarray(pixels.astype(np.uint8)).save(path / f"{name}.png")
+
+    output, truth = predicted_files(tmp_path, "images", write)
+    assert (output / "a_overlay.png").is_file()
+    arrays = []
+    for name in "ab":
+        labels = np.asarray(Pillow.open(output / f"{name}.png"))
+        reference = np.roll(labels, 2, axis=0)
+        Pillow.fromarray(reference).save(truth / f"{name}_gt.png")
+        arrays.append((name, labels[None], reference[None]))
+    folder = scored((output, truth, None))
+    expected = rows_of(arrays, None)
+    run = read_run(folder.path)
+    assert [{key: row.get(key) for key in expected[0]} for row in run.rows] == expected
+    assert folder.summary["cases"] == 2
+    Pillow.new("RGB", (31, 23), "red").save(truth / "b_gt.png")
+    with pytest.raises(UserError, match=r"b_gt\.png: .*colours"):
+        scored((output, truth, None))
+
+
 def damage(what, labels, truth):
     volume = heart(1, "ED")
     if what == "a prediction is missing":
@@ -153,7 +229,7 @@ def test_a_folder_that_is_missing_or_empty_is_said(folders, tmp_path):
     with pytest.raises(UserError, match=r"no folder .*absent"):
         scored((tmp_path / "absent", *folders[1:]))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no NIfTI"):
+    with pytest.raises(UserError, match="empty holds no label map"):
         scored((folders[0], tmp_path / "empty", None))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,16 @@ import torch
 from mambaseg.case_scores import CaseScores
 from mambaseg.data.case import DataError, as_label
 from mambaseg.data.fingerprint import digest_of
-from mambaseg.data.images import NIFTI, without_ending
-from mambaseg.data.nifti import Nifti, read_nifti
+from mambaseg.data.images import NIFTI, PICTURES, without_ending
+from mambaseg.data.nifti import read_nifti
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json
 from mambaseg.inference import keep_largest_component
 from mambaseg.lock import RunLock
-from mambaseg.prediction import PROBABILITIES
+from mambaseg.prediction import OVERLAY, PROBABILITIES
 from mambaseg.runs import RunFolder, code_state, environment, file_digest, slug
 
+_LABELS = (*NIFTI, *PICTURES)
 _REFERENCE = "_gt"  # of ACDC's references, whose images lie beside them
 _PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
 _TOLERANCE = 0.01  # mm; other programs round affines
@@ -91,21 +92,21 @@ def find_pairs(predictions: Path, references: Path) -> list[Pair]:
 
 
 def _label_maps(folder: Path, role: str) -> dict[str, Path]:
-    """Name -> NIfTI file, of all below a folder."""
+    """Name -> NIfTI file or picture, of all below a folder."""
     if not folder.is_dir():
         raise UserError(f"{role}: there is no folder {folder}")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = path.name.lower()
-        hidden = path.name.startswith(".") or name.endswith(PROBABILITIES)
-        if hidden or not name.endswith(NIFTI):
+        hidden = path.name.startswith(".") or name.endswith((PROBABILITIES, OVERLAY))
+        if hidden or not name.endswith(_LABELS):
             continue
-        place = path.parent.relative_to(folder) / without_ending(path.name, NIFTI)
-        if place.as_posix() in found:
-            raise UserError(f"{role}: {path} is there twice, as .nii and as .nii.gz")
+        place = path.parent.relative_to(folder) / without_ending(path.name, _LABELS)
+        if other := found.get(place.as_posix()):
+            raise UserError(f"{role}: {path} is there twice, also as {other.name}")
         found[place.as_posix()] = path
     if not found:
-        raise UserError(f"{role}: {folder} holds no NIfTI file (.nii or .nii.gz)")
+        raise UserError(f"{role}: {folder} holds no label map ({', '.join(_LABELS)})")
     return found
 
 
@@ -117,7 +118,7 @@ def class_names_of(pairs: Sequence[Pair]) -> list[str]:
     """
     names: list[str] = []
     for pair in pairs:
-        path = pair.prediction.with_name(without_ending(pair.prediction.name, NIFTI) + ".json")
+        path = pair.prediction.with_name(without_ending(pair.prediction.name, _LABELS) + ".json")
         if not path.is_file():
             continue
         try:
@@ -161,8 +162,8 @@ def score_folders(
     references. The same files under the same convention are scored once.
 
     Args:
-        predictions: folder of NIfTI label maps.
-        references: folder of NIfTI label maps.
+        predictions: folder of label maps: NIfTI (of a cine every frame is a case), PNG or TIFF.
+        references: the same.
         class_names: of the classes 0..K-1; None: as the files beside the predictions say.
         evaluation: `empty`, `tolerance_mm`, `keep_largest` (conf/config.yaml).
         outputs: folder of the run folders.
@@ -247,22 +248,61 @@ def _scores(
 ) -> CaseScores:
     from rich.progress import track
 
+    seen: set[str] = set()
     scores = CaseScores(
         class_names=names, policy=evaluation["empty"], tolerance_mm=evaluation["tolerance_mm"]
     )
     for pair in track(pairs, description="label maps"):
-        prediction, reference = read_nifti(pair.prediction), read_nifti(pair.reference)
+        prediction, reference = _read(pair.prediction), _read(pair.reference)
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))
-        if evaluation["keep_largest"]:
-            labels = keep_largest_component(labels, len(names))
         expected = _labels(pair.reference, reference, len(names))
-        spacing = reference.spacing
-        scores.update(pair, *map(torch.from_numpy, (labels, expected)), spacing=spacing)
+        for case, one, other in zip(_cases(pair, len(labels)), labels, expected, strict=True):
+            if case.id in seen:
+                raise UserError(f"{pair.prediction}: there are two cases of the name {case.id}")
+            seen.add(case.id)
+            if evaluation["keep_largest"]:
+                one = keep_largest_component(one, len(names))
+            scores.update(case, *map(torch.from_numpy, (one, other)), spacing=reference.spacing)
     return scores
 
 
-def _labels(path: Path, read: Nifti, num_classes: int) -> npt.NDArray[np.uint8]:
+def _cases(pair: Pair, frames: int) -> list[Pair]:
+    """A volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them."""
+    if frames == 1:
+        return [pair]
+    digits = max(2, len(str(frames)))
+    return [replace(pair, id=f"{pair.id}_frame{t:0{digits}d}") for t in range(1, frames + 1)]
+
+
+class _Map(NamedTuple):
+    """A label map as stored.
+
+    Attributes:
+        array: (T, Z, H, W).
+        spacing: mm (z, y, x); None when unknown.
+        affine: 4x4, None when the spacing is unknown.
+    """
+
+    array: npt.NDArray[Any]
+    spacing: tuple[float, float, float] | None
+    affine: npt.NDArray[Any] | None
+
+
+def _read(path: Path) -> _Map:
+    if not path.name.lower().endswith(PICTURES):
+        nifti = read_nifti(path, dimensions=(3, 4))
+        array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
+        return _Map(array, nifti.spacing, None if nifti.spacing is None else nifti.affine)
+    from mambaseg.data.pictures import read_picture
+
+    frames = read_picture(path).frames  # (1, 1, C, H, W)
+    if frames.shape[2] != 1:
+        raise DataError("the label map has colours", path, "Its grey values must be the labels.")
+    return _Map(frames[:, :, 0], None, None)
+
+
+def _labels(path: Path, read: _Map, num_classes: int) -> npt.NDArray[np.uint8]:
     labels = as_label(read.array, path)
     if (highest := int(labels.max())) >= num_classes:
         problem = f"the label map holds the value {highest}; the classes are 0..{num_classes - 1}"
@@ -270,15 +310,15 @@ def _labels(path: Path, read: Nifti, num_classes: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(labels)
 
 
-def _require_same_grid(pair: Pair, prediction: Nifti, reference: Nifti) -> None:
+def _require_same_grid(pair: Pair, prediction: _Map, reference: _Map) -> None:
     """Raise `UserError` unless both lie on one grid; a header never filled in says no place."""
     if prediction.array.shape != reference.array.shape:
         theirs, ours = (f"the shape {read.array.shape}" for read in (prediction, reference))
-    elif prediction.spacing is None or reference.spacing is None:
+    elif prediction.affine is None or reference.affine is None:
         return
     elif not np.allclose(prediction.affine, reference.affine, rtol=0, atol=_TOLERANCE):
-        theirs, ours = (f"the affine {read.affine.round(3).tolist()}"
-                        for read in (prediction, reference))  # fmt: skip
+        affines = (prediction.affine, reference.affine)
+        theirs, ours = (f"the affine {affine.round(3).tolist()}" for affine in affines)
     else:
         return
     raise DataError(
