@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mambaseg.checkpoint import Checkpoint
     from mambaseg.run import Run
 
-# keys of a data leaf that speak to this module rather than to the data module
-_DATA_EXTRAS = ("title", "synthetic", "task", "instead", "patient_pattern")
+# keys of a data leaf that speak to this module, or to its reader, rather than to the data module
+_DATA_EXTRAS = ("title", "synthetic", "task", "instead", "patient_pattern", "masks")
 # keys of conf/evaluate.yaml that only say what to score; `checkpoint` is what they come to
 _SOURCES = ("run", "predictions", "references", "class_names")
 # precisions that convert the network itself, and torch's name of what it becomes

@@ -17,6 +17,7 @@ from mambaseg.foreign import printable
 
 LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
 LARGEST_SIDE = 2048  # pixels of the images that it may ask for
+LARGEST_PICTURE = 65536  # pixels of the longer side that it may reduce pictures to
 
 
 class NamelessCheckpointError(UserError):
@@ -95,6 +96,9 @@ def _wrong_field(about: dict[str, Any]) -> str:
     if not isinstance(used.get("size"), int) or not 0 < used["size"] <= LARGEST_SIDE:
         return "its preprocessing"
     if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
+        return "its preprocessing"
+    side = used.get("longest_side", 1)
+    if type(side) is not int or not 0 < side <= LARGEST_PICTURE:
         return "its preprocessing"
     if not _is_name(about.get("slicing", "stored")):
         return "its slicing"

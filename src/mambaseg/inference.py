@@ -92,6 +92,7 @@ def segment(
     members: Sequence[Member],
     images: Sequence[Tensor],
     *,
+    shape: tuple[int, int] | None = None,
     tta: bool = False,
     probabilities: bool = False,
     batch_size: int = 24,
@@ -107,11 +108,12 @@ def segment(
     Args:
         members: networks of the same classes, on one device. Training modes are left as found.
         images: the volume for each member, (Z, C, H, W) float32, scaled by its preprocessing.
+        shape: native height and width, where images were reduced; None for those of the images.
         tta: whether every slice is seen in the eight `VIEWS` of a square rather than in one.
         probabilities: whether to return them.
         batch_size: slices per forward pass.
     """
-    shape = (images[0].shape[-2], images[0].shape[-1])
+    shape = shape or (images[0].shape[-2], images[0].shape[-1])
     views = VIEWS if tta else VIEWS[:1]
     decided = len(members) * len(views) == 1  # by logits
     labels, kept = [], []

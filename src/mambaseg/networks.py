@@ -168,7 +168,7 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
 
 
 def _preprocessing_of(data: dict[str, Any]) -> dict[str, Any]:
-    own = {key: data[key] for key in ("intensity", "window") if data.get(key)}
+    own = {key: data[key] for key in ("intensity", "window", "longest_side") if data.get(key)}
     return {"name": data["preprocessing"], "size": data["size"], **own}
 
 

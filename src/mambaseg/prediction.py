@@ -19,7 +19,7 @@ from mambaseg.data import dicom_seg
 from mambaseg.data.case import DataError
 from mambaseg.data.images import Image, Source
 from mambaseg.data.nifti import to_nifti
-from mambaseg.data.pictures import label_picture
+from mambaseg.data.pictures import label_picture, reduced
 from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
 from mambaseg.errors import UserError
 from mambaseg.files import whole_file
@@ -175,7 +175,7 @@ class Predictor:
         Raises:
             UserError: it cannot be read, or has another number of channels.
         """
-        image = source.read()
+        image = source.read(self.channels)
         if (channels := image.frames.shape[2]) != self.channels:
             raise DataError(
                 f"the image has {channels} channels, the networks take {self.channels}",
@@ -190,14 +190,12 @@ class Predictor:
         labels, probabilities = [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
         for frame in reordered(image.frames, order, (1, 3, 4)):
-            scaled = [
-                torch.from_numpy(member.preprocessing.scale_intensity(frame))
-                for member in self.members
-            ]
+            scaled = [self._scaled(frame, image, member) for member in self.members]
             with self._autocast(device):
                 found = segment(
                     self.members,
                     scaled,
+                    shape=(frame.shape[-2], frame.shape[-1]),
                     tta=self.options.tta,
                     probabilities=self.options.probabilities,
                     batch_size=self.options.batch_size,
@@ -217,6 +215,13 @@ class Predictor:
     def _order(self, image: Image) -> tuple[int, int, int]:
         """The axes (z, y, x) of an image as slices, rows and columns."""
         return order_of(slice_axis(image.spacing, self.slicing))
+
+    @staticmethod
+    def _scaled(frame: npt.NDArray[Any], image: Image, member: Member) -> torch.Tensor:
+        """What one network is shown of a frame; of pictures as large as those it learnt from."""
+        used = member.preprocessing
+        seen = reduced(frame, used.longest_side) if image.flat else frame
+        return torch.from_numpy(used.scale_intensity(seen))
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self.options.precision == "bf16-mixed":

@@ -168,8 +168,10 @@ def test_a_folder_without_patients_is_one_error(tmp_path):
     assert not report.ok
 
 
-def test_a_folder_one_level_too_high_is_told_where_the_data_are(root):
-    (one,) = check_dataset(root.parent).of("error")
+def test_a_folder_one_level_too_high_is_told_where_the_data_are(tmp_path):
+    root = tmp_path / "ACDC"
+    write_patient(root / "patient001", seed=1)
+    (one,) = check_dataset(tmp_path).of("error")
     assert f"Did you mean {root}? " in one.remedy
 
 

@@ -72,6 +72,7 @@ class Case:
         part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
         slicing: which axis of the file becomes the first one, a rule of `slicing`.
+        more_labels: further files of a label that is spread over several.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Case:
     part: str | None = None
     label_map: tuple[tuple[int, int], ...] | None = None
     slicing: str = "stored"
+    more_labels: tuple[Path, ...] = ()
 
     def load(self) -> Volume:
         """Read the case, slice it and map its labels; what it holds is not validated.
@@ -116,7 +118,7 @@ class Case:
 
     def sources(self) -> tuple[Path, ...]:
         """The files the arrays come from, each once."""
-        paths = (self.image_path, *self.channel_paths, self.label_path)
+        paths = (self.image_path, *self.channel_paths, self.label_path, *self.more_labels)
         return tuple(dict.fromkeys(path for path in paths if path is not None))
 
     @property

@@ -48,6 +48,7 @@ class SegmentationDataModule(StepDataModule):
         preprocessing: Preset of `Preprocessing`.
         intensity: Another intensity scaling than the preset's.
         window: [low, high] of an intensity window.
+        longest_side: What `find_cases` reduces pictures to, so that prediction does too.
         augmentation: Preset of `Augmentation`.
         size: Side S of the network's grid.
         batch_size: Slices per optimizer step, over all devices and micro-batches.
@@ -85,6 +86,7 @@ class SegmentationDataModule(StepDataModule):
         preprocessing: str = "paper",
         intensity: str | None = None,
         window: Window | None = None,
+        longest_side: int | None = None,
         augmentation: str = "paper",
         size: int = 224,
         batch_size: int = 24,
@@ -118,7 +120,11 @@ class SegmentationDataModule(StepDataModule):
         self.root, self.cache_dir = Path(root), Path(cache_dir)
         self.class_names, self.num_classes = class_names, num_classes
         self.preprocessing = Preprocessing(
-            preprocessing, size, intensity=intensity or "", window=window
+            preprocessing,
+            size,
+            intensity=intensity or "",
+            window=window,
+            longest_side=longest_side,
         )
         self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
         self._find_cases, self._prepare = find_cases, prepare

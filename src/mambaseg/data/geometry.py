@@ -52,12 +52,15 @@ class Preprocessing:
         size: Side S of the grid in pixels.
         intensity: `minmax`, `percentile`, `zscore` or `window`; empty: the preset's own.
         window: [low, high] in the files' grey values; its `intensity` is `window`.
+        longest_side: Pixels; larger pictures were reduced to it when they were read, so that
+            pictures are reduced before prediction too. None: read as they are.
     """
 
     name: str
     size: int
     intensity: str = ""
     window: Window | None = None
+    longest_side: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in _PRESETS:
@@ -66,6 +69,10 @@ class Preprocessing:
             )
         if self.size < 1:
             raise UserError(f"the size of the network's grid must be positive, not {self.size}")
+        if self.longest_side is not None and self.longest_side < 1:
+            raise UserError(
+                f"data.longest_side={self.longest_side}: give pixels, or null for native size"
+            )
         if self.window is not None and not is_window(self.window):
             raise UserError(
                 f"data.window={self.window}: give the lowest and the highest grey value, such as "
@@ -93,7 +100,7 @@ class Preprocessing:
         Raises:
             UserError: There is none like that.
         """
-        fields = ("intensity", "window")
+        fields = ("intensity", "window", "longest_side")
         given = {key: description[key] for key in fields if key in description}
         return cls(description["name"], description["size"], **given)
 
@@ -109,14 +116,18 @@ class Preprocessing:
 
     def describe(self) -> dict[str, Any]:
         """Return plain data that says what is done, for checkpoints and results."""
-        description = {
+        description: dict[str, Any] = {
             "name": self.name,
             "size": self.size,
             "intensity": self.intensity,
             "geometry": self.geometry,
             "interpolation": self.interpolation,
         }
-        return description if self.window is None else {**description, "window": list(self.window)}
+        if self.window is not None:
+            description["window"] = list(self.window)
+        if self.longest_side is not None:
+            description["longest_side"] = self.longest_side
+        return description
 
     def settings(self) -> dict[str, Any]:
         """Return the values of `data.*` that ask for this; None where the preset decides."""
@@ -126,6 +137,7 @@ class Preprocessing:
             "size": self.size,
             "intensity": None if own else self.intensity,
             "window": self.window and list(self.window),
+            "longest_side": self.longest_side,
         }
 
     def scale_intensity(self, image: NDArray[Any]) -> NDArray[np.float32]:

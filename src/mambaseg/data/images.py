@@ -16,7 +16,7 @@ from mambaseg.data.nifti import read_frames
 from mambaseg.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
-PICTURES = (".png", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 META_IMAGE = (".mha", ".mhd", ".nrrd")
 DICOM = (".dcm", ".ima")
 KNOWN = (*NIFTI, *PICTURES, *META_IMAGE, *DICOM)
@@ -58,13 +58,18 @@ class Source:
         """Whether it is a 2-D picture by its name."""
         return not self.series and self.path.name.lower().endswith(PICTURES)
 
-    def read(self) -> Image:
+    def read(self, channels: int = 1) -> Image:
         """Read the image.
 
+        Args:
+            channels: how many are asked for; it decides what becomes of a picture's colours. The
+                image may have another number: that is for the caller to look at.
+
         Raises:
-            UserError: it cannot be read, is not grey, or has voxels that are not finite.
+            UserError: it cannot be read, has colours where one channel is asked for, or voxels
+                that are not finite.
         """
-        image = self._read()
+        image = self._read(channels)
         finite = np.isfinite(image.frames)
         if not finite.all():
             count = image.frames.size - int(np.count_nonzero(finite))
@@ -75,7 +80,7 @@ class Source:
             )
         return image
 
-    def _read(self) -> Image:
+    def _read(self, channels: int) -> Image:
         if self.series:
             from mambaseg.data.itk import read_series
 
@@ -84,7 +89,7 @@ class Source:
         if name.endswith(PICTURES):
             from mambaseg.data.pictures import read_picture
 
-            return read_picture(self.path)
+            return read_picture(self.path, channels)
         if name.endswith((*META_IMAGE, *DICOM)):
             from mambaseg.data.itk import read_file
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data import acdc, acdc_check, nnunet, promise12, synapse
+from mambaseg.data import acdc, acdc_check, folder, nnunet, promise12, synapse
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.plausibility import cardiac_remarks
@@ -108,8 +108,16 @@ NNUNET = Layout(
     slicing="spacing",
     problems=nnunet.folder_problems,
 )
+FOLDER = Layout(
+    name="folder",
+    example="images/ and masks/ with pictures of the same names",
+    recognises=folder.recognises,
+    survey=folder.survey,
+    split=lambda root: "auto",
+    problems=folder.numbers_in_masks,
+)
 # the first that recognises a folder is taken
-LAYOUTS: tuple[Layout, ...] = (NNUNET, ACDC, SYNAPSE, BTCV, PROMISE12)
+LAYOUTS: tuple[Layout, ...] = (NNUNET, ACDC, SYNAPSE, BTCV, PROMISE12, FOLDER)
 
 
 def find_layout(root: Path) -> Layout:

@@ -25,6 +25,7 @@ from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.files import unlisted
 from mambaseg.data.nnunet_folds import parts_of_fold, splits_file
+from mambaseg.data.patients import name_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
 from mambaseg.data.volumes import check_same_geometry, read_volume
 
@@ -97,7 +98,7 @@ def survey(
     for case in [case for case in testing if case in training]:
         problem = f"{case} is in labelsTr and in labelsTs"
         problems.append(DataError(problem, testing.pop(case).label_path, "Keep one of the two."))
-    patients = _patients(root, [*training, *testing], patient_pattern)
+    patients = name_patients([*training, *testing], patient_pattern)
     parts, wrong = parts_of_fold(root, fold, {case: patients[case] for case in training})
     problems += wrong
     found = {**training, **testing}
@@ -173,27 +174,6 @@ def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJso
         remedy = f"dataset.json names {len(names)}: correct channel_names, or remove the file."
         raise DataError(f"{case} has {len(files)} channels", files[max(files)], remedy)
     return [files[number] for number in range(len(names))]
-
-
-def _patients(root: Path, cases: Sequence[str], pattern: str | None) -> dict[str, str]:
-    """Case -> patient.
-
-    Raises:
-        UserError: the pattern is none, or a case's id does not hold it.
-    """
-    if pattern is None:
-        return {case: case for case in cases}
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise DataError(f"data.patient_pattern={pattern!r} is no pattern ({error})") from error
-    found = {case: compiled.search(case) for case in cases}
-    patients = {case: match[match.re.groups and 1] for case, match in found.items() if match}
-    without = [case for case in cases if not patients.get(case)]
-    if without:
-        problem = f"data.patient_pattern={pattern!r} finds no patient in {without[0]}"
-        raise DataError(problem, root, r"It must fit every case, as (patient\d+) fits patient01_a.")
-    return patients
 
 
 def read(case: Case) -> Volume:

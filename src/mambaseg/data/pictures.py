@@ -1,9 +1,16 @@
-"""2-D pictures (PNG, TIFF) as grey images, and label maps as PNG."""
+"""2-D pictures (PNG, JPEG, TIFF, BMP) as images and as masks, and label maps as PNG.
+
+Pictures are as they are shown: turned as their EXIF orientation says. 8- and 16-bit pictures are on
+one scale, 0..255; the numbers of 32-bit TIFF files are left as they are.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,61 +20,145 @@ from mambaseg.data.files import AGAIN, check_array, check_file
 from mambaseg.data.images import Image
 from mambaseg.data.nifti import geometry_of
 
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,
          "F": np.float32}  # fmt: skip
 _COLOUR = ("P", "LA", "RGB", "RGBA")
+_ORIENTATION = 274  # EXIF's and TIFF's tag
+_LOSSY = ("JPEG", "MPO")  # MPO is a JPEG of several; the first is the picture
+_CHROMA = 16  # what JPEG makes of grey: channels that differ by less are equal
 
 
-def read_picture(path: Path) -> Image:
-    """Read a PNG or TIFF file of one grey picture; three equal colour channels are grey.
+def read_picture(path: Path, channels: int = 1) -> Image:
+    """Read one picture for a network that takes `channels` (see `read_pixels`).
 
     The spacing is unknown. As NIfTI (for probabilities) its pixels have 1 mm, by convention.
 
     Raises:
-        UserError: missing, damaged, too large, of several pages, or coloured.
+        UserError: as `read_pixels`.
     """
-    check_file(path)
     import nibabel
-    from PIL import Image as Pillow
 
-    try:
-        picture = Pillow.open(path, formats=("PNG", "TIFF"))
-    except Exception as error:  # foreign bytes make Pillow raise nearly anything
-        raise _unreadable(path, error) from error
-    with picture:
-        width, height = picture.size
-        if picture.mode not in (*_GREY, *_COLOUR):
-            raise DataError(f"the picture has the mode {picture.mode}", path, "Save it as grey.")
-        dtype = np.dtype(_GREY.get(picture.mode, np.uint8))
-        check_array(path, (1, height, width), dtype, "picture")
-        pages = getattr(picture, "n_frames", 1)
-        if pages > 1:
-            problem = f"the file holds {pages} pages"
-            raise DataError(problem, path, "Save one picture per file, or the stack as NIfTI.")
-        try:
-            coloured = picture.mode in _COLOUR
-            pixels = np.asarray(picture.convert("RGBA") if coloured else picture)
-        except Exception as error:  # as above
-            raise _unreadable(path, error) from error
-    if coloured:
-        pixels = _grey(path, pixels)
+    pixels = read_pixels(path, channels)
     header = nibabel.Nifti1Header()
-    header.set_data_shape((width, height, 1))
+    header.set_data_shape((*pixels.shape[:0:-1], 1))
     header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)  # rows go down, columns right
     header.set_xyzt_units("mm")
-    return Image(pixels.astype(dtype)[None, None, None], None, geometry_of(header), flat=True)
+    return Image(pixels[None, None], None, geometry_of(header), flat=True)
 
 
-def _grey(path: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The one channel of a picture (H, W, 4) that only looks coloured."""
-    red = pixels[..., 0]
-    if (pixels[..., 1:3] != red[..., None]).any() or (pixels[..., 3] != 255).any():
+def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
+    """Read one picture: (C, H, W).
+
+    A colour picture is red, green and blue; three equal channels are grey. Grey is repeated where
+    three channels are asked for.
+
+    Args:
+        path: PNG, JPEG, TIFF or BMP file.
+        channels: what is asked for; a picture that has neither that many nor one has its own.
+
+    Raises:
+        UserError: missing, damaged, too large, of several pages, transparent, or coloured where
+            one channel is asked for.
+    """
+    with _opened(path) as picture:
+        coloured = picture.mode in _COLOUR
+        pixels = np.asarray(picture.convert("RGBA") if coloured else picture)
+    if not coloured:
+        pixels = pixels.astype(_GREY[picture.mode])
+        if pixels.dtype == np.uint16:
+            pixels = pixels.astype(np.float32) / np.float32(257)
+        elif picture.mode == "1":
+            pixels *= np.uint8(255)
+        pixels = pixels[None]
+    else:
+        _require_opaque(path, pixels)
+        pixels = pixels[..., :3].transpose(2, 0, 1)
+        if (pixels[1:] == pixels[0]).all():
+            pixels = pixels[:1]
+        elif channels == 1:
+            raise DataError(
+                "the picture has colours, the networks take one grey channel",
+                path,
+                "Convert it to grey as the training images were, or train with data.in_channels=3.",
+            )
+    if len(pixels) == 1 and channels == 3:
+        pixels = np.repeat(pixels, 3, axis=0)
+    return np.ascontiguousarray(pixels)
+
+
+def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
+    """Read the numbers of a mask, (H, W): grey values, or the indices of a palette.
+
+    Returns:
+        The numbers, and whether JPEG has blurred them.
+
+    Raises:
+        UserError: missing, damaged, too large, of several pages, transparent, or coloured other
+            than by a palette.
+    """
+    with _opened(path) as picture:
+        lossy = picture.format in _LOSSY
+        if picture.mode in _GREY or picture.mode == "P":
+            numbers = np.asarray(picture)
+            return numbers.astype(_GREY.get(picture.mode, np.uint8)), lossy
+        pixels = np.asarray(picture.convert("RGBA"))
+    _require_opaque(path, pixels)
+    spread = np.ptp(pixels[..., :3].astype(np.int16), axis=-1).max(initial=0)
+    if spread > (_CHROMA if lossy else 0):
         raise DataError(
-            "the picture has colours or is transparent, the networks take one grey channel",
+            "the mask has colours: which class is which cannot be known",
             path,
-            "Convert it the way the training images were converted.",
+            "Save it with the numbers of the classes as grey values, or as a palette picture.",
         )
-    return red
+    return pixels[..., 0], lossy
+
+
+def orientation_of(path: Path) -> int:
+    """The EXIF orientation of a picture that can be read; 1 is as stored."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(path, formats=FORMATS) as picture:
+        return int(picture.getexif().get(_ORIENTATION, 1))
+
+
+def reduced(pixels: npt.NDArray[Any], longest_side: int | None) -> npt.NDArray[Any]:
+    """Reduce images (..., H, W) whose longer side exceeds `longest_side`, in their data type.
+
+    The aspect is kept; pixels are averaged under a triangle (bilinear with antialiasing). Smaller
+    images, and all with None, are returned as they are.
+    """
+    from PIL import Image as Pillow
+
+    height, width = pixels.shape[-2:]
+    target = reduced_size((height, width), longest_side)
+    if target == (height, width):
+        return pixels
+    images = [
+        np.asarray(Pillow.fromarray(image).resize(target[::-1], Pillow.Resampling.BILINEAR))
+        for image in pixels.reshape(-1, height, width)
+    ]
+    return np.stack(images).reshape(*pixels.shape[:-2], *target)
+
+
+def reduced_labels(
+    labels: npt.NDArray[np.uint8], longest_side: int | None
+) -> npt.NDArray[np.uint8]:
+    """Labels (H, W) on the grid of `reduced`: each pixel takes the nearest one."""
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(int), old - 1)
+        for old, new in zip(labels.shape, reduced_size(labels.shape, longest_side), strict=True)
+    )
+    return labels[np.ix_(rows, columns)]
+
+
+def reduced_size(size: tuple[int, ...], longest_side: int | None) -> tuple[int, int]:
+    """Height and width after `reduced`."""
+    height, width = size
+    if longest_side is None or max(size) <= longest_side:
+        return height, width
+    scale = longest_side / max(size)
+    return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def label_picture(labels: npt.NDArray[np.uint8]) -> bytes:
@@ -79,5 +170,40 @@ def label_picture(labels: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"not a readable PNG or TIFF picture ({type(error).__name__})", path, AGAIN)
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A picture as Pillow has it, turned as it is shown; what goes wrong while it is open is its.
+
+    Raises:
+        UserError: it is none that can be used.
+    """
+    check_file(path)
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    try:
+        with Pillow.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if picture.mode not in (*_GREY, *_COLOUR):
+                remedy = "Save it as grey or RGB."
+                raise DataError(f"the picture has the mode {picture.mode}", path, remedy)
+            dtype = np.dtype(_GREY.get(picture.mode, np.uint8))
+            check_array(path, (1, height, width), dtype, "picture")
+            pages = getattr(picture, "n_frames", 1)
+            if pages > 1 and picture.format not in _LOSSY:
+                problem = f"the file holds {pages} pages"
+                raise DataError(problem, path, "Save one picture per file, or the stack as NIfTI.")
+            ImageOps.exif_transpose(picture, in_place=True)
+            yield picture
+    except DataError:
+        raise
+    except Exception as error:  # foreign bytes make Pillow raise nearly anything
+        kinds = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
+        problem = f"not a readable {kinds} picture ({type(error).__name__})"
+        raise DataError(problem, path, AGAIN) from error
+
+
+def _require_opaque(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Pixels (H, W, 4) without transparency; the colour behind it would be anybody's guess."""
+    if (pixels[..., 3] != 255).any():
+        raise DataError("the picture is transparent", path, "Save it without an alpha channel.")

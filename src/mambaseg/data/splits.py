@@ -9,6 +9,7 @@
 | official | 90 / 10 / 50: 1..100 without every tenth / every tenth / 101..150 | the challenge |
 | random | about 70 / 10 / 20 % of whatever is there | ours |
 | given | as its own files or its publication say | the data set |
+| auto | given where the data set names a part for training and one for testing, else random | |
 
 Numbers of different splits are not comparable; a split's name and hash belong in every table.
 """
@@ -122,13 +123,16 @@ def make_split(
     """
     present = sorted(set(patients))
     groups = (*known_duplicates(present), *duplicates)
+    if name == "auto":
+        parts = set((given or {}).values())
+        name = "given" if "train" in parts and parts & {"val", "test"} else "random"
     if name == "random":
         _check_fold(name, fold, 1)
         return _random_split(present, seed, groups)
     if name == "given":
         return _given_split(given or {}, fold, groups)
     if name not in PUBLISHED:
-        names = ", ".join([*PUBLISHED, "random", "given"])
+        names = ", ".join([*PUBLISHED, "random", "given", "auto"])
         raise UserError(f"unknown split {name!r}: data.split is one of {names}")
     folds = FOLDS if name in VALIDATES_ON_TEST else 1
     _check_fold(name, fold, folds)

@@ -1,0 +1,114 @@
+"""A picture and its mask as a case of one slice, whatever numbers the mask holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mambaseg.data.case import Case, DataError, Volume, as_label
+from mambaseg.data.pictures import (
+    orientation_of,
+    read_mask,
+    read_pixels,
+    reduced,
+    reduced_labels,
+)
+
+SOLID = 0.05  # share of a mask's pixels: more of one grey are no blurred border
+
+
+def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None) -> Volume:
+    """Read an image and its mask as a volume of one slice.
+
+    Both are as they are shown, each by its own EXIF orientation. An image whose longer side
+    exceeds `longest_side` is reduced with antialiasing, its mask by nearest neighbour.
+
+    Args:
+        case: the files.
+        masks: `binary`: 0 and 1, or black and white divided at half (128 of 0..255); `instances`:
+            every number but 0 is foreground; `classes`: the numbers of the classes; `any`: binary
+            where that is possible, else classes.
+        channels: of the image, see `read_pixels`.
+        longest_side: pixels, None for native size.
+
+    Raises:
+        UserError: a file that cannot be read or used, a mask of another size or kind.
+    """
+    image = read_pixels(case.image_path, channels)
+    label = _read_label(case, masks, image.shape[1:])
+    image = reduced(image, longest_side).astype(np.float32)
+    return Volume(image[None], reduced_labels(label, longest_side)[None])
+
+
+def _read_label(case: Case, kind: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """The classes (H, W) of the mask's files."""
+    assert case.label_path is not None  # the survey has no case without
+    paths = (case.label_path, *case.more_labels)
+    if kind == "classes" and len(paths) > 1:
+        remedy = "Join them into one file of class numbers; several can only be joined as binary."
+        raise DataError(f"is one of {len(paths)} masks of {case.id}", paths[1], remedy)
+    joined = np.zeros(shape, np.uint8)
+    for path in paths:
+        numbers, lossy = read_mask(path)
+        if numbers.shape != shape:
+            raise _other_size(case, path, shape, numbers.shape)
+        if numbers.dtype.kind == "f":
+            numbers = as_label(numbers, path)
+        np.maximum(joined, _classes(numbers, path, kind, lossy=lossy), out=joined)
+    return joined
+
+
+def _classes(
+    numbers: npt.NDArray[Any], path: Path, kind: str, *, lossy: bool
+) -> npt.NDArray[np.uint8]:
+    """What the numbers of one file mean."""
+    if kind == "instances":
+        return (numbers >= 128 if lossy else numbers != 0).astype(np.uint8)
+    if kind == "classes":
+        if lossy:
+            remedy = "Save it as PNG before JPEG has blurred its numbers."
+            raise DataError("a JPEG file cannot hold class numbers", path, remedy)
+        return as_label(numbers, path)
+    try:
+        return _at_half(numbers, path, lossy=lossy).astype(np.uint8)
+    except DataError:
+        if kind == "any":
+            return as_label(numbers, path)
+        raise
+
+
+def _at_half(numbers: npt.NDArray[Any], path: Path, *, lossy: bool) -> npt.NDArray[np.bool_]:
+    """Foreground of a black and white mask of any range."""
+    largest = int(numbers.max(initial=0))
+    if largest <= 1 and not lossy:
+        return numbers == 1
+    white = 255 if largest < 256 else 65535
+    between = numbers[(numbers > 0.1 * white) & (numbers < 0.9 * white)]
+    _, counts = np.unique(between, return_counts=True)
+    solid = counts.max(initial=0) > SOLID * numbers.size
+    if not lossy and (largest < white / 2 or solid):
+        count = len(np.unique(numbers))
+        raise DataError(
+            f"the mask holds {count} numbers up to {largest}: it is not black and white",
+            path,
+            "data.masks=instances makes every number but 0 foreground. Numbers of classes are "
+            "named with data.class_names and data.num_classes, or mapped with data.label_map.",
+        )
+    return numbers > white / 2
+
+
+def _other_size(case: Case, path: Path, image: tuple[int, ...], mask: tuple[int, ...]) -> DataError:
+    """A mask that does not fit, perhaps because one of the two files is turned by its EXIF."""
+    turned = [one.name for one in (case.image_path, path) if orientation_of(one) != 1]
+    hint = ""
+    if turned and image == mask[::-1]:
+        hint = f"{turned[0]} is turned by its EXIF orientation: save it without. "
+    return DataError(
+        f"the mask is {mask[1]} × {mask[0]} pixels, the image {case.image_path.name} "
+        f"{image[1]} × {image[0]}",
+        path,
+        f"{hint}They must show the same: take both from the same download, at the same size.",
+    )
