@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.data.images import find_images
+from mambaseg.data.images import find_images, group_channels
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import entry
 from mambaseg.errors import UserError
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"dicom_seg={cfg.dicom_seg}: choose auto, true or false")
     how = {name: cfg[name] for name in _HOW}
     predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], original=cfg, **how)
-    outcome = predictor.predict(sources, output)
+    outcome = predictor.predict(group_channels(sources, predictor.channels), output)
     if outcome.skipped:
         log.info("there already: %d (rerun=true predicts them again)", len(outcome.skipped))
     if outcome.done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,10 +94,10 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     from mambaseg.data.nnunet import split_of
 
     if OmegaConf.is_missing(_root_.data, "root"):
-        raise UserError("data=nnunet: say where the data set is, data.root=.../Dataset027_ACDC")
+        raise UserError("data=nnunet: say where the data set is, data.root=<its folder>")
     root = Path(_root_.data.root).expanduser()
     if what == "title":
-        return root.absolute().name[:100]
+        return re.sub(r"[^\w .+-]", "-", root.absolute().name)[:100]
     if what == "split":
         return split_of(root)
     about = read_dataset_json(root)
@@ -307,6 +308,8 @@ def _settle(cfg: DictConfig) -> None:
                 "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
                 "order; use model.scan_backend=triton or torch"
             )
+    if OmegaConf.is_missing(cfg.data, "root"):
+        raise UserError(f"data={cfg.data.name}: say where the data set is, data.root=<its folder>")
     cfg.data.root = str(Path(cfg.data.root).expanduser())
     cfg.data.cache_dir = str(Path(cfg.data.cache_dir).expanduser())
     with_accumulation = {"accumulate": cfg.trainer.accumulate_grad_batches}

@@ -5,6 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
@@ -151,6 +152,7 @@ def test_the_data_module_trains_on_a_fold(tmp_path):
         ({"labels": {"0": "background", "1": "a", "01": "b"}}, "not 0, 1, 2, ... without gaps"),
         ({"labels": ["background", "a"]}, "does not name background and a class"),
         ({"labels": {"a": 0, " a ": 1}}, "the same name"),
+        ({"labels": {"a": 0, "${oc.env:HOME}": 1}}, "a plain name"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused_with_the_way_out(tmp_path, about, message):
@@ -285,3 +287,13 @@ def test_a_sound_data_set_of_every_kind_has_no_problems(tmp_path):
     ):
         report = check_dataset(write_nnunet(tmp_path / str(number), **words))
         assert report.problems == () and report.layout.name == "nnunet"
+
+
+def test_a_colour_picture_is_one_file_with_three_channels(tmp_path):
+    root = write_nnunet(tmp_path, ending=".png", channel_names={"0": "R", "1": "G", "2": "B"})
+    colours = np.random.default_rng(0).integers(0, 255, (18, 20, 3), np.uint8)
+    Pillow.fromarray(colours).save(root / "imagesTr" / "case_000_0000.png")
+    coloured, grey, *_ = find_cases(root)
+    assert np.array_equal(coloured.read(3, 3).image[0], colours.transpose(2, 0, 1))
+    image = grey.read(3, 3).image[0]  # as prediction takes it
+    assert image.shape == (3, 18, 20) and (image == image[0]).all()

@@ -8,6 +8,7 @@ has to know; information is the rest.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,10 @@ from mambaseg.data.examined import Examined, examine
 from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.layouts import LAYOUTS, Layout, find_layout, layout_named
 from mambaseg.data.problems import Level, Problem, counted, whose
+from mambaseg.data.proposal import propose
 from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.errors import UserError
+from mambaseg.files import whole_file
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 ONE_PATIENT = "Get the patient again."
@@ -92,6 +96,7 @@ def check_dataset(
     problems += layout.problems(root, cases)
     problems += [Problem("warning", e.case.id, what, LOOK) for e in examined for what in e.remarks]
     problems += _other_axes(examined)
+    problems += _other_channels(examined)
     problems += _unknown_spacing(examined)
     patients = layout.patients(root, cases)
     return Report(root, len(patients), len(cases), tuple(problems), layout, tuple(examined))
@@ -140,6 +145,16 @@ def _other_axes(examined: Sequence[Examined]) -> Iterator[Problem]:
         yield Problem("warning", where, f"axes {axes} where most cases have {usual}", remedy)
 
 
+def _other_channels(examined: Sequence[Examined]) -> Iterator[Problem]:
+    """A network takes one number of channels."""
+    channels = Counter(one.shape[1] for one in examined if one.digest is not None)
+    for count, _ in channels.most_common()[1:]:
+        usual = channels.most_common(1)[0][0]
+        where = listed(one.case.id for one in examined if one.shape[1:2] == (count,))
+        problem = f"{counted(count, 'channel')} where most cases have {usual}"
+        yield Problem("error", where, problem, "Give every case the same channels.")
+
+
 def _unknown_spacing(examined: Sequence[Examined]) -> Iterator[Problem]:
     """Without a voxel size there are no mm."""
     readable = [one for one in examined if one.digest is not None]
@@ -167,6 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--num-classes", type=int, help="with background (default: what the layout tells)"
     )
+    parser.add_argument(
+        "--write", type=Path, metavar="conf/data/NAME.yaml", help="save the proposed leaf there"
+    )
     options = parser.parse_args(arguments)
     layout = layout_named(options.layout) if options.layout else None
     report = check_dataset(options.root, options.num_classes, layout=layout)
@@ -180,7 +198,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table.add_row(Text(one.level, style), *map(Text, (one.where, one.problem, one.remedy)))
         console.print(table)
     console.print(Text(report.summary, "green" if report.ok else "red"), soft_wrap=True)
+    try:
+        said = _proposed(report, options.write)
+    except UserError as error:
+        console.print(Text(str(error), "red"), soft_wrap=True)
+        return 1
+    console.print(Text(said), soft_wrap=True)
     return 0 if report.ok else 1
+
+
+def _proposed(report: Report, path: Path | None) -> str:
+    """What to say about the proposed leaf; it is written where a path is given.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if path is not None and not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
+        raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
+    if path is not None and path.exists():
+        raise DataError("is there already", path, "Choose another name, or remove it.")
+    leaf = propose(report, path.stem if path else "mine")
+    if leaf is None:
+        return "No case can be used: no configuration is proposed."
+    if path is None:
+        return f"\nProposed as conf/data/mine.yaml (--write saves it):\n\n{leaf}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, otherwise="choose another place with --write") as temporary:
+        temporary.write_text(leaf, encoding="utf-8")
+    return f"\n{leaf}\nWritten to {path}. To train with it: python src/train.py data={path.stem}"
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ class DatasetJson:
                 f"Correct it where it differs from the files. {THEMSELVES}",
             )
         names = tuple(_short(by_value[value]) for value in range(len(found)))
+        if any("${" in name for name in names):  # a configuration would put something in its place
+            raise self._wrong("the name of a label holds '${'", "Give it a plain name.")
         if len(set(names)) < len(names) or not all(names):
             raise self._wrong("two labels have the same name or none", "Name each its own way.")
         return names

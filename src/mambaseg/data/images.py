@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import itertools
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 META_IMAGE = (".mha", ".mhd", ".nrrd")
 DICOM = (".dcm", ".ima")
+CHANNEL = re.compile(r"(.+)_(\d{4})")
 KNOWN = (*NIFTI, *PICTURES, *META_IMAGE, *DICOM)
 
 
@@ -47,11 +50,13 @@ class Source:
         name: of its results, relative to their folder, without an ending.
         path: the file, or the folder of a DICOM series.
         series: identity of the series in that folder; empty for a file.
+        further: files of the other channels, where each has its own.
     """
 
     name: str
     path: Path
     series: str = ""
+    further: tuple[Path, ...] = ()
 
     @property
     def is_picture(self) -> bool:
@@ -69,7 +74,11 @@ class Source:
             UserError: it cannot be read, has colours where one channel is asked for, or voxels
                 that are not finite.
         """
-        image = self._read(channels)
+        image = self._read(1 if self.further else channels)
+        for path in self.further:
+            image = _joined(image, replace(self, path=path, further=()).read(), path)
+        if image.frames.shape[2] == 1 < channels == len(image.frames):
+            image = _fourth_axis_as_channels(image)
         finite = np.isfinite(image.frames)
         if not finite.all():
             count = image.frames.size - int(np.count_nonzero(finite))
@@ -134,6 +143,50 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
                 "into two folders"
             )
     return found
+
+
+def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
+    """Images whose channels are files of their own, named as nnU-Net names them, as one each.
+
+    `scan_0000` and `scan_0001` are `scan` for networks of several channels. For networks of one,
+    `scan_0000` is `scan` where there is no `scan_0001`: then the numbers are no channels.
+    """
+    groups: dict[str, list[tuple[int, Source]]] = defaultdict(list)
+    found = []
+    names = {source.name for source in sources}
+    for source in sources:
+        match = None if source.series else CHANNEL.fullmatch(source.name)
+        if match and match[1] not in names:
+            groups[match[1]].append((int(match[2]), source))
+        else:
+            found.append(source)
+    for name, files in groups.items():
+        (number, first), *others = sorted(files, key=lambda one: one[0])
+        if channels > 1 or (number == 0 and not others):
+            found.append(Source(name, first.path, "", tuple(one.path for _, one in others)))
+        else:
+            found += [source for _, source in files]
+    return sorted(found, key=lambda source: source.name)
+
+
+def _joined(image: Image, other: Image, path: Path) -> Image:
+    """An image with the channels of another file."""
+    rows = [(image.geometry[row], other.geometry[row]) for row in ("srow_x", "srow_y", "srow_z")]
+    same = all(np.allclose(one, two, atol=0.01) for one, two in rows)  # mm
+    if other.frames.shape != image.frames[:, :, :1].shape or not same:
+        raise DataError(
+            "the channel does not lie on the grid of the first one",
+            path,
+            "Resample it onto the first channel, as for training.",
+        )
+    return replace(image, frames=np.concatenate([image.frames, other.frames], axis=2))
+
+
+def _fourth_axis_as_channels(image: Image) -> Image:
+    """A 4-D file of as many volumes as the networks take channels, as the MSD has them."""
+    geometry = {name: value.copy() for name, value in image.geometry.items()}
+    geometry["dim"][0], geometry["dim"][4] = 3, 1
+    return replace(image, frames=image.frames.swapaxes(0, 2), geometry=geometry)
 
 
 def _matching(pattern: Path) -> Iterator[Source]:

@@ -13,10 +13,10 @@ MSD has one file per case, imagesTr/case1.nii.gz, with the channels as its fourt
 from __future__ import annotations
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,12 @@ import numpy as np
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.files import unlisted
+from mambaseg.data.images import CHANNEL, PICTURES
 from mambaseg.data.nnunet_folds import parts_of_fold, splits_file
 from mambaseg.data.patients import name_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
-from mambaseg.data.volumes import check_same_geometry, read_volume
+from mambaseg.data.volumes import check_same_geometry, read_label, read_volume
 
-CHANNEL = re.compile(r"(.+)_(\d{4})")
 WHOLE = -1  # in place of a channel's number: one file with all channels
 Files = dict[str, dict[int, Path]]  # case -> channel -> file
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def find_cases(
     root = Path(root).expanduser()
     cases, problems = survey(root, fold=fold, patient_pattern=patient_pattern)
     found = cases_or_first_problem(cases, problems, root)
+    if splits_file(root) is None and any(case.part == "test" for case in found):
+        log.info("no splits_final.json: train and val are nnU-Net's own draw, fold %d", fold)
     if patient_pattern is None:
         for one in shared_beginnings(root, found):
             log.warning("%s: %s. %s", one.where, one.problem, one.remedy)
@@ -125,7 +127,9 @@ def _pairs(root: Path, about: DatasetJson, part: str) -> tuple[dict[str, Case], 
         except DataError as error:
             problems.append(error)
             continue
-        cases[case] = Case(case, case, None, None, first, label, read, tuple(others))
+        asked = 1 if others else len(about.channels)
+        reader = partial(read, channels=asked) if first.name.lower().endswith(PICTURES) else read
+        cases[case] = Case(case, case, None, None, first, label, reader, tuple(others))
     if part == "Tr":
         for case in sorted(set(images) - set(labels)):
             path = root / "labelsTr" / f"{case}{about.ending}"
@@ -163,7 +167,7 @@ def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJso
     if WHOLE in files:
         problem = f"{case} is there as one file and as a file per channel"
         raise DataError(problem, files[WHOLE], "Keep one of the two.")
-    if set(files) == {0} and len(names) > 1 and not ending.startswith(".nii"):
+    if set(files) == {0} and len(names) > 1 and ending in PICTURES:
         return [files[0]]  # a colour picture is one file
     for number, name in enumerate(names):
         if number not in files:
@@ -176,13 +180,18 @@ def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJso
     return [files[number] for number in range(len(names))]
 
 
-def read(case: Case) -> Volume:
+def read(case: Case, *, channels: int = 1) -> Volume:
     """Read a case: all files of its channels, and its label. Geometry is the first channel's.
+
+    Args:
+        case: which.
+        channels: in each file, of pictures: 3 is colour.
 
     Raises:
         UserError: a file is missing or damaged, channels or label do not fit each other.
     """
-    image, *others = (read_volume(path) for path in (case.image_path, *case.channel_paths))
+    paths = (case.image_path, *case.channel_paths)
+    image, *others = (read_volume(path, channels) for path in paths)
     for path, one in zip(case.channel_paths, others, strict=True):
         if one.image.shape != image.image.shape:
             problem = f"the channel has shape {one.image.shape}, the first one {image.image.shape}"
@@ -191,7 +200,7 @@ def read(case: Case) -> Volume:
     array = np.concatenate([image.image, *(one.image for one in others)], axis=1)
     label = None
     if case.label_path is not None:
-        file = read_volume(case.label_path)
+        file = read_label(case.label_path)
         if file.image.shape[1] != 1:
             problem = f"the label has {file.image.shape[1]} channels"
             raise DataError(problem, case.label_path, "A label has one number per voxel.")

@@ -23,8 +23,12 @@ class Located(Protocol):
     def orientation(self) -> str | None: ...  # noqa: D102 - see the class
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, channels: int = 1) -> Volume:
     """Read a file as `image` (Z, C, H, W) of its own data type; a fourth axis is the channels.
+
+    Args:
+        path: of the file.
+        channels: asked of a picture, see `pictures.read_pixels`.
 
     Raises:
         UserError: missing, damaged, too large, or of a format that is not read.
@@ -39,10 +43,23 @@ def read_volume(path: Path) -> Volume:
 
         return _from_image(read_file(path))
     if name.endswith(PICTURES):
-        from mambaseg.data.pictures import read_picture
+        from mambaseg.data.pictures import read_pixels
 
-        return Volume(read_picture(path).frames[0], None)
+        return Volume(read_pixels(path, channels)[None], None)
     raise DataError("this format is not read", path, f"Known endings: {', '.join(ENDINGS)}.")
+
+
+def read_label(path: Path) -> Volume:
+    """Read a file of labels as `image` (Z, C, H, W): numbers as they are stored.
+
+    Raises:
+        UserError: as `read_volume`.
+    """
+    if path.name.lower().endswith(PICTURES):
+        from mambaseg.data.pictures import read_mask
+
+        return Volume(read_mask(path)[0][None, None], None)
+    return read_volume(path)
 
 
 def _from_image(image: Image) -> Volume:

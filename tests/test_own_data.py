@@ -1,0 +1,215 @@
+"""From a folder of images to a report page, by the documented commands, with the proposed leaf."""
+
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from mambaseg.build import build
+from mambaseg.data import layouts, nnunet
+from mambaseg.data.check import check_dataset, main
+from mambaseg.data.images import find_images, group_channels
+from mambaseg.data.layouts import Layout
+from mambaseg.data.proposal import propose
+from mambaseg.ensemble import restore_predictor
+from mambaseg.entry import CONF
+from mambaseg.errors import UserError
+from mambaseg.reporting.report import write_report
+from tiny_checkpoints import write_checkpoint
+from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
+
+SMALL = ["model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", "logger=csv", "data.size=32",
+         "data.batch_size=4", "data.steps=2", "data.val_every=1", "trainer=cpu"]  # fmt: skip
+MEMORY = (2**30, "1 GiB")
+
+
+def composed(name, folder, *overrides):
+    """With a folder of own leaves beside those of the project."""
+    words = [f"hydra.searchpath=[file://{folder}]", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=words)
+
+
+def trained(folder, tmp_path, *overrides):
+    places = [f"outputs={tmp_path / 'outputs'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    with build(composed("config", folder, *SMALL, *places, *overrides)) as run:
+        run.fit()
+        run.evaluate()
+        run.report()
+    return run
+
+
+def test_a_data_set_never_seen_goes_from_its_check_to_predictions(tmp_path, capsys):
+    root = write_nnunet(tmp_path / "Dataset007_Own", cases=6, tests=2, channels=2)
+    leaf = tmp_path / "conf" / "data" / "own.yaml"
+    assert main([str(root), "--write", str(leaf)]) == 0
+    assert "python src/train.py data=own" in capsys.readouterr().out
+    run = trained(leaf.parents[1], tmp_path, "data=own")
+    assert run.data.split.name == "given" and run.data.counts["test"]["cases"] == 2
+    assert run.folder.record["data"]["title"] == "Dataset007_Own"
+    assert list(run.folder.summary["classes"]) == list(LABELS)
+
+    words = [f"outputs={tmp_path / 'outputs'}", f"data.cache_dir={tmp_path / 'cache'}", "data=own",
+             f"checkpoint={run.folder.path}", "logger=csv", "trainer=cpu"]  # fmt: skip
+    with build(composed("evaluate", leaf.parents[1], *words)) as again:
+        again.evaluate()
+    assert again.folder.summary["foreground"] == run.folder.summary["foreground"]
+
+    page = write_report(run.folder.path.parent)
+    assert all(name in page.read_text() for name in ("cavity", "wall", "Dataset007_Own"))
+
+    predictor = restore_predictor([run.folder.path], device="cpu")
+    assert list(predictor.class_names) == list(LABELS) and predictor.slicing == "spacing"
+    sources = find_images(str(root / "imagesTs"), outside=tmp_path / "labels")
+    sources = group_channels(sources, predictor.channels)
+    outcome = predictor.predict(sources, tmp_path / "labels")
+    assert outcome.failed == {} and sorted(outcome.done) == ["test_000", "test_001", "test_alone"]
+    found = nibabel.load(tmp_path / "labels" / "test_alone.nii.gz")
+    assert np.array_equal(
+        found.affine, nibabel.load(root / "imagesTs" / "test_alone_0000.nii.gz").affine
+    )
+
+
+# ---- channels of images to predict --------------------------------------------------------------
+
+
+def names_of(folder, channels):
+    found = group_channels(find_images(str(folder), outside=folder / "labels"), channels)
+    return {source.name: len(source.further) for source in found}
+
+
+def test_files_of_one_image_are_one_image_where_the_network_has_channels(tmp_path):
+    for name in ("a_0000", "a_0001", "b_0000", "c", "d_0000", "d"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert names_of(tmp_path, 2) == {"a": 1, "b": 0, "c": 0, "d": 0, "d_0000": 0}
+    assert names_of(tmp_path, 1) == {"a_0000": 0, "a_0001": 0, "b": 0, "c": 0, "d": 0, "d_0000": 0}
+
+
+def test_channels_in_files_and_along_the_fourth_axis_give_the_same_labels(tmp_path):
+    network = write_checkpoint(tmp_path / "two.ckpt", channels=2, classes=LABELS)
+    place, zooms = tmp_path / "in", (1.5, 1.25, 8.0)
+    place.mkdir()
+    image, _ = arrays(0, channels=2)
+    write_volume(place / "one.nii.gz", np.moveaxis(image, 0, -1), zooms)
+    write_volume(place / "two_0000.nii.gz", image[0], zooms)
+    write_volume(place / "two_0001.nii.gz", image[1], zooms)
+    write_volume(place / "moved_0000.nii.gz", image[0], zooms)
+    write_volume(place / "moved_0001.nii.gz", image[1], (1.5, 1.25, 5.0))
+    write_volume(place / "alone_0000.nii.gz", image[0], zooms)
+    predictor = restore_predictor([network], device="cpu")
+    sources = group_channels(find_images(str(place), outside=tmp_path / "out"), 2)
+    outcome = predictor.predict(sources, tmp_path / "out")
+    assert sorted(outcome.done) == ["one", "two"]
+    assert "does not lie on the grid of the first one" in outcome.failed["moved"]
+    assert "the image has 1 channels, the networks take 2" in outcome.failed["alone"]
+    one, two = (nibabel.load(tmp_path / "out" / f"{name}.nii.gz") for name in ("one", "two"))
+    assert one.shape == two.shape == image.shape[1:] and np.array_equal(one.affine, two.affine)
+    labels = np.asarray(one.dataobj)
+    assert np.array_equal(labels, np.asarray(two.dataobj)) and len(np.unique(labels)) > 1
+
+
+# ---- what is proposed ---------------------------------------------------------------------------
+
+
+def proposed(root, **words):
+    return yaml.safe_load(propose(check_dataset(root), "own", memory=MEMORY, **words))
+
+
+def test_what_is_proposed_follows_the_stated_rules(tmp_path):
+    root = write_nnunet(tmp_path / "Dataset001_Own", splits=[{"train": ["case_000"], "val": []}])
+    leaf = proposed(root)
+    assert leaf == {
+        "defaults": ["nnunet", "_self_"], "name": "own", "title": "Dataset001_Own",
+        "root": str(root), "split": "given", "class_names": list(LABELS), "num_classes": 3,
+        "label_map": None, "in_channels": 1,
+        "size": 64,  # of 18 rows and 20 columns: the smallest
+        "batch_size": 24,
+    }  # fmt: skip
+    text = propose(check_dataset(root), "own", memory=MEMORY)
+    assert "between slices 8/8/8, rows 1.25/1.25/1.25" in text
+    assert "4/4/4 slices, 18/18/18 rows, 20/20/20 columns" in text
+    truth = np.stack([arrays(seed)[1] for seed in range(5)])
+    assert f"1 cavity: {(truth == 1).mean():.2%}, 100%" in text
+    assert propose(check_dataset(root), "own", memory=(10_000 * 64 * 64 * 7, "")).count("h_size: 7")
+
+
+def test_numbers_that_nobody_named_are_classes_in_their_order(tmp_path, monkeypatch):
+    root = write_nnunet(tmp_path / "a")
+    for path in (root / "labelsTr").glob("case*"):
+        label = np.asarray(nibabel.load(path).dataobj)
+        write_volume(path, np.uint8([0, 255, 7])[label], (1.5, 1.25, 8.0))
+    unnamed = Layout("nnunet", "", nnunet.recognises, nnunet.survey, slicing="spacing")
+    monkeypatch.setattr(layouts, "LAYOUTS", (unnamed,))
+    leaf = proposed(root)
+    assert leaf["label_map"] == {0: 0, 7: 1, 255: 2} and leaf["num_classes"] == 3
+    assert leaf["class_names"] == ["background", "class_1", "class_2"]
+    assert leaf["split"] == "random"
+    conf = tmp_path / "conf" / "data"
+    assert main([str(root), "--write", str(conf / "own.yaml")]) == 0
+    run = trained(conf.parent, tmp_path, "data=own")  # as it is, 2 steps
+    assert run.data.counts["train"]["cases"] == 3
+
+
+def test_a_name_or_a_path_is_only_a_name_or_a_path(tmp_path):
+    root = write_nnunet(
+        tmp_path / "no: [x] #'${oc.env:HOME}", labels={"background": 0, "no": 1, "null: #1": 2}
+    )
+    (conf := tmp_path / "conf" / "data").mkdir(parents=True)
+    (conf / "own.yaml").write_text(propose(check_dataset(root), "own", memory=MEMORY))
+    cfg = composed("config", conf.parent, "data=own", "model=unet")
+    assert list(cfg.data.class_names) == ["background", "no", "null: #1"]
+    assert cfg.data.root == str(root)
+
+
+def test_a_leaf_is_not_written_over_another_or_under_a_name_that_is_none(tmp_path, capsys):
+    root = write_nnunet(tmp_path / "a")
+    (there := tmp_path / "own.yaml").write_text("kept")
+    assert main([str(root), "--write", str(there)]) == 1
+    assert "is there already" in capsys.readouterr().out and there.read_text() == "kept"
+    assert main([str(root), "--write", str(tmp_path / "my own.yml")]) == 1
+    assert "name it like conf/data/hearts.yaml" in capsys.readouterr().out
+    shutil.rmtree(root / "labelsTr")
+    assert main([str(root)]) == 1
+    assert "no configuration is proposed" in capsys.readouterr().out
+
+
+def test_channels_that_differ_between_cases_are_an_error(tmp_path):
+    root = write_nnunet(tmp_path / "a", whole=True, version=1, channels=2)
+    image, _ = arrays(3)
+    write_volume(root / "imagesTr" / "case_003.nii.gz", image[0], (1.5, 1.25, 8.0))
+    (error,) = check_dataset(root).of("error")
+    assert (error.where, error.problem) == ("case_003", "1 channel where most cases have 2")
+
+
+# ---- data=nnunet without a leaf of one's own ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"say where the data set is, data\.root="),
+        (["data.root={place}/none"], "dataset.json: the file is missing"),
+        (["data.root={place}/regions"], "'all' is a region"),
+    ],
+)
+def test_a_data_set_that_does_not_say_what_it_is_ends_in_one_message(tmp_path, words, message):
+    write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 2]})
+    words = [word.format(place=tmp_path) for word in words]
+    with pytest.raises(Exception, match=message) as raised:
+        build(composed("config", tmp_path, *SMALL, "data=nnunet", *words))
+    chain = [raised.value]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    assert any(isinstance(one, UserError) for one in chain)
+
+
+def test_classes_that_the_user_names_replace_those_of_the_file(tmp_path):
+    root = write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 2]})
+    run = trained(
+        tmp_path, tmp_path, "data=nnunet", f"data.root={root}", "data.num_classes=2",
+        "data.class_names=[background,all]", "data.label_map={0:0,1:1,2:1}",
+    )  # fmt: skip
+    assert list(run.folder.summary["classes"]) == ["background", "all"]
