@@ -55,13 +55,18 @@ def test_what_belongs_to_the_preprocessing_comes_from_the_checkpoint_too(
         checkpoint["mambaseg"]["preprocessing"] |= {"intensity": "window", "window": [0.0, 400.0]}
 
     path = altered(finished, tmp_path, through_a_window)
-    run = evaluated(f"checkpoint={path}", *small_run, "data.window=[0,300]")
+    other = f"checkpoint={path}", *small_run, "data.window=[0,300]"
+    with build(composed("evaluate", *other)) as run:
+        pass
     assert run.data.preprocessing.window == (0.0, 400.0)
     assert run.config["data"]["window"] == [0.0, 400.0]
     assert "data.window=[0, 300]" in caplog.text
 
     caplog.clear()
-    evaluated(f"checkpoint={finished.folder.path}", *small_run, "data.intensity=zscore")
+    own = f"checkpoint={finished.folder.path}"
+    with build(composed("evaluate", own, *small_run, "data.intensity=zscore")) as run:
+        pass
+    assert run.data.preprocessing == finished.data.preprocessing
     assert "data.intensity=zscore" in caplog.text and "with null" in caplog.text
 
 

@@ -138,7 +138,9 @@ for _ in range(30):
         (["preprocessing", "size"], 10**6), (["preprocessing", "size"], SECRET),
         (["preprocessing", "size"], 0), (["preprocessing", "intensity"], LAUGHS),
         (["preprocessing", "window"], LAUGHS), (["preprocessing", "window"], [0, 1e300]),
-        (["preprocessing", "window"], [1, 0]), (["classes"], LAUGHS), (["classes"], "x" * 10**6),
+        (["preprocessing", "window"], [1, 0]), (["preprocessing", "spacing"], LAUGHS),
+        (["preprocessing", "spacing"], 1e-9), (["preprocessing", "spacing"], float("nan")),
+        (["classes"], LAUGHS), (["classes"], "x" * 10**6),
         (["data"], LAUGHS), (["data", "title"], LAUGHS), (["data", "name"], "../x"),
     ],
 )  # fmt: skip

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -6,16 +8,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.inference import keep_largest_component, predict_case
+from mambaseg.errors import UserError
+from mambaseg.inference import Member, keep_largest_component, predict_case, segment
 
 
 class Halving:
     """A grid of every second pixel, and each pixel doubled on the way back."""
 
-    def to_grid(self, image):
+    size, windowed = 5, False
+
+    def to_grid(self, image, pixel):
         return image[..., ::2, ::2]
 
-    def labels_to_native(self, logits, shape):
+    def labels_to_native(self, logits, shape, pixel, seen):
         labels = logits.argmax(1).to(torch.uint8)
         native = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
         assert tuple(native.shape[1:]) == shape
@@ -86,9 +91,9 @@ def test_the_callers_autocast_reaches_the_network_and_logits_are_resampled_in_fl
     seen = {}
 
     class Watching(Halving):
-        def labels_to_native(self, logits, shape):
+        def labels_to_native(self, logits, *where, **how):
             seen["resampled"] = logits.dtype
-            return super().labels_to_native(logits, shape)
+            return super().labels_to_native(logits, *where, **how)
 
     class Conv(nn.Conv2d):
         def forward(self, image):
@@ -122,6 +127,126 @@ def test_the_real_preprocessing_brings_a_bright_box_back_where_it_was(preset):
     wrong = (labels != image[:, 0].to(torch.uint8)).float().mean().item()
     assert wrong < 0.02  # at most half a pixel along the edges of the box
     assert labels[0].max() == labels[2].max() == 0
+
+
+# Images larger than the grid ------------------------------------------------------------------
+
+
+class Threshold(nn.Module):
+    """Bright or not, pixel by pixel; records what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, image):
+        self.seen.append(tuple(image.shape))
+        image = image[:, :1]
+        return torch.cat([1 - 2 * image, 2 * image - 1], 1)
+
+
+@pytest.mark.parametrize("shape", [(100, 70), (33, 32), (20, 90)])
+@pytest.mark.parametrize("batch_size", [1, 5, 24])
+def test_windows_of_the_grids_size_see_all_of_a_larger_image(shape, batch_size):
+    image, network = torch.rand(5, 2, *shape), Threshold()
+    labels = predict_case(network, image, Preprocessing("native", 32), batch_size=batch_size)
+    assert torch.equal(labels, (image[:, 0] > 0.5).to(torch.uint8))
+    assert {seen[1:] for seen in network.seen} == {(2, 32, 32)}
+    assert max(seen[0] for seen in network.seen) <= batch_size
+    windows = sum(seen[0] for seen in network.seen)
+    steps = [1 + -(-max(0, side - 32) // 16) for side in shape]
+    assert windows == 5 * steps[0] * steps[1]  # they overlap by half
+
+
+def test_slices_share_their_forward_passes():
+    network = Threshold()
+    predict_case(network, torch.rand(9, 1, 48, 32), Preprocessing("native", 32), batch_size=6)
+    assert [seen[0] for seen in network.seen] == [6, 6, 6]  # two windows per slice
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_windows_say_what_one_large_grid_says(tta):
+    image, pixel = torch.rand(2, 1, 61, 50), (8.0, 1.3, 0.9)
+    small, large = (Preprocessing("spacing", size, spacing=0.8) for size in (32, 128))
+    assert small.to_grid(image, pixel[1:]).shape == (2, 1, 99, 56)
+    through, at_once = (
+        segment([Member(Threshold(), one)], [image], spacing=pixel, tta=tta, probabilities=True)
+        for one in (small, large)
+    )
+    assert through.labels.shape == (2, 61, 50)
+    assert torch.equal(through.labels, at_once.labels)
+    difference = through.probabilities.int() - at_once.probabilities.int()
+    assert difference.abs().max() <= 1  # of 255: rounding
+
+
+def test_an_image_that_fits_the_grid_takes_the_plain_path_bit_for_bit(monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai.inferers.utils", None)  # importing it would fail
+    torch.manual_seed(0)
+    network = nn.Conv2d(1, 3, 5, padding=2)
+    for shape, pixel in (((64, 40), (1.0, 1.0)), ((30, 64), (1.5, 1.0)), ((7, 5), (2.0, 3.0))):
+        preprocessing = Preprocessing("spacing", 64, spacing=1.0)
+        image = torch.rand(3, 1, *shape)
+        with torch.inference_mode():
+            logits = network(preprocessing.to_grid(image, pixel))
+            assert logits.shape == (3, 3, 64, 64)
+            expected = preprocessing.labels_to_native(logits, shape, pixel)
+        labels = predict_case(network, image, preprocessing, spacing=(9.0, *pixel))
+        assert torch.equal(labels, expected)
+
+
+def test_gaussian_weights_favour_the_middle_of_a_window():
+    class Edges(nn.Module):
+        """Says 1 near a window's left edge, 0 elsewhere."""
+
+        def forward(self, image):
+            left = (torch.arange(32) < 8).float().expand(len(image), 1, 32, 32)
+            return torch.cat([1 - left, left], 1)
+
+    labels = predict_case(Edges(), torch.zeros(1, 1, 32, 96), Preprocessing("native", 32))
+    assert labels[0, :, :8].all()  # no other window sees these
+    assert not labels[0, :, 8:].any()
+
+
+def test_an_ensemble_joins_windows_and_whole_images_at_native_resolution():
+    image = torch.rand(3, 1, 80, 60)
+    members = [
+        Member(Threshold(), Preprocessing("native", 32)),
+        Member(Threshold(), Preprocessing("paper", 160)),
+    ]
+    both = segment(members, [image, image], probabilities=True, batch_size=4)
+    assert both.labels.shape == (3, 80, 60) and both.probabilities.shape == (3, 2, 80, 60)
+    assert (both.labels == (image[:, 0] > 0.5)).float().mean() > 0.85
+
+
+def test_low_precision_networks_are_averaged_in_float32():
+    class Low(Threshold):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+
+        def forward(self, image):
+            assert image.dtype == torch.bfloat16
+            return super().forward(image) * self.weight
+
+    image = (torch.rand(2, 1, 70, 40) > 0.5).float()
+    labels = predict_case(Low(), image, Preprocessing("native", 32))
+    assert torch.equal(labels, image[:, 0].to(torch.uint8))
+
+
+def test_an_image_that_was_reduced_before_comes_back_at_its_own_size():
+    """Blocks of 3 x 2 pixels, reduced to one each, are blocks again."""
+    small = (torch.rand(2, 1, 40, 50) > 0.5).float()
+    member = Member(Threshold(), Preprocessing("native", 32))
+    labels = segment([member], [small], shape=(120, 100)).labels
+    blocks = small.repeat_interleave(3, -2).repeat_interleave(2, -1)
+    middles = labels[:, 1::3, :]
+    assert labels.shape == (2, 120, 100)
+    assert torch.equal(middles, blocks[:, 0, 1::3].to(torch.uint8))
+
+
+def test_a_case_without_a_voxel_size_is_refused_where_it_is_needed():
+    with pytest.raises(UserError, match="voxel size is unknown"):
+        predict_case(Threshold(), torch.rand(1, 1, 9, 9), Preprocessing("spacing", 8, spacing=1.0))
 
 
 # Largest component ----------------------------------------------------------------------------

@@ -116,10 +116,16 @@ def test_a_label_map_lies_where_its_image_lies_bit_for_bit(checkpoint, tmp_path,
     assert b"Jane" not in text
 
 
-@pytest.mark.parametrize("shape", [(21, 34, 5), (21, 34, 5, 3)])
-def test_a_volume_with_another_axis_last_is_cut_and_labelled_as_the_usual_one(tmp_path, shape):
+@pytest.mark.parametrize(
+    ("shape", "how"),
+    [
+        ((21, 34, 5), "paper"), ((21, 34, 5, 3), "paper"),
+        ((21, 34, 5), Preprocessing("spacing", 16, spacing=1.0)),
+    ],
+)  # fmt: skip
+def test_a_volume_with_another_axis_last_is_cut_and_labelled_as_the_usual_one(tmp_path, shape, how):
     """Thick slices stacked along z, and the same voxels with z stored first."""
-    network = write_checkpoint(tmp_path / "tiny.ckpt", slicing="spacing")
+    network = write_checkpoint(tmp_path / "tiny.ckpt", slicing="spacing", preprocessing=how)
     usual, turned = tmp_path / "in" / "usual.nii.gz", tmp_path / "in" / "turned.nii.gz"
     usual.parent.mkdir()
     image = nibabel.load(write_image(usual, shape))
@@ -254,6 +260,38 @@ def test_networks_of_other_grids_meet_at_native_resolution(checkpoint, tmp_path)
     about = json.loads((tmp_path / "out" / "scan.json").read_text())
     used = [network["preprocessing"] for network in about["made_by"]["networks"]]
     assert [(one["name"], one["size"]) for one in used] == [("paper", 32), ("modern", 48)]
+
+
+def test_a_network_of_a_spacing_sees_all_of_a_larger_image(checkpoint, tmp_path):
+    preprocessing = Preprocessing("spacing", 32, spacing=1.0, window=[100, 700])
+    path = write_checkpoint(tmp_path / "a.ckpt", preprocessing=preprocessing)
+    images = tmp_path / "images"
+    images.mkdir()
+    native = nibabel.load(write_image(images / "scan.nii.gz", (64, 70, 3)))
+    Pillow.fromarray(np.zeros((40, 40), np.uint8)).save(images / "picture.png")
+    nibabel.save(nibabel.Nifti1Image(np.ones((9, 9, 2), np.int16), None), images / "bare.nii.gz")
+    outcome = predict(path, images, tmp_path / "out", tta=True)
+    assert outcome.done == ["scan"] and set(outcome.failed) == {"picture", "bare"}
+    assert all("voxel size is unknown" in reason for reason in outcome.failed.values())
+
+    written = nibabel.load(tmp_path / "out" / "scan.nii.gz")
+    for key in GRID:
+        assert np.array_equal(written.header[key], native.header[key], equal_nan=True), key
+    about = json.loads((tmp_path / "out" / "scan.json").read_text())
+    used = about["made_by"]["networks"][0]["preprocessing"]
+    assert used["spacing"] == 1.0 and used["window"] == [100.0, 700.0]
+
+    volume = np.asarray(native.dataobj).transpose(2, 1, 0)[:, None].astype(np.float32)
+    scaled = torch.from_numpy(((volume - 100) / 600).clip(0, 1))
+    member = Member(tiny_unet(), Preprocessing("spacing", 32, spacing=1.0))
+    spacing = tuple(map(float, native.header.get_zooms()[::-1]))
+    expected = segment([member], [scaled], spacing=spacing, tta=True).labels
+    labels = labels_of(tmp_path / "out" / "scan.nii.gz")
+    assert np.mean(expected.numpy() == labels.T) > 0.999
+    assert set(np.unique(expected)) == {0, 1, 2, 3}
+
+    both = predict([path, checkpoint], images / "scan.nii.gz", tmp_path / "both")
+    assert both.done == ["scan"]
 
 
 def test_networks_of_other_classes_are_no_ensemble(checkpoint, tmp_path):

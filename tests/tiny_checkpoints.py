@@ -31,20 +31,22 @@ def write_checkpoint(
     *,
     seed: int = 0,
     classes=CLASSES,
-    preprocessing: str = "paper",
+    preprocessing: str | Preprocessing = "paper",
     size: int = 32,
     channels: int = 1,
     **about,
 ) -> Path:
     """A .ckpt file of `tiny_unet`; `about` replaces what it says about itself."""
     network = tiny_unet(seed, channels=channels, classes=len(classes))
+    if isinstance(preprocessing, str):
+        preprocessing = Preprocessing(preprocessing, size)
     arguments = {
         "in_channels": channels, "num_classes": len(classes),
         "widths": WIDTHS, "dropout": [0.0, 0.0],
     }  # fmt: skip
     description = {
         "model": {"name": "unet", "arguments": arguments},
-        "preprocessing": Preprocessing(preprocessing, size).describe(),
+        "preprocessing": preprocessing.describe(),
         "classes": list(classes),
         "data": {"name": "phantom", "title": "synthetic phantom, not ACDC"},
         **about,

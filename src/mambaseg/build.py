@@ -181,8 +181,6 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     """Takes network and preprocessing from a checkpoint."""
     if cfg.checkpoint is None:
         raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
-    from mambaseg.data.geometry import Preprocessing
-
     checkpoint, cfg.model = read_with_leaf(cfg.checkpoint, cfg)
     about, path = checkpoint.about, checkpoint.path
     if (made := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
@@ -190,9 +188,10 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
             f"checkpoint: {path} was trained for {made}, data={cfg.data.name} is not for that. "
             "Choose the data that fit the checkpoint."
         )
-    used = about["preprocessing"]
-    named = "preprocessing" in cfg.data  # images to be restored have a size only
-    settings = Preprocessing.restored(used).settings() if named else {"size": used["size"]}
+    if "preprocessing" in cfg.data:
+        settings = checkpoint.preprocessing.settings()
+    else:
+        settings = {"size": about["preprocessing"]["size"]}
     if (slicing := about.get("slicing", "stored")) != cfg.data.get("slicing", "stored"):
         settings["slicing"] = slicing
     for key, value in settings.items():

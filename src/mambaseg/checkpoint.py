@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import is_window
+from mambaseg.data.resampling import COARSEST, is_spacing
 from mambaseg.errors import UserError
 from mambaseg.foreign import printable
 
@@ -38,6 +40,18 @@ class Checkpoint:
     path: Path
     about: dict[str, Any]
     weights: dict[str, Tensor]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that its images need.
+
+        Raises:
+            UserError: there is none like that.
+        """
+        try:
+            return Preprocessing.restored(self.about["preprocessing"])
+        except UserError as error:
+            raise UserError(f"checkpoint: {self.path}: {error}") from error
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -96,6 +110,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
     if not isinstance(used.get("size"), int) or not 0 < used["size"] <= LARGEST_SIDE:
         return "its preprocessing"
     if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
+        return "its preprocessing"
+    if not is_spacing(used.get("spacing", COARSEST)):
         return "its preprocessing"
     side = used.get("longest_side", 1)
     if type(side) is not int or not 0 < side <= LARGEST_PICTURE:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slicing import check_rule
 from mambaseg.errors import UserError
 from mambaseg.inference import Member, choose_precision
@@ -65,9 +64,8 @@ def restore_predictor(
             raise UserError(
                 f"ensemble: {checkpoint.path} slices as {cut}, those before it as {slicing}"
             )
-        channels, slicing = takes, cut
-        classes, used = names, about["preprocessing"]
-        members.append(Member(network.to(where), Preprocessing.restored(used)))
+        channels, slicing, classes = takes, cut, names
+        members.append(Member(network.to(where), checkpoint.preprocessing))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
         trained_on.append(about["data"]["title"])

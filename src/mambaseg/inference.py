@@ -1,5 +1,6 @@
 """Whole cases through a network in batches of slices, and back to native geometry."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.resampling import Pixel
 from mambaseg.errors import UserError
 
 Labels = TypeVar("Labels", Tensor, npt.NDArray[np.uint8])
 VIEWS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
 """The symmetries of a square: quarter turns, and whether it is mirrored before."""
+OVERLAP = 0.5  # of neighbouring windows on an image that is larger than the grid
 
 
 def choose_precision(name: str, *, gpu: bool) -> str:
@@ -72,6 +75,7 @@ def predict_case(
     image: Tensor,
     preprocessing: Preprocessing,
     *,
+    spacing: tuple[float, float, float] | None = None,
     batch_size: int = 24,
 ) -> Tensor:
     """Segment one case with one network: the labels that `segment` gives.
@@ -80,12 +84,14 @@ def predict_case(
         network: (B, C, S, S) -> logits (B, K, S, S). Its training mode is left as found.
         image: (Z, C, H, W) float32, intensity-scaled, native resolution, on any device.
         preprocessing: the one the network was trained with.
-        batch_size: slices per forward pass.
+        spacing: voxel size in mm (z, y, x), None where it is unknown.
+        batch_size: slices (or windows on them) per forward pass.
 
     Returns:
         Labels (Z, H, W) uint8 at native resolution, on the network's device.
     """
-    return segment([Member(network, preprocessing)], [image], batch_size=batch_size).labels
+    members = [Member(network, preprocessing)]
+    return segment(members, [image], spacing=spacing, batch_size=batch_size).labels
 
 
 def segment(
@@ -93,6 +99,7 @@ def segment(
     images: Sequence[Tensor],
     *,
     shape: tuple[int, int] | None = None,
+    spacing: tuple[float, float, float] | None = None,
     tta: bool = False,
     probabilities: bool = False,
     batch_size: int = 24,
@@ -102,6 +109,10 @@ def segment(
     One network in one view decides by its logits. Otherwise the class probabilities at native
     resolution are averaged over networks and views, and the most probable class is taken.
 
+    Slices that are larger than a network's grid are seen through windows of its size, which overlap
+    by half; the logits of a pixel are averaged over them, Gaussian weights favouring a window's
+    middle (MONAI's `sliding_window_inference`). Smaller ones are seen at once.
+
     Memory is bounded by the batch: only labels outlive it, and probabilities where they are asked
     for. Autocast is the caller's to choose; logits are float32 by the time they are resampled.
 
@@ -109,11 +120,16 @@ def segment(
         members: networks of the same classes, on one device. Training modes are left as found.
         images: the volume for each member, (Z, C, H, W) float32, scaled by its preprocessing.
         shape: native height and width, where images were reduced; None for those of the images.
+        spacing: voxel size in mm (z, y, x), None where it is unknown.
         tta: whether every slice is seen in the eight `VIEWS` of a square rather than in one.
         probabilities: whether to return them.
-        batch_size: slices per forward pass.
+        batch_size: slices (or windows on them) per forward pass.
+
+    Raises:
+        UserError: a preprocessing needs to know the voxel size.
     """
-    shape = shape or (images[0].shape[-2], images[0].shape[-1])
+    pixel = None if spacing is None else (spacing[1], spacing[2])
+    shape = shape or _sides(images[0])
     views = VIEWS if tta else VIEWS[:1]
     decided = len(members) * len(views) == 1  # by logits
     labels, kept = [], []
@@ -121,14 +137,23 @@ def segment(
         for member in members:
             stack.enter_context(evaluating(member.network))
         stack.enter_context(torch.inference_mode())
-        for start in range(0, len(images[0]), batch_size):
+        windows = max(
+            _windows(member.preprocessing, _sides(image), pixel)
+            for member, image in zip(members, images, strict=True)
+        )
+        count = max(1, batch_size // windows)  # slices that are on their way at the same time
+        for start in range(0, len(images[0]), count):
             total: Tensor | float = 0.0
             for member, image in zip(members, images, strict=True):
-                for logits in _logits(member, image[start : start + batch_size], views):
+                preprocessing, seen = member.preprocessing, _sides(image)
+                slices = image[start : start + count]
+                for logits in _logits(member, slices, pixel, views, batch_size):
                     if decided:
-                        labels.append(member.preprocessing.labels_to_native(logits, shape))
+                        labels.append(
+                            preprocessing.labels_to_native(logits, shape, pixel, seen=seen)
+                        )
                     if probabilities or not decided:
-                        native = member.preprocessing.logits_to_native(logits, shape)
+                        native = preprocessing.logits_to_native(logits, shape, pixel, seen=seen)
                         total = total + native.softmax(dim=1)
             if isinstance(total, Tensor):
                 total /= len(members) * len(views)
@@ -140,15 +165,51 @@ def segment(
     return Segmentation(torch.cat(labels), torch.cat(kept) if kept else None)
 
 
-def _logits(member: Member, slices: Tensor, views: Sequence[tuple[int, bool]]) -> Iterator[Tensor]:
-    """Logits (B, K, S, S) in float32 of native slices (B, C, H, W), one per view, turned back."""
+def _sides(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _windows(preprocessing: Preprocessing, shape: tuple[int, int], pixel: Pixel | None) -> int:
+    """How many windows see a slice; one where it is not larger than the grid."""
+    if not preprocessing.windowed:
+        return 1
+    size = preprocessing.size
+    extent = preprocessing.resampled(shape, pixel).whole(size).extent
+    stride = max(1, int(size * (1 - OVERLAP)))
+    return math.prod(1 + math.ceil((side - size) / stride) for side in extent)
+
+
+def _logits(
+    member: Member,
+    slices: Tensor,
+    pixel: Pixel | None,
+    views: Sequence[tuple[int, bool]],
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Logits (B, K, ...) in float32 of native slices (B, C, H, W), one per view, turned back."""
     parameter = next(member.network.parameters(), None)
     like = slices if parameter is None else parameter
-    grid = member.preprocessing.to_grid(slices.to(like.device)).to(like.dtype)
+    grid = member.preprocessing.to_grid(slices.to(like.device), pixel).to(like.dtype)
     for turns, mirrored in views:
         seen = (grid.flip(-1) if mirrored else grid).rot90(turns, (-2, -1))
-        logits = member.network(seen).float().rot90(-turns, (-2, -1))
+        logits = _through_windows(member, seen, batch_size).rot90(-turns, (-2, -1))
         yield logits.flip(-1) if mirrored else logits
+
+
+def _through_windows(member: Member, image: Tensor, batch_size: int) -> Tensor:
+    """Logits (B, K, ...) in float32 of an image (B, C, ...) of the grid's size or larger."""
+    size = member.preprocessing.size
+    if max(image.shape[-2:]) <= size:
+        return member.network(image).float()
+    from monai.inferers.utils import sliding_window_inference
+
+    def network(window: Tensor) -> Tensor:
+        return member.network(window.to(image.dtype)).float()
+
+    # It weighs and sums in the type of what it is given.
+    return sliding_window_inference(
+        image.float(), size, batch_size, network, overlap=OVERLAP, mode="gaussian"
+    )
 
 
 def keep_largest_component(labels: Labels, num_classes: int) -> Labels:

@@ -168,7 +168,8 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
 
 
 def _preprocessing_of(data: dict[str, Any]) -> dict[str, Any]:
-    own = {key: data[key] for key in ("intensity", "window", "longest_side") if data.get(key)}
+    keys = ("intensity", "window", "spacing", "longest_side")
+    own = {key: data[key] for key in keys if data.get(key)}
     return {"name": data["preprocessing"], "size": data["size"], **own}
 
 

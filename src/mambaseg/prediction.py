@@ -31,6 +31,7 @@ PROBABILITIES = "_probabilities.nii.gz"
 OVERLAY = "_overlay.png"
 DICOM_SEG = "_seg.dcm"
 _OTHERWISE = "choose another folder with output=..."
+_Spacing = tuple[float, float, float]
 log = logging.getLogger(__name__)
 
 
@@ -196,6 +197,7 @@ class Predictor:
                     self.members,
                     scaled,
                     shape=(frame.shape[-2], frame.shape[-1]),
+                    spacing=_in_order(image.spacing, order),
                     tta=self.options.tta,
                     probabilities=self.options.probabilities,
                     batch_size=self.options.batch_size,
@@ -232,7 +234,7 @@ class Predictor:
         """Draws the slices as the networks saw them."""
         from mambaseg.reporting.figures import case_figure
 
-        z, y, x = order = self._order(image)
+        order = self._order(image)
         frame = ", first frame" if len(image.frames) > 1 else ""
         case_figure(
             grey(reordered(image.frames[0], order, (0, 2, 3))),
@@ -241,7 +243,7 @@ class Predictor:
             class_names=self.class_names,
             title=printable(f"{source.name}{frame} · {self.title}, no reference"),
             path=path,
-            spacing=image.spacing and (image.spacing[z], image.spacing[y], image.spacing[x]),
+            spacing=_in_order(image.spacing, order),
         )
 
     def _write_dicom_seg(
@@ -307,6 +309,11 @@ def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:
     if image.flat:
         return label_picture(labels[0, 0])
     return to_nifti(labels, image.geometry, label=True)
+
+
+def _in_order(spacing: _Spacing | None, order: tuple[int, int, int]) -> _Spacing | None:
+    z, y, x = order
+    return None if spacing is None else (spacing[z], spacing[y], spacing[x])
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -75,6 +75,7 @@ class SegmentationTask(Task):
             self.network,
             batch["image"],
             self.preprocessing,
+            spacing=batch["spacing"],
             batch_size=self.evaluation["batch_size"],
         )
 

@@ -12,7 +12,7 @@ from mambaseg.errors import UserError
 
 COMBINATIONS = [
     (geometry, preset)
-    for geometry in ("paper", "modern", "zscore")
+    for geometry in ("paper", "modern", "zscore", "native")
     for preset in ("none", "paper", "modern")
 ]
 
@@ -227,7 +227,7 @@ def test_any_image_that_is_its_label_stays_so_under_any_augmentation(preset, sam
 
 @settings(max_examples=40)
 @given(
-    geometry=st.sampled_from(["paper", "modern"]),
+    geometry=st.sampled_from(["paper", "modern", "native"]),
     preset=st.sampled_from(["none", "paper", "modern"]),
     sample=samples,
     others=st.lists(st.tuples(st.integers(2, 90), st.integers(2, 90)), min_size=1, max_size=3),

@@ -191,6 +191,39 @@ def test_a_trainer_that_accumulates_otherwise_is_a_clear_error(root):
 
 
 @pytest.mark.parametrize("preset", ["paper", "modern"])
+def test_at_a_spacing_a_batch_is_a_part_of_each_resampled_slice(root, preset):
+    """The fake slices are 20 to 39 pixels of 1.5 mm on a side: 40 to 78 pixels of 0.75 mm."""
+    how = {"preprocessing": "spacing", "spacing": 0.75, "augmentation": preset}
+    for batch in training_batches(module_on(root, **how)):
+        assert batch["image"].shape == (8, 1, 32, 32) and batch["label"].shape == (8, 32, 32)
+        assert (batch["image"].amax((1, 2, 3)) > 0).all()
+    module = module_on(root, **how | {"augmentation": "none"})
+    for batch in training_batches(module)[:2]:
+        for i, (case, z) in enumerate(zip(batch["case"], batch["slice"], strict=True)):
+            image = torch.from_numpy(module.cache.image(module.cache.position(case))[z].copy())
+            whole = module.preprocessing.to_grid(image[None], (1.5, 1.5))[0, 0]
+            top, left = ((side - 32) // 2 for side in whole.shape)
+            assert min(whole.shape) > 32
+            part = whole[top : top + 32, left : left + 32]
+            assert torch.allclose(batch["image"][i, 0], part, atol=1e-5)
+
+
+def test_a_case_whose_voxel_size_is_unknown_is_named_before_the_first_step(root):
+    def without_spacing(case):
+        return replace(read_npz(case), spacing=None)
+
+    def find(folder):
+        cases = find_fakes(folder)
+        return [*cases[:3], replace(cases[3], reader=without_spacing), *cases[4:]]
+
+    fourth = find_fakes(root)[3].image_path.name
+    module = module_on(root, find_cases=find, preprocessing="spacing", spacing=1.0)
+    with pytest.raises(UserError, match=rf"{fourth}: the voxel size is unknown.*native or modern"):
+        module.load()
+    module_on(root, find_cases=find, preprocessing="native").load()
+
+
+@pytest.mark.parametrize("preset", ["paper", "modern"])
 def test_a_training_batch_is_what_the_network_gets(root, preset):
     batches = training_batches(module_on(root, preprocessing=preset, augmentation=preset))
     assert [batch["step"] for batch in batches] == list(range(6))

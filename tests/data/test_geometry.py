@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import zoom
 from torch.nn import functional
 
-from mambaseg.data.geometry import Preprocessing, nearest_index
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.sampling import nearest_index
 from mambaseg.errors import UserError
 
 PRESETS = ("paper", "percentile", "zscore", "modern")
@@ -259,14 +260,15 @@ def test_the_description_is_plain_data_and_rebuilds_the_preprocessing():
 
 VARIANTS = [
     {}, {"intensity": "zscore"}, {"window": (-125.0, 275.0)},
-    {"intensity": "window", "window": (0.0, 255.0)},
+    {"intensity": "window", "window": (0.0, 255.0)}, {"name": "spacing", "spacing": 1.25},
+    {"name": "spacing", "spacing": 0.7, "intensity": "zscore"},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", VARIANTS, ids=str)
 def test_a_preprocessing_comes_back_from_its_description_and_its_settings(how):
-    for name in PRESETS:
-        preprocessing = Preprocessing(name, 96, **how)
+    for name in (*PRESETS, "native") if "name" not in how else ("spacing",):
+        preprocessing = Preprocessing(**{"name": name, "size": 96} | how)
         written = json.loads(json.dumps(preprocessing.describe()))
         assert Preprocessing.restored(written) == preprocessing
         settings = {key: value for key, value in preprocessing.settings().items() if value}
@@ -293,6 +295,20 @@ def test_what_an_older_checkpoint_leaves_unsaid_is_the_presets():
 def test_an_intensity_that_cannot_be_is_a_clear_error(how, said):
     with pytest.raises(UserError, match=said):
         Preprocessing("paper", 32, **how)
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "said"),
+    [
+        ("spacing", None, "needs the side of a pixel in mm"),
+        ("modern", 1.25, "data.preprocessing=modern with data.spacing=1.25"),
+        ("native", 1.25, "others have none"),
+        *(("spacing", s, "0.01 to 100") for s in (0.0, -1.0, 1e-3, 101, float("nan"), "a")),
+    ],
+)
+def test_a_spacing_that_cannot_be_is_a_clear_error(name, spacing, said):
+    with pytest.raises(UserError, match=said):
+        Preprocessing(name, 32, spacing=spacing)
 
 
 def test_an_unknown_preset_is_a_clear_error():

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaseg.counter import AUGMENTATION, uniforms
-from mambaseg.data.geometry import Preprocessing, bilinear, look_up_or_zero, nearest_pixel
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.resampling import Pixel
+from mambaseg.data.sampling import bilinear, look_up_or_zero, nearest_pixel, precision
 from mambaseg.errors import UserError
 
 Array = NDArray[np.float64]
 
 # Columns of the drawn parameters
 _MATRIX, _OFFSET, _SHAPE, _TONE = slice(0, 4), slice(4, 6), slice(6, 8), slice(8, 11)
-_UNIFORMS = 10  # random numbers per sample: at least as many as the hungriest preset uses
+_UNIFORMS = 11  # random numbers per sample: at least as many as the hungriest preset uses
 _NEUTRAL_TONE = (1.0, 0.0, 1.0)  # contrast, brightness, gamma
 
 _QUARTER_TURN = np.array([[0.0, 1.0], [-1.0, 0.0]])  # np.rot90, backwards
@@ -53,7 +55,11 @@ class Augmentation:
     the same coin flips every epoch.
 
     Images are read as `preprocessing` reads them (nearest neighbour or bilinear), so training sees
-    what evaluation sees; labels always by nearest neighbour.
+    what evaluation sees; labels always by nearest neighbour. Where an image may be larger than the
+    grid (`Preprocessing.windowed`), the map is one of lengths rather than of pixels, so that what
+    is turned keeps its form, and of a larger image the grid shows a part that lies within it (as
+    it is before it is turned or scaled): any such part, all equally likely, or the middle under
+    `none`. Parts with foreground are not preferred.
 
     Args:
         preset: `none`, `paper` or `modern`.
@@ -72,7 +78,11 @@ class Augmentation:
             )
 
     def draw(
-        self, step: int, positions: Sequence[int], shapes: NDArray[np.integer]
+        self,
+        step: int,
+        positions: Sequence[int],
+        shapes: NDArray[np.integer],
+        pixels: Sequence[Pixel | None] | None = None,
     ) -> NDArray[np.float64]:
         """Draw what happens to each sample of a (part of a) batch.
 
@@ -80,13 +90,20 @@ class Augmentation:
             step: Optimizer step.
             positions: Places of the samples in the global batch of that step.
             shapes: (B, 2) native height and width.
+            pixels: B times height and width of a native pixel in mm, None where unknown; all of
+                them are unknown if not given.
 
         Returns:
-            (B, 11): matrix (2x2) and offset (2) from the augmented image to the native one, height
-            and width of the augmented image, contrast, brightness, gamma.
+            (B, 11): matrix (2x2) and offset (2) from the augmented image (of a `windowed`
+            preprocessing, from the grid) to the native one, height and width of the augmented image
+            (the grid), contrast, brightness, gamma.
+
+        Raises:
+            UserError: The preprocessing needs to know a pixel's size.
         """
         parameters = np.empty((len(positions), 11))
-        for row, position, shape in zip(parameters, positions, shapes, strict=True):
+        pixels = pixels or [None] * len(shapes)
+        for row, position, shape, pixel in zip(parameters, positions, shapes, pixels, strict=True):
             u = uniforms(self.seed, AUGMENTATION, step=step, position=position, count=_UNIFORMS)
             native = shape.astype(np.float64)
             shift, tone = np.zeros(2), _NEUTRAL_TONE
@@ -101,8 +118,27 @@ class Augmentation:
             row[_MATRIX] = matrix.ravel()
             row[_OFFSET] = (native - 1) / 2 - matrix @ ((turned - 1) / 2) + shift
             row[_SHAPE] = turned
+            if self.preprocessing.windowed:
+                matrix, offset = self._from_grid(u, matrix, shape, pixel)
+                row[_MATRIX], row[_OFFSET] = matrix.ravel(), offset + shift
+                row[_SHAPE] = self.preprocessing.size
             row[_TONE] = tone
         return parameters
+
+    def _from_grid(
+        self, u: Array, matrix: Array, shape: NDArray[np.integer], pixel: Pixel | None
+    ) -> tuple[Array, Array]:
+        """Return matrix and offset from the grid to the native image; `matrix` is in lengths."""
+        image = self.preprocessing.resampled((int(shape[0]), int(shape[1])), pixel)
+        turned = matrix[0, 0] == 0 == matrix[1, 1]
+        extent = np.array(image.shape[::-1] if turned else image.shape)
+        room = extent - self.preprocessing.size
+        lead = room // 2
+        if self.preset != "none":
+            lead = np.where(room > 0, np.floor(u[9:11] * (room + 1)), lead)
+        native_per_pixel = np.array(image.step)[:, None] * matrix
+        centre = (np.array(image.native) - 1) / 2
+        return native_per_pixel, centre + native_per_pixel @ (lead + 0.5 - extent / 2)
 
     def __call__(
         self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
@@ -128,7 +164,11 @@ class Augmentation:
         self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return image (B, C, S, S) float32 and label (B, S, S) uint8."""
-        rows, columns = self.preprocessing.grid_positions(parameters[:, _SHAPE])
+        if self.preprocessing.windowed:
+            count, device = self.preprocessing.size, image.device
+            rows = columns = torch.arange(count, device=device, dtype=precision(device))[None]
+        else:
+            rows, columns = self.preprocessing.grid_positions(parameters[:, _SHAPE])
         row, column = rows[:, :, None], columns[:, None, :]
         m = parameters[:, _MATRIX, None, None].to(rows.dtype)
         offset = parameters[:, _OFFSET, None, None].to(rows.dtype)

@@ -48,6 +48,7 @@ class SegmentationDataModule(StepDataModule):
         preprocessing: Preset of `Preprocessing`.
         intensity: Another intensity scaling than the preset's.
         window: [low, high] of an intensity window.
+        spacing: Side of a pixel in mm, of the preset `spacing`.
         longest_side: What `find_cases` reduces pictures to, so that prediction does too.
         augmentation: Preset of `Augmentation`.
         size: Side S of the network's grid.
@@ -86,6 +87,7 @@ class SegmentationDataModule(StepDataModule):
         preprocessing: str = "paper",
         intensity: str | None = None,
         window: Window | None = None,
+        spacing: float | None = None,
         longest_side: int | None = None,
         augmentation: str = "paper",
         size: int = 224,
@@ -124,6 +126,7 @@ class SegmentationDataModule(StepDataModule):
             size,
             intensity=intensity or "",
             window=window,
+            spacing=spacing,
             longest_side=longest_side,
         )
         self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
@@ -190,6 +193,7 @@ class SegmentationDataModule(StepDataModule):
             channels=self.in_channels,
             digests=digests,
         )
+        self._require_spacings()
         for part, counts in self.counts.items():
             log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
         sizes = self._class_sizes(self._cache)
@@ -203,6 +207,21 @@ class SegmentationDataModule(StepDataModule):
         counts = np.array([entry.class_voxels for entry in cache.entries])[:, 1:]
         columns = zip(self.class_names[1:], counts.T, strict=True)
         return {name: float(np.median(c[c > 0])) if c.any() else 0.0 for name, c in columns}
+
+    def _require_spacings(self) -> None:
+        """See before the first step whether the preprocessing can deal with every case.
+
+        Raises:
+            UserError: Naming the first case with which it cannot.
+        """
+        if not self.preprocessing.windowed:
+            return
+        for case in sorted((c for part in self.cases.values() for c in part), key=lambda c: c.id):
+            entry = self.cache.entries[self.cache.position(case.id)]
+            try:
+                self.preprocessing.resampled(entry.label_shape[1:], entry.pixel)
+            except UserError as error:
+                raise UserError(f"{case.image_path}: {error}") from error
 
     @property
     def cache(self) -> VolumeCache:

@@ -5,7 +5,7 @@ and results. B: images, Z: slices of a volume, C: channels, H, W: native size in
 the grid, K: classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from mambaseg.data.intensity import SCALINGS, WINDOW, Window, is_window, through_window
+from mambaseg.data.resampling import COARSEST, FINEST, Pixel, Resampled, is_spacing, steps
+from mambaseg.data.sampling import bilinear, nearest, nearest_positions, precision
 from mambaseg.errors import UserError
 
 # preset -> (intensity, geometry)
@@ -24,7 +25,10 @@ _PRESETS = {
     "percentile": ("percentile", "stretch"),
     "zscore": ("zscore", "stretch"),
     "modern": ("percentile", "fit"),
+    "spacing": ("percentile", "spacing"),
+    "native": ("percentile", "native"),
 }
+_WINDOWED = ("spacing", "native")  # geometries in which an image may be larger than the grid
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Preprocessing:
     | `percentile` | clip 0.5–99.5 %, then to [0, 1] | stretch  |
     | `zscore`     | mean 0, standard deviation 1    | stretch  |
     | `modern`     | clip 0.5–99.5 %, then to [0, 1] | fit      |
+    | `spacing`    | clip 0.5–99.5 %, then to [0, 1] | spacing  |
+    | `native`     | clip 0.5–99.5 %, then to [0, 1] | native   |
 
     Another intensity scaling may take the place of a preset's own: `intensity`, or a `window`,
     which clips to [low, high] in the files' grey values and maps these to 0 and 1.
@@ -46,12 +52,17 @@ class Preprocessing:
     * *fit*: the aspect ratio is kept, the longer side fills the grid, the image sits in its
       centre on zeros; images are bilinear (no antialiasing), logits go back bilinearly before the
       argmax.
+    * *spacing*: pixels become squares of `spacing` mm, bilinear as in fit. An image that is smaller
+      than the grid sits in its centre on zeros. Of a larger one training sees a part of the
+      grid's size (`Augmentation` says which); evaluation and prediction see all of it.
+    * *native*: likewise, with the pixels as they are; the voxel size plays no part.
 
     Args:
         name: The preset.
         size: Side S of the grid in pixels.
         intensity: `minmax`, `percentile`, `zscore` or `window`; empty: the preset's own.
         window: [low, high] in the files' grey values; its `intensity` is `window`.
+        spacing: Side of a pixel in mm, of geometry `spacing`.
         longest_side: Pixels; larger pictures were reduced to it when they were read, so that
             pictures are reduced before prediction too. None: read as they are.
     """
@@ -60,6 +71,7 @@ class Preprocessing:
     size: int
     intensity: str = ""
     window: Window | None = None
+    spacing: float | None = None
     longest_side: int | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +104,17 @@ class Preprocessing:
                 f"data.intensity={self.intensity} with data.window={self.window}: a window needs "
                 "its two grey values, another intensity scaling has none"
             )
+        if (self.geometry == "spacing") != (self.spacing is not None):
+            raise UserError(
+                f"data.preprocessing={self.name} with data.spacing={self.spacing}: the preset "
+                "spacing needs the side of a pixel in mm, such as data.spacing=1.25; others have "
+                "none"
+            )
+        if self.spacing is not None and not is_spacing(self.spacing):
+            raise UserError(
+                f"data.spacing={self.spacing}: give the side of a pixel in mm, "
+                f"{FINEST} to {COARSEST}"
+            )
 
     @classmethod
     def restored(cls, description: Mapping[str, Any]) -> "Preprocessing":
@@ -100,13 +123,13 @@ class Preprocessing:
         Raises:
             UserError: There is none like that.
         """
-        fields = ("intensity", "window", "longest_side")
+        fields = ("intensity", "window", "spacing", "longest_side")
         given = {key: description[key] for key in fields if key in description}
         return cls(description["name"], description["size"], **given)
 
     @property
     def geometry(self) -> str:
-        """Name of the way onto the grid: `stretch` or `fit`."""
+        """Name of the way onto the grid: `stretch`, `fit`, `spacing` or `native`."""
         return _PRESETS[self.name][1]
 
     @property
@@ -125,6 +148,8 @@ class Preprocessing:
         }
         if self.window is not None:
             description["window"] = list(self.window)
+        if self.spacing is not None:
+            description["spacing"] = self.spacing
         if self.longest_side is not None:
             description["longest_side"] = self.longest_side
         return description
@@ -137,6 +162,7 @@ class Preprocessing:
             "size": self.size,
             "intensity": None if own else self.intensity,
             "window": self.window and list(self.window),
+            "spacing": self.spacing,
             "longest_side": self.longest_side,
         }
 
@@ -151,38 +177,95 @@ class Preprocessing:
         scale = SCALINGS[self.intensity]
         return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 
+    @property
+    def windowed(self) -> bool:
+        """Whether an image may be larger than the grid, which is then a window on it."""
+        return self.geometry in _WINDOWED
+
+    def resampled(self, shape: tuple[int, int], pixel: Pixel | None = None) -> Resampled:
+        """Say how one image lies at the spacing of a `windowed` geometry.
+
+        Args:
+            shape: Its native height and width.
+            pixel: Height and width of its pixels in mm, None where they are unknown.
+
+        Raises:
+            UserError: The geometry needs to know them, or the image would be far too large.
+        """
+        if self.spacing is None:
+            return Resampled(shape, (1.0, 1.0))
+        if pixel is None:
+            raise UserError(
+                "the voxel size is unknown, and the preprocessing resamples to "
+                f"{self.spacing:g} mm. Use files whose headers hold it, or another preset, such as "
+                "data.preprocessing=native or modern"
+            )
+        return Resampled(shape, steps(pixel, self.spacing))
+
     def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:
-        """Say where in each native image, in pixels, the rows and columns of the grid lie.
+        """Say where in each native image the rows and columns of the grid lie, if all of it does.
 
         Args:
             shapes: (B, 2) integers: height and width of each image.
 
         Returns:
-            Rows (B, S) and columns (B, S) in float64: whole numbers for `stretch` (NaN for a
-            sample that reads as zero), fractions for `fit`.
+            Rows (B, S) and columns (B, S) in pixels, float64: whole numbers for `stretch` (NaN for
+            a sample that reads as zero), fractions for `fit`.
         """
         if self.geometry == "stretch":
             heights, widths = shapes.unbind(1)
             return nearest_positions(heights, self.size), nearest_positions(widths, self.size)
-        grid = torch.arange(self.size, device=shapes.device, dtype=_precision(shapes.device))
+        grid = torch.arange(self.size, device=shapes.device, dtype=precision(shapes.device))
         native = shapes.to(grid.dtype)
         step = native.amax(dim=1, keepdim=True) / self.size  # native pixels per pixel of the grid
         centred = (grid + 0.5 - self.size / 2) * step  # (B, S)
         rows, columns = (centred + (extent - 1) / 2 for extent in native.split(1, dim=1))
         return rows, columns
 
-    def to_grid(self, image: Tensor) -> Tensor:
-        """Bring intensity-scaled slices (Z, C, H, W) onto the grid: (Z, C, S, S), dtype kept."""
+    def to_grid(self, image: Tensor, pixel: Pixel | None = None) -> Tensor:
+        """Bring intensity-scaled slices onto the grid.
+
+        Args:
+            image: (Z, C, H, W).
+            pixel: Height and width of a native pixel in mm, None where they are unknown.
+
+        Returns:
+            (Z, C, S, S), dtype kept; of a `windowed` geometry (Z, C, S or more, S or more).
+
+        Raises:
+            UserError: See `resampled`.
+        """
         shape = torch.tensor([image.shape[-2:]], device=image.device)
-        rows, columns = self.grid_positions(shape)
+        if self.windowed:
+            whole = self.resampled((image.shape[-2], image.shape[-1]), pixel).whole(self.size)
+            rows, columns = whole.native_positions(image.device)
+        else:
+            rows, columns = self.grid_positions(shape)
         rows, columns = rows[:, :, None], columns[:, None, :]
         if self.interpolation == "nearest":
             return nearest(image, rows, columns, shape)
         return bilinear(image, rows, columns)
 
-    def labels_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Decide the class of each native pixel: logits (Z, K, S, S) -> labels (Z, H, W) uint8."""
-        rows, columns, extent = self._native_positions(shape, logits.device)
+    def labels_to_native(
+        self,
+        logits: Tensor,
+        shape: tuple[int, int],
+        pixel: Pixel | None = None,
+        *,
+        seen: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Decide the class of each native pixel.
+
+        Args:
+            logits: (Z, K, ...) of what `to_grid` made of the slices.
+            shape: Native height and width.
+            pixel: As for `to_grid`.
+            seen: Height and width of what `to_grid` got, where larger slices were reduced to it.
+
+        Returns:
+            Labels (Z, H, W) uint8.
+        """
+        rows, columns, extent = self._native_positions(shape, pixel, seen or shape, logits.device)
         if self.geometry == "stretch":
             labels = logits.argmax(dim=1, keepdim=True).to(torch.uint8)
             return nearest(labels, rows, columns, extent)[:, 0]
@@ -190,19 +273,30 @@ class Preprocessing:
         native = [bilinear(one.float(), rows, columns).argmax(dim=1) for one in logits.split(1)]
         return torch.cat(native).to(torch.uint8)
 
-    def logits_to_native(self, logits: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Bring logits (Z, K, S, S) back to native pixels: (Z, K, H, W) float32.
+    def logits_to_native(
+        self,
+        logits: Tensor,
+        shape: tuple[int, int],
+        pixel: Pixel | None = None,
+        *,
+        seen: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Bring logits (Z, K, ...) back to native pixels: (Z, K, H, W) float32.
 
         Their argmax over K is `labels_to_native`. A pixel whose sample reads as zero (see
         `nearest_index`) has the logit 0 for every class.
         """
-        rows, columns, extent = self._native_positions(shape, logits.device)
+        rows, columns, extent = self._native_positions(shape, pixel, seen or shape, logits.device)
         if self.geometry == "stretch":
             return nearest(logits.float(), rows, columns, extent)
         return bilinear(logits.float(), rows, columns)
 
     def _native_positions(
-        self, shape: tuple[int, int], device: torch.device
+        self,
+        shape: tuple[int, int],
+        pixel: Pixel | None,
+        seen: tuple[int, int],
+        device: torch.device,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where on the grid native rows (1, H, 1) and columns (1, 1, W) lie; its extent (1, 2)."""
         extent = torch.tensor([[self.size, self.size]], device=device)
@@ -211,6 +305,9 @@ class Preprocessing:
                 nearest_positions(side, target)
                 for side, target in zip(extent.unbind(1), shape, strict=True)
             )
+        elif self.windowed:
+            whole = self.resampled(seen, pixel).whole(self.size)
+            rows, columns = whole.positions_of_native(shape, device)
         else:
             scale = self.size / max(shape)
             rows, columns = (
@@ -221,99 +318,3 @@ class Preprocessing:
                 for target in shape
             )
         return rows[:, :, None], columns[:, None, :], extent
-
-
-def nearest_index(source: int, target: int) -> Tensor:
-    """Return which of `source` pixels each of `target` pixels copies: (target,) int64.
-
-    This is the index map of `scipy.ndimage.zoom(order=0, grid_mode=False)`, on which the published
-    pipelines stand: the centres of the corner pixels coincide, halves round up. For some pairs of
-    sizes floating-point rounding carries SciPy's last sample past the last pixel's centre, and it
-    then reads as zero; there the index is -1.
-    """
-    return nearest_positions(torch.tensor([source]), target)[0].nan_to_num(nan=-1).long()
-
-
-def nearest_positions(source: Tensor, target: int) -> Tensor:
-    """Return `nearest_index` for sizes (B,) as float64 (B, target), with NaN for -1."""
-    index = torch.arange(target, device=source.device, dtype=_precision(source.device))
-    last = source.to(index.dtype)[:, None] - 1
-    position = index * (last / (target - 1) if target > 1 else torch.ones_like(last))
-    return torch.where(position > last, float("nan"), torch.floor(position + 0.5))
-
-
-def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Read images between their pixels; beyond them they are zero.
-
-    Arithmetic is per pixel, so an image gives the same result alone and in any batch.
-
-    Args:
-        image: (B, C, H, W), zero beyond the true size of each image.
-        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
-        columns: Column positions in pixels.
-
-    Returns:
-        (B, C, S, T) in the dtype of `image`.
-    """
-    height, width = image.shape[-2:]
-    framed = functional.pad(image, (1, 2, 1, 2))
-    rows, columns = rows.clamp(-1, height) + 1, columns.clamp(-1, width) + 1
-    top, left = rows.floor(), columns.floor()
-    down, right = (
-        (p - whole).to(image.dtype)[:, None] for p, whole in ((rows, top), (columns, left))
-    )
-    stride = width + 3
-    pixel = (top * stride + left).long()
-    upper = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
-    pixel = pixel + stride
-    lower = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
-    return upper * (1 - down) + lower * down
-
-
-def nearest(image: Tensor, rows: Tensor, columns: Tensor, shapes: Tensor) -> Tensor:
-    """Read images at their nearest pixels; what lies outside, or is NaN, reads as zero.
-
-    Args:
-        image: (B, C, H, W), each image in the upper left corner of what is given.
-        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
-        columns: Column positions in pixels.
-        shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
-
-    Returns:
-        (B, C, S, T) in the dtype of `image`.
-    """
-    return look_up_or_zero(image, nearest_pixel(rows, columns, shapes, image.shape))
-
-
-def nearest_pixel(
-    rows: Tensor, columns: Tensor, shapes: Tensor, image_shape: Sequence[int]
-) -> Tensor:
-    """Return which pixel of a flattened image (H*W) each position falls in; H*W for none.
-
-    As in SciPy, a position even slightly beyond the centres of the outermost pixels is in none.
-    """
-    height, width = image_shape[-2:]
-    last_row, last_column = (shapes[:, :, None, None] - 1).unbind(1)
-    inside = ((rows >= 0) & (rows <= last_row)) & ((columns >= 0) & (columns <= last_column))
-    pixel = torch.floor(rows + 0.5) * width + torch.floor(columns + 0.5)
-    return torch.where(inside, pixel, height * width).long()
-
-
-def look_up_or_zero(image: Tensor, pixel: Tensor) -> Tensor:
-    """Read images (B, C, H, W) at `nearest_pixel`s (B or 1, S, T) -> (B, C, S, T)."""
-    flat = functional.pad(image.flatten(2), (0, 1))  # a zero for the pixels that are outside
-    return look_up(flat, pixel)
-
-
-def look_up(image: Tensor, pixel: Tensor) -> Tensor:
-    """Read images (B, C, ...) at flat indices (B or 1, S, T) -> (B, C, S, T)."""
-    flat = image.flatten(2)
-    if len(pixel) == 1:
-        return flat[:, :, pixel[0]]
-    index = pixel.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
-    return flat.gather(2, index).unflatten(2, pixel.shape[1:])
-
-
-def _precision(device: torch.device) -> torch.dtype:
-    """Return float64, as SciPy computes positions, where the device has it (MPS has not)."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -27,8 +27,9 @@ class Draw(NamedTuple):
 class SliceDataset(Dataset[dict[str, Any]]):
     """All slices of some cases, at native size.
 
-    An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `case` (id) and
-    `slice` (number from 0); one asked for by a `Draw` carries its `step` and `position` too.
+    An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
+    and width in mm, or None), `case` (id) and `slice` (number from 0); one asked for by a `Draw`
+    carries its `step` and `position` too.
 
     Args:
         cache: Of the cases.
@@ -53,7 +54,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         index = key.item if isinstance(key, Draw) else key
         number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
         entry = self.cache.entries[number]
-        item: dict[str, Any] = {"shape": entry.shape[2:], "case": entry.case, "slice": z}
+        item: dict[str, Any] = {
+            "shape": entry.shape[2:], "pixel": entry.pixel, "case": entry.case, "slice": z
+        }  # fmt: skip
         if self.arrays:
             item |= {"image": self.cache.image(number)[z], "label": self.cache.label(number)[z]}
         else:
@@ -182,10 +185,13 @@ class Collate:
         shapes = np.array([item["shape"] for item in items])
         step = items[0]["step"]
         positions = [item["position"] for item in items]
+        pixels = [item["pixel"] for item in items]
         return {
             **(_padded(items, shapes) if "image" in items[0] else _numbered(items, shapes)),
             "shape": torch.from_numpy(shapes),
-            "augmentation": torch.from_numpy(self.augmentation.draw(step, positions, shapes)),
+            "augmentation": torch.from_numpy(
+                self.augmentation.draw(step, positions, shapes, pixels)
+            ),
             "step": step,
             "position": torch.tensor(positions),
             "case": [item["case"] for item in items],

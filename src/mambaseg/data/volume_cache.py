@@ -45,6 +45,11 @@ class Entry:
         return depth, height, width
 
     @property
+    def pixel(self) -> tuple[float, float] | None:
+        """Height and width of a pixel in mm."""
+        return None if self.spacing is None else self.spacing[1:]
+
+    @property
     def stop(self) -> int:
         """Offset of what follows."""
         return self.offset + math.prod(self.label_shape)

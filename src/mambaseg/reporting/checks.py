@@ -85,7 +85,7 @@ def _settings(entries: Sequence[Entry]) -> Iterator[str]:
     def values(key: str, part: str) -> set[str]:
         return {str((entry.runs[0].config.get(part) or {}).get(key)) for entry in entries}
 
-    settings = ("preprocessing", "size", "intensity", "window")
+    settings = ("preprocessing", "size", "intensity", "window", "spacing")
     different = [key for key in settings if len(values(key, "data")) > 1]
     if different:
         yield (

@@ -1,0 +1,106 @@
+"""Reading images at positions: whole ones, or between their pixels.
+
+B: images, C: channels, H, W: native size in pixels, S, T: rows and columns of what is read.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def nearest_index(source: int, target: int) -> Tensor:
+    """Return which of `source` pixels each of `target` pixels copies: (target,) int64.
+
+    This is the index map of `scipy.ndimage.zoom(order=0, grid_mode=False)`, on which the published
+    pipelines stand: the centres of the corner pixels coincide, halves round up. For some pairs of
+    sizes floating-point rounding carries SciPy's last sample past the last pixel's centre, and it
+    then reads as zero; there the index is -1.
+    """
+    return nearest_positions(torch.tensor([source]), target)[0].nan_to_num(nan=-1).long()
+
+
+def nearest_positions(source: Tensor, target: int) -> Tensor:
+    """Return `nearest_index` for sizes (B,) as float64 (B, target), with NaN for -1."""
+    index = torch.arange(target, device=source.device, dtype=precision(source.device))
+    last = source.to(index.dtype)[:, None] - 1
+    position = index * (last / (target - 1) if target > 1 else torch.ones_like(last))
+    return torch.where(position > last, float("nan"), torch.floor(position + 0.5))
+
+
+def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Read images between their pixels; beyond them they are zero.
+
+    Arithmetic is per pixel, so an image gives the same result alone and in any batch.
+
+    Args:
+        image: (B, C, H, W), zero beyond the true size of each image.
+        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
+        columns: Column positions in pixels.
+
+    Returns:
+        (B, C, S, T) in the dtype of `image`.
+    """
+    height, width = image.shape[-2:]
+    framed = functional.pad(image, (1, 2, 1, 2))
+    rows, columns = rows.clamp(-1, height) + 1, columns.clamp(-1, width) + 1
+    top, left = rows.floor(), columns.floor()
+    down, right = (
+        (p - whole).to(image.dtype)[:, None] for p, whole in ((rows, top), (columns, left))
+    )
+    stride = width + 3
+    pixel = (top * stride + left).long()
+    upper = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
+    pixel = pixel + stride
+    lower = look_up(framed, pixel) * (1 - right) + look_up(framed, pixel + 1) * right
+    return upper * (1 - down) + lower * down
+
+
+def nearest(image: Tensor, rows: Tensor, columns: Tensor, shapes: Tensor) -> Tensor:
+    """Read images at their nearest pixels; what lies outside, or is NaN, reads as zero.
+
+    Args:
+        image: (B, C, H, W), each image in the upper left corner of what is given.
+        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
+        columns: Column positions in pixels.
+        shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
+
+    Returns:
+        (B, C, S, T) in the dtype of `image`.
+    """
+    return look_up_or_zero(image, nearest_pixel(rows, columns, shapes, image.shape))
+
+
+def nearest_pixel(
+    rows: Tensor, columns: Tensor, shapes: Tensor, image_shape: Sequence[int]
+) -> Tensor:
+    """Return which pixel of a flattened image (H*W) each position falls in; H*W for none.
+
+    As in SciPy, a position even slightly beyond the centres of the outermost pixels is in none.
+    """
+    height, width = image_shape[-2:]
+    last_row, last_column = (shapes[:, :, None, None] - 1).unbind(1)
+    inside = ((rows >= 0) & (rows <= last_row)) & ((columns >= 0) & (columns <= last_column))
+    pixel = torch.floor(rows + 0.5) * width + torch.floor(columns + 0.5)
+    return torch.where(inside, pixel, height * width).long()
+
+
+def look_up_or_zero(image: Tensor, pixel: Tensor) -> Tensor:
+    """Read images (B, C, H, W) at `nearest_pixel`s (B or 1, S, T) -> (B, C, S, T)."""
+    flat = functional.pad(image.flatten(2), (0, 1))  # a zero for the pixels that are outside
+    return look_up(flat, pixel)
+
+
+def look_up(image: Tensor, pixel: Tensor) -> Tensor:
+    """Read images (B, C, ...) at flat indices (B or 1, S, T) -> (B, C, S, T)."""
+    flat = image.flatten(2)
+    if len(pixel) == 1:
+        return flat[:, :, pixel[0]]
+    index = pixel.flatten(1)[:, None].expand(-1, flat.shape[1], -1)
+    return flat.gather(2, index).unflatten(2, pixel.shape[1:])
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """Return the type of positions: float64, as in SciPy, where the device has it (MPS has not)."""
+    return torch.float32 if device.type == "mps" else torch.float64
