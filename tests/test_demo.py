@@ -1,6 +1,7 @@
 """The page for trying a network out: its numbers, its words, and the page in a browser."""
 
 import base64
+import http.client
 import importlib.util
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import nibabel
@@ -230,7 +232,15 @@ def served(checkpoint, tmp_path):
         yield found[0], temporary
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+        assert "Traceback" not in (tmp_path / "log").read_text()
     assert not list(temporary.glob("mambaseg-demo-*")), "something is left"
+
+
+def status_under(name, port):
+    """The status of the page's answer to who calls its machine by that name."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/", headers={"Host": f"{name}:{port}"})
+        return connection.getresponse().status
 
 
 def listening_at(port):
@@ -249,6 +259,7 @@ def test_a_cine_in_the_browser(served, predictor, tmp_path):
     address, temporary = served
     port = int(address.rstrip("/").rsplit(":", 1)[1])
     assert address.startswith("http://127.0.0.1:") and listening_at(port) == {"0100007F"}
+    assert [status_under(name, port) for name in ("localhost", "rebound.example")] == [200, 400]
     cine = next(write_phantom(tmp_path / "data", patients=1, seed=0).rglob("*_4d.nii.gz"))
     frames = len(segment_file(predictor, cine).labels)
     with chromium(tmp_path / "profile") as browser:

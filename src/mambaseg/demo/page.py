@@ -76,7 +76,7 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) 
                 server_name=HOST, server_port=port, share=False, prevent_thread_lock=True,
                 quiet=True, inbrowser=False, max_file_size=max_mib * 2**20, ssr_mode=False,
                 pwa=False, mcp_server=False, enable_monitoring=False, run_history=False,
-                footer_links=[], state_session_capacity=_READERS,
+                footer_links=[], state_session_capacity=_READERS, app_kwargs=_own_names_only(),
                 css_paths=[_CSS], theme=_theme(gradio), head=_HEAD,
             )  # fmt: skip
         except OSError as error:
@@ -84,7 +84,18 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) 
         try:
             yield address
         finally:
+            # pages that are open never hang up: they are cut off, which is no error
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            page.server.force_exit = True
             page.close(verbose=False)
+
+
+def _own_names_only() -> dict[str, Any]:
+    """A stranger's page that gives this machine a name of its own gets no answer under it."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]}
 
 
 _HEAD = '<meta name="robots" content="noindex"><meta name="referrer" content="no-referrer">'

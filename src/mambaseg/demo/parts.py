@@ -156,4 +156,4 @@ def heart(indices: Sequence[Index], captions: tuple[str, str], *, proposed: bool
 
 def remark(text: str) -> str:
     """A sentence instead of numbers."""
-    return f'<div class="numbers"><p>{escape(text)}</p></div>'
+    return f'<div class="numbers"><p>{escape(text[:1].upper() + text[1:])}</p></div>'
