@@ -172,14 +172,18 @@ def test_predicted_pictures_are_scored_one_by_one(tmp_path):
     for name in "ab":
         labels = np.asarray(Pillow.open(output / f"{name}.png"))
         reference = np.roll(labels, 2, axis=0)
-        Pillow.fromarray(reference).save(truth / f"{name}_gt.png")
+        picture = Pillow.fromarray(reference)
+        if name == "b":  # as other programs save theirs: indices of a palette
+            picture = picture.convert("P")
+            picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+        picture.save(truth / f"{name}_gt.png")
         arrays.append((name, labels[None], reference[None]))
     folder = scored((output, truth, None))
     expected = rows_of(arrays, None)
     run = read_run(folder.path)
     assert [{key: row.get(key) for key in expected[0]} for row in run.rows] == expected
     assert folder.summary["cases"] == 2
-    Pillow.new("RGB", (31, 23), "red").save(truth / "b_gt.png")
+    Pillow.new("RGB", (31, 23), (9, 200, 70)).save(truth / "b_gt.png")
     with pytest.raises(UserError, match=r"b_gt\.png: .*colours"):
         scored((output, truth, None))
 

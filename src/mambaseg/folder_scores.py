@@ -16,7 +16,7 @@ import torch
 from mambaseg.case_scores import CaseScores
 from mambaseg.data.case import DataError, as_label
 from mambaseg.data.fingerprint import digest_of
-from mambaseg.data.images import NIFTI, PICTURES, without_ending
+from mambaseg.data.images import NIFTI, without_ending
 from mambaseg.data.nifti import read_nifti
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json
@@ -25,7 +25,8 @@ from mambaseg.lock import RunLock
 from mambaseg.prediction import OVERLAY, PROBABILITIES
 from mambaseg.runs import RunFolder, code_state, environment, file_digest, slug
 
-_LABELS = (*NIFTI, *PICTURES)
+_PICTURES = (".png", ".tif", ".tiff", ".bmp")  # JPEG blurs numbers
+_LABELS = (*NIFTI, *_PICTURES)
 _REFERENCE = "_gt"  # of ACDC's references, whose images lie beside them
 _PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
 _TOLERANCE = 0.01  # mm; other programs round affines
@@ -162,7 +163,7 @@ def score_folders(
     references. The same files under the same convention are scored once.
 
     Args:
-        predictions: folder of label maps: NIfTI (of a cine every frame is a case), PNG or TIFF.
+        predictions: folder of label maps: NIfTI (of a cine every frame is a case) or pictures.
         references: the same.
         class_names: of the classes 0..K-1; None: as the files beside the predictions say.
         evaluation: `empty`, `tolerance_mm`, `keep_largest` (conf/config.yaml).
@@ -290,16 +291,17 @@ class _Map(NamedTuple):
 
 
 def _read(path: Path) -> _Map:
-    if not path.name.lower().endswith(PICTURES):
+    if not path.name.lower().endswith(_PICTURES):
         nifti = read_nifti(path, dimensions=(3, 4))
         array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
         return _Map(array, nifti.spacing, None if nifti.spacing is None else nifti.affine)
-    from mambaseg.data.pictures import read_picture
+    from mambaseg.data.pictures import read_mask
 
-    frames = read_picture(path).frames  # (1, 1, C, H, W)
-    if frames.shape[2] != 1:
-        raise DataError("the label map has colours", path, "Its grey values must be the labels.")
-    return _Map(frames[:, :, 0], None, None)
+    numbers, lossy = read_mask(path)
+    if lossy:
+        remedy = "Save it as PNG before JPEG has blurred its numbers."
+        raise DataError("a JPEG file cannot hold class numbers", path, remedy)
+    return _Map(numbers[None, None], None, None)
 
 
 def _labels(path: Path, read: _Map, num_classes: int) -> npt.NDArray[np.uint8]:

@@ -45,8 +45,8 @@ def head(predictor: Predictor) -> str:
 def drops(max_mib: int) -> tuple[str, str]:
     """What stands above the two places for files."""
     return (
-        f'<p class="drop"><strong>Image</strong> NIfTI (3-D or cine), .mha, DICOM file, PNG or '
-        f"TIFF, up to {max_mib} MiB</p>",
+        f'<p class="drop"><strong>Image</strong> NIfTI (3-D or cine), .mha, DICOM file, PNG, '
+        f"TIFF or JPEG, up to {max_mib} MiB</p>",
         '<p class="drop"><strong>End-systole</strong> optional, where the image above is '
         "end-diastole</p>",
     )
