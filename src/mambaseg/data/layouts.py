@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data import acdc, acdc_check, folder, nnunet, promise12, synapse
+from mambaseg.data import acdc, acdc_check, folder, mnms, nnunet, promise12, synapse
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.plausibility import cardiac_remarks
@@ -116,8 +116,16 @@ FOLDER = Layout(
     split=lambda root: "auto",
     problems=folder.numbers_in_masks,
 )
+MNMS = Layout(
+    name="mnms",
+    example="M&Ms (Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz)",
+    recognises=mnms.recognises,
+    survey=mnms.survey,
+    class_names=lambda root: mnms.CLASSES,
+    split=lambda root: "given",
+)
 # the first that recognises a folder is taken
-LAYOUTS: tuple[Layout, ...] = (NNUNET, ACDC, SYNAPSE, BTCV, PROMISE12, FOLDER)
+LAYOUTS: tuple[Layout, ...] = (NNUNET, MNMS, ACDC, SYNAPSE, BTCV, PROMISE12, FOLDER)
 
 
 def find_layout(root: Path) -> Layout:
