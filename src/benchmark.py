@@ -5,6 +5,8 @@ python src/benchmark.py inference models=[swin_unet,mamba_unet]
 python src/benchmark.py train size=128 batch=4
 python src/benchmark.py blocks
 python src/benchmark.py profile models=all page=docs/models.md
+python src/benchmark.py truth
+python src/benchmark.py tune shapes=[stage1]
 """
 
 import datetime
@@ -58,14 +60,26 @@ def inference(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> 
 
 def train(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
     """Networks: a training step."""
-    image = _image(cfg, protocol.device)
-    label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(image.device)
-    step = benchmark.training(
-        image, label, instantiate(cfg.loss), instantiate(cfg.optim.optimizer), autocast=autocast
-    )
     return benchmark.measure_networks(
-        _networks(cfg, protocol.device), step, images=cfg.batch, protocol=protocol, seed=cfg.seed
-    )
+        _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
+        images=cfg.batch, protocol=protocol, seed=cfg.seed,
+    )  # fmt: skip
+
+
+def truth(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Scan backends against float64; whether trainings repeat their bits."""
+    return benchmark.measure_truth(
+        _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
+        device=protocol.device, seed=cfg.seed,
+    )  # fmt: skip
+
+
+def tune(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Sizes of the Triton kernels."""
+    return benchmark.measure_sizes(
+        benchmark.shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch), list(cfg.sizes),
+        protocol=protocol, dtype=torch.bfloat16 if autocast else torch.float32,
+    )  # fmt: skip
 
 
 def blocks(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
@@ -85,7 +99,10 @@ def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> di
 
 
 LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-WORDS = {"scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile}
+WORDS = {
+    "scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile,
+    "truth": truth, "tune": tune,
+}  # fmt: skip
 
 
 @entry("benchmark")
@@ -98,9 +115,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
-        cfg.batch = {"train": 2, "blocks": 2, "scan": 24 if device.type == "cuda" else 1}.get(
-            cfg.what, 1
-        )
+        scans = 24 if device.type == "cuda" else 1
+        twos = dict.fromkeys(("train", "blocks", "truth"), 2)
+        cfg.batch = {**twos, "scan": scans, "tune": scans}.get(cfg.what, 1)
     torch.manual_seed(cfg.seed)
     protocol = benchmark.Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
     started = datetime.datetime.now(datetime.UTC)
@@ -157,6 +174,14 @@ def _device(name: str) -> torch.device:
 
 def _image(cfg: DictConfig, device: torch.device) -> torch.Tensor:
     return torch.rand(cfg.batch, cfg.data.in_channels, cfg.size, cfg.size, device=device)
+
+
+def _training(cfg: DictConfig, device: torch.device, autocast: bool) -> benchmark.Step:
+    image = _image(cfg, device)
+    label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(device)
+    return benchmark.training(
+        image, label, instantiate(cfg.loss), instantiate(cfg.optim.optimizer), autocast=autocast
+    )
 
 
 def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:

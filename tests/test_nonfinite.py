@@ -218,11 +218,12 @@ def scaled(patch):
 
 
 def test_a_loss_scale_that_overflows_is_lowered_and_a_bad_loss_still_ends_it(small_run):
-    run = Trained([*small_run, *WORDS], scaled)
+    words = [*small_run, *WORDS, "optim.optimizer.fused=false"]  # as `build` has it with float16
+    run = Trained(words, scaled)
     assert run.error is None and [skip["step"] for skip in run.record["skipped"]] == [0]
     assert 0.1 < float(run.record["skipped"][0]["losses"][0]) < 10  # not scaled
     assert run.trainer.precision_plugin.scaler.get_scale() == 2.0**10
-    run = Trained([*small_run, *WORDS, "seed=2"], scaled, poisoned(3))
+    run = Trained([*words, "seed=2"], scaled, poisoned(3))
     assert "step 3: the loss is not finite (nan)" in str(run.error)
     assert "trainer.precision=32-true" in str(run.error)
 
@@ -332,3 +333,74 @@ def test_norms_are_those_of_the_gradients():
     norms = {row["parameter"]: float(row["norm"]) for row in gradient_norms(task)}
     for name, parameter in task.network.named_parameters(prefix="network"):
         assert norms[name] == pytest.approx(float(parameter.grad.norm()), rel=1e-3)
+
+
+# ---- one step late
+
+LATE = "callbacks.nonfinite.late=true"
+
+
+def norms_kept(run):
+    return json.loads((run.path / "nonfinite.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "words", [["optim=sgd"], ["optim=adamw"], ["trainer.accumulate_grad_batches=2"]], ids=str
+)
+def test_a_late_look_trains_the_same_bit_for_bit(words, small_run, tmp_path):
+    words = [*small_run, *WORDS, *words]
+    now, late = (
+        Trained([*words, look, f"outputs={tmp_path / look[-4:]}"])
+        for look in ("callbacks.nonfinite.late=false", LATE)
+    )
+    assert now.error is late.error is None
+    assert_same_state(now, late)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])  # before a validation, a save, and the last one
+@pytest.mark.parametrize("words", [["optim=sgd"], ["trainer.accumulate_grad_batches=2"]], ids=str)
+def test_a_late_look_ends_with_the_same_state_files_and_message(words, step, small_run, tmp_path):
+    words = [*small_run, *WORDS, *words, "data.val_every=3", "callbacks.checkpoint.every=2"]
+    now, late = (
+        Trained([*words, look, f"outputs={tmp_path / look[-4:]}"], poisoned(step))
+        for look in ("callbacks.nonfinite.late=false", LATE)
+    )
+    assert f"step {step}" in str(late.error)
+    assert str(late.error).replace(str(late.path), "") == str(now.error).replace(str(now.path), "")
+    assert_same_state(now, late)  # running statistics and the optimizer's too
+    assert norms_kept(now) == norms_kept(late)
+    with np.load(now.path / "nonfinite.npz") as one, np.load(late.path / "nonfinite.npz") as other:
+        assert all(np.array_equal(one[key], other[key], equal_nan=one[key].dtype.kind == "f")
+                   for key in one)  # fmt: skip
+    saved = [sorted(path.name for path in (run.path / "checkpoints").iterdir())
+             for run in (now, late)]  # fmt: skip
+    assert saved[0] == saved[1]
+
+
+def test_a_late_look_finds_a_gradient_alone_and_lets_a_huge_one_pass(small_run, tmp_path):
+    run = Trained([*small_run, *WORDS, LATE], overflowing(2))
+    assert "step 2: the gradient is not finite" in str(run.error)
+    assert norms_kept(run)["gradient_norms"][0]["nonfinite"]
+
+    def huge(patch):  # each number is finite, their norm is not
+        whole = NonFinite.on_before_optimizer_step
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 2:
+                for parameter in pl_module.network.parameters():
+                    parameter.grad.fill_(1e30)
+            whole(self, trainer, pl_module, optimizer)
+
+        patch.setattr(NonFinite, "on_before_optimizer_step", on_before_optimizer_step)
+
+    words = [*small_run, *WORDS, LATE, f"outputs={tmp_path / 'huge'}", "data.steps=3"]
+    assert Trained([*words, "data.val_every=3"], huge).error is None
+
+
+def test_what_a_late_look_needs_is_said(small_run):
+    for words, says in (
+        ([SKIP], "on_nonfinite=skip"),
+        (["optim.optimizer.fused=false"], "fused"),
+        (["trainer.gradient_clip_val=1"], "gradient_clip_val"),
+    ):
+        assert says in str(Trained([*small_run, *WORDS, LATE, *words]).error)

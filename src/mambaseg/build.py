@@ -251,6 +251,8 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         # Only the network: Lightning's own would also round the data and their augmentation.
         network.to(getattr(torch, _TRUE[cfg.trainer.precision]))
         cfg.trainer.precision = "32-true"
+    if not cfg.callbacks.get("progress"):  # or Lightning takes its own
+        cfg.trainer = OmegaConf.merge({"enable_progress_bar": False}, cfg.trainer)
     steps, accumulate = cfg.data.steps, cfg.trainer.accumulate_grad_batches
     trainer = instantiate(
         cfg.trainer,
@@ -293,6 +295,11 @@ def _settle(cfg: DictConfig) -> None:
         cfg.trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = choose_precision("auto", gpu=gpu)
+    float16 = str(cfg.trainer.precision).startswith("16")
+    if cfg.optim.optimizer.get("fused") and (float16 or cfg.trainer.get("gradient_clip_val")):
+        # Lightning clips no fused optimizer in mixed precision; and such a one takes the loss scale
+        # out of the gradient itself, after it was looked at
+        cfg.optim.optimizer.fused = False
     if "scan_backend" in cfg.model:
         if str(cfg.trainer.precision).startswith("16"):
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,28 @@ from mambaseg.costs import count_operations, peak, start_peak
 from mambaseg.loggers import log_cases_to_wandb
 from mambaseg.runs import RunFolder, file_name
 
+PACE = 50
+"""Optimizer steps of a window over which the training's pace is measured."""
 log = logging.getLogger(__name__)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar without the loggers' version numbers."""
+    """Lightning's progress bar without the loggers' version numbers.
+
+    What stands behind the bar is read from the device once a second at most: each reading waits for
+    the step to end.
+    """
+
+    _seen: dict[str, Any] | None = None
+    _read = 0.0
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+        if self._seen is None or not trainer.training or time.monotonic() - self._read > 1.0:
+            metrics = super().get_metrics(trainer, pl_module)
+            self._seen = {name: value for name, value in metrics.items() if name != "v_num"}
+            self._read = time.monotonic()
+        return dict(self._seen)
 
 
 class RunRecorder(Callback):
@@ -46,20 +59,59 @@ class RunRecorder(Callback):
         self.figures: list[Path] = []
         self._cases: dict[str, dict[str, Any]] = {}
         self._started = 0.0
+        self._validating = 0.0  # s so far, or the moment before it where one goes on
+        self._paces: list[float] = []  # s per step
+        self._window: float | None = None  # when the one that goes on began
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock; a resumed training adds to the time that its record has."""
-        self._started = time.monotonic() - self.folder.record.get("fit_seconds", 0.0)
+        record = self.folder.record
+        self._started = time.monotonic() - record.get("fit_seconds", 0.0)
+        self._validating = record.get("cost", {}).get("validation_seconds") or 0.0
+        self._paces, self._window = [], None
         start_peak(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Measures the pace between the saves and validations, which come with whole windows.
+
+        Nothing waits for the device: over many steps its pace is that of the loop.
+        """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        place = trainer.global_step % PACE
+        if place == 1:
+            self._window = time.monotonic()
+        elif place == 0 and self._window is not None:
+            self._paces.append((time.monotonic() - self._window) / (PACE - 1))
+            self._window = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the validation's clock when the steps before it are done; no window spans it."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._window = None
+        self._validating -= time.monotonic()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Records the time and that the last checkpoint is the true last state."""
         if trainer.is_global_zero:
             self._beat(trainer)
-            self.folder.update(cost={"peak_memory_bytes": peak(pl_module.device)})
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            cost = {
+                **self.folder.record.get("cost", {}),
+                "peak_memory_bytes": peak(pl_module.device),
+                "images_per_step": data.batch_size,
+            }
+            if self._paces:
+                cost["step_seconds"] = statistics.median(self._paces)
+            self.folder.update(cost=cost)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Says the score in the log, where a progress bar leaves nothing."""
+        self._validating += time.monotonic()
         score = trainer.callback_metrics.get(pl_module.monitor)
         if score is not None and not trainer.sanity_checking:
             step, name = trainer.global_step, pl_module.monitor
@@ -69,7 +121,9 @@ class RunRecorder(Callback):
 
     def _beat(self, trainer: L.Trainer) -> None:
         seconds = round(time.monotonic() - self._started, 1)
-        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds)
+        spent = {"validation_seconds": round(self._validating, 1)}
+        cost = {**self.folder.record.get("cost", {}), **spent}
+        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=cost)
 
     def on_test_batch_end(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mambaseg.diagnosis import Finding, diagnose, gradient_norms, names_of_samples, step_arrays
@@ -30,12 +31,30 @@ class NonFiniteError(UserError):
     """A loss or gradient was not finite; the message says where it began and what to try."""
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose answer is still on its way from the device, and all that explains it."""
+
+    step: int
+    batches: list[dict[str, Any]]
+    losses: list[Tensor]
+    before: list[Tensor]
+    gradients: list[tuple[nn.Parameter, Tensor]]
+    bad: Tensor  # on the CPU, once `known` has come to pass
+    known: torch.cuda.Event | None
+
+
 class NonFinite(Callback):
     """Looks at the loss and the gradient of each optimizer step before it is taken.
 
     All devices decide alike. One number per step is read back from the device, after the backward
     pass: without it the step would be taken before anybody knows, and neither the weights nor the
     module where it began could be had any more.
+
+    Waiting for that number costs a GPU the time in which nothing is queued for it. With `late` the
+    optimizer's own kernels read it on the device, where a bad step changes nothing, and it is read
+    here one step later, before the next step is taken and before anything is saved or validated:
+    the training ends with the same state, files and message.
 
     With float16 and its loss scaling an infinite gradient is usual in the first steps and lowers
     the scale; such a step (finite loss) is stepped over whatever `on_nonfinite` says.
@@ -48,6 +67,8 @@ class NonFinite(Callback):
             if it had been taken. Skipped steps are listed in run.json and counted in the curve
             `train/skipped`, and both follow the checkpoint when a run is resumed.
         most_in_a_row: with so many skipped steps in a row the run ends all the same.
+        late: read one step late; needs `stop`, one process, a fused optimizer, and neither loss
+            scaling nor gradient clipping. `auto`: on a CUDA device where all of this is so.
     """
 
     def __init__(
@@ -56,6 +77,7 @@ class NonFinite(Callback):
         *,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         most_in_a_row: int = 10,
+        late: bool | Literal["auto"] = "auto",
     ) -> None:
         if on_nonfinite not in ("stop", "skip"):
             raise UserError(
@@ -63,6 +85,10 @@ class NonFinite(Callback):
             )
         if most_in_a_row < 1:
             raise UserError(f"callbacks.nonfinite.most_in_a_row={most_in_a_row}: at least 1")
+        if late not in (True, False, "auto"):
+            raise UserError(f"callbacks.nonfinite.late={late!r}: choose auto, true or false")
+        self.late = late
+        self._pending: _Pending | None = None
         self.folder = RunFolder(folder)
         self.on_nonfinite, self.most_in_a_row = on_nonfinite, most_in_a_row
         self.skipped: list[dict[str, Any]] = []
@@ -90,6 +116,9 @@ class NonFinite(Callback):
         self._buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
         self._batches.clear()
         self._losses.clear()
+        self._pending = None
+        if self.late is True and (why := self._not_late(trainer)):
+            raise UserError(f"callbacks.nonfinite.late=true: not {why}")
         if trainer.is_global_zero and self.folder.record.get("skipped", []) != self.skipped:
             self.folder.update(skipped=self.skipped)  # without those after the checkpoint
 
@@ -115,6 +144,11 @@ class NonFinite(Callback):
         Raises:
             NonFiniteError: the loss or the gradient is not finite, and the step is not skipped.
         """
+        on_cuda = pl_module.device.type == "cuda"
+        if self.late is True or (self.late == "auto" and on_cuda and not self._not_late(trainer)):
+            self._settle(trainer, pl_module)
+            self._ask(trainer, optimizer)
+            return
         if self._looks_finite(optimizer) or (found := self._confirm(trainer, optimizer)) is None:
             self._in_a_row = 0
         else:
@@ -128,6 +162,78 @@ class NonFinite(Callback):
         self._batches.clear()
         self._losses.clear()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Settles the last step before anything is scored."""
+        self._settle(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Likewise before anything is written."""
+        self._settle(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Likewise at the end."""
+        self._settle(trainer, pl_module)
+
+    # ---- one step late
+
+    def _not_late(self, trainer: L.Trainer) -> str:
+        """What forbids it, in words; empty where nothing does."""
+        if self.on_nonfinite != "stop":
+            return "with on_nonfinite=skip"
+        if _several_processes() or _loss_scaler(trainer) is not None:
+            return "with several processes or float16"
+        if trainer.gradient_clip_val:
+            return "with trainer.gradient_clip_val"
+        fused = all(rule.defaults.get("fused") for rule in trainer.optimizers)
+        return "" if fused else "without optim.optimizer.fused=true"
+
+    def _ask(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
+        """Lets the optimizer's kernels leave a bad step, and asks whether it was one."""
+        gradients = [(p, p.grad) for group in optimizer.param_groups for p in group["params"]
+                     if p.grad is not None]  # fmt: skip
+        tensors = [gradient for _, gradient in gradients]
+        # not finite: the largest is infinite, or a sum of squares, which may overflow, is NaN
+        largest, norm = get_total_norm(tensors, math.inf), get_total_norm(tensors)
+        finite = torch.stack([value.isfinite() for value in (*self._losses, largest)])
+        bad = (~finite.all() | norm.isnan()).float()
+        optimizer.found_inf = bad  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+        host, known = bad, None
+        if bad.device.type == "cuda":
+            host = torch.empty_like(bad, device="cpu", pin_memory=True)
+            host.copy_(bad, non_blocking=True)
+            known = torch.cuda.Event()
+            known.record()
+        self._pending = _Pending(
+            trainer.global_step, self._batches, self._losses, self._before, gradients, host, known
+        )
+        self._batches, self._losses = [], []
+
+    def _settle(self, trainer: L.Trainer, task: Any) -> None:
+        """Reads the answer about the last step; nothing has changed the weights since.
+
+        Raises:
+            NonFiniteError: it was a bad one.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        if pending.known is not None:
+            pending.known.synchronize()
+        if not pending.bad:
+            return
+        task.network.zero_grad(set_to_none=True)
+        for parameter, gradient in pending.gradients:
+            parameter.grad = gradient
+        self._batches, self._losses = pending.batches, pending.losses
+        self._before = pending.before
+        found = self._confirm(trainer, trainer.optimizers[0], step=pending.step)
+        assert found is not None  # the device has looked at the same numbers
+        self._restore_buffers()
+        self._in_a_row += 1
+        raise self._explained(trainer, task, found)
+
     # ---- is it finite
 
     def _looks_finite(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -140,7 +246,7 @@ class NonFinite(Callback):
         return bool(finite)
 
     def _confirm(
-        self, trainer: L.Trainer, optimizer: torch.optim.Optimizer
+        self, trainer: L.Trainer, optimizer: torch.optim.Optimizer, *, step: int | None = None
     ) -> dict[str, Any] | None:
         """What is not finite, number by number; None: everything is."""
         scaler = _loss_scaler(trainer)
@@ -154,7 +260,7 @@ class NonFinite(Callback):
         )
         losses = [loss for rank in ranks for loss in rank["losses"]]
         found = {
-            "step": trainer.global_step,
+            "step": trainer.global_step if step is None else step,
             "losses": [f"{loss:.6g}" for loss in losses],
             "cases": [case for rank in ranks for case in rank["cases"]],
             "loss_finite": all(map(math.isfinite, losses)),

@@ -16,15 +16,21 @@ from mambaseg.benchmark.networks import (
 )
 from mambaseg.benchmark.page import networks_page, read_header
 from mambaseg.benchmark.scans import measure_scans, shapes_of
-from mambaseg.benchmark.tables import tables
+from mambaseg.benchmark.tables import markdown, tables
+from mambaseg.benchmark.truth import compare_curves, measure_truth
+from mambaseg.benchmark.tuning import measure_sizes
 
 __all__ = [
     "Protocol",
     "Step",
+    "compare_curves",
     "inference",
+    "markdown",
     "measure_blocks",
     "measure_networks",
     "measure_scans",
+    "measure_sizes",
+    "measure_truth",
     "networks_page",
     "profile_networks",
     "read_header",

@@ -61,6 +61,10 @@ class Shape:
         )
 
 
+SMALL = Shape("small", 2, 7, 40)
+"""For errors: no power of two, no whole block."""
+
+
 def shapes_of(names: Sequence[str], *, size: int, batch: int) -> list[Shape]:
     """Shapes by name, of images of `size` x `size` pixels.
 
@@ -114,7 +118,7 @@ def measure_scans(
         if compiled is not None:
             yardsticks[C_NAME] = compiled
     ceilings = measure_ceilings(protocol)
-    errors = _errors(forms, names, yardsticks, dtype, protocol.device)
+    errors = errors_of(forms, names, yardsticks, dtype, protocol.device)
     rows = []
     for shape in shapes:
         affordable = loop_limit is None or shape.elements <= loop_limit
@@ -165,7 +169,7 @@ def _rows(
     inputs = scan_inputs(shape, form, dtype, protocol.device)
     rows = []
     for what in PASSES:
-        calls = {name: _call(scan, inputs, what) for name, scan in scans.items()}
+        calls = {name: call_of(scan, inputs, what) for name, scan in scans.items()}
         timings, failures = time_interleaved(calls, protocol)
         notes += [f"{shape.name} {form} {what}: {n}: {why}" for n, why in failures.items()]
         times = {name: timing.as_dict() for name, timing in timings.items()}
@@ -198,7 +202,8 @@ def _baseline(names: Sequence[str]) -> str:
     return [name for name in names if name != C_NAME or len(names) == 1][-1]
 
 
-def _call(scan: Scan, inputs: list[Tensor], what: str) -> Call:
+def call_of(scan: Scan, inputs: list[Tensor], what: str) -> Call:
+    """The call that is timed: one of `PASSES` of a scan on `scan_inputs`."""
     if what == PASSES[0]:
 
         def forward() -> None:
@@ -247,15 +252,16 @@ def scan_inputs(shape: Shape, form: str, dtype: torch.dtype, device: torch.devic
 # ---- agreement with float64 ---------------------------------------------------------------------
 
 
-def _errors(
+def errors_of(
     forms: Sequence[str],
     names: Sequence[str],
     yardsticks: dict[str, Scan],
     dtype: torch.dtype,
     device: torch.device,
+    *,
+    shape: Shape = SMALL,
 ) -> list[dict[str, Any]]:
-    """Worst error of each backend on a small shape: output and every gradient, against float64."""
-    shape = Shape("small", 2, 7, 40)  # no power of two, no whole block
+    """Worst error of each backend at a shape: output and every gradient, against float64."""
     rows = []
     for form in forms:
         inputs = scan_inputs(shape, form, torch.float32, torch.device("cpu"))

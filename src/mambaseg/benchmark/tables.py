@@ -9,7 +9,10 @@ from rich import box
 from rich.table import Table
 
 UNKNOWN = "–"
-WORDS = ("form", "pass", "backend", "map", "two blocks", "network", "worst in", "limit")
+WORDS = (
+    "form", "pass", "backend", "map", "two blocks", "network", "worst in", "limit", "shape",
+    "inputs", "within", "same bits", "as it is", "deterministic algorithms", "sizes",
+)  # fmt: skip
 """Columns that hold no numbers."""
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -24,8 +27,31 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
             _table("worst error against float64", ERRORS, record["errors"]),
         ]
     title = f"{record['what']} · {_setting(record)}"
+    if record["what"] == "truth":
+        by_type = _table(title, TRUTH, record["rows"], group=_shape_and("dtype"))
+        weights = _table("the same weights from the same start", REPEATS, record["networks"])
+        return [by_type, weights]
+    if record["what"] == "tune":
+        by_pass = _table(title, TUNING, record["rows"], group=_shape_and("pass"))
+        return [by_pass]
     columns = {"profile": PROFILE, "blocks": BLOCKS}.get(record["what"], NETWORKS)
     return [_table(title, columns, record["rows"], group=lambda row: row.get("stage"))]
+
+
+def _shape_and(key: str) -> Callable[[Row], Any]:
+    return lambda row: (row["shape"], row[key])
+
+
+def markdown(table: Table) -> str:
+    """One of `tables` as Markdown, its title above it."""
+    columns = [(str(column.header), [str(cell) for cell in column.cells], column.justify)
+               for column in table.columns]  # fmt: skip
+    rules = ["---:" if justify == "right" else "---" for _, _, justify in columns]
+    lines = [[heading for heading, _, _ in columns], rules]
+    lines += [list(cells) for cells in zip(*(cells for _, cells, _ in columns), strict=True)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    title = " · ".join(str(table.title).split("\n"))
+    return f"**{title}**\n\n{body}\n"
 
 
 def _setting(record: Mapping[str, Any]) -> str:
@@ -104,6 +130,10 @@ def _billions(value: int) -> str:
     return f"{value / 1e9:.3f}"
 
 
+def _answer(value: bool | None) -> str:
+    return UNKNOWN if value is None else "yes" if value else "no"
+
+
 def _speedup(row: Row) -> str:
     return "1 (base)" if row["backend"] == row["baseline"] else _ratio(row["speedup"])
 
@@ -150,4 +180,25 @@ PROFILE: list[Column] = [
     ("all GFLOP", lambda row: _billions(row["flops"])),
     ("ms", lambda row: _milliseconds(row["median_s"])),
     ("peak MiB", lambda row: _mebibytes(row["peak_bytes"])),
+]
+TRUTH: list[Column] = [
+    ("shape", lambda row: row["shape"]),
+    ("inputs", lambda row: row["dtype"]),
+    *ERRORS[:3],
+    ("limit", lambda row: f"{row['limit']:.0e}"),
+    ("within", lambda row: _answer(row["worst"] <= row["limit"])),
+    ("worst in", lambda row: row["tensor"]),
+    ("same bits", lambda row: _answer(row["repeats"])),
+]
+REPEATS: list[Column] = [
+    ("network", lambda row: row["network"]),
+    ("as it is", lambda row: _answer(row["repeats"])),
+    ("deterministic algorithms", lambda row: _answer(row["repeats_deterministic"])),
+]
+TUNING: list[Column] = [
+    ("shape", lambda row: row["shape"]),
+    ("pass", lambda row: row["pass"]),
+    ("sizes", lambda row: row["variant"] + (" (own)" if row["own"] else "")),
+    *TIMES,
+    ("speed-up", lambda row: _ratio(row["speedup"])),
 ]

@@ -20,7 +20,9 @@ from mambaseg.scan import chunked, cross
 from mambaseg.scan.triton_kernels import scan, scan_backward
 
 BLOCK_D = 32
-"""Channels per program: one warp with a lane for each."""
+"""Channels per program: a lane for each."""
+WARPS = 1
+"""Warps per program."""
 STEPS = 16
 """Steps from one kept state to the next. The backward writes the states between them to memory and
 reads them again: there should be few enough for the cache of the GPU."""
@@ -200,7 +202,7 @@ def _sizes(delta: Tensor, rates: Tensor, width: int) -> dict[str, int]:
         "N": triton.next_power_of_2(states),
         "BLOCK_D": BLOCK_D,
         "STEPS": STEPS,
-        "num_warps": 1,
+        "num_warps": WARPS,
     }
 
 

@@ -1,0 +1,164 @@
+"""Are the numbers of a device right, and are they the same the next time?"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambaseg.benchmark.networks import Builder
+from mambaseg.benchmark.scans import FORMS, Shape, errors_of, scan_inputs
+from mambaseg.scan import available_backends
+
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest error of an output or a gradient, over its largest value, by the type of the inputs."""
+SHAPES = (Shape("small", 2, 7, 40), Shape("stage4", 1, 7, 1536))
+"""No power of two, no whole block; and the widest of Mamba-UNet."""
+REPEATS = 3
+STEPS = 3
+log = logging.getLogger(__name__)
+
+
+def measure_truth(
+    builders: Mapping[str, Builder],
+    step: Callable[[nn.Module], Callable[[], object]],
+    *,
+    device: torch.device,
+    seed: int,
+) -> dict[str, Any]:
+    """Compares every scan backend with float64, and everything with itself.
+
+    Args:
+        builders: networks by label.
+        step: makes, from a network on the device, the call that is one training step.
+        device: where it runs.
+        seed: of weights and dropout.
+
+    Returns:
+        `rows`: a backend, form, shape and type of inputs each, with `worst` error against
+        float64, the `tensor` that has it, the `limit`, and whether the bits `repeat`; `networks`:
+        whether a few steps from the same start give the same weights, as they are and with
+        PyTorch's deterministic algorithms; `within`: no error is above its limit; `notes`.
+    """
+    rows = [row for shape in SHAPES for dtype in LIMITS for row in _scan_rows(shape, dtype, device)]
+    networks = []
+    for name, build in builders.items():
+        log.info("training %s twice from the same start", name)
+        networks.append(
+            {
+                "network": name,
+                "repeats": _same_weights(build, step, device, seed),
+                "repeats_deterministic": _same_weights(build, step, device, seed, strict=True),
+            }
+        )
+    return {
+        "rows": rows,
+        "networks": networks,
+        "within": all(row["worst"] <= row["limit"] for row in rows),  # not so with NaN
+        "notes": [],
+    }
+
+
+def _scan_rows(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, Any]]:
+    names = list(available_backends(device))
+    log.info("comparing %s with float64: %s, %s", ", ".join(names), shape, dtype)
+    for error in errors_of(list(FORMS), names, {}, dtype, device, shape=shape):
+        form, backend = error["form"], error["backend"]
+        yield {
+            "shape": shape.name, "dtype": str(dtype).removeprefix("torch."), "form": form,
+            "backend": backend, "worst": error["worst"], "tensor": error["tensor"],
+            "limit": LIMITS[dtype], "repeats": _repeats(shape, form, backend, dtype, device),
+        }  # fmt: skip
+
+
+def _repeats(
+    shape: Shape, form: str, backend: str, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether the same inputs give the same bits, output and gradients."""
+    inputs = scan_inputs(shape, form, dtype, device)
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+
+    def run() -> list[Tensor]:
+        y = FORMS[form](*leaves, backend=backend)
+        return [y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)]
+
+    first = run()
+    return all(_equal(first, run()) for _ in range(REPEATS - 1))
+
+
+def _same_weights(
+    build: Builder,
+    step: Callable[[nn.Module], Callable[[], object]],
+    device: torch.device,
+    seed: int,
+    *,
+    strict: bool = False,
+) -> bool | None:
+    """Whether two trainings of a few steps end alike; None where an operation has no such form."""
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(seed)
+        network = build().to(device)
+        call = step(network)
+        torch.manual_seed(seed)  # of dropout
+        try:
+            with _deterministic(strict):
+                for _ in range(STEPS):
+                    call()
+        except RuntimeError as error:
+            if strict and "deterministic" in str(error):
+                return None
+            raise
+        ends.append([value.clone() for value in network.state_dict().values()])
+    return _equal(*ends)
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# ---- curves -------------------------------------------------------------------------------------
+
+CURVE_LIMITS = {"mean": 0.02, "end": 0.02}
+"""Largest difference of two training losses: over all steps, and over the last fifth of them."""
+
+
+def compare_curves(
+    one: Iterable[tuple[int, float]], other: Iterable[tuple[int, float]]
+) -> dict[str, Any]:
+    """How far two loss curves of the same batches lie apart.
+
+    Args:
+        one: (step, loss) of a training.
+        other: the same of another precision; steps that only one has are left out.
+
+    Returns:
+        `steps` compared, `mean` difference of the losses over all of them and at the `end` (their
+        last fifth), the `limits` of both, and whether they are `within`.
+    """
+    first, second = dict(one), dict(other)
+    steps = sorted(first.keys() & second.keys())
+    if not steps:
+        return {"steps": 0, "mean": None, "end": None, "limits": CURVE_LIMITS, "within": False}
+    last = steps[-max(1, len(steps) // 5) :]
+
+    def apart(where: Sequence[int]) -> float:
+        return abs(sum(first[step] - second[step] for step in where)) / len(where)
+
+    found = {"mean": apart(steps), "end": apart(last)}
+    within = all(found[name] <= limit for name, limit in CURVE_LIMITS.items())
+    return {"steps": len(steps), **found, "limits": CURVE_LIMITS, "within": within}
