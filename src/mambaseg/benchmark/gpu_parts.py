@@ -79,7 +79,7 @@ def gpu_parts(
         *([report(PAPER, "report-seeds")] if others else []),
         *(training(f"modern-{model}", model, f"seed={first}", "optim=adamw",
                    "data.augmentation=modern", experiment=MODERN) for model in networks),
-        report(MODERN, "report-modern"),
+        report(MODERN, "modern-report"),
     ]  # fmt: skip
     chosen = tuple(only) if only else ("",)
     return [part for part in parts if part.name.startswith(chosen)]
