@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import CompactHydraException
 
 from mambaseg.build import build
 from mambaseg.data import layouts, nnunet
@@ -15,7 +16,7 @@ from mambaseg.data.images import find_images, group_channels
 from mambaseg.data.layouts import Layout
 from mambaseg.data.proposal import propose
 from mambaseg.ensemble import restore_predictor
-from mambaseg.entry import CONF
+from mambaseg.entry import CONF, explained_errors
 from mambaseg.errors import UserError
 from mambaseg.reporting.report import write_report
 from tiny_checkpoints import write_checkpoint
@@ -198,12 +199,10 @@ def test_channels_that_differ_between_cases_are_an_error(tmp_path):
 def test_a_data_set_that_does_not_say_what_it_is_ends_in_one_message(tmp_path, words, message):
     write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 2]})
     words = [word.format(place=tmp_path) for word in words]
-    with pytest.raises(Exception, match=message) as raised:
+    with pytest.raises(CompactHydraException, match=message) as raised, explained_errors():
         build(composed("config", tmp_path, *SMALL, "data=nnunet", *words))
-    chain = [raised.value]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
-    assert any(isinstance(one, UserError) for one in chain)
+    assert "interpolation" not in str(raised.value)
+    assert isinstance(raised.value.__cause__, UserError)  # Hydra prints those of OmegaConf
 
 
 def test_classes_that_the_user_names_replace_those_of_the_file(tmp_path):
@@ -213,3 +212,14 @@ def test_classes_that_the_user_names_replace_those_of_the_file(tmp_path):
         "data.class_names=[background,all]", "data.label_map={0:0,1:1,2:1}",
     )  # fmt: skip
     assert list(run.folder.summary["classes"]) == ["background", "all"]
+
+
+def test_labels_that_are_no_classes_do_not_hide_the_rest_of_the_check(tmp_path):
+    root = write_nnunet(tmp_path / "a", labels={"background": 0, "all": [1, 2]})
+    (root / "imagesTr" / "case_002_0000.nii.gz").write_bytes(b"")
+    report = check_dataset(root)
+    assert [one.problem.partition(": ")[0] for one in report.of("error")] == [
+        "dataset.json", "imagesTr/case_002_0000.nii.gz",
+    ]  # fmt: skip
+    leaf = yaml.safe_load(propose(report, "own", memory=MEMORY))
+    assert leaf["class_names"] == ["background", "class_1", "class_2"]

@@ -33,24 +33,27 @@ def explained_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _explanation(error)
-        if message is None:
+        explained = _explanation(error)
+        if explained is None:
             raise
-        raise _Explained(message) from error
+        message, cause = explained
+        # not from an error of OmegaConf that wraps it: Hydra would print that one too
+        raise _Explained(message) from cause
 
 
-def _explanation(error: BaseException) -> str | None:
+def _explanation(error: BaseException) -> tuple[str, BaseException] | None:
+    """What to say about an error, and which of its causes that is about."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
-            return printable(str(cause))
+            return printable(str(cause)), cause
         text = str(cause)
         if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
             return (
                 f"out of memory: {text}\n"
                 "A smaller data.batch_size or data.size needs less; "
                 "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
-            )
+            ), cause
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -34,7 +34,7 @@ MAX_CLASSES = 256  # labels are bytes
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_dataset` found; `layout` is None where none was recognised."""
+    """What `check_dataset` found; `layout` and `class_names` are None where nothing tells them."""
 
     root: Path
     patients: int
@@ -42,6 +42,7 @@ class Report:
     problems: tuple[Problem, ...]
     layout: Layout | None = None
     examined: tuple[Examined, ...] = ()
+    class_names: tuple[str, ...] | None = None
 
     def of(self, level: Level) -> list[Problem]:
         """The problems of one level."""
@@ -81,16 +82,21 @@ def check_dataset(
     root = Path(root).expanduser()
     try:
         layout = layout or find_layout(root)
-        names = layout.class_names(root)
         found, unusable = layout.survey(root)
     except DataError as error:
         return Report(root, 0, 0, (Problem.from_error(str(root), error, root),))
+    names, unnamed = None, []
+    try:
+        names = layout.class_names(root)
+    except DataError as error:  # the images are worth a look all the same
+        unnamed = [Problem.from_error(str(root), error, root)]
     cases = [replace(case, slicing=layout.slicing) for case in found]
     classes = num_classes or (len(names) if names else MAX_CLASSES)
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
         files = [*cases, *layout.further_cases(root, cases)]
         examined = list(pool.map(lambda case: examine(case, classes, layout.remarks), files))
-    problems = [Problem.from_error(whose(error), error, root) for error in unusable]
+    problems = unnamed
+    problems += [Problem.from_error(whose(error), error, root) for error in unusable]
     problems += [Problem.from_error(e.case.id, error, root) for e in examined for error in e.errors]
     problems += _duplicates(examined)
     problems += layout.problems(root, cases)
@@ -99,7 +105,7 @@ def check_dataset(
     problems += _other_channels(examined)
     problems += _unknown_spacing(examined)
     patients = layout.patients(root, cases)
-    return Report(root, len(patients), len(cases), tuple(problems), layout, tuple(examined))
+    return Report(root, len(patients), len(cases), tuple(problems), layout, tuple(examined), names)
 
 
 # ---- the folder as a whole

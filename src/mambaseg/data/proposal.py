@@ -47,7 +47,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     layout, root = report.layout, report.root
     counts = np.array([one.label_counts for one in usable])  # (cases, 256)
     values = [int(value) for value in np.flatnonzero(counts.sum(axis=0))]
-    names = layout.class_names(root)
+    names = report.class_names
     mapping = None if names or len(values) > MOST_CLASSES else _label_map(values)
     if names is None:
         classes = len(mapping) if mapping else max(values, default=0) + 1
@@ -75,7 +75,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     if len(values) > MOST_CLASSES:
         lines.append(f"# The labels hold {len(values)} values: are they labels?")
     if not report.ok:
-        lines.append("# Errors were found: training stops at the first of them.")
+        lines.append("# Errors were found, which training may stop at.")
     lines += ["defaults:", f"  - {layout.name}", "  - _self_"]
     for key, value in leaf.items():
         comment = f"  # {comments[key]}" if key in comments else ""
