@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mambaseg.callbacks import RunRecorder
 from mambaseg.runs import RunFolder
-from mambaseg.views import SegmentationViews, overlay_slices, shown_slices
+from mambaseg.views import SegmentationViews, drawn, overlay_slices, shown_slices
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_recorder_leaves_the_overlays_of_every_case(recorder, tmp_path):
     recorder._cases.clear()
     batch = {
         "case": Case,
-        "image": torch.rand(10, 6, 5),
+        "image": torch.rand(10, 1, 6, 5),
         "label": torch.from_numpy(volume(range(10))),
         "spacing": None,
     }
@@ -105,3 +106,44 @@ def test_overlays_of_all_ranks_are_gathered(recorder, monkeypatch):
     overlays = recorder._gather_overlays()
     assert overlays["a/slices"].tolist() == other["slices"].tolist()
     assert overlays["b/slices"].tolist() == mine["slices"].tolist()
+
+
+# ---- pictures
+
+
+def picture(side, channels=3):
+    """A batch of one picture, left half red, and its outputs."""
+    image = torch.zeros(1, channels, side, side // 2)
+    image[:, 0, :, : side // 4] = 1
+    label = (image[:, 0] > 0).to(torch.uint8)
+    batch = {"case": Case, "image": image, "label": label, "spacing": None}
+    return batch, {"prediction": label.clone()}
+
+
+def test_a_picture_is_kept_small_and_in_colour():
+    views = SegmentationViews(("background", "A"))
+    kept = views.keep(*picture(600))
+    assert kept["overlay"]["image"].shape == (1, 200, 100, 3)
+    assert kept["overlay"]["image"][0, 0, 0].tolist() == [255, 0, 0]
+    assert kept["overlay"]["truth"].shape == (1, 200, 100)
+    media = views.media(kept)
+    assert media["image"].shape == (200, 100, 3) and media["image"].dtype == np.uint8
+    assert media["masks"]["truth"]["mask_data"].shape == (200, 100)
+
+
+def test_a_pictures_figure_shows_it_whole_and_in_colour(tmp_path):
+    views = SegmentationViews(("background", "A"))
+    kept = views.keep(*picture(120))
+    assert kept["view"].image.shape == (1, 120, 60, 3)
+    with Image.open(views.draw(kept, title="x", path=tmp_path / "a.png")) as figure:
+        pixels = np.asarray(figure.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (255, 0, 0)).all(axis=1).mean() > 0.02
+
+
+def test_a_grey_picture_stays_grey_and_scores_on_any_scale_have_colours():
+    batch, outputs = picture(40, channels=1)
+    assert SegmentationViews(("background", "A")).keep(batch, outputs)["view"].image.ndim == 3
+    z_scores = np.linspace(-2, 3, 48, dtype=np.float32).reshape(1, 3, 4, 4)
+    shown = drawn(z_scores)
+    assert shown.shape == (1, 4, 4, 3) and (shown.min(), shown.max()) == (0, 255)
+    assert drawn(np.zeros((2, 3, 4, 4))).shape == (2, 4, 4)  # a volume of three channels

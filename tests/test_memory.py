@@ -35,7 +35,7 @@ def large_case(depth, side=512):
     case = Case("patient001_ED", "patient001", "ED", None, None, None, None)
     return {
         "case": case,
-        "image": torch.from_numpy(image),
+        "image": torch.from_numpy(image)[:, None],
         "label": torch.from_numpy(label.astype(np.uint8)),
         "spacing": (3.0, 0.8, 0.8),
     }
@@ -101,7 +101,7 @@ def test_of_each_case_a_few_slices_are_kept_however_deep_it_is(tmp_path):
     for number in range(5):
         batch = {
             "case": SimpleNamespace(id=str(number)),
-            "image": torch.rand(volume.shape),
+            "image": torch.rand(volume.shape)[:, None],
             "label": volume,
             "spacing": None,
         }

@@ -25,11 +25,12 @@ from mambaseg.errors import UserError
 from mambaseg.files import whole_file
 from mambaseg.foreign import ForeignFileError, printable, read_json
 from mambaseg.inference import Member, keep_largest_component, segment
-from mambaseg.views import grey
+from mambaseg.views import drawn
 
 PROBABILITIES = "_probabilities.nii.gz"
 OVERLAY = "_overlay.png"
 DICOM_SEG = "_seg.dcm"
+_DRAWN = 1024  # pixels of a picture that are drawn
 _OTHERWISE = "choose another folder with output=..."
 _Spacing = tuple[float, float, float]
 log = logging.getLogger(__name__)
@@ -236,10 +237,12 @@ class Predictor:
 
         order = self._order(image)
         frame = ", first frame" if len(image.frames) > 1 else ""
+        step = -(-max(image.frames.shape[3:]) // _DRAWN) if image.flat else 1
+        part = (..., slice(None, None, step), slice(None, None, step))
         case_figure(
-            grey(reordered(image.frames[0], order, (0, 2, 3))),
+            drawn(reordered(image.frames[0], order, (0, 2, 3))[part]),
             None,
-            reordered(prediction.labels[0], order, (0, 1, 2)),
+            reordered(prediction.labels[0], order, (0, 1, 2))[part],
             class_names=self.class_names,
             title=printable(f"{source.name}{frame} · {self.title}, no reference"),
             path=path,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-SIDE = 256  # pixels that a picture of a restored image has at most
+SIDE = 256  # pixels that what is kept of a 2-D image has at most
 
 
 class SegmentationViews:
@@ -32,13 +32,13 @@ class SegmentationViews:
         self.class_names = tuple(class_names)
 
     def keep(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """At most seven slices."""
-        return shown_slices(
-            grey(batch["image"].cpu().numpy()),
-            batch["label"].cpu().numpy().astype(np.uint8),
-            outputs["prediction"].cpu().numpy(),
-            batch["spacing"],
-        )
+        """At most seven slices; of a picture, which may be one of thousands, a small copy."""
+        image = drawn(batch["image"].cpu().numpy())
+        truth = batch["label"].cpu().numpy().astype(np.uint8)
+        prediction = outputs["prediction"].cpu().numpy()
+        step = -(-max(truth.shape) // SIDE) if len(truth) == 1 else 1
+        part = (slice(None), slice(None, None, step), slice(None, None, step))
+        return shown_slices(image[part], truth[part], prediction[part], batch["spacing"])
 
     def ranking(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean foreground Dice, without undefined ones."""
@@ -98,6 +98,21 @@ def _small(image: Tensor) -> np.ndarray:
     return np.round(255 * np.nan_to_num(pixels)).astype(np.uint8)
 
 
+def drawn(image: np.ndarray) -> np.ndarray:
+    """Images (Z, C, H, W) as drawn: the colours of a picture, `grey` of everything else.
+
+    Returns:
+        Colours (1, H, W, 3) as bytes, of a range that holds at least [0, 1]; or (Z, H, W).
+    """
+    if image.shape[:2] != (1, 3):
+        return grey(image)
+    colours = image.transpose(0, 2, 3, 1)
+    if colours.dtype == np.uint8:
+        return colours
+    low, high = min(0.0, float(colours.min())), max(1.0, float(colours.max()))
+    return np.round(255 * ((colours - low) / (high - low))).astype(np.uint8)
+
+
 def grey(image: np.ndarray) -> np.ndarray:
     """Images (Z, C, H, W) as drawn, (Z, H, W): the mean of three channels, else the first."""
     return image.mean(axis=1) if image.shape[1] == 3 else image[:, 0]
@@ -112,23 +127,27 @@ def overlay_slices(
     truth (where it is empty: in the prediction, then of all slices); fewer where there are fewer.
 
     Args:
-        image: (Z, H, W) intensities on any scale.
+        image: (Z, H, W) intensities on any scale, or colours (1, H, W, 3) as bytes.
         truth: (Z, H, W) labels.
         prediction: (Z, H, W) labels.
 
     Returns:
         `image`, `truth`, `prediction`: uint8 (S, H, W) with S <= 3, the image's 1st to 99th
-        percentile of the volume spread over 0..255; `slices`: their indices (S,).
+        percentile of the volume spread over 0..255, or its colours (1, H, W, 3); `slices`: their
+        indices (S,).
     """
     for labels in (truth, prediction, np.ones_like(truth)):
         used = np.flatnonzero((labels > 0).any(axis=(1, 2)))
         if used.size:
             break
     chosen = np.unique(used[[int(share * used.size) for share in (0.25, 0.5, 0.75)]])
-    low, high = np.percentile(image, (1, 99))
-    grey = np.clip((image[chosen] - low) / max(high - low, 1e-9), 0, 1)
+    shown = image[chosen]
+    if image.ndim == 3:
+        low, high = np.percentile(image, (1, 99))
+        grey = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
+        shown = np.round(255 * grey).astype(np.uint8)
     return {
-        "image": np.round(255 * grey).astype(np.uint8),
+        "image": shown,
         "truth": truth[chosen].astype(np.uint8),
         "prediction": prediction[chosen].astype(np.uint8),
         "slices": chosen.astype(np.int16),
@@ -144,7 +163,7 @@ def shown_slices(
     """All that a run may show of a case: `overlay` for reports, `view` for its picture, `middle`.
 
     Args:
-        image: (Z, H, W) intensities.
+        image: (Z, H, W) intensities, or colours (1, H, W, 3) as bytes.
         truth: (Z, H, W) labels.
         prediction: (Z, H, W) labels.
         spacing: mm (z, y, x), None when unknown.

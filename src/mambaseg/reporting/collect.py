@@ -95,6 +95,7 @@ class RunData:
             "tolerance_mm": convention["tolerance_mm"],
             "tolerance_vox": convention["tolerance_vox"],
             "classes": list(self.config["data"]["class_names"]),
+            "longest side": self.config["data"].get("longest_side"),
         }
 
     @cached_property
@@ -157,10 +158,17 @@ class Comparison:
         """Data, split and convention in one line."""
         protocol = self.protocol
         digest = f" ({protocol['split hash']})" if protocol["split hash"] else ""
+        side = protocol.get("longest side")
         return (
             f"{protocol['data']}, split {protocol['split']}{digest}, "
             f"empty masks: {protocol['empty masks']}"
-        )
+        ) + (f", at most {side} pixels a side" if side else "")
+
+    @cached_property
+    def subject(self) -> str:
+        """`patient`, or `case` where every case is one of its own, as pictures are."""
+        rows = [row for entry in self.entries for run in entry.runs for row in run.rows]
+        return "case" if all(row["patient"] == row["case"] for row in rows) else "patient"
 
     @cached_property
     def unit(self) -> str:

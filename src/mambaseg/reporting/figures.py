@@ -38,10 +38,10 @@ class View(NamedTuple):
     Attributes:
         rows: name and index of each slice.
         depth: slices of the volume.
-        image: (S, h, w) intensities.
+        image: (S, h, w) intensities, or colours (S, h, w, 3).
         truth: (S, h, w) labels, None where there are none.
         prediction: (S, h, w) labels.
-        grey: intensities of the volume that are drawn black and white.
+        grey: intensities of the volume that are drawn black and white; 0 and 255 of colours.
         aspect: height of a pixel by its width.
     """
 
@@ -64,15 +64,17 @@ def case_view(
     """The part of a case that is drawn; it keeps nothing of the rest in memory.
 
     Args:
-        image: (Z, H, W) intensities on any scale.
+        image: (Z, H, W) intensities on any scale, or colours (Z, H, W, 3) as bytes.
         truth: (Z, H, W) labels, or None: then the picture has no truth and no error.
         prediction: (Z, H, W) labels.
         spacing: mm (z, y, x), for the pixels' true aspect; None draws square pixels.
     """
     rows = pick_slices(prediction if truth is None else truth, prediction)
     window = crop(prediction if truth is None else (truth > 0) | (prediction > 0))
+    if len(image) == 1:
+        window = slice(0, image.shape[1]), slice(0, image.shape[2])
     shown = (np.array([z for _, z in rows])[:, None, None], *np.ogrid[window])
-    low, high = np.percentile(image, (0.5, 99.5))
+    low, high = np.percentile(image, (0.5, 99.5)) if image.ndim == 3 else (0, 255)
     return View(
         rows=rows,
         depth=len(image),
@@ -102,7 +104,8 @@ def case_figure(
 def view_figure(view: View, *, class_names: Sequence[str], title: str, path: Path) -> Path:
     """Write the picture of one case.
 
-    Rows are a basal, a middle and an apical slice, cut to the surroundings of what is labelled.
+    Rows are a basal, a middle and an apical slice, cut to the surroundings of what is labelled; a
+    volume of one slice is shown whole.
     An error is *false positive* where the truth is background, *false negative* where the
     prediction is, and *wrong class* where both are different structures.
 
@@ -133,7 +136,8 @@ def view_figure(view: View, *, class_names: Sequence[str], title: str, path: Pat
             _draw(axes[row, column], grey, kind, labels, view.aspect)
             if row == 0:
                 axes[row, column].set_title(kind, fontsize=9)
-        axes[row, 0].set_ylabel(f"{name}, slice {z + 1}/{view.depth}", fontsize=9)
+        if view.depth > 1:
+            axes[row, 0].set_ylabel(f"{name}, slice {z + 1}/{view.depth}", fontsize=9)
     add_legend(figure, class_names, errors=view.truth is not None)
     return save_png(figure, path)
 
@@ -170,10 +174,12 @@ def error_map(truth: Volume, prediction: Volume) -> npt.NDArray[np.uint8]:
 def overlay(
     grey: npt.NDArray[np.floating], labels: Volume, colours: Sequence[str], *, tint: float = _TINT
 ) -> npt.NDArray[np.float64]:
-    """Grey image (H, W) in [0, 1] with label k > 0 tinted in colours[k - 1]: RGB (H, W, 3)."""
+    """Image (H, W[, 3]) in [0, 1] with label k > 0 tinted in colours[k - 1]: RGB (H, W, 3)."""
     from matplotlib.colors import to_rgb
 
-    rgb = np.repeat(np.asarray(grey, dtype=np.float64)[..., None], 3, axis=-1)
+    rgb = np.array(grey, dtype=np.float64)
+    if rgb.ndim == 2:
+        rgb = np.repeat(rgb[..., None], 3, axis=-1)
     for index in range(1, int(labels.max(initial=0)) + 1):
         colour = np.array(to_rgb(colours[(index - 1) % len(colours)]))
         rgb[labels == index] = (1 - tint) * rgb[labels == index] + tint * colour
@@ -187,7 +193,7 @@ def _draw(
         shown, colours = error_map(labels["truth"], labels["prediction"]), ERROR_COLOURS.values()
         picture = overlay(0.6 * grey, shown, tuple(colours), tint=0.9)
     elif kind == "image":
-        picture = overlay(grey, np.zeros(grey.shape, np.uint8), CLASS_COLOURS)
+        picture = overlay(grey, np.zeros(grey.shape[:2], np.uint8), CLASS_COLOURS)
     else:
         picture = overlay(grey, labels[kind], CLASS_COLOURS)
     axes.imshow(picture, aspect=aspect, interpolation="nearest")

@@ -43,9 +43,10 @@ def paired_grids(comparison: Comparison) -> list[Grid]:
 
 def _paired_grid(comparison: Comparison, metric: str) -> Grid:
     higher, digits = decimals(metric) == 3, decimals(metric)
+    subject = comparison.subject
     header = [
-        "pair", "verdict", "patients", "difference", "95 % interval", "p", "p (Holm)",
-        "rank-biserial", "first better", "second better", "patients left out",
+        "pair", "verdict", f"{subject}s", "difference", "95 % interval", "p", "p (Holm)",
+        "rank-biserial", "first better", "second better", f"{subject}s left out",
         "values left out",
     ]  # fmt: skip
     pairs = paired(comparison, metric)
@@ -67,17 +68,20 @@ def _paired_grid(comparison: Comparison, metric: str) -> Grid:
         for pair in pairs
     ]
     notes = [
-        "Per patient: mean over seeds, then over cases and foreground classes; difference: mean "
-        f"over patients, first − second; interval: bootstrap over patients, {RESAMPLES} resamples, "
-        "fixed seed; p: two-sided Wilcoxon signed-rank test, Holm over the pairs of this table; "
-        "effect size: matched-pairs rank-biserial correlation (+1: first larger in every patient).",
+        f"Per {subject}: mean over seeds, then over cases and foreground classes; difference: mean "
+        f"over {subject}s, first − second; interval: bootstrap over {subject}s, {RESAMPLES} "
+        "resamples, fixed seed; p: two-sided Wilcoxon signed-rank test, Holm over the pairs of "
+        "this table; effect size: matched-pairs rank-biserial correlation (+1: first larger in "
+        f"every {subject}).",
         "Only structures that both networks have a score for count, of every seed: values left "
-        "out are the others, patients left out those without any.",
+        f"out are the others, {subject}s left out those without any.",
     ]
     compared = {(pair.first, pair.second) for pair in pairs}
     labels = combinations([entry.label for entry in comparison.entries], 2)
     if alone := [" − ".join(pair) for pair in labels if pair not in compared]:
-        notes.append(f"No patient has a structure that both have a score for: {', '.join(alone)}.")
+        notes.append(
+            f"No {subject} has a structure that both have a score for: {', '.join(alone)}."
+        )
     if not higher:
         notes.append("Smaller is better. A missed structure has no distance: read it with missed.")
     if any(pair.seed_margin is None for pair in pairs):

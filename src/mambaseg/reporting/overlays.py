@@ -56,13 +56,24 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
         path = folder / f"{prefix}overlay-{place}.png"
         _picture(loaded, cases, comparison.classes, scores, patient, path)
         seeds = {run.seed for _, run in columns if run is not None}
-        caption = (
-            f"{patient}: mean foreground Dice {mean:.3f} over networks and seeds. Slices at a "
-            "quarter, half and three quarters of the labelled ones. Predictions of seed "
-            f"{', '.join(map(str, sorted(seeds)))}; under each name its mean Dice of this patient."
+        arrays = [case for own in loaded.values() for case in own.values()]
+        flat = all(_is_flat(case) for case in arrays)
+        slices = (
+            "" if flat else "Slices at a quarter, half and three quarters of the labelled ones. "
         )
-        pictures.append(Picture(f"The {place} patient", caption, path))
+        subject = comparison.subject
+        caption = (
+            f"{patient}: mean foreground Dice {mean:.3f} over networks and seeds. {slices}"
+            f"Predictions of seed {', '.join(map(str, sorted(seeds)))}; under each name its mean "
+            f"Dice of this {subject}."
+        )
+        pictures.append(Picture(f"The {place} {subject}", caption, path))
     return pictures
+
+
+def _is_flat(arrays: Arrays) -> bool:
+    """Whether a case's arrays are of a picture rather than of a volume."""
+    return arrays["image"].ndim == 4 or arrays["slices"].tolist() == [0]
 
 
 def _first_run(entry: Entry, patient: str) -> RunData | None:
@@ -80,14 +91,14 @@ def _cases(entries: Sequence[Entry], patient: str) -> list[str]:
 
 
 def _load(run: RunData, cases: Sequence[str]) -> dict[str, Arrays]:
-    """Case -> image, truth, prediction (S, H, W) and slices (S,), of those the file holds."""
+    """Case -> image (S, H, W[, 3]), truth, prediction (S, H, W) and slices (S,), if it is there."""
     keys = [f"{case}/{name}" for case in cases for name in _NAMES]
     try:
         found = read_arrays(run.path / "overlays.npz", keys, _fits)
         held = [case for case in cases if f"{case}/image" in found]
         loaded = {case: {name: found[f"{case}/{name}"] for name in _NAMES} for case in held}
         for arrays in loaded.values():
-            if len({arrays[name].shape for name in _NAMES[:3]}) > 1:
+            if len({arrays[name].shape[:3] for name in _NAMES[:3]}) > 1:
                 raise ForeignFileError("its arrays differ in shape")
             if len(arrays["slices"]) != len(arrays["image"]):
                 raise ForeignFileError("its arrays differ in their number of slices")
@@ -101,9 +112,9 @@ def _leave_out_other_images(loaded: dict[str, dict[str, Arrays]]) -> None:
     """Of each case the overlays that are not of the first network's image size."""
     for case in {case for own in loaded.values() for case in own}:
         holders = {label: own for label, own in loaded.items() if case in own}
-        size = next(iter(holders.values()))[case]["image"].shape[1:]
+        size = next(iter(holders.values()))[case]["image"].shape[1:3]
         for label, own in holders.items():
-            if own[case]["image"].shape[1:] != size:
+            if own[case]["image"].shape[1:3] != size:
                 log.warning("no overlay of %s, %s: its image has another size", label, case)
                 del own[case]
 
@@ -112,7 +123,8 @@ def _fits(key: str, array: npt.NDArray[Any]) -> bool:
     """Whether an array is as `mambaseg.callbacks.overlay_slices` makes it."""
     if key.endswith("/slices"):
         return array.ndim == 1 and array.dtype == np.int16
-    sizes = array.ndim == 3 and len(array) <= 3 and min(array.shape) > 0
+    colours = key.endswith("/image") and array.ndim == 4 and array.shape[3] == 3
+    sizes = (array.ndim == 3 or colours) and len(array) <= 3 and min(array.shape) > 0
     return sizes and max(array.shape) <= _SIDE and array.dtype == np.uint8
 
 
@@ -139,10 +151,13 @@ def _picture(
         if own:
             rows += _rows(own, list(loaded))
             phase = case.removeprefix(patient).strip("_")
-            names += [f"{literal(phase)} slice {z + 1}" for z in next(iter(own.values()))["slices"]]
+            first = next(iter(own.values()))
+            told = [""] if _is_flat(first) else [f"slice {z + 1}" for z in first["slices"]]
+            names += [literal(f"{phase} {one}".strip()) for one in told]
     canvas, (height, width) = mosaic(rows)
     figure = Figure(facecolor=_DARK)
-    figure.set_size_inches(1.55 * len(titles) + 0.4, 1.55 * height / width * len(rows) + 0.8)
+    inches = 1.55 if len(titles) > 6 else 2.2  # a cell's width
+    figure.set_size_inches(inches * len(titles) + 0.4, inches * height / width * len(rows) + 0.8)
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
@@ -158,10 +173,13 @@ def _picture(
 
 
 def _rows(own: dict[str, Arrays], columns: Sequence[str]) -> list[list[Pixels | None]]:
-    """Cells of one case, a row per slice, cut to the surroundings of what is labelled."""
+    """Cells of one case, a row per slice, cut to the surroundings of what is labelled.
+
+    A picture is shown whole: what is around it tells where in the scene it is.
+    """
     first = next(iter(own.values()))
     labels = [first["truth"], *(arrays["prediction"] for arrays in own.values())]
-    window = crop(np.concatenate(labels))
+    window = np.s_[:, :] if _is_flat(first) else crop(np.concatenate(labels))
     rows = []
     for index in range(len(first["slices"])):
         grey = first["image"][index][window] / 255

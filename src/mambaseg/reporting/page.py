@@ -131,7 +131,7 @@ def _section(anchor: str, section: Section) -> str:
     clinical = [t for t in by_title if "volume" in t or "fraction" in t or "mass" in t]
     parts += [_figure(by_title.pop(title), anchor) for title in first if title in by_title]
     agreements = [by_title.pop(title) for title in clinical]
-    overlays = [by_title.pop(title) for title in list(by_title) if title.endswith("patient")]
+    overlays = [by_title.pop(title) for title in list(by_title) if title.startswith("The ")]
     parts += [_figure(picture, anchor) for picture in overlays]
     for grid in tables:
         parts.append(_table(grid, heading=grid.title, anchor=f"{anchor}-{_slug(grid.title)}"))

@@ -6,6 +6,7 @@ SOURCE = (
     "Quoted: Wang et al., Mamba-UNet: UNet-Like Pure Visual Mamba for Medical Image Segmentation, "
     "arXiv 2402.05079, Table 1 (ACDC)"
 )
+CLASSES = ("RV", "MYO", "LV")
 COLUMNS = ("dice", "iou", "accuracy", "precision", "sensitivity", "specificity", "hd95", "asd")
 # HD and ASD: the released code measures them in voxels, HD as the 95th percentile; the paper names
 # no unit. How classes are averaged is not stated either (docs/protocol.md).

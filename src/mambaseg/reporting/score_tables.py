@@ -36,7 +36,8 @@ def grids(comparison: Comparison) -> list[Grid]:
     for key in ("phase", "group"):
         if any(values_of(entry, key) for entry in comparison.entries):
             found.append(_parts(comparison, key))
-    found.append(_beside_the_paper(comparison))
+    if comparison.classes == quoted.CLASSES:
+        found.append(_beside_the_paper(comparison))
     return found
 
 
@@ -77,13 +78,21 @@ def repeats(entry: Entry) -> str:
 def _main(comparison: Comparison) -> Grid:
     unit = comparison.unit
     distances = [f"{name}_{unit}" for name in ("hd95", "assd", "nsd")]
+    averages = {
+        "cases": "Dice", "background": "Dice, with background", "patients": "Dice, by patient",
+        "pooled": "Dice, pooled",
+    }  # fmt: skip
+    by_patient = "By patient: per patient, then over patients. "
+    if comparison.subject == "case":
+        del averages["patients"]
+        by_patient = ""
     header = [
-        "network", "seeds", "Dice", "Dice, with background", "Dice, by patient", "Dice, pooled",
-        *(heading(metric) for metric in distances), "missed", "false +", "absent",
+        "network", "seeds", *averages.values(), *(heading(metric) for metric in distances),
+        "missed", "false +", "absent",
     ]  # fmt: skip
     rows = []
     for entry in comparison.entries:
-        dice = [estimate(entry, "dice", average=average) for average in AVERAGES]
+        dice = [estimate(entry, "dice", average=average) for average in averages]
         far = [(estimate(entry, metric), metric) for metric in distances]
         rows.append(
             [
@@ -96,8 +105,8 @@ def _main(comparison: Comparison) -> Grid:
         )
     notes = [
         "Dice: per class over cases, then over the foreground classes. With background: the same "
-        "over all classes. By patient: per patient, then over patients. Pooled: of all voxels of a "
-        "class at once, then over classes. Distances and NSD are averaged as the first column.",
+        f"over all classes. {by_patient}Pooled: of all voxels of a class at once, then over "
+        "classes. Distances and NSD are averaged as the first column.",
         _tolerance(comparison),
         _SD,
         _EMPTY,

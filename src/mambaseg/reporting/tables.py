@@ -204,7 +204,9 @@ def convention(summary: Mapping[str, Any]) -> str:
     """One line: of how many cases the numbers are, and how they were made."""
     count, policy = summary["cases"], summary["convention"]["policy"]
     cases = "1 case" if count == 1 else f"{count} cases"
-    return f"{cases}, scored in 3-D at native resolution; empty masks: {policy}."
+    side = (summary.get("preprocessing") or {}).get("longest_side")
+    how = f"in 2-D at most {side} pixels a side" if side else "in 3-D at native resolution"
+    return f"{cases}, scored {how}; empty masks: {policy}."
 
 
 def _columns(summary: Mapping[str, Any]) -> dict[str, str]:
