@@ -197,8 +197,8 @@ class Preprocessing:
         if pixel is None:
             raise UserError(
                 "the voxel size is unknown, and the preprocessing resamples to "
-                f"{self.spacing:g} mm. Use files whose headers hold it, or another preset, such as "
-                "data.preprocessing=native or modern"
+                f"{self.spacing:g} mm. Use files whose headers hold it, or train with another "
+                "preset: data.preprocessing=native or modern"
             )
         return Resampled(shape, steps(pixel, self.spacing))
 
