@@ -202,7 +202,8 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     if len(about["classes"]) != cfg.data.num_classes:
         raise UserError(
             f"checkpoint: {path} knows the classes {about['classes']}, the data have "
-            f"{list(cfg.data.class_names)}"
+            f"{list(cfg.data.class_names)}. Say what it is to be scored on: it was trained with "
+            f"data={about['data']['name']}"
         )
     if about["data"]["name"] != cfg.data.name:
         log.warning("trained on %s, scored on %s", about["data"]["title"], cfg.data.title)

@@ -223,3 +223,10 @@ def test_real_acdc_passes_in_seconds_with_the_one_known_warning(acdc_root):
     assert report.ok
     assert told(report, "warning") == ["patient074, patient076: identical images (ED, ES)"]
     assert time.perf_counter() - begin < 60
+
+
+def test_an_image_of_two_values_is_a_warning(root):
+    image = pixels(100)[0] > 500
+    write_nifti(root / "patient001" / "patient001_frame01.nii.gz", image.astype(np.uint8))
+    (told_,) = told(check_dataset(root), "warning")
+    assert told_ == "patient001_ED: the image holds two values only (0 and 1)"

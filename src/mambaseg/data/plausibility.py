@@ -20,6 +20,8 @@ def remarks(volume: Volume) -> Iterator[str]:
     image, label = volume.image, volume.label
     if image.min() == image.max():
         yield f"the image is constant ({image.flat[0]:g} everywhere)"
+    elif ((image == image.min()) | (image == image.max())).all():
+        yield f"the image holds two values only ({image.min():g} and {image.max():g})"
     if label is not None and not label.any():
         yield "the label is background everywhere"
     yield from _affine_remarks(volume)
