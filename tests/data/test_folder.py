@@ -379,6 +379,14 @@ def test_an_empty_images_folder_is_said(tmp_path):
 # ---- data-check
 
 
+def test_data_check_tells_numbers_of_classes_from_black_and_white(tmp_path):
+    """Also where some masks hold the first and the last number only."""
+    write_two_folders(tmp_path)
+    save(tmp_path / "masks" / "a2.png", np.resize(np.uint8([0, 128, 255]), SIZE))
+    values = np.array([one.label_counts for one in check_dataset(tmp_path).examined]).sum(0)
+    assert np.flatnonzero(values).tolist() == [0, 128, 255]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_data_check_recognises_every_layout_and_finds_nothing_wrong(layout, tmp_path):
     report = check_dataset(LAYOUTS[layout](tmp_path / "data"))

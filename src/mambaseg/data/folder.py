@@ -25,7 +25,7 @@ from pathlib import Path
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.images import PICTURES
-from mambaseg.data.masks import read_pair
+from mambaseg.data.masks import NotBinaryError, read_pair
 from mambaseg.data.patients import name_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem, counted
 from mambaseg.errors import UserError
@@ -133,12 +133,11 @@ def survey(
 
     Args:
         root: the folder.
-        reader: `read_pair` with its options; None for data-check's, which takes any mask.
+        reader: `read_pair` with its options; None, for data-check, for those that fit the masks.
 
     Raises:
         UserError: `root` is no folder, cannot be listed, or holds no images with masks.
     """
-    reader = reader or functools.partial(read_pair, masks="any", channels=3, longest_side=None)
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "this folder does not exist"
         raise DataError(problem, root, f"data.root names the folder of the images. {EXPECTED}")
@@ -170,11 +169,35 @@ def survey(
                 group=pair.group,
                 image_path=pair.image,
                 label_path=pair.masks[0],
-                reader=reader,
+                reader=reader or _reader("binary"),
                 part=pair.part,
                 more_labels=pair.masks[1:],
             )
-    return sorted(cases.values(), key=lambda case: case.id), problems
+    ordered = sorted(cases.values(), key=lambda case: case.id)
+    if reader is None:
+        fitting = _reader(_kind_of(ordered))
+        ordered = [replace(case, reader=fitting) for case in ordered]
+    return ordered, problems
+
+
+def _reader(masks: str) -> functools.partial[Volume]:
+    return functools.partial(read_pair, masks=masks, channels=3, longest_side=None)
+
+
+def _kind_of(cases: Sequence[Case]) -> str:
+    """What the masks are of cases that are read as binary, by a few of them."""
+    for case in _some(cases):
+        try:
+            case.load()
+        except NotBinaryError:
+            return "instances" if any(one.more_labels for one in cases) else "classes"
+        except DataError:  # which the case is reported with
+            continue
+    return "binary"
+
+
+def _some(cases: Sequence[Case]) -> Sequence[Case]:
+    return cases[:: max(1, len(cases) // LOOKED_AT)]
 
 
 def recognises(root: Path) -> bool:
@@ -194,7 +217,7 @@ def recognises(root: Path) -> bool:
 def numbers_in_masks(root: Path, cases: Sequence[Case]) -> Iterator[Problem]:
     """What training has to be told of masks that are not black and white; looks at a few."""
     largest = 0
-    for case in cases[:: max(1, len(cases) // LOOKED_AT)]:
+    for case in _some(cases):
         with contextlib.suppress(DataError):  # which the case itself is reported with
             label = case.load().label
             largest = max(largest, 0 if label is None else int(label.max()))

@@ -20,6 +20,10 @@ from mambaseg.data.pictures import (
 SOLID = 0.05  # share of a mask's pixels: more of one grey are no blurred border
 
 
+class NotBinaryError(DataError):
+    """A mask is not black and white: its numbers are of classes or of single objects."""
+
+
 def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None) -> Volume:
     """Read an image and its mask as a volume of one slice.
 
@@ -29,8 +33,7 @@ def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None
     Args:
         case: the files.
         masks: `binary`: 0 and 1, or black and white divided at half (128 of 0..255); `instances`:
-            every number but 0 is foreground; `classes`: the numbers of the classes; `any`: binary
-            where that is possible, else classes.
+            every number but 0 is foreground; `classes`: the numbers of the classes.
         channels: of the image, see `read_pixels`.
         longest_side: pixels, None for native size.
 
@@ -72,12 +75,7 @@ def _classes(
             remedy = "Save it as PNG before JPEG has blurred its numbers."
             raise DataError("a JPEG file cannot hold class numbers", path, remedy)
         return as_label(numbers, path)
-    try:
-        return _at_half(numbers, path, lossy=lossy).astype(np.uint8)
-    except DataError:
-        if kind == "any":
-            return as_label(numbers, path)
-        raise
+    return _at_half(numbers, path, lossy=lossy).astype(np.uint8)
 
 
 def _at_half(numbers: npt.NDArray[Any], path: Path, *, lossy: bool) -> npt.NDArray[np.bool_]:
@@ -91,7 +89,7 @@ def _at_half(numbers: npt.NDArray[Any], path: Path, *, lossy: bool) -> npt.NDArr
     solid = counts.max(initial=0) > SOLID * numbers.size
     if not lossy and (largest < white / 2 or solid):
         count = len(np.unique(numbers))
-        raise DataError(
+        raise NotBinaryError(
             f"the mask holds {count} numbers up to {largest}: it is not black and white",
             path,
             "data.masks=instances makes every number but 0 foreground. Numbers of classes are "
