@@ -6,6 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+
+from mambaseg.data.check import check_dataset
+from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.folder import find_cases
+from mambaseg.data.pictures import read_pixels, reduced, reduced_labels
+from mambaseg.errors import UserError
 from tiny_pictures import (
     LAYOUTS,
     SIZE,
@@ -19,12 +25,6 @@ from tiny_pictures import (
     write_parts_inside,
     write_two_folders,
 )
-
-from mambaseg.data.check import check_dataset
-from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.folder import find_cases
-from mambaseg.data.pictures import read_pixels, reduced, reduced_labels
-from mambaseg.errors import UserError
 
 
 def load(root, cache, **options):

@@ -157,7 +157,10 @@ def _picture(
     canvas, (height, width) = mosaic(rows)
     figure = Figure(facecolor=_DARK)
     inches = 1.55 if len(titles) > 6 else 2.2  # a cell's width
-    figure.set_size_inches(inches * len(titles) + 0.4, inches * height / width * len(rows) + 0.8)
+    lines = max(title.count("\n") for title in titles)
+    figure.set_size_inches(
+        inches * len(titles) + 0.4, inches * height / width * len(rows) + 0.65 + 0.15 * lines
+    )
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
