@@ -1,6 +1,7 @@
 """nnU-Net v2, nnU-Net v1 and MSD: which cases there are, what they hold, who is in which part."""
 
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -297,3 +298,21 @@ def test_a_colour_picture_is_one_file_with_three_channels(tmp_path):
     assert np.array_equal(coloured.read(3, 3).image[0], colours.transpose(2, 0, 1))
     image = grey.read(3, 3).image[0]  # as prediction takes it
     assert image.shape == (3, 18, 20) and (image == image[0]).all()
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_flat_image_may_have_any_voxel_size_across(tmp_path, axis):
+    """nnU-Net v1's 2-D sets: one slice, stored along either end, 999 mm thick."""
+    root, zooms = write_nnunet(tmp_path, cases=3), [1.0, 1.0, 1.0]
+    zooms[axis] = 999.0
+    image, label = arrays(0)
+    for folder, array in (("imagesTr/case_000_0000", image[0]), ("labelsTr/case_000", label)):
+        write_volume(root / f"{folder}.nii.gz", np.moveaxis(array[:, :, :1], 2, axis), zooms)
+    case = replace(find_cases(root)[0], slicing="spacing")
+    volume = case.read(3)
+    assert np.array_equal(volume.image[0, 0], image[0, :, :, 0].T)
+    assert np.array_equal(volume.label[0], label[:, :, 0].T)
+    zooms[1] = 999.0
+    write_volume(root / "imagesTr/case_000_0000.nii.gz", image[0], zooms)
+    with pytest.raises(UserError, match="voxel size"):
+        case.read(3)

@@ -201,7 +201,10 @@ def _promised_bytes(path: Path, head: bytes, dimensions: tuple[int, ...]) -> int
         raise _unreadable(path, error) from error
     check_array(path, shape, dtype, dimensions=dimensions)
     low, high = SPACING_MM
-    if not ((zooms * factor >= low) & (zooms * factor <= high)).all():  # False for NaN
+    possible = (zooms * factor >= low) & (zooms * factor <= high)  # False for NaN
+    # along an axis of one voxel there is no distance; nnU-Net's 2-D images have 999 mm there
+    possible |= (np.array(shape[:3]) == 1) & (zooms > 0) & np.isfinite(zooms)
+    if not possible.all():
         shown = ", ".join(f"{zoom * factor:g}" for zoom in zooms)
         raise DataError(
             f"the header's voxel size is ({shown}) mm (x, y, z); possible are {low:g} to {high:g}",
