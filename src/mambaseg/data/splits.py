@@ -219,7 +219,10 @@ def _given_split(given: Mapping[str, str], fold: int, duplicates: Groups) -> Spl
             "split given: the data set does not say who trains and who is tested. Use "
             "data.split=random, or add the files that say so (docs/own-data.md)."
         )
-    note = "As published for the data set, or as its own files say."
+    note = (
+        "As published for the data set, or as its own files say; in nnU-Net's layout without a "
+        "file of splits, as nnU-Net draws it."
+    )
     if not (parts["val"] and parts["test"]):
         parts["val"] = parts["test"] = parts["val"] or parts["test"]
         note += " Validation = test: scores are optimistic."
