@@ -164,6 +164,7 @@ def _picture(
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
+    axis.set_anchor("S")  # room that is left is for the names above
     axis.xaxis.tick_top()
     axis.set_xticks([(k + 0.5) * width for k in range(len(titles))], titles, fontsize=8)
     axis.set_yticks([(k + 0.5) * height for k in range(len(rows))], names, fontsize=8)
