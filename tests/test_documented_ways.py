@@ -1,17 +1,20 @@
 """The commands of docs/own-data.md, from a folder to a report and to label maps, as they stand."""
 
+import json
 import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 from tiny_pictures import SIZE, blob, save, write_two_folders
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,7 +31,7 @@ SMALL = {
 
 def documented(heading):
     """The lines of the first shell block below a heading."""
-    below = PAGE.read_text().split(f"\n{heading}\n", 1)[1]
+    below = f"\n{PAGE.read_text()}".split(f"\n{heading}\n", 1)[1]
     return re.search(r"```sh\n(.*?)```", below, re.DOTALL)[1].splitlines()
 
 
@@ -52,15 +55,45 @@ def execute(line, monkeypatch):
     runpy.run_path(str(REPOSITORY / words[1]), run_name="__main__")
 
 
+COMMANDS = ["data-check", "src/train.py", "src/evaluate.py", "src/report.py", "src/predict.py"]
+
+
+@pytest.mark.timeout(120)
+def test_a_data_set_of_nnunet_goes_from_its_check_to_a_cines_labels(tmp_path, monkeypatch):
+    """Thick along x in the files, other names, three classes: nothing that ACDC has."""
+    monkeypatch.chdir(tmp_path)
+    write_nnunet(Path("nnUNet_raw/Dataset501_Heart"), cases=6, tests=2, zooms=(8.0, 1.5, 1.25))
+    Path("new_scans").mkdir()
+    cine = np.stack([arrays(seed)[0][0] for seed in range(3)], -1)
+    write_volume(Path("new_scans/cine.nii.gz"), cine, (8.0, 1.5, 1.25))
+    lines = documented("# Your own images: from a folder to scores and label maps")
+    assert [line.split()[1] for line in lines] == COMMANDS
+    for line in lines:
+        execute(line, monkeypatch)
+    leaf = yaml.safe_load(Path("conf/data/heart.yaml").read_text())
+    assert leaf["class_names"] == list(LABELS) and leaf["split"] == "given"
+    (run,) = Path("outputs/default").glob("*-seed*")
+    (again,) = Path("outputs/evaluate").glob("*-seed*")
+    scores, same = (json.loads((one / "metrics.json").read_text()) for one in (run, again))
+    assert list(scores["classes"]) == list(LABELS) and scores["foreground"] == same["foreground"]
+    page = Path("outputs/default/report/index.html").read_text()
+    assert all(said in page for said in ("cavity", "wall", "Dataset501_Heart", "test_00"))
+    image, labels = (nibabel.load(f"{place}/cine.nii.gz") for place in ("new_scans", "labels"))
+    assert labels.shape == image.shape == (20, 18, 4, 3)
+    for field in ("dim", "pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"):
+        assert image.header[field].tobytes() == labels.header[field].tobytes(), field
+    about = json.loads(Path("labels/cine.json").read_text())
+    assert about["labels"] == {name: value for value, name in enumerate(LABELS)}
+    assert about["made_by"]["slicing"] == "spacing"
+
+
 @pytest.mark.timeout(120)
 def test_pictures_go_from_their_check_to_a_report_and_predictions(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_two_folders(tmp_path / "Kvasir-SEG", 6, ending=".jpg")
     save(tmp_path / "new_pictures" / "x.jpg", blob(9, (70, 50))[0])
     lines = documented("### Pictures with masks")
-    assert [line.split()[1] for line in lines] == [
-        "data-check", "src/train.py", "src/evaluate.py", "src/report.py", "src/predict.py",
-    ]  # fmt: skip
+    assert [line.split()[1] for line in lines] == COMMANDS
     for line in lines:
         execute(line, monkeypatch)
     leaf = yaml.safe_load((tmp_path / "conf" / "data" / "kvasir.yaml").read_text())

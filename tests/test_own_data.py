@@ -1,4 +1,4 @@
-"""From a folder of images to a report page, by the documented commands, with the proposed leaf."""
+"""What data-check proposes can be trained with; channels in files; what a data set says itself."""
 
 import shutil
 
@@ -18,7 +18,6 @@ from mambaseg.data.proposal import propose
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF, explained_errors
 from mambaseg.errors import UserError
-from mambaseg.reporting.report import write_report
 from tiny_checkpoints import write_checkpoint
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
@@ -41,37 +40,6 @@ def trained(folder, tmp_path, *overrides):
         run.evaluate()
         run.report()
     return run
-
-
-def test_a_data_set_never_seen_goes_from_its_check_to_predictions(tmp_path, capsys):
-    root = write_nnunet(tmp_path / "Dataset007_Own", cases=6, tests=2, channels=2)
-    leaf = tmp_path / "conf" / "data" / "own.yaml"
-    assert main([str(root), "--write", str(leaf)]) == 0
-    assert "python src/train.py data=own" in capsys.readouterr().out
-    run = trained(leaf.parents[1], tmp_path, "data=own")
-    assert run.data.split.name == "given" and run.data.counts["test"]["cases"] == 2
-    assert run.folder.record["data"]["title"] == "Dataset007_Own"
-    assert list(run.folder.summary["classes"]) == list(LABELS)
-
-    words = [f"outputs={tmp_path / 'outputs'}", f"data.cache_dir={tmp_path / 'cache'}", "data=own",
-             f"checkpoint={run.folder.path}", "logger=csv", "trainer=cpu"]  # fmt: skip
-    with build(composed("evaluate", leaf.parents[1], *words)) as again:
-        again.evaluate()
-    assert again.folder.summary["foreground"] == run.folder.summary["foreground"]
-
-    page = write_report(run.folder.path.parent)
-    assert all(name in page.read_text() for name in ("cavity", "wall", "Dataset007_Own"))
-
-    predictor = restore_predictor([run.folder.path], device="cpu")
-    assert list(predictor.class_names) == list(LABELS) and predictor.slicing == "spacing"
-    sources = find_images(str(root / "imagesTs"), outside=tmp_path / "labels")
-    sources = group_channels(sources, predictor.channels)
-    outcome = predictor.predict(sources, tmp_path / "labels")
-    assert outcome.failed == {} and sorted(outcome.done) == ["test_000", "test_001", "test_alone"]
-    found = nibabel.load(tmp_path / "labels" / "test_alone.nii.gz")
-    assert np.array_equal(
-        found.affine, nibabel.load(root / "imagesTs" / "test_alone_0000.nii.gz").affine
-    )
 
 
 # ---- channels of images to predict --------------------------------------------------------------
@@ -138,7 +106,7 @@ def test_what_is_proposed_follows_the_stated_rules(tmp_path):
 
 
 def test_numbers_that_nobody_named_are_classes_in_their_order(tmp_path, monkeypatch):
-    root = write_nnunet(tmp_path / "a")
+    root = write_nnunet(tmp_path / "a", channels=2)
     for path in (root / "labelsTr").glob("case*"):
         label = np.asarray(nibabel.load(path).dataobj)
         write_volume(path, np.uint8([0, 255, 7])[label], (1.5, 1.25, 8.0))
@@ -147,7 +115,7 @@ def test_numbers_that_nobody_named_are_classes_in_their_order(tmp_path, monkeypa
     leaf = proposed(root)
     assert leaf["label_map"] == {0: 0, 7: 1, 255: 2} and leaf["num_classes"] == 3
     assert leaf["class_names"] == ["background", "class_1", "class_2"]
-    assert leaf["split"] == "random"
+    assert leaf["split"] == "random" and leaf["in_channels"] == 2
     conf = tmp_path / "conf" / "data"
     assert main([str(root), "--write", str(conf / "own.yaml")]) == 0
     run = trained(conf.parent, tmp_path, "data=own")  # as it is, 2 steps
