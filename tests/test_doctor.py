@@ -12,6 +12,7 @@ import torch
 from mambaseg import doctor
 from mambaseg.scan import dispatch
 from small_disk import fill, small_disk
+from tiny_nnunet import write_nnunet
 
 
 @pytest.fixture
@@ -177,6 +178,14 @@ def test_the_data_that_are_found(words, monkeypatch, phantom_root, tmp_path):
     assert found.level == "ok" and "16 cases of 8 patients" in found.said
     monkeypatch.setenv("ACDC_ROOT", str(tmp_path))
     assert broken(doctor.examine([*words, "data=acdc"])) == ["data"]
+
+
+def test_data_of_ones_own_are_looked_for_where_they_are_said_to_be(words, tmp_path):
+    root = write_nnunet(tmp_path / "Dataset001_Own")
+    words = [*words[1:], "data=nnunet"]
+    found = the(doctor.examine([*words, f"data.root={root}"]), "data")
+    assert found.level == "ok" and "Dataset001_Own in" in found.said and "5 cases" in found.said
+    assert the(doctor.examine(words), "data").said == "data.root is not set"
 
 
 # ---- W&B

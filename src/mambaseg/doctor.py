@@ -295,6 +295,11 @@ def _lock_works(folder: Path) -> bool:
 def data(configuration: Any) -> Iterator[Finding]:
     """The data that a training would take; no image is opened."""
     named = os.environ.get("ACDC_ROOT")
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(configuration.data, "root"):
+        yield Finding("error", "data", "data.root is not set", "data.root=<folder of the data set>")
+        return
     root = Path(configuration.data.root).expanduser()
     if named and not Path(named).expanduser().is_dir():
         remedy = "set it to the folder of the data set, or unset it for the phantom"
