@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from mambaseg.benchmark.measure import Protocol
 from mambaseg.benchmark.plan import Part, Plan, pack_results, unpack_results
 from mambaseg.benchmark.scans import Shape
 from mambaseg.benchmark.tuning import Sizes, measure_sizes
+from mambaseg.callbacks import RunRecorder
 from mambaseg.errors import UserError
+from mambaseg.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -232,6 +235,31 @@ def test_the_page_puts_the_trainings_step_beside_the_networks(tmp_path):
     assert "| unet | 7 | running | 10 | – | – | 2.0 | 0.5 | 20.00 | 19.00 | 5 % | 1200 |" in text
     assert "a CPU, Python 3.11, torch 2.13, lightning –; commit 0123456789" in text
     assert "| unet | 19.00 |" in text and "No network here was pretrained" in text
+
+
+def test_the_pace_of_a_training_leaves_validations_and_pauses_out(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("mambaseg.callbacks.time.monotonic", lambda: clock[0])
+    recorder = RunRecorder(RunFolder(tmp_path), title="", header={}, views=None)
+    task = SimpleNamespace(device=torch.device("cpu"), monitor="val/dice")
+    trainer = SimpleNamespace(
+        global_step=0, accumulate_grad_batches=1, callback_metrics={}, sanity_checking=False,
+        training=True, is_global_zero=True,
+    )  # fmt: skip
+    recorder.on_fit_start(trainer, task)
+    for step in range(1, 191):
+        clock[0] += 0.5
+        trainer.global_step = step
+        recorder.on_train_batch_end(trainer, task, None, None, step - 1)
+        if step in (100, 170):  # between two windows, and amid one
+            recorder.on_validation_start(trainer, task)
+            clock[0] += 1000
+            recorder.on_validation_end(trainer, task)
+    recorder.on_exception(trainer, task, SystemExit(143))
+    record = RunFolder(tmp_path).record
+    assert record["cost"] == {"validation_seconds": 2000.0, "step_seconds": pytest.approx(0.5)}
+    assert record["steps"] == 190 and record["fit_seconds"] == 2095.0
+    assert recorder._paces == pytest.approx([0.5, 0.5, 0.5])
 
 
 def test_curves_without_a_common_step_are_not_within():

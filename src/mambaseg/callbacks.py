@@ -88,6 +88,13 @@ class RunRecorder(Callback):
             self._paces.append((time.monotonic() - self._window) / (PACE - 1))
             self._window = None
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Records the time of a training that a signal has stopped: it goes on from there."""
+        if isinstance(exception, SystemExit) and trainer.training and trainer.is_global_zero:
+            self._beat(trainer)
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the validation's clock when the steps before it are done; no window spans it."""
         if pl_module.device.type == "cuda":
@@ -105,8 +112,6 @@ class RunRecorder(Callback):
                 "peak_memory_bytes": peak(pl_module.device),
                 "images_per_step": data.batch_size,
             }
-            if self._paces:
-                cost["step_seconds"] = statistics.median(self._paces)
             self.folder.update(cost=cost)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -122,6 +127,8 @@ class RunRecorder(Callback):
     def _beat(self, trainer: L.Trainer) -> None:
         seconds = round(time.monotonic() - self._started, 1)
         spent = {"validation_seconds": round(self._validating, 1)}
+        if self._paces:
+            spent["step_seconds"] = statistics.median(self._paces)
         cost = {**self.folder.record.get("cost", {}), **spent}
         self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=cost)
 

@@ -49,7 +49,7 @@ def _sections(plan: Plan, out: Path) -> Iterator[str]:
             if report.is_file():
                 yield report.read_text("utf-8").replace("\n#", "\n##").replace("## ", "### ", 1)
     if curves := _curves(out):
-        yield f"## bf16 against fp32 over 500 steps\n\n{curves}\n"
+        yield f"## bf16 against fp32\n\n{curves}\n"
     for name, record in records.items():
         heading = HEADINGS.get(name.split("-")[0], name)
         yield f"## {heading} ({name})\n\nMade by `{record['command']}`\n"
@@ -164,7 +164,7 @@ def _curves(out: Path) -> str:
     words = "within" if verdict["within"] else "NOT within"
     limits = verdict["limits"]
     return (
-        f"Mamba-UNet, the same batches: over {verdict['steps']} steps the mean losses differ by "
+        f"The same batches: over {verdict['steps']} steps the mean losses differ by "
         f"{verdict['mean']:.4f} (limit {limits['mean']}), over the last fifth by "
         f"{verdict['end']:.4f} (limit {limits['end']}): **{words} the limits**. Both curves: "
         "curves.csv."
