@@ -357,8 +357,11 @@ def test_a_late_look_trains_the_same_bit_for_bit(words, small_run, tmp_path):
     assert_same_state(now, late)
 
 
-@pytest.mark.parametrize("step", [2, 3, 5])  # before a validation, a save, and the last one
-@pytest.mark.parametrize("words", [["optim=sgd"], ["trainer.accumulate_grad_batches=2"]], ids=str)
+@pytest.mark.parametrize(
+    ("step", "words"),  # before a validation, a save, and the last step
+    [(2, ["optim=sgd"]), (3, ["trainer.accumulate_grad_batches=2"]), (5, ["optim=sgd"])],
+    ids=str,
+)
 def test_a_late_look_ends_with_the_same_state_files_and_message(words, step, small_run, tmp_path):
     words = [*small_run, *WORDS, *words, "data.val_every=3", "callbacks.checkpoint.every=2"]
     now, late = (
