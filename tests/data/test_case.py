@@ -160,5 +160,5 @@ def test_the_recipe_names_reader_keywords_and_label_map_and_no_address():
 
 
 def test_all_channels_are_sources():
-    case = dataclasses.replace(make_case(), channel_paths=(Path("t2.nii.gz"),))
+    case = dataclasses.replace(make_case(), more_images=(Path("t2.nii.gz"),))
     assert case.sources() == (Path("im.nii.gz"), Path("t2.nii.gz"), Path("gt.nii.gz"))

@@ -154,8 +154,8 @@ def test_promise12s_own_files_are_found_below_the_root_with_the_published_parts(
     assert np.array_equal(read.label, label)
     assert read.spacing == pytest.approx((3.6, 0.6, 0.6))
     names = [path.name for path in cases[2].sources()]
-    assert names == ["Case05.mhd", "Case05.raw", "Case05_segmentation.raw",
-                     "Case05_segmentation.mhd"]  # fmt: skip
+    assert names == ["Case05.mhd", "Case05.raw", "Case05_segmentation.mhd",
+                     "Case05_segmentation.raw"]  # fmt: skip
 
 
 def test_promise12_as_h5_is_read_too(tmp_path):

@@ -64,15 +64,16 @@ class Case:
         patient: "patient001"; splits go by it.
         phase: "ED" (end-diastole) or "ES" (end-systole); None where that means nothing.
         group: pathology group (NOR, MINF, DCM, HCM, RV) or None.
-        image_path: file with the image, or with its first channel.
+        image_path: file with the image, or the first of several.
         label_path: file with the label, the same as `image_path` for h5; None without label.
         reader: module-level function that reads the case, or a `functools.partial` of one with
             plain keywords (so that a case can be pickled and described).
-        channel_paths: files of the further channels, where each has its own.
+        more_images: further files of an image that is spread over several: its channels, its
+            slices, the voxels beside a header.
+        more_labels: likewise of a label.
         part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
         slicing: which axis of the file becomes the first one, a rule of `slicing`.
-        more_labels: further files of a label that is spread over several.
     """
 
     id: str
@@ -82,11 +83,11 @@ class Case:
     image_path: Path
     label_path: Path | None
     reader: Callable[[Case], Volume]
-    channel_paths: tuple[Path, ...] = ()
+    more_images: tuple[Path, ...] = ()
+    more_labels: tuple[Path, ...] = ()
     part: str | None = None
     label_map: tuple[tuple[int, int], ...] | None = None
     slicing: str = "stored"
-    more_labels: tuple[Path, ...] = ()
 
     def load(self) -> Volume:
         """Read the case, slice it and map its labels; what it holds is not validated.
@@ -118,7 +119,7 @@ class Case:
 
     def sources(self) -> tuple[Path, ...]:
         """The files the arrays come from, each once."""
-        paths = (self.image_path, *self.channel_paths, self.label_path, *self.more_labels)
+        paths = (self.image_path, *self.more_images, self.label_path, *self.more_labels)
         return tuple(dict.fromkeys(path for path in paths if path is not None))
 
     @property

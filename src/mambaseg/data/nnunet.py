@@ -190,9 +190,9 @@ def read(case: Case, *, channels: int = 1) -> Volume:
     Raises:
         UserError: a file is missing or damaged, channels or label do not fit each other.
     """
-    paths = (case.image_path, *case.channel_paths)
+    paths = (case.image_path, *case.more_images)
     image, *others = (read_volume(path, channels) for path in paths)
-    for path, one in zip(case.channel_paths, others, strict=True):
+    for path, one in zip(case.more_images, others, strict=True):
         if one.image.shape != image.image.shape:
             problem = f"the channel has shape {one.image.shape}, the first one {image.image.shape}"
             raise DataError(f"{problem} (z, channel, y, x)", path, "Resample it onto the first.")

@@ -91,9 +91,16 @@ def _case(name: str, files: dict[str, list[Path]]) -> Case:
         remedy = "Only the training part of the challenge has labels: leave the others out."
         raise DataError(f"the label {name}_segmentation.mhd is missing", image, remedy)
     label = files["label"][0]
-    # the voxels are beside the header, as a rule under this name
-    voxels = tuple(path for one in (image, label) if (path := one.with_suffix(".raw")).is_file())
-    return Case(name, name, None, None, image, label, read_mhd, voxels, part)
+    return Case(
+        name, name, None, None, image, label, read_mhd,
+        more_images=_voxels(image), more_labels=_voxels(label), part=part,
+    )  # fmt: skip
+
+
+def _voxels(header: Path) -> tuple[Path, ...]:
+    """The voxels beside a header, as a rule under this name."""
+    path = header.with_suffix(".raw")
+    return (path,) if path.is_file() else ()
 
 
 def read_mhd(case: Case) -> Volume:

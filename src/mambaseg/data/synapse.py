@@ -181,7 +181,17 @@ def _survey_archive(root: Path) -> tuple[list[Case], list[DataError]]:
             problems.append(DataError(problem, paths[0].parent, remedy))
             continue
         cases.append(
-            Case(name, name, None, None, paths[0], paths[0], read_slices, tuple(paths[1:]), "train")
+            Case(
+                name,
+                name,
+                None,
+                None,
+                paths[0],
+                paths[0],
+                read_slices,
+                more_images=tuple(paths[1:]),
+                part="train",
+            )
         )
     for path in _files(root / VOLUMES):
         if match := VOLUME.fullmatch(path.name):
