@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.data.images import find_images, group_channels
+from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import entry
 from mambaseg.errors import UserError

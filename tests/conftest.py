@@ -35,7 +35,7 @@ def acdc_root() -> Path:
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory) -> Path:
     """Eight small synthetic patients in the official layout, shared by all tests; do not change."""
-    from mambaseg.data.phantom import write_phantom
+    from mambaseg.data.phantoms.phantom import write_phantom
 
     return write_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=8, seed=0)
 

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image as Pillow
 
 from chromium import EXECUTABLE, chromium
-from mambaseg.data.images import find_images
-from mambaseg.data.phantom import write_phantom
+from mambaseg.data.formats.images import find_images
+from mambaseg.data.phantoms.phantom import write_phantom
 from mambaseg.demo import page, parts
 from mambaseg.demo.runs import newest_run
 from mambaseg.demo.study import Volume, heart_indices, phases, segment_file, volumes_of

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data.test_itk import oblique, write_series
-from mambaseg.data.images import find_images
+from mambaseg.data.formats.images import find_images
 from mambaseg.ensemble import restore_predictor
 from mambaseg.errors import UserError
 from tiny_checkpoints import CLASSES, write_checkpoint
@@ -84,8 +84,8 @@ def test_every_voxel_and_place_is_that_of_the_series(checkpoint, tmp_path):
 
 
 def test_a_series_without_any_label_has_an_empty_segmentation(checkpoint, tmp_path):
-    from mambaseg.data.dicom_seg import to_dicom_seg
-    from mambaseg.data.itk import series_files, series_in
+    from mambaseg.data.formats.dicom_seg import to_dicom_seg
+    from mambaseg.data.formats.itk import series_files, series_in
 
     folder = write_whole_series(tmp_path / "series", oblique())
     files = series_files(folder, *series_in(folder))
@@ -122,7 +122,7 @@ def test_headers_that_say_too_little(checkpoint, tmp_path, caplog):
 
 def test_without_the_package(checkpoint, tmp_path, monkeypatch):
     folder = write_whole_series(tmp_path / "series", oblique())
-    monkeypatch.setattr("mambaseg.data.dicom_seg.available", lambda: False)
+    monkeypatch.setattr("mambaseg.data.formats.dicom_seg.available", lambda: False)
     assert predict(checkpoint, folder, tmp_path / "out").done
     assert not list((tmp_path / "out").glob("*.dcm"))
     with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 
 from mambaseg.build import build
-from mambaseg.data.images import find_images
+from mambaseg.data.formats.images import find_images
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError

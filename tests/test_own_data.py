@@ -10,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException
 
 from mambaseg.build import build
-from mambaseg.data import layouts, nnunet
+from mambaseg.data import layouts
 from mambaseg.data.check import check_dataset, main
-from mambaseg.data.images import find_images, group_channels
+from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.layouts import Layout
 from mambaseg.data.proposal import propose
+from mambaseg.data.readers import nnunet
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF, explained_errors
 from mambaseg.errors import UserError

@@ -14,8 +14,8 @@ from PIL import Image as Pillow
 
 from mambaseg.build import build
 from mambaseg.case_scores import CaseScores
+from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.images import find_images
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError

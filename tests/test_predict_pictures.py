@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.images import find_images
 from mambaseg.ensemble import restore_predictor
 from mambaseg.errors import UserError
 from mambaseg.inference import Member
@@ -76,7 +76,7 @@ def test_networks_that_saw_other_sizes_are_averaged_on_the_pictures_pixels(tmp_p
 
 def test_a_network_is_shown_what_evaluation_shows_it(tmp_path):
     """The same reduction, so the same picture, to the last bit."""
-    from mambaseg.data.pictures import read_pixels, reduced
+    from mambaseg.data.formats.pictures import read_pixels, reduced
 
     random = np.random.default_rng(0)
     Pillow.fromarray(random.integers(0, 255, (90, 130, 3), dtype=np.uint8)).save(tmp_path / "a.png")

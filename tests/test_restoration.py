@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from scipy.ndimage import correlate1d
 
 from mambaseg.build import build
-from mambaseg.data.haze_phantom import write_haze_phantom
+from mambaseg.data.phantoms.haze_phantom import write_haze_phantom
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.image_scores import HIGHEST, ImageScores, image_scores
@@ -100,9 +100,9 @@ def words(haze, tmp_path, monkeypatch):
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
     return [
         "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]", f"data.root={haze}",
-        "data.prepare={_target_: mambaseg.data.haze_phantom.write_haze_phantom, _partial_: true, "
-        "scenes: 5, height: 32, width: 40}", "data.size=32", "data.batch_size=4", "data.steps=8",
-        "data.val_every=4", "trainer.log_every_n_steps=1", "logger=csv",
+        "data.prepare={_target_: mambaseg.data.phantoms.haze_phantom.write_haze_phantom, "
+        "_partial_: true, scenes: 5, height: 32, width: 40}",
+        "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4", "trainer.log_every_n_steps=1", "logger=csv",
         "callbacks.progress=null", f"outputs={tmp_path / 'outputs'}",
     ]  # fmt: skip
 

@@ -90,8 +90,8 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     Raises:
         UserError: there is none, or its dataset.json cannot be used.
     """
-    from mambaseg.data.dataset_json import read_dataset_json
-    from mambaseg.data.nnunet import split_of
+    from mambaseg.data.readers.dataset_json import read_dataset_json
+    from mambaseg.data.readers.nnunet import split_of
 
     if OmegaConf.is_missing(_root_.data, "root"):
         raise UserError("data=nnunet: say where the data set is, data.root=<its folder>")

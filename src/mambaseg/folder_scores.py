@@ -16,8 +16,8 @@ import torch
 from mambaseg.case_scores import CaseScores
 from mambaseg.data.case import DataError, as_label
 from mambaseg.data.fingerprint import digest_of
-from mambaseg.data.images import NIFTI, without_ending
-from mambaseg.data.nifti import read_nifti
+from mambaseg.data.formats.images import NIFTI, without_ending
+from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json
 from mambaseg.inference import keep_largest_component
@@ -295,7 +295,7 @@ def _read(path: Path) -> _Map:
         nifti = read_nifti(path, dimensions=(3, 4))
         array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
         return _Map(array, nifti.spacing, None if nifti.spacing is None else nifti.affine)
-    from mambaseg.data.pictures import read_mask
+    from mambaseg.data.formats.pictures import read_mask
 
     numbers, lossy = read_mask(path)
     if lossy:

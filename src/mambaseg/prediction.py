@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mambaseg.data import dicom_seg
 from mambaseg.data.case import DataError
-from mambaseg.data.images import Image, Source
-from mambaseg.data.nifti import to_nifti
-from mambaseg.data.pictures import label_picture, reduced
+from mambaseg.data.formats import dicom_seg
+from mambaseg.data.formats.images import Image, Source
+from mambaseg.data.formats.nifti import to_nifti
+from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
 from mambaseg.errors import UserError
 from mambaseg.files import whole_file
@@ -253,7 +253,7 @@ class Predictor:
         self, source: Source, image: Image, prediction: Prediction, output: Path
     ) -> None:
         """The labels as DICOM; under `auto` a series of which that cannot be said is warned of."""
-        from mambaseg.data.itk import series_files
+        from mambaseg.data.formats.itk import series_files
 
         path = _beside(output / source.name, DICOM_SEG)
         if self.options.dicom_seg == "auto" and not dicom_seg.available():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
-from mambaseg.data.acdc import find_cases
-from mambaseg.data.acdc_h5 import training_group
+from mambaseg.data.readers.acdc import find_cases
+from mambaseg.data.readers.acdc_h5 import training_group
 from mambaseg.errors import UserError
 
 

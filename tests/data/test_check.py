@@ -7,9 +7,9 @@ import pytest
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
 from mambaseg.data import layouts
-from mambaseg.data.acdc import survey
 from mambaseg.data.check import check_dataset, main
 from mambaseg.data.layouts import Layout, layout_named
+from mambaseg.data.readers.acdc import survey
 from mambaseg.errors import UserError
 
 

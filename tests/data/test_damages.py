@@ -13,9 +13,9 @@ from damages import DAMAGES, Accepted, Refused, Warned
 from harms import FOLDER, H5, IMAGE, LABEL, WRITERS, write_official, write_volumes
 from tiny_acdc import pixels, write_h5, write_nifti
 
-from mambaseg.data.acdc import find_cases
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.readers.acdc import find_cases
 from mambaseg.errors import UserError
 
 pytestmark = pytest.mark.timeout(30)  # a pipe would block for ever
@@ -92,7 +92,7 @@ IN_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 import h5py
-from mambaseg.data.acdc import find_cases
+from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.check import check_dataset
 from mambaseg.data.fingerprint import source_digests
 from mambaseg.errors import UserError

@@ -5,7 +5,7 @@ from fake_cases import find_fakes, write_cases
 
 from mambaseg.data.cache import open_cache
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.phantom import write_phantom
+from mambaseg.data.phantoms.phantom import write_phantom
 from small_disk import content, fill, no_space, small_disk
 
 

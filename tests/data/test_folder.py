@@ -9,8 +9,8 @@ from PIL import Image
 
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.folder import find_cases
-from mambaseg.data.pictures import read_pixels, reduced, reduced_labels
+from mambaseg.data.formats.pictures import read_pixels, reduced, reduced_labels
+from mambaseg.data.readers.folder import find_cases
 from mambaseg.errors import UserError
 from tiny_pictures import (
     LAYOUTS,

@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from mambaseg.data.images import find_images
-from mambaseg.data.nifti import to_nifti
+from mambaseg.data.formats.images import find_images
+from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.errors import UserError
 
 sitk = pytest.importorskip("SimpleITK")

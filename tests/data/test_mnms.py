@@ -7,7 +7,7 @@ from tiny_acdc import pixels, write_nifti
 
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.mnms import find_cases
+from mambaseg.data.readers.mnms import find_cases
 from mambaseg.errors import UserError
 
 PLACES = {"A1": "Training/Labeled", "B2": "Training/Labeled", "C3": "Validation", "D4": "Testing"}

@@ -10,8 +10,8 @@ from PIL import Image as Pillow
 
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.dataset_json import read_dataset_json
-from mambaseg.data.nnunet import find_cases, split_of, survey
+from mambaseg.data.readers.dataset_json import read_dataset_json
+from mambaseg.data.readers.nnunet import find_cases, split_of, survey
 from mambaseg.errors import UserError
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 

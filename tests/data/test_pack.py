@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny_acdc import write_patient
 
-from mambaseg.data.acdc import find_cases
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.fingerprint import digest_of
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.pack import main, pack, quantise
-from mambaseg.data.packed import INDEX
+from mambaseg.data.readers.acdc import find_cases
+from mambaseg.data.readers.packed import INDEX
 from mambaseg.errors import UserError
 from mambaseg.runs import file_digest
 from payload import armed, claiming_npy, npz, object_npy

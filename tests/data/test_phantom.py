@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from mambaseg.data import acdc, phantom, synthetic
-from mambaseg.data.phantom import write_phantom
-from mambaseg.data.phantom_anatomy import GROUPS, contours, draw_heart, tune_ejection, volumes
+from mambaseg.data.phantoms import phantom, synthetic
+from mambaseg.data.phantoms.phantom import write_phantom
+from mambaseg.data.phantoms.phantom_anatomy import (
+    GROUPS,
+    contours,
+    draw_heart,
+    tune_ejection,
+    volumes,
+)
+from mambaseg.data.readers import acdc
 from mambaseg.errors import UserError
 
 RV, MYO, LV = 1, 2, 3

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import mambaseg.build  # noqa: F401  # registers what the configuration asks of the machine
-from mambaseg.data import promise12, synapse
 from mambaseg.data.check import check_dataset
 from mambaseg.data.layouts import find_layout
+from mambaseg.data.readers import promise12, synapse
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.networks import without

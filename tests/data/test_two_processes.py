@@ -13,7 +13,7 @@ from fake_cases import find_fakes, read_npz, write_cases
 from mambaseg.data import cache as module
 from mambaseg.data.cache import open_cache
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.phantom import write_phantom
+from mambaseg.data.phantoms.phantom import write_phantom
 
 processes = multiprocessing.get_context("fork")  # nothing is imported again: quick
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label, find_problems, label_problems
-from mambaseg.data.nifti import read_nifti
+from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.plausibility import remarks
 
 Remarks = Callable[[Volume, int], Iterable[str]]

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data import acdc, acdc_check, folder, mnms, nnunet, promise12, synapse
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.plausibility import cardiac_remarks
 from mambaseg.data.problems import Problem
+from mambaseg.data.readers import acdc, acdc_check, folder, mnms, nnunet, promise12, synapse
 
 
 def _no_names(root: Path) -> tuple[str, ...] | None:

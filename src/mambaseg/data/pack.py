@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mambaseg.data.acdc import find_cases
 from mambaseg.data.case import Case
 from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.packed import FORMAT, INDEX, LEVELS
+from mambaseg.data.readers.acdc import find_cases
+from mambaseg.data.readers.packed import FORMAT, INDEX, LEVELS
 from mambaseg.data.splits import PUBLISHED, make_split
 from mambaseg.errors import UserError
 from mambaseg.files import writing

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.phantom_anatomy import GROUPS, draw_heart, tune_ejection
-from mambaseg.data.phantom_image import Scan, draw_scan, render
-from mambaseg.data.synthetic import write_once
+from mambaseg.data.phantoms.phantom_anatomy import GROUPS, draw_heart, tune_ejection
+from mambaseg.data.phantoms.phantom_image import Scan, draw_scan, render
+from mambaseg.data.phantoms.synthetic import write_once
 from mambaseg.errors import UserError
 
 MANIFEST = "phantom.json"
@@ -26,7 +26,7 @@ VERSION = 1  # of the generator: raise it whenever the same parameters give othe
 _NOTE = """# Synthetic data: this is not ACDC
 
 These images were computed, not acquired. They show no patient and prove nothing about real hearts.
-`mambaseg.data.phantom` wrote them (`phantom.json` has the parameters) in the folder layout of the
+mambaseg wrote them (`phantom.json` has the parameters) in the folder layout of the
 Automated Cardiac Diagnosis Challenge, so that software can be tried without the challenge's data.
 
 Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.acdc_h5 import read_h5
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
+from mambaseg.data.readers.acdc_h5 import read_h5
 
 VAL = (2, 7, 22, 31, 46)
 TEST = (5, 9, 16, 30, 34, 36, 38, 43, 45, 49)
@@ -109,7 +109,7 @@ def read_mhd(case: Case) -> Volume:
     Raises:
         UserError: a file is missing or damaged, or image and label lie on different grids.
     """
-    from mambaseg.data.itk import read_file
+    from mambaseg.data.formats.itk import read_file
 
     image = read_file(case.image_path)
     array = image.frames[0].astype(np.float32)

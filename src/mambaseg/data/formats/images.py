@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.case import DataError
-from mambaseg.data.nifti import read_frames
+from mambaseg.data.formats.nifti import read_frames
 from mambaseg.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
@@ -32,7 +32,7 @@ class Image:
     Attributes:
         frames: (T, Z, C, H, W), finite, on any scale; T is 1 for what is no cine.
         spacing: mm as (z, y, x); None when unknown.
-        geometry: what a NIfTI label map on the same grid takes over (`mambaseg.data.nifti`).
+        geometry: what a NIfTI label map on the same grid takes over (see `nifti`).
         flat: whether it is one 2-D picture, whose labels are a picture too.
     """
 
@@ -91,16 +91,16 @@ class Source:
 
     def _read(self, channels: int) -> Image:
         if self.series:
-            from mambaseg.data.itk import read_series
+            from mambaseg.data.formats.itk import read_series
 
             return read_series(self.path, self.series)
         name = self.path.name.lower()
         if name.endswith(PICTURES):
-            from mambaseg.data.pictures import read_picture
+            from mambaseg.data.formats.pictures import read_picture
 
             return read_picture(self.path, channels)
         if name.endswith((*META_IMAGE, *DICOM)):
-            from mambaseg.data.itk import read_file
+            from mambaseg.data.formats.itk import read_file
 
             return read_file(self.path)
         read = read_frames(self.path)
@@ -219,7 +219,7 @@ def _in_folder(folder: Path, base: Path) -> Iterator[Source]:
 def _series(folder: Path, base: Path) -> Iterator[Source]:
     if not any(map(_is_dicom, folder.iterdir())):
         return
-    from mambaseg.data.itk import series_in
+    from mambaseg.data.formats.itk import series_in
 
     name = folder.name if folder == base else folder.relative_to(base).as_posix()
     found = series_in(folder)

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.acdc_h5 import FILE_NAME, PHASES, survey_h5, volume_files
-from mambaseg.data.acdc_h5 import FOLDERS as H5_FOLDERS
-from mambaseg.data.acdc_info import read_info
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
-from mambaseg.data.nifti import read_nifti
-from mambaseg.data.packed import INDEX, survey_packed
+from mambaseg.data.formats.nifti import read_nifti
+from mambaseg.data.formats.volumes import check_same_geometry
 from mambaseg.data.problems import cases_or_first_problem
-from mambaseg.data.volumes import check_same_geometry
+from mambaseg.data.readers.acdc_h5 import FILE_NAME, PHASES, survey_h5, volume_files
+from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
+from mambaseg.data.readers.acdc_info import read_info
+from mambaseg.data.readers.packed import INDEX, survey_packed
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.

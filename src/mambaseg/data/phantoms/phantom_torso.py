@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mambaseg.data.phantom_anatomy import ANGLES, Heart, contours
+from mambaseg.data.phantoms.phantom_anatomy import ANGLES, Heart, contours
 
 
 class Polar:

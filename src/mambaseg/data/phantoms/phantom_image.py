@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mambaseg.data.phantom_anatomy import ANGLES, Contours, Heart, contours, valve_plane
-from mambaseg.data.phantom_torso import Polar, Torso, disc, over, smooth_noise, smooth_ring
+from mambaseg.data.phantoms.phantom_anatomy import ANGLES, Contours, Heart, contours, valve_plane
+from mambaseg.data.phantoms.phantom_torso import Polar, Torso, disc, over, smooth_noise, smooth_ring
 
 RV, MYO, LV = 1, 2, 3
 _RV_WALL = 3.0  # mm

@@ -18,8 +18,8 @@ import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
+from mambaseg.data.formats.volumes import check_same_geometry, read_volume
 from mambaseg.data.problems import cases_or_first_problem
-from mambaseg.data.volumes import check_same_geometry, read_volume
 from mambaseg.foreign import ForeignFileError, read_table
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.data.case import DataError
-from mambaseg.data.volumes import ENDINGS
+from mambaseg.data.formats.volumes import ENDINGS
 from mambaseg.foreign import ForeignFileError, printable, read_json
 
 NAME = "dataset.json"

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.acdc import read_official
-from mambaseg.data.acdc_h5 import read_h5
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import check_file, unlisted
+from mambaseg.data.readers.acdc import read_official
+from mambaseg.data.readers.acdc_h5 import read_h5
 from mambaseg.foreign import ForeignFileError, read_arrays
 
 TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)

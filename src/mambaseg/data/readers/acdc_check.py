@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from mambaseg.data.acdc import FOLDERS, NAMES, frames_of, patient_folders, read_official
-from mambaseg.data.acdc_h5 import FILE_NAME, read_h5, volume_files
-from mambaseg.data.acdc_h5 import FOLDERS as H5_FOLDERS
 from mambaseg.data.case import Case, DataError
 from mambaseg.data.files import check_file
-from mambaseg.data.packed import INDEX
 from mambaseg.data.problems import Problem, counted
+from mambaseg.data.readers.acdc import FOLDERS, NAMES, frames_of, patient_folders, read_official
+from mambaseg.data.readers.acdc_h5 import FILE_NAME, read_h5, volume_files
+from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
+from mambaseg.data.readers.packed import INDEX
 from mambaseg.data.splits import LISTED, listed
 
 # Lists that come with the h5 layouts: which files make up a part of the split.

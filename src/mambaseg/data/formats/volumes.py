@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume
-from mambaseg.data.images import META_IMAGE, NIFTI, PICTURES, Image
-from mambaseg.data.nifti import read_nifti
+from mambaseg.data.formats.images import META_IMAGE, NIFTI, PICTURES, Image
+from mambaseg.data.formats.nifti import read_nifti
 
 ENDINGS = (*NIFTI, *META_IMAGE, *PICTURES)
 
@@ -39,11 +39,11 @@ def read_volume(path: Path, channels: int = 1) -> Volume:
         array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
         return Volume(array.swapaxes(0, 1), None, nifti.spacing, nifti.affine, nifti.orientation)
     if name.endswith(META_IMAGE):
-        from mambaseg.data.itk import read_file
+        from mambaseg.data.formats.itk import read_file
 
         return _from_image(read_file(path))
     if name.endswith(PICTURES):
-        from mambaseg.data.pictures import read_pixels
+        from mambaseg.data.formats.pictures import read_pixels
 
         return Volume(read_pixels(path, channels)[None], None)
     raise DataError("this format is not read", path, f"Known endings: {', '.join(ENDINGS)}.")
@@ -56,7 +56,7 @@ def read_label(path: Path) -> Volume:
         UserError: as `read_volume`.
     """
     if path.name.lower().endswith(PICTURES):
-        from mambaseg.data.pictures import read_mask
+        from mambaseg.data.formats.pictures import read_mask
 
         return Volume(read_mask(path)[0][None, None], None)
     return read_volume(path)

@@ -9,8 +9,8 @@ import numpy as np
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
-from mambaseg.data.images import Image
-from mambaseg.data.nifti import SPACING_MM, geometry_of
+from mambaseg.data.formats.images import Image
+from mambaseg.data.formats.nifti import SPACING_MM, geometry_of
 from mambaseg.errors import UserError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes of the patient, and NIfTI's

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mambaseg.data.synthetic import write_once
+from mambaseg.data.phantoms.synthetic import write_once
 from mambaseg.errors import UserError
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ BETA, AIRLIGHT = (0.6, 1.8), (0.7, 1.0)  # ranges of RESIDE's indoor training se
 _NEAREST = 0.12  # depth of the lowest row
 _NOTE = """# Synthetic data: these are no photographs
 
-Scenes, depth and haze were computed by `mambaseg.data.haze_phantom` (`haze_phantom.json` has the
+Scenes, depth and haze were computed by mambaseg (`haze_phantom.json` has the
 parameters): I = J t + A (1 - t), t = exp(-beta d). Scores on them say that software runs, nothing
 about real haze. The naming is that of RESIDE (Li et al., "Benchmarking Single-Image Dehazing and
 Beyond", IEEE TIP 28(1), 2019): `hazy/<scene>_<n>_<beta>.png` belongs to `clear/<scene>.png`.

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.files import unlisted
-from mambaseg.data.images import CHANNEL, PICTURES
-from mambaseg.data.nnunet_folds import parts_of_fold, splits_file
+from mambaseg.data.formats.images import CHANNEL, PICTURES
+from mambaseg.data.formats.volumes import check_same_geometry, read_label, read_volume
 from mambaseg.data.patients import name_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
-from mambaseg.data.volumes import check_same_geometry, read_label, read_volume
+from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json
+from mambaseg.data.readers.nnunet_folds import parts_of_fold, splits_file
 
 WHOLE = -1  # in place of a channel's number: one file with all channels
 Files = dict[str, dict[int, Path]]  # case -> channel -> file

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
-from mambaseg.data.images import Image
-from mambaseg.data.nifti import geometry_of
+from mambaseg.data.formats.images import Image
+from mambaseg.data.formats.nifti import geometry_of
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,

@@ -24,10 +24,10 @@ from pathlib import Path
 
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
-from mambaseg.data.images import PICTURES
-from mambaseg.data.masks import NotBinaryError, read_pair
+from mambaseg.data.formats.images import PICTURES
 from mambaseg.data.patients import name_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem, counted
+from mambaseg.data.readers.masks import NotBinaryError, read_pair
 from mambaseg.errors import UserError
 
 IMAGES = ("images", "image", "imgs", "img")

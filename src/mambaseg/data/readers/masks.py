@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.pictures import (
+from mambaseg.data.formats.pictures import (
     orientation_of,
     read_mask,
     read_pixels,

@@ -1,0 +1,1 @@
+"""Images in files: NIfTI, MetaImage, DICOM, pictures."""

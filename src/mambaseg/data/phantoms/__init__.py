@@ -1,0 +1,1 @@
+"""Data sets that are computed, to try everything without a download."""
