@@ -102,7 +102,8 @@ def words(haze, tmp_path, monkeypatch):
         "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]", f"data.root={haze}",
         "data.prepare={_target_: mambaseg.data.phantoms.haze_phantom.write_haze_phantom, "
         "_partial_: true, scenes: 5, height: 32, width: 40}",
-        "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4", "trainer.log_every_n_steps=1", "logger=csv",
+        "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4",
+        "trainer.log_every_n_steps=1", "logger=csv",
         "callbacks.progress=null", f"outputs={tmp_path / 'outputs'}",
     ]  # fmt: skip
 
