@@ -17,7 +17,8 @@ import torch
 
 from mambaseg.data.case import DataError
 from mambaseg.data.formats import dicom_seg
-from mambaseg.data.formats.images import Image, Source
+from mambaseg.data.formats.image import Image
+from mambaseg.data.formats.images import Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis

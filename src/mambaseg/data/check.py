@@ -13,10 +13,11 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mambaseg.data.case import Case, DataError
+from mambaseg.data.check_report import Report
 from mambaseg.data.examined import Examined, examine
 from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.layouts import LAYOUTS, Layout, find_layout, layout_named
@@ -30,38 +31,6 @@ STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "c
 ONE_PATIENT = "Get the patient again."
 LOOK = "Look at the file; correct it or get it again if it is wrong."
 MAX_CLASSES = 256  # labels are bytes
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `check_dataset` found; `layout` and `class_names` are None where nothing tells them."""
-
-    root: Path
-    patients: int
-    cases: int
-    problems: tuple[Problem, ...]
-    layout: Layout | None = None
-    examined: tuple[Examined, ...] = ()
-    class_names: tuple[str, ...] | None = None
-
-    def of(self, level: Level) -> list[Problem]:
-        """The problems of one level."""
-        return [problem for problem in self.problems if problem.level == level]
-
-    @property
-    def ok(self) -> bool:
-        """True without errors; warnings do not count."""
-        return not self.of("error")
-
-    @property
-    def summary(self) -> str:
-        """One line: how much was looked at, and how many problems there are."""
-        found = [
-            counted(len(self.of("error")), "error"),
-            counted(len(self.of("warning")), "warning"),
-        ]
-        looked_at = f"{counted(self.cases, 'case')} of {counted(self.patients, 'patient')}"
-        return f"{looked_at} in {self.root}: {', '.join(found)}"
 
 
 def check_dataset(

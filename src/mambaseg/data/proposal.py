@@ -14,14 +14,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from mambaseg.data.check_report import Report
 from mambaseg.data.examined import Examined
-
-if TYPE_CHECKING:
-    from mambaseg.data.check import Report
 
 MULTIPLE, SMALLEST, LARGEST = 32, 64, 512  # of the side of the square
 # A training step of mamba_unet in float32 takes 6.9 kB for each pixel of a batch more (peak of the

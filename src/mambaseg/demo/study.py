@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.data.case import DataError
-from mambaseg.data.formats.images import DICOM, NIFTI, PICTURES, Image, Source, without_ending
+from mambaseg.data.formats.image import Image
+from mambaseg.data.formats.images import DICOM, NIFTI, PICTURES, Source, without_ending
 from mambaseg.errors import UserError
 from mambaseg.prediction import Predictor, label_map
 from mambaseg.reporting.clinical import DENSITY, MYOCARDIUM, VENTRICLES, ejection_fraction

@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mambaseg.data.case import DataError
+from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import read_frames
 from mambaseg.errors import UserError
 
@@ -23,23 +23,6 @@ META_IMAGE = (".mha", ".mhd", ".nrrd")
 DICOM = (".dcm", ".ima")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 KNOWN = (*NIFTI, *PICTURES, *META_IMAGE, *DICOM)
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image as it was measured.
-
-    Attributes:
-        frames: (T, Z, C, H, W), finite, on any scale; T is 1 for what is no cine.
-        spacing: mm as (z, y, x); None when unknown.
-        geometry: what a NIfTI label map on the same grid takes over (see `nifti`).
-        flat: whether it is one 2-D picture, whose labels are a picture too.
-    """
-
-    frames: np.ndarray
-    spacing: tuple[float, float, float] | None
-    geometry: dict[str, Any]
-    flat: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
-from mambaseg.data.formats.images import Image
+from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import SPACING_MM, geometry_of
 from mambaseg.errors import UserError
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
-from mambaseg.data.formats.images import Image
+from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import geometry_of
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")

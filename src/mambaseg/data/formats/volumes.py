@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume
-from mambaseg.data.formats.images import META_IMAGE, NIFTI, PICTURES, Image
+from mambaseg.data.formats.image import Image
+from mambaseg.data.formats.images import META_IMAGE, NIFTI, PICTURES
 from mambaseg.data.formats.nifti import read_nifti
 
 ENDINGS = (*NIFTI, *META_IMAGE, *PICTURES)
