@@ -1,5 +1,6 @@
 """Shared fixtures: quiet and repeatable runs, and the real data where they are at hand."""
 
+import locale
 import os
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def repeatable():
     """Same random numbers in every test, one thread: two tests run side by side."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def locale_kept():
+    """Writing DICOM with SimpleITK (reading does not) sets the process to the locale "C"."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,11 @@ def run_forked(experiments, *, timeout=900):
 # ---- in the fresh process ------------------------------------------------------------------------
 
 
-def tell(pipe):
-    """Lets this process say what it is about to do."""
+def tell(pipe, answers):
+    """Lets this process say what it is about to do, and go on when that was heard.
+
+    Else a training of milliseconds would be over on a busy machine before its signal is sent.
+    """
     from mambaseg import checkpoint_files
     from mambaseg.runs import RunFolder
     from mambaseg.task import SegmentationTask
@@ -55,6 +58,7 @@ def tell(pipe):
 
         def told(*args, **kwargs):
             os.write(pipe, (say(*args) + "\n").encode())
+            os.read(answers, 1)
             return whole(*args, **kwargs)
 
         setattr(owner, name, told)
@@ -93,18 +97,21 @@ def attempt(experiment, log, due, wait, number):
         experiment: with its `words` and `env`.
         log: file for what it prints.
         due: events of which the first is the moment of the signal.
-        wait: s after that event.
+        wait: s after that event, of SIGKILL; other signals are there before the process goes on.
         number: of the signal.
 
     Returns:
         Its exit code, the event, and all events with the seconds that each took.
     """
     reading, writing = os.pipe()
+    answers, heard = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(reading)
-        be_the_training(experiment, log, writing)
+        os.close(heard)
+        be_the_training(experiment, log, writing, answers)
     os.close(writing)
+    os.close(answers)
     events, hit, before = [], None, time.monotonic()
     with os.fdopen(reading) as pipe:
         for event in map(str.strip, pipe):
@@ -113,17 +120,20 @@ def attempt(experiment, log, due, wait, number):
                 events[-1][1] = now - before
             events.append([event, 0.0])
             before = now
-            if hit is None and event in due:
-                hit = event
-                time.sleep(wait)
-                if number == signal.SIGKILL:
-                    os.kill(pid, number)
-                    break  # its workers may live on for a while and hold the pipe
+            is_due = hit is None and event in due
+            hit = event if is_due else hit
+            if is_due and number != signal.SIGKILL:
                 os.killpg(pid, number)  # as a terminal or a cluster: to the loader workers too
+            os.write(heard, b".")
+            if is_due and number == signal.SIGKILL:
+                time.sleep(wait)
+                os.kill(pid, number)
+                break  # its workers may live on for a while and hold the pipe
+    os.close(heard)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), hit, events
 
 
-def be_the_training(experiment, log, pipe):
+def be_the_training(experiment, log, pipe, answers):
     """Does not return."""
     code = 99
     try:
@@ -132,7 +142,7 @@ def be_the_training(experiment, log, pipe):
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(experiment.get("env", {}))
-        tell(pipe)
+        tell(pipe, answers)
         train(experiment["words"])
         code = 0
     except SystemExit as ended:

@@ -1,6 +1,5 @@
 """MetaImage and DICOM: the same voxels at the same place as SimpleITK's own NIfTI files."""
 
-import locale
 import sys
 
 import nibabel
@@ -27,14 +26,6 @@ def oblique(size=(9, 12, 4), pixel=sitk.sitkInt16):
         image.SetOrigin((-31.5, 17.25, 80.0))
         image.SetSpacing((1.25, 1.5, 8.0))
     return image
-
-
-@pytest.fixture(autouse=True)
-def locale_kept():
-    """Writing DICOM (reading does not) sets the process to the locale "C": text would be ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
-    yield
-    locale.setlocale(locale.LC_ALL, before)
 
 
 def write_series(
