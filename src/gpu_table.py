@@ -22,9 +22,8 @@ def main(words: list[str]) -> int:
     """One slice: exit code 0, done or not; 1 where a part has failed."""
     options = _options(words)
     out: Path = options.out.resolve()
-    archive = options.results / "results.zip" if options.results else None
-    if archive and archive.is_file() and not (out / "plan.json").exists():
-        unpack_results(archive, out)
+    if options.results and not (out / "plan.json").exists():
+        unpack_results(options.results, out)
     out.mkdir(parents=True, exist_ok=True)
     parts = gpu_parts(
         options.data.resolve(), out, networks=options.networks, seeds=options.seeds,
@@ -34,11 +33,11 @@ def main(words: list[str]) -> int:
     plan.run(60 * options.minutes)
     page = write_page(plan, out)
     log.info("table: %s", page)
-    if archive:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        size = pack_results(out, archive)
-        shutil.copy(page, archive.parent)
-        log.info("results: %s (%.1f MiB)", archive, size / 2**20)
+    if options.results:
+        options.results.mkdir(parents=True, exist_ok=True)
+        for archive in pack_results(out, options.results.resolve()):
+            log.info("results: %s (%.1f MiB)", archive, archive.stat().st_size / 2**20)
+        shutil.copy(page, options.results)
     left = plan.left()
     failed = [part.name for part in left if plan.state(part)["status"] == "failed"]
     if failed:
@@ -62,8 +61,8 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="ACDC in any layout, e.g. a pack")
     parser.add_argument("out", type=Path, help="folder for runs, logs, results; stays on the disk")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of a slice (9)")
-    parser.add_argument("--results", type=Path, help="also put results.zip and table.md here; "
-                        "results.zip found here is unpacked where OUT is new")  # fmt: skip
+    parser.add_argument("--results", type=Path, help="also put results-*.zip and table.md here; "
+                        "what is found here is unpacked where OUT is new")  # fmt: skip
     parser.add_argument(
         "--networks", nargs="+", default=list(NETWORKS), help="leaves of conf/model"
     )

@@ -174,24 +174,35 @@ def test_every_training_and_benchmark_of_the_plan_composes(tmp_path):
                 compose("benchmark", overrides=[f"what={words[0]}", *words[1:]])
 
 
-def test_results_travel_without_checkpoints_and_come_back(tmp_path):
-    out = tmp_path / "out"
-    for name in ("plan.json", "runs/a/run.json", "runs/a/checkpoints/last.ckpt", "runs/.locks/a"):
+def test_results_travel_without_checkpoints_and_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("mambaseg.benchmark.plan.MOST", 40_000)
+    out, place = tmp_path / "out", tmp_path / "results"
+    left = ("runs/a/checkpoints/last.ckpt", "runs/.locks/a", "runs/report/x", "runs/a/figures/b")
+    large = {f"runs/{name}/overlays.npz": os.urandom(15_000) for name in "abcd"}
+    content = {"plan.json": b"{}", "runs/a/run.json": b"{}", **large}
+    for name, data in {**content, **dict.fromkeys(left, b"left")}.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(name)
-    archive = tmp_path / "results.zip"
-    assert pack_results(out, archive) == archive.stat().st_size
-    unpack_results(archive, tmp_path / "new")
-    found = {str(p.relative_to(tmp_path / "new")) for p in (tmp_path / "new").rglob("*.json")}
-    assert found == {"plan.json", "runs/a/run.json"}
-    assert not (tmp_path / "new" / "runs" / "a" / "checkpoints").exists()
-    with zipfile.ZipFile(archive, "w") as file:
+        (out / name).write_bytes(data)
+    place.mkdir()
+    (place / "results-9.zip").write_bytes(b"of an earlier slice")
+    paths = pack_results(out, place)
+    assert [path.name for path in paths] == ["results-1.zip", "results-2.zip"]
+    assert sorted(place.iterdir()) == paths
+    assert max(path.stat().st_size for path in paths) <= 40_000
+    unpack_results(place, tmp_path / "new")
+    files = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+    found = {str(path.relative_to(tmp_path / "new")): path.read_bytes() for path in files}
+    assert found == content
+
+
+def test_results_of_a_stranger_leave_no_file_outside(tmp_path):
+    with zipfile.ZipFile(tmp_path / "results-1.zip", "w") as file:
         file.writestr("../outside", "x")
-    unpack_results(archive, tmp_path / "inside")
+    unpack_results(tmp_path, tmp_path / "inside")
     assert not (tmp_path / "outside").exists()
-    archive.write_bytes(b"no zip")
-    with pytest.raises(UserError, match=r"results\.zip"):
-        unpack_results(archive, tmp_path / "inside")
+    (tmp_path / "results-2.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"results-2\.zip"):
+        unpack_results(tmp_path, tmp_path / "inside")
 
 
 # ---- what the page says

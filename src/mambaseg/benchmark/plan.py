@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,9 @@ SPARE_S = 3.0
 """Before a slice's end, when a part that has not stopped is killed."""
 _OTHERWISE = "choose another folder"
 _AGAIN = "Remove it: every part is then done again"
-# what does not travel: it is large, or of use where the trainings go on only
-_HEAVY = {"checkpoints", "wandb", ".locks"}
+# what does not travel: it is large, of use where the trainings go on only, or drawn from the rest
+_LEFT = {"checkpoints", "wandb", ".locks", "report", "figures"}
+MOST = 15 << 20  # bytes of a file that is given back by a machine that is lent
 log = logging.getLogger(__name__)
 
 
@@ -192,30 +194,48 @@ def _tail(path: Path, lines: int = 15) -> str:
 # ---- what travels ---------------------------------------------------------------------------
 
 
-def pack_results(folder: Path, path: Path) -> int:
-    """Everything of `folder` but checkpoints and the like as one zip file; returns its bytes."""
+def pack_results(folder: Path, place: Path) -> list[Path]:
+    """What of `folder` is worth a way, as `place`/results-1.zip, -2, ...: files of at most `MOST`.
+
+    Left out are checkpoints and what `report.py` draws anew from the rest. Archives of an earlier
+    slice are replaced.
+    """
     files = [
         file for file in sorted(folder.rglob("*"))
-        if file.is_file() and not _HEAVY & set(file.relative_to(folder).parts) and file != path
+        if file.is_file() and file.suffix != ".tmp" and place not in file.parents
+        and not _LEFT & set(file.relative_to(folder).parts)
     ]  # fmt: skip
-    with (
-        whole_file(path, otherwise=_OTHERWISE) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        for file in files:
-            if file.suffix != ".tmp":
+    groups: list[list[Path]] = [[]]
+    size = 0
+    for file in files:
+        packed = len(zlib.compress(file.read_bytes())) + 1000  # and its entries in the archive
+        if groups[-1] and size + packed > MOST:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += packed
+    for old in place.glob("results-*.zip"):
+        old.unlink()
+    paths = [place / f"results-{number}.zip" for number, _ in enumerate(groups, start=1)]
+    for path, group in zip(paths, groups, strict=True):
+        with (
+            whole_file(path, otherwise=_OTHERWISE) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            for file in group:
                 archive.write(file, file.relative_to(folder))
-    return path.stat().st_size
+    return paths
 
 
-def unpack_results(path: Path, folder: Path) -> None:
+def unpack_results(place: Path, folder: Path) -> None:
     """Puts back what `pack_results` has packed, on a machine that has nothing yet.
 
     Raises:
-        UserError: it is no such file.
+        UserError: one of the files is no archive.
     """
-    try:
-        with writing(folder, otherwise=_OTHERWISE), zipfile.ZipFile(path) as archive:
-            archive.extractall(folder)  # which leaves no path outside of it
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: no results of an earlier slice ({error})") from error
+    for path in sorted(place.glob("results-*.zip")):
+        try:
+            with writing(folder, otherwise=_OTHERWISE), zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)  # which leaves no path outside of it
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise UserError(f"{path}: no results of an earlier slice ({error})") from error
