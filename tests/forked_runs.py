@@ -142,6 +142,9 @@ def be_the_training(experiment, log, pipe, answers):
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(experiment.get("env", {}))
+        # a shell has its background jobs ignore SIGINT, nohup SIGHUP, and so would what they start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         tell(pipe, answers)
         train(experiment["words"])
         code = 0
