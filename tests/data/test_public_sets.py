@@ -90,7 +90,7 @@ def test_a_case_that_lacks_a_slice_or_is_in_both_parts_is_named(tmp_path):
     assert [case.id for case in cases] == ["case0001", "case0006"]
     assert ["case0005 lacks slice 001" in str(p) for p in problems] == [True, False]
     assert "case0006 is in train_npz too" in str(problems[1])
-    with pytest.raises(UserError, match="lacks slice 001"):
+    with pytest.raises(UserError, match=r"lacks slice 001.*\(1 more like this: make data-check"):
         synapse.find_cases(root)
 
 
@@ -173,6 +173,8 @@ def test_what_is_wrong_with_a_case_of_promise12_is_said(tmp_path):
     (tmp_path / "a" / "Case03.mhd").unlink()
     cases, problems = promise12.survey(tmp_path)
     assert cases == [] and len(problems) == 3
+    with pytest.raises(UserError, match=r"Case00 is there twice.*\(2 more like this"):
+        promise12.find_cases(tmp_path)
     for problem, words in zip(problems, ("Case00 is there twice", "label Case01_segmentation.mhd",
                                          "there is no Case03.mhd"), strict=True):  # fmt: skip
         assert words in str(problem)

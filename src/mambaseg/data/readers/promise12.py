@@ -18,6 +18,7 @@ import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
+from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc_h5 import read_h5
 
 VAL = (2, 7, 22, 31, 46)
@@ -43,10 +44,7 @@ def find_cases(root: Path | str) -> list[Case]:
     Raises:
         UserError: there are none, a case is there twice, or an image lacks its label.
     """
-    cases, problems = survey(root)
-    if problems:
-        raise problems[0]
-    return cases
+    return cases_or_first_problem(*survey(root), Path(root).expanduser())
 
 
 def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:

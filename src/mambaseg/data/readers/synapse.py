@@ -28,6 +28,7 @@ import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import check_file, unlisted
+from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc import read_official
 from mambaseg.data.readers.acdc_h5 import read_h5
 from mambaseg.foreign import ForeignFileError, read_arrays
@@ -71,7 +72,7 @@ def find_cases(root: Path | str) -> list[Case]:
     Raises:
         UserError: there are none, or a case lacks a slice.
     """
-    return _without_problems(survey(root))
+    return cases_or_first_problem(*survey(root), Path(root).expanduser())
 
 
 def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:
@@ -90,7 +91,7 @@ def find_btcv(root: Path | str) -> list[Case]:
     Raises:
         UserError: there are none, or an image lacks its label.
     """
-    return _without_problems(survey_btcv(root))
+    return cases_or_first_problem(*survey_btcv(root), Path(root).expanduser())
 
 
 def survey_btcv(root: Path | str) -> tuple[list[Case], list[DataError]]:
@@ -158,13 +159,6 @@ def _surveyed(
     if not cases and not problems:
         raise DataError("no Synapse cases here", root, HOW_TO_GET)
     return sorted(cases, key=lambda case: case.id), problems
-
-
-def _without_problems(surveyed: tuple[list[Case], list[DataError]]) -> list[Case]:
-    cases, problems = surveyed
-    if problems:
-        raise problems[0]
-    return cases
 
 
 def _survey_archive(root: Path) -> tuple[list[Case], list[DataError]]:
