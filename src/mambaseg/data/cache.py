@@ -36,7 +36,7 @@ from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCa
 from mambaseg.errors import UserError
 from mambaseg.files import remove_abandoned, writing
 
-FORMAT = 3
+FORMAT = 4
 SECONDS_BETWEEN_REPORTS = 5
 _TEMPORARY = ".building-"
 _OTHERWISE = (

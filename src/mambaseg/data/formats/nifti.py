@@ -29,13 +29,13 @@ class Nifti:
         array: `(Z, H, W)` or `(T, Z, H, W)`, the file's (x, y, z, t) transposed; with
             the header's slope applied.
         spacing: mm as (z, y, x); None when unknown (see `read_nifti`).
-        affine: 4x4, voxel (x, y, z) to mm, as stored.
+        affine: 4x4, voxel (x, y, z) to mm, as stored; None without sform and qform.
         orientation: axis codes of (x, y, z); None when the spacing is unknown.
     """
 
     array: np.ndarray
     spacing: tuple[float, float, float] | None
-    affine: np.ndarray
+    affine: np.ndarray | None
     orientation: str | None
 
 
@@ -135,7 +135,8 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Nifti:
     import nibabel
 
     orientation = "".join(nibabel.aff2axcodes(affine)) if spacing is not None else None
-    return Nifti(array, spacing, affine, orientation)
+    placed = image.header["sform_code"] > 0 or image.header["qform_code"] > 0
+    return Nifti(array, spacing, affine if placed else None, orientation)
 
 
 def _load(path: Path, *, dimensions: tuple[int, ...]) -> Any:

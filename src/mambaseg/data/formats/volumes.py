@@ -16,10 +16,12 @@ ENDINGS = (*NIFTI, *META_IMAGE, *PICTURES)
 
 
 class Located(Protocol):
-    """What knows its grid: voxel size in mm (z, y, x) and axis codes of (x, y, z), or None."""
+    """What knows its grid: `spacing`, `affine` and `orientation` as of a `Volume`, or None."""
 
     @property
     def spacing(self) -> tuple[float, float, float] | None: ...  # noqa: D102 - see the class
+    @property
+    def affine(self) -> np.ndarray | None: ...  # noqa: D102 - see the class
     @property
     def orientation(self) -> str | None: ...  # noqa: D102 - see the class
 
@@ -74,9 +76,9 @@ def _from_image(image: Image) -> Volume:
 
 
 def check_same_geometry(case: Case, image: Located, other: Located, path: Path | None) -> None:
-    """Axes that differ mean that one of two arrays is flipped or turned against the other.
+    """Make sure that two arrays whose voxels are paired by index show the same place.
 
-    A header that was never filled in says nothing. Origins are not compared.
+    A header that was never filled in says nothing.
 
     Args:
         case: of both.
@@ -85,20 +87,43 @@ def check_same_geometry(case: Case, image: Located, other: Located, path: Path |
         path: of that file.
 
     Raises:
-        UserError: the axes or the voxel sizes (by more than 1 %) differ.
+        UserError: the axes, the voxel sizes or directions (by more than 1 %), or the places of the
+            first voxel (by more than half a voxel) differ.
     """
     if image.spacing is None or other.spacing is None:
         return
+    name = f"the image ({case.image_path.name})"
     if image.orientation != other.orientation:
-        theirs, ours = f"axes {other.orientation}", f"{image.orientation}"
+        differs = f"has axes {other.orientation} but {name} has {image.orientation}"
     elif not np.allclose(image.spacing, other.spacing, rtol=0.01):
-        theirs, ours = f"voxel size {other.spacing} (z, y, x)", f"{image.spacing}"
-    else:
+        differs = f"has voxel size {other.spacing} (z, y, x) but {name} has {image.spacing}"
+    elif image.affine is None or other.affine is None:
         return
+    else:
+        theirs, ours = _affine_in_mm(other), _affine_in_mm(image)
+        between = np.linalg.solve(ours, theirs)  # voxels of `other` to voxels of the image
+        shift, turned = np.abs(between[:3, 3]), np.abs(between - np.eye(4))[:3, :3]
+        if shift.max() <= 0.5 and turned.max() <= 0.01:
+            return
+        first = f"({', '.join(f'{place:.4g}' for place in theirs[:3, 3])})"
+        differs = (
+            f"has its first voxel at {first} mm, {shift.max():.3g} voxels from that of {name}"
+            if shift.max() > 0.5
+            else f"is turned or sheared against {name} by the headers' affines"
+        )
     what = "label" if path == case.label_path else "channel"
     raise DataError(
-        f"the {what} of {case.id} has {theirs} but the image ({case.image_path.name}) has {ours}",
+        f"the {what} of {case.id} {differs}",
         path,
-        "Voxels are paired by index: bring both files to the same axes, or take both from the "
-        "same download.",
+        "Voxels are paired by index: bring both files to the same axes and the same place, or take "
+        "both from the same download. If only the header is wrong, copy the image's into the file.",
     )
+
+
+def _affine_in_mm(one: Located) -> np.ndarray:
+    """Its affine, which a header may hold in metres or microns, unlike `spacing`."""
+    assert one.spacing is not None and one.affine is not None
+    lengths = np.linalg.norm(one.affine[:3, :3], axis=0)
+    ratio = float(np.mean(np.array(one.spacing[::-1]) / lengths))
+    unit = 1000.0 ** round(np.log(ratio) / np.log(1000.0))
+    return np.diag([unit, unit, unit, 1.0]) @ one.affine
