@@ -65,8 +65,10 @@ def test_a_label_outside_the_classes_is_an_error_that_names_the_value():
     label = np.zeros(SHAPE, np.uint8)
     label[0, 0, 0] = 7
     volume = Volume(np.zeros(IMAGE, np.float32), label)
-    with pytest.raises(UserError, match=r"gt\.nii\.gz: .*value 7; allowed are 0\.\.3"):
+    with pytest.raises(UserError, match=r"gt\.nii\.gz: .*value 7 .*; allowed are 0\.\.3") as told:
         validate_volume(make_case(), volume, 4)
+    assert f"(in {1 / label.size:.2%} of it)" in str(told.value)
+    assert "'data.label_map={0: 0, 7: ?}'" in str(told.value)
     validate_volume(make_case(), volume, 8)
     validate_volume(make_case(), volume)
 

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import minimum_filter
 
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
@@ -176,6 +177,20 @@ def test_a_softened_border_is_divided_at_half(tmp_path):
     assert np.array_equal(one(tmp_path, soft), soft > 127)
 
 
+def test_noise_of_jpeg_saved_as_png_and_a_few_odd_pixels_are_divided_at_half(tmp_path):
+    Image.fromarray(mask(DISC)).save(tmp_path / "noisy.jpg", quality=60)
+    with Image.open(tmp_path / "noisy.jpg") as picture:
+        noisy = np.asarray(picture).copy()
+    assert len(np.unique(noisy)) > 16
+    assert np.array_equal(one(tmp_path / "a", noisy), noisy > 127)
+    halved = np.asarray(Image.fromarray(mask(DISC)).reduce(2)).repeat(2, 0).repeat(2, 1)
+    assert set(np.unique(halved)) - {0, 255}  # blocks of 2 × 2 along the border
+    assert np.array_equal(one(tmp_path / "b", halved), halved > 127)
+    odd = mask(DISC)
+    odd[0, :3], odd[1, :3] = (1, 2, 254), 254
+    assert np.array_equal(one(tmp_path / "c", odd), odd > 127)
+
+
 def test_an_empty_mask_is_background(tmp_path):
     assert not one(tmp_path, np.zeros(SIZE, np.uint8)).any()
     noise = np.random.default_rng(0).integers(0, 6, SIZE).astype(np.uint8)
@@ -185,7 +200,19 @@ def test_an_empty_mask_is_background(tmp_path):
 GREYS = np.repeat(np.array([0, 85, 170, 255], np.uint8), SIZE[1] // 4)[None].repeat(SIZE[0], 0)
 
 
-@pytest.mark.parametrize("numbers", [GREYS // 85, GREYS, DISC.astype(np.uint8) * 17], ids=str)
+WITH_MARGIN = mask(DISC)  # as Pascal VOC has it: the object is 1, 255 its margin
+WITH_MARGIN[minimum_filter(DISC, 3)] = 1
+SMALL_CLASS = mask(DISC)
+SMALL_CLASS[:9, :8] = 85  # 3 % of the mask
+TINY_CLASS = mask(DISC)
+TINY_CLASS[:4, :9] = 2
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [GREYS // 85, GREYS, DISC.astype(np.uint8) * 17, WITH_MARGIN, SMALL_CLASS, TINY_CLASS],
+    ids=["0..3", "greys", "17", "margin", "small class", "tiny class"],
+)
 def test_numbers_of_classes_or_objects_are_never_taken_for_black_and_white(numbers, tmp_path):
     with pytest.raises(UserError, match=r"a\.png: .*not black and white.*data\.masks=instances"):
         one(tmp_path, numbers)
@@ -199,7 +226,7 @@ def test_numbers_of_classes_are_taken_as_they_are_or_mapped(tmp_path):
     palette.putdata(classes.ravel().tolist())
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
     assert np.array_equal(one(tmp_path, palette, num_classes=4), classes)
-    with pytest.raises(UserError, match="holds values 85, 170, 255; allowed"):
+    with pytest.raises(UserError, match=r"holds values 85, 170, 255 .*; allowed"):
         one(tmp_path, GREYS, num_classes=4)
     save(tmp_path / "masks" / "a.png", GREYS)
     options = {"label_map": {0: 0, 85: 1, 170: 2, 255: 3}, "num_classes": 4}

@@ -168,7 +168,11 @@ def test_labels_that_are_no_classes_are_refused_with_the_way_out(tmp_path, about
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"channel_names": {"1": "T1"}}, "does not number the channels"),
+        ({"channel_names": {"1": "T1"}}, r'channel_names does not number .*: it is {"1": "T1"}'),
+        ({"channel_names": {"T1": "0"}}, r'it is {"T1": "0"}\. .*numbers first'),
+        ({"channel_names": {"0": "a", "1": "b", "3": "c"}}, "does not number the channels"),
+        ({"channel_names": ["T1"]}, r'it is \["T1"\]'),
+        ({"channel_names": None}, "it is null"),
         ({"channel_names": {}}, "does not number the channels"),
         ({"channel_names": {str(n): "T" for n in range(65)}}, "65 channels"),
         ({"file_ending": ".dcm"}, r"file_ending is '\.dcm', which is not read"),
@@ -204,6 +208,21 @@ def test_a_hostile_or_missing_dataset_json_is_one_message(tmp_path, content, mes
     assert str(root / "dataset.json") in str(raised.value)
     (problem,) = check_dataset(root).problems
     assert problem.level == "error" and problem.remedy
+
+
+def test_without_channels_the_key_of_either_version_is_named(tmp_path):
+    root = write_nnunet(tmp_path, version=1)
+    about = json.loads((root / "dataset.json").read_text())
+    assert len(find_cases(root)) == 5 and "modality" in about
+    (root / "dataset.json").write_text(json.dumps(about | {"modality": {"MRI": 0}}))
+    with pytest.raises(UserError, match="modality does not number"):
+        find_cases(root)
+    del about["modality"]
+    (root / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="has no channel_names"):
+        find_cases(root)
+    (problem,) = check_dataset(root).of("error")
+    assert problem.where == "dataset.json"
 
 
 def test_files_that_are_missing_or_too_many_are_all_listed(tmp_path):

@@ -177,11 +177,17 @@ def find_problems(
 def label_problems(case: Case, label: np.ndarray, num_classes: int | None) -> Iterator[DataError]:
     """Values that are no class of the data set."""
     if num_classes is not None and label.size and int(label.max()) >= num_classes:
-        wrong = [int(value) for value in np.unique(label) if value >= num_classes]
+        values = np.unique(label).tolist()
+        wrong = [value for value in values if value >= num_classes]
+        share = np.count_nonzero(label >= num_classes) / label.size
+        mapped = [f"{value}: {value if value < num_classes else '?'}" for value in values[:6]]
+        more = ", ..." if len(values) > 6 else ""
         yield DataError(
-            f"the label of {case.id} holds {_listed(wrong)}; allowed are 0..{num_classes - 1}",
+            f"the label of {case.id} holds {_listed(wrong)} (in {share:.2%} of it); allowed are "
+            f"0..{num_classes - 1}",
             case.label_path or case.image_path,
-            "Replace the file by the original, or map its labels to the data set's classes.",
+            "Replace the file by the original, or map its labels to the data set's classes, every "
+            f"value of all files: 'data.label_map={{{', '.join(mapped)}{more}}}'.",
         )
 
 

@@ -74,6 +74,7 @@ def check_dataset(
     problems += _other_channels(examined)
     problems += _unknown_spacing(examined)
     patients = layout.patients(root, cases)
+    problems = list(dict.fromkeys(problems))  # two parts of the check may find the same
     return Report(root, len(patients), len(cases), tuple(problems), layout, tuple(examined), names)
 
 

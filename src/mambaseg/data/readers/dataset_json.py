@@ -12,6 +12,7 @@ for, so that a label that is no class does not keep anybody from naming the clas
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,18 @@ class DatasetJson:
         Raises:
             UserError: there are none, or they are not numbered 0, 1, ...
         """
-        found = self.content.get("channel_names", self.content.get("modality"))
-        numbers = [str(number) for number in range(len(found or ()))]
-        if not isinstance(found, dict) or not found or sorted(found) != sorted(numbers):
+        key = next((key for key in ("channel_names", "modality") if key in self.content), None)
+        if key is None:
             raise self._wrong(
-                "channel_names (in older files modality) does not number the channels 0, 1, ...",
-                'It must be like {"0": "T1", "1": "T2"}.',
+                "has no channel_names (in older files modality)",
+                'Name the channels by their numbers, like "channel_names": {"0": "T1", "1": "T2"}.',
+            )
+        found = self.content[key]
+        numbers = [str(number) for number in range(len(found) if isinstance(found, dict) else 0)]
+        if not numbers or sorted(found) != sorted(numbers):
+            raise self._wrong(
+                f"{key} does not number the channels 0, 1, ...: it is {_short(json.dumps(found))}",
+                'It must be like {"0": "T1", "1": "T2"}, numbers first.',
             )
         if len(found) > MAX_CHANNELS:
             raise self._wrong(f"names {len(found)} channels", f"At most {MAX_CHANNELS} are read.")

@@ -17,7 +17,8 @@ from mambaseg.data.formats.pictures import (
     reduced_labels,
 )
 
-SOLID = 0.05  # share of a mask's pixels: more of one grey are no blurred border
+SOLID = 0.05  # share of a mask, or of what is not black in it: more of one grey are no border
+FEW = 16  # greys: blurring leaves more, or none beside black and white
 
 
 class NotBinaryError(DataError):
@@ -84,18 +85,42 @@ def _at_half(numbers: npt.NDArray[Any], path: Path, *, lossy: bool) -> npt.NDArr
     if largest <= 1 and not lossy:
         return numbers == 1
     white = 255 if largest < 256 else 65535
-    between = numbers[(numbers > 0.1 * white) & (numbers < 0.9 * white)]
-    _, counts = np.unique(between, return_counts=True)
-    solid = counts.max(initial=0) > SOLID * numbers.size
-    if not lossy and (largest < white / 2 or solid):
-        count = len(np.unique(numbers))
+    if not lossy and (largest < white / 2 or _solid_greys(numbers, white)):
+        found = np.unique(numbers)
+        listed = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
         raise NotBinaryError(
-            f"the mask holds {count} numbers up to {largest}: it is not black and white",
+            f"the mask holds {len(found)} numbers ({listed}) up to {largest}: it is not black and "
+            "white",
             path,
             "data.masks=instances makes every number but 0 foreground. Numbers of classes are "
-            "named with data.class_names and data.num_classes, or mapped with data.label_map.",
+            "named with data.class_names and data.num_classes, or mapped with data.label_map, such "
+            f"as 'data.label_map={{0: 0, {largest}: 1}}' with every number of the files.",
         )
     return numbers > white / 2
+
+
+def _solid_greys(numbers: npt.NDArray[Any], white: int) -> bool:
+    """Whether a grey is that of a region rather than of a soft border.
+
+    Between black and white that is a grey over a twentieth of the mask, or in whose 3 × 3
+    neighbourhoods lies a twentieth of all that is not black. Close to black, where JPEG leaves its
+    noise, it is one of few greys: 0, 1, 255 are a class and a margin that belongs to none.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    greys, counts = np.unique(numbers[(numbers > 0) & (numbers < white)], return_counts=True)
+    if not greys.size:
+        return False
+    limit = SOLID * np.count_nonzero(numbers)
+    dark = greys <= 0.1 * white
+    if len(greys) <= FEW and (counts[dark] > limit).any():
+        return True
+    between = ~dark & (greys < 0.9 * white)
+    if (counts[between] > SOLID * numbers.size).any():
+        return True
+    inner = numbers[minimum_filter(numbers, 3) == maximum_filter(numbers, 3)]
+    found, inside = np.unique(inner, return_counts=True)
+    return bool((inside[np.isin(found, greys[between])] > limit).any())
 
 
 def _other_size(case: Case, path: Path, image: tuple[int, ...], mask: tuple[int, ...]) -> DataError:
