@@ -1,5 +1,6 @@
 """What data-check proposes can be trained with; channels in files; what a data set says itself."""
 
+import logging
 import shutil
 
 import nibabel
@@ -19,6 +20,7 @@ from mambaseg.data.readers import nnunet
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF, explained_errors
 from mambaseg.errors import UserError
+from mambaseg.reporting.report import write_report
 from tiny_checkpoints import write_checkpoint
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
@@ -192,3 +194,49 @@ def test_labels_that_are_no_classes_do_not_hide_the_rest_of_the_check(tmp_path):
     ]  # fmt: skip
     leaf = yaml.safe_load(propose(report, "own", memory=MEMORY))
     assert leaf["class_names"] == ["background", "class_1", "class_2"]
+
+
+# ---- whose the cases are, and who is tested -----------------------------------------------------
+
+
+def test_a_split_by_case_is_called_so_in_log_table_and_report(tmp_path, caplog, capsys):
+    ids = [f"p{number}_s{slice_}" for number in range(5) for slice_ in range(2)]
+    root = write_nnunet(tmp_path / "Dataset001_Own", ids=ids)
+    with caplog.at_level(logging.INFO):
+        run = trained(tmp_path, tmp_path, "data=nnunet", f"data.root={root}", "name=by_case")
+    read_first = "Ours: drawn by case with seed 0; 7/1/2 cases. The names suggest several cases"
+    assert read_first in caplog.text
+    assert read_first in " ".join(capsys.readouterr().out.split())
+    page = write_report(run.folder.path.parent).read_text()
+    assert read_first in page[page.index("Read first") : page.index("</ul>")]
+    assert "drawn by patient" not in caplog.text + page
+
+    assert main([str(root), "--write", str(tmp_path / "conf" / "data" / "own.yaml")]) == 0
+    run = trained(tmp_path / "conf", tmp_path, "data=own", "name=by_patient")
+    assert run.folder.summary["split"]["note"].startswith("Ours: drawn by patient with seed 0;")
+    parts = [getattr(run.data.split, part) for part in ("train", "val", "test")]
+    assert sorted(patient for part in parts for patient in part) == [f"p{n}" for n in range(5)]
+    assert run.data.counts["train"]["cases"] == 2 * len(parts[0])
+
+
+def test_an_external_cohort_that_is_all_test_is_scored_and_not_trained_on(tmp_path):
+    (leaves := tmp_path / "conf").mkdir()
+    run = trained(leaves, tmp_path, "data=nnunet", f"data.root={write_nnunet(tmp_path / 'own')}")
+    cohort = write_nnunet(tmp_path / "cohort", tests=3, ids=["gone"])
+    for path in (*cohort.glob("imagesTr/*"), *cohort.glob("labelsTr/*")):
+        path.unlink()
+    where = ["data=nnunet", f"data.root={cohort}", f"data.cache_dir={tmp_path / 'cache'}"]
+    words = [*where, f"checkpoint={run.folder.path}", f"outputs={tmp_path / 'outputs'}"]
+    for split, cases in (("given", 3), ("test", 3)):
+        with build(composed("evaluate", leaves, *words, f"data.split={split}")) as scored:
+            scored.evaluate()
+            scored.report()
+        assert scored.folder.summary["split"]["name"].partition("-")[0] == split
+        assert len({row["case"] for row in scored.task.results["rows"]}) == cases
+    everybody = [*words[:1], f"data.root={tmp_path / 'own'}", *words[2:], "data.split=test"]
+    with build(composed("evaluate", leaves, *everybody)) as scored:
+        scored.evaluate()
+    assert scored.folder.summary["split"]["note"].startswith("Ours: all 5 cases are tested")
+    with pytest.raises(UserError, match="nobody trains in it"):
+        trained(leaves, tmp_path, *where, "name=refused")
+    assert not (tmp_path / "outputs" / "refused").exists()

@@ -152,6 +152,8 @@ def build(cfg: DictConfig) -> Run:
     _settle(cfg)
     data = instantiate(without(cfg.data, *_DATA_EXTRAS), _convert_="all")
     data.load()
+    if checkpoint is None:
+        data.split.require_training()
     config = plain(cfg)
     whole = _with_digests(config)
     key = identity(whole, split=data.split.hash, data=data.fingerprint)

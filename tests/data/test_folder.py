@@ -90,7 +90,7 @@ def test_patients_are_found_by_a_pattern_and_belong_in_one_part(tmp_path):
     pattern = r"\((\d)\)"
     cases = find_cases(write_busi(tmp_path / "a"), patient_pattern=pattern)
     assert [case.patient for case in cases] == ["1", "2", "1", "1"]
-    with pytest.raises(UserError, match=r"a0 is in test and in val\."):
+    with pytest.raises(UserError, match=r"a0 is in train and in test\."):
         find_cases(write_parts(tmp_path / "b"), patient_pattern=r"a\d")
 
 

@@ -99,11 +99,10 @@ def test_without_the_file_a_fold_is_the_one_that_nnunet_draws(tmp_path):
         find_cases(root, fold=5)
 
 
-def test_cases_of_a_patient_stay_together_when_he_is_named(tmp_path, caplog):
+def test_cases_of_a_patient_stay_together_when_the_pattern_names_them(tmp_path):
     ids = [f"patient{number:03d}_{phase}" for number in range(6) for phase in ("ED", "ES")]
     root = write_nnunet(tmp_path, ids=ids)
     assert len({case.patient for case in find_cases(root)}) == 12
-    assert r"data.patient_pattern='^(.+)_'" in caplog.text
     (warning,) = check_dataset(root).of("warning")
     assert "patient000_ED, patient000_ES" in warning.problem
     cases = find_cases(root, patient_pattern=r"^(patient\d+)_")
@@ -134,7 +133,7 @@ def test_the_data_module_trains_on_a_fold(tmp_path):
         slicing="spacing",
     )  # fmt: skip
     module.load()
-    assert module.split.name == "given" and "Validation = test" in module.split.note
+    assert module.split.name == "given-fold0" and "Validation = test" in module.split.note
     assert module.split.test == ("case_003", "case_004")
     assert module.evaluation_data("test")[0]["image"].shape == (4, 2, 18, 20)
 

@@ -307,7 +307,29 @@ def test_a_given_split_is_what_the_data_set_says():
     split = make_split("given", [*parts, "unnamed"], given=parts)
     assert (split.train, split.val, split.test) == (("a", "b"), ("c",), ("d",))
     assert split.name == "given" and "optimistic" not in split.note
-    assert make_split("given", parts, given=parts, fold=2).name == "given-fold2"
+    assert make_split("given", parts, given=parts, fold=2, given_fold=2).name == "given-fold2"
+
+
+@pytest.mark.parametrize("name", ["given", "auto", "random", "test", "ssl4mis"])
+def test_a_fold_of_a_split_that_has_none_is_refused(name):
+    """`data.fold=0,1,2` would be three runs on the same patients, under three names."""
+    given = {f"patient{n:03d}": "test" if n < 9 else "train" for n in range(1, 101)}
+    assert make_split(name, given, given=given).name.partition("-")[0] in (name, "given")
+    with pytest.raises(UserError, match=r"has no fold 2: data.fold must be 0: it has no folds"):
+        make_split(name, given, given=given, fold=2)
+
+
+def test_a_cohort_that_is_all_test_can_be_scored_but_not_trained_on():
+    for name in ("given", "auto", "test"):
+        split = make_split(name, "ab", given={} if name == "test" else {"a": "test", "b": "test"})
+        assert (split.train, split.val, split.test) == ((), (), ("a", "b"))
+        with pytest.raises(UserError, match=r"nobody trains in it \(2 are tested\).*evaluate.py"):
+            split.require_training()
+        assert "trains or validates" in split.note and len(split.hash) == 12
+    assert make_split("given", "ab", given={"a": "val", "b": "test"}).test == ("b",)
+    assert make_split("given", "ab", given={"a": "val", "b": "val"}).test == ("a", "b")
+    assert make_split("auto", "abc", given=dict.fromkeys("abc", "train")).name == "random-seed0"
+    make_split("random", "abc").require_training()
 
 
 @pytest.mark.parametrize("named", ["val", "test"])
@@ -317,7 +339,7 @@ def test_a_part_that_the_data_set_lacks_is_the_other_one_and_told(named):
     assert "Validation = test: scores are optimistic" in split.note
 
 
-@pytest.mark.parametrize("given", [None, {}, {"a": "train"}, {"a": "test"}])
+@pytest.mark.parametrize("given", [None, {}, {"a": "train"}])
 def test_a_data_set_that_names_no_parts_is_a_clear_error(given):
     with pytest.raises(UserError, match=r"data\.split=random"):
         make_split("given", "ab", given=given)

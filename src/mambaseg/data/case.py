@@ -74,6 +74,8 @@ class Case:
         part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
         slicing: which axis of the file becomes the first one, a rule of `slicing`.
+        fold: of the data set's own cross-validation, that `part` is of; None where it has none.
+        patient_assumed: nobody said whose the case is, so it counts as a patient of its own.
     """
 
     id: str
@@ -88,6 +90,8 @@ class Case:
     part: str | None = None
     label_map: tuple[tuple[int, int], ...] | None = None
     slicing: str = "stored"
+    fold: int | None = None
+    patient_assumed: bool = False
 
     def load(self) -> Volume:
         """Read the case, slice it and map its labels; what it holds is not validated.

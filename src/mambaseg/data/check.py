@@ -21,6 +21,7 @@ from mambaseg.data.check_report import Report
 from mambaseg.data.examined import Examined, examine
 from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.layouts import LAYOUTS, Layout, find_layout, layout_named
+from mambaseg.data.patients import Alike, find_alike
 from mambaseg.data.problems import Level, Problem, counted, whose
 from mambaseg.data.proposal import propose
 from mambaseg.data.splits import known_duplicates, listed
@@ -73,9 +74,15 @@ def check_dataset(
     problems += _other_axes(examined)
     problems += _other_channels(examined)
     problems += _unknown_spacing(examined)
-    patients = layout.patients(root, cases)
+    alike = find_alike(cases)
+    problems += _alike(root, alike)
+    known = not any(case.patient_assumed for case in cases)
+    patients = len(layout.patients(root, cases)) if known else None
     problems = list(dict.fromkeys(problems))  # two parts of the check may find the same
-    return Report(root, len(patients), len(cases), tuple(problems), layout, tuple(examined), names)
+    return Report(
+        root, patients, len(cases), tuple(problems), layout, tuple(examined), names,
+        alike.pattern if alike else None,
+    )  # fmt: skip
 
 
 # ---- the folder as a whole
@@ -104,6 +111,18 @@ def _duplicates(examined: Iterable[Examined]) -> Iterator[Problem]:
         elif len(patients) == 1:
             problem, remedy = f"{' and '.join(sorted(which))} are the same image", ONE_PATIENT
         yield Problem("warning", where, problem, remedy)
+
+
+def _alike(root: Path, alike: Alike | None) -> Iterator[Problem]:
+    """Names such as patient001_frame01 and patient001_frame12: parts may share the patient."""
+    if alike:
+        names = ", ".join(alike.examples)
+        problem = f"names begin or end alike ({names}); each case counts as a patient"
+        remedy = (
+            "If a patient has several cases, tell us how to find the patient ID in the name: "
+            f"{alike.override} (the proposed config does)."
+        )
+        yield Problem("warning", root.absolute().name, problem, remedy)
 
 
 def _other_axes(examined: Sequence[Examined]) -> Iterator[Problem]:

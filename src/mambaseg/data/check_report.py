@@ -12,15 +12,20 @@ from mambaseg.data.problems import Level, Problem, counted
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_dataset` found; `layout` and `class_names` are None where nothing tells them."""
+    """What `check_dataset` found.
+
+    `patients`, `layout` and `class_names` are None where nothing tells them; `patient_pattern`
+    finds the patients in names that look like several cases of one.
+    """
 
     root: Path
-    patients: int
+    patients: int | None
     cases: int
     problems: tuple[Problem, ...]
     layout: Layout | None = None
     examined: tuple[Examined, ...] = ()
     class_names: tuple[str, ...] | None = None
+    patient_pattern: str | None = None
 
     def of(self, level: Level) -> list[Problem]:
         """The problems of one level."""
@@ -38,5 +43,7 @@ class Report:
             counted(len(self.of("error")), "error"),
             counted(len(self.of("warning")), "warning"),
         ]
-        looked_at = f"{counted(self.cases, 'case')} of {counted(self.patients, 'patient')}"
+        looked_at = counted(self.cases, "case")
+        if self.patients is not None:
+            looked_at += f" of {counted(self.patients, 'patient')}"
         return f"{looked_at} in {self.root}: {', '.join(found)}"

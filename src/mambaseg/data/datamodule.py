@@ -19,6 +19,7 @@ from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
+from mambaseg.data.patients import find_alike, parts_of
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
 from mambaseg.data.slicing import check_rule
 from mambaseg.data.splits import make_split
@@ -160,13 +161,17 @@ class SegmentationDataModule(StepDataModule):
             replace(case, label_map=self._label_map, slicing=self.slicing)
             for case in self._find_cases(self.root)
         ]
+        alike = find_alike(found)
         split = partial(
             make_split,
             self._split_name,
             {case.patient for case in found},
             fold=self._fold,
             seed=self._split_seed,
-            given={case.patient: case.part for case in found if case.part},
+            given=parts_of(found),
+            given_fold=next((case.fold for case in found if case.fold is not None), None),
+            unit="case" if any(case.patient_assumed for case in found) else "patient",
+            alike=alike.patients if alike else None,
         )
         self.split = split()
         members = {*self.split.train, *self.split.val, *self.split.test}
@@ -194,6 +199,11 @@ class SegmentationDataModule(StepDataModule):
             digests=digests,
         )
         self._require_spacings()
+        if alike:
+            log.warning(
+                "names begin or end alike (%s); each case counts as a patient. If a patient has "
+                "several, add %s", ", ".join(alike.examples), alike.override,
+            )  # fmt: skip
         for part, counts in self.counts.items():
             log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
         sizes = self._class_sizes(self._cache)
@@ -232,16 +242,18 @@ class SegmentationDataModule(StepDataModule):
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Numbers of patients, cases and slices of each part."""
+        """Numbers of patients (where they are known), cases and slices of each part."""
         cache = self.cache
-        return {
-            part: {
-                "patients": len({case.patient for case in cases}),
+        counts = {}
+        for part, cases in self.cases.items():
+            known = not any(case.patient_assumed for case in cases)
+            depths = (cache.entries[cache.position(case.id)].shape[0] for case in cases)
+            counts[part] = {
+                **({"patients": len({case.patient for case in cases})} if known else {}),
                 "cases": len(cases),
-                "slices": sum(cache.entries[cache.position(case.id)].shape[0] for case in cases),
+                "slices": sum(depths),
             }
-            for part, cases in self.cases.items()
-        }
+        return counts
 
     # ---- Lightning's hooks
 

@@ -44,6 +44,7 @@ class Layout:
             when the file that should is unusable.
         split: `data.split` that fits without further words.
         slicing: `data.slicing` of its leaf.
+        names_patients: whether its leaf has `patient_pattern`: files alone tell no patients.
         patients: everybody who is there, usable or not.
         further_cases: what is to be read beyond the cases.
         problems: of the folder as a whole.
@@ -57,6 +58,7 @@ class Layout:
     class_names: Callable[[Path], tuple[str, ...] | None] = _no_names
     split: Callable[[Path], str] = lambda root: "random"
     slicing: str = "stored"
+    names_patients: bool = False
     patients: Callable[[Path, Sequence[Case]], set[str]] = _patients_of
     further_cases: Callable[[Path, Sequence[Case]], Sequence[Case]] = _nothing
     problems: Callable[[Path, Sequence[Case]], Iterable[Problem]] = _nothing
@@ -106,6 +108,7 @@ NNUNET = Layout(
     class_names=nnunet.class_names,
     split=nnunet.split_of,
     slicing="spacing",
+    names_patients=True,
     problems=nnunet.folder_problems,
 )
 FOLDER = Layout(
@@ -114,6 +117,7 @@ FOLDER = Layout(
     recognises=folder.recognises,
     survey=folder.survey,
     split=lambda root: "auto",
+    names_patients=True,
     problems=folder.numbers_in_masks,
 )
 MNMS = Layout(

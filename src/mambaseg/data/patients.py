@@ -1,9 +1,52 @@
 """Whose a case is, where only its name tells: `data.patient_pattern`."""
 
-import re
-from collections.abc import Sequence
+from __future__ import annotations
 
-from mambaseg.data.case import DataError
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from mambaseg.data.case import Case, DataError
+
+SEPARATORS = "_. -"
+FEWEST = 3  # names without a number that are patients: fewer are kinds of images
+PART = r"(?:(?:train|val|test)[A-Z]?[-_])"  # the folder that an image lies in, or GlaS's names
+# tokens that say when or where in a patient an image was taken, and those that group patients
+_WITHIN = re.compile(
+    r"(?:frame|fr|slice|sl|phase|time|t|z|ed|es|visit|session|ses|series|view)\d*", re.I
+)
+_ABOVE = re.compile(
+    r"(?:cent(?:er|re)|site|vendor|hospital|data|dataset|set|fold|group|class)\d*|(?:19|20)\d\d",
+    re.I,
+)
+_CALLED = r"(?i)((?:patient|subject|subj|sub|pat)[-_. ]?[0-9]+)"
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Names that look like several cases of one patient.
+
+    Attributes:
+        pattern: `data.patient_pattern` that finds the patient; without quotes and backslashes.
+        patients: case -> its patient by that pattern.
+    """
+
+    pattern: str
+    patients: dict[str, str]
+
+    @property
+    def examples(self) -> list[str]:
+        """Two cases of the first patient that has several."""
+        cases: dict[str, list[str]] = defaultdict(list)
+        for case, patient in sorted(self.patients.items()):
+            cases[patient].append(case)
+        return next(group[:2] for group in cases.values() if len(group) > 1)
+
+    @property
+    def override(self) -> str:
+        """The override as it is pasted into a shell: Hydra needs quotes of its own."""
+        return f"""'data.patient_pattern="{self.pattern}"'"""
 
 
 def name_patients(cases: Sequence[str], pattern: str | None) -> dict[str, str]:
@@ -32,3 +75,90 @@ def name_patients(cases: Sequence[str], pattern: str | None) -> dict[str, str]:
             problem, remedy=r"It must fit every case, as (patient\d+) fits patient01_a."
         )
     return patients
+
+
+def with_patients(cases: Sequence[Case], pattern: str | None) -> list[Case]:
+    """The cases under the names of their patients, see `name_patients`."""
+    patients = name_patients([case.id for case in cases], pattern)
+    return [
+        replace(case, patient=patients[case.id], patient_assumed=pattern is None) for case in cases
+    ]
+
+
+def parts_of(cases: Sequence[Case]) -> dict[str, str]:
+    """Patient -> part, of those whose cases have one.
+
+    Raises:
+        UserError: a case is there twice, or a patient is in two parts.
+    """
+    parts: dict[str, str] = {}
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if case.id in seen:
+            problem = f"{case.id} is there twice, also as {seen[case.id].image_path}"
+            raise DataError(problem, case.image_path, "Keep one of the two.")
+        seen[case.id] = case
+        if case.part and parts.setdefault(case.patient, case.part) != case.part:
+            problem = f"{case.patient} is in {case.part} and in {parts[case.patient]}"
+            remedy = "A patient belongs in one part: move the images."
+            raise DataError(problem, case.image_path, remedy)
+    return parts
+
+
+def find_alike(cases: Sequence[Case]) -> Alike | None:
+    """Cases whose names look like several of one patient; None where the patients are known.
+
+    Several names must begin (or, after a frame or slice, end) alike: `p01_s1` and `p01_s2`. What
+    all names begin with is the data set's, and of several possible patients the one with most cases
+    is taken, so that nobody is in two parts.
+    """
+    ids = [case.id for case in cases]
+    if not ids or not all(case.patient_assumed for case in cases):
+        return None
+    for pattern in _candidates(ids):
+        try:
+            patients = name_patients(ids, pattern)
+        except DataError:
+            continue
+        members: dict[str, set[str]] = defaultdict(set)
+        for case, patient in patients.items():
+            members[patient].add(re.sub(f"^{PART}", "", case))
+        several = {patient: len(group) for patient, group in members.items() if len(group) > 1}
+        if not several or len(members) == 1:
+            continue
+        # letters alone name a kind of image rather than a patient, where many share them
+        numbered = sum(map(_has_digit, several)) * 2 > len(several)
+        if numbered or (len(members) >= FEWEST and max(several.values()) * 3 <= len(ids)):
+            return Alike(pattern, patients)
+    return None
+
+
+def _candidates(ids: Sequence[str]) -> Iterator[str]:
+    """Patterns that may find the patient: those with numbers first, the shortest first."""
+    yield _CALLED
+    start = f"^{PART}?" if any(re.match(PART, case) for case in ids) else "^"
+    names = [re.sub(start, "", case) for case in ids]
+    present = "".join(mark for mark in SEPARATORS if any(mark in name for name in names))
+    letters = []
+    if present:
+        token, gap = f"[^{present}]+", f"[{present}]+"
+        split = [[part for part in re.split(gap, name) if part] for name in names]
+        for count in range(1, max(map(len, split))):
+            last = [parts[count - 1] for parts in split if len(parts) > count]
+            if all(map(_WITHIN.fullmatch, last)) or all(map(_ABOVE.fullmatch, last)):
+                continue
+            more = f"(?:{gap}{token}){{0,{count - 1}}}" if count > 1 else ""
+            pattern = f"{start}({token}{more})"
+            if sum(map(_has_digit, last)) * 2 > len(last):
+                yield pattern
+            else:
+                letters.append(pattern)
+        if all(parts and _WITHIN.fullmatch(parts[0]) for parts in split):
+            yield f"({token})$"
+    if all(re.fullmatch(r".*\d[A-Za-z]{1,5}\d{0,4}", name) for name in names):
+        yield f"{start}(.*[0-9])[A-Za-z]"
+    yield from letters
+
+
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))

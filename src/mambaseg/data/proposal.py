@@ -4,6 +4,7 @@
 |---------------|------|
 | `class_names` | of the layout or dataset.json; otherwise background, class_1, ... |
 | `label_map`   | where nobody named the classes and the values are not 0..K-1: in their order |
+| `patient_pattern` | where names look like several cases of one patient |
 | `size`        | multiple of 32 that covers the median of the longer in-plane sides, 64 to 512 |
 | `batch_size`  | as many slices as the memory takes (`BYTES_PER_PIXEL`), at most 24 |
 """
@@ -65,6 +66,9 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "batch_size": batch,
     }
     comments = {"size": "covers the median image", "batch_size": why}
+    if layout.names_patients and report.patient_pattern:
+        leaf["patient_pattern"] = report.patient_pattern
+        comments["patient_pattern"] = "names begin or end alike: is this the patient?"
     lines = [
         f"# Proposed by data-check: {report.summary.partition(' in ')[0]}.",
         *_statistics(usable),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +193,7 @@ def split_scenes(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
             raise UserError(f"{root}: 3 or more scenes are needed for train, val and test; there "
                             f"are {len(scenes[''])}. Add images, or name the parts by folders "
                             "train/ and test/.")  # fmt: skip
-        split = make_split("random", scenes[""], seed=seed)
-        sizes = "/".join(str(len(getattr(split, part))) for part in PARTS)
-        return replace(split, note=f"Ours: drawn by scene with seed {seed}; {sizes} scenes.")
+        return make_split("random", scenes[""], seed=seed, unit="scene")
     train, val, test = (scenes[part] for part in PARTS)
     note = "As the folders train, val and test say."
     if not val:

@@ -9,7 +9,8 @@
 | official | 90 / 10 / 50: 1..100 without every tenth / every tenth / 101..150 | the challenge |
 | random | about 70 / 10 / 20 % of whatever is there | ours |
 | given | as its own files or its publication say | the data set |
-| auto | given where the data set names a part for training and one for testing, else random | |
+| auto | given where the data set names more than a part for training, else random | |
+| test | everybody is tested: an external cohort, for evaluation alone | ours |
 
 Numbers of different splits are not comparable; a split's name and hash belong in every table.
 """
@@ -19,12 +20,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mambaseg.errors import UserError
 
+PARTS = ("train", "val", "test")
 Groups = Sequence[Sequence[str]]
 Parts = tuple[list[int], list[int], list[int]]
 
@@ -52,8 +54,9 @@ class Split:
         note: what a reader of the scores must know about the split.
 
     Raises:
-        UserError: a part is empty, or a patient is in two parts. Only a published split whose
-            validation part *is* its test part is let through, and its note says so.
+        UserError: a part is empty beside others than the test part, or a patient is in two parts.
+            Only a published split whose validation part *is* its test part is let through,
+            and its note says so.
     """
 
     name: str
@@ -64,7 +67,8 @@ class Split:
 
     def __post_init__(self) -> None:
         parts = {"train": set(self.train), "val": set(self.val), "test": set(self.test)}
-        empty = [part for part, patients in parts.items() if not patients]
+        needed = PARTS if self.train or self.val else ("test",)
+        empty = [part for part in needed if not parts[part]]
         if empty:
             raise UserError(f"split {self.name}: nobody is in {' and '.join(empty)}")
         for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
@@ -75,6 +79,18 @@ class Split:
                     f"split {self.name}: {listed(both)} in both {one} and {other}. A patient "
                     "belongs in one part only."
                 )
+
+    def require_training(self) -> None:
+        """Make sure that somebody trains; a split with a test part alone is for evaluation.
+
+        Raises:
+            UserError: nobody does.
+        """
+        if not self.train:
+            raise UserError(
+                f"split {self.name}: nobody trains in it ({len(self.test)} are tested). It is for "
+                "src/evaluate.py; to train on these data use data.split=random."
+            )
 
     @property
     def _validates_on_test(self) -> bool:
@@ -102,6 +118,9 @@ def make_split(
     seed: int = 0,
     duplicates: Groups = (),
     given: Mapping[str, str] | None = None,
+    given_fold: int | None = None,
+    unit: str = "patient",
+    alike: Mapping[str, str] | None = None,
 ) -> Split:
     """The split `name` of `patients`.
 
@@ -110,12 +129,16 @@ def make_split(
         patients: ids of those at hand ("patient001"). A published split needs all of its own and
             leaves out any others.
         fold: 0..4 for nnunet and wsl4mis (their folds 1..5), 0 for the others; of a given split
-            the one by which its reader chose the parts.
+            `given_fold`.
         seed: of the random split; published splits do not depend on it.
         duplicates: groups of patients with the same images, beyond the known ones. The random
             split keeps a group in one part; a published one stays as it is, and its note tells.
         given: patient -> `train`, `val` or `test`, where the data set itself says so; patients that
             it does not name are left out.
+        given_fold: that these parts are of; None where the data set has no folds.
+        unit: what is in one part: `patient`, or `case` where it is not known whose a case is.
+        alike: case -> the patient that its name suggests, where nobody said whose it is; the note
+            tells of those that the split tears apart.
 
     Raises:
         UserError: unknown name or fold, patients of a published split that are not there, too few
@@ -123,19 +146,34 @@ def make_split(
     """
     present = sorted(set(patients))
     groups = (*known_duplicates(present), *duplicates)
+    given = given or {}
     if name == "auto":
-        parts = set((given or {}).values())
-        name = "given" if "train" in parts and parts & {"val", "test"} else "random"
-    if name == "random":
-        _check_fold(name, fold, 1)
-        return _random_split(present, seed, groups)
+        parts = set(given.values())
+        name = "given" if parts & {"val", "test"} else "random"
     if name == "given":
-        return _given_split(given or {}, fold, groups)
+        _check_fold(name, fold, [given_fold or 0])
+        split = _given_split(given, given_fold, groups)
+    elif name == "random":
+        _check_fold(name, fold, [0])
+        split = _random_split(present, seed, groups, unit)
+    elif name == "test":
+        _check_fold(name, fold, [0])
+        note = f"Ours: all {len(present)} {unit}s are tested; none of them trains or validates."
+        split = Split(name, (), (), tuple(present), note)
+    else:
+        split = _published_split(name, present, fold, groups)
+    return replace(split, note=" ".join([split.note, *_torn(alike or {}, split)]))
+
+
+# ---- published splits: fold -> patient numbers of train, validation, test
+
+
+def _published_split(name: str, present: Sequence[str], fold: int, groups: Groups) -> Split:
     if name not in PUBLISHED:
-        names = ", ".join([*PUBLISHED, "random", "given", "auto"])
+        names = ", ".join([*PUBLISHED, "random", "given", "auto", "test"])
         raise UserError(f"unknown split {name!r}: data.split is one of {names}")
     folds = FOLDS if name in VALIDATES_ON_TEST else 1
-    _check_fold(name, fold, folds)
+    _check_fold(name, fold, range(folds))
     train, val, test = (tuple(_ids(part)) for part in PUBLISHED[name](fold))
     needed = {*train, *val, *test}
     missing = needed.difference(present)
@@ -150,9 +188,6 @@ def make_split(
         note = f"fold {fold} of 0..{folds - 1}. {note} Validation = test: scores are optimistic."
     note = " ".join([note, *_separated(groups, train, val, test)])
     return Split(f"{name}-fold{fold}" if folds > 1 else name, train, val, test, note)
-
-
-# ---- published splits: fold -> patient numbers of train, validation, test
 
 
 def _ssl4mis(fold: int) -> Parts:
@@ -208,33 +243,37 @@ NOTES = {
 }
 
 
-def _given_split(given: Mapping[str, str], fold: int, duplicates: Groups) -> Split:
+def _given_split(given: Mapping[str, str], fold: int | None, duplicates: Groups) -> Split:
     """The parts that the data set names; a missing validation or test part is the other one."""
     parts: dict[str, tuple[str, ...]] = {
         part: tuple(sorted(patient for patient, its in given.items() if its == part))
-        for part in ("train", "val", "test")
+        for part in PARTS
     }
-    if not parts["train"] or not (parts["val"] or parts["test"]):
+    if not (parts["val"] or parts["test"]):
         raise UserError(
             "split given: the data set does not say who trains and who is tested. Use "
-            "data.split=random, or add the files that say so (docs/own-data.md)."
+            "data.split=random, or add the files that say so (docs/own-data.md); data.split=test "
+            "tests everybody, in src/evaluate.py."
         )
     note = (
         "As published for the data set, or as its own files say; in nnU-Net's layout without a "
         "file of splits, as nnU-Net draws it."
     )
-    if not (parts["val"] and parts["test"]):
+    if not parts["train"]:
+        note += " Nobody trains or validates in it."
+        parts["val"], parts["test"] = (), parts["test"] or parts["val"]
+    elif not (parts["val"] and parts["test"]):
         parts["val"] = parts["test"] = parts["val"] or parts["test"]
         note += " Validation = test: scores are optimistic."
     train, val, test = parts["train"], parts["val"], parts["test"]
     note = " ".join([note, *_separated(duplicates, train, val, test)])
-    return Split(f"given-fold{fold}" if fold else "given", train, val, test, note)
+    return Split("given" if fold is None else f"given-fold{fold}", train, val, test, note)
 
 
 # ---- ours
 
 
-def _random_split(patients: list[str], seed: int, duplicates: Groups) -> Split:
+def _random_split(patients: list[str], seed: int, duplicates: Groups, unit: str) -> Split:
     """70/10/20 % of patients, duplicates in one part.
 
     The order is that of a hash of seed and patient, so it depends on no library's generator, and
@@ -243,7 +282,7 @@ def _random_split(patients: list[str], seed: int, duplicates: Groups) -> Split:
     units = _units(patients, duplicates)
     if len(units) < 3:
         raise UserError(
-            f"split random needs 3 or more distinct patients for train, val and test; there are "
+            f"split random needs 3 or more distinct {unit}s for train, val and test; there are "
             f"{len(units)}. Point data.root at a folder with more."
         )
     units.sort(key=lambda unit: hashlib.sha256(f"{seed}:{unit[0]}".encode()).digest())
@@ -251,7 +290,8 @@ def _random_split(patients: list[str], seed: int, duplicates: Groups) -> Split:
     test = _take(units, test_count, leave=2)
     val = _take(units, val_count, leave=1)
     train = [patient for unit in units for patient in unit]
-    note = f"Ours: drawn by patient with seed {seed}; {len(train)}/{len(val)}/{len(test)} patients."
+    sizes = f"{len(train)}/{len(val)}/{len(test)}"
+    note = f"Ours: drawn by {unit} with seed {seed}; {sizes} {unit}s."
     kept = [listed(unit) for unit in _units(patients, duplicates) if len(unit) > 1]
     if kept:
         note += f" Same images, kept in one part: {'; '.join(kept)}."
@@ -285,9 +325,9 @@ def _ids(numbers: Iterable[int]) -> list[str]:
     return [f"patient{number:03d}" for number in numbers]
 
 
-def _check_fold(name: str, fold: int, folds: int) -> None:
-    if fold not in range(folds):
-        allowed = f"0..{folds - 1}" if folds > 1 else "0: it has no folds"
+def _check_fold(name: str, fold: int, folds: Sequence[int]) -> None:
+    if fold not in folds:
+        allowed = f"0..{folds[-1]}" if len(folds) > 1 else "0: it has no folds"
         raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
 
 
@@ -303,6 +343,23 @@ def _separated(
             told = [f"{p} in {place}" for p, place in zip(group, places, strict=True) if place]
             sentences.append(f"The same images are in different parts: {', '.join(told)}.")
     return sentences
+
+
+def _torn(alike: Mapping[str, str], split: Split) -> list[str]:
+    """A sentence when cases that seem to be of one patient are in different parts of a split."""
+    places: dict[str, set[str]] = {}
+    for part in ("train", "test", "val"):
+        for case in getattr(split, part):
+            if part != "val" or split.val != split.test:
+                places.setdefault(alike.get(case, case), set()).add(part)
+    torn = [patient for patient, parts in places.items() if len(parts) > 1]
+    if not torn:
+        return []
+    return [
+        f"The names suggest several cases per patient, of which {listed(torn)} would be in more "
+        "than one part: then scores are too high, and data.patient_pattern has to say who the "
+        "patients are (docs/own-data.md)."
+    ]
 
 
 def listed(patients: Iterable[str], total: int | None = None) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.formats.images import PICTURES
-from mambaseg.data.patients import name_patients
+from mambaseg.data.patients import parts_of, with_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem, counted
 from mambaseg.data.readers.masks import NotBinaryError, read_pair
 from mambaseg.errors import UserError
@@ -115,14 +115,8 @@ def find_cases(
     reader = functools.partial(read_pair, masks=masks, channels=channels, longest_side=longest_side)
     root = Path(root).expanduser()
     cases = cases_or_first_problem(*survey(root, reader), root)
-    patients = name_patients([case.id for case in cases], patient_pattern)
-    cases = [replace(case, patient=patients[case.id]) for case in cases]
-    parts = {case.patient: case.part for case in cases}
-    for case in cases:
-        if case.part != parts[case.patient]:
-            problem = f"{case.patient} is in {case.part} and in {parts[case.patient]}"
-            remedy = "A patient belongs in one part: move the images."
-            raise DataError(problem, case.image_path, remedy)
+    cases = with_patients(cases, patient_pattern)
+    parts_of(cases)
     return cases
 
 
@@ -172,6 +166,7 @@ def survey(
                 reader=reader or _reader("binary"),
                 part=pair.part,
                 more_labels=pair.masks[1:],
+                patient_assumed=True,
             )
     ordered = sorted(cases.values(), key=lambda case: case.id)
     if reader is None:

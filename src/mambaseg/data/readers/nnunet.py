@@ -25,7 +25,7 @@ from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import unlisted
 from mambaseg.data.formats.images import CHANNEL, PICTURES
 from mambaseg.data.formats.volumes import check_same_geometry, read_label, read_volume
-from mambaseg.data.patients import name_patients
+from mambaseg.data.patients import with_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.readers.nnunet_folds import parts_of_fold, splits_file
@@ -72,9 +72,6 @@ def find_cases(
     found = cases_or_first_problem(cases, problems, root)
     if splits_file(root) is None and any(case.part == "test" for case in found):
         log.info("no splits_final.json: train and val are nnU-Net's own draw, fold %d", fold)
-    if patient_pattern is None:
-        for one in shared_beginnings(root, found):
-            log.warning("%s: %s. %s", one.where, one.problem, one.remedy)
     return found
 
 
@@ -90,7 +87,7 @@ def survey(
     except OSError as error:
         raise unlisted(Path(error.filename or root), error) from error
     problems += wrong
-    if not training and not problems:
+    if not (training or testing or problems):
         raise DataError(
             f"no images with labels are here (ending {about.ending})",
             root,
@@ -100,10 +97,13 @@ def survey(
     for case in [case for case in testing if case in training]:
         problem = f"{case} is in labelsTr and in labelsTs"
         problems.append(DataError(problem, testing.pop(case).label_path, "Keep one of the two."))
-    patients = name_patients([*training, *testing], patient_pattern)
+    found = {
+        case.id: case
+        for case in with_patients([*training.values(), *testing.values()], patient_pattern)
+    }
+    patients = {id_: case.patient for id_, case in found.items()}
     parts, wrong = parts_of_fold(root, fold, {case: patients[case] for case in training})
     problems += wrong
-    found = {**training, **testing}
     tested = {patients[case] for case in testing}
     for case in training:
         if patients[case] in tested:
@@ -111,7 +111,7 @@ def survey(
             remedy = "A patient belongs in one part: take the case out of one of them."
             problems.append(DataError(problem, training[case].label_path, remedy))
     parts |= dict.fromkeys(testing, "test")
-    cases = [replace(found[c], patient=patients[c], part=parts.get(c)) for c in sorted(found)]
+    cases = [replace(found[case], part=parts.get(case), fold=fold) for case in sorted(found)]
     return cases, problems
 
 
@@ -215,7 +215,7 @@ def read(case: Case, *, channels: int = 1) -> Volume:
 
 
 def folder_problems(root: Path, cases: Sequence[Case]) -> Iterator[Problem]:
-    """A number of cases unlike dataset.json's, ids that look like several of one patient."""
+    """A number of cases unlike dataset.json's, a list of splits that is not read."""
     about = read_dataset_json(root)
     trained = [case for case in cases if case.part != "test"]
     if about.count is not None and about.count != len(trained):
@@ -224,21 +224,3 @@ def folder_problems(root: Path, cases: Sequence[Case]) -> Iterator[Problem]:
     if splits_file(root) is None and any(root.glob("splits_final.pkl")):
         problem = "it is a pickle, which can run code: it is not read"
         yield Problem("warning", "splits_final.pkl", problem, "Save it as splits_final.json.")
-    yield from shared_beginnings(root, cases)
-
-
-def shared_beginnings(root: Path, cases: Sequence[Case]) -> Iterator[Problem]:
-    """Ids such as patient001_frame01 and patient001_frame12: two parts of a split would share him.
-
-    Several beginnings must have several cases each; one that all cases have is the data set's.
-    """
-    groups: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
-        groups[case.id.rpartition("_")[0]].append(case.id)
-    several = sorted(group for start, group in groups.items() if start and len(group) > 1)
-    if len(groups) > 2 and len(several) > 1:
-        problem = f"ids begin alike ({', '.join(several[0][:2])}); each counts as a patient"
-        remedy = (
-            r"If a patient has several cases, say what he is called: data.patient_pattern='^(.+)_'"
-        )
-        yield Problem("warning", root.name, problem, remedy)
