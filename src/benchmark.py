@@ -112,6 +112,8 @@ def main(cfg: DictConfig) -> None:
     precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
     if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
         raise UserError("page: is written by `profile models=all`")
+    if cfg.graph and device.type != "cuda":
+        raise UserError("graph=true: CUDA graphs need device=cuda")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
@@ -180,8 +182,9 @@ def _training(cfg: DictConfig, device: torch.device, autocast: bool) -> benchmar
     image = _image(cfg, device)
     label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(device)
     return benchmark.training(
-        image, label, instantiate(cfg.loss), instantiate(cfg.optim.optimizer), autocast=autocast
-    )
+        image, label, instantiate(cfg.loss), instantiate(cfg.optim.optimizer), autocast=autocast,
+        graph=cfg.graph,
+    )  # fmt: skip
 
 
 def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:

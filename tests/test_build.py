@@ -8,7 +8,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from mambaseg.build import build
+from mambaseg.build import _no_graph, build
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
@@ -182,6 +182,30 @@ def test_a_gpu_that_is_not_there_is_refused(small_run):
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="trainer=cpu"):
         build(composed("trainer=gpu", *small_run))
+
+
+def test_graphs_without_a_gpu_are_left_out_with_the_reason_and_change_no_identity(
+    small_run, caplog
+):
+    plain = build(composed("model=unet", "trainer=cpu", *small_run))
+    graphed = build(composed("model=unet", "trainer=cpu", "trainer.graph=true", *small_run))
+    assert "trainer.graph=true: CUDA graphs need an NVIDIA GPU" in caplog.text
+    assert graphed.key == plain.key
+    assert graphed.config["trainer"]["graph"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["trainer.devices=2"], "one device"),
+        (["trainer.accumulate_grad_batches=2"], "overwrites its gradients"),
+        ([], ""),
+    ],
+)
+def test_graphs_are_refused_where_they_would_be_wrong(words, reason):
+    cfg = composed("model=unet", "trainer=gpu", "trainer.graph=true", *words)
+    why = _no_graph(cfg, gpu=True)
+    assert reason in why and bool(why) == bool(reason)
 
 
 def test_pretrained_weights_count_by_content_not_by_path(small_run, tmp_path):

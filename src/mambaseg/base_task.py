@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import lightning as L
@@ -14,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.counter import DROPPING, draws
-from mambaseg.models import drawing, names_without_decay, stochastic_layers
+from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
 
+log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
@@ -34,6 +37,7 @@ class Task(L.LightningModule, ABC):
         decay: `all` puts weight decay on every parameter, `matrices` spares vectors (biases,
             norms) and the scan's A_logs and Ds.
         seed: of what is dropped in training.
+        graph: run the training pass as CUDA graphs (`mambaseg.models.GraphedNetwork`).
         description: plain data that lets a checkpoint describe itself.
         evaluation: how cases are scored (conf/config.yaml); each task takes what concerns it.
 
@@ -59,6 +63,7 @@ class Task(L.LightningModule, ABC):
         *,
         decay: str = "all",
         seed: int = 1337,
+        graph: bool = False,
         description: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
     ) -> None:
@@ -69,6 +74,8 @@ class Task(L.LightningModule, ABC):
         self.results: dict[str, Any] = {}
         self.evaluation = dict(evaluation or {})
         self._stochastic = stochastic_layers(network)
+        self.graph = graph
+        self._graphed: GraphedNetwork | None = None  # recorded at the first step
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._description = dict(description or {})
         self._checked = False  # that the network's output fits
@@ -117,14 +124,42 @@ class Task(L.LightningModule, ABC):
 
     def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
-        numbers = self._numbers(batch["step"], batch["position"])
-        with drawing(self._stochastic, numbers, self.device):
+        with self._drawing(batch):
             output = self(batch["image"])
             if not self._checked:
                 self.check(output, batch)
                 self._checked = True
             loss: Tensor = self.loss(output, batch[self.truth])
         return loss
+
+    def _drawing(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
+        numbers = self._numbers(batch["step"], batch["position"])
+        if self.graph and self._graphed is None:
+            self._record(batch["image"])
+        if self.graph and self._graphed:
+            return self._graphed.drawing(numbers)
+        return drawing(self._stochastic, numbers, self.device)
+
+    def _record(self, image: Tensor) -> None:
+        """Records the training pass, where it can be recorded."""
+        image = image.to(next(self.network.parameters()).dtype)
+        try:
+            self._graphed = GraphedNetwork(self.network, image, self._stochastic)
+        except RuntimeError as error:  # e.g. a network that looks at its own numbers
+            self.graph = False
+            why = str(error).splitlines()[0]
+            log.warning("trainer.graph: %s cannot be recorded, so the training runs without (%s)",
+                        self.network_name(), why)  # fmt: skip
+
+    @contextmanager
+    def module_by_module(self) -> Iterator[None]:
+        """Runs the network without graphs for a while, so that hooks on its modules are called."""
+        graph, self.graph = self.graph, False
+        try:
+            with self._graphed.off() if self._graphed else nullcontext():
+                yield
+        finally:
+            self.graph = graph
 
     def network_name(self) -> str:
         """The network's leaf where it is known, for messages."""

@@ -193,6 +193,8 @@ class NonFinite(Callback):
         """Lets the optimizer's kernels leave a bad step, and asks whether it was one."""
         gradients = [(p, p.grad) for group in optimizer.param_groups for p in group["params"]
                      if p.grad is not None]  # fmt: skip
+        if trainer.lightning_module.graph:  # the next launch writes there
+            gradients = [(parameter, gradient.clone()) for parameter, gradient in gradients]
         tensors = [gradient for _, gradient in gradients]
         # not finite: the largest is infinite, or a sum of squares, which may overflow, is NaN
         largest, norm = get_total_norm(tensors, math.inf), get_total_norm(tensors)
@@ -293,7 +295,7 @@ class NonFinite(Callback):
         ending = f"-rank{trainer.global_rank}" if _several_processes() else ""
         arrays = f"nonfinite{ending}.npz"
         self.folder.write_arrays(arrays, step_arrays(self._batches))
-        with trainer.precision_plugin.train_step_context():
+        with trainer.precision_plugin.train_step_context(), task.module_by_module():
             mine = diagnose(task, self._batches)
         self._restore_buffers()  # the diagnosis has run the network again
         ranks: list[Finding] = _gathered(mine)

@@ -39,7 +39,7 @@ _UNSCIENTIFIC: dict[str, set[str]] = {
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "default_root_dir",
         "enable_model_summary", "enable_progress_bar", "profiler", "num_sanity_val_steps",
-        "enable_checkpointing", "detect_anomaly", "sync_batchnorm", "deterministic",
+        "enable_checkpointing", "detect_anomaly", "sync_batchnorm", "deterministic", "graph",
     },
 }  # fmt: skip
 

@@ -125,3 +125,18 @@ def test_block_is_one_residual_branch():
     torch.nn.init.zeros_(block.ss2d.out_proj.weight)
     x = torch.randn(1, 4, 4, 8)
     assert torch.equal(block(x), x)
+
+
+def test_one_block_diagonal_product_equals_a_product_per_direction():
+    x = torch.randn(2, 3, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 16, 6, dtype=torch.float64, requires_grad=True)
+    dense, sparse = (vss.per_direction(x, weight, dense=dense) for dense in (True, False))
+    assert dense.is_contiguous()
+    torch.testing.assert_close(dense, sparse)
+    cotangent = torch.randn_like(dense)
+    for a, b in zip(
+        torch.autograd.grad(dense, (x, weight), cotangent),
+        torch.autograd.grad(sparse, (x, weight), cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)

@@ -17,7 +17,7 @@ from mambaseg.benchmark.measure import (
     time_interleaved,
 )
 from mambaseg.costs import count_operations
-from mambaseg.models import ScanBlock
+from mambaseg.models import GraphedNetwork, ScanBlock, channels_last
 
 Builder = Callable[[], nn.Module]
 Step = Callable[[nn.Module], Call]
@@ -44,13 +44,25 @@ def inference(image: Tensor, *, autocast: bool) -> Step:
 
 
 def training(
-    image: Tensor, label: Tensor, loss: Loss, optimizer: OptimizerFactory, *, autocast: bool
+    image: Tensor,
+    label: Tensor,
+    loss: Loss,
+    optimizer: OptimizerFactory,
+    *,
+    autocast: bool,
+    graph: bool = False,
 ) -> Step:
-    """One optimizer step on `image` (B, C, H, W) and `label` (B, H, W): all that repeats in it."""
+    """One optimizer step on `image` (B, C, H, W) and `label` (B, H, W): all that repeats in it.
+
+    With `graph` the network's pass is recorded as CUDA graphs first, as `trainer.graph` does.
+    """
 
     def make(network: nn.Module) -> Call:
         network.train()
         rule = optimizer(network.parameters())
+        if graph:
+            with autocast_on(image, autocast):
+                GraphedNetwork(network, image, [])
 
         def call() -> None:
             with autocast_on(image, autocast):
@@ -114,7 +126,10 @@ def measure_networks(
 
 def _built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return build().to(protocol.device)
+    network = build().to(protocol.device)
+    if protocol.device.type == "cuda":  # as in a training
+        channels_last(network)
+    return network
 
 
 def _scan_backend(network: nn.Module) -> str | None:

@@ -3,6 +3,7 @@
 from mambaseg.models.any_size import AnySize
 from mambaseg.models.attention_unet import AttentionUNet
 from mambaseg.models.decay import names_without_decay
+from mambaseg.models.gpu import GraphedNetwork, channels_last
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan
@@ -28,6 +29,7 @@ __all__ = [
     "AttentionUNet",
     "DropPath",
     "Dropout",
+    "GraphedNetwork",
     "LoadReport",
     "Mamba1d",
     "MambaUNet",
@@ -48,6 +50,7 @@ __all__ = [
     "VMUNet",
     "VSSBlock",
     "WindowAttention",
+    "channels_last",
     "drawing",
     "has_scan",
     "names_without_decay",

@@ -24,6 +24,8 @@ class Stochastic(nn.Module):
     """One per sample of the coming batch, (B,) int64 on the CPU, uniform in [0, 2^63)."""
     kept: Tensor | None = None
     """Whether a sample is kept where samples are dropped as a whole, (B,), by these numbers."""
+    mask: Tensor | None = None
+    """What single elements are multiplied by, where that was drawn before (CUDA graphs)."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -62,13 +64,18 @@ class Dropout(Stochastic):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, ...)` to `(B, ...)`."""
+        if self.mask is not None and self.training:
+            return x * self.mask
         if self.numbers is None or not self.training or self.rate == 0.0:
             return F.dropout(x, self.rate, self.training)
-        kept = torch.empty_like(x)
-        generator = torch.Generator(x.device)
-        for sample, number in zip(kept, self.numbers.tolist(), strict=True):
+        return x * self.draw(torch.empty_like(x), self.numbers)
+
+    def draw(self, mask: Tensor, numbers: Tensor) -> Tensor:
+        """Fill `(B, ...)` with 0 or `1 / (1 - rate)`, each sample by its number of `(B,)`."""
+        generator = torch.Generator(mask.device)
+        for sample, number in zip(mask, numbers.tolist(), strict=True):
             sample.bernoulli_(1.0 - self.rate, generator=generator.manual_seed(number))
-        return x * kept.div_(1.0 - self.rate)
+        return mask.div_(1.0 - self.rate)
 
 
 def stochastic_layers(network: nn.Module) -> list[Stochastic]:
@@ -87,8 +94,7 @@ def drawing(
         numbers: (B, layers) int64 on the CPU, uniform in [0, 2^63).
         device: of the network; one copy takes there what all layers need.
     """
-    uniform = (numbers >> 10).double() * 2.0**-53  # all that a float64 in [0, 1) holds
-    kept = uniform >= torch.tensor([layer.rate for layer in layers], dtype=torch.float64)
+    kept = kept_samples(layers, numbers)
     if device is not None and device.type == "cuda":
         kept = kept.pin_memory().to(device, non_blocking=True)
     for layer, column, answers in zip(layers, numbers.unbind(1), kept.unbind(1), strict=True):
@@ -98,6 +104,12 @@ def drawing(
     finally:
         for layer in layers:
             layer.numbers = layer.kept = None
+
+
+def kept_samples(layers: Sequence[Stochastic], numbers: Tensor) -> Tensor:
+    """Tell which samples each layer keeps as a whole: (B, layers) bool, from `numbers` like it."""
+    uniform = (numbers >> 10).double() * 2.0**-53  # all that a float64 in [0, 1) holds
+    return uniform >= torch.tensor([layer.rate for layer in layers], dtype=torch.float64)
 
 
 def linear_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:

@@ -107,11 +107,29 @@ class SS2D(ScanBlock, GatedMixer):
         """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
         delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.einsum("bhwkr,kdr->bhwkd", delta, self.dt_projs_weight)
+        delta = per_direction(delta, self.dt_projs_weight, dense=x.is_cuda)
         A = -torch.exp(wide(self.A_logs)).unflatten(0, (DIRECTIONS, -1))
         D = wide(self.Ds).unflatten(0, (DIRECTIONS, -1))
         bias = wide(self.dt_projs_bias)
         return selective_scan_2d(x, delta, A, B, C, D, bias, backend=self.scan_backend)
+
+
+def per_direction(x: Tensor, weight: Tensor, *, dense: bool) -> Tensor:
+    """Multiply each direction by its own matrix.
+
+    Args:
+        x: (B, H, W, K, R).
+        weight: (K, D, R).
+        dense: as one product with a block-diagonal matrix: K times the multiplications, most of
+            them by zero. On a GPU these cost nothing beside memory: the result is contiguous, and
+            the gradient of the weight is one large product instead of K narrow ones (R is 6).
+
+    Returns:
+        (B, H, W, K, D).
+    """
+    if not dense:
+        return torch.einsum("bhwkr,kdr->bhwkd", x, weight)
+    return F.linear(x.flatten(-2), torch.block_diag(*weight)).unflatten(-1, weight.shape[:2])
 
 
 class MixerBlock(nn.Module):

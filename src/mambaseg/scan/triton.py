@@ -174,6 +174,7 @@ def _empty_gradients(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.width = inputs
+    ctx.set_materialize_grads(False)  # or the states' gradient, which nobody has, costs zeros
     ctx.save_for_backward(*tensors, output[1])
 
 

@@ -1,0 +1,102 @@
+"""What makes a network fast on a GPU: the layout of its weights, and CUDA graphs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mambaseg.models.stochastic import Dropout, Stochastic, kept_samples
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay the weights of convolutions out for cuDNN: these and batch norms run much faster."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+
+
+class GraphedNetwork:
+    """Replaces the training pass of a network by two CUDA graphs; evaluation stays as it was.
+
+    On a fast GPU the kernels of a step end before the processor has launched the next ones: two
+    thousand launches take 50 ms. A graph is recorded once, for one shape of the batch, and launched
+    as a whole. It computes with the same kernels; only where its tensors lie is fixed.
+
+    While recording, the network runs a few times; its running statistics and torch's generator are
+    put back afterwards.
+
+    Args:
+        network: on a CUDA device, in training mode, without hooks.
+        image: a batch (B, C, H, W); all batches must have its shape.
+        layers: the network's layers that drop something by numbers, as `stochastic_layers` lists
+            them. What they drop is drawn before each launch, into memory that the graph reads.
+    """
+
+    def __init__(self, network: nn.Module, image: Tensor, layers: Sequence[Stochastic]) -> None:
+        self.network, self.layers = network, list(layers)
+        device = image.device
+        self._kept = torch.ones(len(image), len(self.layers), dtype=torch.bool, device=device)
+        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        generator = torch.cuda.get_rng_state(device)
+        dtype = torch.get_autocast_dtype("cuda")
+        with (
+            self._fixed(self._masks(image)),
+            # the weights' casts belong in the graph: they change with every step
+            torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False),
+        ):
+            torch.cuda.make_graphed_callables(network, (image.clone(),), allow_unused_input=True)
+        self._forward = network.forward
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        torch.cuda.set_rng_state(generator, device)
+
+    def _masks(self, image: Tensor) -> list[Tensor | None]:
+        """Memory for what each `Dropout` keeps; its shape shows in a pass of the network."""
+        shapes: dict[nn.Module, Tensor] = {}
+        handles = [
+            layer.register_forward_pre_hook(lambda m, x: shapes.update({m: torch.ones_like(x[0])}))
+            for layer in self.layers if isinstance(layer, Dropout)
+        ]  # fmt: skip
+        with torch.no_grad():
+            self.network(image)
+        for handle in handles:
+            handle.remove()
+        self._kept_elements = [shapes.get(layer) for layer in self.layers]
+        return self._kept_elements
+
+    @contextmanager
+    def _fixed(self, masks: Sequence[Tensor | None]) -> Iterator[None]:
+        columns = self._kept.unbind(1)
+        for layer, column, mask in zip(self.layers, columns, masks, strict=True):
+            layer.kept, layer.mask = column, mask
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.kept = layer.mask = None
+
+    @contextmanager
+    def drawing(self, numbers: Tensor) -> Iterator[None]:
+        """Draws what the next launch drops, as `mambaseg.models.drawing` does.
+
+        Args:
+            numbers: (B, layers) int64 on the CPU.
+        """
+        if self.layers:
+            kept = kept_samples(self.layers, numbers)
+            if self._kept.is_cuda:
+                kept = kept.pin_memory()
+            self._kept.copy_(kept, non_blocking=True)
+        columns = numbers.unbind(1)
+        for layer, mask, column in zip(self.layers, self._kept_elements, columns, strict=True):
+            if mask is not None and isinstance(layer, Dropout):
+                layer.draw(mask, column)
+        yield
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Runs the network's own modules for a while, e.g. to see where a number went wrong."""
+        del self.network.forward  # the graphs' stand in the instance, before the class's own
+        try:
+            yield
+        finally:
+            self.network.forward = self._forward

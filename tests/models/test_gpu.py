@@ -1,0 +1,91 @@
+"""CUDA graphs with a stand-in for their recording: the real one needs a GPU."""
+
+import pytest
+import torch
+from torch import nn
+
+from mambaseg.models import (
+    GraphedNetwork,
+    SwinUNet,
+    UNet,
+    channels_last,
+    drawing,
+    stochastic_layers,
+)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Records on the CPU: a pass that reads what is dropped from where it was while recording."""
+
+    def record(network, arguments, **_):
+        layers = stochastic_layers(network)
+        fixed = [(layer, layer.kept, layer.mask) for layer in layers]
+        forward = network.forward
+        network(*arguments)  # as a graph does, which changes running statistics
+
+        def replay(image):
+            if not network.training:
+                return forward(image)
+            for layer, kept, mask in fixed:
+                layer.kept, layer.mask = kept, mask
+            try:
+                return forward(image)
+            finally:
+                for layer, *_ in fixed:
+                    layer.kept = layer.mask = None
+
+        network.forward = replay
+        return network
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+
+
+def networks():
+    unet = {"widths": (4, 8), "dropout": (0.3, 0.5)}
+    swin = {"embed_dim": 8, "depths": (2, 2), "heads": (2, 2), "window_size": 4}
+    return {
+        "unet": UNet(1, 3, **unet).train(),
+        "swin_unet": SwinUNet(1, 3, drop_path_rate=0.5, **swin).train(),
+    }
+
+
+@pytest.mark.parametrize("name", ["unet", "swin_unet"])
+def test_a_recorded_network_drops_what_the_same_numbers_drop_otherwise(recording, name):
+    torch.manual_seed(0)
+    network = networks()[name]
+    layers = stochastic_layers(network)
+    image = torch.rand(4, 1, 32, 32)
+    numbers = torch.randint(2**62, (3, 4, len(layers))) * 2
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    wanted = []
+    for step in numbers:
+        with drawing(layers, step):
+            wanted.append(network(image))
+    network.load_state_dict(state)
+    graphed = GraphedNetwork(network, image, layers)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, state[key]), f"recording has changed {key}"
+    for step, expected in zip(numbers, wanted, strict=True):
+        with graphed.drawing(step):
+            assert torch.equal(network(image), expected)
+    assert len({output.sum().item() for output in wanted}) == 3  # something was dropped
+
+
+def test_hooks_are_called_while_graphs_are_off(recording):
+    network = nn.Sequential(nn.Conv2d(1, 1, 1)).train()
+    graphed = GraphedNetwork(network, torch.rand(1, 1, 2, 2), [])
+    replaced = network.forward
+    with graphed.off():
+        assert network.forward != replaced
+        assert "forward" not in network.__dict__
+    assert network.forward == replaced
+
+
+def test_channels_last_changes_the_layout_of_convolutions_only():
+    network = channels_last(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not network[0].weight.is_contiguous()
+    assert network[2].weight.is_contiguous()
