@@ -15,6 +15,7 @@ from mambaseg.export import SUFFIX, export_network
 from mambaseg.networks import restore_network
 
 log = logging.getLogger(__name__)
+_TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data")
 
 
 @entry("export")
@@ -32,9 +33,7 @@ def main(cfg: DictConfig) -> None:
         output.expanduser(),
         format=cfg.format,
         tolerance=cfg.tolerance,
-        about={
-            key: about[key] for key in ("model", "preprocessing", "classes", "data") if key in about
-        },
+        about={key: about[key] for key in _TOLD if key in about},
     )
     log.info("written: %s, image %s; %s", output, "×".join(map(str, parity.shape)), parity)
 

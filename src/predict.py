@@ -41,7 +41,18 @@ def main(cfg: DictConfig) -> None:
             "images: %d with %d slices in %.1f s, %.1f slices/s with reading and writing",
             len(outcome.done), outcome.slices, outcome.seconds, outcome.slices / outcome.seconds,
         )  # fmt: skip
-    log.info("label maps: %s", output)
+        total = sum(outcome.voxels.values())
+        shares = (f"{name} {count / total:.2%}" for name, count in outcome.voxels.items())
+        log.info("share of the voxels: %s", printable(", ".join(shares)))
+    if outcome.empty:
+        log.warning(
+            "nothing but background was found in %d of %d images (%s): compare their intensities, "
+            "channels and orientation with those of the training images",
+            len(outcome.empty), len(outcome.done),
+            printable(", ".join(outcome.empty[:5]) + ", ..." * (len(outcome.empty) > 5)),
+        )  # fmt: skip
+    log.info("label maps: %s (numbers 0..%d, which look black; overlay=true draws them)",
+             output, len(predictor.class_names) - 1)  # fmt: skip
     if outcome.failed:
         listed = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
         raise UserError(printable(f"{len(outcome.failed)} of {len(sources)} failed:{listed}"))

@@ -164,13 +164,13 @@ def test_slices_share_their_forward_passes():
     assert [seen[0] for seen in network.seen] == [6, 6, 6]  # two windows per slice
 
 
-@pytest.mark.parametrize("tta", [False, True])
-def test_windows_say_what_one_large_grid_says(tta):
+@pytest.mark.parametrize("views", ["none", "flips", "rot90", "all"])
+def test_windows_say_what_one_large_grid_says(views):
     image, pixel = torch.rand(2, 1, 61, 50), (8.0, 1.3, 0.9)
     small, large = (Preprocessing("spacing", size, spacing=0.8) for size in (32, 128))
     assert small.to_grid(image, pixel[1:]).shape == (2, 1, 99, 56)
     through, at_once = (
-        segment([Member(Threshold(), one)], [image], spacing=pixel, tta=tta, probabilities=True)
+        segment([Member(Threshold(), one, views)], [image], spacing=pixel, probabilities=True)
         for one in (small, large)
     )
     assert through.labels.shape == (2, 61, 50)

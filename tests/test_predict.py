@@ -224,24 +224,22 @@ def views_of(network, image):
 def test_views_and_networks_are_averaged_in_probability():
     image = np.random.default_rng(0).random((3, 1, 32, 32), dtype=np.float32)
     networks = [tiny_unet(0), tiny_unet(1)]
-    members = [Member(network, Preprocessing("paper", 32)) for network in networks]
-    found = segment(
-        members, [torch.from_numpy(image)] * 2, tta=True, probabilities=True, batch_size=2
-    )
+    members = [Member(network, Preprocessing("paper", 32), "all") for network in networks]
+    found = segment(members, [torch.from_numpy(image)] * 2, probabilities=True, batch_size=2)
     views = [view for network in networks for view in views_of(network, image)]
     assert len(views) == 16
     mean = np.mean(views, axis=0)
     assert np.abs(found.probabilities.numpy() / 255 - mean).max() < 0.5 / 255 + 1e-5
     assert (found.labels.numpy() == mean.argmax(1)).mean() > 0.999  # ties within rounding
-    single = segment(members[:1], [torch.from_numpy(image)])
+    single = segment([members[0]._replace(views="none")], [torch.from_numpy(image)])
     assert (single.labels != found.labels).any()
 
 
 def test_with_all_views_a_turned_image_gives_turned_labels():
     image = torch.rand(2, 1, 32, 32)
-    member = Member(tiny_unet(), Preprocessing("paper", 32))
-    labels = segment([member], [image], tta=True).labels
-    turned = segment([member], [image.rot90(1, (-2, -1))], tta=True).labels
+    member = Member(tiny_unet(), Preprocessing("paper", 32), "all")
+    labels = segment([member], [image]).labels
+    turned = segment([member], [image.rot90(1, (-2, -1))]).labels
     assert (turned == labels.rot90(1, (1, 2))).float().mean() > 0.995  # ties within rounding
 
 
@@ -283,9 +281,9 @@ def test_a_network_of_a_spacing_sees_all_of_a_larger_image(checkpoint, tmp_path)
 
     volume = np.asarray(native.dataobj).transpose(2, 1, 0)[:, None].astype(np.float32)
     scaled = torch.from_numpy(((volume - 100) / 600).clip(0, 1))
-    member = Member(tiny_unet(), Preprocessing("spacing", 32, spacing=1.0))
+    member = Member(tiny_unet(), Preprocessing("spacing", 32, spacing=1.0), "all")
     spacing = tuple(map(float, native.header.get_zooms()[::-1]))
-    expected = segment([member], [scaled], spacing=spacing, tta=True).labels
+    expected = segment([member], [scaled], spacing=spacing).labels
     labels = labels_of(tmp_path / "out" / "scan.nii.gz")
     assert np.mean(expected.numpy() == labels.T) > 0.999
     assert set(np.unique(expected)) == {0, 1, 2, 3}

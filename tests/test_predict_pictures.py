@@ -67,7 +67,8 @@ def test_networks_that_saw_other_sizes_are_averaged_on_the_pictures_pixels(tmp_p
     pixels, disc = scene(240, 320)
     Pillow.fromarray(pixels).save(tmp_path / "a.png")
     members = [red("modern", longest_side=100), red("paper", longest_side=200), red("modern", 96)]
-    options = {"probabilities": True, "overlay": True, "tta": True}
+    members = [member._replace(views="all") for member in members]
+    options = {"probabilities": True, "overlay": True}
     assert predict(members, tmp_path / "a.png", tmp_path / "out", **options).done == ["a"]
     found = labels_of(tmp_path / "out" / "a.png") == 1
     assert (found & disc).sum() / (found | disc).sum() > 0.95

@@ -47,6 +47,7 @@ def write_checkpoint(
     description = {
         "model": {"name": "unet", "arguments": arguments},
         "preprocessing": preprocessing.describe(),
+        "augmentation": "paper",
         "classes": list(classes),
         "data": {"name": "phantom", "title": "synthetic phantom, not ACDC"},
         **about,

@@ -236,6 +236,7 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         "task": cfg.data.get("task", "segmentation"),
         "preprocessing": data.describe(),
         "slicing": cfg.data.get("slicing", "stored"),
+        "augmentation": cfg.data.get("augmentation"),
         "classes": list(cfg.data.class_names),
         "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},
         "split": {"name": data.split.name, "hash": data.split.hash},

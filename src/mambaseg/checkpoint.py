@@ -32,8 +32,8 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`, `classes`,
-            `data`, `split`.
+        about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`,
+            `augmentation`, `classes`, `data`, `split`.
         weights: state dict of the network as `build_network` makes it.
     """
 
@@ -118,6 +118,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
         return "its preprocessing"
     if not _is_name(about.get("slicing", "stored")):
         return "its slicing"
+    if not _is_name(about.get("augmentation") or "none"):
+        return "its augmentation"
     if not _is_name(about.get("task", "segmentation")):
         return "its task"
     classes = about.get("classes")

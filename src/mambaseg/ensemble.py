@@ -11,7 +11,7 @@ import torch
 
 from mambaseg.data.slicing import check_rule
 from mambaseg.errors import UserError
-from mambaseg.inference import Member, choose_precision
+from mambaseg.inference import Member, choose_precision, choose_views
 from mambaseg.networks import restore_network
 from mambaseg.prediction import Options, Predictor
 from mambaseg.runs import file_digest
@@ -25,6 +25,7 @@ def restore_predictor(
     device: str = "auto",
     precision: str = "auto",
     scan_backend: str = "auto",
+    tta: bool | str = False,
     original: Any = None,
     **options: bool | int,
 ) -> Predictor:
@@ -35,6 +36,7 @@ def restore_predictor(
         device: `auto` or one of torch's names.
         precision: `auto`, `32-true` or `bf16-mixed`.
         scan_backend: of networks that scan.
+        tta: the views in which they see every slice, see `inference.choose_views`.
         original: `model` and `data` of weights of the original repository, see
             `networks.read_original`.
         options: of `mambaseg.prediction.Options`.
@@ -65,7 +67,8 @@ def restore_predictor(
                 f"ensemble: {checkpoint.path} slices as {cut}, those before it as {slicing}"
             )
         channels, slicing, classes = takes, cut, names
-        members.append(Member(network.to(where), checkpoint.preprocessing))
+        views = choose_views(tta, about.get("augmentation"), checkpoint.path.name)
+        members.append(Member(network.to(where), checkpoint.preprocessing, views))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
         trained_on.append(about["data"]["title"])

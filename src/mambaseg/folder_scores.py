@@ -16,13 +16,12 @@ import torch
 from mambaseg.case_scores import CaseScores
 from mambaseg.data.case import DataError, as_label
 from mambaseg.data.fingerprint import digest_of
-from mambaseg.data.formats.images import NIFTI, without_ending
+from mambaseg.data.formats.images import NIFTI, OVERLAY, PROBABILITIES, without_ending
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json
 from mambaseg.inference import keep_largest_component
 from mambaseg.lock import RunLock
-from mambaseg.prediction import OVERLAY, PROBABILITIES
 from mambaseg.runs import RunFolder, code_state, environment, file_digest, slug
 
 _PICTURES = (".png", ".tif", ".tiff", ".bmp")  # JPEG blurs numbers

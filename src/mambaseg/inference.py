@@ -1,5 +1,6 @@
 """Whole cases through a network in batches of slices, and back to native geometry."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,8 +16,18 @@ from mambaseg.data.resampling import Pixel
 from mambaseg.errors import UserError
 
 Labels = TypeVar("Labels", Tensor, npt.NDArray[np.uint8])
-VIEWS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
-"""The symmetries of a square: quarter turns, and whether it is mirrored before."""
+VIEWS: dict[str, tuple[tuple[int, bool], ...]] = {
+    "none": ((0, False),),
+    "flips": ((0, False), (0, True), (2, False), (2, True)),
+    "rot90": tuple((turns, False) for turns in range(4)),
+    "all": tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4)),
+}
+"""Names of test-time augmentations: quarter turns, and whether the image is mirrored before."""
+_LEARNT = {"none": "none", "modern": "flips", "paper": "all"}
+"""Presets of `data.augmentation` -> the views that training has made alike to a network.
+
+`paper` mirrors along both axes and both diagonals, which together give all eight symmetries."""
+log = logging.getLogger(__name__)
 OVERLAP = 0.5  # of neighbouring windows on an image that is larger than the grid
 
 
@@ -31,6 +42,44 @@ def choose_precision(name: str, *, gpu: bool) -> str:
         return "bf16-mixed" if bf16 else "32-true"
     if name not in ("32-true", "bf16-mixed"):
         raise UserError(f"precision={name}: choose auto, 32-true or bf16-mixed")
+    return name
+
+
+def choose_views(tta: bool | str, augmentation: str | None, network: str) -> str:
+    """The name of the views in which a network sees each slice.
+
+    A network that was trained without flips may tell classes apart by their side: in a mirrored
+    view it exchanges left and right.
+
+    Args:
+        tta: a name of `VIEWS`; `True` follows the training, `False` is `none`.
+        augmentation: the preset that the network was trained with; None: it is not known.
+        network: what messages call it.
+
+    Raises:
+        UserError: there is no such name, or the training is to be followed and is not known.
+    """
+    name = "none" if tta is False else tta
+    learnt = None if augmentation is None else _LEARNT.get(augmentation, "none")
+    if name is True:
+        if learnt is None:
+            raise UserError(
+                f"tta=true: {network} does not record the augmentation of its training, so the "
+                "views that fit are unknown. Choose tta=flips, rot90 or all; if it was trained "
+                "without flips, choose none: left and right classes could be exchanged"
+            )
+        if learnt == "none":
+            log.warning("tta=true: %s was trained with data.augmentation=%s, without flips or "
+                        "rotations by 90 degrees: each slice is seen once, as it is",
+                        network, augmentation)  # fmt: skip
+        return learnt
+    if not isinstance(name, str) or name not in VIEWS:
+        raise UserError(f"tta={tta}: choose true, {', '.join(VIEWS)} or false")
+    if learnt is not None and (unknown := set(VIEWS[name]) - set(VIEWS[learnt])):
+        log.warning("tta=%s: %s was trained with data.augmentation=%s and has not learnt from %d "
+                    "of these %d views: %s", name, network, augmentation, len(unknown),
+                    len(VIEWS[name]), "classes that differ by their side can be exchanged"
+                    if learnt == "none" else "they can be labelled worse")  # fmt: skip
     return name
 
 
@@ -52,10 +101,12 @@ class Member(NamedTuple):
     Attributes:
         network: (B, C, S, S) -> logits (B, K, S, S).
         preprocessing: the one that it was trained with.
+        views: name in `VIEWS` of those in which it sees every slice.
     """
 
     network: nn.Module
     preprocessing: Preprocessing
+    views: str = "none"
 
 
 class Segmentation(NamedTuple):
@@ -100,14 +151,14 @@ def segment(
     *,
     shape: tuple[int, int] | None = None,
     spacing: tuple[float, float, float] | None = None,
-    tta: bool = False,
     probabilities: bool = False,
     batch_size: int = 24,
 ) -> Segmentation:
     """Segment one volume with one or more networks.
 
     One network in one view decides by its logits. Otherwise the class probabilities at native
-    resolution are averaged over networks and views, and the most probable class is taken.
+    resolution are averaged over each network's views and then over the networks, and the most
+    probable class is taken.
 
     Slices that are larger than a network's grid are seen through windows of its size, which overlap
     by half; the logits of a pixel are averaged over them, Gaussian weights favouring a window's
@@ -121,7 +172,6 @@ def segment(
         images: the volume for each member, (Z, C, H, W) float32, scaled by its preprocessing.
         shape: native height and width, where images were reduced; None for those of the images.
         spacing: voxel size in mm (z, y, x), None where it is unknown.
-        tta: whether every slice is seen in the eight `VIEWS` of a square rather than in one.
         probabilities: whether to return them.
         batch_size: slices (or windows on them) per forward pass.
 
@@ -130,8 +180,7 @@ def segment(
     """
     pixel = None if spacing is None else (spacing[1], spacing[2])
     shape = shape or _sides(images[0])
-    views = VIEWS if tta else VIEWS[:1]
-    decided = len(members) * len(views) == 1  # by logits
+    decided = sum(len(VIEWS[member.views]) for member in members) == 1  # by logits
     labels, kept = [], []
     with ExitStack() as stack:
         for member in members:
@@ -147,6 +196,7 @@ def segment(
             for member, image in zip(members, images, strict=True):
                 preprocessing, seen = member.preprocessing, _sides(image)
                 slices = image[start : start + count]
+                views = VIEWS[member.views]
                 for logits in _logits(member, slices, pixel, views, batch_size):
                     if decided:
                         labels.append(
@@ -154,9 +204,8 @@ def segment(
                         )
                     if probabilities or not decided:
                         native = preprocessing.logits_to_native(logits, shape, pixel, seen=seen)
-                        total = total + native.softmax(dim=1)
+                        total = total + native.softmax(dim=1) / (len(members) * len(views))
             if isinstance(total, Tensor):
-                total /= len(members) * len(views)
                 if not decided:
                     labels.append(total.argmax(dim=1).to(torch.uint8))
                 if probabilities:

@@ -18,7 +18,7 @@ import torch
 from mambaseg.data.case import DataError
 from mambaseg.data.formats import dicom_seg
 from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.images import Source
+from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
@@ -28,11 +28,9 @@ from mambaseg.foreign import ForeignFileError, printable, read_json
 from mambaseg.inference import Member, keep_largest_component, segment
 from mambaseg.views import drawn
 
-PROBABILITIES = "_probabilities.nii.gz"
-OVERLAY = "_overlay.png"
-DICOM_SEG = "_seg.dcm"
 _DRAWN = 1024  # pixels of a picture that are drawn
 _OTHERWISE = "choose another folder with output=..."
+_INSTEAD = f"{_OTHERWISE}, or rerun=true to replace it"
 _Spacing = tuple[float, float, float]
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,6 @@ class Options:
     """What to do and what to write beside the label map.
 
     Attributes:
-        tta: average over the eight symmetries of a square.
         keep_largest: keep the largest component of each class in each volume.
         probabilities: write them too.
         overlay: draw a picture too; of a cine its first frame.
@@ -52,7 +49,6 @@ class Options:
         rerun: predict again what is there.
     """
 
-    tta: bool = False
     keep_largest: bool = False
     probabilities: bool = False
     overlay: bool = False
@@ -64,11 +60,23 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What became of the images: names, and of the failed ones why; slices and seconds of all."""
+    """What became of the images.
+
+    Attributes:
+        done: names.
+        skipped: names of those whose results were there.
+        failed: name -> why.
+        empty: names of those of `done` in which no class but the background was found.
+        voxels: of each class in all of `done`.
+        slices: of all of `done`.
+        seconds: for everything.
+    """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+    voxels: dict[str, int] = field(default_factory=dict)
     slices: int = 0
     seconds: float = 0.0
 
@@ -107,10 +115,11 @@ class Predictor:
         self.members, self.class_names, self.options = members, class_names, options
         self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
         self.slicing = slicing
+        views = [member.views for member in members]
         # what decides the labels: another recipe is another result
         self.recipe = {
             "networks": list(made_by),
-            "tta": options.tta,
+            "tta": views[0] if len(set(views)) == 1 else views,
             "keep_largest": options.keep_largest,
             "precision": options.precision,
         }
@@ -122,8 +131,8 @@ class Predictor:
         """Predicts what is not there yet; one image that fails does not stop the others.
 
         Raises:
-            UserError: the folder holds results of other networks or options, or a package is
-                missing for what is asked.
+            UserError: the folder holds results of other images, networks or options, or a package
+                is missing for what is asked.
         """
         from rich.progress import track
 
@@ -137,7 +146,11 @@ class Predictor:
         by_name = {source.name: source for source in sources}
         for name in track(waiting, description="images", disable=not waiting):
             try:
-                outcome.slices += self._one(by_name[name], output)
+                slices, voxels = self._one(by_name[name], output)
+                outcome.slices += slices
+                outcome.voxels = {key: outcome.voxels.get(key, 0) + n for key, n in voxels.items()}
+                if not any(list(voxels.values())[1:]):
+                    outcome.empty.append(name)
                 outcome.done.append(name)
             except Exception as error:  # reported at the end, whatever it is
                 known = isinstance(error, UserError)
@@ -147,11 +160,23 @@ class Predictor:
         outcome.seconds = time.perf_counter() - start
         return outcome
 
-    def _one(self, source: Source, output: Path) -> int:
-        """Reads, predicts and writes one image; returns its number of slices."""
+    def _one(self, source: Source, output: Path) -> tuple[int, dict[str, int]]:
+        """Reads, predicts and writes one image; returns its slices and the voxels of each class."""
+        digest = source.digest()
         image = self.read(source)
         prediction = self.segment(image)
         files = self._files(source, output)
+        counts = np.bincount(prediction.labels.ravel(), minlength=len(self.class_names))
+        voxels = dict(zip(self.class_names, counts.tolist(), strict=True))
+        about = {
+            "labels": {name: index for index, name in enumerate(self.class_names)},
+            "image": source.path.name,
+            "image_digest": digest,
+            "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
+            "voxels": voxels,
+            "made_by": self.recipe,
+        }
+        _write_json(files["about"], {**about, "unfinished": True})
         if prediction.probabilities is not None:
             _write(files["probabilities"],
                    to_nifti(prediction.probabilities, image.geometry, slope=1 / 255))  # fmt: skip
@@ -160,17 +185,9 @@ class Predictor:
         _write(files["labels"], label_map(image, prediction.labels))
         if source.series and self.options.dicom_seg:
             self._write_dicom_seg(source, image, prediction, output)
-        # the last one: where it is, all the others are
-        about = {
-            "labels": {name: index for index, name in enumerate(self.class_names)},
-            "image": source.path.name,
-            "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
-            "made_by": self.recipe,
-        }
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        _write(files["about"], text.encode())
+        _write_json(files["about"], about)
         frames, *sides = np.delete(image.frames.shape, 2)
-        return int(frames * sides[self._order(image)[0]])
+        return int(frames * sides[self._order(image)[0]]), voxels
 
     def read(self, source: Source) -> Image:
         """An image as the networks take it.
@@ -200,7 +217,6 @@ class Predictor:
                     scaled,
                     shape=(frame.shape[-2], frame.shape[-1]),
                     spacing=_in_order(image.spacing, order),
-                    tta=self.options.tta,
                     probabilities=self.options.probabilities,
                     batch_size=self.options.batch_size,
                 )
@@ -289,19 +305,39 @@ class Predictor:
         return files
 
     def _is_finished(self, source: Source, output: Path) -> bool:
+        """Whether the results of this very image are there, made in the same way.
+
+        Raises:
+            UserError: what is there is something else, which is not replaced.
+        """
         files = self._files(source, output)
-        if not all(path.is_file() for path in files.values()):
-            return False
+        labels = files["labels"]
         try:
             about = read_json(files["about"])
-        except (OSError, ForeignFileError):
-            return False
-        if isinstance(about, dict) and about.get("made_by") == self.recipe:
-            return True
-        raise UserError(
-            f"{files['labels']} was made by other networks or with other options (its .json says "
-            "which): choose another folder with output=..., or rerun=true to replace it"
-        )
+        except ForeignFileError:
+            return False  # damaged
+        except OSError:
+            if not labels.exists():
+                return False
+            about = None
+        if not isinstance(about, dict) or "made_by" not in about:
+            there = labels if about is None else files["about"]
+            raise UserError(f"{there} was not made by this command: {_INSTEAD}")
+        if about.get("made_by") != self.recipe:
+            raise UserError(
+                f"{labels} was made by other networks or with other options (its .json says "
+                f"which): {_INSTEAD}"
+            )
+        try:
+            digest = source.digest()
+        except UserError:
+            return False  # it will fail with its reason
+        if about.get("image_digest") != digest:
+            raise UserError(
+                f"{labels} was made from another image than {source.path}, or from an earlier "
+                f"version of it: {_INSTEAD}"
+            )
+        return "unfinished" not in about and all(path.is_file() for path in files.values())
 
 
 def _beside(place: Path, ending: str) -> Path:
@@ -318,6 +354,10 @@ def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:
 def _in_order(spacing: _Spacing | None, order: tuple[int, int, int]) -> _Spacing | None:
     z, y, x = order
     return None if spacing is None else (spacing[z], spacing[y], spacing[x])
+
+
+def _write_json(path: Path, about: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from mambaseg.data.case import Case
-from mambaseg.data.files import check_file
+from mambaseg.data.files import check_file, detached
 from mambaseg.errors import UserError
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -65,8 +65,21 @@ def digest_of(plain: Any) -> str:
 
 
 def _source_digest(case: Sourced) -> str:
+    return content_digest(case.sources(), f"case {case.id}")
+
+
+def content_digest(files: Iterable[Path], what: str) -> str:
+    """Hash what files hold, and the files that they refer to for their voxels: 32 hex digits.
+
+    Args:
+        files: in an order of their own.
+        what: what messages call them.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for path in case.sources():
+    for path in dict.fromkeys(found for file in files for found in (file, *detached(file))):
         check_file(path)  # a pipe or a device would never end
         try:
             with path.open("rb") as file:
@@ -74,7 +87,7 @@ def _source_digest(case: Sourced) -> str:
                     digest.update(block)
         except OSError as error:
             raise UserError(
-                f"cannot read {path} of case {case.id}: {error.strerror}. Restore the file or its "
+                f"cannot read {path} of {what}: {error.strerror}. Restore the file or its "
                 "permissions, or run data-check on the folder"
             ) from error
         digest.update(b"|")  # so that bytes cannot move from one file to the next unseen

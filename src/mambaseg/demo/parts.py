@@ -26,10 +26,11 @@ def head(predictor: Predictor) -> str:
     """Which networks these are, and what they were trained on."""
     data = ", ".join(predictor.trained_on) or "unknown data"
     options = predictor.options
+    views = list(dict.fromkeys(m.views for m in predictor.members if m.views != "none"))
     how = [
         word
         for word, on in (
-            ("eight views averaged (tta)", options.tta),
+            (f"views averaged (tta): {', '.join(views)}", views),
             ("largest component of each class kept", options.keep_largest),
         )
         if on

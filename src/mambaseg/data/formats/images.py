@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -13,15 +14,24 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import DataError
+from mambaseg.data.fingerprint import content_digest
 from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import read_frames
 from mambaseg.errors import UserError
+from mambaseg.foreign import ForeignFileError, printable, read_json
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 META_IMAGE = (".mha", ".mhd", ".nrrd")
 DICOM = (".dcm", ".ima")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
+PROBABILITIES = "_probabilities.nii.gz"
+OVERLAY = "_overlay.png"
+DICOM_SEG = "_seg.dcm"
+_REFERENCE = re.compile(r"(.+)_(gt|scribble)")  # ACDC's, beside the image
+_MARKED = re.compile(r"(.+)_(seg|segmentation|labels?|mask)")  # where the image is there too
+_REFERENCES = {"labels", "labelstr", "labelsts", "labelsval", "masks"}  # folders beside images*
+log = logging.getLogger(__name__)
 KNOWN = (*NIFTI, *PICTURES, *META_IMAGE, *DICOM)
 
 
@@ -45,6 +55,19 @@ class Source:
     def is_picture(self) -> bool:
         """Whether it is a 2-D picture by its name."""
         return not self.series and self.path.name.lower().endswith(PICTURES)
+
+    def digest(self) -> str:
+        """Of the content of its files.
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        files: Iterable[Path] = (self.path, *self.further)
+        if self.series:
+            from mambaseg.data.formats.itk import series_files
+
+            files = series_files(self.path, self.series)
+        return content_digest(files, self.name)
 
     def read(self, channels: int = 1) -> Image:
         """Read the image.
@@ -94,7 +117,8 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     """The images that a path stands for, sorted by name.
 
     A file is itself. A folder is all files below it with a known ending, and a folder that holds
-    DICOM files is its series. A pattern (`*`, `?`, `[...]`, `**`) is what it matches.
+    DICOM files is its series. A pattern (`*`, `?`, `[...]`, `**`) is what it matches. Of a folder
+    and a pattern, references and what this program wrote are left out, which is logged.
 
     Args:
         place: file, folder or pattern.
@@ -115,9 +139,16 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     else:
         raise UserError(f"input: there is no file or folder {path}")
     results = outside.resolve()
-    found = [source for source in found if results not in source.path.resolve().parents]
+    inside = {source for source in found if results in source.path.resolve().parents}
+    found = [source for source in found if source not in inside]
+    left_out = "" if path.is_file() else _leave_out(found)
     if not found:
-        raise UserError(f"input: {path} holds no image (known endings: {', '.join(KNOWN)})")
+        why = f"; {left_out}" if left_out else ""
+        if inside:
+            why += f"; {len(inside)} image(s) are in the folder of the results ({outside})"
+        raise UserError(f"input: {path} holds no image (known endings: {', '.join(KNOWN)}){why}")
+    if left_out:
+        log.info("%s. A file that is named alone is predicted", left_out)
     found.sort(key=lambda source: source.name)
     for one, other in itertools.pairwise(found):
         if one.name == other.name:
@@ -128,11 +159,66 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     return found
 
 
+def _leave_out(sources: list[Source]) -> str:
+    """Removes what is no image to predict from a list; returns a sentence about it."""
+    names = {source.name for source in sources}
+    split = [name.lower().split("/") for name in names]
+    with_images = {
+        "/".join(parts[:depth])
+        for parts in split
+        for depth, folder in enumerate(parts[:-1])
+        if folder.startswith("images")
+    }
+    kinds: dict[str, list[Source]] = {"reference": [], "earlier result": []}
+    for source in sources:
+        if source.series:
+            continue
+        if _is_result(source):
+            kinds["earlier result"].append(source)
+        elif _is_reference(source.name, names, with_images):
+            kinds["reference"].append(source)
+    gone = {source for some in kinds.values() for source in some}
+    sources[:] = [source for source in sources if source not in gone]
+    told = []
+    for kind, some in kinds.items():
+        if some:
+            few = ", ".join(source.path.name for source in some[:3]) + ", ..." * (len(some) > 3)
+            told.append(f"{len(some)} {kind}{'s' * (len(some) > 1)} ({few})")
+    return printable("left out: " + " and ".join(told)) if told else ""
+
+
+def _is_reference(name: str, names: set[str], with_images: set[str]) -> bool:
+    """Whether a name among others is that of labels; some folders have a folder of images."""
+    if _REFERENCE.fullmatch(name):
+        return True
+    if (match := _MARKED.fullmatch(name)) and {match[1], f"{match[1]}_0000"} & names:
+        return True
+    *folders, _ = name.lower().split("/")
+    return any(
+        folder in _REFERENCES and "/".join(folders[:depth]) in with_images
+        for depth, folder in enumerate(folders)
+    )
+
+
+def _is_result(source: Source) -> bool:
+    """Whether `predict.py` wrote it: by its name, or by what the .json beside it says."""
+    name = source.path.name
+    if name.endswith((PROBABILITIES, OVERLAY, DICOM_SEG)):
+        return True
+    beside = source.path.with_name(without_ending(name, KNOWN) + ".json")
+    try:
+        about = read_json(beside)
+    except (OSError, ForeignFileError):
+        return False
+    return isinstance(about, dict) and {"labels", "image", "made_by"} <= about.keys()
+
+
 def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
     """Images whose channels are files of their own, named as nnU-Net names them, as one each.
 
     `scan_0000` and `scan_0001` are `scan` for networks of several channels. For networks of one,
-    `scan_0000` is `scan` where there is no `scan_0001`: then the numbers are no channels.
+    `scan_0000` is `scan` where there is no `scan_0001`: then the numbers are no channels, and
+    neither are they where one is missing, or where pictures are more or fewer than the channels.
     """
     groups: dict[str, list[tuple[int, Source]]] = defaultdict(list)
     found = []
@@ -144,8 +230,10 @@ def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
         else:
             found.append(source)
     for name, files in groups.items():
-        (number, first), *others = sorted(files, key=lambda one: one[0])
-        if channels > 1 or (number == 0 and not others):
+        files.sort(key=lambda one: one[0])
+        (_, first), *others = files
+        numbered = [number for number, _ in files] == list(range(len(files)))
+        if numbered and (len(files) in (1, channels) or (channels > 1 and not first.is_picture)):
             found.append(Source(name, first.path, "", tuple(one.path for _, one in others)))
         else:
             found += [source for _, source in files]
@@ -178,6 +266,8 @@ def _matching(pattern: Path) -> Iterator[Source]:
     base = Path(*plain)
     rest = Path(*pattern.parts[len(base.parts) :])
     for match in sorted(base.glob(str(rest))):
+        if match.name.startswith(".") and not rest.name.startswith("."):
+            continue  # as in a shell; macOS leaves `._scan.nii.gz` beside `scan.nii.gz`
         if match.is_file() and match.name.lower().endswith(KNOWN):
             yield Source(_relative(match, base), match)
         elif match.is_dir():
@@ -212,6 +302,8 @@ def _series(folder: Path, base: Path) -> Iterator[Source]:
 
 def _is_dicom(path: Path) -> bool:
     """By its ending, or for a name without one by the mark that DICOM files bear at byte 128."""
+    if path.name.endswith(DICOM_SEG):
+        return False  # a result of ours
     if path.suffix.lower() in DICOM:
         return path.is_file()
     if path.suffix or not path.is_file():
