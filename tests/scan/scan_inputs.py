@@ -1,6 +1,7 @@
 """Backends to test and where, random inputs, gradients and errors for the tests of the scan."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -15,6 +16,9 @@ DEVICES = dict.fromkeys(available_backends("cpu"), "cpu")
 DEVICES["mamba_ssm"] = GPU if find_spec("selective_scan_cuda") else "cpu"
 if INTERPRETED or (GPU == "cuda" and find_spec("triton")):
     DEVICES["triton"] = "cpu" if INTERPRETED else GPU
+DEVICES["cuda"] = GPU
+if GPU == "cpu" and not shutil.which("g++"):
+    del DEVICES["cuda"]  # no compiler to emulate its kernels with
 BACKENDS = tuple(DEVICES)
 
 NAMES = ("y", "u", "delta", "A", "B", "C", "D", "delta_bias")

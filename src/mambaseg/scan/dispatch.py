@@ -31,6 +31,9 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {  # in the order in which "auto" prefers them
     "triton": Backend("mambaseg.scan.triton", ("cuda",), "triton", "pip install triton"),
+    "cuda": Backend(
+        "mambaseg.scan.cuda", ("cuda",), "NVRTC of PyTorch's CUDA builds", "make setup"
+    ),
     "mamba_ssm": Backend("mambaseg.scan.mamba_ssm", ("cuda",), "mamba-ssm", "make setup-cuda"),
     "numba": Backend("mambaseg.scan.numba", ("cpu",), "numba", "pip install numba"),
     "torch": Backend("mambaseg.scan.chunked"),

@@ -1,0 +1,314 @@
+"""The `cuda` backend: one fused pass forward and one backward, in CUDA C++.
+
+The kernels (`cuda_kernels.cu`, compiled at run time: see `nvrtc`) go through the sequence step by
+step with the states in registers; the 2-D form walks the four directions by address, so nothing is
+flipped, transposed or copied, and inputs are read where they lie. The forward keeps one state per
+STEPS steps and the backward recomputes the others in shared memory. No sum is left to atomics: the
+same inputs give the same bits.
+
+float32 and bfloat16 are read as they are, with states in float32; float64, and more than
+`MAX_STATES` states, go to `chunked`. Letters as in `reference`, and G: K where each group has its
+own x and y, 1 where all share them.
+"""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaseg.scan import chunked, cross, nvrtc
+
+nvrtc.require()
+
+SOURCE = Path(__file__).with_name("cuda_kernels.cu")
+MAX_STATES = 128
+STEPS = 16
+"""Steps from one kept state to the next; their states must fit into shared memory."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How a kernel is laid out: see `cuda_kernels.cu`."""
+
+    warps: int
+    unroll: int
+    min_blocks: int
+
+
+FORWARD = Sizes(4, 4, 1)
+BACKWARD = Sizes(4, 2, 1)
+PARTS: int | None = None
+"""Lanes per channel, each with a part of its states; None: as many as keep the GPU busy."""
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The scan of `reference.selective_scan`: same arguments, same result."""
+    if u.dtype == torch.float64 or A.shape[2] > MAX_STATES:
+        return chunked.selective_scan(u, delta, A, B, C, D, delta_bias)
+    x, delta, B, C = (_readable(t.permute(0, 3, 1, 2)) for t in (u, delta, B, C))
+    y, _ = _scan(x, delta, _rates(A), *_alike(B, C), *_wide(D, delta_bias), 0)
+    return y.permute(0, 2, 3, 1).to(u.dtype)
+
+
+def selective_scan_2d(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
+) -> Tensor:
+    """The scan of `cross.selective_scan_2d`: same arguments after the first, same result."""
+    if x.dtype == torch.float64 or A.shape[2] > MAX_STATES:
+        return cross.selective_scan_2d(chunked.selective_scan, x, delta, A, B, C, D, delta_bias)
+    shared = _readable(x.flatten(1, 2).unsqueeze(2))  # (B, L, 1, D)
+    delta, B, C = (_readable(t.flatten(1, 2)) for t in (delta, B, C))
+    y, _ = _scan(shared, delta, _rates(A), *_alike(B, C), *_wide(D, delta_bias), x.shape[2])
+    return y.view(x.shape).to(x.dtype)
+
+
+def _readable(t: Tensor) -> Tensor:
+    """What the kernels read: float32 or bfloat16, the last dimension without gaps."""
+    t = t if t.dtype == torch.bfloat16 else t.float()
+    return t if _without_gaps(t) else t.contiguous()
+
+
+def _without_gaps(t: Tensor) -> bool:
+    return t.shape[-1] == 1 or t.stride(-1) == 1
+
+
+def _alike(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """B and C in one dtype."""
+    return (B, C) if B.dtype == C.dtype else (B.float(), C.float())
+
+
+def _wide(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """Parameters as the kernels read them: contiguous, float32."""
+    return tuple(t.float().contiguous() for t in parameters)
+
+
+def _rates(A: Tensor) -> Tensor:
+    """Scale A (K, D, N) for powers of two, and lay it out for the kernels: (K, N, D)."""
+    return (A.float() * math.log2(math.e)).transpose(1, 2).contiguous()
+
+
+# ------------------------------------------------------------------ the kernels as operators
+
+
+@torch.library.custom_op("mambaseg::cuda_scan", mutates_args=())
+def _scan(
+    x: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    width: int,
+) -> tuple[Tensor, Tensor]:
+    """Forward: y like x, and the states (B, K, L / STEPS, N or more, D) the backward starts from.
+
+    Args:
+        x: Input, (B, L, G, D).
+        delta: Raw step sizes, (B, L, K, D).
+        rates: A log2(e), (K, N, D), contiguous.
+        B: Input weights, (B, L, K, N).
+        C: Output weights, (B, L, K, N).
+        D: Skip weights, (K, D), contiguous.
+        delta_bias: Bias of delta, (K, D), contiguous.
+        width: Width of the image whose positions L are, walked in four directions; 0: a sequence.
+    """
+    inputs = (x, delta, rates, B, C, D, delta_bias)
+    _, starts = _empty_outputs(*inputs, width)
+    y = x.new_empty(delta.shape)  # of each direction
+    _launch("scan", FORWARD, inputs, width, out=y, starts=starts)
+    return _merge(y, width), starts
+
+
+@_scan.register_fake
+def _empty_outputs(
+    x: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    width: int,
+) -> tuple[Tensor, Tensor]:
+    batch, length, groups, channels = delta.shape
+    chunks = (length + STEPS - 1) // STEPS
+    starts = rates.new_empty(batch, groups, chunks, _padded(rates.shape[1]), channels)
+    return x.new_empty(x.shape), starts
+
+
+@torch.library.custom_op("mambaseg::cuda_scan_backward", mutates_args=())
+def _scan_backward(
+    d_y: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    starts: Tensor,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, delta, rates, B, C, D and delta_bias."""
+    inputs = (x, delta, rates, B, C, D, delta_bias)
+    d_y = d_y if _without_gaps(d_y) else d_y.contiguous()
+    d_x, d_delta = x.new_empty(delta.shape), torch.empty_like(delta)
+    # Parts that are summed below, in a fixed order: per batch element, or per block of channels.
+    d_rates, d_D, d_bias = (t.new_empty(len(x), *t.shape) for t in (rates, D, delta_bias))
+    blocks = _layout(BACKWARD, inputs, width).grid[0]
+    d_B, d_C = (rates.new_empty(blocks, *t.shape) for t in (B, C))
+    _launch(
+        "scan_backward", BACKWARD, inputs, width, out=d_x, starts=starts, d_y=d_y, d_delta=d_delta,
+        d_rates=d_rates, d_B=d_B, d_C=d_C, d_skip=d_D, d_bias=d_bias,
+    )  # fmt: skip
+    d_rates, d_D, d_bias = (t.sum(0) for t in (d_rates, d_D, d_bias))
+    d_B, d_C = (
+        (part[0] if blocks == 1 else part.sum(0)).to(t.dtype) for part, t in ((d_B, B), (d_C, C))
+    )
+    return _merge(d_x, width), d_delta, d_rates, d_B, d_C, d_D, d_bias
+
+
+@_scan_backward.register_fake
+def _empty_gradients(
+    d_y: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    rates: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    starts: Tensor,
+    width: int,
+) -> tuple[Tensor, ...]:
+    x, rates, B, C, D, delta_bias = (t.new_empty(t.shape) for t in (x, rates, B, C, D, delta_bias))
+    return x, torch.empty_like(delta), rates, B, C, D, delta_bias
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.width = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)  # of the states, zeros of their size
+
+
+def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if d_y is None:
+        return (None,) * 8
+    return (*_scan_backward(d_y, *ctx.saved_tensors, ctx.width), None)
+
+
+_scan.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _merge(each: Tensor, width: int) -> Tensor:
+    """Sum the four directions of an image, in float32 and in a fixed order: (B, L, G, D)."""
+    return each.sum(dim=2, keepdim=True) if width else each
+
+
+# ------------------------------------------------------------------ how they are launched
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_POINTERS = (
+    "x", "delta", "rates", "B", "C", "skip", "bias", "d_y", "out", "starts", "d_delta", "d_rates",
+    "d_B", "d_C", "d_skip", "d_bias",
+)  # fmt: skip
+_STRIDED = ("x", "delta", "B", "C", "d_y", "d_delta")
+_SIZES = ("height", "width", "channels", "states", "image")
+
+
+class _Place(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_longlong) for name in ("batch", "group", "position")]
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((f"at_{name}", _Place) for name in _STRIDED),
+        *((name, ctypes.c_int) for name in _SIZES),
+    ]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    defines: nvrtc.Defines
+    grid: tuple[int, int, int]
+    threads: int
+    shared: dict[str, int]  # bytes per block, of each kernel
+
+
+def _padded(states: int) -> int:
+    """States per channel as the kernels hold them: 1, 4, 8, 16, 32, ..."""
+    return 1 if states == 1 else max(4, 2 ** (states - 1).bit_length())
+
+
+def _parts(delta: Tensor, states: int) -> int:
+    """Lanes per channel: one, or more where one would leave the GPU with too few warps."""
+    padded = _padded(states)
+    least = max(1, padded // 16)
+    if PARTS is not None:
+        return max(least, min(PARTS, max(1, padded // 4)))
+    if padded < 16 or not delta.is_cuda:
+        return least
+    batch, _, groups, channels = delta.shape
+    multiprocessors = torch.cuda.get_device_properties(delta.device).multi_processor_count
+    warps = batch * groups * math.ceil(channels / 32)
+    return max(least, 1 if warps >= 8 * multiprocessors else 2)
+
+
+def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
+    x, delta, rates, B, *_ = inputs
+    batch, _, groups, channels = delta.shape
+    padded, parts = _padded(rates.shape[1]), _parts(delta, rates.shape[1])
+    per_warp = 32 // parts
+    warps = min(sizes.warps, math.ceil(channels / per_warp))
+    block = warps * per_warp  # channels
+    defines = {
+        "R": padded // parts, "S": parts, "WARPS": warps, "STEPS": STEPS, "UNROLL": sizes.unroll,
+        "MIN_BLOCKS": sizes.min_blocks, "X_BF16": x.dtype == torch.bfloat16,
+        "DELTA_BF16": delta.dtype == torch.bfloat16, "BC_BF16": B.dtype == torch.bfloat16,
+    }  # fmt: skip
+    return _Layout(
+        defines=tuple((name, int(value)) for name, value in defines.items()),
+        grid=(math.ceil(channels / block), groups, batch),
+        threads=32 * warps,
+        shared={
+            "scan": 4 * STEPS * (4 * block + 4 * padded),
+            "scan_backward": 4 * STEPS * (4 * block + padded * block + 2 * padded * (1 + warps)),
+        },
+    )
+
+
+def _launch(name: str, sizes: Sizes, inputs: Inputs, width: int, **tensors: Tensor) -> None:
+    """Run a kernel on the inputs of `_scan` and on the other tensors that it takes."""
+    x, delta, rates, B, C, D, delta_bias = inputs
+    tensors |= {"x": x, "delta": delta, "rates": rates, "B": B, "C": C, "skip": D}
+    tensors["bias"] = delta_bias
+    if not all(_without_gaps(tensors[t]) for t in _STRIDED if t in tensors):
+        raise ValueError("the CUDA kernels read tensors without gaps in the last dimension only")
+    if not all(t.is_contiguous() for n, t in tensors.items() if n not in _STRIDED):
+        raise ValueError("the CUDA kernels read contiguous parameters only")
+    _, length, _, channels = delta.shape
+    arguments = _Arguments(
+        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        height=length // width if width else 1,
+        width=width or length,
+        channels=channels,
+        states=rates.shape[1],
+        image=int(width > 0),
+    )
+    for name_ in _STRIDED:
+        if name_ in tensors:
+            of_batch, of_position, of_group, _ = tensors[name_].stride()
+            shared = width and name_ in ("x", "d_y")
+            setattr(arguments, f"at_{name_}", (of_batch, 0 if shared else of_group, of_position))
+    layout = _layout(sizes, inputs, width)
+    shape = (layout.grid, layout.threads, layout.shared[name])
+    with torch.cuda.device_of(x):
+        nvrtc.launch(SOURCE, name, layout.defines, *shape, arguments)

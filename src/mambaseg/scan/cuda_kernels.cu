@@ -1,0 +1,521 @@
+// The loops of the `cuda` backend. Letters as in `reference`; compiled at run time by `nvrtc`.
+//
+// A channel lies on S lanes of one warp, each with R of its states in registers: "parts". A block is
+// WARPS warps with CB channels of one batch element and one direction, and goes through all L steps,
+// STEPS at a time. What a step needs is read from memory a chunk ahead of the arithmetic, weighed
+// once (softplus) and shared: by the parts of a channel, and for B and C by all warps of the block.
+//
+// The quads of a lane's states are rotated by its channel (register r holds state `first + state(r)`
+// with the quad index xor `turn`), so that the sums over channels of dB and dC halve what a lane
+// holds without choosing: it sends the upper registers and keeps the lower ones, whatever lane it is.
+// No sum is left to atomics: the same inputs give the same bits.
+//
+// Compile-time numbers: R, S, WARPS, STEPS, UNROLL, MIN_BLOCKS; X_BF16, DELTA_BF16, BC_BF16 say
+// which tensors are bfloat16 (else float32). Without a CUDA compiler the tests include this file
+// after a header that emulates a block.
+
+constexpr int THREADS = 32 * WARPS;
+constexpr int LANES = 32 / S;           // channels of a warp
+constexpr int CB = WARPS * LANES;       // channels of a block
+constexpr int NP = R * S;               // states of a channel, N rounded up
+constexpr int V = R < 4 ? R : 4;        // states that are read at once
+constexpr int Q = R / V;                // quads of states
+constexpr int PER = STEPS / S;          // steps of a chunk that a lane reads
+constexpr int ROW = 2 * NP;             // B and C of a step
+constexpr int ITEMS = STEPS * ROW;      // B and C of a chunk
+constexpr int SHARE = (ITEMS + THREADS - 1) / THREADS;
+constexpr int AT_ONCE = UNROLL;        // steps, or groups of S steps, that the compiler interleaves
+constexpr float LN_2 = 0.6931471805599453f;
+constexpr float LOG2_E = 1.4426950408889634f;
+static_assert(STEPS <= 32 && STEPS % S == 0 && (R & (R - 1)) == 0 && Q <= LANES, "sizes");
+
+template <bool NARROW> struct Format { typedef float type; };
+template <> struct Format<true> { typedef unsigned short type; };
+typedef Format<X_BF16>::type XT;
+typedef Format<DELTA_BF16>::type DT;
+typedef Format<BC_BF16>::type BT;
+
+// One argument of both kernels. Strides count elements; the last dimension of a tensor has stride 1.
+struct Place { long long batch, group, position; };
+struct Arguments {
+  const XT* x;          // (B, L, G, D)
+  const DT* delta;      // (B, L, K, D)
+  const float* rates;   // A log2(e), (K, N, D)
+  const BT* B;          // (B, L, K, N)
+  const BT* C;
+  const float* skip;    // D, (K, D)
+  const float* bias;    // (K, D)
+  const XT* d_y;        // like x
+  XT* out;              // y or the gradient of x, per direction: (B, L, K, D)
+  float* starts;        // states before each chunk, (B, K, chunks, NP, D), in the order of registers
+  DT* d_delta;          // like delta
+  float* d_rates;       // (B, K, N, D)
+  float* d_B;           // (blocks of channels, B, L, K, N)
+  float* d_C;
+  float* d_skip;        // (B, K, D)
+  float* d_bias;
+  Place at_x, at_delta, at_B, at_C, at_d_y, at_d_delta;
+  int height, width, channels, states, image;
+};
+
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ float widen(unsigned short v) { return __uint_as_float((unsigned)v << 16); }
+__device__ __forceinline__ void put(float* to, float v) { *to = v; }
+__device__ __forceinline__ void put(unsigned short* to, float v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned short bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  *to = bits;
+#else
+  unsigned bits = __float_as_uint(v);
+  *to = v != v ? 0x7fff : (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#endif
+}
+#ifdef __CUDACC__
+__device__ __forceinline__ float power_of_2(float v) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+__device__ __forceinline__ float inverse(float v) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+#endif
+
+// log(1 + exp(z)) and its derivative, accurate to single precision in both tails.
+__device__ __forceinline__ float softplus(float z, float& slope) {
+  const float w = power_of_2(-fabsf(z) * LOG2_E);  // exp(-|z|), in (0, 1]
+  // log(1 + w) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = w / (2 + w) <= 1/3
+  const float s = w * inverse(2.0f + w), square = s * s;
+  float series = 2.0f / 15.0f;
+  series = series * square + 2.0f / 13.0f;
+  series = series * square + 2.0f / 11.0f;
+  series = series * square + 2.0f / 9.0f;
+  series = series * square + 2.0f / 7.0f;
+  series = series * square + 2.0f / 5.0f;
+  series = series * square + 2.0f / 3.0f;
+  series = series * square + 2.0f;
+  slope = (z > 0.0f ? 1.0f : w) * inverse(1.0f + w);
+  return (z > 0.0f ? z : 0.0f) + s * series;
+}
+
+// V numbers that lie side by side in shared memory.
+__device__ __forceinline__ void read_quad(float (&to)[V], const float* from) {
+  if constexpr (V == 4) {
+    const float4 v = *reinterpret_cast<const float4*>(from);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++) to[i] = from[i];
+  }
+}
+__device__ __forceinline__ void write_quad(float* to, const float* from) {
+  if constexpr (V == 4) {
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++) to[i] = from[i];
+  }
+}
+
+// Sums each of COUNT numbers over the lanes that differ in `mask`; each lane keeps half of them.
+template <int COUNT>
+__device__ __forceinline__ void halve(float* v, int lane, int mask) {
+  const bool upper = lane & mask;
+#pragma unroll
+  for (int i = 0; i < COUNT / 2; i++) {
+    const float low = v[i], high = v[i + COUNT / 2];
+    v[i] = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, mask);
+  }
+}
+
+// Sums S numbers, one for each of S steps, over the parts of a channel: part p gets that of step p.
+__device__ __forceinline__ void sum_parts(float (&v)[S], int lane) {
+  if constexpr (S >= 2) halve<S>(v, lane, 16);
+  if constexpr (S >= 4) halve<S / 2>(v, lane, 8);
+  if constexpr (S >= 8) halve<S / 4>(v, lane, 4);
+}
+
+// A thread: where it stands, and the positions of the chunk that its warp reads.
+struct Self {
+  int lane, warp, part, channel, slot, d, turn, direction, group;
+  bool inside;
+  long long batch;
+
+  __device__ __forceinline__ Self(const Arguments& a) {
+    lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    part = lane / LANES, channel = lane % LANES, slot = warp * LANES + channel;
+    d = blockIdx.x * CB + slot, turn = channel & (Q - 1);
+    inside = d < a.channels;
+    group = blockIdx.y, batch = blockIdx.z, direction = a.image ? group : 0;
+  }
+  // Which state of its channel register r holds.
+  __device__ __forceinline__ int state(int r) const {
+    return part * R + (r / V ^ turn) * V + r % V;
+  }
+  // The position of step `first + lane`; the last one's beyond the end, the first one's before.
+  __device__ __forceinline__ int position(const Arguments& a, int first) const {
+    const int length = a.height * a.width;
+    int t = first + lane;
+    t = t < length ? t : length - 1;
+    t = t > 0 ? t : 0;
+    if (direction & 1) {
+      const int column = t / a.height;
+      t = (t - column * a.height) * a.width + column;
+    }
+    return direction >= 2 ? length - 1 - t : t;
+  }
+  template <class T>
+  __device__ __forceinline__ T* row(T* tensor, const Place& at) const {
+    return tensor + batch * at.batch + group * at.group;
+  }
+};
+
+// The share of a thread in B and C of a chunk, on its way from memory to shared memory.
+struct Weights {
+  float ahead[SHARE];
+
+  __device__ __forceinline__ void fetch(const Arguments& a, const Self& self, int first, int position) {
+    const int length = a.height * a.width;
+#pragma unroll
+    for (int i = 0; i < SHARE; i++) {
+      const int item = threadIdx.x + i * THREADS, step = item / ROW, n = item % NP;
+      const int place = __shfl_sync(~0u, position, step % 32);
+      ahead[i] = 0.0f;
+      if (item < ITEMS && n < a.states && first + step < length) {
+        if (item % ROW < NP) ahead[i] = widen(self.row(a.B, a.at_B)[place * a.at_B.position + n]);
+        else ahead[i] = widen(self.row(a.C, a.at_C)[place * a.at_C.position + n]);
+      }
+    }
+  }
+  __device__ __forceinline__ void share(float* tile) const {
+#pragma unroll
+    for (int i = 0; i < SHARE; i++) {
+      const int item = threadIdx.x + i * THREADS;
+      if (item < ITEMS) tile[item] = ahead[i];
+    }
+  }
+};
+
+extern __shared__ float4 shared[];
+
+// ------------------------------------------------------------------ forward
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arguments a) {
+  const Self self(a);
+  const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
+  float2* weighed = reinterpret_cast<float2*>(shared);               // [2][STEPS][CB]: Δ, u
+  float* tiles = reinterpret_cast<float*>(weighed + 2 * STEPS * CB);  // [2][STEPS][ROW]: B, C
+  const XT* x = self.row(a.x, a.at_x) + self.d;
+  const DT* delta = self.row(a.delta, a.at_delta) + self.d;
+  const int groups = gridDim.y, step_out = groups * a.channels;
+  XT* out = a.out + self.batch * length * step_out + self.group * a.channels + self.d;
+  float* starts = a.starts + (self.batch * groups + self.group) * chunks * NP * a.channels +
+                  self.part * R * a.channels + self.d;
+
+  float rate[R], h[R];
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int n = self.state(r);
+    const bool known = self.inside && n < a.states;
+    rate[r] = known ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
+    h[r] = 0.0f;
+  }
+  const int of_group = self.group * a.channels + self.d;
+  const float weight = self.inside ? a.skip[of_group] : 0.0f;
+  const float shift = self.inside ? a.bias[of_group] : 0.0f;
+
+  XT x_ahead[PER];
+  DT delta_ahead[PER];
+  Weights weights;
+  int position;
+  auto fetch = [&](int first) {
+    position = self.position(a, first);
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+      const int place = __shfl_sync(~0u, position, self.part * PER + i);
+      x_ahead[i] = 0, delta_ahead[i] = 0;
+      if (self.inside) {
+        x_ahead[i] = x[place * a.at_x.position];
+        delta_ahead[i] = delta[place * a.at_delta.position];
+      }
+    }
+    weights.fetch(a, self, first, position);
+  };
+
+  fetch(0);
+  for (int chunk = 0; chunk < chunks; chunk++) {
+    const int first = chunk * STEPS;
+    float2* inputs = weighed + (chunk & 1) * STEPS * CB + self.slot;
+    float* tile = tiles + (chunk & 1) * ITEMS;
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+      const int step = self.part * PER + i;
+      float slope;
+      const float size = softplus(widen(delta_ahead[i]) + shift, slope);
+      const bool valid = first + step < length;  // else the states stay as they are
+      inputs[step * CB] = make_float2(valid ? size : 0.0f, valid ? widen(x_ahead[i]) : 0.0f);
+    }
+    weights.share(tile);
+    if (self.inside) {
+#pragma unroll
+      for (int r = 0; r < R; r++) starts[r * a.channels] = h[r];
+    }
+    starts += NP * a.channels;
+    const int here = position;
+    __syncthreads();  // a chunk's part of shared memory is written again two chunks later
+    fetch(first + STEPS);
+
+    const float* b_at = tile + self.part * R;
+#pragma unroll AT_ONCE
+    for (int base = 0; base < STEPS; base += S) {
+      float sums[S];
+#pragma unroll
+      for (int j = 0; j < S; j++) {
+        const float2 input = inputs[(base + j) * CB];
+        const float inflow = input.x * input.y;
+        float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int q = 0; q < Q; q++) {
+          float b[V], c[V];
+          read_quad(b, b_at + (base + j) * ROW + (q ^ self.turn) * V);
+          read_quad(c, b_at + (base + j) * ROW + NP + (q ^ self.turn) * V);
+#pragma unroll
+          for (int v = 0; v < V; v++) {
+            const int r = q * V + v;
+            h[r] = power_of_2(input.x * rate[r]) * h[r] + inflow * b[v];
+            sum[v % 2] += h[r] * c[v];
+          }
+        }
+        sums[j] = sum[0] + sum[1];
+      }
+      sum_parts(sums, self.lane);
+      const int step = base + self.part, place = __shfl_sync(~0u, here, step);
+      if (self.inside && first + step < length)
+        put(out + (long long)place * step_out, sums[0] + weight * inputs[step * CB].y);
+    }
+  }
+}
+
+// ------------------------------------------------------------------ backward
+
+// Sums R numbers of states over the channels of a warp, each in register order; see the top. What
+// is left is in v[0..LEFT): of states `first`, `first + 1`, ... in lanes that are `writer`.
+constexpr int LEFT = R > LANES ? R / LANES : 1;
+struct Sums {
+  int first;
+  bool writer;
+
+  __device__ __forceinline__ Sums(const Self& self) {
+    first = self.part * R + self.turn * V;
+    int mask = Q;
+#pragma unroll
+    for (int count = V; count > 1 && mask < LANES; count /= 2, mask *= 2)
+      first += self.channel & mask ? count / 2 : 0;
+    writer = self.channel < mask;
+  }
+  static __device__ __forceinline__ void over_channels(float (&v)[R], int lane) {
+    if constexpr (Q >= 4) {
+#pragma unroll
+      for (int i = 0; i < 2 * V; i++) v[i] += __shfl_xor_sync(~0u, v[i + 2 * V], 2);
+    }
+    if constexpr (Q >= 2) {
+#pragma unroll
+      for (int i = 0; i < V; i++) v[i] += __shfl_xor_sync(~0u, v[i + V], 1);
+    }
+    if constexpr (V >= 2 && Q < LANES) halve<V>(v, lane, Q);
+    if constexpr (V >= 4 && 2 * Q < LANES) halve<V / 2>(v, lane, 2 * Q);
+#pragma unroll
+    for (int mask = Q * V; mask < LANES; mask *= 2) v[0] += __shfl_xor_sync(~0u, v[0], mask);
+  }
+  __device__ __forceinline__ void keep(float* to, const float (&v)[R]) const {
+    if (writer) {
+#pragma unroll
+      for (int i = 0; i < LEFT; i++) to[first + i] = v[i];
+    }
+  }
+};
+
+// STEPS steps at a time from the end: forwards to recompute their states and for dC, then backwards.
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(const Arguments a) {
+  const Self self(a);
+  const Sums sums(self);
+  const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
+  float4* weighed = shared;                                                  // [STEPS][CB]
+  float* kept = reinterpret_cast<float*>(weighed + STEPS * CB);              // [STEPS][Q][THREADS][V]
+  float* tile = kept + STEPS * R * THREADS;                                  // [STEPS][ROW]: B, C
+  float* partial = tile + ITEMS;                                             // [STEPS][WARPS][ROW]
+  const XT* x = self.row(a.x, a.at_x) + self.d;
+  const XT* d_y = self.row(a.d_y, a.at_d_y) + self.d;
+  const DT* delta = self.row(a.delta, a.at_delta) + self.d;
+  DT* d_delta = self.row(a.d_delta, a.at_d_delta) + self.d;
+  const int groups = gridDim.y, step_out = groups * a.channels, step_n = groups * a.states;
+  const long long row = self.batch * groups + self.group;
+  XT* d_x = a.out + self.batch * length * step_out + self.group * a.channels + self.d;
+  const float* starts = a.starts + row * chunks * NP * a.channels + self.part * R * a.channels + self.d;
+  const long long at_n =
+      ((long long)blockIdx.x * gridDim.z + self.batch) * length * step_n + self.group * a.states;
+
+  float rate[R], d_rate[R], d_h[R], h[R], h_ahead[R];
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int n = self.state(r);
+    const bool known = self.inside && n < a.states;
+    rate[r] = known ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
+    d_rate[r] = d_h[r] = 0.0f;
+  }
+  const int of_group = self.group * a.channels + self.d;
+  const float weight = self.inside ? a.skip[of_group] : 0.0f;
+  const float shift = self.inside ? a.bias[of_group] : 0.0f;
+  float d_weight = 0.0f, d_shift = 0.0f;
+
+  XT x_ahead[PER], d_y_ahead[PER];
+  DT delta_ahead[PER];
+  Weights weights;
+  int position;
+  auto fetch = [&](int chunk) {
+    position = self.position(a, chunk * STEPS);
+    chunk = chunk > 0 ? chunk : 0;
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+      const int place = __shfl_sync(~0u, position, self.part * PER + i);
+      x_ahead[i] = 0, delta_ahead[i] = 0, d_y_ahead[i] = 0;
+      if (self.inside) {
+        x_ahead[i] = x[place * a.at_x.position];
+        d_y_ahead[i] = d_y[place * a.at_d_y.position];
+        delta_ahead[i] = delta[place * a.at_delta.position];
+      }
+    }
+    weights.fetch(a, self, chunk * STEPS, position);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+      h_ahead[r] = self.inside ? starts[((long long)chunk * NP + r) * a.channels] : 0.0f;
+  };
+
+  fetch(chunks - 1);
+  for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+    const int first = chunk * STEPS, here = position;
+    float4* inputs = weighed + self.slot;  // Δ, its slope, u, dy
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+      const int step = self.part * PER + i;
+      float slope;
+      const float size = softplus(widen(delta_ahead[i]) + shift, slope);
+      const bool valid = first + step < length;  // else nothing moves, and nothing is added
+      const float u = valid ? widen(x_ahead[i]) : 0.0f, out = valid ? widen(d_y_ahead[i]) : 0.0f;
+      d_weight += out * u;
+      inputs[step * CB] = make_float4(valid ? size : 0.0f, valid ? slope : 0.0f, u, out);
+    }
+    weights.share(tile);
+#pragma unroll
+    for (int r = 0; r < R; r++) h[r] = h_ahead[r];
+    __syncthreads();
+
+    const float* b_at = tile + self.part * R;
+    float* kept_at = kept + threadIdx.x * V;
+    float* partial_at = partial + self.warp * ROW;
+#pragma unroll AT_ONCE
+    for (int i = 0; i < STEPS; i++) {
+      const float4 input = inputs[i * CB];
+      const float inflow = input.x * input.z;
+      float d_c[R];
+#pragma unroll
+      for (int q = 0; q < Q; q++) {
+        float b[V];
+        read_quad(b, b_at + i * ROW + (q ^ self.turn) * V);
+        write_quad(kept_at + (i * Q + q) * THREADS * V, h + q * V);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+          const int r = q * V + v;
+          h[r] = power_of_2(input.x * rate[r]) * h[r] + inflow * b[v];
+          d_c[r] = h[r] * input.w;
+        }
+      }
+      Sums::over_channels(d_c, self.lane);
+      sums.keep(partial_at + i * WARPS * ROW + NP, d_c);
+    }
+
+    fetch(chunk - 1);
+    auto reverse = [&](int base, int steps) {  // S steps, those before `steps`
+      float inflows[S], powers[S];
+#pragma unroll
+      for (int j = S - 1; j >= 0; j--) {
+        const int i = base + j;
+        inflows[j] = powers[j] = 0.0f;
+        if (i >= steps) continue;
+        const float4 input = inputs[i * CB];
+        const float inflow = input.x * input.z;
+        float d_b[R], d_inflow = 0.0f, d_size = 0.0f;
+#pragma unroll
+        for (int q = 0; q < Q; q++) {
+          float b[V], c[V], before[V];
+          read_quad(b, b_at + i * ROW + (q ^ self.turn) * V);
+          read_quad(c, b_at + i * ROW + NP + (q ^ self.turn) * V);
+          read_quad(before, kept_at + (i * Q + q) * THREADS * V);
+#pragma unroll
+          for (int v = 0; v < V; v++) {
+            const int r = q * V + v;
+            d_h[r] += c[v] * input.w;
+            d_b[r] = d_h[r] * inflow;
+            d_inflow += d_h[r] * b[v];
+            d_h[r] *= power_of_2(input.x * rate[r]);
+            const float d_power = d_h[r] * before[v];
+            d_size += d_power * rate[r];
+            d_rate[r] += d_power * input.x;
+          }
+        }
+        Sums::over_channels(d_b, self.lane);
+        sums.keep(partial_at + i * WARPS * ROW, d_b);
+        inflows[j] = d_inflow, powers[j] = d_size;
+      }
+      sum_parts(inflows, self.lane);
+      sum_parts(powers, self.lane);
+      const int step = base + self.part, place = __shfl_sync(~0u, here, step);
+      const float4 input = inputs[step * CB];
+      const float d_raw = (powers[0] * LN_2 + inflows[0] * input.z) * input.y;
+      d_shift += d_raw;
+      if (self.inside && first + step < length) {
+        put(d_x + (long long)place * step_out, inflows[0] * input.x + weight * input.w);
+        put(d_delta + place * a.at_d_delta.position, d_raw);
+      }
+    };
+    if (first + STEPS <= length) {
+#pragma unroll AT_ONCE
+      for (int base = STEPS - S; base >= 0; base -= S) reverse(base, STEPS);
+    } else {  // steps beyond the end are left out: a NaN in A must not reach the gradients before
+#pragma unroll 1
+      for (int base = STEPS - S; base >= 0; base -= S) reverse(base, length - first);
+    }
+    __syncthreads();
+
+#pragma unroll
+    for (int i = 0; i < SHARE; i++) {
+      const int item = threadIdx.x + i * THREADS, step = item / ROW, n = item % NP;
+      const int place = __shfl_sync(~0u, here, step % 32);
+      if (item < ITEMS && n < a.states && first + step < length) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += partial[(step * WARPS + w) * ROW + item % ROW];
+        (item % ROW < NP ? a.d_B : a.d_C)[at_n + (long long)place * step_n + n] = sum;
+      }
+    }
+  }
+
+  for (int mask = LANES; mask < 32; mask *= 2) {
+    d_weight += __shfl_xor_sync(~0u, d_weight, mask);
+    d_shift += __shfl_xor_sync(~0u, d_shift, mask);
+  }
+  if (self.inside) {
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      const int n = self.state(r);
+      if (n < a.states) a.d_rates[(row * a.states + n) * a.channels + self.d] = d_rate[r] * LN_2;
+    }
+    if (self.part == 0) {
+      a.d_skip[row * a.channels + self.d] = d_weight;
+      a.d_bias[row * a.channels + self.d] = d_shift;
+    }
+  }
+}

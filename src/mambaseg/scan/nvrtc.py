@@ -1,0 +1,204 @@
+"""Kernels in CUDA C++, compiled when they are first needed by the compiler that torch brings.
+
+NVRTC is a library that comes with CUDA builds of torch, so neither CUDA's toolkit nor a C++
+compiler has to be installed. What it made is kept in a folder (see `cache_folder`), by source,
+sizes, architecture and compiler: a kernel is compiled once per machine.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+MAX_SHARED_WITHOUT_ASKING = 48 << 10
+_FUNCTION_MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+Defines = tuple[tuple[str, int], ...]
+"""Names and values that a source is compiled with."""
+
+
+def require() -> None:
+    """Check that kernels can be compiled and launched here.
+
+    Raises:
+        ImportError: They cannot; the message says why.
+    """
+    if torch.version.cuda is None:
+        raise ImportError("this PyTorch is built without CUDA")
+    _compiler()
+    _driver()
+
+
+def launch(
+    source: Path,
+    name: str,
+    defines: Defines,
+    grid: tuple[int, int, int],
+    threads: int,
+    shared: int,
+    arguments: ctypes.Structure,
+) -> None:
+    """Run a kernel on the current device and stream; compile it first if it is not yet there.
+
+    Args:
+        source: File with the kernels, declared `extern "C"`.
+        name: Which of them.
+        defines: What to compile the file with.
+        grid: Blocks in x, y and z.
+        threads: Threads per block.
+        shared: Bytes of dynamic shared memory per block.
+        arguments: The only argument of the kernel.
+    """
+    device = torch.cuda.current_device()
+    function = _function(source, name, defines, device, shared)
+    values = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+    stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+    _check(
+        _driver().cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, values, None),
+        f"launching {name}",
+    )
+
+
+@cache
+def _function(
+    source: Path, name: str, defines: Defines, device: int, shared: int
+) -> ctypes.c_void_p:
+    """The kernel, loaded on a device and allowed the shared memory it needs."""
+    module = _module(source, defines, device)
+    function = ctypes.c_void_p()
+    driver = _driver()
+    _check(
+        driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"loading {name}"
+    )
+    if shared > MAX_SHARED_WITHOUT_ASKING:
+        _check(
+            driver.cuFuncSetAttribute(function, _FUNCTION_MAX_DYNAMIC_SHARED_SIZE, shared),
+            f"asking for {shared} bytes of shared memory for {name}",
+        )
+    return function
+
+
+@cache
+def _module(source: Path, defines: Defines, device: int) -> ctypes.c_void_p:
+    torch.cuda.synchronize(device)  # makes the device's context current in this thread
+    major, minor = torch.cuda.get_device_capability(device)
+    module = ctypes.c_void_p()
+    binary = compile_binary(source, defines, f"sm_{major}{minor}")
+    _check(_driver().cuModuleLoadData(ctypes.byref(module), binary), f"loading {source.name}")
+    return module
+
+
+# ------------------------------------------------------------------ compiling
+
+
+def compile_binary(source: Path, defines: Defines, architecture: str) -> bytes:
+    """Compile a file, or take what an earlier process made of it.
+
+    Raises:
+        RuntimeError: It does not compile; the message holds the compiler's.
+    """
+    text = source.read_bytes()
+    options = [f"--gpu-architecture={architecture}", "--std=c++17"]
+    options += [f"-D{name}={value}" for name, value in defines]
+    key = hashlib.sha256(repr((text, options, _version())).encode()).hexdigest()
+    kept = cache_folder() / f"{source.stem}-{key[:32]}.cubin"
+    try:
+        return kept.read_bytes()
+    except OSError:
+        binary = _compile(text, source.name, options)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(binary)
+        os.replace(file.name, kept)  # noqa: PTH105 - whole or not at all
+    except OSError:
+        pass  # a folder that cannot be written costs the next process a second
+    return binary
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/mambaseg, by default ~/.cache/mambaseg."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "mambaseg"
+
+
+def _compile(text: bytes, name: str, options: list[str]) -> bytes:
+    compiler, program = _compiler(), ctypes.c_void_p()
+    encoded = [option.encode() for option in options]
+
+    def check(code: int, what: str) -> None:
+        if code:
+            size = ctypes.c_size_t()
+            compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value + 1)
+            compiler.nvrtcGetProgramLog(program, log)
+            raise RuntimeError(f"NVRTC, {what} {name}: error {code}\n{log.value.decode()}")
+
+    check(
+        compiler.nvrtcCreateProgram(
+            ctypes.byref(program), text, name.encode(), 0, None, None
+        ), "reading",
+    )  # fmt: skip
+    try:
+        check(
+            compiler.nvrtcCompileProgram(
+                program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded)
+            ), "compiling",
+        )  # fmt: skip
+        size = ctypes.c_size_t()
+        check(compiler.nvrtcGetCUBINSize(program, ctypes.byref(size)), "assembling")
+        binary = ctypes.create_string_buffer(size.value)
+        check(compiler.nvrtcGetCUBIN(program, binary), "assembling")
+        return binary.raw
+    finally:
+        compiler.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+# ------------------------------------------------------------------ the libraries
+
+
+@cache
+def _compiler() -> ctypes.CDLL:
+    """NVRTC: that of torch's wheels first, then any that the system finds."""
+    name = f"libnvrtc.so.{(torch.version.cuda or '').split('.')[0]}"
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    folders.append(str(Path(torch.__file__).parent))
+    found = [str(path) for folder in folders for path in sorted(Path(folder).glob(f"**/{name}"))]
+    errors = []
+    for path in [*found, name]:
+        try:
+            for part in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")):
+                ctypes.CDLL(str(part))  # what NVRTC looks for by its name alone
+            return ctypes.CDLL(path)
+        except OSError as error:
+            errors.append(str(error))
+    raise ImportError(f"no {name}: {'; '.join(errors)}")
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ImportError(f"no NVIDIA driver: {error}") from None
+
+
+@cache
+def _version() -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        reason = text.value.decode() if text.value else "unknown"
+        raise RuntimeError(f"CUDA, {what}: {reason} (error {code})")

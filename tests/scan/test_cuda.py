@@ -1,0 +1,157 @@
+"""What is special about the CUDA C++ kernels; `test_backends` holds them to the reference."""
+
+import sys
+
+import pytest
+import torch
+from scan_inputs import (
+    DEVICES,
+    image_inputs,
+    relative_errors,
+    scan_1d,
+    scan_2d,
+    sequence_inputs,
+    value_and_gradients,
+)
+
+from mambaseg.errors import UserError
+from mambaseg.scan import available_backends, choose_backend, cross, nvrtc, reference
+
+running = pytest.mark.skipif(
+    "cuda" not in DEVICES, reason="no GPU, and no g++ to emulate the kernels with"
+)
+here = pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+
+
+@pytest.fixture
+def module(backend):
+    choose_backend("cuda", DEVICES["cuda"])
+    return sys.modules["mambaseg.scan.cuda"]
+
+
+def reference_2d(*inputs):
+    return cross.selective_scan_2d(reference.selective_scan, *inputs)
+
+
+@running
+@here
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("side", [56, 28, 14, 7])
+def test_the_maps_of_a_network_agree_with_the_reference(module, monkeypatch, side, parts):
+    monkeypatch.setattr(module, "PARTS", parts)
+    inputs = image_inputs(1, side, side, 48 if side < 28 else 5, 16)
+    expected = value_and_gradients(reference_2d, inputs)
+    errors = relative_errors(value_and_gradients(scan_2d("cuda"), inputs, torch.float32), expected)
+    assert max(errors.values()) < 1e-5, errors
+
+
+@running
+@here
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("states", [1, 2, 4, 5, 8, 16, 17, 40])
+def test_any_number_of_states_is_right(module, monkeypatch, states, parts):
+    monkeypatch.setattr(module, "PARTS", parts)
+    inputs = sequence_inputs(1, 2, 41, 35, states)
+    expected = value_and_gradients(scan_1d("reference"), inputs)
+    errors = relative_errors(value_and_gradients(scan_1d("cuda"), inputs, torch.float32), expected)
+    assert max(errors.values()) < 1e-5, errors
+
+
+@running
+@here
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("which", range(7))
+@pytest.mark.parametrize("where", [0, -1])
+def test_a_nan_at_either_end_goes_where_the_reference_has_it(
+    module, monkeypatch, which, where, parts
+):
+    monkeypatch.setattr(module, "PARTS", parts)
+    inputs = [t.float() for t in sequence_inputs(1, 1, 3, 21, 8)]
+    inputs[which].view(-1)[where] = float("nan")
+    expected = value_and_gradients(scan_1d("reference"), inputs, torch.float32)
+    actual = value_and_gradients(scan_1d("cuda"), inputs, torch.float32)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.isnan(), e.isnan())
+
+
+@running
+@here
+def test_inputs_are_read_where_a_network_leaves_them(module, monkeypatch):
+    """Delta is a permuted product, B and C are parts of one projection: none is copied."""
+    x, delta, A, B, C, D, bias = (t.float() for t in image_inputs(2, 5, 7, 19, 8))
+    tensors = {}
+    launch = module._launch
+    monkeypatch.setattr(
+        module, "_launch", lambda *a, **k: (tensors.update(k, inputs=a[2]), launch(*a, **k))
+    )
+
+    def permuted(x, delta, A, B, C, D, bias):
+        delta = delta.permute(3, 0, 1, 2, 4).contiguous().permute(1, 2, 3, 0, 4)
+        both = torch.cat((B[..., :3], B, C), dim=-1)
+        B, C = both[..., 3:11], both[..., 11:]
+        return scan_2d("cuda")(x, delta, A, B, C, D, bias)
+
+    expected = value_and_gradients(scan_2d("cuda"), (x, delta, A, B, C, D, bias), torch.float32)
+    actual = value_and_gradients(permuted, (x, delta, A, B, C, D, bias), torch.float32)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+    length, channels = 35, 19
+    _, delta, _, B, C, *_ = tensors["inputs"]
+    assert delta.stride()[1:3] == (channels, 2 * length * channels)
+    assert tensors["d_delta"].stride() == delta.stride()
+    assert B.stride() == C.stride() == (length * 4 * 19, 4 * 19, 19, 1)
+
+
+@running
+@here
+@pytest.mark.parametrize("width", [0, 2])
+def test_the_operator_passes_opcheck(module, width):
+    u, delta, A, B, C, D, bias = (t.float() for t in sequence_inputs(1, 4, 2, 4, 2))
+    x, delta, B, C = (t.permute(0, 3, 1, 2).contiguous() for t in (u, delta, B, C))
+    x = x[:, :, :1] if width else x
+    inputs = [x, delta, A.transpose(1, 2).contiguous(), B, C, D, bias]
+    inputs = [t.to(DEVICES["cuda"]).detach().requires_grad_() for t in inputs]
+    torch.library.opcheck(module._scan, (*inputs, width))
+
+
+@running
+@here
+def test_the_operator_refuses_what_its_kernels_would_misread(module):
+    inputs = [torch.zeros(1, 4, 2, 3) for _ in range(7)]
+    with pytest.raises(ValueError, match="gaps"):
+        module._scan(torch.zeros(1, 4, 3, 2).transpose(2, 3), *inputs[1:], 0)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+def test_without_cuda_the_reason_is_named():
+    assert "cuda" not in available_backends("cuda")
+    with pytest.raises(UserError, match="built without CUDA"):
+        choose_backend("cuda", "cuda")
+
+
+def test_compiled_kernels_are_kept_by_source_and_sizes(monkeypatch, tmp_path):
+    compiled = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(nvrtc, "_version", lambda: (13, 0))
+    monkeypatch.setattr(
+        nvrtc, "_compile", lambda *args: compiled.append(args) or bytes(len(compiled))
+    )
+    source = tmp_path / "kernels.cu"
+    source.write_text("first")
+    first = nvrtc.compile_binary(source, (("N", 16),), "sm_90")
+    assert nvrtc.compile_binary(source, (("N", 16),), "sm_90") == first and len(compiled) == 1
+    nvrtc.compile_binary(source, (("N", 8),), "sm_90")
+    nvrtc.compile_binary(source, (("N", 16),), "sm_80")
+    source.write_text("second")
+    nvrtc.compile_binary(source, (("N", 16),), "sm_90")
+    assert len(compiled) == 4
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
+    (tmp_path / "mambaseg").write_text("a file where the folder would be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "_version", lambda: (13, 0))
+    monkeypatch.setattr(nvrtc, "_compile", lambda *args: b"binary")
+    source = tmp_path / "kernels.cu"
+    source.write_text("source")
+    assert nvrtc.compile_binary(source, (), "sm_90") == b"binary"
