@@ -154,6 +154,7 @@ def build(cfg: DictConfig) -> Run:
     data.load()
     if checkpoint is None:
         data.split.require_training()
+    seen = _seen(cfg, data, checkpoint)
     config = plain(cfg)
     whole = _with_digests(config)
     key = identity(whole, split=data.split.hash, data=data.fingerprint)
@@ -173,10 +174,31 @@ def build(cfg: DictConfig) -> Run:
         notice=notice,
         finished=finished,
         make_network=lambda: network_with_weights(cfg.model, checkpoint),
-        make_parts=lambda network: _parts(cfg, network, data),
+        make_parts=lambda network: _parts(cfg, network, data, checkpoint),
+        seen=seen,
         monitor=_task_class(cfg.data).monitor,
         requeue=requeue_call(),
     )
+
+
+def _seen(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Who of the test part the given network has learnt from, as metrics.json has it.
+
+    Raises:
+        UserError: somebody, and `evaluation.allow_seen` is not true.
+    """
+    from mambaseg.data.seen import require_unseen
+
+    if checkpoint is None or not cfg.test:
+        return {"checked": True, "cases": {}}
+    seen, cases = checkpoint.seen, data.known("test")
+    found = seen.among(cases, own_split=checkpoint.split_hash == data.split.hash)
+    allowed = bool(cfg.evaluation.get("allow_seen"))
+    require_unseen(found, len(cases), allowed=allowed, subject=str(checkpoint.path))
+    if not (seen.complete or found):
+        log.warning("%s does not say which images trained it: whether it has seen the test cases "
+                    "cannot be checked", checkpoint.path)  # fmt: skip
+    return {"checked": seen.complete, "cases": found}
 
 
 def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
@@ -212,12 +234,16 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     return checkpoint
 
 
-def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
+def _parts(
+    cfg: DictConfig, network: nn.Module, data: Any, checkpoint: Checkpoint | None
+) -> tuple[Any, Any]:
     """The task and the trainer; the run folder exists by now."""
     import torch
 
     from mambaseg.checkpoints import CheckedIO
     from mambaseg.cluster import cluster_plugins
+    from mambaseg.data.loaders import PARTS
+    from mambaseg.data.seen import Seen
     from mambaseg.models import channels_last
     from mambaseg.runs import RunFolder
 
@@ -240,6 +266,11 @@ def _parts(cfg: DictConfig, network: nn.Module, data: Any) -> tuple[Any, Any]:
         "classes": list(cfg.data.class_names),
         "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},
         "split": {"name": data.split.name, "hash": data.split.hash},
+        "seen": Seen.of(
+            {part: data.known(part) for part in PARTS},
+            checkpoint.seen if checkpoint else None,
+            same_split=bool(checkpoint and checkpoint.split_hash == data.split.hash),
+        ).plain(),
     }
     task = _task_class(cfg.data)(
         network,

@@ -14,6 +14,7 @@ from torch import Tensor
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import is_window
 from mambaseg.data.resampling import COARSEST, is_spacing
+from mambaseg.data.seen import Seen
 from mambaseg.errors import UserError
 from mambaseg.foreign import printable
 
@@ -33,7 +34,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`,
-            `augmentation`, `classes`, `data`, `split`.
+            `augmentation`, `classes`, `data`, `split`, `seen`.
         weights: state dict of the network as `build_network` makes it.
     """
 
@@ -52,6 +53,17 @@ class Checkpoint:
             return Preprocessing.restored(self.about["preprocessing"])
         except UserError as error:
             raise UserError(f"checkpoint: {self.path}: {error}") from error
+
+    @property
+    def seen(self) -> Seen:
+        """The images that trained, validated and tested its network."""
+        return Seen.restored(self.about.get("seen"))
+
+    @property
+    def split_hash(self) -> str:
+        """Of the split that it was trained with; empty where it does not say."""
+        split = self.about.get("split")
+        return str(split.get("hash", "")) if isinstance(split, dict) else ""
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -127,6 +139,10 @@ def _wrong_field(about: dict[str, Any]) -> str:
         return "its classes"
     if not all(isinstance(name, str) and len(name) <= 100 for name in classes):
         return "its classes"
+    try:
+        Seen.restored(about.get("seen"))
+    except ValueError:
+        return "the images that it has seen"
     if not isinstance(data, dict) or not _is_name(data.get("name")):
         return "its data"
     return "" if isinstance(data.get("title"), str) and len(data["title"]) <= 200 else "its data"

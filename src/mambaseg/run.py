@@ -46,6 +46,7 @@ class Run:
         finished: the folder already holds the finished result.
         make_network: () -> (network, report of pretrained weights or None).
         make_parts: network -> (task, trainer).
+        seen: which test cases the network was trained or chosen on, for metrics.json.
         monitor: the task's validation score that chooses the best checkpoint.
         requeue: queues the job again that this is on a cluster; None: it is none, or is not asked.
     """
@@ -62,12 +63,13 @@ class Run:
         finished: bool,
         make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
         make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
+        seen: dict[str, Any],
         monitor: str,
         requeue: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.folder, self.data = config, folder, data
         self.key, self.design = key, design
-        self.notice, self.finished = notice, finished
+        self.notice, self.finished, self.seen = notice, finished, seen
         self._make_network, self._make_parts = make_network, make_parts
         self._score_name = monitor.replace("/", "_")  # in the record: val_dice
         self._lock = RunLock(folder.path)
@@ -122,6 +124,7 @@ class Run:
         self._interruption.take()
         self.task, self.trainer = self._make_parts(network)
         title, views = self.config["data"]["title"], self.task.views
+        title += ", SEEN CASES" * bool(self.seen["cases"])
         self.recorder = RunRecorder(self.folder, title=title, header={}, views=views)
         # Lightning sets the list in Trainer.__init__ without declaring it
         own = [self.recorder, self._interruption]
@@ -204,6 +207,7 @@ class Run:
             "model": self.config["model"]["name"],
             **({"task": task} if (task := self.config["data"].get("task")) else {}),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
+            "seen": self.seen,
             "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,
             self._score_name: self.score,

@@ -36,6 +36,7 @@ _UNSCIENTIFIC: dict[str, set[str]] = {
     "data": {
         "root", "cache_dir", "num_workers", "on_device", "prepare", "title", "synthetic", "instead",
     },
+    "evaluation": {"allow_seen"},  # scores that need it are marked
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "default_root_dir",
         "enable_model_summary", "enable_progress_bar", "profiler", "num_sanity_val_steps",

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from mambaseg.data.case import Case
 from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_digests
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.seen import fingerprint_of
 from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCache
 from mambaseg.errors import UserError
 from mambaseg.files import remove_abandoned, writing
@@ -45,7 +46,7 @@ _OTHERWISE = (
 
 log = logging.getLogger(__name__)
 
-_Decoded = tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None]
+_Decoded = tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None, str]
 
 
 def open_cache(
@@ -144,7 +145,7 @@ def _build(
             _NpyWriter(workshop, "image") as images,
             _NpyWriter(workshop, "label") as labels,
         ):
-            for case, (image, label, spacing) in zip(
+            for case, (image, label, spacing, content) in zip(
                 cases, _in_threads(decode, cases), strict=True
             ):
                 _, image_crc = images.append(image)
@@ -157,6 +158,7 @@ def _build(
                         offset=offset,
                         spacing=spacing,
                         source=digests[case.id],
+                        content=content,
                         image_crc=image_crc,
                         label_crc=label_crc,
                         class_voxels=tuple(
@@ -182,7 +184,8 @@ def _decode(
 ) -> _Decoded:
     volume = case.read(num_classes, channels)
     assert volume.label is not None  # read() with a number of classes demands it
-    return preprocessing.scale_intensity(volume.image), volume.label, volume.spacing
+    scaled, content = preprocessing.scale_intensity(volume.image), fingerprint_of(volume.image)
+    return scaled, volume.label, volume.spacing, content
 
 
 def _in_threads(decode: Any, cases: Sequence[Case]) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.patients import find_alike, parts_of
+from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
 from mambaseg.data.slicing import check_rule
 from mambaseg.data.splits import make_split
@@ -304,6 +305,14 @@ class SegmentationDataModule(StepDataModule):
     def for_task(self) -> dict[str, Any]:
         """Return the way to the grid and back, and the names of the classes."""
         return {"preprocessing": self.preprocessing, "class_names": self.class_names}
+
+    def known(self, part: str) -> list[Known]:
+        """Return the cases of a part with what their images show."""
+        cache = self.cache
+        return [
+            Known(case.id, case.patient, (cache.entries[cache.position(case.id)].content,))
+            for case in self.cases[part]
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return the preprocessing as plain data."""

@@ -64,6 +64,13 @@ def digest_of(plain: Any) -> str:
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
+def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
+    """Hash the content of files, each on its own: path -> hex digest."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = pool.map(lambda path: content_digest((path,), "the data set"), paths)
+        return dict(zip(paths, digests, strict=True))
+
+
 def _source_digest(case: Sourced) -> str:
     return content_digest(case.sources(), f"case {case.id}")
 

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mambaseg.data.seen import Known
 from mambaseg.data.slices import StepSampler
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
@@ -33,8 +34,8 @@ class StepDataModule(L.LightningDataModule):
     know no other way to start them, and fork is safe here because no worker ever enters an OpenMP
     region or touches a GPU.
 
-    A data module adds `load`, `training_data`, `evaluation_data` and, where more than `image` goes
-    to the device, `transferred`.
+    A data module adds `load`, `known`, `training_data`, `evaluation_data` and, where more than
+    `image` goes to the device, `transferred`.
 
     Args:
         name: Name of the data set, for results.
@@ -96,6 +97,10 @@ class StepDataModule(L.LightningDataModule):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """The way from a file to the network as plain data: `name`, `size`, ..."""
+
+    @abstractmethod
+    def known(self, part: str) -> list[Known]:
+        """The cases of a part, each with the fingerprints by which it is recognised."""
 
     def for_task(self) -> dict[str, Any]:
         """What a task must know of the data, as keyword arguments."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mambaseg.counter import AUGMENTATION, uniforms
-from mambaseg.data.fingerprint import fingerprint
+from mambaseg.data.fingerprint import file_digests, fingerprint
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.pairs import SMALLEST, Pair, check_pair, find_pairs
+from mambaseg.data.seen import Known
 from mambaseg.data.slices import Draw
 from mambaseg.data.splits import Split, make_split
 from mambaseg.errors import UserError
@@ -98,6 +99,18 @@ class RestorationDataModule(StepDataModule):
             part: {"scenes": len({pair.scene for pair in pairs}), "pairs": len(pairs)}
             for part, pairs in self.pairs.items()
         }
+
+    def known(self, part: str) -> list[Known]:
+        """Return the pairs of a part with the digests of their two files, of which one is enough.
+
+        The files, not what they show: images are decoded only as they are needed.
+        """
+        files = sorted({path for pair in self.pairs[part] for path in pair.sources()})
+        digests = file_digests(files)
+        return [
+            Known(pair.id, pair.scene, tuple(digests[path] for path in pair.sources()))
+            for pair in self.pairs[part]
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return the way to the network: 8 bits to [0, 1]; `size` is that of the crops."""

@@ -34,6 +34,7 @@ class Entry:
     offset: int  # in voxels of one channel
     spacing: tuple[float, float, float] | None  # mm (z, y, x)
     source: str  # content hash of the case's files
+    content: str  # what its image shows, see `seen.fingerprint_of`
     image_crc: int
     label_crc: int
     class_voxels: tuple[int, ...]  # of each class 0..K-1

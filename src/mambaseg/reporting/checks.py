@@ -9,6 +9,7 @@ from typing import Any
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.other_tables import device
 from mambaseg.reporting.scores import outcomes
+from mambaseg.reporting.tables import seen_note
 
 
 def cautions(comparison: Comparison) -> list[str]:
@@ -30,6 +31,8 @@ def _data(comparison: Comparison) -> Iterator[str]:
             f"{comparison.protocol['data']}: these numbers say that the code runs, nothing about "
             "patients."
         )
+    yield from dict.fromkeys(f"{run.path.name}: {seen_note(run.summary)}"
+                             for run in runs if run.saw_cases)  # fmt: skip
     notes = dict.fromkeys(str(run.split["note"]) for run in runs if run.split.get("note"))
     for note in notes:
         yield f"Split {comparison.protocol['split']}: {note}"

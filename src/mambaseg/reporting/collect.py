@@ -81,6 +81,11 @@ class RunData:
         match = _FOLD.match(self.split["name"])
         return int(match["fold"]) if match else None
 
+    @property
+    def saw_cases(self) -> bool:
+        """Whether the network was trained or chosen on cases that it is scored on."""
+        return bool((self.summary.get("seen") or {}).get("cases"))
+
     @cached_property
     def protocol(self) -> dict[str, Any]:
         """What two runs must share for their scores to be comparable."""
@@ -96,6 +101,7 @@ class RunData:
             "tolerance_vox": convention["tolerance_vox"],
             "classes": list(self.config["data"]["class_names"]),
             "longest side": self.config["data"].get("longest_side"),
+            "seen cases": self.saw_cases,
         }
 
     @cached_property
@@ -162,7 +168,12 @@ class Comparison:
         return (
             f"{protocol['data']}, split {protocol['split']}{digest}, "
             f"empty masks: {protocol['empty masks']}"
-        ) + (f", at most {side} pixels a side" if side else "")
+        ) + "".join(
+            [
+                f", at most {side} pixels a side" if side else "",
+                ", SEEN CASES" if protocol.get("seen cases") else "",
+            ]
+        )
 
     @cached_property
     def subject(self) -> str:

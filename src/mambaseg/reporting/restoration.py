@@ -17,7 +17,7 @@ from mambaseg.foreign import read_json
 from mambaseg.reporting.collect import RunData, read_identity, restores, run_folders
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.labels import labels
-from mambaseg.reporting.tables import UNDEFINED, Grid
+from mambaseg.reporting.tables import UNDEFINED, Grid, seen_note
 from mambaseg.reporting.valid import check_image_summary, reading
 from mambaseg.runs import RunFolder
 
@@ -100,7 +100,7 @@ def restoration_grid(runs: Sequence[RunData]) -> Grid:
     """One row per network, setting and data; ± standard deviation over seeds."""
     entries: dict[str, list[RunData]] = defaultdict(list)
     for run in runs:
-        where = [run.summary["data"], run.summary["split"], run.record.get("data")]
+        where = [run.summary["data"], run.summary["split"], run.record.get("data"), run.saw_cases]
         entries[json.dumps([run.settings, where], sort_keys=True, default=str)].append(run)
     groups = list(entries.values())
     names = labels([(runs[0].model, runs[0].settings) for runs in groups])
@@ -113,6 +113,7 @@ def restoration_grid(runs: Sequence[RunData]) -> Grid:
             for metric, (_, digits) in _METRICS.items()
         ]
         split = f"{first.split['name']} ({first.split['hash']})"
+        split += ", SEEN CASES" * first.saw_cases
         parameters = first.record.get("parameters")
         rows.append(
             [
@@ -130,6 +131,7 @@ def restoration_grid(runs: Sequence[RunData]) -> Grid:
         "deviation over the runs' seeds. (hazy): of the untreated images. Rows with other data or "
         "another split are not comparable."
     ]
+    notes += [f"{run.path.name}: {seen_note(run.summary)}" for run in runs if run.saw_cases]
     return Grid("Image restoration", header, rows, notes, wide=3)
 
 

@@ -120,9 +120,21 @@ def run_table(
 def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
     """`run_table` under the names that a run's configuration gives to network, data and classes."""
     split, data = summary["split"], config["data"]
-    note = f"split {split['name']} ({split['hash']}). {split['note']}"
+    said = f"split {split['name']} ({split['hash']}). {split['note']}"
+    note = "\n".join(filter(None, [seen_note(summary), said]))
     title = f"{config['model']['name']} · {data['title']}"
     return run_table(summary, title=title, class_names=list(data["class_names"]), note=note)
+
+
+def seen_note(summary: Mapping[str, Any]) -> str:
+    """The mark of scores of cases that trained or chose the network; empty where there are none."""
+    count = len(((summary.get("seen") or {}).get("cases")) or ())
+    if not count:
+        return ""
+    return (
+        f"SEEN CASES: the network was trained or chosen on {count} of the {summary['cases']} cases "
+        "scored; these scores are too good."
+    )
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:

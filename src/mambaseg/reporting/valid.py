@@ -130,6 +130,9 @@ def _require_origin(summary: Any) -> None:
     _require(isinstance(split, Mapping), "split")
     for field in ("name", "hash"):
         _require(_is_text(split.get(field)), f"split.{field}")
+    seen = summary.get("seen") or {}
+    _require(isinstance(seen, Mapping), "seen")
+    _require(isinstance(seen.get("cases", {}), Mapping), "seen.cases")
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:

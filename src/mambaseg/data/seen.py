@@ -1,0 +1,191 @@
+"""Which images a network has seen, by what they show: no names, no paths.
+
+A checkpoint that is passed on says who trained, validated and tested its network. Patients' names
+do not belong there, and hashes of them neither: whoever guesses a name could confirm it. So each
+image is known by a fingerprint of its voxels, which tells nothing to somebody who does not have
+the image. Patients come in again where the data are at hand: of a patient one of whose images is
+known, all images are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambaseg.errors import UserError
+
+_LEVELS = 1 << 16  # distinct values of an image whose values may be rescaled
+_LISTED = 50  # cases that a message names
+_LONGEST = 10_000_000  # fingerprints that a checkpoint may list
+
+TRAINED, VALIDATED, EARLIER = "trained", "validated", "earlier"
+_WORDS = {
+    TRAINED: "trained it",
+    VALIDATED: "chose its checkpoint",
+    EARLIER: "trained or validated a network that it was made from",
+}
+
+
+def fingerprint_of(image: NDArray[Any]) -> str:
+    """A fingerprint of an image (Z, C, H, W): 24 hex digits, or none where it shows nothing.
+
+    It is the same however the image is stored: flipped, with its axes or channels in another
+    order, its values as integers or floats, rescaled or inverted (of images with at most 65,536
+    distinct values), grey or as equal colours. Cropped, resampled or lossily compressed images are
+    others.
+    """
+    channels = {_of_volume(image[:, channel]) for channel in range(image.shape[1])} - {b""}
+    digest = hashlib.blake2b(b"".join(sorted(channels)), digest_size=12)
+    return digest.hexdigest() if channels else ""
+
+
+def _of_volume(volume: NDArray[Any]) -> bytes:
+    """A digest of a volume (Z, H, W) in no particular orientation; empty where it is constant."""
+    volume = np.asarray(volume, np.float32)
+    ordered = np.sort(volume, axis=None)
+    starts = np.flatnonzero(np.diff(ordered, prepend=np.nan) != 0)
+    if len(starts) < 2:
+        return b""
+    digest = hashlib.blake2b(digest_size=16)
+    if len(starts) <= _LEVELS:  # how often each value occurs, from either end
+        counts = np.diff(starts, append=ordered.size)
+        digest.update(min(counts.tobytes(), counts[::-1].tobytes()))
+    else:
+        digest.update((ordered + 0).tobytes())  # there is no -0
+    profiles = []
+    for axis, length in enumerate(volume.shape):  # how often neighbouring planes differ
+        planes = np.moveaxis(volume, axis, 0)
+        profile = np.count_nonzero(planes[1:] != planes[:-1], axis=(1, 2))
+        profiles.append((length, min(profile.tobytes(), profile[::-1].tobytes())))
+    for length, content in sorted(profiles):
+        digest.update(length.to_bytes(8, "little") + content)
+    return digest.digest()
+
+
+class Known(NamedTuple):
+    """A case at hand: its name, whose it is, and the fingerprints by which it is recognised."""
+
+    id: str
+    patient: str
+    prints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The fingerprints of those that a network has met.
+
+    Attributes:
+        train: its weights were fitted to them.
+        val: its checkpoint was chosen by them.
+        test: it was scored on them when its training ended.
+        earlier: networks that it was made from were trained or validated on them.
+        complete: whether all those networks say who that was.
+    """
+
+    train: frozenset[str]
+    val: frozenset[str] = frozenset()
+    test: frozenset[str] = frozenset()
+    earlier: frozenset[str] = frozenset()
+    complete: bool = True
+
+    @classmethod
+    def of(
+        cls, cases: Mapping[str, Sequence[Known]], parent: Seen | None, *, same_split: bool
+    ) -> Seen:
+        """Of the parts of a training.
+
+        Args:
+            cases: part -> those in it.
+            parent: of the network that it starts from.
+            same_split: whether that one was trained with the same split, see `among`.
+        """
+        parts: dict[str, Any] = {
+            part: frozenset(one for case in known for one in case.prints if one)
+            for part, known in cases.items()
+        }
+        if parent is None:
+            return cls(**parts)
+        told = parent.test if same_split else frozenset()
+        earlier = parent.earlier | (parent.train | parent.val) - told
+        return cls(**parts, earlier=earlier, complete=parent.complete)
+
+    @classmethod
+    def unknown(cls) -> Seen:
+        """Of a network that does not say it."""
+        return cls(frozenset(), complete=False)
+
+    @classmethod
+    def restored(cls, plain: Any) -> Seen:
+        """From what a checkpoint says; `unknown` where it says nothing.
+
+        Raises:
+            ValueError: it is not what `plain` gives.
+        """
+        if plain is None:
+            return cls.unknown()
+        names = [field.name for field in fields(cls) if field.name != "complete"]
+        if not isinstance(plain, dict) or type(plain.get("complete")) is not bool:
+            raise ValueError("not the lists of a network")
+        lists: dict[str, Any] = {name: plain.get(name) for name in names}
+        for prints in lists.values():
+            if not isinstance(prints, list) or len(prints) > _LONGEST:
+                raise ValueError("not a list of fingerprints")
+            if not all(isinstance(one, str) and len(one) <= 64 for one in prints):
+                raise ValueError("not fingerprints")
+        lists = {name: frozenset(prints) for name, prints in lists.items()}
+        return cls(**lists, complete=plain["complete"])
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, in an order that says nothing."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: v if isinstance(v, bool) else sorted(v) for k, v in values.items()}
+
+    def among(self, cases: Iterable[Known], *, own_split: bool = False) -> dict[str, str]:
+        """Which of these cases the network has learnt from, and how: id -> a key of `_WORDS`.
+
+        Args:
+            cases: those to be scored.
+            own_split: whether they are the test part of the network's own split; then what its
+                publication tests on and validates by is told by the split's note.
+        """
+        known = self.test if own_split else frozenset()
+        sources = {TRAINED: self.train - known, VALIDATED: self.val - known, EARLIER: self.earlier}
+        cases = list(cases)
+        patients: dict[str, str] = {}
+        for how, prints in reversed(sources.items()):  # the gravest last
+            patients |= {case.patient: how for case in cases if prints.intersection(case.prints)}
+        return {case.id: patients[case.patient] for case in cases if case.patient in patients}
+
+
+def require_unseen(found: Mapping[str, str], total: int, *, allowed: bool, subject: str) -> None:
+    """Refuses to score cases that a network has learnt from.
+
+    Args:
+        found: of `Seen.among`.
+        total: number of cases that are to be scored.
+        allowed: `evaluation.allow_seen`.
+        subject: the network, for the message.
+
+    Raises:
+        UserError: there are some, and it is not allowed.
+    """
+    if allowed or not found:
+        return
+    parts = []
+    for how, words in _WORDS.items():
+        cases = sorted(case for case, its in found.items() if its == how)
+        if cases:
+            more = f" and {len(cases) - _LISTED} more" if len(cases) > _LISTED else ""
+            parts.append(f"{len(cases)} {words} ({', '.join(cases[:_LISTED])}{more})")
+    raise UserError(
+        f"{subject} has seen {len(found)} of the {total} cases to be scored, by their images or by "
+        f"other images of the same patients: {'; '.join(parts)}. Their scores would be too good. "
+        "Score it on cases that it has not seen (run=<its run folder> alone takes its own test "
+        "part), or say evaluation.allow_seen=true: the scores are then marked in metrics.json, "
+        "tables and page."
+    )
