@@ -6,6 +6,7 @@ python src/benchmark.py train size=128 batch=4
 python src/benchmark.py blocks
 python src/benchmark.py profile models=all page=docs/models.md
 python src/benchmark.py truth
+python src/benchmark.py kernels device=cuda
 python src/benchmark.py tune shapes=[stage1]
 """
 
@@ -66,6 +67,14 @@ def train(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict
     )  # fmt: skip
 
 
+def kernels(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+    """Networks on a GPU: a training step by kernel."""
+    return benchmark.measure_kernels(
+        _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
+        protocol=protocol, seed=cfg.seed,
+    )  # fmt: skip
+
+
 def truth(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
     """Scan backends against float64; whether trainings repeat their bits."""
     return benchmark.measure_truth(
@@ -101,7 +110,7 @@ def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> di
 LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 WORDS = {
     "scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile,
-    "truth": truth, "tune": tune,
+    "kernels": kernels, "truth": truth, "tune": tune,
 }  # fmt: skip
 
 
@@ -119,7 +128,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.batch is None:
         scans = 24 if device.type == "cuda" else 1
         twos = dict.fromkeys(("train", "blocks", "truth"), 2)
-        cfg.batch = {**twos, "scan": scans, "tune": scans}.get(cfg.what, 1)
+        cfg.batch = {**twos, "scan": scans, "tune": scans, "kernels": 24}.get(cfg.what, 1)
     torch.manual_seed(cfg.seed)
     protocol = benchmark.Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
     started = datetime.datetime.now(datetime.UTC)
@@ -142,7 +151,10 @@ def main(cfg: DictConfig) -> None:
     if cfg.page:
         _write_page(Path(cfg.page), record)
     name = f"{cfg.what}-{started:%Y%m%d-%H%M%S-%f}.json"
-    log.info("written: %s", RunFolder(cfg.outputs).write_json(name, record))
+    path = RunFolder(cfg.outputs).write_json(name, record)
+    log.info("written: %s", path)
+    if not record.get("within", True):
+        raise UserError(f"wrong numbers: errors above their limits, see the tables or {path}")
 
 
 def _write_page(path: Path, record: dict[str, Any]) -> None:

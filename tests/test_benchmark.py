@@ -1,6 +1,7 @@
 """The benchmark: the command as people type it, what it counts, and what it measures with."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,16 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from mambaseg.benchmark import Protocol, shapes_of, tables
+from mambaseg.benchmark import Protocol, shapes_of, tables, truth
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.compiled_c import COMPILERS, compile_scan
 from mambaseg.benchmark.limits import ScanSize, floor, work
 from mambaseg.benchmark.measure import peak_memory, processor_seconds, time_interleaved
+from mambaseg.benchmark.scans import Shape
 from mambaseg.costs import count_operations
 from mambaseg.errors import UserError
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
 from mambaseg.models.trans_unet import TransformerBlock
-from mambaseg.scan import selective_scan
+from mambaseg.scan import chunked, selective_scan
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -134,6 +136,46 @@ def test_networks_are_compared_with_the_first(word, tmp_path):
     images = 2 if word == "train" else 1
     assert first["images_per_s"] == pytest.approx(images / first["median_s"])
     assert "time ratio" in out and "embed_dim=8" in out
+
+
+def test_truth_ends_with_an_error_where_numbers_are_wrong(tmp_path, monkeypatch):
+    right = chunked.selective_scan
+
+    def leaves_an_element_unwritten(*inputs):
+        y = right(*inputs)
+        return torch.where(torch.arange(y.shape[-1]) == 3, torch.empty_like(y), y)
+
+    monkeypatch.setattr(truth, "SHAPES", (Shape("tiny", 1, 3, 4),))
+    monkeypatch.setattr(truth, "available_backends", lambda device: ["torch"])
+    assert truth.measure_truth({}, lambda network: None, device=CPU, seed=0)["within"]
+    monkeypatch.setattr(chunked, "selective_scan", leaves_an_element_unwritten)
+    record = truth.measure_truth({}, lambda network: None, device=CPU, seed=0)
+    assert not record["within"]
+    worst = {row["form"]: row["worst"] for row in record["rows"]}
+    assert math.isnan(worst["1d"])
+
+
+def test_truth_compares_a_network_with_float64(monkeypatch):
+    class Rounded(nn.Conv2d):
+        def forward(self, image):
+            out = super().forward(image)
+            return out if image.dtype == torch.float64 else out.half().to(out)
+
+    def step(network):
+        return lambda: network(torch.zeros(1, 1, 4, 4))
+
+    monkeypatch.setattr(truth, "SHAPES", ())
+    for kind, within in ((nn.Conv2d, True), (Rounded, False)):
+        builders = {"conv": lambda kind=kind: kind(1, 2, 3)}
+        monkeypatch.setattr(truth, "NETWORK_LIMIT", 1e-5)
+        record = truth.measure_truth(builders, step, device=CPU, seed=0)
+        assert record["within"] is within
+
+
+def test_kernels_are_timed_on_a_gpu_only(tmp_path):
+    done = typed("kernels", "device=cpu", f"outputs={tmp_path}")
+    assert done.returncode != 0 and "use device=cuda" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_blocks_are_compared_with_those_of_another_library(tmp_path):

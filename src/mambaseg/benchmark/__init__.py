@@ -6,6 +6,7 @@ side in one process can. Everything here takes plain arguments and returns plain
 """
 
 from mambaseg.benchmark.blocks import measure_blocks
+from mambaseg.benchmark.kernels import measure_kernels
 from mambaseg.benchmark.measure import Protocol
 from mambaseg.benchmark.networks import (
     Step,
@@ -27,6 +28,7 @@ __all__ = [
     "inference",
     "markdown",
     "measure_blocks",
+    "measure_kernels",
     "measure_networks",
     "measure_scans",
     "measure_sizes",

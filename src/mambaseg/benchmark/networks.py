@@ -97,7 +97,7 @@ def measure_networks(
     rows: dict[str, dict[str, Any]] = {}
     for name, build in builders.items():
         log.info("measuring the memory of %s", name)
-        network = _built(build, protocol, seed)
+        network = built(build, protocol, seed)
         call = step(network)
         call()
         peak = peak_memory(call, protocol.device)
@@ -110,7 +110,7 @@ def measure_networks(
         }
         del call, network
     log.info("measuring the time of %s", ", ".join(builders))
-    calls = {name: step(_built(build, protocol, seed)) for name, build in builders.items()}
+    calls = {name: step(built(build, protocol, seed)) for name, build in builders.items()}
     timings, failures = time_interleaved(calls, protocol)
     baseline = next(iter(timings), None)
     for name, timing in timings.items():
@@ -124,7 +124,8 @@ def measure_networks(
     return {"rows": [rows[name] for name in timings], "notes": notes}
 
 
-def _built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
+def built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
+    """A network on the device, laid out as in a training there."""
     torch.manual_seed(seed)
     network = build().to(protocol.device)
     if protocol.device.type == "cuda":  # as in a training

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -264,10 +264,7 @@ def errors_of(
     """Worst error of each backend at a shape: output and every gradient, against float64."""
     rows = []
     for form in forms:
-        inputs = scan_inputs(shape, form, torch.float32, torch.device("cpu"))
-        d_y = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
-        exact = _tensors(_scans(form, ["reference"], {})["reference"],
-                         [t.double() for t in inputs], d_y.double())  # fmt: skip
+        inputs, d_y, exact = _exact(shape, form)
         narrow = [
             t.to(device, dtype if i in (0, 1, 3, 4) else torch.float32)
             for i, t in enumerate(inputs)
@@ -282,6 +279,15 @@ def errors_of(
             rows.append({"backend": backend, "form": form, "worst": errors[worst], "tensor": worst,
                          "errors": errors})  # fmt: skip
     return rows
+
+
+@cache
+def _exact(shape: Shape, form: str) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Inputs, the gradient of the output, and in float64 the output and every other gradient."""
+    inputs = scan_inputs(shape, form, torch.float32, torch.device("cpu"))
+    d_y = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+    scan = _scans(form, ["reference"], {})["reference"]
+    return inputs, d_y, _tensors(scan, [t.double() for t in inputs], d_y.double())
 
 
 def _tensors(scan: Scan, inputs: list[Tensor], d_y: Tensor) -> list[Tensor]:

@@ -11,9 +11,11 @@ from rich.table import Table
 UNKNOWN = "–"
 WORDS = (
     "form", "pass", "backend", "map", "two blocks", "network", "worst in", "limit", "shape",
-    "inputs", "within", "same bits", "as it is", "deterministic algorithms", "sizes",
+    "inputs", "within", "same bits", "same bits, deterministic", "sizes", "kernel",
 )  # fmt: skip
 """Columns that hold no numbers."""
+MOST_KERNELS = 25
+"""Of a network, the longest ones; the record has all of them."""
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 """Heading and how its cell is made."""
@@ -29,11 +31,21 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
     title = f"{record['what']} · {_setting(record)}"
     if record["what"] == "truth":
         by_type = _table(title, TRUTH, record["rows"], group=_shape_and("dtype"))
-        weights = _table("the same weights from the same start", REPEATS, record["networks"])
+        weights = _table(
+            "networks against float64; the same weights from the same start",
+            REPEATS,
+            record["networks"],
+        )
         return [by_type, weights]
     if record["what"] == "tune":
         by_pass = _table(title, TUNING, record["rows"], group=_shape_and("pass"))
         return [by_pass]
+    if record["what"] == "kernels":
+        steps = _table(title, STEPS, record["rows"])
+        names = [
+            _table(row["network"], KERNELS, row["kernels"][:MOST_KERNELS]) for row in record["rows"]
+        ]
+        return [steps, *names]
     columns = {"profile": PROFILE, "blocks": BLOCKS}.get(record["what"], NETWORKS)
     return [_table(title, columns, record["rows"], group=lambda row: row.get("stage"))]
 
@@ -192,8 +204,22 @@ TRUTH: list[Column] = [
 ]
 REPEATS: list[Column] = [
     ("network", lambda row: row["network"]),
-    ("as it is", lambda row: _answer(row["repeats"])),
-    ("deterministic algorithms", lambda row: _answer(row["repeats_deterministic"])),
+    ("error", lambda row: f"{row['worst']:.1e}"),
+    ("limit", lambda row: f"{row['limit']:.0e}"),
+    ("same bits", lambda row: _answer(row["repeats"])),
+    ("same bits, deterministic", lambda row: _answer(row["repeats_deterministic"])),
+]
+STEPS: list[Column] = [
+    ("network", lambda row: row["network"]),
+    ("ms", lambda row: _milliseconds(row["wall_s"])),
+    ("in kernels", lambda row: _milliseconds(row["kernel_s"])),
+    ("launching", lambda row: _milliseconds(row["host_s"])),
+    ("launches", lambda row: f"{row['launches']:.0f}"),
+]
+KERNELS: list[Column] = [
+    ("kernel", lambda row: row["name"][:72]),
+    ("ms", lambda row: _milliseconds(row["seconds"])),
+    ("calls", lambda row: f"{row['calls']:.0f}"),
 ]
 TUNING: list[Column] = [
     ("shape", lambda row: row["shape"]),

@@ -1,0 +1,79 @@
+"""Where the time of a training step goes on a GPU: kernel by kernel, and in launching them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mambaseg.benchmark.measure import Protocol
+from mambaseg.benchmark.networks import Builder, Step, built
+from mambaseg.errors import UserError
+
+CALLS, PROFILED = 10, 3
+log = logging.getLogger(__name__)
+
+
+def measure_kernels(
+    builders: Mapping[str, Builder], step: Step, *, protocol: Protocol, seed: int
+) -> dict[str, Any]:
+    """Profiles a step of each network.
+
+    Returns:
+        `rows`, one per network: `wall_s` of a step, `kernel_s` of it in kernels, `host_s` that the
+        processor takes to queue it (the limit where it is longer than the kernels), `launches`, and
+        `kernels` (name, seconds, calls per step), the longest first; `notes`.
+
+    Raises:
+        UserError: the device is not a CUDA device.
+    """
+    if protocol.device.type != "cuda":
+        raise UserError("kernels: there are none to time on a CPU; use device=cuda")
+    rows = []
+    for name, build in builders.items():
+        log.info("profiling %s", name)
+        call = step(built(build, protocol, seed))
+        for _ in range(max(3, protocol.warmup)):
+            call()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        queued = time.perf_counter() - start
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+        seconds, calls = _profile(call)
+        rows.append(
+            {
+                "network": name,
+                "wall_s": wall / CALLS,
+                "host_s": queued / CALLS,
+                "kernel_s": sum(seconds.values()),
+                "launches": sum(calls.values()),
+                "kernels": [
+                    {"name": kernel, "seconds": value, "calls": calls[kernel]}
+                    for kernel, value in sorted(seconds.items(), key=lambda item: -item[1])
+                ],
+            }
+        )
+        del call
+    return {"rows": rows, "notes": []}
+
+
+def _profile(call: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds and calls per step, by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(PROFILED):
+            call()
+        torch.cuda.synchronize()
+    seconds: dict[str, float] = defaultdict(float)
+    calls: dict[str, float] = defaultdict(float)
+    for event in profile.events() or []:
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            seconds[event.name] += event.device_time * 1e-6 / PROFILED
+            calls[event.name] += 1 / PROFILED
+    return seconds, calls
