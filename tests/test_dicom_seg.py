@@ -1,10 +1,13 @@
 """DICOM segmentations, read back by pydicom and highdicom and held against NIfTI and sources."""
 
+import logging
+
 import nibabel
 import numpy as np
 import pytest
 
 from data.test_itk import oblique, write_series
+from data.tiny_dicom import write_enhanced
 from mambaseg.data.formats.images import find_images
 from mambaseg.ensemble import restore_predictor
 from mambaseg.errors import UserError
@@ -85,14 +88,12 @@ def test_every_voxel_and_place_is_that_of_the_series(checkpoint, tmp_path):
 
 def test_a_series_without_any_label_has_an_empty_segmentation(checkpoint, tmp_path):
     from mambaseg.data.formats.dicom_seg import to_dicom_seg
-    from mambaseg.data.formats.itk import series_files, series_in
 
     folder = write_whole_series(tmp_path / "series", oblique())
-    files = series_files(folder, *series_in(folder))
+    files = sorted(folder.glob("*.dcm"))
     content = to_dicom_seg(
-        files, np.zeros((4, 12, 9), np.uint8),
-        slice_mm=8.0, class_names=CLASSES, algorithm="unet",
-    )  # fmt: skip
+        files, np.zeros((1, 4, 12, 9), np.uint8), class_names=CLASSES, algorithm="unet"
+    )
     (tmp_path / "seg.dcm").write_bytes(content)
     assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
 
@@ -118,6 +119,36 @@ def test_headers_that_say_too_little(checkpoint, tmp_path, caplog):
     assert not list((tmp_path / "again").glob("*.json"))
     other = write_whole_series(tmp_path / "other", oblique(), leave_out=["PatientID", "StudyID"])
     assert predict(checkpoint, other, out, dicom_seg=True).done == ["other"]
+
+
+@pytest.mark.parametrize("heights", [[0, 8, 16, 24], [24, 16, 8, 0], [0, 16, 8, 24]])
+def test_frames_of_one_file_in_any_order(checkpoint, tmp_path, heights, caplog, recwarn):
+    folder = write_enhanced(tmp_path / "scan", heights)
+    with caplog.at_level(logging.INFO):
+        predict(checkpoint, folder, tmp_path / "out", dicom_seg=True)
+    assert not [record for record in caplog.records if record.name.startswith("highdicom")]
+    assert not recwarn.list
+    nifti = nibabel.load(tmp_path / "out/scan.nii.gz")
+    labels = np.asarray(nifti.dataobj)
+    seg = pydicom.dcmread(tmp_path / "out/scan_seg.dcm")
+    seen = np.zeros_like(labels)
+    to_voxel = np.linalg.inv(nifti.affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    for plane, frame in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        place = to_voxel @ [*map(float, position), 1.0]
+        np.testing.assert_allclose(place[:3], [0, 0, round(place[2])], atol=1e-3)
+        number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        seen[:, :, round(place[2])][plane.T > 0] = number
+    assert labels.any() and np.array_equal(seen, labels)
+
+
+def test_a_cine_has_none(checkpoint, tmp_path, caplog):
+    folder = write_enhanced(tmp_path / "scan", [0, 8, 16], times=2)
+    assert predict(checkpoint, folder, tmp_path / "out").done
+    assert nibabel.load(tmp_path / "out/scan.nii.gz").shape == (7, 9, 3, 2)
+    assert "no scan_seg.dcm" in caplog.text and "several times" in caplog.text
+    failed = predict(checkpoint, folder, tmp_path / "again", dicom_seg=True).failed
+    assert "several times" in failed["scan"] and "dicom_seg=false" in failed["scan"]
 
 
 def test_without_the_package(checkpoint, tmp_path, monkeypatch):

@@ -184,7 +184,7 @@ class Predictor:
             self._draw(source, image, prediction, files["overlay"])
         _write(files["labels"], label_map(image, prediction.labels))
         if source.series and self.options.dicom_seg:
-            self._write_dicom_seg(source, image, prediction, output)
+            self._write_dicom_seg(source, prediction, output)
         _write_json(files["about"], about)
         frames, *sides = np.delete(image.frames.shape, 2)
         return int(frames * sides[self._order(image)[0]]), voxels
@@ -266,20 +266,15 @@ class Predictor:
             spacing=_in_order(image.spacing, order),
         )
 
-    def _write_dicom_seg(
-        self, source: Source, image: Image, prediction: Prediction, output: Path
-    ) -> None:
+    def _write_dicom_seg(self, source: Source, prediction: Prediction, output: Path) -> None:
         """The labels as DICOM; under `auto` a series of which that cannot be said is warned of."""
-        from mambaseg.data.formats.itk import series_files
-
         path = _beside(output / source.name, DICOM_SEG)
         if self.options.dicom_seg == "auto" and not dicom_seg.available():
             return
         try:
             content = dicom_seg.to_dicom_seg(
-                series_files(source.path, source.series),
-                prediction.labels[0],
-                slice_mm=image.spacing[0] if image.spacing else 1.0,
+                source.series,
+                prediction.labels,
                 class_names=self.class_names,
                 algorithm=self.title,
             )

@@ -140,7 +140,8 @@ def test_damaged_coloured_and_huge_images_are_refused(tmp_path):
 def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
     sitk.WriteImage(oblique(), str(tmp_path / "a.mha"))
     write_series(tmp_path / "series", oblique())
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    for package in ("SimpleITK", "pydicom"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
         found(tmp_path / "a.mha", tmp_path)[0].read()
     with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.data.case import DataError
+from mambaseg.data.formats.dicom_stack import stack
 from mambaseg.errors import UserError
 
 # What names of classes mean in SNOMED CT: (code, meaning). Others are called tissue, the most
@@ -48,7 +51,6 @@ def to_dicom_seg(
     files: Sequence[Path],
     labels: npt.NDArray[np.uint8],
     *,
-    slice_mm: float,
     class_names: Sequence[str],
     algorithm: str,
 ) -> bytes:
@@ -58,54 +60,51 @@ def to_dicom_seg(
     binary, and a slice without a class has no frame of it.
 
     Args:
-        files: the series, one file per slice, in the order of the labels.
-        labels: (Z, H, W), 0 is no segment.
-        slice_mm: from slice to slice by their positions; also the thickness where none is said.
+        files: the series.
+        labels: (T, Z, H, W) as `read_dicom` has its frames, 0 is no segment.
         class_names: of the labels 0..K-1.
         algorithm: name of what made them.
 
     Raises:
-        UserError: highdicom is not installed, or the series lacks what a segmentation refers to.
+        UserError: highdicom is not installed, or the series has several times or lacks what a
+            segmentation refers to.
     """
     require()
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 
-    headers = [_header(path) for path in files]
-    for header in headers:
-        # of one slice nothing is known; of several the positions count: some writers put the gap
-        # there. DICOM has 16 characters for a number.
-        if len(files) > 1:
-            header.SpacingBetweenSlices = round(slice_mm, 6)
-        if header.get("SliceThickness") is None:
-            header.SliceThickness = round(slice_mm, 6)
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every step
+
+    headers, labels = _sources(files, labels)
     release = version("mambaseg")
     described = highdicom.AlgorithmIdentificationSequence(
         name=algorithm[:64], family=_code("123110", "Artificial Intelligence", "DCM"),
         version=release,
     )  # fmt: skip
     try:
-        segmentation = highdicom.seg.Segmentation(
-            source_images=headers,
-            pixel_array=labels,
-            segmentation_type="BINARY",
-            segment_descriptions=[
-                _segment(number, name, described)
-                for number, name in enumerate(class_names[1:], start=1)
-            ],
-            series_instance_uid=highdicom.UID(),
-            series_number=int(headers[0].get("SeriesNumber") or 0) + 1000,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="mambaseg",
-            manufacturer_model_name=algorithm[:64],
-            software_versions=release,
-            device_serial_number="none",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-            omit_empty_frames=bool(labels.any()),
-            content_label="SEGMENTATION",
-            series_description="Automatic segmentation, for research only",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names and numbers that the series brings along
+            segmentation = highdicom.seg.Segmentation(
+                source_images=headers,
+                pixel_array=labels,
+                segmentation_type="BINARY",
+                segment_descriptions=[
+                    _segment(number, name, described)
+                    for number, name in enumerate(class_names[1:], start=1)
+                ],
+                series_instance_uid=highdicom.UID(),
+                series_number=int(headers[0].get("SeriesNumber") or 0) + 1000,
+                sop_instance_uid=highdicom.UID(),
+                instance_number=1,
+                manufacturer="mambaseg",
+                manufacturer_model_name=algorithm[:64],
+                software_versions=release,
+                device_serial_number="none",
+                transfer_syntax_uid=ExplicitVRLittleEndian,
+                omit_empty_frames=bool(labels.any()),
+                content_label="SEGMENTATION",
+                series_description="Automatic segmentation, for research only",
+            )
     except (AttributeError, ValueError, TypeError) as error:  # what foreign headers may lack
         raise DataError(
             f"the series lacks what a DICOM segmentation refers to ({error})", files[0].parent,
@@ -116,21 +115,33 @@ def to_dicom_seg(
     return stream.getvalue()
 
 
-def _header(path: Path) -> Any:
-    """A file's header, in which what may be empty is there."""
-    import pydicom
-
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-    except Exception as error:  # foreign bytes make pydicom raise nearly anything
-        problem = f"cannot be read by pydicom ({type(error).__name__}: {error})"
-        raise DataError(problem, path, _WITHOUT) from error
-    if "FrameOfReferenceUID" not in header:
-        raise DataError("has no frame of reference (0020,0052)", path, _WITHOUT)
-    for name in _TYPE_2:
-        if name not in header:
-            setattr(header, name, "")
-    return header
+def _sources(
+    files: Sequence[Path], labels: npt.NDArray[np.uint8]
+) -> tuple[list[Any], npt.NDArray[np.uint8]]:
+    """Headers in which what may be empty is there, and labels (frames, H, W) in their order."""
+    found = stack(files)
+    frames = [frame for slices in found.frames for frame in slices]
+    headers = [frame.header for frame in frames]
+    if len(found.frames) > 1:
+        raise DataError("holds several times: a segmentation has one", files[0].parent, _WITHOUT)
+    if len(frames) > 1 and len(files) == 1:  # labels in the order of the file
+        labels = labels[:, np.argsort([frame.number for frame in frames])]
+        headers = headers[:1]
+    elif len(frames) != len(files):
+        raise DataError("has several files of several frames", files[0].parent, _WITHOUT)
+    for path, header in zip(files, headers, strict=False):
+        if "FrameOfReferenceUID" not in header:
+            raise DataError("has no frame of reference (0020,0052)", path, _WITHOUT)
+        for name in _TYPE_2:
+            if name not in header:
+                setattr(header, name, "")
+        # of one slice nothing is known; of several the positions count: some writers put the gap
+        # there. DICOM has 16 characters for a number.
+        if len(headers) > 1 and found.spacing:
+            header.SpacingBetweenSlices = round(found.spacing[0], 6)
+        if header.get("SliceThickness") is None and found.spacing:
+            header.SliceThickness = round(found.spacing[0], 6)
+    return headers, labels[0]
 
 
 def _segment(number: int, name: str, algorithm: Any) -> Any:

@@ -6,7 +6,7 @@ import glob
 import itertools
 import logging
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,8 @@ _REFERENCE = re.compile(r"(.+)_(gt|scribble)")  # ACDC's, beside the image
 _MARKED = re.compile(r"(.+)_(seg|segmentation|labels?|mask)")  # where the image is there too
 _REFERENCES = {"labels", "labelstr", "labelsts", "labelsval", "masks"}  # folders beside images*
 log = logging.getLogger(__name__)
-KNOWN = (*NIFTI, *PICTURES, *META_IMAGE, *DICOM)
+WITHOUT_SERIES = (*NIFTI, *PICTURES, *META_IMAGE)  # whose files are images on their own
+KNOWN = (*WITHOUT_SERIES, *DICOM)
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Source:
     Attributes:
         name: of its results, relative to their folder, without an ending.
         path: the file, or the folder of a DICOM series.
-        series: identity of the series in that folder; empty for a file.
+        series: the files of the series in that folder; empty for a file.
         further: files of the other channels, where each has its own.
     """
 
     name: str
     path: Path
-    series: str = ""
+    series: tuple[Path, ...] = ()
     further: tuple[Path, ...] = ()
 
     @property
@@ -62,12 +63,7 @@ class Source:
         Raises:
             UserError: one of them cannot be read.
         """
-        files: Iterable[Path] = (self.path, *self.further)
-        if self.series:
-            from mambaseg.data.formats.itk import series_files
-
-            files = series_files(self.path, self.series)
-        return content_digest(files, self.name)
+        return content_digest(self.series or (self.path, *self.further), self.name)
 
     def read(self, channels: int = 1) -> Image:
         """Read the image.
@@ -97,28 +93,33 @@ class Source:
 
     def _read(self, channels: int) -> Image:
         if self.series:
-            from mambaseg.data.formats.itk import read_series
+            from mambaseg.data.formats.dicom import read_dicom
 
-            return read_series(self.path, self.series)
+            return read_dicom(self.series)
         name = self.path.name.lower()
         if name.endswith(PICTURES):
             from mambaseg.data.formats.pictures import read_picture
 
             return read_picture(self.path, channels)
-        if name.endswith((*META_IMAGE, *DICOM)):
+        if name.endswith(META_IMAGE):
             from mambaseg.data.formats.itk import read_file
 
             return read_file(self.path)
-        read = read_frames(self.path)
-        return Image(read.array[:, :, None], read.spacing, read.geometry)
+        if name.endswith(NIFTI):
+            read = read_frames(self.path)
+            return Image(read.array[:, :, None], read.spacing, read.geometry)
+        from mambaseg.data.formats.dicom import read_dicom
+
+        return read_dicom((self.path,))
 
 
 def find_images(place: str, *, outside: Path) -> list[Source]:
     """The images that a path stands for, sorted by name.
 
-    A file is itself. A folder is all files below it with a known ending, and a folder that holds
-    DICOM files is its series. A pattern (`*`, `?`, `[...]`, `**`) is what it matches. Of a folder
-    and a pattern, references and what this program wrote are left out, which is logged.
+    A file is itself. A folder is all files below it with a known ending, in folders that are links
+    too, and a folder that holds DICOM files, whatever their names, is its series. A pattern (`*`,
+    `?`, `[...]`, `**`) is what it matches. Of a folder and a pattern, references and what this
+    program wrote are left out, which is logged.
 
     Args:
         place: file, folder or pattern.
@@ -129,11 +130,13 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     """
     path = Path(place).expanduser()
     if path.is_file():
-        if not path.name.lower().endswith(KNOWN):
-            raise UserError(f"input: {path} has none of the endings {', '.join(KNOWN)}")
+        if not _is_image(path):
+            raise UserError(
+                f"input: {path} is no DICOM file and has none of the endings {', '.join(KNOWN)}"
+            )
         found = [Source(_stem(path), path)]
     elif path.is_dir():
-        found = list(_in_folder(path, path))
+        found = list(_below(path))
     elif glob.has_magic(str(path)):
         found = list(_matching(path))
     else:
@@ -234,7 +237,7 @@ def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
         (_, first), *others = files
         numbered = [number for number, _ in files] == list(range(len(files)))
         if numbered and (len(files) in (1, channels) or (channels > 1 and not first.is_picture)):
-            found.append(Source(name, first.path, "", tuple(one.path for _, one in others)))
+            found.append(Source(name, first.path, (), tuple(one.path for _, one in others)))
         else:
             found += [source for _, source in files]
     return sorted(found, key=lambda source: source.name)
@@ -268,47 +271,83 @@ def _matching(pattern: Path) -> Iterator[Source]:
     for match in sorted(base.glob(str(rest))):
         if match.name.startswith(".") and not rest.name.startswith("."):
             continue  # as in a shell; macOS leaves `._scan.nii.gz` beside `scan.nii.gz`
-        if match.is_file() and match.name.lower().endswith(KNOWN):
+        if _is_image(match):
             yield Source(_relative(match, base), match)
         elif match.is_dir():
             yield from _series(match, base)
 
 
-def _in_folder(folder: Path, base: Path) -> Iterator[Source]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"input: {folder} cannot be read ({error.strerror or error})") from error
-    yield from _series(folder, base)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _in_folder(entry, base)
-        elif entry.name.lower().endswith((*NIFTI, *PICTURES, *META_IMAGE)) and entry.is_file():
-            yield Source(_relative(entry, base), entry)
+def _below(base: Path) -> Iterator[Source]:
+    """Files and series in a folder and those below it; each once, links to folders last."""
+    seen, folders = set(), deque([base])
+    while folders:
+        folder = folders.popleft()
+        try:
+            if (place := folder.resolve(strict=True)) in seen:
+                continue
+            seen.add(place)
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise UserError(
+                f"input: {folder} cannot be read ({error.strerror or error})"
+            ) from error
+        yield from _series(folder, base)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (folders.append if entry.is_symlink() else folders.appendleft)(entry)
+            elif entry.name.lower().endswith(WITHOUT_SERIES):
+                yield Source(_relative(entry, base), entry)
 
 
 def _series(folder: Path, base: Path) -> Iterator[Source]:
-    if not any(map(_is_dicom, folder.iterdir())):
+    files = _dicom_files(folder)
+    if not files:
         return
-    from mambaseg.data.formats.itk import series_in
+    from mambaseg.data.formats.dicom import series_in
 
     name = folder.name if folder == base else folder.relative_to(base).as_posix()
-    found = series_in(folder)
+    found = series_in(files)
     for number, series in enumerate(found, start=1):
         yield Source(name if len(found) == 1 else f"{name}_{number}", folder, series)
 
 
+def _dicom_files(folder: Path) -> list[Path]:
+    """Files with an ending or the mark of DICOM, and those that are named like these.
+
+    A file that lost its content has no mark, and may be a slice all the same.
+    """
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.lower().endswith(WITHOUT_SERIES)
+        and not path.name.startswith(".")
+        and not path.is_dir()
+    ]
+    marked = {path for path in files if _is_dicom(path)}
+    kinds = {_kind(path) for path in marked if path.name != "DICOMDIR"}
+    return [path for path in files if path in marked or _kind(path) in kinds]
+
+
+def _kind(path: Path) -> str:
+    """The ending; none where there are numbers, as in the identities that name many files."""
+    suffix = path.suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a path is a file that can be read as an image, by its ending or its mark."""
+    return path.is_file() and (path.name.lower().endswith(KNOWN) or _is_dicom(path))
+
+
 def _is_dicom(path: Path) -> bool:
-    """By its ending, or for a name without one by the mark that DICOM files bear at byte 128."""
-    if path.name.endswith(DICOM_SEG):
-        return False  # a result of ours
+    """By its ending, or else by the mark that DICOM files bear at byte 128."""
     if path.suffix.lower() in DICOM:
-        return path.is_file()
-    if path.suffix or not path.is_file():
-        return False
+        return True
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:

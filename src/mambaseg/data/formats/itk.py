@@ -1,19 +1,29 @@
-"""MetaImage files and DICOM series, through SimpleITK; the only file that imports it."""
+"""MetaImage and NRRD files, and JPEG in DICOM, through SimpleITK; the only file that imports it.
+
+What ITK does not look at is read from the text of the header: whether it gives a voxel size and in
+which unit, and whether there are as many voxels as it promises, in files beside it.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import zlib
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
 from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.nifti import SPACING_MM, geometry_of
+from mambaseg.data.formats.nifti import geometry_on, voxel_size
 from mambaseg.errors import UserError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes of the patient, and NIfTI's
+_MAX_HEADER = 2**20  # bytes
+_SIZES = ("elementspacing", "elementsize", "spacings", "space directions")
+_UNITS = ("distanceunits", "space units", "units")
+_SKIPS = ("headersize", "byte skip", "line skip")  # voxels that do not begin with their file
+_ONE_FILE = "Save the image as one .mha or .nrrd file."
 
 
 def _simpleitk() -> Any:
@@ -21,121 +31,160 @@ def _simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise UserError(
-            "MetaImage and DICOM are read with SimpleITK: pip install -e '.[images]'"
+            "MetaImage and NRRD are read with SimpleITK: pip install -e '.[images]'"
         ) from error
     SimpleITK.ProcessObject_GlobalWarningDisplayOff()  # what is wrong ends in an error of ours
     return SimpleITK
 
 
-def series_in(folder: Path) -> list[str]:
-    """Identities of the DICOM series in a folder, sorted.
-
-    Raises:
-        UserError: SimpleITK is not installed.
-    """
-    return sorted(_simpleitk().ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
-
-
-def series_files(folder: Path, series: str) -> list[Path]:
-    """The files of a DICOM series, sorted by the position of their slices.
-
-    Raises:
-        UserError: there are none, or SimpleITK is not installed.
-    """
-    files = _simpleitk().ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
-    if not files:
-        raise DataError(f"no DICOM series {series}", folder, AGAIN)
-    return [Path(file) for file in files]
-
-
-def read_series(folder: Path, series: str) -> Image:
-    """Read a DICOM series as one volume; slices are sorted by their position.
-
-    Raises:
-        UserError: it cannot be read, or its slices are no grid.
-    """
-    sitk, files = _simpleitk(), series_files(folder, series)
-    headers = [_header(sitk, file) for file in files]
-    _check(files[0], headers[0], (*headers[0].GetSize()[:2], len(files)))
-    steps = np.diff([header.GetOrigin() for header in headers], axis=0)  # mm from slice to slice
-    if len(steps) and not np.allclose(steps, steps[0], atol=0.01 * np.linalg.norm(steps[0]) or -1):
-        raise DataError(
-            f"the {len(files)} slices of the series are not equally spaced: one is missing, or "
-            "there are several per position",
-            folder,
-            "Export one volume per series, complete.",
-        )
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(file) for file in files])
-    try:
-        image = reader.Execute()
-    except Exception as error:  # ITK has one type for all that can be wrong
-        raise _unreadable(folder, error) from error
-    return _as_image(folder, image)
-
-
 def read_file(path: Path) -> Image:
-    """Read a `.mha`, `.mhd` or single DICOM file: 2-D, 3-D, or 4-D with the time last.
+    """Read a `.mha`, `.mhd` or `.nrrd` file: 2-D, 3-D, or 4-D with the time last.
+
+    The spacing is unknown where the header gives none, and of a 2-D image.
 
     Raises:
-        UserError: missing, damaged, too large, or not grey.
+        UserError: missing, damaged, too large, not grey, in another unit than mm, longer or shorter
+            than its header says, or with voxels outside its folder.
     """
     sitk = _simpleitk()
-    _check(path, reader := _header(sitk, path), reader.GetSize())
-    try:
-        image = reader.Execute()
-    except Exception as error:  # as above
-        raise _unreadable(path, error) from error
-    return _as_image(path, image)
-
-
-def _header(sitk: Any, path: Path) -> Any:
-    """A reader that has read the header and no voxel."""
     check_file(path)
+    header = _text_header(path)
+    files = _voxel_files(path, header)
     reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-    except Exception as error:  # as above
+        pixel = sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID()))
+    except Exception as error:  # ITK has one type for all that can be wrong
         raise _unreadable(path, error) from error
-    return reader
-
-
-def _check(path: Path, reader: Any, size: tuple[int, ...]) -> None:
     if (channels := reader.GetNumberOfComponents()) != 1:
         raise DataError(f"the image has {channels} channels", path, "Use a grey-scale image.")
-    size = (*size, 1) if len(size) == 2 else size
-    check_array(path, size, np.dtype(np.float64), "image", dimensions=(3, 4))
+    size = reader.GetSize()
+    padded = (*size, 1) if len(size) == 2 else size
+    check_array(path, padded, np.dtype(np.float64), "image", dimensions=(3, 4))
+    _check_length(path, header, files, int(np.prod(size)) * pixel.itemsize)
+    try:
+        image = reader.Execute()
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+    return _as_image(path, image, in_mm=_in_mm(path, header.fields))
 
 
-def _as_image(path: Path, image: Any) -> Image:
-    import nibabel
+def read_pixels(path: Path) -> np.ndarray:
+    """The frames (N, H, W) of a DICOM file, rescaled as its header says.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    sitk = _simpleitk()
+    try:
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
+    except Exception as error:  # ITK has one type for all that can be wrong
+        raise _unreadable(path, error) from error
+    return array.reshape(-1, *array.shape[-2:])
+
+
+class _Header(NamedTuple):
+    """The text of a header: fields, keys in lower case; the lines after the last; its bytes."""
+
+    fields: dict[str, str]
+    rest: list[str]
+    length: int
+
+
+def _text_header(path: Path) -> _Header:
+    """MetaImage's end with the field ElementDataFile, NRRD's with an empty line."""
+    with path.open("rb") as file:
+        content = file.read(_MAX_HEADER)
+    fields: dict[str, str] = {}
+    length = 0
+    for line in content.splitlines(keepends=True):
+        length += len(line)
+        text = line.decode("latin-1").strip()
+        if not text and path.suffix.lower() == ".nrrd":
+            break
+        key, _, value = text.partition("=" if path.suffix.lower() != ".nrrd" else ":")
+        fields[key.strip().lower()] = value.strip()
+        if "elementdatafile" in fields:
+            break
+    rest = content[length:].decode("latin-1").split() if len(content) < _MAX_HEADER else []
+    return _Header(fields, rest, length)
+
+
+def _voxel_files(path: Path, header: _Header) -> list[Path]:
+    """The files that hold the voxels, of which ITK would open any that the header names."""
+    fields = header.fields
+    name = next((fields[key] for key in ("elementdatafile", "data file", "datafile")
+                 if key in fields), "LOCAL")  # fmt: skip
+    if name.upper() == "LOCAL":
+        return [path]
+    names = header.rest if name.upper().startswith("LIST") else [name]
+    if not names or "%" in name:
+        raise DataError(f"its header names no voxel file but {name!r}", path, _ONE_FILE)
+    for one in names:
+        if PurePath(one).is_absolute() or ".." in PurePath(one).parts:
+            raise DataError(f"its header names a file outside its folder: {one}", path, _ONE_FILE)
+    return [path.parent / one for one in names]
+
+
+def _check_length(path: Path, header: _Header, files: list[Path], promised: int) -> None:
+    """As many bytes of voxels as the header promises, no more and no fewer."""
+    for file in files:
+        check_file(file)
+    fields = header.fields
+    if any(fields.get(key, "0") != "0" for key in _SKIPS):
+        return
+    packed = fields.get("compresseddata", "").lower() == "true"
+    encoding = fields.get("encoding", "zlib" if packed else "raw").lower()
+    if fields.get("binarydata", "true").lower() == "false" or encoding not in (
+        "raw", "zlib", "gz", "gzip",
+    ):  # fmt: skip
+        return  # text, which ITK counts
+    held = 0
+    for file in files:
+        skipped = header.length if file == path else 0
+        if encoding == "raw":
+            held += file.stat().st_size - skipped
+            continue
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, by its first bytes
+        try:
+            held += len(unpack.decompress(file.read_bytes()[skipped:], promised + 1))
+        except zlib.error as error:
+            raise _unreadable(file, error) from error
+    if held != promised:
+        more = "more" if held > promised else f"only {held}"
+        problem = f"its header promises {promised} bytes of voxels, there are {more}"
+        raise DataError(problem, path, AGAIN)
+
+
+def _in_mm(path: Path, fields: dict[str, str]) -> bool:
+    """Whether the header gives a voxel size, in mm by what it says or as nothing says otherwise."""
+    for key in _UNITS:
+        if fields.get(key, "").replace('"', "").split()[:1] not in ([], ["mm"], ["?"], ["none"]):
+            problem = f"the voxel size is in {fields[key]}"
+            raise DataError(problem, path, "Save the image with voxel sizes in mm.")
+    return any(key in fields for key in _SIZES)
+
+
+def _as_image(path: Path, image: Any, *, in_mm: bool) -> Image:
     import SimpleITK
 
     array = SimpleITK.GetArrayFromImage(image)  # (T, Z, H, W), as far as there are so many
     array = array.reshape((1,) * (4 - array.ndim) + array.shape)
     dimension = image.GetDimension()
-    spacing, origin = np.ones(3), np.zeros(3)
+    sides, origin = np.ones(3), np.zeros(3)
     axes = np.eye(3)
     given = min(dimension, 3)
-    spacing[:given], origin[:given] = image.GetSpacing()[:given], image.GetOrigin()[:given]
+    sides[:given], origin[:given] = image.GetSpacing()[:given], image.GetOrigin()[:given]
     axes[:given, :given] = np.reshape(image.GetDirection(), (dimension, -1))[:given, :given]
-    low, high = SPACING_MM
-    if not ((spacing >= low) & (spacing <= high)).all():
-        problem = f"the voxel size is {tuple(map(float, spacing))} mm (x, y, z)"
-        raise DataError(problem, path, f"Possible are {low:g} to {high:g}: export it again.")
     affine = np.eye(4)
-    affine[:3, :3] = _LPS_TO_RAS @ axes @ np.diag(spacing)
+    affine[:3, :3] = _LPS_TO_RAS @ axes @ np.diag(sides)
     affine[:3, 3] = _LPS_TO_RAS @ origin
-    header = nibabel.Nifti1Header()
-    shape = array.shape[::-1] if dimension == 4 else array.shape[:0:-1]
-    header.set_data_shape(shape)
-    header.set_zooms((*spacing, *image.GetSpacing()[3:]))
-    header.set_qform(affine, code=1)
-    header.set_sform(affine, code=1)
-    header.set_xyzt_units("mm", "sec")
-    z, y, x = (float(side) for side in spacing[::-1])
-    return Image(array[:, :, None], (z, y, x), geometry_of(header))
+    spacing = voxel_size(path, sides[::-1].tolist())
+    known = spacing if in_mm and given == 3 else None
+    time = image.GetSpacing()[3] if dimension == 4 else None
+    return Image(array[:, :, None], known, geometry_on(array.shape, affine, known, time=time))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

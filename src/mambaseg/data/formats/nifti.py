@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,48 @@ def read_frames(path: Path) -> Frames:
 def geometry_of(header: Any) -> dict[str, Any]:
     """Those fields of a nibabel NIfTI-1 header that `Frames.geometry` holds."""
     return {name: header[name].copy() for name in _GEOMETRY}
+
+
+def geometry_on(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    spacing: tuple[float, float, float] | None,
+    *,
+    time: float | None = None,
+) -> dict[str, Any]:
+    """`Frames.geometry` of an image of another format; its unit is mm where the spacing is known.
+
+    Args:
+        shape: (T, Z, H, W); T = 1 gets no axis of time unless `time` says how far apart it is.
+        affine: 4x4, voxel (x, y, z) to mm; to no known unit without a spacing.
+        spacing: as `Frames.spacing`.
+        time: from one volume to the next, in no known unit; None where it is unknown.
+    """
+    import nibabel
+
+    header = nibabel.Nifti1Header()
+    cine = time is not None or shape[0] > 1
+    header.set_data_shape(shape[::-1] if cine else shape[:0:-1])
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    header.set_zooms((*sides, time or 0.0) if cine else sides)
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("unknown" if spacing is None else "mm")
+    return geometry_of(header)
+
+
+def voxel_size(path: Path, sides: Sequence[float]) -> tuple[float, float, float]:
+    """Voxel size (z, y, x) in mm as it is given, if it can be that of a scan.
+
+    Raises:
+        UserError: it cannot.
+    """
+    low, high = SPACING_MM
+    z, y, x = (float(side) for side in sides)
+    if not all(low <= side <= high for side in (z, y, x)):  # also for NaN
+        problem = f"the voxel size is ({x:g}, {y:g}, {z:g}) mm (x, y, z)"
+        raise DataError(problem, path, f"Possible are {low:g} to {high:g}: export it again.")
+    return z, y, x
 
 
 def to_nifti(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
 from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.nifti import geometry_of
+from mambaseg.data.formats.nifti import geometry_on
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,
@@ -32,19 +32,15 @@ _CHROMA = 16  # what JPEG makes of grey: channels that differ by less are equal
 def read_picture(path: Path, channels: int = 1) -> Image:
     """Read one picture for a network that takes `channels` (see `read_pixels`).
 
-    The spacing is unknown. As NIfTI (for probabilities) its pixels have 1 mm, by convention.
+    The spacing is unknown. As NIfTI (for probabilities) its pixels have the size 1, in no unit.
 
     Raises:
         UserError: as `read_pixels`.
     """
-    import nibabel
-
     pixels = read_pixels(path, channels)
-    header = nibabel.Nifti1Header()
-    header.set_data_shape((*pixels.shape[:0:-1], 1))
-    header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=1)  # rows go down, columns right
-    header.set_xyzt_units("mm")
-    return Image(pixels[None, None], None, geometry_of(header), flat=True)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # rows go down, columns right
+    geometry = geometry_on((1, 1, *pixels.shape[1:]), affine, None)
+    return Image(pixels[None, None], None, geometry, flat=True)
 
 
 def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:

@@ -1,0 +1,131 @@
+"""DICOM files as images, through pydicom."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mambaseg.data.case import DataError
+from mambaseg.data.files import AGAIN
+from mambaseg.data.formats.dicom_stack import (
+    Frame,
+    header_of,
+    is_image,
+    pydicom_package,
+    stack,
+    unreadable,
+)
+from mambaseg.data.formats.image import Image
+from mambaseg.data.formats.itk import read_pixels
+from mambaseg.data.formats.nifti import geometry_on
+
+# JPEG of 12 bits and lossless JPEG, for which pydicom needs further packages
+_BY_ITK = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+
+
+def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """The files of each series of images, sorted by identity; other objects are left out.
+
+    A file that cannot be read may be a slice of any of them. It is listed with each, so that none
+    is read without it.
+
+    Raises:
+        UserError: pydicom is not installed.
+    """
+    pydicom_package()
+    series: dict[str, list[Path]] = defaultdict(list)
+    damaged = []
+    for path in paths:
+        try:
+            header = header_of(path)
+        except DataError:
+            damaged.append(path)
+        else:
+            if is_image(header):
+                series[str(header.get("SeriesInstanceUID", ""))].append(path)
+    if damaged and not series:
+        series[""] = []
+    return [tuple(sorted([*files, *damaged])) for _, files in sorted(series.items())]
+
+
+def read_dicom(paths: Sequence[Path]) -> Image:
+    """Read the files of one series, or a single file, as a volume or a cine.
+
+    Slices are sorted by their position along the normal of their plane, and at each position by
+    their time. Pixels are in the units of their own frame's rescale slope and intercept.
+
+    Raises:
+        UserError: a file cannot be read or is not grey, or the slices are no regular grid.
+    """
+    found = stack(paths)
+    files: dict[Path, list[Frame]] = defaultdict(list)
+    for frame in itertools.chain(*found.frames):
+        files[frame.path].append(frame)
+    pixels: dict[tuple[Path, int], npt.NDArray[Any]] = {}
+    for path, held in files.items():
+        held.sort(key=lambda frame: frame.number)
+        pixels |= {(path, number): plane for number, plane in enumerate(_measured(path, held))}
+    frames = np.array(
+        [[pixels[frame.path, frame.number] for frame in slices] for slices in found.frames]
+    )
+    geometry = geometry_on(frames.shape, found.affine, found.spacing)
+    return Image(frames[:, :, None], found.spacing, geometry)
+
+
+def _measured(path: Path, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
+    """The pixels (H, W) of all frames of a file, each in its own units; brighter is more.
+
+    Whole numbers that are not rescaled keep their data type.
+    """
+    header = frames[0].header
+    scales = [_scale(frame) for frame in frames]
+    if header.file_meta.get("TransferSyntaxUID") in _BY_ITK:
+        if len(set(scales)) > 1:
+            problem = "its frames have rescale slopes of their own under JPEG compression"
+            raise DataError(problem, path, "Decompress it, such as by dcmdjpeg.")
+        return list(read_pixels(path))
+    pixels = _pixels(path)
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        levels = 2 ** int(header.BitsStored)
+        pixels = (-1 if header.PixelRepresentation else levels - 1) - pixels
+    if header.get("ModalityLUTSequence"):
+        from pydicom.pixels import apply_modality_lut
+
+        return list(apply_modality_lut(pixels, header))
+    if set(scales) == {(1.0, 0.0)}:
+        return list(pixels)
+    return [
+        (plane * slope + intercept).astype(np.float32)
+        for plane, (slope, intercept) in zip(pixels, scales, strict=True)
+    ]
+
+
+def _scale(frame: Frame) -> tuple[float, float]:
+    """The rescale slope and intercept of a frame."""
+    slope = frame.about.get("RescaleSlope")
+    slope, intercept = 1.0 if slope is None else float(slope), frame.about.get("RescaleIntercept")
+    if not (np.isfinite(slope) and slope):
+        raise DataError(f"RescaleSlope is {slope:g}", frame.path, AGAIN)
+    return slope, float(intercept or 0)
+
+
+def _pixels(path: Path) -> npt.NDArray[Any]:
+    """The stored pixels of a file, (frames, H, W)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = pydicom_package().dcmread(path, force=True)
+            pixels = np.asarray(file.pixel_array)
+        frames = int(file.get("NumberOfFrames") or 1)
+        if pixels.size != frames * file.Rows * file.Columns:
+            raise ValueError(f"it holds more frames than the {frames} that it promises")
+        return pixels.reshape(frames, file.Rows, file.Columns)
+    except Exception as error:  # foreign bytes make pydicom and its decoders raise nearly anything
+        raise unreadable(path, error) from error
