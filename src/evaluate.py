@@ -1,7 +1,7 @@
 """Scores a checkpoint on the test part, or label maps in a folder against references.
 
 python src/evaluate.py run=outputs/default/<run folder>
-python src/evaluate.py run=best.ckpt data=acdc data.split=transunet
+python src/evaluate.py run=best.ckpt data=acdc data.root=another_hospital
 python src/evaluate.py run=unet_best_model.pth model=unet data=acdc
 python src/evaluate.py predictions=labels references=truth
 """
@@ -17,6 +17,7 @@ from mambaseg.entry import entry
 from mambaseg.errors import UserError
 from mambaseg.folder_scores import score_folders
 from mambaseg.reporting.tables import headline, table_of
+from mambaseg.run_data import with_run_data
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     """Returns the score that stands for the test part: the mean foreground Dice."""
     if cfg.predictions or cfg.references:
         return _folders(cfg)
-    with build(cfg) as run:
+    with build(with_run_data(cfg)) as run:
         if not run.finished:
             run.evaluate()
         run.report()

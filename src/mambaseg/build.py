@@ -176,9 +176,17 @@ def build(cfg: DictConfig) -> Run:
         make_network=lambda: network_with_weights(cfg.model, checkpoint),
         make_parts=lambda network: _parts(cfg, network, data, checkpoint),
         seen=seen,
+        data_config=_data_config(cfg),
         monitor=_task_class(cfg.data).monitor,
         requeue=requeue_call(),
     )
+
+
+def _data_config(cfg: DictConfig) -> str:
+    """The config of conf/data that a run is trained with, by its file's name."""
+    if "checkpoint" in cfg or not HydraConfig.initialized():
+        return str(cfg.data.name)
+    return str(HydraConfig.get().runtime.choices.get("data", cfg.data.name))
 
 
 def _seen(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -195,6 +203,9 @@ def _seen(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> dict[str
     found = seen.among(cases, own_split=checkpoint.split_hash == data.split.hash)
     allowed = bool(cfg.evaluation.get("allow_seen"))
     require_unseen(found, len(cases), allowed=allowed, subject=str(checkpoint.path))
+    told = checkpoint.about["data"].get("fingerprint", data.fingerprint)
+    if checkpoint.split_hash == data.split.hash and told != data.fingerprint:
+        log.warning("%s: the files are not those that it was trained with", cfg.data.root)
     if not (seen.complete or found):
         log.warning("%s does not say which images trained it: whether it has seen the test cases "
                     "cannot be checked", checkpoint.path)  # fmt: skip

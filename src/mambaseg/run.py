@@ -46,6 +46,7 @@ class Run:
         finished: the folder already holds the finished result.
         make_network: () -> (network, report of pretrained weights or None).
         make_parts: network -> (task, trainer).
+        data_config: the config of conf/data, for the record.
         seen: which test cases the network was trained or chosen on, for metrics.json.
         monitor: the task's validation score that chooses the best checkpoint.
         requeue: queues the job again that this is on a cluster; None: it is none, or is not asked.
@@ -63,12 +64,13 @@ class Run:
         finished: bool,
         make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
         make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
+        data_config: str,
         seen: dict[str, Any],
         monitor: str,
         requeue: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.folder, self.data = config, folder, data
-        self.key, self.design = key, design
+        self.key, self.design, self._data_config = key, design, data_config
         self.notice, self.finished, self.seen = notice, finished, seen
         self._make_network, self._make_parts = make_network, make_parts
         self._score_name = monitor.replace("/", "_")  # in the record: val_dice
@@ -255,7 +257,11 @@ class Run:
             key=self.key,
             design=self.design,
             wandb_id=new_wandb_id(self.key),
-            data={"title": self.config["data"]["title"], "fingerprint": self.data.fingerprint},
+            data={
+                "title": self.config["data"]["title"],
+                "config": self._data_config,
+                "fingerprint": self.data.fingerprint,
+            },
             split={"name": split.name, "hash": split.hash, "note": split.note},
             counts=self.data.counts,
             parameters=sum(p.numel() for p in network.parameters()),

@@ -100,7 +100,8 @@ def restoration_grid(runs: Sequence[RunData]) -> Grid:
     """One row per network, setting and data; ± standard deviation over seeds."""
     entries: dict[str, list[RunData]] = defaultdict(list)
     for run in runs:
-        where = [run.summary["data"], run.summary["split"], run.record.get("data"), run.saw_cases]
+        content = (run.record.get("data") or {}).get("fingerprint")
+        where = [run.summary["data"], run.summary["split"], content, run.saw_cases]
         entries[json.dumps([run.settings, where], sort_keys=True, default=str)].append(run)
     groups = list(entries.values())
     names = labels([(runs[0].model, runs[0].settings) for runs in groups])

@@ -22,7 +22,7 @@ _RECORD_NUMBERS = {
     "cost": ("macs", "scan_flops", "seconds_per_case", "peak_memory_bytes"),
 }
 _RECORD_TEXTS = {
-    "data": ("fingerprint",),
+    "data": ("fingerprint", "config"),
     "code": ("digest", "commit"),
     "versions": ("torch",),
     "hardware": ("cpu",),
