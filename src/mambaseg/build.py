@@ -16,6 +16,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.errors import UserError
+from mambaseg.files import home_file
 from mambaseg.jobs import note_run
 from mambaseg.networks import network_with_weights, plain, read_with_leaf, without
 
@@ -71,10 +72,10 @@ def _found_haze() -> str:
 def _wandb_mode() -> str:
     if mode := os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    netrc = Path(named) if (named := os.environ.get("NETRC")) else home_file(".netrc")
     try:
-        known = "api.wandb.ai" in netrc.read_text(encoding="utf-8")
-    except OSError:
+        known = netrc is not None and b"api.wandb.ai" in netrc.expanduser().read_bytes()
+    except (OSError, RuntimeError):
         known = False
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
 

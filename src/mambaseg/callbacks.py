@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mambaseg.costs import count_operations, peak, start_peak
+from mambaseg.errors import optional
 from mambaseg.loggers import log_cases_to_wandb
 from mambaseg.runs import RunFolder, file_name
 
@@ -147,20 +148,26 @@ class RunRecorder(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes everything the test part gave."""
         results = pl_module.results
-        overlays = self._gather_overlays()
         if trainer.is_global_zero:
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
-            if overlays:
-                self.folder.write_arrays("overlays.npz", overlays)
-            self._record_cost(trainer, pl_module)
+        overlays = self._gather_overlays()
+        if trainer.is_global_zero:
+            # the result is there: nothing that only shows it may turn it into a failure
+            with optional("overlays.npz"):
+                if overlays:
+                    self.folder.write_arrays("overlays.npz", overlays)
+            with optional("counting the network's operations"):
+                self._record_cost(trainer, pl_module)
             chosen = self._shown(results)
-            self.figures = [self._draw(place, case) for place, case in chosen.items()]
-            shown = {
-                place: {"case": case, **self.views.media(self._cases[case])}
-                for place, case in chosen.items()
-            }
-            log_cases_to_wandb(trainer.loggers, results, shown, title=self.title)
+            with optional("drawing the figures"):
+                self.figures = [self._draw(place, case) for place, case in chosen.items()]
+            with optional("sending the cases to W&B"):
+                shown = {
+                    place: {"case": case, **self.views.media(self._cases[case])}
+                    for place, case in chosen.items()
+                }
+                log_cases_to_wandb(trainer.loggers, results, shown, title=self.title)
         self._cases.clear()
 
     def _record_cost(self, trainer: L.Trainer, task: Any) -> None:

@@ -13,6 +13,7 @@ anything of a file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -159,12 +160,14 @@ def best_file(folder: Path, progress: Progress, path: Path) -> Path | None:
 
 
 def clear(folder: Path, *, keep: set[int]) -> None:
-    """Removes what killed processes left half-written, and all states but those of some steps."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    for step, path in step_files(folder).items():
-        if step not in keep:
-            path.unlink(missing_ok=True)
+    """Removes what killed processes left half-written, and all states but those of some steps.
+
+    A file that cannot be removed costs room and nothing else.
+    """
+    old = [path for step, path in step_files(folder).items() if step not in keep]
+    for path in (*folder.glob(".*.tmp"), *old):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _sync(folder: Path) -> None:

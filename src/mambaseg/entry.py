@@ -14,6 +14,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from mambaseg.errors import UserError
+from mambaseg.files import keep_caches
 from mambaseg.foreign import printable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -65,6 +66,7 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[
         @functools.wraps(function)
         def explained(cfg: DictConfig) -> Any:
             with explained_errors():
+                keep_caches()
                 return function(cfg)
 
         return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(

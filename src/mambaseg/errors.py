@@ -1,4 +1,10 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and what may fail without ending a run."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
 
 
 class UserError(Exception):
@@ -7,3 +13,17 @@ class UserError(Exception):
     Entry scripts print the message alone and exit with a non-zero status; every other exception is
     a bug of ours and keeps its stack trace.
     """
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Lets the block fail with a warning: for what only shows a result that is there already.
+
+    Args:
+        what: the subject of the warning, such as `the figures`.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a library raises
+        log.warning("%s failed (%s: %s); the run goes on", what, type(error).__name__, error)
+        log.debug("%s", what, exc_info=True)

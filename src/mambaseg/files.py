@@ -1,9 +1,12 @@
-"""Files that are written whole or not at all, and a disk that is full, said in words."""
+"""Files that are written whole or not at all; a full disk and a home folder that takes no files."""
 
+import atexit
 import contextlib
 import errno
+import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,10 @@ _REMEDIES = {
     errno.EPERM: "Give yourself the right to write there",
     errno.EROFS: "Mount it for writing",
 }
+_CACHES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_HOME",
+           "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
+_PROBE = bytes(1 << 16)  # on a full disk an empty file can still be made
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -67,3 +74,50 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 24 * 3600:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def home_file(name: str) -> Path | None:
+    """A file in the home folder; None where this user has no home folder."""
+    try:
+        return Path("~", name).expanduser()
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return None
+
+
+def keep_caches() -> None:
+    """Sends the caches of matplotlib, numba, Triton and PyTorch elsewhere if home takes no files.
+
+    A home folder that is absent, read-only or full is usual in containers and on clusters. The
+    caches then lie in a temporary folder that is removed at the end of the process; a variable
+    that is set stays as it is. What libraries read from the home folder they still find there.
+    """
+    if all(name in os.environ for name in _CACHES) or _home_takes_files():
+        return
+    folder = tempfile.mkdtemp(prefix="mambaseg-caches-")  # a name that nobody can prepare
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not when a forked worker ends
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    for name in _CACHES:
+        if name not in os.environ:
+            os.environ[name] = str(Path(folder, name.lower()))
+            Path(os.environ[name]).mkdir()
+    if home_file("") is None:
+        os.environ["HOME"] = folder  # W&B asks for one
+    log.info("the home folder cannot be written: caches are kept in %s for now", folder)
+
+
+def _home_takes_files() -> bool:
+    home = home_file("")
+    if home is None:
+        return False
+    cache = home / ".cache"
+    try:
+        with tempfile.TemporaryFile(dir=cache if cache.is_dir() else home) as file:
+            file.write(_PROBE)
+    except OSError:
+        return False
+    return True

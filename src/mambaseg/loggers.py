@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import secrets
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mambaseg.errors import UserError, optional
 from mambaseg.files import whole_file, writing
 from mambaseg.runs import this_host
 
@@ -159,7 +161,12 @@ class StepRows(WandbLogger):
         """Sends the row; W&B takes no more under its number."""
         if self._row and self._step >= self._first:
             row = {**self._row, "trainer/global_step": self._step}
-            self.experiment.log(row, step=self._step, commit=True)
+            try:
+                self.experiment.log(row, step=self._step, commit=True)
+            except Exception as error:  # a board must not stop a training
+                self._first = sys.maxsize
+                log.warning("W&B failed (%s: %s): from step %d the curves are in metrics.csv only",
+                            type(error).__name__, error, self._step)  # fmt: skip
         if self._row:
             self._step, self._row = self._step + 1, {}
 
@@ -177,12 +184,28 @@ class StepRows(WandbLogger):
         That row may lack its other half, and W&B would not take the whole one under the same number
         when the training is resumed.
         """
-        if not failed:
-            self.flush()
-        self.experiment.finish(exit_code=int(failed))
+        with optional("ending the W&B run"):
+            if not failed:
+                self.flush()
+            self.experiment.finish(exit_code=int(failed))
 
 
 _open: list[StepRows] = []  # started and not finished, whatever became of their trainer
+_moved: list[str] = []  # variables that point into the folder of the open run
+
+
+def _keep_in(folder: Path) -> None:
+    """Lets W&B keep beside the run what it would keep in the home folder.
+
+    Of an offline run that holds its tables, which `wandb sync` sends later. What the user has set
+    stays; its settings are still read from the home folder.
+    """
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        if name not in os.environ or name in _moved:
+            place = folder / name.split("_")[1].lower()
+            place.mkdir(exist_ok=True)
+            os.environ[name] = str(place.absolute())
+            _moved.append(name)
 
 
 def new_wandb_id(key: str) -> str:
@@ -236,8 +259,6 @@ def wandb_logger(
     try:
         import wandb
     except ImportError as error:
-        from mambaseg.errors import UserError
-
         raise UserError(
             "logger: wandb is not installed: pip install wandb, or logger=csv"
         ) from error
@@ -259,18 +280,23 @@ def wandb_logger(
 
     folder = Path(save_dir, "wandb")
     folder.mkdir(parents=True, exist_ok=True)  # or W&B falls back to /tmp
+    _keep_in(folder)
     if resume_step is not None:
         _set_aside(folder)
     board: StepRows | None = None
     if mode == "online":
         try:
             board = started("online")
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        except Exception as error:  # no answer, a key or a .netrc that cannot be read, ...
             log.warning(
                 "W&B did not answer (%s): this run is logged offline", str(error).split("\n")[0]
             )
-            wandb.teardown()
-    board = board or started("disabled" if mode == "disabled" else "offline")
+            with optional("ending W&B's service"):
+                wandb.teardown()
+    if board is None and mode != "disabled":
+        with optional("starting W&B offline"):
+            board = started("offline")
+    board = board or started("disabled")
     _open.append(board)
     if resume_step is not None and history is not None:
         for step, row in read_history(Path(history), before=resume_step).items():
@@ -341,3 +367,5 @@ def finish_wandb(*, failed: bool) -> None:
     """
     while _open:
         _open.pop().finish(failed=failed)
+    while _moved:
+        os.environ.pop(_moved.pop(), None)

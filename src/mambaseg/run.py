@@ -21,7 +21,7 @@ from torch import nn
 from mambaseg import checkpoint_files
 from mambaseg.callbacks import RunRecorder
 from mambaseg.checkpoints import Checkpoints
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, optional
 from mambaseg.files import writing
 from mambaseg.interruption import Interrupted, Interruption
 from mambaseg.lock import RunLock
@@ -132,7 +132,8 @@ class Run:
         own = [self.recorder, self._interruption]
         self.trainer.callbacks.extend(own)  # type: ignore[attr-defined]
         if self.main:
-            describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
+            with optional("describing the run to W&B"):
+                describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
 
     @property
     def main(self) -> bool:
@@ -223,13 +224,13 @@ class Run:
         """Prints the score table, the folder and a picture; repeats what the data are."""
         if not self.main:
             return
-        console = Console()
         if (self.folder.path / "metrics.json").is_file():
-            from mambaseg.reporting.tables import headline, table_of
+            with optional("printing the table"):  # say, in a terminal without its characters
+                from mambaseg.reporting.tables import headline, table_of
 
-            summary = self.folder.summary
-            console.print(table_of(summary, self.config))
-            log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
+                summary = self.folder.summary
+                Console().print(table_of(summary, self.config))
+                log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
         log.info("run folder: %s", self.folder.path)
         for picture in sorted(self.folder.path.glob("figures/median_*.png")):
             log.info("picture:    %s", picture)
@@ -341,7 +342,8 @@ class Run:
     def _leave_process_group(self) -> None:
         """Ends DDP so that the next job of a sweep starts its own children."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            with optional("leaving the process group"):
+                torch.distributed.destroy_process_group()
             for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 os.environ.pop(name, None)
 
