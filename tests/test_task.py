@@ -1,8 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 from mambaseg.base_task import parameter_groups
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
 from mambaseg.models import MambaUNet, SwinUNet, UNet
+from mambaseg.task import SegmentationTask
 
 TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
 
@@ -34,3 +38,34 @@ def test_matrices_spares_vectors_and_what_a_network_names():
         assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed["params"]} <= {
             "weight", "x_proj_weight", "dt_projs_weight", "dt_projs_bias",
         }  # fmt: skip
+
+
+def task_of(*layers):
+    network = nn.Sequential(*layers, nn.Conv2d(2, 2, 1))
+    return SegmentationTask(
+        network, nn.CrossEntropyLoss(), torch.optim.SGD, None,
+        preprocessing=Preprocessing("paper", 4), class_names=("background", "heart"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "remedy"),
+    [
+        (nn.InstanceNorm2d(2), 3, "data.size"),
+        (nn.BatchNorm2d(2), 1, "data.batch_size above 1"),
+    ],
+)
+def test_a_map_of_one_pixel_that_cannot_be_normalised_is_an_error_for_the_user(norm, batch, remedy):
+    task = task_of(nn.Conv2d(1, 2, 4, stride=4), norm)
+    assert task(torch.rand(batch, 1, 8, 8)).shape == (batch, 2, 2, 2)
+    with pytest.raises(UserError, match=f"4 × 4 pixels to a single one.*{remedy}"):
+        task(torch.rand(batch, 1, 4, 4))
+
+
+def test_other_errors_of_a_network_stay_as_they_are():
+    class Broken(nn.Module):
+        def forward(self, image):
+            raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        task_of(Broken())(torch.rand(1, 1, 4, 4))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.counter import DROPPING, draws
+from mambaseg.errors import UserError
 from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
 
 log = logging.getLogger(__name__)
@@ -110,9 +111,24 @@ class Task(L.LightningModule, ABC):
     # ---- training
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is."""
+        """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is.
+
+        Raises:
+            UserError: the images are so small that a norm is left with a single value.
+        """
         parameter = next(self.network.parameters(), None)
-        output: Tensor = self.network(image if parameter is None else image.to(parameter.dtype))
+        try:
+            output: Tensor = self.network(image if parameter is None else image.to(parameter.dtype))
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 "):  # of instance or batch norm
+                raise
+            height, width = image.shape[-2:]
+            more = ", data.batch_size above 1" if "per channel" in str(error) else ""
+            raise UserError(
+                f"{self.network_name()} reduces an image of {height} × {width} pixels to a single "
+                f"one, where there is nothing to normalise: use larger images (data.size){more}, "
+                "or a network with fewer stages."
+            ) from error
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
