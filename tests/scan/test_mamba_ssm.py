@@ -76,6 +76,35 @@ def test_float64_does_not_reach_an_extension_that_refuses_it(backend, seen):
     assert calls == []
 
 
+@with_stand_in
+@pytest.mark.parametrize(("length", "states"), [(9, 4), (1, 8)], ids=["inputs", "kept states"])
+def test_a_batch_beyond_32_bits_goes_in_in_parts(backend, length, states, monkeypatch):
+    module = importlib.import_module("mambaseg.scan.mamba_ssm")
+    sizes, fwd = [], module.fwd
+
+    def watched(u, delta, A, B, *rest):
+        y, kept = fwd(u, delta, A, B, *rest)
+        sizes.append(max(t.numel() for t in (u, delta, B, y, kept)))
+        return y, kept
+
+    monkeypatch.setattr(module, "fwd", watched)
+    inputs = [t.float().detach().requires_grad_() for t in sequence_inputs(5, 2, 3, length, states)]
+    whole = module.selective_scan(*inputs)
+    weight = torch.randn_like(whole)
+    expected = torch.autograd.grad((whole * weight).sum(), inputs)
+    monkeypatch.setattr(module, "MOST", 2 * sizes.pop() // 5)
+    parts = module.selective_scan(*inputs)
+    assert len(sizes) == 3 and max(sizes) <= module.MOST
+    torch.testing.assert_close(parts, whole)
+    for ours, theirs in zip(
+        torch.autograd.grad((parts * weight).sum(), inputs), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    monkeypatch.setattr(module, "MOST", 5)
+    with pytest.raises(UserError, match="32 bits: choose another"):
+        module.selective_scan(*inputs)
+
+
 def test_without_the_extension_the_error_names_the_remedy():
     assert "mamba_ssm" not in available_backends("cuda")
     with pytest.raises(UserError, match=r"selective_scan_cuda.*make setup-cuda"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scan_inputs import DEVICES, INTERPRETED, sequence_inputs
 
+from mambaseg.errors import UserError
 from mambaseg.scan import available_backends, choose_backend
 
 triton = pytest.importorskip("triton")
@@ -99,3 +100,15 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(name, dtype, monkeypatch
     times = 1 if name == "scan" else 2  # forwards to recompute, then backwards
     assert exponentials == times * unroll * (states_per_lane + 1)  # one more for softplus
     assert len(result.asm["cubin"]) > 0
+
+
+@running
+def test_an_image_beyond_32_bits_is_refused_and_a_batch_is_not(monkeypatch):
+    from mambaseg.scan import triton as module
+
+    inputs = [t.float().to(DEVICES["triton"]) for t in sequence_inputs(3, 2, 3, 5, 4)]
+    monkeypatch.setattr(module, "MOST", 40)  # 2 × 5 × 4 of B
+    assert module.selective_scan(*inputs).shape == inputs[0].shape
+    monkeypatch.setattr(module, "MOST", 39)
+    with pytest.raises(UserError, match=r"40 elements.*32 bits"):
+        module.selective_scan(*inputs)

@@ -3,7 +3,8 @@
 Only the compiled extension `selective_scan_cuda` is imported: the package around it needs more and
 does not import everywhere. It takes sequences with L contiguous and all K D channels side by side,
 so the 2-D form is the one of `cross`, with its copies. Its gradients of B and C are summed by
-atomics: the same inputs do not give the same bits.
+atomics: the same inputs do not give the same bits. It counts elements in 32 bits and is silently
+wrong beyond them (state-spaces/mamba#1015): a larger batch goes in in parts.
 
 Its rules on dtypes: u, delta, B and C alike, and A, D and the bias float32. Where the inputs differ
 they are computed in float32; float64 goes to `chunked`. Letters as in `reference`.
@@ -15,10 +16,13 @@ import torch  # before the extension, which needs its libraries
 from selective_scan_cuda import bwd, fwd
 from torch import Tensor
 
+from mambaseg.errors import UserError
 from mambaseg.scan import chunked
 
 STEPS = 2048
 """Steps from one state that the extension keeps to the next."""
+MOST = 2**31 - 1
+"""Elements of a tensor that the extension finds its way in."""
 
 
 def selective_scan(
@@ -31,8 +35,31 @@ def selective_scan(
     dtype = u.dtype if alike else torch.float32
     x, steps, B, C = (t.to(dtype).contiguous() for t in (u, delta, B, C))
     A, D, delta_bias = (t.float().flatten(0, 1).contiguous() for t in (A, D, delta_bias))
-    y, _ = _scan(x.flatten(1, 2), steps.flatten(1, 2), A, B, C, D, delta_bias)
+    x, steps = x.flatten(1, 2), steps.flatten(1, 2)
+    parts = [
+        _scan(*(t[part] for t in (x, steps)), A, *(t[part] for t in (B, C)), D, delta_bias)[0]
+        for part in _parts(x.shape, B.shape)
+    ]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y.view(u.shape).to(u.dtype)
+
+
+def _parts(inputs: torch.Size, weights: torch.Size) -> list[slice]:
+    """Batch elements that go in together; none of their tensors has more than `MOST` elements.
+
+    Raises:
+        UserError: a single batch element is larger.
+    """
+    batch, channels, length = inputs
+    kept = channels * -(-length // STEPS) * 2 * weights[2]
+    largest = max(channels * length, weights[1] * weights[2] * length, kept)
+    together = MOST // largest
+    if not together:
+        raise UserError(
+            f"the scan of one image has {largest} elements, and scan_backend=mamba_ssm counts them "
+            "in 32 bits: choose another model.scan_backend, or a smaller data.size."
+        )
+    return [slice(first, first + together) for first in range(0, batch, together)]
 
 
 @torch.library.custom_op("mambaseg::mamba_ssm_scan", mutates_args=())

@@ -16,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mambaseg.errors import UserError
 from mambaseg.scan import chunked, cross
 from mambaseg.scan.triton_kernels import scan, scan_backward
 
@@ -23,6 +24,8 @@ BLOCK_D = 32
 """Channels per program: a lane for each."""
 WARPS = 1
 """Warps per program."""
+MOST = 2**31 - 1
+"""Elements of one batch element that the kernels find their way in; batches may be larger."""
 STEPS = 16
 """Steps from one kept state to the next. The backward writes the states between them to memory and
 reads them again: there should be few enough for the cache of the GPU."""
@@ -100,6 +103,11 @@ def _scan(
     inputs = (x, delta, rates, B, C, D, delta_bias)
     if not all(t.is_contiguous() for t in inputs):
         raise ValueError("the Triton kernels read contiguous tensors only")
+    if (largest := max(t[:1].numel() for t in (delta, B))) > MOST:
+        raise UserError(
+            f"the scan of one image has {largest} elements, and scan_backend=triton "
+            "counts them in 32 bits: choose a smaller data.size, or model.scan_backend=chunked."
+        )
     _, starts = _empty_outputs(*inputs, width)
     y = x.new_empty(delta.shape)  # of each direction
     with torch.cuda.device_of(x):
