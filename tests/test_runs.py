@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from mambaseg.runs import RunFolder, code_changed, code_state, environment, identity, slug
+from mambaseg.identity import identity
+from mambaseg.runs import RunFolder, code_changed, code_state, environment, slug
 
 CONFIG = {
     "name": "default",

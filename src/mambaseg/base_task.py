@@ -43,7 +43,7 @@ class Task(L.LightningModule, ABC):
         evaluation: how cases are scored (conf/config.yaml); each task takes what concerns it.
 
     Attributes:
-        monitor: the validation score that chooses the best checkpoint; more is better.
+        monitor: the validation score that chooses the best checkpoint, unless another is named.
         truth: key of a training batch under which the loss finds what is true.
         results: of the last validation or test: `stage`, `rows` (one per line of cases.csv),
             `summary` (of metrics.json), `means` (the few numbers that stand for it),
@@ -99,6 +99,15 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def score(self, batch: dict[str, Any], prediction: Any, stage: str) -> dict[str, Any]:
         """Scores one case into `scores[stage]`; returns what `views` may want to show of it."""
+
+    @classmethod
+    @abstractmethod
+    def logged(cls, data: Any) -> list[str]:
+        """Names of `values` of the validation: what may choose the best checkpoint.
+
+        Args:
+            data: the loaded data module.
+        """
 
     @abstractmethod
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -45,6 +45,7 @@ _NOT_THE_TRAINERS = {
     "check_val_every_n_epoch": "data.val_every",
     "callbacks": "the group callbacks",
     "logger": "the group logger",
+    "enable_checkpointing": "the group callbacks",
     "default_root_dir": "outputs",
 }
 log = logging.getLogger(__name__)
@@ -140,8 +141,10 @@ def build(cfg: DictConfig) -> Run:
     import lightning as L
 
     from mambaseg.cluster import requeue_call
+    from mambaseg.identity import identity, same_run, weight_digests, with_digests
+    from mambaseg.monitors import settle_callbacks
     from mambaseg.run import Run
-    from mambaseg.runs import RunFolder, identity, slug
+    from mambaseg.runs import RunFolder, slug
 
     _use_job_arguments()
     checkpoint = None
@@ -155,15 +158,18 @@ def build(cfg: DictConfig) -> Run:
     data.load()
     if checkpoint is None:
         data.split.require_training()
+        settle_callbacks(cfg, logged=_task_class(cfg.data).logged(data))
     seen = _seen(cfg, data, checkpoint)
     config = plain(cfg)
-    whole = _with_digests(config)
+    weights = weight_digests(config)
+    whole = with_digests(config, weights)
     key = identity(whole, split=data.split.hash, data=data.fingerprint)
     title = slug(cfg.data.title) if cfg.data.synthetic else cfg.data.name
     name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
-    folder = RunFolder(Path(cfg.outputs).expanduser() / cfg.name / name)
+    path = Path(cfg.outputs).expanduser() / cfg.name / name
+    folder = RunFolder(path if cfg.rerun else same_run(path, key))
     cfg.run_dir = str(folder.path)
-    note_run(folder.path.parent, name)
+    note_run(folder.path.parent, folder.path.name)
     finished = (folder.finished if cfg.test else folder.trained) and not cfg.rerun
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     return Run(
@@ -171,6 +177,7 @@ def build(cfg: DictConfig) -> Run:
         folder=folder,
         key=key,
         design=identity(whole, split=data.split.hash, data=""),
+        weights=weights,
         data=data,
         notice=notice,
         finished=finished,
@@ -178,7 +185,6 @@ def build(cfg: DictConfig) -> Run:
         make_parts=lambda network: _parts(cfg, network, data, checkpoint),
         seen=seen,
         data_config=_data_config(cfg),
-        monitor=_task_class(cfg.data).monitor,
         requeue=requeue_call(),
     )
 
@@ -302,7 +308,8 @@ def _parts(
         # Only the network: Lightning's own would also round the data and their augmentation.
         network.to(getattr(torch, _TRUE[cfg.trainer.precision]))
         cfg.trainer.precision = "32-true"
-    if not cfg.callbacks.get("progress"):  # or Lightning takes its own
+    callbacks = [leaf for leaf in (cfg.get("callbacks") or {}).values() if leaf]
+    if not (cfg.get("callbacks") or {}).get("progress"):  # or Lightning takes its own
         cfg.trainer = OmegaConf.merge({"enable_progress_bar": False}, cfg.trainer)
     steps, accumulate = cfg.data.steps, cfg.trainer.accumulate_grad_batches
     trainer = instantiate(
@@ -313,7 +320,7 @@ def _parts(
         val_check_interval=min(cfg.data.val_every, steps) * accumulate,
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,  # the data module gives each rank its share
-        callbacks=[instantiate(leaf) for leaf in cfg.callbacks.values() if leaf],
+        callbacks=[instantiate(leaf) for leaf in callbacks],
         logger=[instantiate(leaf) for leaf in cfg.logger.values() if leaf],
         plugins=[CheckedIO(), *cluster_plugins()],
         default_root_dir=cfg.run_dir,
@@ -399,21 +406,6 @@ def _notice(cfg: DictConfig) -> str:
     if not cfg.data.synthetic:
         return ""
     return f"*** {cfg.data.title} *** {cfg.data.get('instead', '')}".rstrip()
-
-
-def _with_digests(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the content of pretrained weights in place of their path."""
-    from mambaseg.runs import file_digest
-
-    def digest(path: str | None) -> str | None:
-        file = Path(path).expanduser() if path else None
-        return file_digest(file) if file and file.is_file() else path
-
-    model = {**config["model"], "pretrained": digest(config["model"].get("pretrained"))}
-    config = {**config, "model": model}
-    if "checkpoint" in config:
-        config["checkpoint"] = digest(config["checkpoint"])
-    return config
 
 
 def _use_job_arguments() -> None:

@@ -44,10 +44,12 @@ class Progress:
     Attributes:
         step: optimizer steps behind it.
         best_step: those behind the best validation; None: there was none yet.
+        ended: it had come to its end, which may be before its last step.
     """
 
     step: int
     best_step: int | None
+    ended: bool = False
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -113,8 +115,9 @@ def read_progress(path: Path) -> Progress | None:
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        best = content["callbacks"][STATE_KEY]["best_step"]
-        return Progress(int(content["global_step"]), None if best is None else int(best))
+        state = content["callbacks"][STATE_KEY]
+        best, ended = state["best_step"], bool(state.get("ended"))
+        return Progress(int(content["global_step"]), None if best is None else int(best), ended)
     except Exception:  # torch raises a zoo of types for files it cannot read
         return None
 

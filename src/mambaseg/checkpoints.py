@@ -21,6 +21,11 @@ from mambaseg import checkpoint_files as files
 from mambaseg.errors import UserError
 
 
+def better(monitor: str) -> Literal["max", "min"]:
+    """Which way a logged value is better: `min` for losses and distances, `max` for scores."""
+    return "min" if any(word in monitor for word in ("loss", "hd95", "assd")) else "max"
+
+
 class CheckedIO(TorchCheckpointIO):
     """How Lightning writes and reads checkpoints here: atomically, and never a damaged one."""
 
@@ -50,13 +55,14 @@ class Checkpoints(Checkpoint):
     Args:
         folder: for the files, see `checkpoint_files`.
         monitor: the logged value that makes a state the best; nan never does.
-        mode: whether more of it is better (`max`) or less (`min`).
+        mode: whether more of it is better (`max`) or less (`min`); None: see `better`.
         every: optimizer steps between two states; None: only validations and the end save one.
         keep: the newest states that are kept, and the best one of each of them.
 
     Attributes:
         best_score: of the best validation so far; None: there was none.
         best_step: optimizer steps behind it.
+        ended: the training has come to its end, which may be before its last step.
     """
 
     def __init__(
@@ -64,10 +70,11 @@ class Checkpoints(Checkpoint):
         folder: str | Path,
         *,
         monitor: str = "val/dice",
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
         every: int | None = 100,
         keep: int = 2,
     ) -> None:
+        mode = better(monitor) if mode is None else mode
         if mode not in ("max", "min"):
             raise UserError(f"callbacks.checkpoint.mode={mode!r}: choose max or min")
         if every is not None and every < 1:
@@ -78,6 +85,7 @@ class Checkpoints(Checkpoint):
         self.monitor, self.mode, self.every, self.keep = monitor, mode, every, keep
         self.best_score: float | None = None
         self.best_step: int | None = None
+        self.ended = False
         self._validated = False
         self._saved = 0  # step of the newest state
         self._best_of: dict[int, int | None] = {}  # step of a state -> that of its best one
@@ -98,6 +106,7 @@ class Checkpoints(Checkpoint):
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "ended": self.ended,
             "generators": generators,
         }
 
@@ -130,7 +139,12 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking:
             return
         self._validated = True
-        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        if self.monitor not in trainer.callback_metrics:
+            raise UserError(
+                f"callbacks.checkpoint.monitor={self.monitor}: the validation logged no such "
+                f"score, only {', '.join(trainer.callback_metrics)}"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
         known = -math.inf if self.best_score is None else sign * self.best_score
         if sign * score > known:
@@ -152,6 +166,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the true last state."""
+        self.ended = True
         self.save(trainer)
 
     # ---- how

@@ -55,6 +55,11 @@ class RestorationTask(Task):
         self.scores[stage].update(batch["case"], prediction, batch["clear"], batch["image"])
         return {"restored": prediction}
 
+    @classmethod
+    def logged(cls, data: Any) -> list[str]:
+        """PSNR and SSIM."""
+        return ["val/psnr", "val/ssim"]
+
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
         """PSNR and SSIM, means over the images."""
         return {f"{stage}/{name}": summary["scores"][name]["mean"] for name in ("psnr", "ssim")}

@@ -20,9 +20,11 @@ from torch import nn
 
 from mambaseg import checkpoint_files
 from mambaseg.callbacks import RunRecorder
-from mambaseg.checkpoints import Checkpoints
+from mambaseg.checkpoints import CheckedIO, Checkpoints
 from mambaseg.errors import UserError, optional
 from mambaseg.files import writing
+from mambaseg.foreign import ForeignFileError, read_yaml
+from mambaseg.identity import RULE, made_from_other_data, monitor_of
 from mambaseg.interruption import Interrupted, Interruption
 from mambaseg.lock import RunLock
 from mambaseg.loggers import MetricsCsv, describe_to_wandb, finish_wandb, new_wandb_id
@@ -41,6 +43,7 @@ class Run:
         folder: the run folder.
         key: identity of the run, eight hex digits.
         design: the same without the data.
+        weights: digests of the files of weights that the configuration names.
         data: the loaded data module.
         notice: what must be said first and last; empty for real data.
         finished: the folder already holds the finished result.
@@ -48,7 +51,6 @@ class Run:
         make_parts: network -> (task, trainer).
         data_config: the config of conf/data, for the record.
         seen: which test cases the network was trained or chosen on, for metrics.json.
-        monitor: the task's validation score that chooses the best checkpoint.
         requeue: queues the job again that this is on a cluster; None: it is none, or is not asked.
     """
 
@@ -59,6 +61,7 @@ class Run:
         folder: RunFolder,
         key: str,
         design: str,
+        weights: dict[str, str],
         data: Any,
         notice: str,
         finished: bool,
@@ -66,20 +69,22 @@ class Run:
         make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
         data_config: str,
         seen: dict[str, Any],
-        monitor: str,
         requeue: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.folder, self.data = config, folder, data
-        self.key, self.design, self._data_config = key, design, data_config
+        self.key, self.design, self.weights = key, design, weights
+        self._data_config = data_config
         self.notice, self.finished, self.seen = notice, finished, seen
         self._make_network, self._make_parts = make_network, make_parts
-        self._score_name = monitor.replace("/", "_")  # in the record: val_dice
+        self._monitor = monitor_of(config)  # val/dice; empty: nothing is trained
+        self._score_name = self._monitor.replace("/", "_")  # in the record: val_dice
         self._lock = RunLock(folder.path)
         self._interruption = Interruption(requeue)
         self._log_file: logging.Handler | None = None
         self.score: float | None = None
         self._last: Path | None = None  # the checkpoint that the training goes on from
         self.step = 0  # optimizer steps behind it
+        self._ended = False  # it is the last state of a training that has come to its end
         self.task: Any = None
         self.trainer: L.Trainer
         self.recorder: RunRecorder
@@ -114,7 +119,7 @@ class Run:
         """Takes the score of a finished run from its record, and says whose it is."""
         self.finished = True
         record = self.folder.record
-        score, code = record.get(self._score_name), record.get("code")
+        score, code = record.get(self._score_name, record.get("val_dice")), record.get("code")
         self.score = score if isinstance(score, float) else None
         code = code if isinstance(code, dict) else {}
         log.info("already finished: %s, made by %s (rerun=true trains again)",
@@ -190,12 +195,18 @@ class Run:
                 if isinstance(logger, MetricsCsv):
                     logger.rewind(self.step)
         last = str(self._last) if self._last else None
+        if self._ended:  # nothing is left of a training that was stopped early
+            self.trainer.fit_loop.epoch_loop.max_steps = self.step
         self.trainer.fit(self.task, datamodule=self.data, ckpt_path=last, weights_only=True)
         checkpoints = self.trainer.checkpoint_callback
         if isinstance(checkpoints, Checkpoints):
             self.score = checkpoints.best_score
         if self.main:
             self.folder.update(**{self._score_name: self.score})
+        steps, planned = self.trainer.global_step, self.config["data"]["steps"]
+        if steps < planned:
+            log.warning("the training ended after %d of data.steps=%d steps: a callback (or "
+                        "trainer.max_time) stopped it", steps, planned)  # fmt: skip
 
     def evaluate(self) -> None:
         """Scores the test part with this run's best checkpoint, or the weights it was given."""
@@ -213,12 +224,17 @@ class Run:
             "seen": self.seen,
             "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,
-            self._score_name: self.score,
+            **({self._score_name: self.score} if self._score_name else {}),
         }
-        path = None if given else str(chosen)
-        self.trainer.test(
-            self.task, datamodule=self.data, ckpt_path=path, weights_only=True, verbose=False
-        )
+        if not given:
+            if chosen.stem == "last":
+                log.warning("no validation had a %s that is a number, so no state is the best one: "
+                            "the last one is tested", self._monitor)  # fmt: skip
+            # not by ckpt_path: callbacks would take part, and one that averages weights puts those
+            # of the last step in place of the averaged ones
+            state = CheckedIO().load_checkpoint(chosen, map_location="cpu", weights_only=True)
+            self.task.load_state_dict(state["state_dict"])
+        self.trainer.test(self.task, datamodule=self.data, verbose=False)
 
     def report(self) -> None:
         """Prints the score table, the folder and a picture; repeats what the data are."""
@@ -252,11 +268,14 @@ class Run:
             self._compare_places([record, *record.get("resumed", [])][-1])
             log.info("going on from step %d: %s", self.step, self.folder.path)
             return
-        if other := self.folder.made_from_other_data(self.design, self.data.fingerprint):
+        other = made_from_other_data(self.folder.path, self.key, self.design, self.data.fingerprint)
+        if other:
             log.warning("the data have changed since %s was made: this is another run", other)
         self.folder.start(
+            rule=RULE,
             key=self.key,
             design=self.design,
+            weights=self.weights,
             wandb_id=new_wandb_id(self.key),
             data={
                 "title": self.config["data"]["title"],
@@ -289,14 +308,20 @@ class Run:
         last = checkpoint_files.newest(self.folder.path / "checkpoints")
         progress = checkpoint_files.read_progress(last) if last else None
         if progress:
-            self._last, self.step = last, progress.step
+            self._last, self.step, self._ended = last, progress.step, progress.ended
 
     def _places(self) -> dict[str, Any]:
         """What may change when a run goes on, and decides whether its bits stay the same."""
-        devices = self.config["trainer"]["devices"]
-        return {"devices": devices, "threads": torch.get_num_threads()}
+        return {
+            "devices": self.config["trainer"]["devices"],
+            "threads": torch.get_num_threads(),
+            "scan_backend": self.config["model"].get("scan_backend"),
+        }
 
     def _compare_places(self, before: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ForeignFileError, KeyError, TypeError, AttributeError):
+            started = read_yaml(self.folder.path / "config.yaml")["model"].get("scan_backend")
+            before = {"scan_backend": started, **before}  # records did not always say it
         changed = [f"{what} {before[what]}, now {now}" for what, now in self._places().items()
                    if before.get(what, now) != now]  # fmt: skip
         if changed:

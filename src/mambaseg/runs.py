@@ -30,20 +30,6 @@ from typing import Any
 from mambaseg.files import whole_file, writing
 from mambaseg.foreign import read_json
 
-# What cannot change a result, or only the place where it is computed. Everything else counts.
-_UNSCIENTIFIC: dict[str, set[str]] = {
-    "": {"name", "outputs", "run_dir", "rerun", "test", "callbacks", "logger", "hydra"},
-    "data": {
-        "root", "cache_dir", "num_workers", "on_device", "prepare", "title", "synthetic", "instead",
-    },
-    "evaluation": {"allow_seen"},  # scores that need it are marked
-    "trainer": {
-        "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "default_root_dir",
-        "enable_model_summary", "enable_progress_bar", "profiler", "num_sanity_val_steps",
-        "enable_checkpointing", "detect_anomaly", "sync_batchnorm", "deterministic", "graph",
-    },
-}  # fmt: skip
-
 _PACKAGES = (
     "mambaseg", "torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "einops",
     "numpy", "scipy", "nibabel", "numba", "wandb", "triton", "mamba-ssm", "causal-conv1d",
@@ -51,27 +37,6 @@ _PACKAGES = (
 
 
 _OTHERWISE = "choose another folder with outputs=..."
-
-
-def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that can change the result."""
-    kept: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in _UNSCIENTIFIC[""]:
-            continue
-        hidden = _UNSCIENTIFIC.get(key, set())
-        if isinstance(value, Mapping) and hidden:
-            value = {k: v for k, v in value.items() if k not in hidden}
-        kept[key] = value
-    return kept
-
-
-def identity(config: Mapping[str, Any], *, split: str, data: str) -> str:
-    """Eight hex digits over scientific configuration, split hash and data fingerprint."""
-    text = json.dumps(
-        {"config": scientific(config), "split": split, "data": data}, sort_keys=True, default=str
-    )
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def slug(text: str) -> str:
@@ -128,21 +93,6 @@ class RunFolder:
         """The newest state of an unfinished run; None where there is nothing to go on from."""
         path = self.path / "checkpoints" / "last.ckpt"
         return path if path.is_file() and self.record else None
-
-    def made_from_other_data(self, design: str, fingerprint: str) -> Path | None:
-        """A run beside this one that differs in its data only; None where there is none.
-
-        Args:
-            design: `identity` of the configuration and the split alone, as runs record it.
-            fingerprint: of the data that this run has.
-        """
-        for path in sorted(self.path.parent.glob("*/run.json")):
-            record = RunFolder(path.parent).record
-            data = record.get("data")
-            other = data.get("fingerprint", fingerprint) if isinstance(data, dict) else fingerprint
-            if record.get("design") == design and other != fingerprint:
-                return path.parent
-        return None
 
     def start(self, **fields: Any) -> None:
         """Makes a fresh folder; what stood there is kept as `<name>.previous`."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json, read_table, read_yaml
+from mambaseg.identity import scientific
 from mambaseg.reporting.labels import flatten, labels
 from mambaseg.reporting.valid import (
     check_config,
@@ -30,7 +31,7 @@ from mambaseg.reporting.valid import (
     check_summary,
     reading,
 )
-from mambaseg.runs import RunFolder, scientific
+from mambaseg.runs import RunFolder
 
 Row = dict[str, Any]
 
