@@ -208,20 +208,6 @@ def test_graphs_are_refused_where_they_would_be_wrong(words, reason):
     assert reason in why and bool(why) == bool(reason)
 
 
-def test_pretrained_weights_count_by_content_not_by_path(small_run, tmp_path):
-    from safetensors.torch import save_file
-
-    from mambaseg.build import _with_digests
-
-    def digest(path):
-        return _with_digests({"model": {"pretrained": str(path)}})["model"]["pretrained"]
-
-    a, b, c = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors"))
-    for path, value in ((a, 0), (b, 0), (c, 1)):
-        save_file({"x": torch.full((2,), float(value))}, path)
-    assert digest(a) == digest(b) != digest(c)
-
-
 def backbone_weights(network):
     """What an ImageNet backbone of this shape would hold, under the published key names."""
     weights = {}
