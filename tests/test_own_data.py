@@ -240,3 +240,29 @@ def test_an_external_cohort_that_is_all_test_is_scored_and_not_trained_on(tmp_pa
     with pytest.raises(UserError, match="nobody trains in it"):
         trained(leaves, tmp_path, *where, "name=refused")
     assert not (tmp_path / "outputs" / "refused").exists()
+
+
+@pytest.mark.parametrize("unknown", [None, "Tr/case_000", "Tr/case_002", "Ts/test_000"])
+def test_distances_of_a_run_have_one_unit_in_curves_tables_and_report(unknown, tmp_path, capsys):
+    """mm where every case of the run says how large its voxels are, whichever part lacks it."""
+    splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
+    root = write_nnunet(tmp_path / "own", cases=3, tests=2, splits=splits)
+    if unknown:
+        part, _, name = unknown.partition("/")
+        for path in (root / f"images{part}" / f"{name}_0000", root / f"labels{part}" / name):
+            path = path.with_name(f"{path.name}.nii.gz")
+            array = np.asarray(nibabel.load(path).dataobj)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)  # no unit, sides of 1
+    (leaves := tmp_path / "conf").mkdir()
+    run = trained(leaves, tmp_path, "data=nnunet", f"data.root={root}", "data.slicing=stored")
+    unit, other = ("vox", "mm") if unknown else ("mm", "vox")
+    header = (run.folder.path / "metrics.csv").read_text().partition("\n")[0]
+    assert f"val/hd95_{unit}" in header and f"test/hd95_{unit}" in header
+    assert f"hd95_{other}" not in header
+    table = capsys.readouterr().out
+    assert f"HD95 {unit}" in table and f"HD95 {other}" not in table
+    page = write_report(run.folder.path.parent).read_text()
+    scores = page[page.index("Test scores") :]
+    assert f"HD95 {unit}" in scores[: scores.index("</table>")]
+    assert f"HD95 {other}" not in scores[: scores.index("</table>")]
+    assert unknown is None or "hd95_mm" not in run.task.results["means"]

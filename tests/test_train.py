@@ -96,6 +96,28 @@ def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path
             )
 
 
+@pytest.mark.timeout(600)
+def test_more_processes_than_validation_cases_show_and_score_what_one_does(small_run, tmp_path):
+    """Two validation cases and four test cases for three processes; pictures are of all cases."""
+    seen = {}
+    for devices in (1, 2, 3):
+        outputs = tmp_path / str(devices)
+        done = typed(
+            "model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", *small_run, "logger=csv",
+            "data.batch_size=6", "data.steps=2", f"outputs={outputs}", "trainer=ddp",
+            "trainer.accelerator=cpu", f"trainer.devices={devices}",
+            script=ROOT / "tests" / "frozen_norms.py",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (run,) = (outputs / "default").glob("*-seed*")
+        seen[devices] = (
+            sorted(path.name for path in (run / "figures").iterdir()),
+            [line.split(",")[:2] for line in (run / "cases.csv").read_text().splitlines()],
+            json.loads((run / "run.json").read_text())["status"],
+        )
+    assert seen[1] == seen[2] == seen[3] and seen[3][2] == "done"
+
+
 def test_awkward_paths_work_as_documented(small_run, phantom_root, tmp_path):
     root = tmp_path / "my = datä, all"
     root.symlink_to(phantom_root)

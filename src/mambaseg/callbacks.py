@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ class RunRecorder(Callback):
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
         overlays = self._gather_overlays()
+        chosen = self._shown(results["rows"])
+        kept = _of_all_ranks({c: self._cases[c] for c in chosen.values() if c in self._cases})
         if trainer.is_global_zero:
             # the result is there: nothing that only shows it may turn it into a failure
             with optional("overlays.npz"):
@@ -159,12 +162,13 @@ class RunRecorder(Callback):
                     self.folder.write_arrays("overlays.npz", overlays)
             with optional("counting the network's operations"):
                 self._record_cost(trainer, pl_module)
-            chosen = self._shown(results)
             with optional("drawing the figures"):
-                self.figures = [self._draw(place, case) for place, case in chosen.items()]
+                self.figures = [
+                    self._draw(place, case, kept[case]) for place, case in chosen.items()
+                ]
             with optional("sending the cases to W&B"):
                 shown = {
-                    place: {"case": case, **self.views.media(self._cases[case])}
+                    place: {"case": case, **self.views.media(kept[case])}
                     for place, case in chosen.items()
                 }
                 log_cases_to_wandb(trainer.loggers, results, shown, title=self.title)
@@ -186,28 +190,34 @@ class RunRecorder(Callback):
 
     def _gather_overlays(self) -> dict[str, np.ndarray]:
         """Slices of the cases of all ranks; every rank has to call this."""
-        own = {case: kept["overlay"] for case, kept in self._cases.items()}
-        ranks: list[Any] = [own]
-        if dist.is_available() and dist.is_initialized():
-            ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, own)
-        # by id, as the scores: a case that a sampler handed to two ranks is kept once
-        cases = {case: arrays for rank in ranks for case, arrays in rank.items()}
+        cases = _of_all_ranks({case: kept["overlay"] for case, kept in self._cases.items()})
         return {
             f"{case}/{name}": array
             for case, arrays in sorted(cases.items())
             for name, array in arrays.items()
         }
 
-    def _shown(self, results: dict[str, Any]) -> dict[str, str]:
-        """Best, median and worst of this rank's cases."""
-        ranking = self.views.ranking(results["rows"])
-        ranked = sorted(self._cases.keys() & ranking, key=lambda case: (ranking[case], case))
+    def _shown(self, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Best, median and worst of the cases of all ranks, by their rows."""
+        ranking = self.views.ranking(rows)
+        ranked = sorted(ranking, key=lambda case: (ranking[case], case))
         if not ranked:
             return {}
         return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 
-    def _draw(self, place: str, case: str) -> Path:
+    def _draw(self, place: str, case: str, kept: dict[str, Any]) -> Path:
         title = f"{case} ({place} of the test part) · {self.title}"
         path = self.folder.path / "figures" / f"{place}_{file_name(case)}.png"
-        return self.views.draw(self._cases[case], title=title, path=path)
+        return self.views.draw(kept, title=title, path=path)
+
+
+def _of_all_ranks(own: dict[str, Any]) -> dict[str, Any]:
+    """Case -> what is kept of it, of all ranks; every rank has to call this.
+
+    By id, as the scores: a case that a sampler handed to two ranks is kept once.
+    """
+    ranks: list[Any] = [own]
+    if dist.is_available() and dist.is_initialized():
+        ranks = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, own)
+    return {case: kept for rank in ranks for case, kept in rank.items()}

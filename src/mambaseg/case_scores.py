@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
@@ -81,6 +81,7 @@ class CaseScores(CaseRows):
         tolerance_mm: tolerance of ``nsd_mm``.
         tolerance_vox: tolerance of ``nsd_vox``.
         surface: False leaves the surface columns out.
+        distances: unit in which distances are shown; None: mm where every case's spacing is known.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class CaseScores(CaseRows):
         tolerance_mm: float = 2.0,
         tolerance_vox: float = 1.0,
         surface: bool = True,
+        distances: Literal["mm", "vox"] | None = None,
     ) -> None:
         super().__init__()
+        self.distances = distances
         self.class_names = tuple(class_names)
         self.convention: dict[str, Any] = {
             "policy": policy,
@@ -139,4 +142,4 @@ class CaseScores(CaseRows):
 
     def summarise(self) -> dict[str, Any]:
         """See `mambaseg.metrics.summarise`."""
-        return summarise(self.rows, self.class_names)
+        return summarise(self.rows, self.class_names, distances=self.distances)

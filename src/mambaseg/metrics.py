@@ -252,7 +252,22 @@ def _volumes(counts: npt.NDArray[np.int64], index: int, spacing: Spacing) -> Sco
     }
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
+def distance_unit(summary: Mapping[str, Any]) -> Literal["mm", "vox"]:
+    """The unit in which a summary's distances are shown: one for all of a run."""
+    unit = summary["convention"].get("distances")
+    if unit is None:  # written before it was recorded
+        known = summary["foreground"].get("volume_ml", {}).get("count", 0)
+        foreground = len(summary["classes"]) - 1
+        unit = "mm" if known == summary["cases"] * foreground else "vox"
+    return "mm" if unit == "mm" else "vox"
+
+
+def summarise(
+    rows: Iterable[Mapping[str, Any]],
+    class_names: Sequence[str],
+    *,
+    distances: Literal["mm", "vox"] | None = None,
+) -> dict[str, Any]:
     """Averages over cases and classes, each beside the number of values it is made of.
 
     ``classes[name][metric]`` is mean, sample sd, median and count over cases. ``foreground`` (all
@@ -264,6 +279,8 @@ def summarise(rows: Iterable[Mapping[str, Any]], class_names: Sequence[str]) -> 
     Args:
         rows: of `score_case`, of any number of cases, all under one convention.
         class_names: name of class 0, 1, ..., K-1; class 0 is the background.
+        distances: unit in which distances are to be shown; None: mm where every case's spacing is
+            known.
 
     Returns:
         Plain dicts, strings, numbers and None, ready for JSON.
@@ -275,9 +292,12 @@ def summarise(rows: Iterable[Mapping[str, Any]], class_names: Sequence[str]) -> 
     conventions = {tuple(row[key] for key in CONVENTION) for row in table}
     if len(conventions) != 1:
         raise ValueError(f"rows must share one convention, but have {sorted(conventions)}")
+    if distances is None:
+        distances = "mm" if all(row.get("volume_ml") is not None for row in table) else "vox"
     summary: dict[str, Any] = {
         "convention": {
             **dict(zip(CONVENTION, conventions.pop(), strict=True)),
+            "distances": distances,
             "average": "per class over cases, then over classes",
             "units": "_vox in voxels, _mm in mm, _ml in ml, everything else in [0, 1]",
         },

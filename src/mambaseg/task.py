@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from mambaseg.case_scores import CaseScores
 from mambaseg.checks import require_logits
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.inference import keep_largest_component, predict_case
+from mambaseg.metrics import distance_unit
 from mambaseg.views import SegmentationViews
 
 
@@ -25,6 +26,8 @@ class SegmentationTask(Task):
         scheduler: likewise.
         preprocessing: the way to the network's grid and back; one for all stages.
         class_names: one per class, background first.
+        distances: unit in which distances are shown, `mm` where the spacing of all cases of the
+            run is known; None leaves it to the cases of each part.
         **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
             `keep_largest`, `batch_size`).
     """
@@ -41,9 +44,11 @@ class SegmentationTask(Task):
         *,
         preprocessing: Preprocessing,
         class_names: Iterable[str],
+        distances: Literal["mm", "vox"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(network, loss, optimizer, scheduler, **common)
+        self._distances = distances
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.views = SegmentationViews(self.class_names)
@@ -58,6 +63,7 @@ class SegmentationTask(Task):
             class_names=self.class_names,
             policy=self.evaluation["empty"],
             tolerance_mm=self.evaluation["tolerance_mm"],
+            distances=self._distances,
         )
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
@@ -99,15 +105,14 @@ class SegmentationTask(Task):
 
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
         """`dice`, the mean over the foreground classes, one score per class, and a distance."""
-        known_mm = any(row["volume_ml"] is not None for row in self.scores[stage].rows)
-        distance = "hd95_mm" if known_mm else "hd95_vox"
-        values = {
-            f"{stage}/{name}": summary["foreground"][name]["mean"] for name in ("dice", distance)
-        }
+        shown = ("dice", f"hd95_{distance_unit(summary)}")
+        values = {f"{stage}/{name}": summary["foreground"][name]["mean"] for name in shown}
         for name in self.class_names[1:]:
             values[f"{stage}/dice_{name}"] = summary["classes"][name]["dice"]["mean"]
         return values
 
     def means(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Of all scores, the means over the foreground classes."""
-        return dict(summary["foreground"])
+        """Means over the foreground classes; those in mm and ml only where all cases have them."""
+        mm = distance_unit(summary) == "mm"
+        means = summary["foreground"].items()
+        return {name: mean for name, mean in means if mm or not name.endswith(("_mm", "_ml"))}

@@ -61,6 +61,17 @@ def test_distances_are_in_voxels_when_a_spacing_is_unknown(spacings):
     assert header[2:5] == ["HD95 vox", "ASSD vox", "NSD 1 vox"]
 
 
+@pytest.mark.parametrize(("spacing", "unit"), [((8.0, 1.5, 1.5), "mm"), (None, "vox")])
+def test_the_unit_follows_the_spacing_also_where_nothing_was_found(spacing, unit):
+    truth = np.zeros((3, 8, 8), np.uint8)
+    truth[:, 2:5, 2:5] = 1
+    rows = score_case(np.zeros_like(truth), truth, num_classes=len(NAMES), spacing=spacing)
+    summary = summarise([{"case": "a", "phase": None, **row} for row in rows], NAMES)
+    assert score_cells(summary, NAMES)[0][2] == f"HD95 {unit}"
+    del summary["convention"]["distances"]  # of a file written before it was recorded
+    assert score_cells(summary, NAMES)[0][2] == f"HD95 {unit}"
+
+
 def test_without_surface_scores_there_are_no_distances():
     header, _ = score_cells(make_summary([None, None], surface=False), NAMES)
     assert header == ["structure", "Dice", "missed", "false +"]

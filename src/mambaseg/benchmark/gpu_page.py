@@ -12,6 +12,7 @@ from mambaseg.benchmark.plan import Plan
 from mambaseg.benchmark.tables import markdown, tables
 from mambaseg.benchmark.truth import compare_curves
 from mambaseg.foreign import read_json
+from mambaseg.metrics import distance_unit
 from mambaseg.runs import RunFolder
 
 Row = Mapping[str, Any]
@@ -133,9 +134,9 @@ def _scores(run: RunFolder) -> tuple[str, str]:
     if not run.finished:
         return UNKNOWN, UNKNOWN
     foreground = run.summary["foreground"]
-    distance = foreground.get("hd95_mm", {}).get("mean")
-    distance = foreground["hd95_vox"]["mean"] if distance is None else distance
-    return _number(foreground["dice"]["mean"], 1, 4), _number(distance, 1, 2)
+    unit = distance_unit(run.summary)
+    distance = _number(foreground[f"hd95_{unit}"]["mean"], 1, 2)
+    return _number(foreground["dice"]["mean"], 1, 4), f"{distance} {unit}"
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:

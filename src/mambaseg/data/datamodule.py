@@ -303,8 +303,13 @@ class SegmentationDataModule(StepDataModule):
         return (*slices, "shape", "augmentation")
 
     def for_task(self) -> dict[str, Any]:
-        """Return the way to the grid and back, and the names of the classes."""
-        return {"preprocessing": self.preprocessing, "class_names": self.class_names}
+        """Return the way to the grid and back, the names of the classes, the unit of distances."""
+        known = all(entry.spacing is not None for entry in self.cache.entries)
+        return {
+            "preprocessing": self.preprocessing,
+            "class_names": self.class_names,
+            "distances": "mm" if known else "vox",
+        }
 
     def known(self, part: str) -> list[Known]:
         """Return the cases of a part with what their images show."""

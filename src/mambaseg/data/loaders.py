@@ -54,9 +54,6 @@ class StepDataModule(L.LightningDataModule):
         counts: Part -> what -> how many.
     """
 
-    # With more devices than validation cases some have nothing to do.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     split: Split
     fingerprint: str
 
@@ -214,10 +211,17 @@ class StepLoader(DataLoader[Batch]):
 
 
 class RankSampler(Sampler[int]):
-    """Every `world_size`-th index, from `rank` on: each is drawn once over all ranks, unpadded."""
+    """Every `world_size`-th index, from `rank` on: each is drawn once over all ranks.
+
+    A rank beyond the last index draws one that another rank has too, because Lightning leaves out
+    the hooks of a rank without a batch, in which the others wait for it. Scores know a case by its
+    id and count it once.
+    """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
         self._indices = range(rank, length, world_size)
+        if length and not self._indices:
+            self._indices = range(rank % length, rank % length + 1)
 
     def __len__(self) -> int:
         return len(self._indices)

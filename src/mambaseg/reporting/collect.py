@@ -184,9 +184,11 @@ class Comparison:
 
     @cached_property
     def unit(self) -> str:
-        """`mm` where every case's spacing is known, otherwise `vox`."""
-        rows = [row for entry in self.entries for run in entry.runs for row in run.rows]
-        return "mm" if all(row.get("volume_ml") is not None for row in rows) else "vox"
+        """`mm` where every run shows its distances in mm, otherwise `vox`, which all have."""
+        runs = [run for entry in self.entries for run in entry.runs]
+        known = all(row.get("volume_ml") is not None for run in runs for row in run.rows)
+        said = {run.summary["convention"].get("distances", "mm") for run in runs}
+        return "mm" if known and said == {"mm"} else "vox"
 
 
 def run_folders(folder: str | Path) -> list[Path]:

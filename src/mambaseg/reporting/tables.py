@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 from mambaseg.foreign import printable
+from mambaseg.metrics import distance_unit
 
 UNDEFINED = "–"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -227,9 +228,8 @@ def _columns(summary: Mapping[str, Any]) -> dict[str, str]:
     columns = {"dice": "Dice"}
     if "hd95_vox" not in scores:
         return columns
-    unit, tolerance = "vox", f"{summary['convention']['tolerance_vox']:g} vox"
-    if scores["hd95_mm"]["count"] and scores["hd95_mm"]["count"] == scores["hd95_vox"]["count"]:
-        unit, tolerance = "mm", f"{summary['convention']['tolerance_mm']:g} mm"
+    unit = distance_unit(summary)
+    tolerance = f"{summary['convention'][f'tolerance_{unit}']:g} {unit}"
     return columns | {
         f"hd95_{unit}": f"HD95 {unit}",
         f"assd_{unit}": f"ASSD {unit}",
