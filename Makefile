@@ -68,6 +68,12 @@ test-long: setup ## Run everything, also the tests that take minutes each
 test-launchers: setup-launchers ## Run real sweeps on every launcher, a simulated SLURM and a search
 	$(BIN)/python -m pytest tests/test_launching.py tests/test_search.py
 
+lock: ## Write constraints/lock.txt anew: the versions of cpu.txt with hashes (needs uv)
+	echo 'setuptools>=77' | uv pip compile pyproject.toml - --quiet --generate-hashes \
+		--extra dev --extra launchers --extra ray --extra search --constraints constraints/cpu.txt \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
+		--no-emit-index-url --custom-compile-command "make lock" --output-file constraints/lock.txt
+
 lint: setup ## ruff (lint and format) and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
