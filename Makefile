@@ -6,9 +6,6 @@ SETUP := .venv/.complete
 PYTHON_VERSION ?= 3.12
 PLATFORM ?= manylinux_2_28_x86_64
 WHEELS ?= hydra-core omegaconf antlr4-python3-runtime
-OUT ?= outputs/gpu_table
-MINUTES ?= 9
-RESULTS ?= results
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,11 +50,6 @@ wheels: setup ## Collect packages for a machine without a network: make wheels P
 		--python-version $(PYTHON_VERSION) --platform $(PLATFORM) --platform manylinux2014_x86_64 \
 		-c constraints/cpu.txt --find-links wheels -d wheels $(WHEELS)
 	@du -ch wheels/*.whl
-
-gpu-table: ## On a GPU machine, 9 minutes at a time: the paper's table, speed, limits (docs/gpu.md)
-	@test -n "$(DATA)" || { echo "usage: make gpu-table DATA=<ACDC or its pack> [MINUTES=9] [ARGS=...]"; exit 2; }
-	PYTHONPATH="src:$$PYTHONPATH" $(PYTHON) src/gpu_table.py "$(DATA)" "$(OUT)" --minutes $(MINUTES) \
-		--results "$(RESULTS)" $(ARGS)
 
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

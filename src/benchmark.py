@@ -7,6 +7,7 @@ python src/benchmark.py blocks
 python src/benchmark.py profile models=all page=docs/models.md
 python src/benchmark.py truth
 python src/benchmark.py kernels device=cuda
+python src/benchmark.py gpu minutes=9 root=$ACDC_ROOT out=outputs/gpu
 python src/benchmark.py tune shapes=[stage1]
 """
 
@@ -79,8 +80,23 @@ def truth(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict
     """Scan backends against float64; whether trainings repeat their bits."""
     return benchmark.measure_truth(
         _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
-        device=protocol.device, seed=cfg.seed,
+        shapes=list(cfg.scans), device=protocol.device, seed=cfg.seed,
     )  # fmt: skip
+
+
+def gpu(cfg: DictConfig) -> None:
+    """A fresh GPU machine: its numbers, its speed, and trainings of the paper's networks."""
+    if cfg.root is None:
+        raise UserError("gpu: root=<folder of ACDC> names the data to train on")
+    out = Path(cfg.out).expanduser().absolute()
+    parts = benchmark.measure_gpu(
+        Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=ROOT,
+        networks=list(cfg.models), graph=cfg.device != "cpu",
+        train=list(cfg.train), bench=list(cfg.bench),
+    )  # fmt: skip
+    log.info("results: %s", out / "table.md")
+    if failed := [part["name"] for part in parts if part["status"] == "failed"]:
+        raise UserError(f"failed: {', '.join(failed)}; their logs are in {out / 'logs'}")
 
 
 def tune(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
@@ -107,6 +123,7 @@ def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> di
     )  # fmt: skip
 
 
+ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 WORDS = {
     "scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile,
@@ -117,6 +134,9 @@ WORDS = {
 @entry("benchmark")
 def main(cfg: DictConfig) -> None:
     """Measures, prints tables, writes a JSON file."""
+    if cfg.what == "gpu":
+        gpu(cfg)
+        return
     device = _device(cfg.device)
     precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
     if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
@@ -210,7 +230,7 @@ def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], n
             model.scan_backend = choose_backend(model.scan_backend, device)
             log.info("%s: scan backend %s", label, model.scan_backend)
         builders[str(label)] = partial(_network, model)
-    if not builders:
+    if not builders and cfg.what != "truth":
         raise UserError("models: name at least one leaf of conf/model")
     return builders
 

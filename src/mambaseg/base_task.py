@@ -172,6 +172,7 @@ class Task(L.LightningModule, ABC):
             self._graphed = GraphedNetwork(self.network, image, self._stochastic)
         except RuntimeError as error:  # e.g. a network that looks at its own numbers
             self.graph = False
+            torch.cuda.set_stream(torch.cuda.default_stream(image.device))  # recording has left it
             why = str(error).splitlines()[0]
             log.warning("trainer.graph: %s cannot be recorded, so the training runs without (%s)",
                         self.network_name(), why)  # fmt: skip

@@ -6,6 +6,7 @@ side in one process can. Everything here takes plain arguments and returns plain
 """
 
 from mambaseg.benchmark.blocks import measure_blocks
+from mambaseg.benchmark.gpu import measure_gpu
 from mambaseg.benchmark.kernels import measure_kernels
 from mambaseg.benchmark.measure import Protocol
 from mambaseg.benchmark.networks import (
@@ -28,6 +29,7 @@ __all__ = [
     "inference",
     "markdown",
     "measure_blocks",
+    "measure_gpu",
     "measure_kernels",
     "measure_networks",
     "measure_scans",

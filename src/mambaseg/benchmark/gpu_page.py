@@ -1,14 +1,12 @@
-"""The page of a measurement in slices: what it has given so far, and the commands that made it."""
+"""The page of a measured GPU machine: what it has given so far, and the commands that made it."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaseg.benchmark.gpu_parts import CURVES, MODERN, PAPER, PRECISIONS
-from mambaseg.benchmark.plan import Plan
 from mambaseg.benchmark.tables import markdown, tables
 from mambaseg.benchmark.truth import compare_curves
 from mambaseg.foreign import read_json
@@ -17,46 +15,44 @@ from mambaseg.runs import RunFolder
 
 Row = Mapping[str, Any]
 UNKNOWN = "–"
-PRETRAINING = (
-    "No network here was pretrained. The paper's networks start from ImageNet weights where there "
-    "are any, so its row and ours do not compare like with like."
-)
+CURVES = "curves"
+PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
+TRAININGS = {
+    "acdc_paper": "The paper's protocol, nothing pretrained",
+    "loop": "Short trainings: what the loop costs beside the network's step",
+}
 HEADINGS = {
-    "truth": "Numbers: every scan backend against float64",
-    "steps": "The pure network step",
+    "smoke": "Networks and a small scan against float64",
+    "truth": "Scans of full size against float64",
+    "steps": "The networks' own training step",
     "scan": "Scans against the limit of the device",
-    "tune": "Sizes of the Triton kernels",
+    "kernels": "A training step by kernel",
 }
 
 
-def write_page(plan: Plan, out: Path) -> Path:
-    """Writes `<out>/table.md`, and `<out>/curves.csv` where both curves are there."""
-    text = "\n".join(_sections(plan, out)).rstrip() + "\n"
+def write_page(out: Path, parts: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes `<out>/table.md`: what the parts that have ended left in `out`."""
+    text = "\n".join(_sections(out, parts)).rstrip() + "\n"
     return RunFolder(out).write_text("table.md", text)
 
 
-def _sections(plan: Plan, out: Path) -> Iterator[str]:
+def _sections(out: Path, parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     records = _records(out)
-    yield "# ACDC on a GPU: scores, speed, limits\n"
+    yield "# A GPU machine: numbers, speed, the paper's table\n"
     yield _setting([*records.values(), *(run.record for run in _runs(out))])
-    for experiment, title in (
-        (PAPER, "The paper's protocol"),
-        (MODERN, "Modern augmentation and AdamW, the same budget"),
-    ):
-        runs = _runs(out, experiment)
-        if runs:
-            yield f"## {title}\n\n{PRETRAINING}\n\n{_run_table(runs, records.get('steps'))}\n"
+    for experiment, title in TRAININGS.items():
+        if runs := _runs(out, experiment):
+            yield f"## {title}\n\n{_run_table(runs, records.get('steps'))}\n"
             report = out / "runs" / experiment / "report" / "table.md"
             if report.is_file():
                 yield report.read_text("utf-8").replace("\n#", "\n##").replace("## ", "### ", 1)
     if curves := _curves(out):
         yield f"## bf16 against fp32\n\n{curves}\n"
     for name, record in records.items():
-        heading = HEADINGS.get(name.split("-")[0], name)
-        yield f"## {heading} ({name})\n\nMade by `{record['command']}`\n"
+        yield f"## {HEADINGS.get(name, name)}\n\nMade by `{record['command']}`\n"
         yield "\n".join(markdown(table) for table in tables(record))
         yield from (f"- {note}\n" for note in record["notes"])
-    yield f"## Commands\n\n{_commands(plan)}\n"
+    yield f"## Commands\n\n{_commands(parts)}\n"
 
 
 def _records(out: Path) -> dict[str, dict[str, Any]]:
@@ -66,8 +62,8 @@ def _records(out: Path) -> dict[str, dict[str, Any]]:
         files = sorted(folder.glob("*.json"))
         if files:
             found[folder.name] = read_json(files[-1])
-    order = list(HEADINGS)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0].split("-")[0])))
+    order = [name for name in HEADINGS if name in found]
+    return {name: found[name] for name in (*order, *(found.keys() - set(order)))}
 
 
 def _runs(out: Path, experiment: str = "*") -> list[RunFolder]:
@@ -191,11 +187,9 @@ def _losses(path: Path) -> dict[int, float]:
 # ---- commands -------------------------------------------------------------------------------
 
 
-def _commands(plan: Plan) -> str:
-    lines = ["| part | status | s | slices | command |", "| --- | --- | ---: | ---: | --- |"]
-    for part in plan.parts:
-        state = plan.state(part)
-        cells = (part.name, state["status"], f"{state['seconds']:.0f}", str(state["slices"]),
-                 f"`{part.command}`")  # fmt: skip
+def _commands(parts: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| part | status | s | command |", "| --- | --- | ---: | --- |"]
+    for part in parts:
+        cells = (part["name"], part["status"], f"{part['seconds']:.0f}", f"`{part['command']}`")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

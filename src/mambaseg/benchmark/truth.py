@@ -14,13 +14,21 @@ from torch import Tensor, nn
 
 from mambaseg.benchmark.networks import Builder
 from mambaseg.benchmark.scans import FORMS, Shape, errors_of, scan_inputs
+from mambaseg.errors import UserError
 from mambaseg.models import ScanBlock
 from mambaseg.scan import available_backends
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest error of an output or a gradient, over its largest value, by the type of the inputs."""
-SHAPES = (Shape("small", 2, 7, 40), Shape("stage1", 2, 56, 192), Shape("stage4", 1, 7, 1536))
-"""No power of two, no whole block; the longest and the widest of Mamba-UNet, several images."""
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("small", 2, 7, 40),
+        Shape("stage1", 2, 56, 192),
+        Shape("stage4", 1, 7, 1536),
+    )
+}
+"""No power of two, no whole block; the longest and the widest of Mamba-UNet."""
 NETWORK_LIMIT = 1e-3
 """Likewise for logits and gradients of a whole network in float32."""
 NETWORK_SIZE = 64
@@ -37,6 +45,7 @@ def measure_truth(
     builders: Mapping[str, Builder],
     step: Callable[[nn.Module], Callable[[], object]],
     *,
+    shapes: Sequence[str],
     device: torch.device,
     seed: int,
 ) -> dict[str, Any]:
@@ -48,6 +57,7 @@ def measure_truth(
     Args:
         builders: networks by label.
         step: makes, from a network on the device, the call that is one training step.
+        shapes: of the scans, names of `SHAPES`.
         device: where it runs.
         seed: of weights and dropout.
 
@@ -58,7 +68,10 @@ def measure_truth(
         few steps from the same start give the same weights, as they are and with PyTorch's
         deterministic algorithms; `within`: no error is above its limit; `notes`.
     """
-    rows = [row for shape in SHAPES for dtype in LIMITS for row in _scan_rows(shape, dtype, device)]
+    if unknown := [name for name in shapes if name not in SHAPES]:
+        raise UserError(f"scans: unknown {unknown}; choose from {list(SHAPES)}")
+    sizes = [SHAPES[name] for name in shapes]
+    rows = [row for shape in sizes for dtype in LIMITS for row in _scan_rows(shape, dtype, device)]
     networks = []
     for name, build in builders.items():
         log.info("comparing %s with float64 and with itself", name)

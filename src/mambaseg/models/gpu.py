@@ -38,10 +38,12 @@ class GraphedNetwork:
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         generator = torch.cuda.get_rng_state(device)
         dtype = torch.get_autocast_dtype("cuda")
+        # The weights' casts belong in the graph: they change with every step. Nothing may hold on to
+        # an autograd graph of another stream meanwhile, which a cache of casts would.
+        torch.clear_autocast_cache()
         with (
-            self._fixed(self._masks(image)),
-            # the weights' casts belong in the graph: they change with every step
             torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False),
+            self._fixed(self._masks(image)),
         ):
             torch.cuda.make_graphed_callables(network, (image.clone(),), allow_unused_input=True)
         self._forward = network.forward

@@ -1,0 +1,233 @@
+"""What a fresh GPU machine is worth, in minutes: its numbers, its speed, and the paper's table.
+
+Parts are commands that one could type. Each has its own time limit and log, and what they found is
+written after each of them; a part that fails costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mambaseg.benchmark.gpu_page import PRECISIONS, write_page
+from mambaseg.files import whole_file
+from mambaseg.foreign import read_json
+
+NETWORKS = ("mamba_unet", "unet", "swin_unet")
+EXPERIMENT = "acdc_paper"
+MOST_STEPS = 10_000
+"""Of the paper's protocol."""
+LOOP_STEPS = 100
+"""Of the short trainings that tell what the loop costs beside the network's step."""
+START_S, END_S = 45.0, 30.0
+"""What a training needs before its first and after its last step: imports, data; test, figures."""
+CURVES_S = 240.0
+"""For 500 steps in bf16 and in fp32, where so much is left after the trainings."""
+GRACE_S = 20.0
+"""For a part to save its state after it was asked to stop."""
+SLOWER = 1.15
+"""A training's step over the network's own, as a guess for the plan."""
+# nothing of a training waits for the device or the disk more often than it must
+QUIET = (
+    "logger=csv", "callbacks.progress=null", "trainer.log_every_n_steps=50",
+    "callbacks.checkpoint.every=1000",
+)  # fmt: skip
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command.
+
+    Args:
+        name: of its log and results.
+        words: the command behind `python`.
+        limit_s: it is asked to stop after this long.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    limit_s: float = 60.0
+
+    @property
+    def command(self) -> str:
+        """As one would type it."""
+        return shlex.join(["python", *self.words])
+
+
+def measure_gpu(
+    root: Path,
+    out: Path,
+    *,
+    minutes: float,
+    cwd: Path,
+    networks: Sequence[str] = NETWORKS,
+    graph: bool = True,
+    train: Sequence[str] = (),
+    bench: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Measures a machine and trains the paper's networks on it, all within some minutes.
+
+    Args:
+        root: the data set, as `data.root` of `experiment=acdc_paper`.
+        out: gets `logs/`, `bench/`, `runs/`, `parts.json` and `table.md`.
+        minutes: in all.
+        cwd: the checkout.
+        networks: configs of `conf/model`; the trainings run side by side.
+        graph: record the networks' passes as CUDA graphs (`trainer.graph`).
+        train: further overrides of each `train.py`; they win.
+        bench: likewise of each `benchmark.py`.
+
+    Returns:
+        One record per part: `name`, `command`, `status` (done, stopped, failed), `seconds`.
+    """
+    machine = Machine(out, cwd, time.monotonic() + 60 * minutes)
+    models = f"models=[{','.join(networks)}]"
+    graphs = f"graph={str(graph).lower()}"
+
+    def benchmark(name: str, what: str, *words: str, limit_s: float = 60.0) -> Part:
+        folder = f"outputs={out / 'bench' / name}"
+        return Part(name, ("src/benchmark.py", what, folder, *words, *bench), limit_s)
+
+    def training(name: str, network: str, *words: str, limit_s: float) -> Part:
+        fixed = (
+            f"experiment={EXPERIMENT}", f"model={network}", f"data.root={root}",
+            f"data.cache_dir={out / 'cache'}", f"outputs={out / 'runs'}",
+            f"trainer.graph={str(graph).lower()}", *QUIET,
+        )  # fmt: skip
+        return Part(name, ("src/train.py", *fixed, *words, *train), limit_s)
+
+    # nothing of these is timed
+    machine.run(
+        Part("environment", ("-m", "mambaseg.doctor"), 90.0),
+        benchmark("smoke", "truth", "scans=[small]", models, limit_s=150.0),
+        benchmark("truth", "truth", "scans=[stage1,stage4]", "models=[]", limit_s=150.0),
+    )
+    machine.run(benchmark("steps", "train", models, "batch=24", "warmup=3", graphs, limit_s=90.0))
+    machine.run(benchmark("scan", "scan", "batch=24", "forms=[2d]", "loop_limit=0",
+                          "shapes=[stage1,stage2,stage3,stage4]"))  # fmt: skip
+    machine.run(benchmark("kernels", "kernels", models, graphs))
+    for network in networks:
+        short = (f"data.steps={LOOP_STEPS}", f"data.val_every={LOOP_STEPS}", "test=false")
+        machine.run(training(f"loop-{network}", network, "name=loop", *short, limit_s=60.0))
+    steps = affordable(machine.seconds_left, machine.record_of("steps"))
+    if steps:
+        log.info("%d steps fit for each of %s", steps, ", ".join(networks))
+        words = (f"data.steps={steps}", f"data.val_every={max(100, steps // 8)}")
+        limit = machine.seconds_left - END_S
+        machine.run(*(training(f"train-{network}", network, *words, limit_s=limit)
+                      for network in networks))  # fmt: skip
+    else:
+        log.warning("no time is left to train the networks")
+    if machine.seconds_left > CURVES_S:
+        curves = ("name=curves", "data.steps=500", "data.val_every=500", "test=false",
+                 "trainer.log_every_n_steps=1")  # fmt: skip
+        machine.run(*(
+            training(f"curve-{short}", networks[0], *curves, f"trainer.precision={precision}",
+                     limit_s=machine.seconds_left - END_S)
+            for short, precision in PRECISIONS.items()
+        ))  # fmt: skip
+    machine.run(Part("report", ("src/report.py", str(out / "runs" / EXPERIMENT)), END_S))
+    return machine.parts
+
+
+def affordable(seconds: float, steps: dict[str, Any] | None) -> int:
+    """Equal number of steps for networks that train side by side; 0: not enough to be worth it.
+
+    Args:
+        seconds: that are left.
+        steps: the record of `benchmark.py train`; None: unknown, and a guess is made.
+    """
+    each = sum(row["median_s"] for row in steps["rows"]) if steps else 0.2
+    count = int((seconds - START_S - 2 * END_S) / (SLOWER * each))
+    return 0 if count < LOOP_STEPS else min(count // LOOP_STEPS * LOOP_STEPS, MOST_STEPS)
+
+
+class Machine:
+    """Runs parts until an end, and keeps what they left.
+
+    Args:
+        out: see `measure_gpu`.
+        cwd: where the commands run.
+        end: by `time.monotonic()`.
+    """
+
+    def __init__(self, out: Path, cwd: Path, end: float) -> None:
+        self.out, self.cwd, self.end = out, cwd, end
+        self.parts: list[dict[str, Any]] = []
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the end."""
+        return self.end - time.monotonic()
+
+    def run(self, *parts: Part) -> None:
+        """Runs parts side by side, each until its limit or the end."""
+        start = time.monotonic()
+        log.info("%.0f s left: %s", self.seconds_left, ", ".join(part.name for part in parts))
+        running: dict[Part, subprocess.Popen[bytes]] = {}
+        try:
+            for part in parts:
+                running[part] = self._start(part)
+            for part, process in running.items():
+                until = min(start + part.limit_s, self.end - GRACE_S)
+                code, stopped = _wait(process, until - time.monotonic())
+                self._note(part, code, stopped=stopped, seconds=time.monotonic() - start)
+        finally:  # also where this process is asked to stop
+            for process in running.values():
+                if process.poll() is None:
+                    process.terminate()
+        write_page(self.out, self.parts)
+
+    def record_of(self, name: str) -> dict[str, Any] | None:
+        """What the benchmark of a part has measured."""
+        files = sorted((self.out / "bench" / name).glob("*.json"))
+        return read_json(files[-1]) if files else None
+
+    def _start(self, part: Part) -> subprocess.Popen[bytes]:
+        log_file = self.out / "logs" / f"{part.name}.log"
+        with log_file.open("wb") as stream:
+            return subprocess.Popen(
+                [sys.executable, *part.words], cwd=self.cwd, stdout=stream,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ},
+            )  # fmt: skip
+
+    def _note(self, part: Part, code: int, *, stopped: bool, seconds: float) -> None:
+        status = "done" if code == 0 else "stopped" if stopped else "failed"
+        self.parts.append(
+            {"name": part.name, "command": part.command, "status": status, "code": code,
+             "seconds": round(seconds, 1)}
+        )  # fmt: skip
+        log.info("%s: %s after %.0f s", part.name, status, seconds)
+        if status == "failed":
+            log_file = self.out / "logs" / f"{part.name}.log"
+            text = log_file.read_text("utf-8", errors="replace")
+            log.warning("the end of %s:\n%s", log_file, "\n".join(text.splitlines()[-12:]))
+        with whole_file(
+            self.out / "parts.json", otherwise="choose another folder with out=..."
+        ) as temporary:
+            temporary.write_text(json.dumps(self.parts, indent=1), encoding="utf-8")
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
+    """Exit code, and whether the part was asked to stop."""
+    try:
+        return process.wait(max(0.0, seconds)), False
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a training saves its state, and keeps its best checkpoint
+    try:
+        return process.wait(GRACE_S), True
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(), True
