@@ -38,8 +38,8 @@ class GraphedNetwork:
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         generator = torch.cuda.get_rng_state(device)
         dtype = torch.get_autocast_dtype("cuda")
-        # The weights' casts belong in the graph: they change with every step. Nothing may hold on to
-        # an autograd graph of another stream meanwhile, which a cache of casts would.
+        # The weights' casts belong in the graph: they change with every step. And a cache of casts
+        # would hold on to an autograd graph of another stream, which ends the recording.
         torch.clear_autocast_cache()
         with (
             torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False),
