@@ -1,5 +1,7 @@
 """Checkpoints are scored again from what they say about themselves."""
 
+import shlex
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -8,6 +10,7 @@ from mambaseg.build import build
 from mambaseg.checkpoint import read_checkpoint
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
+from mambaseg.reporting.collect import read_run
 
 
 def composed(name, *overrides):
@@ -138,3 +141,35 @@ def test_another_projects_checkpoint_points_to_the_way_in(tmp_path):
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="load_original_state_dict"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_classes_in_another_order_are_refused_and_the_mapping_that_is_offered_works(
+    finished, small_run
+):
+    words = f"checkpoint={finished.folder.path}", *small_run
+    with pytest.raises(UserError, match="exchanged") as error:
+        build(composed("evaluate", *words, "data.class_names=[background,LV,MYO,RV]"))
+    run = evaluated(*words, *shlex.split(str(error.value).rpartition(" order: ")[2]))
+    before, after = (read_run(one.folder.path).rows for one in (finished, run))
+
+    def voxels(rows, name):
+        return [row["reference_voxels"] for row in rows if row["class_name"] == name]
+
+    # what the files call 3 is RV in data of that order
+    assert voxels(after, "RV") == voxels(before, "LV") != voxels(before, "RV")
+    assert voxels(after, "MYO") == voxels(before, "MYO")
+
+
+def test_one_name_for_two_classes_is_refused_before_anything_is_read(small_run, tmp_path):
+    twice = "data.class_names=[background,RV,MYO,RV]"
+    with pytest.raises(Exception, match="more than once"):
+        build(composed("config", *small_run, twice))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_checkpoint_with_one_name_for_two_classes_is_refused(finished, tmp_path):
+    def repeat(checkpoint):
+        checkpoint["mambaseg"]["classes"] = ["background", "RV", "MYO", "RV"]
+
+    with pytest.raises(UserError, match="more than once"):
+        read_checkpoint(altered(finished, tmp_path, repeat))

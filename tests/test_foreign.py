@@ -93,7 +93,7 @@ MERGES = "\n".join(
 
 @pytest.mark.parametrize(
     "content",
-    [LAUGHS, MERGES, "a: &a [*a]", "[" * 20_000, "- " * 5000 + "x", "? [a]\n: b", "1: 2",
+    [LAUGHS, MERGES, "a: &a [*a]", "[" * 20_000, "- " * 5000 + "x", "? [a]\n: b", "1: 2\na: b",
      "!!binary aGFsbG8=", "2001-12-14", "!!set {a, b}", "a: b: c", "\t- x", "*nobody", "[1, 2",
      "a: " + "9" * 5000],
 )  # fmt: skip
@@ -213,3 +213,10 @@ def test_a_bomb_is_not_unpacked(tmp_path):
 def test_printable_text_commands_no_terminal():
     assert printable("a\x1b]52;c;aGk=\x07b\r\u202ec\ud800\u2028") == "a�]52;c;aGk=�b��c��"
     assert printable("naïve – ±\n\tDice") == "naïve – ±\n\tDice"
+
+
+def test_keys_are_text_or_numbers_as_a_label_map_has_them(written):
+    assert read_yaml(written("label_map: {0: 0, 85: 1}")) == {"label_map": {0: 0, 85: 1}}
+    for keys in ("{1: a, b: c}", "{true: 1}", "{1.5: 1}", "{null: 1}", f"{{{1 << 70}: 1}}"):
+        with pytest.raises(ForeignFileError):
+            read_yaml(written(keys))

@@ -223,6 +223,8 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     """Takes network and preprocessing from a checkpoint."""
     if cfg.checkpoint is None:
         raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
+    from mambaseg.data.classes import require_same_classes
+
     checkpoint, cfg.model = read_with_leaf(cfg.checkpoint, cfg)
     about, path = checkpoint.about, checkpoint.path
     if (made := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
@@ -241,12 +243,12 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
             log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
                         key, given, path.name, "null" if value is None else value)  # fmt: skip
             cfg.data[key] = value
-    if len(about["classes"]) != cfg.data.num_classes:
-        raise UserError(
-            f"checkpoint: {path} knows the classes {about['classes']}, the data have "
-            f"{list(cfg.data.class_names)}. Say what it is to be scored on: it was trained with "
-            f"data={about['data']['name']}"
-        )
+    require_same_classes(
+        list(about["classes"]),
+        list(cfg.data.class_names),
+        label_map=cfg.data.get("label_map"),
+        checkpoint=str(path),
+    )
     if about["data"]["name"] != cfg.data.name:
         log.warning("trained on %s, scored on %s", about["data"]["title"], cfg.data.title)
     return checkpoint

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.data.classes import check_class_names
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import is_window
 from mambaseg.data.resampling import COARSEST, is_spacing
@@ -105,6 +106,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"checkpoint: {path} holds no weights of a network. Get it again.")
     _require_sizes(path, weights)
+    check_class_names(about["classes"], f"checkpoint: {path}: classes")
     return Checkpoint(path, about, weights)
 
 

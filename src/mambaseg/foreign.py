@@ -149,8 +149,12 @@ def _plain(value: Any) -> Any:
         if depth > DEPTH or count > NODES:
             raise ForeignFileError(f"nested deeper than {DEPTH}, or more than {NODES} values")
         if isinstance(one, dict):
-            if not all(isinstance(key, str) for key in one):
-                raise ForeignFileError("a key in it is not text")
+            if {type(key) for key in one} not in (
+                {str},
+                {int},
+                set(),
+            ):  # data.label_map has numbers
+                raise ForeignFileError("its keys are neither all text nor all whole numbers")
             left += [(each, depth + 1) for pair in one.items() for each in pair]
         elif isinstance(one, list):
             left += [(each, depth + 1) for each in one]

@@ -146,9 +146,11 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
         UserError: the file cannot be read safely, or is not of that network.
     """
     from mambaseg.checkpoint import Checkpoint
+    from mambaseg.data.classes import check_class_names
     from mambaseg.models.pretrained import read_weights
 
     path = Path(path).expanduser()
+    check_class_names(list(data.class_names), "data.class_names")
     network, _ = build_network(model)
     original: Any = network.network
     if not hasattr(original, "load_original_state_dict"):

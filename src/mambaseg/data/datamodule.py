@@ -13,6 +13,7 @@ import torch
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case, checked_label_map
+from mambaseg.data.classes import check_class_names
 from mambaseg.data.device_slices import DeviceSlices, fits
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
 from mambaseg.data.foreground import require_foreground
@@ -116,6 +117,7 @@ class SegmentationDataModule(StepDataModule):
             accumulate=accumulate,
             seed=seed,
         )
+        check_class_names(class_names, "data.class_names")
         if len(class_names) != num_classes:
             raise UserError(
                 f"data.class_names has {len(class_names)} names for num_classes={num_classes}: "

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mambaseg.counter import AUGMENTATION, uniforms
+from mambaseg.data.classes import check_class_names
 from mambaseg.data.fingerprint import file_digests, fingerprint
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.pairs import SMALLEST, Pair, check_pair, find_pairs
@@ -59,6 +60,7 @@ class RestorationDataModule(StepDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        check_class_names(class_names, "data.class_names")
         if not self.in_channels == num_classes == len(class_names) == 3:
             raise UserError(
                 f"data.in_channels={self.in_channels}, data.num_classes={num_classes}: images are "

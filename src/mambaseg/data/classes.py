@@ -1,0 +1,94 @@
+"""Names of classes: each once, and the same ones in the same order wherever two sides meet."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from mambaseg.errors import UserError
+
+_PLAIN = re.compile(r"[A-Za-z_][\w +-]*")
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")  # to Hydra
+
+
+def check_class_names(names: Sequence[str], what: str) -> None:
+    """Make sure that every class has a name of its own.
+
+    Args:
+        names: background first.
+        what: what messages call them.
+
+    Raises:
+        UserError: two share one, or one has none.
+    """
+    known = [_same(name) for name in names]
+    twice = sorted({name for name, same in zip(names, known, strict=True) if known.count(same) > 1})
+    if twice or not all(known):
+        problem = f"{', '.join(twice)} is there more than once" if twice else "a name is empty"
+        raise UserError(
+            f"{what}={list(names)}: {problem}. Scores go by the names: give every class its own"
+        )
+
+
+def require_same_classes(
+    network: Sequence[str],
+    data: Sequence[str],
+    *,
+    label_map: Mapping[int, int] | None,
+    checkpoint: str,
+) -> None:
+    """Make sure that class k of a network is class k of the data that it is scored on.
+
+    Upper and lower case do not matter, and not what the background is called.
+
+    Args:
+        network: names of its classes, background first.
+        data: names of theirs.
+        label_map: `data.label_map`.
+        checkpoint: the network, for the message.
+
+    Raises:
+        UserError: it is not. Where only the order differs, the message has the overrides that
+            bring the labels into the network's order.
+    """
+    ours, theirs = [[_same(name) for name in names[1:]] for names in (network, data)]
+    if ours == theirs:
+        return
+    said = f"checkpoint: {checkpoint} knows the classes {list(network)}, the data have {list(data)}"
+    if sorted(ours) != sorted(theirs):
+        remedy = "Score it on data that have its classes"
+        if len(ours) == len(theirs):
+            remedy += (
+                ". If only the names differ and each label means the same, say so: "
+                f"{_override('class_names', _listed(network))}"
+            )
+        raise UserError(f"{said}. {remedy}")
+    moved = {0: 0, **{k + 1: ours.index(name) + 1 for k, name in enumerate(theirs)}}
+    values = label_map or {k: k for k in moved}
+    mapping = ",".join(f"{value}:{moved[k]}" for value, k in sorted(values.items()))
+    raise UserError(
+        f"{said}: the same ones in another order, so the scores would be exchanged. Bring the "
+        f"labels into the network's order: {_override('class_names', _listed(network))} "
+        f"{_override('label_map', '{' + mapping + '}')}"
+    )
+
+
+def _same(name: str) -> str:
+    return " ".join(str(name).split()).casefold()
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"[{','.join(map(_quoted, names))}]"
+
+
+def _quoted(name: str) -> str:
+    """A name in Hydra's grammar."""
+    if _PLAIN.fullmatch(name) and name.casefold() not in _NOT_TEXT:
+        return name
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _override(key: str, value: str) -> str:
+    """For a shell."""
+    return shlex.quote(f"data.{key}={value}")

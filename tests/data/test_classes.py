@@ -1,0 +1,63 @@
+"""Classes go by their names: each once, and in one order wherever two sides meet."""
+
+import shlex
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from mambaseg.data.classes import check_class_names, require_same_classes
+from mambaseg.entry import CONF
+from mambaseg.errors import UserError
+
+NETWORK = ["background", "LV", "MYO", "RV"]
+
+
+@pytest.mark.parametrize("names", [["b", "LV", "LV"], ["b", "LV", " lv"], ["b", "", "RV"]])
+def test_each_class_has_a_name_of_its_own(names):
+    with pytest.raises(UserError, match=r"data\.class_names"):
+        check_class_names(names, "data.class_names")
+
+
+@pytest.mark.parametrize(
+    "data", [NETWORK, ["nothing", "lv", "Myo", "RV "], ("background", "LV", "MYO", "RV")]
+)
+def test_the_same_names_in_the_same_order_are_the_same(data):
+    require_same_classes(NETWORK, data, label_map=None, checkpoint="best.ckpt")
+
+
+def refused(data, label_map=None, network=NETWORK):
+    with pytest.raises(UserError, match=r"best\.ckpt") as error:
+        require_same_classes(network, data, label_map=label_map, checkpoint="best.ckpt")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("data", [NETWORK[:3], [*NETWORK, "scar"]])
+def test_other_numbers_of_classes_have_no_mapping(data):
+    assert "data.class_names=" not in refused(data)
+
+
+def test_other_names_may_mean_the_same_where_that_is_said():
+    message = refused(["background", "left", "wall", "right"])
+    assert "data.class_names=[background,LV,MYO,RV]" in message and "label_map" not in message
+
+
+@pytest.mark.parametrize("label_map", [None, {0: 0, 10: 1, 20: 2, 30: 3, 99: 0}])
+@pytest.mark.parametrize(
+    ("network", "data"),
+    [
+        (NETWORK, ["background", "RV", "MYO", "LV"]),
+        (["b", "one's", "a, b", "null", "x"], ["b", "null", "x", "a, b", "one's"]),
+    ],
+)
+def test_the_mapping_that_is_offered_gives_the_networks_order(network, data, label_map):
+    if label_map is not None and len(network) > 4:
+        label_map = {**label_map, 40: 4}
+    overrides = shlex.split(refused(data, label_map, network).rpartition(" order: ")[2])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["data=acdc", *overrides])
+    assert list(cfg.data.class_names) == network
+    before = label_map or {k: k for k in range(len(network))}
+    for value, index in before.items():
+        # the background keeps its place whatever it is called
+        assert network[cfg.data.label_map[value]] == data[index] or index == 0
+    require_same_classes(network, cfg.data.class_names, label_map=None, checkpoint="best.ckpt")
