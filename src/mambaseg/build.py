@@ -304,7 +304,9 @@ def _parts(
         **data.for_task(),
         evaluation=plain(cfg.evaluation),
     )
-    if _on_gpu(cfg):  # convolutions and their norms are several times as fast in this layout
+    if (
+        _device_type(cfg.trainer.accelerator) == "cuda"
+    ):  # convolutions and their norms are several times as fast in this layout
         channels_last(network)
     if cfg.trainer.precision in _TRUE:
         # Only the network: Lightning's own would also round the data and their augmentation.
@@ -344,11 +346,17 @@ def _settle(cfg: DictConfig) -> None:
     for key, instead in _NOT_THE_TRAINERS.items():
         if key in cfg.trainer:
             raise UserError(f"trainer.{key}: set {instead} instead")
-    gpu = _on_gpu(cfg)
+    device = _device_type(cfg.trainer.accelerator)
+    gpu = device == "cuda"
     if gpu and not torch.cuda.is_available():
         raise UserError(
             "trainer: no CUDA device is visible to PyTorch. trainer=cpu runs without one; "
             "otherwise install a CUDA build of torch and check nvidia-smi."
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch finds no GPU of Apple here. "
+            "trainer=cpu runs without one."
         )
     if cfg.trainer.get("sync_batchnorm") == "auto":
         cfg.trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
@@ -368,9 +376,7 @@ def _settle(cfg: DictConfig) -> None:
                 f"trainer.precision={cfg.trainer.precision}: float16 overflows in the selective "
                 "scan; use bf16-mixed or 32-true"
             )
-        cfg.model.scan_backend = choose_backend(
-            cfg.model.scan_backend, torch.device("cuda" if gpu else "cpu")
-        )
+        cfg.model.scan_backend = choose_backend(cfg.model.scan_backend, torch.device(device))
         if cfg.trainer.get("deterministic") and cfg.model.scan_backend == "mamba_ssm":
             raise UserError(
                 "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
@@ -384,12 +390,16 @@ def _settle(cfg: DictConfig) -> None:
     cfg.data = OmegaConf.merge(cfg.data, with_accumulation)
 
 
-def _on_gpu(cfg: DictConfig) -> bool:
-    """Whether the trainer will take a CUDA device, or is told to."""
+def _device_type(accelerator: str) -> str:
+    """The kind of device that Lightning takes for `trainer.accelerator`: `cpu`, `cuda` or `mps`."""
     import torch
+    from lightning.pytorch.accelerators import MPSAccelerator
 
-    accelerator = cfg.trainer.accelerator
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    if accelerator in ("auto", "gpu"):  # in Lightning's order
+        if MPSAccelerator.is_available():
+            return "mps"
+        return "cuda" if accelerator == "gpu" or torch.cuda.is_available() else "cpu"
+    return accelerator if accelerator in ("cuda", "mps") else "cpu"
 
 
 def _no_graph(cfg: DictConfig, *, gpu: bool) -> str:

@@ -5,7 +5,7 @@ PSNR is of the mean squared error over all pixels and channels, and at most `HIG
 images). SSIM (Wang et al., IEEE TIP 13(4), 2004) has a Gaussian window of 11 × 11, sigma 1.5, K1 =
 0.01, K2 = 0.03; it is taken per channel in RGB where the window lies inside the image, as in the
 paper, and averaged.
-Both are computed in float64 (on MPS float32), at the image's own size.
+Both are computed in float64, at the image's own size.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class PairInfo(Protocol):
 
 def image_scores(image: Tensor, clear: Tensor) -> tuple[float, float]:
     """PSNR in dB and SSIM of an image against the clear one, both (1, C, H, W) in [0, 1]."""
-    if image.device.type != "mps":
-        image, clear = image.double(), clear.double()
+    if image.device.type == "mps":  # it has no float64
+        image, clear = image.cpu(), clear.cpu()
+    image, clear = image.double(), clear.double()
     psnr = peak_signal_noise_ratio(image, clear, data_range=1.0)
     full = structural_similarity_index_measure(
         image, clear, data_range=1.0, gaussian_kernel=True, sigma=1.5, kernel_size=11,

@@ -345,7 +345,8 @@ class Run:
         """Says how long real data at a full budget take without a GPU, before the hours begin."""
         data = self.config["data"]
         pixels = data["size"] ** 2 * data["batch_size"] * data["steps"]
-        if torch.cuda.is_available() or data["synthetic"] or pixels <= _SMALL_BUDGET:
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if not on_cpu or data["synthetic"] or pixels <= _SMALL_BUDGET:
             return
         image = torch.zeros(1, data["in_channels"], data["size"], data["size"])
         seconds = []
