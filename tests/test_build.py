@@ -147,6 +147,19 @@ def test_float16_is_refused_for_a_network_with_a_scan(small_run):
         build(composed("model=mamba_unet", "trainer.precision=16-mixed", *small_run))
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
+def test_float16_on_the_cpu_which_lightning_makes_bfloat16_is_refused(precision, small_run):
+    words = ["model=unet", "trainer=cpu", f"trainer.precision={precision}"]
+    with pytest.raises(UserError, match=f"precision={precision}: float16 needs a GPU"):
+        build(composed(*words, *small_run))
+
+
+def test_gradients_are_clipped_although_the_recipe_has_a_fused_optimizer(small_run):
+    words = ["trainer=cpu", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"]
+    run = trained(*small_run, *words, "data.steps=1", "data.val_every=1")
+    assert run.config["optim"]["optimizer"]["fused"] is False
+
+
 def test_a_network_of_bfloat16_trains_and_is_scored_on_data_that_are_not_rounded(small_run):
     words = ("model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]")
     run = trained(*small_run, *words, "trainer.precision=bf16-true")

@@ -382,6 +382,13 @@ def _settle(cfg: DictConfig) -> None:
                 "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
                 "order; use model.scan_backend=triton or torch"
             )
+    mps = torch.backends.mps.is_available()
+    if float16 and not gpu and cfg.trainer.accelerator in (("cpu",) if mps else ("cpu", "auto")):
+        # Lightning would take bfloat16 instead, and the run's tables call it float16
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: float16 needs a GPU, and this run is on "
+            "the CPU. Use trainer.precision=32-true or bf16-mixed."
+        )
     if OmegaConf.is_missing(cfg.data, "root"):
         raise UserError(f"data={cfg.data.name}: say where the data set is, data.root=<its folder>")
     cfg.data.root = str(Path(cfg.data.root).expanduser())
