@@ -89,6 +89,34 @@ def test_a_numba_that_fails_or_computes_nonsense(words, monkeypatch):
     assert found.level == "error" and "no threading layer" in found.said
 
 
+def test_a_backend_that_is_wrong_for_long_sequences_only(words, monkeypatch):
+    module = importlib.import_module("mambaseg.scan.numba")
+    scan = module.selective_scan_2d
+
+    def wrong(x, *others):
+        y = scan(x, *others)
+        return y if x[0, ..., 0].numel() < 256 else y * 1.01
+
+    monkeypatch.setattr(module, "selective_scan_2d", wrong)
+    found = the(doctor.examine(words), "scan numba on cpu")
+    assert found.level == "error" and "wrong numbers" in found.said
+
+
+def test_backends_are_also_compared_in_the_dtype_of_mixed_precision(monkeypatch):
+    dtypes, device = (torch.float32, torch.bfloat16), torch.device("cpu")
+    found = doctor._compared("torch", device, dtypes)
+    assert found.level == "ok" and "in float32" in found.said and "in bfloat16" in found.said
+    compute = doctor._values_and_gradients
+
+    def wrong(inputs, *others):
+        y, *gradients = compute(inputs, *others)
+        return [y * 1.1 if inputs[0].dtype == torch.bfloat16 else y, *gradients]
+
+    monkeypatch.setattr(doctor, "_values_and_gradients", wrong)
+    found = doctor._compared("torch", device, dtypes)
+    assert found.level == "error" and "in bfloat16" in found.said
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_asked_for_and_not_there(words, monkeypatch):
     assert the(doctor.examine([*words, "trainer=gpu"]), "GPU").level == "error"
