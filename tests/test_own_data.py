@@ -234,9 +234,8 @@ def test_an_external_cohort_that_is_all_test_is_scored_and_not_trained_on(tmp_pa
         assert scored.folder.summary["split"]["name"].partition("-")[0] == split
         assert len({row["case"] for row in scored.task.results["rows"]}) == cases
     everybody = [*words[:1], f"data.root={tmp_path / 'own'}", *words[2:], "data.split=test"]
-    with build(composed("evaluate", leaves, *everybody)) as scored:
-        scored.evaluate()
-    assert scored.folder.summary["split"]["note"].startswith("Ours: all 5 cases are tested")
+    with pytest.raises(UserError, match="has seen 4 of the 5 cases"):
+        build(composed("evaluate", leaves, *everybody))
     with pytest.raises(UserError, match="nobody trains in it"):
         trained(leaves, tmp_path, *where, "name=refused")
     assert not (tmp_path / "outputs" / "refused").exists()
