@@ -271,3 +271,8 @@ def printable(text: str) -> str:
         letter if letter in "\n\t" or unicodedata.category(letter) not in _UNSEEN else "�"
         for letter in text
     )
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be written: bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

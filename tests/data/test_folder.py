@@ -130,7 +130,7 @@ def test_a_folder_of_data_sets_is_none_and_told_where_they_are(tmp_path):
     with pytest.raises(UserError, match=f"Did you mean {tmp_path / 'a'}?"):
         find_cases(tmp_path)
     (error,) = check_dataset(tmp_path).of("error")
-    assert f"Did you mean {tmp_path / 'a'}?" in error.remedy
+    assert f"such as {tmp_path / 'a'}." in error.remedy and "2 data sets" in error.problem
 
 
 # ---- what the numbers of a mask mean

@@ -14,7 +14,17 @@ from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import unlisted
 from mambaseg.data.plausibility import cardiac_remarks
 from mambaseg.data.problems import Problem
-from mambaseg.data.readers import acdc, acdc_check, folder, mnms, nnunet, promise12, synapse
+from mambaseg.data.readers import (
+    acdc,
+    acdc_check,
+    folder,
+    mnms,
+    nifti_pairs,
+    nnunet,
+    promise12,
+    synapse,
+)  # fmt: skip
+from mambaseg.data.splits import listed
 
 
 def _no_names(root: Path) -> tuple[str, ...] | None:
@@ -120,6 +130,15 @@ FOLDER = Layout(
     names_patients=True,
     problems=folder.numbers_in_masks,
 )
+VOLUMES = Layout(
+    name="nifti",
+    example="images/ and labels/ with volumes of the same names, or a.nii.gz and a_seg.nii.gz",
+    recognises=nifti_pairs.recognises,
+    survey=nifti_pairs.survey,
+    split=lambda root: "auto",
+    slicing="spacing",
+    names_patients=True,
+)
 MNMS = Layout(
     name="mnms",
     example="M&Ms (Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz)",
@@ -129,7 +148,7 @@ MNMS = Layout(
     split=lambda root: "given",
 )
 # the first that recognises a folder is taken
-LAYOUTS: tuple[Layout, ...] = (NNUNET, MNMS, ACDC, SYNAPSE, BTCV, PROMISE12, FOLDER)
+LAYOUTS: tuple[Layout, ...] = (NNUNET, MNMS, ACDC, SYNAPSE, BTCV, PROMISE12, FOLDER, VOLUMES)
 
 
 def find_layout(root: Path) -> Layout:
@@ -146,9 +165,14 @@ def find_layout(root: Path) -> Layout:
         if found is not None:
             return found
         inside = [child for child in sorted(root.iterdir()) if child.is_dir()]
-        hint = next((f"Did you mean {child}? " for child in inside if _recognised(child)), "")
+        below = [child for child in inside if _recognised(child)]
     except OSError as error:
         raise unlisted(Path(error.filename or root), error) from error
+    if len(below) > 1:
+        names = listed(child.name for child in below)
+        problem = f"{len(below)} data sets lie below this folder: {names}"
+        raise DataError(problem, root, f"Give the folder of one, such as {below[0]}.")
+    hint = f"Did you mean {below[0]}? " if below else ""
     known = "; ".join(layout.example for layout in LAYOUTS)
     raise DataError("no layout of a data set is recognised here", root, f"{hint}Known: {known}.")
 

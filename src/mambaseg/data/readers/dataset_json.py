@@ -19,6 +19,8 @@ from typing import Any
 
 from mambaseg.data.case import DataError
 from mambaseg.data.formats.volumes import ENDINGS
+from mambaseg.data.problems import counted
+from mambaseg.data.splits import listed
 from mambaseg.foreign import ForeignFileError, printable, read_json
 
 NAME = "dataset.json"
@@ -142,6 +144,12 @@ def read_dataset_json(root: Path | str) -> DatasetJson:
     try:
         content = read_json(path)
     except FileNotFoundError as error:
+        below = sorted(child.parent for child in path.parent.glob(f"*/{NAME}"))
+        if below:
+            names = listed(child.name for child in below)
+            problem = f"{counted(len(below), 'data set')} below this folder: {names}"
+            remedy = f"Point data.root at one of them, such as {below[0]}."
+            raise DataError(problem, path.parent, remedy) from error
         raise DataError(
             "the file is missing",
             path,

@@ -81,8 +81,9 @@ def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:
 
 
 def recognises_btcv(root: Path) -> bool:
-    """Whether `root` looks like the challenge's own files."""
-    return _raw_folder(root) is not None
+    """Whether `root` looks like the challenge's own files: a folder img/ alone may be anybody's."""
+    folder = _raw_folder(root)
+    return folder is not None and any(IMAGE.fullmatch(path.name) for path in _files(folder / "img"))
 
 
 def find_btcv(root: Path | str) -> list[Case]:

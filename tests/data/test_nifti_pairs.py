@@ -1,0 +1,131 @@
+"""Volumes with label maps in folders that no file describes; data sets below a folder."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from test_patients import find_alike
+
+from mambaseg.data.check import check_dataset, main
+from mambaseg.data.layouts import find_layout
+from mambaseg.data.proposal import propose
+from mambaseg.data.readers import nifti_pairs
+from mambaseg.data.readers.dataset_json import read_dataset_json
+from mambaseg.errors import UserError
+from tiny_nnunet import arrays, write_nnunet, write_volume
+from tiny_pictures import save
+
+ZOOMS = (1.5, 1.25, 8.0)
+
+
+def write(root, *names, seed=0):
+    """Pairs of files of these names (image, label)."""
+    for number, (image, label) in enumerate(names, seed):
+        voxels, truth = arrays(number)
+        for name, content in ((image, voxels[0]), (label, truth)):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_volume(path, content, ZOOMS)
+    return root
+
+
+LAYOUTS = {
+    "two folders": [("images/{}.nii.gz", "labels/{}.nii.gz")],
+    "two folders, suffix": [("img/{}.nii", "masks/{}_seg.nii.gz")],
+    "two folders, a channel number": [("images/{}_0000.nii.gz", "labels/{}.nii.gz")],
+    "suffix": [("{}.nii.gz", "{}_seg.nii.gz")],
+    "suffix with a dash": [("{}.nii.gz", "{}-label.nii.gz")],
+    "suffix in folders": [("{0}/{0}.nii.gz", "{0}/{0}_gt.nii.gz")],
+    "folder per case": [("{}/image.nii.gz", "{}/label.nii.gz")],
+    "NRRD": [("images/{}.nrrd", "labels/{}.nrrd")],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_find_their_labels_and_give_the_voxels_that_were_written(layout, tmp_path):
+    ((image, label),) = LAYOUTS[layout]
+    ids = ["a01", "b02", "c03"]
+    root = write(tmp_path / "data", *((image.format(id_), label.format(id_)) for id_ in ids))
+    assert find_layout(root).name == "nifti"
+    cases = nifti_pairs.find_cases(root)
+    assert [case.id.rpartition("-")[2] for case in cases] == ids
+    for seed, case in enumerate(cases):
+        volume, (voxels, truth) = case.read(3, 1), arrays(seed)
+        assert np.array_equal(volume.image[:, 0], voxels[0].T)
+        assert np.array_equal(volume.label, truth.T)
+        assert volume.spacing == pytest.approx((8.0, 1.25, 1.5))
+    assert check_dataset(root).problems == ()
+
+
+def test_parts_channels_and_patients(tmp_path):
+    names = [(f"{part}/images/p{n}_{m}.nii.gz", f"{part}/labels/p{n}_{m}.nii.gz")
+             for part, numbers in (("train", (1, 2)), ("test", (3,)))
+             for n in numbers for m in (1, 2)]  # fmt: skip
+    root = write(tmp_path / "parts", *names)
+    cases = nifti_pairs.find_cases(root, patient_pattern=r"(p\d)")
+    assert {(case.patient, case.part) for case in cases} == {
+        ("p1", "train"), ("p2", "train"), ("p3", "test"),
+    }  # fmt: skip
+    assert find_alike(nifti_pairs.find_cases(root)).patients["train-p1_1"] == "p1"
+    report = check_dataset(root)
+    leaf = yaml.safe_load(propose(report, "own", memory=(2**30, "")))
+    assert leaf["defaults"][0] == "nifti" and leaf["split"] == "auto" and leaf["num_classes"] == 3
+    assert leaf["patient_pattern"]
+
+    two = write(
+        tmp_path / "two", *((f"images/{n}_0000.nii.gz", f"labels/{n}.nii.gz") for n in "ab")
+    )
+    for number, name in enumerate("ab"):
+        write_volume(two / f"images/{name}_0001.nii.gz", arrays(number, channels=2)[0][1], ZOOMS)
+    for number, case in enumerate(nifti_pairs.find_cases(two)):
+        image, _ = arrays(number, channels=2)
+        assert np.array_equal(case.read(3, 2).image, np.moveaxis(image.T, -1, 1))
+
+
+def test_what_is_wrong_is_said_for_each_file(tmp_path):
+    root = write(tmp_path, ("images/a.nii.gz", "labels/a.nii.gz"), ("images/b.nii.gz", "x.nii.gz"))
+    shutil.copy(root / "labels/a.nii.gz", root / "labels/a_seg_1.nii.gz")
+    report = check_dataset(root)
+    assert {one.problem.partition(": ")[0] for one in report.of("error")} == {
+        "images/b.nii.gz", "labels/a_seg_1.nii.gz",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no images with masks here"):
+        nifti_pairs.find_cases(root / "images")
+
+
+def test_a_training_runs_on_what_is_proposed(tmp_path):
+    from test_own_data import trained
+
+    names = ((f"c{number}.nii.gz", f"c{number}_seg.nii.gz") for number in range(5))
+    root = write(tmp_path / "data", *names)
+    assert main([str(root), "--write", str(tmp_path / "conf" / "data" / "own.yaml")]) == 0
+    run = trained(tmp_path / "conf", tmp_path, "data=own")
+    assert run.data.counts["train"]["cases"] == 3
+    run = trained(tmp_path / "conf", tmp_path, "data=nifti", f"data.root={root}",
+                  "data.label_map={0:0,1:1,2:1}")  # fmt: skip
+    assert run.folder.record["status"] == "running" or run.folder.summary["cases"] == 1
+
+
+def test_pictures_in_a_folder_img_are_not_taken_for_btcv(tmp_path):
+    for number in range(3):
+        save(tmp_path / "img" / f"{number}.png", np.zeros((8, 8), np.uint8))
+        save(tmp_path / "label" / f"{number}.png", np.zeros((8, 8), np.uint8))
+    assert find_layout(tmp_path).name == "folder"
+
+
+def test_a_folder_of_data_sets_says_which_lie_below(tmp_path, capsys):
+    raw = tmp_path / "nnUNet_raw"
+    for number in (1, 2, 3):
+        write_nnunet(raw / f"Dataset00{number}_Own")
+    assert main([str(raw)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("3 data sets", "Dataset001_Own", "Dataset003_Own", "Give the folder of one"):
+        assert words.split()[0] in said
+    with pytest.raises(
+        UserError, match=r"3 data sets below this folder: Dataset001_Own, Dataset00"
+    ):
+        read_dataset_json(raw)
+    (alone,) = check_dataset(raw).of("error")
+    assert alone.problem.startswith("3 data sets lie below this folder: Dataset001_Own, ")
+    assert f"such as {raw / 'Dataset001_Own'}." in alone.remedy
