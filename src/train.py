@@ -13,7 +13,7 @@ from mambaseg.entry import entry
 
 @entry("config")
 def main(cfg: DictConfig) -> float | None:
-    """Returns the best validation score: Dice, mean over the foreground classes."""
+    """Returns the best validation score: the mean Dice, or `callbacks.checkpoint.monitor`."""
     with build(cfg) as run:
         if not run.finished:
             run.fit()

@@ -20,6 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mambaseg.errors import UserError
 from mambaseg.runs import slug
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Studies(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra's lines say the same
         unused = dict.fromkeys(("storage", "search_space", "custom_search_space"))
         options = {**unused, "study_name": label, **self.options}
+        options["direction"] = self._direction(words)
         study = OptunaSweeper(sampler=instantiate(self.sampler), params=self.params, **options)
         config = self.config.copy()
         with open_dict(config):
@@ -101,6 +103,27 @@ class Studies(Sweeper):
             hydra_context=self.hydra_context, task_function=self.task_function, config=config
         )
         study.sweep(words)
+
+    def _direction(self, words: list[str]) -> str:
+        """Which way the score of a study's runs is better, as their callbacks.checkpoint says.
+
+        Raises:
+            UserError: `hydra.sweeper.direction` says the opposite.
+        """
+        from mambaseg.checkpoints import better
+
+        parsed = OverridesParser.create().parse_overrides(words)
+        plain = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, plain)
+        monitor = str(OmegaConf.select(job, "callbacks.checkpoint.monitor"))
+        mode = OmegaConf.select(job, "callbacks.checkpoint.mode") or better(monitor)
+        direction = "minimize" if mode == "min" else "maximize"
+        if self.options.get("direction") not in (None, direction):
+            raise UserError(
+                f"hydra.sweeper.direction={self.options['direction']}: the score of a run is the "
+                f"best {monitor}, mode {mode}; leave hydra.sweeper.direction at null"
+            )
+        return direction
 
     def _say_best(self, label: str, words: list[str], folder: Path) -> None:
         result = OmegaConf.load(folder / "optimization_results.yaml")

@@ -89,7 +89,8 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     chosen: dict[str, Any] = {}
     others = []
-    for leaf in (config.get("callbacks") or {}).values():
+    callbacks = config.get("callbacks")
+    for leaf in callbacks.values() if isinstance(callbacks, Mapping) else ():
         target = str(leaf.get("_target_", "")) if isinstance(leaf, Mapping) else ""
         if target == _CHECKPOINTS:
             chosen["checkpoint"] = {key: leaf.get(key) for key in ("monitor", "mode")}

@@ -126,6 +126,9 @@ class Run:
                  self.folder.path, code_name(code))  # fmt: skip
         if changed := code_changed(code, code_state()):
             log.warning(changed)
+        if skipped := record.get("skipped"):
+            log.warning("%d of its steps were skipped (callbacks.nonfinite.on_nonfinite=skip)",
+                        len(skipped))  # fmt: skip
 
     def _prepare(self, network: nn.Module) -> None:
         self._interruption.take()

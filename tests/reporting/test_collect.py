@@ -230,3 +230,38 @@ def test_a_rescored_checkpoint_is_a_row_that_says_so(seeds, tmp_path):
     (comparison,), _ = collect(tmp_path / "copy")
     labelled = [entry.label for entry in comparison.entries]
     assert "unet · checkpoint=some-run/best.ckpt" in labelled and "unet" in labelled
+
+
+def test_the_same_weights_at_two_places_are_one_row_and_other_content_is_another(tmp_path):
+    for seed, (place, digest) in enumerate((("/a/vm.pth", "1"), ("/b/vm.pth", "1"),
+                                            ("/b/vm.pth", "2"))):  # fmt: skip
+        write_run(tmp_path, "unet", seed=seed, config={"model.pretrained": place},
+                  record={"weights": {"pretrained": digest}})  # fmt: skip
+    (comparison,) = collect(tmp_path)[0]
+    assert sorted(len(entry.runs) for entry in comparison.entries) == [1, 2]
+    assert len({entry.label for entry in comparison.entries}) == 2
+
+
+def test_what_computes_the_same_is_one_row_and_another_monitor_is_not(tmp_path):
+    for seed, backend in enumerate(("numba", "triton")):
+        write_run(tmp_path, "unet", seed=seed, config={
+            "model.scan_backend": backend, "evaluation.batch_size": 8 * (seed + 1)})  # fmt: skip
+    (comparison,) = collect(tmp_path)[0]
+    assert len(comparison.entries) == 1
+    leaf = {"_target_": "mambaseg.checkpoints.Checkpoints", "monitor": "val/dice", "mode": "max"}
+    for seed, monitor in enumerate(("val/dice", "val/hd95_mm"), start=2):
+        write_run(tmp_path / "b", "unet", seed=seed,
+                  config={"callbacks.checkpoint": {**leaf, "monitor": monitor}})  # fmt: skip
+    (comparison,) = collect(tmp_path / "b")[0]
+    assert [entry.label for entry in comparison.entries] == [
+        "unet · monitor=dice", "unet · monitor=hd95_mm"
+    ]  # fmt: skip
+
+
+def test_callbacks_that_are_none_do_not_end_a_report(tmp_path):
+    write_run(tmp_path, "unet", seed=1)
+    path = tmp_path / "unet-sgd-seed1" / "config.yaml"
+    for damage in ([1], {"a": [1], "b": {"_target_": 5}}, "x"):
+        config = {**yaml.safe_load(path.read_text()), "callbacks": damage}
+        path.write_text(yaml.safe_dump(config))
+        assert len(collect(tmp_path)[0]) == 1

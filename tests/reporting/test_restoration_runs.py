@@ -75,3 +75,10 @@ def test_a_run_without_its_configuration_is_left_out_and_named(tmp_path):
     runs, problems = restoration_runs(tmp_path)
     assert not runs
     assert len(problems) == 1 and "config.yaml" in problems[0]
+
+
+def test_a_copy_of_a_run_does_not_count_twice(tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path / name)
+    runs, problems = restoration_runs(tmp_path)
+    assert len(runs) == 1 and "left out: one has the setting" in problems[0]

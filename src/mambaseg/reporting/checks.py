@@ -97,7 +97,7 @@ def _settings(entries: Sequence[Entry]) -> Iterator[str]:
         )
     if len(values("keep_largest", "evaluation")) > 1:
         yield "Only some entries keep the largest component before scoring."
-    if len({str(entry.runs[0].config["model"].get("pretrained")) for entry in entries}) > 1:
+    if len({str(entry.runs[0].setting.get("model.pretrained")) for entry in entries}) > 1:
         yield "Only some entries start from pretrained weights, or from different ones."
 
 
@@ -132,3 +132,8 @@ def _origins(entries: Sequence[Entry]) -> Iterator[str]:
     ]
     if last:
         yield f"Scored with the last checkpoint, for want of a best one: {', '.join(last)}."
+    skipped = [
+        run.path.name for entry in entries for run in entry.runs if run.record.get("skipped")
+    ]
+    if skipped:
+        yield f"Steps that were not finite were skipped in the training of {', '.join(skipped)}."

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json, read_table, read_yaml
-from mambaseg.identity import scientific
+from mambaseg.identity import scientific, with_digests
 from mambaseg.reporting.labels import flatten, labels
 from mambaseg.reporting.valid import (
     check_config,
@@ -108,8 +108,18 @@ class RunData:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Flat scientific configuration without seed and fold, `optim.optimizer.lr` style."""
-        flat = flatten(scientific(self.config))
-        return {key: value for key, value in flat.items() if key not in _REPEATS}
+        return _settings(self.config)
+
+    @cached_property
+    def setting(self) -> dict[str, Any]:
+        """The same with the content of weights instead of their place: equal within an entry."""
+        digests = self.record.get("weights")
+        return _settings(with_digests(self.config, digests if isinstance(digests, dict) else {}))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = flatten(scientific(config))
+    return {key: value for key, value in flat.items() if key not in _REPEATS}
 
 
 @dataclass(frozen=True)
@@ -308,7 +318,7 @@ def collect(folder: str | Path) -> tuple[list[Comparison], list[str]]:
             f"{folder}: no finished run with test scores yet. "
             f"`python src/report.py status {folder}` lists what there is.{detail}"
         )
-    runs, repeated = _without_repeats(runs)
+    runs, repeated = without_repeats(runs, lambda run: [run.protocol, run.setting, run.fold])
     return group(runs), problems + repeated
 
 
@@ -321,9 +331,9 @@ def group(runs: Sequence[RunData]) -> list[Comparison]:
     for members in by_protocol.values():
         by_setting: dict[str, list[RunData]] = defaultdict(list)
         for run in members:
-            by_setting[_key(run.settings)].append(run)
+            by_setting[_key(run.setting)].append(run)
         groups = list(by_setting.values())
-        names = labels([(runs[0].model, runs[0].settings) for runs in groups])
+        names = entry_labels(groups)
         entries = [
             Entry(name, tuple(sorted(runs, key=lambda run: (run.seed, run.fold or 0))))
             for name, runs in zip(names, groups, strict=True)
@@ -333,6 +343,15 @@ def group(runs: Sequence[RunData]) -> list[Comparison]:
     return sorted(comparisons, key=lambda part: (-len(part.entries), part.title))
 
 
+def entry_labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
+    """A unique name for each entry's runs; where two settings read alike, with a run's hash."""
+    names = labels([(runs[0].model, runs[0].settings) for runs in groups])
+    return [
+        f"{name} ({runs[0].path.name[-8:]})" if names.count(name) > 1 else name
+        for name, runs in zip(names, groups, strict=True)
+    ]
+
+
 def _order(label: str) -> tuple[int, str]:
     """The paper's three networks in its order, others after them by name."""
     known = ("unet", "swin_unet", "mamba_unet")
@@ -340,12 +359,22 @@ def _order(label: str) -> tuple[int, str]:
     return (known.index(model) if model in known else len(known), label)
 
 
-def _without_repeats(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
-    """Of runs with the same setting, seed and fold only the latest counts."""
+def without_repeats(
+    runs: Sequence[RunData], setting: Callable[[RunData], Any]
+) -> tuple[list[RunData], list[str]]:
+    """Of runs with the same setting and seed only the latest counts.
+
+    Args:
+        runs: of an experiment.
+        setting: run -> all that tells it from others but its seed, as plain data.
+
+    Returns:
+        The runs that count by name, and what is left out, one sentence each.
+    """
     latest: dict[tuple[Any, ...], RunData] = {}
     said = []
     for run in sorted(runs, key=lambda run: str(run.record.get("ended", ""))):
-        key = (_key(run.protocol), _key(run.settings), run.seed, run.fold)
+        key = (_key(setting(run)), run.seed)
         if key in latest:
             said.append(
                 f"left out: {latest[key].path.name} has the setting, seed and fold of "

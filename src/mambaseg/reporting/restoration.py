@@ -14,9 +14,15 @@ import numpy.typing as npt
 
 from mambaseg.errors import UserError
 from mambaseg.foreign import read_json
-from mambaseg.reporting.collect import RunData, read_identity, restores, run_folders
+from mambaseg.reporting.collect import (
+    RunData,
+    entry_labels,
+    read_identity,
+    restores,
+    run_folders,
+    without_repeats,
+)
 from mambaseg.reporting.figures import save_png
-from mambaseg.reporting.labels import labels
 from mambaseg.reporting.tables import UNDEFINED, Grid, seen_note
 from mambaseg.reporting.valid import check_image_summary, reading
 from mambaseg.runs import RunFolder
@@ -85,7 +91,13 @@ def restoration_runs(folder: str | Path) -> tuple[list[RunData], list[str]]:
                 runs.append(_read(path))
             except UserError as error:
                 problems.append(f"left out: {error}")
-    return runs, problems
+    runs, repeated = without_repeats(runs, _setting)
+    return runs, problems + repeated
+
+
+def _setting(run: RunData) -> list[Any]:
+    content = (run.record.get("data") or {}).get("fingerprint")
+    return [run.setting, run.summary["data"], run.summary["split"], content, run.saw_cases]
 
 
 def _read(path: Path) -> RunData:
@@ -100,11 +112,9 @@ def restoration_grid(runs: Sequence[RunData]) -> Grid:
     """One row per network, setting and data; ± standard deviation over seeds."""
     entries: dict[str, list[RunData]] = defaultdict(list)
     for run in runs:
-        content = (run.record.get("data") or {}).get("fingerprint")
-        where = [run.summary["data"], run.summary["split"], content, run.saw_cases]
-        entries[json.dumps([run.settings, where], sort_keys=True, default=str)].append(run)
+        entries[json.dumps(_setting(run), sort_keys=True, default=str)].append(run)
     groups = list(entries.values())
-    names = labels([(runs[0].model, runs[0].settings) for runs in groups])
+    names = entry_labels(groups)
     rows = []
     for name, members in sorted(zip(names, groups, strict=True), key=lambda entry: entry[0]):
         first = members[0]
