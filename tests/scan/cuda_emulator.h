@@ -25,7 +25,8 @@ static inline float power_of_2(float v) { return exp2f(v); }
 static inline float inverse(float v) { return 1.0f / v; }
 
 static Index threadIdx, blockIdx, gridDim;
-float4 shared[232448 / 16];  // what a block of an H100 can have
+float4 kept[232448 / 16];  // what a block of an H100 can have
+static void poison();      // fills shared memory with NaN
 
 namespace emulator {
 enum State { RUNS, EXCHANGES, AT_BARRIER, ENDED };
@@ -89,7 +90,7 @@ static void run_warp(int warp) {  // until all its lanes stand at a barrier or h
 static void run_block(int threads) {
   fibers.resize(threads);
   slots.assign(threads * 2, 0.0f);
-  memset(shared, 0xff, sizeof shared);  // NaN
+  poison();
   for (int i = 0; i < threads; i++) {
     Fiber& fiber = fibers[i];
     getcontext(&fiber.context);
@@ -124,6 +125,8 @@ static inline int __shfl_sync(unsigned, int v, int from) {  // positions are sma
 
 #include KERNELS
 
+template <class T> static void fill(T& array) { memset(&array, 0xff, sizeof array); }
+static void poison() { fill(pairs), fill(tiles), fill(fours), fill(tile), fill(partial), fill(kept); }
 static Arguments arguments;
 extern "C" void launch(int backward, int x, int y, int z, int, const Arguments* given) {
   arguments = *given;

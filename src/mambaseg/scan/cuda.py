@@ -25,7 +25,7 @@ from mambaseg.scan import chunked, cross, nvrtc
 nvrtc.require()
 
 SOURCE = Path(__file__).with_name("cuda_kernels.cu")
-MAX_STATES = 128
+MAX_STATES = 64
 STEPS = 16
 """Steps from one kept state to the next; their states must fit into shared memory."""
 
@@ -224,7 +224,9 @@ _SIZES = ("height", "width", "channels", "states", "image")
 
 
 class _Place(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_longlong) for name in ("batch", "group", "position")]
+    _fields_ = [
+        ("batch", ctypes.c_longlong), ("group", ctypes.c_longlong), ("position", ctypes.c_int),
+    ]  # fmt: skip
 
 
 class _Arguments(ctypes.Structure):
@@ -240,7 +242,7 @@ class _Layout:
     defines: nvrtc.Defines
     grid: tuple[int, int, int]
     threads: int
-    shared: dict[str, int]  # bytes per block, of each kernel
+    shared: dict[str, int]  # dynamic bytes per block, of each kernel
 
 
 def _padded(states: int) -> int:
@@ -279,8 +281,8 @@ def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
         grid=(math.ceil(channels / block), groups, batch),
         threads=32 * warps,
         shared={
-            "scan": 4 * STEPS * (4 * block + 4 * padded),
-            "scan_backward": 4 * STEPS * (4 * block + padded * block + 2 * padded * (1 + warps)),
+            "scan": 0,
+            "scan_backward": 4 * STEPS * padded * block,
         },
     )
 
@@ -305,7 +307,10 @@ def _launch(name: str, sizes: Sizes, inputs: Inputs, width: int, **tensors: Tens
     )
     for name_ in _STRIDED:
         if name_ in tensors:
-            of_batch, of_position, of_group, _ = tensors[name_].stride()
+            bytes_ = tensors[name_].element_size()
+            of_batch, of_position, of_group, _ = (n * bytes_ for n in tensors[name_].stride())
+            if of_position >= 2**31:
+                raise ValueError(f"the positions of {name_} lie too far apart for the CUDA kernels")
             shared = width and name_ in ("x", "d_y")
             setattr(arguments, f"at_{name_}", (of_batch, 0 if shared else of_group, of_position))
     layout = _layout(sizes, inputs, width)

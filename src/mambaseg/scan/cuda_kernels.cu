@@ -31,12 +31,14 @@ static_assert(STEPS <= 32 && STEPS % S == 0 && (R & (R - 1)) == 0 && Q <= LANES,
 
 template <bool NARROW> struct Format { typedef float type; };
 template <> struct Format<true> { typedef unsigned short type; };
+template <class T> struct Bytes { typedef char type; };
+template <class T> struct Bytes<const T> { typedef const char type; };
 typedef Format<X_BF16>::type XT;
 typedef Format<DELTA_BF16>::type DT;
 typedef Format<BC_BF16>::type BT;
 
-// One argument of both kernels. Strides count elements; the last dimension of a tensor has stride 1.
-struct Place { long long batch, group, position; };
+// One argument of both kernels. Strides count bytes; the last dimension of a tensor has no gaps.
+struct Place { long long batch, group; int position; };
 struct Arguments {
   const XT* x;          // (B, L, G, D)
   const DT* delta;      // (B, L, K, D)
@@ -60,18 +62,32 @@ struct Arguments {
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(unsigned short v) { return __uint_as_float((unsigned)v << 16); }
-__device__ __forceinline__ void put(float* to, float v) { *to = v; }
-__device__ __forceinline__ void put(unsigned short* to, float v) {
+__device__ __forceinline__ void narrow(float v, float& to) { to = v; }
+__device__ __forceinline__ void narrow(float v, unsigned short& to) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  unsigned short bits;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
-  *to = bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to) : "f"(v));
 #else
-  unsigned bits = __float_as_uint(v);
-  *to = v != v ? 0x7fff : (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  const unsigned bits = __float_as_uint(v);
+  to = v != v ? 0x7fff : (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 #endif
 }
+// Where `tensor` goes on at a position.
+template <class T>
+__device__ __forceinline__ T* at(T* tensor, int position, int stride) {
+  typedef typename Bytes<T>::type B;
+  return reinterpret_cast<T*>(reinterpret_cast<B*>(tensor) + (long long)position * stride);
+}
 #ifdef __CUDACC__
+// Stores without a branch, around which the compiler would not interleave steps; nothing here reads
+// what they write.
+__device__ __forceinline__ void store(float* to, float v, bool wanted) {
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.f32 [%1], %2;}"
+               :: "r"((int)wanted), "l"(to), "f"(v));
+}
+__device__ __forceinline__ void store(unsigned short* to, unsigned short v, bool wanted) {
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.u16 [%1], %2;}"
+               :: "r"((int)wanted), "l"(to), "h"(v));
+}
 __device__ __forceinline__ float power_of_2(float v) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
@@ -82,7 +98,16 @@ __device__ __forceinline__ float inverse(float v) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
   return result;
 }
+#else
+template <class T> void store(T* to, T v, bool wanted) {
+  if (wanted) *to = v;
+}
 #endif
+template <class T> __device__ __forceinline__ void put(T* to, float v, bool wanted) {
+  T bits;
+  narrow(v, bits);
+  store(to, bits, wanted);
+}
 
 // log(1 + exp(z)) and its derivative, accurate to single precision in both tails.
 __device__ __forceinline__ float softplus(float z, float& slope) {
@@ -138,7 +163,8 @@ __device__ __forceinline__ void sum_parts(float (&v)[S], int lane) {
   if constexpr (S >= 8) halve<S / 4>(v, lane, 4);
 }
 
-// A thread: where it stands, and the positions of the chunk that its warp reads.
+// A thread: where it stands, and the positions of the chunk that its warp reads. Lanes beyond the last
+// channel read what that one reads, so that no read has to be guarded.
 struct Self {
   int lane, warp, part, channel, slot, d, turn, direction, group;
   bool inside;
@@ -148,7 +174,7 @@ struct Self {
     lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     part = lane / LANES, channel = lane % LANES, slot = warp * LANES + channel;
     d = blockIdx.x * CB + slot, turn = channel & (Q - 1);
-    inside = d < a.channels;
+    inside = d < a.channels, d = inside ? d : a.channels - 1;
     group = blockIdx.y, batch = blockIdx.z, direction = a.image ? group : 0;
   }
   // Which state of its channel register r holds.
@@ -169,45 +195,50 @@ struct Self {
   }
   template <class T>
   __device__ __forceinline__ T* row(T* tensor, const Place& at) const {
-    return tensor + batch * at.batch + group * at.group;
+    typedef typename Bytes<T>::type B;
+    return reinterpret_cast<T*>(reinterpret_cast<B*>(tensor) + batch * at.batch + group * at.group);
   }
 };
 
 // The share of a thread in B and C of a chunk, on its way from memory to shared memory.
 struct Weights {
-  float ahead[SHARE];
+  BT ahead[SHARE];
 
-  __device__ __forceinline__ void fetch(const Arguments& a, const Self& self, int first, int position) {
-    const int length = a.height * a.width;
+  __device__ __forceinline__ void fetch(const Arguments& a, const Self& self, int position) {
 #pragma unroll
     for (int i = 0; i < SHARE; i++) {
-      const int item = threadIdx.x + i * THREADS, step = item / ROW, n = item % NP;
-      const int place = __shfl_sync(~0u, position, step % 32);
-      ahead[i] = 0.0f;
-      if (item < ITEMS && n < a.states && first + step < length) {
-        if (item % ROW < NP) ahead[i] = widen(self.row(a.B, a.at_B)[place * a.at_B.position + n]);
-        else ahead[i] = widen(self.row(a.C, a.at_C)[place * a.at_C.position + n]);
-      }
+      const int item = threadIdx.x + i * THREADS, n = item % NP;
+      const int place = __shfl_sync(~0u, position, item / ROW % STEPS);
+      const bool of_B = item % ROW < NP;
+      const BT* from = of_B ? self.row(a.B, a.at_B) : self.row(a.C, a.at_C);
+      from += n < a.states ? n : 0;
+      ahead[i] = *at(from, place, of_B ? a.at_B.position : a.at_C.position);
     }
   }
-  __device__ __forceinline__ void share(float* tile) const {
+  __device__ __forceinline__ void share(const Arguments& a, float* tile) const {
 #pragma unroll
     for (int i = 0; i < SHARE; i++) {
       const int item = threadIdx.x + i * THREADS;
-      if (item < ITEMS) tile[item] = ahead[i];
+      if (item < ITEMS) tile[item] = item % NP < a.states ? widen(ahead[i]) : 0.0f;
     }
   }
 };
 
-extern __shared__ float4 shared[];
+// Shared memory: an array of its own for each purpose, so that the compiler knows what cannot overlap.
+// A kernel is given what it uses. Those of the forward are written again two chunks later.
+__shared__ float2 pairs[2][STEPS][CB];               // Δ, u
+__shared__ float tiles[2][ITEMS];                    // B, C of each step
+__shared__ float4 fours[STEPS][CB];                  // Δ, its slope, u, dy
+__shared__ float tile[ITEMS];                        // B, C of each step
+__shared__ float partial[STEPS][WARPS][ROW];         // dB, dC of each warp
+extern __shared__ float4 kept[];                     // states before each step, [STEPS][Q][THREADS][V]
 
 // ------------------------------------------------------------------ forward
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arguments a) {
-  const Self self(a);
+  Self self(a);
+  self.turn = self.d & (Q - 1);  // lanes beyond the last channel do what that one does
   const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
-  float2* weighed = reinterpret_cast<float2*>(shared);               // [2][STEPS][CB]: Δ, u
-  float* tiles = reinterpret_cast<float*>(weighed + 2 * STEPS * CB);  // [2][STEPS][ROW]: B, C
   const XT* x = self.row(a.x, a.at_x) + self.d;
   const DT* delta = self.row(a.delta, a.at_delta) + self.d;
   const int groups = gridDim.y, step_out = groups * a.channels;
@@ -219,13 +250,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
 #pragma unroll
   for (int r = 0; r < R; r++) {
     const int n = self.state(r);
-    const bool known = self.inside && n < a.states;
-    rate[r] = known ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
+    rate[r] = n < a.states ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
     h[r] = 0.0f;
   }
   const int of_group = self.group * a.channels + self.d;
-  const float weight = self.inside ? a.skip[of_group] : 0.0f;
-  const float shift = self.inside ? a.bias[of_group] : 0.0f;
+  const float weight = a.skip[of_group], shift = a.bias[of_group];
 
   XT x_ahead[PER];
   DT delta_ahead[PER];
@@ -236,20 +265,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int place = __shfl_sync(~0u, position, self.part * PER + i);
-      x_ahead[i] = 0, delta_ahead[i] = 0;
-      if (self.inside) {
-        x_ahead[i] = x[place * a.at_x.position];
-        delta_ahead[i] = delta[place * a.at_delta.position];
-      }
+      x_ahead[i] = *at(x, place, a.at_x.position);
+      delta_ahead[i] = *at(delta, place, a.at_delta.position);
     }
-    weights.fetch(a, self, first, position);
+    weights.fetch(a, self, position);
   };
 
   fetch(0);
   for (int chunk = 0; chunk < chunks; chunk++) {
     const int first = chunk * STEPS;
-    float2* inputs = weighed + (chunk & 1) * STEPS * CB + self.slot;
-    float* tile = tiles + (chunk & 1) * ITEMS;
+    float2* inputs = &pairs[chunk & 1][0][self.slot];
+    float* tile = tiles[chunk & 1];
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int step = self.part * PER + i;
@@ -258,14 +284,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
       const bool valid = first + step < length;  // else the states stay as they are
       inputs[step * CB] = make_float2(valid ? size : 0.0f, valid ? widen(x_ahead[i]) : 0.0f);
     }
-    weights.share(tile);
-    if (self.inside) {
+    weights.share(a, tile);
 #pragma unroll
-      for (int r = 0; r < R; r++) starts[r * a.channels] = h[r];
-    }
+    for (int r = 0; r < R; r++) starts[r * a.channels] = h[r];
     starts += NP * a.channels;
     const int here = position;
-    __syncthreads();  // a chunk's part of shared memory is written again two chunks later
+    __syncthreads();
     fetch(first + STEPS);
 
     const float* b_at = tile + self.part * R;
@@ -293,8 +317,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
       }
       sum_parts(sums, self.lane);
       const int step = base + self.part, place = __shfl_sync(~0u, here, step);
-      if (self.inside && first + step < length)
-        put(out + (long long)place * step_out, sums[0] + weight * inputs[step * CB].y);
+      put(at(out, place, step_out * (int)sizeof(XT)), sums[0] + weight * inputs[step * CB].y,
+          first + step < length);
     }
   }
 }
@@ -343,10 +367,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
   const Self self(a);
   const Sums sums(self);
   const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
-  float4* weighed = shared;                                                  // [STEPS][CB]
-  float* kept = reinterpret_cast<float*>(weighed + STEPS * CB);              // [STEPS][Q][THREADS][V]
-  float* tile = kept + STEPS * R * THREADS;                                  // [STEPS][ROW]: B, C
-  float* partial = tile + ITEMS;                                             // [STEPS][WARPS][ROW]
   const XT* x = self.row(a.x, a.at_x) + self.d;
   const XT* d_y = self.row(a.d_y, a.at_d_y) + self.d;
   const DT* delta = self.row(a.delta, a.at_delta) + self.d;
@@ -362,13 +382,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
 #pragma unroll
   for (int r = 0; r < R; r++) {
     const int n = self.state(r);
-    const bool known = self.inside && n < a.states;
-    rate[r] = known ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
+    rate[r] = n < a.states ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
+    if (!self.inside) rate[r] = 0.0f;
     d_rate[r] = d_h[r] = 0.0f;
   }
   const int of_group = self.group * a.channels + self.d;
-  const float weight = self.inside ? a.skip[of_group] : 0.0f;
-  const float shift = self.inside ? a.bias[of_group] : 0.0f;
+  const float weight = a.skip[of_group], shift = a.bias[of_group];
   float d_weight = 0.0f, d_shift = 0.0f;
 
   XT x_ahead[PER], d_y_ahead[PER];
@@ -381,41 +400,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int place = __shfl_sync(~0u, position, self.part * PER + i);
-      x_ahead[i] = 0, delta_ahead[i] = 0, d_y_ahead[i] = 0;
-      if (self.inside) {
-        x_ahead[i] = x[place * a.at_x.position];
-        d_y_ahead[i] = d_y[place * a.at_d_y.position];
-        delta_ahead[i] = delta[place * a.at_delta.position];
-      }
+      x_ahead[i] = *at(x, place, a.at_x.position);
+      d_y_ahead[i] = *at(d_y, place, a.at_d_y.position);
+      delta_ahead[i] = *at(delta, place, a.at_delta.position);
     }
-    weights.fetch(a, self, chunk * STEPS, position);
+    weights.fetch(a, self, position);
 #pragma unroll
-    for (int r = 0; r < R; r++)
-      h_ahead[r] = self.inside ? starts[((long long)chunk * NP + r) * a.channels] : 0.0f;
+    for (int r = 0; r < R; r++) h_ahead[r] = starts[((long long)chunk * NP + r) * a.channels];
   };
 
   fetch(chunks - 1);
   for (int chunk = chunks - 1; chunk >= 0; chunk--) {
     const int first = chunk * STEPS, here = position;
-    float4* inputs = weighed + self.slot;  // Δ, its slope, u, dy
+    float4* inputs = &fours[0][self.slot];
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int step = self.part * PER + i;
       float slope;
       const float size = softplus(widen(delta_ahead[i]) + shift, slope);
-      const bool valid = first + step < length;  // else nothing moves, and nothing is added
+      const bool valid = first + step < length && self.inside;  // else nothing is added
       const float u = valid ? widen(x_ahead[i]) : 0.0f, out = valid ? widen(d_y_ahead[i]) : 0.0f;
       d_weight += out * u;
       inputs[step * CB] = make_float4(valid ? size : 0.0f, valid ? slope : 0.0f, u, out);
     }
-    weights.share(tile);
+    weights.share(a, tile);
 #pragma unroll
-    for (int r = 0; r < R; r++) h[r] = h_ahead[r];
+    for (int r = 0; r < R; r++) h[r] = self.inside ? h_ahead[r] : 0.0f;
     __syncthreads();
 
     const float* b_at = tile + self.part * R;
-    float* kept_at = kept + threadIdx.x * V;
-    float* partial_at = partial + self.warp * ROW;
+    float* kept_at = reinterpret_cast<float*>(kept) + threadIdx.x * V;
 #pragma unroll AT_ONCE
     for (int i = 0; i < STEPS; i++) {
       const float4 input = inputs[i * CB];
@@ -434,7 +448,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
         }
       }
       Sums::over_channels(d_c, self.lane);
-      sums.keep(partial_at + i * WARPS * ROW + NP, d_c);
+      sums.keep(partial[i][self.warp] + NP, d_c);
     }
 
     fetch(chunk - 1);
@@ -467,7 +481,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
           }
         }
         Sums::over_channels(d_b, self.lane);
-        sums.keep(partial_at + i * WARPS * ROW, d_b);
+        sums.keep(partial[i][self.warp], d_b);
         inflows[j] = d_inflow, powers[j] = d_size;
       }
       sum_parts(inflows, self.lane);
@@ -476,10 +490,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
       const float4 input = inputs[step * CB];
       const float d_raw = (powers[0] * LN_2 + inflows[0] * input.z) * input.y;
       d_shift += d_raw;
-      if (self.inside && first + step < length) {
-        put(d_x + (long long)place * step_out, inflows[0] * input.x + weight * input.w);
-        put(d_delta + place * a.at_d_delta.position, d_raw);
-      }
+      const bool wanted = self.inside && first + step < length;
+      put(at(d_x, place, step_out * (int)sizeof(XT)), inflows[0] * input.x + weight * input.w, wanted);
+      put(at(d_delta, place, a.at_d_delta.position), d_raw, wanted);
     };
     if (first + STEPS <= length) {
 #pragma unroll AT_ONCE
@@ -494,12 +507,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
     for (int i = 0; i < SHARE; i++) {
       const int item = threadIdx.x + i * THREADS, step = item / ROW, n = item % NP;
       const int place = __shfl_sync(~0u, here, step % 32);
-      if (item < ITEMS && n < a.states && first + step < length) {
-        float sum = 0.0f;
+      float sum = 0.0f;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += partial[(step * WARPS + w) * ROW + item % ROW];
-        (item % ROW < NP ? a.d_B : a.d_C)[at_n + (long long)place * step_n + n] = sum;
-      }
+      for (int w = 0; w < WARPS; w++) sum += partial[step % STEPS][w][item % ROW];
+      float* d_n = (item % ROW < NP ? a.d_B : a.d_C) + at_n + n;
+      store(at(d_n, place, step_n * 4), sum, item < ITEMS && n < a.states && first + step < length);
     }
   }
 
