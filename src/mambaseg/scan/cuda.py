@@ -39,10 +39,12 @@ class Sizes:
     min_blocks: int
 
 
-FORWARD = Sizes(4, 4, 1)
-BACKWARD = Sizes(4, 2, 1)
+FORWARD = Sizes(3, 2, 5)
+BACKWARD = Sizes(3, 2, 3)
+"""Three warps, two lanes per channel: what three blocks of 48 channels keep in shared memory in the
+backward fills a multiprocessor of an H100."""
 PARTS: int | None = None
-"""Lanes per channel, each with a part of its states; None: as many as keep the GPU busy."""
+"""Lanes per channel, each with a part of its states; None: a lane for 8 states."""
 
 
 def selective_scan(
@@ -250,24 +252,17 @@ def _padded(states: int) -> int:
     return 1 if states == 1 else max(4, 2 ** (states - 1).bit_length())
 
 
-def _parts(delta: Tensor, states: int) -> int:
-    """Lanes per channel: one, or more where one would leave the GPU with too few warps."""
+def _parts(states: int) -> int:
+    """Lanes per channel: each holds 8 states, or as many as `PARTS` leaves it."""
     padded = _padded(states)
-    least = max(1, padded // 16)
-    if PARTS is not None:
-        return max(least, min(PARTS, max(1, padded // 4)))
-    if padded < 16 or not delta.is_cuda:
-        return least
-    batch, _, groups, channels = delta.shape
-    multiprocessors = torch.cuda.get_device_properties(delta.device).multi_processor_count
-    warps = batch * groups * math.ceil(channels / 32)
-    return max(least, 1 if warps >= 8 * multiprocessors else 2)
+    wanted = PARTS or max(1, padded // 8)
+    return max(padded // 16, min(wanted, padded // 4), 1)
 
 
 def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
     x, delta, rates, B, *_ = inputs
     batch, _, groups, channels = delta.shape
-    padded, parts = _padded(rates.shape[1]), _parts(delta, rates.shape[1])
+    padded, parts = _padded(rates.shape[1]), _parts(rates.shape[1])
     per_warp = 32 // parts
     warps = min(sizes.warps, math.ceil(channels / per_warp))
     block = warps * per_warp  # channels

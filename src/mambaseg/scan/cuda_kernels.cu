@@ -24,7 +24,7 @@ constexpr int PER = STEPS / S;          // steps of a chunk that a lane reads
 constexpr int ROW = 2 * NP;             // B and C of a step
 constexpr int ITEMS = STEPS * ROW;      // B and C of a chunk
 constexpr int SHARE = (ITEMS + THREADS - 1) / THREADS;
-constexpr int AT_ONCE = UNROLL;        // steps, or groups of S steps, that the compiler interleaves
+constexpr int AT_ONCE = UNROLL, SINGLY = UNROLL * S;  // groups of S steps that are compiled together
 constexpr float LN_2 = 0.6931471805599453f;
 constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(STEPS <= 32 && STEPS % S == 0 && (R & (R - 1)) == 0 && Q <= LANES, "sizes");
@@ -109,21 +109,30 @@ template <class T> __device__ __forceinline__ void put(T* to, float v, bool want
   store(to, bits, wanted);
 }
 
-// log(1 + exp(z)) and its derivative, accurate to single precision in both tails.
-__device__ __forceinline__ float softplus(float z, float& slope) {
-  const float w = power_of_2(-fabsf(z) * LOG2_E);  // exp(-|z|), in (0, 1]
+// log(1 + exp(z)) and its derivative, accurate to single precision in both tails; of the steps that a
+// lane weighs, together: one alone would wait for its own results.
+__device__ __forceinline__ void softplus(const float (&z)[PER], float (&sizes)[PER], float (&slopes)[PER]) {
+  float w[PER], s[PER];
+#pragma unroll
+  for (int i = 0; i < PER; i++) w[i] = power_of_2(-fabsf(z[i]) * LOG2_E);  // exp(-|z|), in (0, 1]
   // log(1 + w) = 2 artanh(s) = 2 (s + s^3/3 + s^5/5 + ...) with s = w / (2 + w) <= 1/3
-  const float s = w * inverse(2.0f + w), square = s * s;
-  float series = 2.0f / 15.0f;
-  series = series * square + 2.0f / 13.0f;
-  series = series * square + 2.0f / 11.0f;
-  series = series * square + 2.0f / 9.0f;
-  series = series * square + 2.0f / 7.0f;
-  series = series * square + 2.0f / 5.0f;
-  series = series * square + 2.0f / 3.0f;
-  series = series * square + 2.0f;
-  slope = (z > 0.0f ? 1.0f : w) * inverse(1.0f + w);
-  return (z > 0.0f ? z : 0.0f) + s * series;
+#pragma unroll
+  for (int i = 0; i < PER; i++) s[i] = w[i] * inverse(2.0f + w[i]);
+#pragma unroll
+  for (int i = 0; i < PER; i++) slopes[i] = (z[i] > 0.0f ? 1.0f : w[i]) * inverse(1.0f + w[i]);
+#pragma unroll
+  for (int i = 0; i < PER; i++) {
+    const float square = s[i] * s[i];
+    float series = 2.0f / 15.0f;
+    series = series * square + 2.0f / 13.0f;
+    series = series * square + 2.0f / 11.0f;
+    series = series * square + 2.0f / 9.0f;
+    series = series * square + 2.0f / 7.0f;
+    series = series * square + 2.0f / 5.0f;
+    series = series * square + 2.0f / 3.0f;
+    series = series * square + 2.0f;
+    sizes[i] = (z[i] > 0.0f ? z[i] : 0.0f) + s[i] * series;
+  }
 }
 
 // V numbers that lie side by side in shared memory.
@@ -230,7 +239,7 @@ __shared__ float2 pairs[2][STEPS][CB];               // Δ, u
 __shared__ float tiles[2][ITEMS];                    // B, C of each step
 __shared__ float4 fours[STEPS][CB];                  // Δ, its slope, u, dy
 __shared__ float tile[ITEMS];                        // B, C of each step
-__shared__ float partial[STEPS][WARPS][ROW];         // dB, dC of each warp
+__shared__ float partial[STEPS + 1][WARPS][ROW];     // dB, dC of each warp; the last row is not read
 extern __shared__ float4 kept[];                     // states before each step, [STEPS][Q][THREADS][V]
 
 // ------------------------------------------------------------------ forward
@@ -276,13 +285,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
     const int first = chunk * STEPS;
     float2* inputs = &pairs[chunk & 1][0][self.slot];
     float* tile = tiles[chunk & 1];
+    float z[PER], sizes[PER], slopes[PER];
+#pragma unroll
+    for (int i = 0; i < PER; i++) z[i] = widen(delta_ahead[i]) + shift;
+    softplus(z, sizes, slopes);
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int step = self.part * PER + i;
-      float slope;
-      const float size = softplus(widen(delta_ahead[i]) + shift, slope);
       const bool valid = first + step < length;  // else the states stay as they are
-      inputs[step * CB] = make_float2(valid ? size : 0.0f, valid ? widen(x_ahead[i]) : 0.0f);
+      inputs[step * CB] = make_float2(valid ? sizes[i] : 0.0f, valid ? widen(x_ahead[i]) : 0.0f);
     }
     weights.share(a, tile);
 #pragma unroll
@@ -295,6 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
     const float* b_at = tile + self.part * R;
 #pragma unroll AT_ONCE
     for (int base = 0; base < STEPS; base += S) {
+      const int step = base + self.part, place = __shfl_sync(~0u, here, step);
       float sums[S];
 #pragma unroll
       for (int j = 0; j < S; j++) {
@@ -316,7 +328,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
         sums[j] = sum[0] + sum[1];
       }
       sum_parts(sums, self.lane);
-      const int step = base + self.part, place = __shfl_sync(~0u, here, step);
       put(at(out, place, step_out * (int)sizeof(XT)), sums[0] + weight * inputs[step * CB].y,
           first + step < length);
     }
@@ -325,39 +336,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
 
 // ------------------------------------------------------------------ backward
 
-// Sums R numbers of states over the channels of a warp, each in register order; see the top. What
-// is left is in v[0..LEFT): of states `first`, `first + 1`, ... in lanes that are `writer`.
+// Sums R numbers of states, in register order, over the channels of a warp: see the top. A sum takes
+// LEVELS exchanges, each of which waits for the one before; so that of a step runs while the next
+// step is computed. What is left is in v[0..LEFT), for states side by side, in lanes that are `writer`.
+constexpr int log_2(int n) { return n > 1 ? 1 + log_2(n / 2) : 0; }
+constexpr int LEVELS = log_2(LANES), BY_TURN = log_2(Q), BY_CHOICE = log_2(V);
 constexpr int LEFT = R > LANES ? R / LANES : 1;
-struct Sums {
-  int first;
+struct Sum {
+  float v[R];
+  int to;       // where the sums of the step go, in `partial`
+  float* base;  // where those of row 0 go
   bool writer;
 
-  __device__ __forceinline__ Sums(const Self& self) {
-    first = self.part * R + self.turn * V;
+  __device__ __forceinline__ Sum(const Self& self) {
+    int first = self.part * R + self.turn * V;
     int mask = Q;
 #pragma unroll
     for (int count = V; count > 1 && mask < LANES; count /= 2, mask *= 2)
       first += self.channel & mask ? count / 2 : 0;
     writer = self.channel < mask;
+    base = &partial[0][self.warp][first];
   }
-  static __device__ __forceinline__ void over_channels(float (&v)[R], int lane) {
-    if constexpr (Q >= 4) {
+  __device__ __forceinline__ void take(const float (&values)[R], int row, int n) {
 #pragma unroll
-      for (int i = 0; i < 2 * V; i++) v[i] += __shfl_xor_sync(~0u, v[i + 2 * V], 2);
-    }
-    if constexpr (Q >= 2) {
-#pragma unroll
-      for (int i = 0; i < V; i++) v[i] += __shfl_xor_sync(~0u, v[i + V], 1);
-    }
-    if constexpr (V >= 2 && Q < LANES) halve<V>(v, lane, Q);
-    if constexpr (V >= 4 && 2 * Q < LANES) halve<V / 2>(v, lane, 2 * Q);
-#pragma unroll
-    for (int mask = Q * V; mask < LANES; mask *= 2) v[0] += __shfl_xor_sync(~0u, v[0], mask);
+    for (int r = 0; r < R; r++) v[r] = values[r];
+    to = row * WARPS * ROW + n;
   }
-  __device__ __forceinline__ void keep(float* to, const float (&v)[R]) const {
+  template <int LEVEL> __device__ __forceinline__ void exchange(int lane) {
+    if constexpr (LEVEL < BY_TURN) {
+      constexpr int half = R >> (LEVEL + 1);
+#pragma unroll
+      for (int i = 0; i < half; i++) v[i] += __shfl_xor_sync(~0u, v[i + half], half / V);
+    } else if constexpr (LEVEL < BY_TURN + BY_CHOICE) {
+      halve<(V >> (LEVEL - BY_TURN))>(v, lane, Q << (LEVEL - BY_TURN));
+    } else if constexpr (LEVEL < LEVELS) {
+      v[0] += __shfl_xor_sync(~0u, v[0], Q * V << (LEVEL - BY_TURN - BY_CHOICE));
+    }
+  }
+  // The exchanges that are due while the next step's state of register r is computed.
+  __device__ __forceinline__ void advance(int r, int lane) {
+    if (r == 0 * R / LEVELS) exchange<0>(lane);
+    if (r == 1 * R / LEVELS) exchange<1>(lane);
+    if (r == 2 * R / LEVELS) exchange<2>(lane);
+    if (r == 3 * R / LEVELS) exchange<3>(lane);
+    if (r == 4 * R / LEVELS) exchange<4>(lane);
+  }
+  __device__ __forceinline__ void keep() const {
     if (writer) {
 #pragma unroll
-      for (int i = 0; i < LEFT; i++) to[first + i] = v[i];
+      for (int i = 0; i < LEFT; i++) base[to + i] = v[i];
     }
   }
 };
@@ -365,7 +392,7 @@ struct Sums {
 // STEPS steps at a time from the end: forwards to recompute their states and for dC, then backwards.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(const Arguments a) {
   const Self self(a);
-  const Sums sums(self);
+  Sum sum(self);
   const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
   const XT* x = self.row(a.x, a.at_x) + self.d;
   const XT* d_y = self.row(a.d_y, a.at_d_y) + self.d;
@@ -396,7 +423,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
   int position;
   auto fetch = [&](int chunk) {
     position = self.position(a, chunk * STEPS);
-    chunk = chunk > 0 ? chunk : 0;
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int place = __shfl_sync(~0u, position, self.part * PER + i);
@@ -405,23 +431,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
       delta_ahead[i] = *at(delta, place, a.at_delta.position);
     }
     weights.fetch(a, self, position);
+  };
+  auto fetch_start = [&](int chunk) {
+    const float* start = starts + (long long)(chunk > 0 ? chunk : 0) * NP * a.channels;
 #pragma unroll
-    for (int r = 0; r < R; r++) h_ahead[r] = starts[((long long)chunk * NP + r) * a.channels];
+    for (int r = 0; r < R; r++) h_ahead[r] = start[r * a.channels];
   };
 
   fetch(chunks - 1);
+  fetch_start(chunks - 1);
   for (int chunk = chunks - 1; chunk >= 0; chunk--) {
     const int first = chunk * STEPS, here = position;
     float4* inputs = &fours[0][self.slot];
+    float z[PER], sizes[PER], slopes[PER];
+#pragma unroll
+    for (int i = 0; i < PER; i++) z[i] = widen(delta_ahead[i]) + shift;
+    softplus(z, sizes, slopes);
 #pragma unroll
     for (int i = 0; i < PER; i++) {
       const int step = self.part * PER + i;
-      float slope;
-      const float size = softplus(widen(delta_ahead[i]) + shift, slope);
       const bool valid = first + step < length && self.inside;  // else nothing is added
       const float u = valid ? widen(x_ahead[i]) : 0.0f, out = valid ? widen(d_y_ahead[i]) : 0.0f;
       d_weight += out * u;
-      inputs[step * CB] = make_float4(valid ? size : 0.0f, valid ? slope : 0.0f, u, out);
+      inputs[step * CB] = make_float4(valid ? sizes[i] : 0.0f, valid ? slopes[i] : 0.0f, u, out);
     }
     weights.share(a, tile);
 #pragma unroll
@@ -430,7 +462,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
 
     const float* b_at = tile + self.part * R;
     float* kept_at = reinterpret_cast<float*>(kept) + threadIdx.x * V;
-#pragma unroll AT_ONCE
+    const float none[R] = {};
+    sum.take(none, STEPS, 0);
+#pragma unroll SINGLY
     for (int i = 0; i < STEPS; i++) {
       const float4 input = inputs[i * CB];
       const float inflow = input.x * input.z;
@@ -445,14 +479,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
           const int r = q * V + v;
           h[r] = power_of_2(input.x * rate[r]) * h[r] + inflow * b[v];
           d_c[r] = h[r] * input.w;
+          sum.advance(r, self.lane);
         }
       }
-      Sums::over_channels(d_c, self.lane);
-      sums.keep(partial[i][self.warp] + NP, d_c);
+      sum.keep();
+      sum.take(d_c, i, NP);
     }
 
     fetch(chunk - 1);
     auto reverse = [&](int base, int steps) {  // S steps, those before `steps`
+      const int step = base + self.part, place = __shfl_sync(~0u, here, step);
       float inflows[S], powers[S];
 #pragma unroll
       for (int j = S - 1; j >= 0; j--) {
@@ -461,7 +497,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
         if (i >= steps) continue;
         const float4 input = inputs[i * CB];
         const float inflow = input.x * input.z;
-        float d_b[R], d_inflow = 0.0f, d_size = 0.0f;
+        float d_b[R], d_inflow[2] = {0.0f, 0.0f}, d_power[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int q = 0; q < Q; q++) {
           float b[V], c[V], before[V];
@@ -473,20 +509,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
             const int r = q * V + v;
             d_h[r] += c[v] * input.w;
             d_b[r] = d_h[r] * inflow;
-            d_inflow += d_h[r] * b[v];
+            d_inflow[v % 2] += d_h[r] * b[v];
             d_h[r] *= power_of_2(input.x * rate[r]);
-            const float d_power = d_h[r] * before[v];
-            d_size += d_power * rate[r];
-            d_rate[r] += d_power * input.x;
+            const float power = d_h[r] * before[v];
+            d_power[v % 2] += power * rate[r];
+            d_rate[r] += power * input.x;
+            sum.advance(r, self.lane);
           }
         }
-        Sums::over_channels(d_b, self.lane);
-        sums.keep(partial[i][self.warp], d_b);
-        inflows[j] = d_inflow, powers[j] = d_size;
+        sum.keep();
+        sum.take(d_b, i, 0);
+        inflows[j] = d_inflow[0] + d_inflow[1], powers[j] = d_power[0] + d_power[1];
       }
       sum_parts(inflows, self.lane);
       sum_parts(powers, self.lane);
-      const int step = base + self.part, place = __shfl_sync(~0u, here, step);
       const float4 input = inputs[step * CB];
       const float d_raw = (powers[0] * LN_2 + inflows[0] * input.z) * input.y;
       d_shift += d_raw;
@@ -501,17 +537,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
 #pragma unroll 1
       for (int base = STEPS - S; base >= 0; base -= S) reverse(base, length - first);
     }
+    fetch_start(chunk - 1);  // not before: registers are scarce
+#pragma unroll
+    for (int r = 0; r < R; r++) sum.advance(r, self.lane);
+    sum.keep();
     __syncthreads();
 
 #pragma unroll
     for (int i = 0; i < SHARE; i++) {
       const int item = threadIdx.x + i * THREADS, step = item / ROW, n = item % NP;
       const int place = __shfl_sync(~0u, here, step % 32);
-      float sum = 0.0f;
+      float total = 0.0f;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) sum += partial[step % STEPS][w][item % ROW];
+      for (int w = 0; w < WARPS; w++) total += partial[step % STEPS][w][item % ROW];
       float* d_n = (item % ROW < NP ? a.d_B : a.d_C) + at_n + n;
-      store(at(d_n, place, step_n * 4), sum, item < ITEMS && n < a.states && first + step < length);
+      store(at(d_n, place, step_n * 4), total, item < ITEMS && n < a.states && first + step < length);
     }
   }
 
