@@ -181,7 +181,8 @@ def segment(
     pixel = None if spacing is None else (spacing[1], spacing[2])
     shape = shape or _sides(images[0])
     decided = sum(len(VIEWS[member.views]) for member in members) == 1  # by logits
-    labels, kept = [], []
+    labels: list[Tensor] = []
+    kept: npt.NDArray[np.uint8] | None = None
     with ExitStack() as stack:
         for member in members:
             stack.enter_context(evaluating(member.network))
@@ -209,9 +210,12 @@ def segment(
                 if not decided:
                     labels.append(total.argmax(dim=1).to(torch.uint8))
                 if probabilities:
-                    kept.append((255 * total).round().to(torch.uint8).cpu())
+                    if kept is None:  # once as a whole: it may fill half the memory
+                        kept = np.empty((len(images[0]), *total.shape[1:]), np.uint8)
+                    found = (255 * total).round().to(torch.uint8).cpu()
+                    kept[start : start + count] = found.numpy()
     # outside inference mode: ordinary tensors
-    return Segmentation(torch.cat(labels), torch.cat(kept) if kept else None)
+    return Segmentation(torch.cat(labels), None if kept is None else torch.from_numpy(kept))
 
 
 def _sides(image: Tensor) -> tuple[int, int]:

@@ -229,7 +229,7 @@ class Predictor:
         back = inverse(order)
         return Prediction(
             reordered(np.stack(labels), back, (1, 2, 3)),
-            reordered(np.stack(probabilities), back, (2, 3, 4)) if probabilities else None,
+            reordered(_stacked(probabilities), back, (2, 3, 4)) if probabilities else None,
         )
 
     def _order(self, image: Image) -> tuple[int, int, int]:
@@ -337,6 +337,11 @@ class Predictor:
 
 def _beside(place: Path, ending: str) -> Path:
     return place.with_name(place.name + ending)
+
+
+def _stacked(frames: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """As `np.stack`; a single frame, whose probabilities may be large, is not copied."""
+    return frames[0][None] if len(frames) == 1 else np.stack(frames)
 
 
 def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:

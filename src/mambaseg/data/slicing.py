@@ -62,7 +62,12 @@ def inverse(order: Sequence[int]) -> tuple[int, int, int]:
 
 
 def reordered(array: np.ndarray, order: Sequence[int], spatial: Sequence[int]) -> np.ndarray:
-    """An array whose axes `spatial` (z, y, x) are put into another order; the others stay."""
+    """An array whose axes `spatial` (z, y, x) are put into another order; the others stay.
+
+    In the order that they have it is the array itself.
+    """
+    if tuple(order) == (0, 1, 2):
+        return array
     axes = list(range(array.ndim))
     for place, source in zip(spatial, order, strict=True):
         axes[place] = spatial[source]

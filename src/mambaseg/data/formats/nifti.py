@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,8 +152,15 @@ def to_nifti(
         header.set_intent("label")
     image = nibabel.Nifti1Image(voxels, None, header)
     image.header.set_slope_inter(slope, 0.0)
-    content = image.to_bytes()
-    return gzip.compress(content, compresslevel=6, mtime=0)
+    stream = io.BytesIO()
+    image.header.write_to(stream)  # it knows where the voxels begin by then
+    packer = zlib.compressobj(6, wbits=31)  # as gzip, without name and time
+    blocks = [packer.compress(stream.getvalue().ljust(int(image.header["vox_offset"]), b"\0"))]
+    # Voxels in the file's order, x first; volume by volume, as probabilities may fill the memory.
+    volumes = array[None] if array.ndim == 4 else array.swapaxes(0, 1)  # ([K or 1], T, Z, H, W)
+    for volume in (each for frames in volumes for each in frames):
+        blocks.append(packer.compress(np.ascontiguousarray(volume).data))
+    return b"".join([*blocks, packer.flush()])
 
 
 def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Nifti:
