@@ -146,3 +146,135 @@ def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
         found(tmp_path / "a.mha", tmp_path)[0].read()
     with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
         found(tmp_path / "series", tmp_path)
+
+
+def header_of(path):
+    return path.read_bytes().decode("latin-1")
+
+
+def read_one(path, tmp_path):
+    return found(path, tmp_path)[0].read()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_as_many_voxels_as_the_header_promises(tmp_path, name, compressed, size):
+    image = oblique((9, 12, 4))
+    sitk.WriteImage(image, str(tmp_path / name), compressed)
+    path = tmp_path / name
+    same_as_simpleitk(read_one(path, tmp_path), image, tmp_path)
+    content = path.read_bytes()
+    for line in (b"DimSize = 9 12 ", b"sizes: 9 12 "):
+        content = content.replace(line + b"4", line + str(size).encode())
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        read_one(path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nrrd"])
+def test_a_header_that_gives_no_voxel_size_has_none(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.mhd":
+        sitk.WriteImage(oblique(), str(path))
+        lines = header_of(path).splitlines(keepends=True)
+        gone = ("ElementSpacing", "TransformMatrix", "Offset", "CenterOf", "Anatom")
+        path.write_text("".join(line for line in lines if not line.startswith(gone)))
+    else:
+        voxels = np.arange(24, dtype="<i2").tobytes()
+        head = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 2 3 4\nendian: little\nencoding: raw\n"
+        path.write_bytes(head.encode() + b"\n" + voxels)
+    image = read_one(path, tmp_path)
+    assert image.spacing is None and image.geometry["xyzt_units"] == 0
+
+
+def test_a_flat_image_has_no_thickness(tmp_path):
+    sitk.WriteImage(oblique((9, 12)), str(tmp_path / "a.mha"))
+    image = read_one(tmp_path / "a.mha", tmp_path)
+    assert image.spacing is None and image.frames.shape == (1, 1, 1, 12, 9)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("../a.raw", "outside its folder"),
+        ("/etc/passwd", "outside its folder"),
+        ("LIST\n../a.raw\n", "outside its folder"),
+        ("LIST", "names no voxel file"),
+        ("LIST\nb.raw\n", "b.raw: the file is missing"),
+        ("a%d.raw 1 4 1", "names no voxel file"),
+    ],
+)
+def test_voxels_of_other_files(tmp_path, names, message):
+    sitk.WriteImage(oblique(), str(tmp_path / "a.mhd"))
+    path = tmp_path / "a.mhd"
+    path.write_text(header_of(path).replace("= a.raw", f"= {names}"))
+    with pytest.raises(UserError, match=message):
+        read_one(path, tmp_path)
+    voxels = (tmp_path / "a.raw").read_bytes()
+    nrrd = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 9 12 4\nendian: little\nencoding: raw\n"
+    (tmp_path / "b.nrrd").write_text(f"{nrrd}data file: {names}\n")
+    with pytest.raises(UserError, match=message):
+        read_one(tmp_path / "b.nrrd", tmp_path)
+    (tmp_path / "b.nrrd").write_text(f"{nrrd}data file: a.raw\n")
+    assert read_one(tmp_path / "b.nrrd", tmp_path).frames.tobytes() == voxels
+
+
+def test_a_list_of_slices_is_read(tmp_path):
+    image = oblique()
+    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
+    voxels = (tmp_path / "a.raw").read_bytes()
+    size = len(voxels) // 4
+    for z in range(4):
+        (tmp_path / f"{z}.raw").write_bytes(voxels[z * size : (z + 1) * size])
+    path = tmp_path / "a.mhd"
+    path.write_text(header_of(path).replace("= a.raw", "= LIST\n0.raw\n1.raw\n2.raw\n3.raw\n"))
+    same_as_simpleitk(read_one(path, tmp_path), image, tmp_path)
+    (tmp_path / "2.raw").write_bytes(voxels[:-2])
+    with pytest.raises(UserError, match="promises"):
+        read_one(path, tmp_path)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    ("space", "to_ras"),
+    [
+        ("right-anterior-superior", (1, 1, 1)),
+        ("left-anterior-superior", (-1, 1, 1)),
+        ("left-posterior-superior", (-1, -1, 1)),
+    ],
+)
+def test_a_nrrd_lies_where_its_space_says(tmp_path, space, to_ras, big):
+    voxels = np.random.default_rng(0).integers(0, 900, (4, 3, 2)).astype(">i2" if big else "<i2")
+    axes = np.array([[0, 1.5, 0], [1.25, 0, 0], [0, 0, -8.0]])  # of x, y, z
+    text = (
+        f"NRRD0004\ntype: int16\ndimension: 3\nspace: {space}\nsizes: 2 3 4\n"
+        "space directions: (0,1.5,0) (1.25,0,0) (0,0,-8)\nkinds: domain domain domain\n"
+        f"endian: {'big' if big else 'little'}\nencoding: raw\nspace origin: (10,-20,30)\n\n"
+    )
+    (tmp_path / "a.nrrd").write_bytes(text.encode() + voxels.tobytes())
+    image = read_one(tmp_path / "a.nrrd", tmp_path)
+    assert np.array_equal(image.frames[0, :, 0], voxels) and image.spacing == (8.0, 1.25, 1.5)
+    rows = np.array([image.geometry[name] for name in ("srow_x", "srow_y", "srow_z")])
+    np.testing.assert_allclose(rows[:, :3], (axes * to_ras).T, atol=1e-6)
+    np.testing.assert_allclose(rows[:, 3], np.array([10, -20, 30]) * to_ras, atol=1e-6)
+    for old, new, message in [
+        ("space directions: (0,1.5,0)", "space directions: (0.4,1.5,0)", "sheared"),
+        ("space origin", 'space units: "m" "m" "m"\nspace origin', '"m"'),
+    ]:
+        (tmp_path / "a.nrrd").write_bytes(text.replace(old, new).encode() + voxels.tobytes())
+        with pytest.raises(UserError, match=message):
+            read_one(tmp_path / "a.nrrd", tmp_path)
+
+
+def test_a_meta_image_of_big_endian_and_of_another_unit(tmp_path):
+    image = oblique()
+    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
+    path = tmp_path / "a.mhd"
+    voxels = np.frombuffer((tmp_path / "a.raw").read_bytes(), "<i2")
+    (tmp_path / "a.raw").write_bytes(voxels.astype(">i2").tobytes())
+    path.write_text(header_of(path).replace("MSB = False", "MSB = True"))
+    same_as_simpleitk(read_one(path, tmp_path), image, tmp_path)
+    path.write_text(header_of(path).replace("NDims", "DistanceUnits = um\nNDims", 1))
+    with pytest.raises(UserError, match="voxel size is in um"):
+        read_one(path, tmp_path)

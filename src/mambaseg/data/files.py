@@ -20,6 +20,7 @@ _HEADER_BYTES = 2**16
 _VOXELS = re.compile(r"(?:ElementDataFile\s*=|data ?file:)(.*)", re.IGNORECASE)
 MAX_VOXELS = 2**28  # 512 × 512 × 1024; 1 GiB as float32
 MAX_ITEM_BYTES = 8  # float64
+LEVELS = 256  # steps of float32's rounding that the grey values of an image must span
 MAX_FILE_BYTES = MAX_VOXELS * MAX_ITEM_BYTES + 2**24  # and what comes before the voxels
 
 
@@ -123,6 +124,39 @@ def check_array(
             path,
             "Use a grey-scale image or a label map of whole numbers, at most 64 bits per voxel.",
         )
+
+
+def check_grey_values(path: Path, array: np.ndarray) -> None:
+    """Make sure that float32, in which images are computed with, tells grey values apart.
+
+    An array that holds NaN or infinity is left for others to reject.
+
+    Raises:
+        UserError: values beyond its range, or so close together that its rounding would show.
+    """
+    if not array.size or array.dtype.itemsize < 4 or array.dtype == np.float32:
+        return  # exact
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        return
+    with np.errstate(over="ignore"):
+        step = float(np.spacing(np.float32(max(abs(low), abs(high)))))  # NaN beyond the range
+    if not (high - low >= LEVELS * step or (low == high and np.isfinite(step))):
+        raise DataError(
+            f"the grey values ({low:g} to {high:g}) cannot be told apart as 32-bit floats",
+            path,
+            "Rescale them, such as to 0..1000, and save the image again.",
+        )
+
+
+def as_float32(path: Path, array: np.ndarray) -> np.ndarray:
+    """Grey values as float32.
+
+    Raises:
+        UserError: see `check_grey_values`.
+    """
+    check_grey_values(path, array)
+    return array.astype(np.float32, copy=False)
 
 
 def unlisted(folder: Path, error: OSError) -> DataError:

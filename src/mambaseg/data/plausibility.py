@@ -24,7 +24,6 @@ def remarks(volume: Volume) -> Iterator[str]:
         yield f"the image holds two values only ({image.min():g} and {image.max():g})"
     if label is not None and not label.any():
         yield "the label is background everywhere"
-    yield from _affine_remarks(volume)
 
 
 def cardiac_remarks(volume: Volume, num_classes: int) -> Iterator[str]:
@@ -62,18 +61,6 @@ def enclosed_share(label: np.ndarray) -> float | None:
             sides += int(np.count_nonzero(beyond != LEFT_VENTRICLE))
             enclosed += int(np.count_nonzero(beyond == MYOCARDIUM))
     return enclosed / sides if sides else None
-
-
-def _affine_remarks(volume: Volume) -> Iterator[str]:
-    """The affine tells the same voxel size."""
-    if volume.spacing is None or volume.affine is None:
-        return
-    lengths = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    ratio = lengths / np.array(volume.spacing[::-1])
-    # The affine is in the header's unit, which may be metres or microns.
-    if not any(np.allclose(ratio, unit, rtol=0.01) for unit in (1.0, 0.001, 1000.0)):
-        ours, theirs = _shown(volume.spacing), _shown(lengths[::-1])
-        yield f"voxel size {ours} mm, but {theirs} by the header's affine (z, y, x)"
 
 
 def _shown(sides: Iterable[float]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import DataError
+from mambaseg.data.files import check_grey_values
 from mambaseg.data.fingerprint import content_digest
 from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import read_frames
@@ -74,7 +75,7 @@ class Source:
 
         Raises:
             UserError: it cannot be read, has colours where one channel is asked for, or voxels
-                that are not finite.
+                that are not finite or that float32 cannot tell apart.
         """
         image = self._read(1 if self.further else channels)
         for path in self.further:
@@ -89,6 +90,7 @@ class Source:
                 self.path,
                 "Export the image again without them.",
             )
+        check_grey_values(self.path, image.frames)
         return image
 
     def _read(self, channels: int) -> Image:

@@ -15,11 +15,12 @@ import numpy as np
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_array, check_file
 from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.nifti import geometry_on, voxel_size
+from mambaseg.data.formats.nifti import check_affine, geometry_on, voxel_size
 from mambaseg.errors import UserError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes of the patient, and NIfTI's
 _MAX_HEADER = 2**20  # bytes
+_FILES = ("elementdatafile", "data file", "datafile")
 _SIZES = ("elementspacing", "elementsize", "spacings", "space directions")
 _UNITS = ("distanceunits", "space units", "units")
 _SKIPS = ("headersize", "byte skip", "line skip")  # voxels that do not begin with their file
@@ -86,7 +87,7 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 class _Header(NamedTuple):
-    """The text of a header: fields, keys in lower case; the lines after the last; its bytes."""
+    """The text of a header: fields, keys in lower case; the words after it; its bytes."""
 
     fields: dict[str, str]
     rest: list[str]
@@ -94,29 +95,28 @@ class _Header(NamedTuple):
 
 
 def _text_header(path: Path) -> _Header:
-    """MetaImage's end with the field ElementDataFile, NRRD's with an empty line."""
+    """MetaImage's end with ElementDataFile, NRRD's with an empty line or a list of files."""
     with path.open("rb") as file:
         content = file.read(_MAX_HEADER)
+    nrrd = path.suffix.lower() == ".nrrd"
     fields: dict[str, str] = {}
     length = 0
     for line in content.splitlines(keepends=True):
         length += len(line)
-        text = line.decode("latin-1").strip()
-        if not text and path.suffix.lower() == ".nrrd":
+        key, _, value = line.decode("latin-1").strip().partition(":" if nrrd else "=")
+        key, value = key.strip().lower(), value.strip()
+        if nrrd and not key:
             break
-        key, _, value = text.partition("=" if path.suffix.lower() != ".nrrd" else ":")
-        fields[key.strip().lower()] = value.strip()
-        if "elementdatafile" in fields:
+        fields[key] = value
+        if key in _FILES and (not nrrd or value.upper().startswith("LIST")):
             break
-    rest = content[length:].decode("latin-1").split() if len(content) < _MAX_HEADER else []
-    return _Header(fields, rest, length)
+    return _Header(fields, content[length:].decode("latin-1").split(), length)
 
 
 def _voxel_files(path: Path, header: _Header) -> list[Path]:
     """The files that hold the voxels, of which ITK would open any that the header names."""
     fields = header.fields
-    name = next((fields[key] for key in ("elementdatafile", "data file", "datafile")
-                 if key in fields), "LOCAL")  # fmt: skip
+    name = next((fields[key] for key in _FILES if key in fields), "LOCAL")
     if name.upper() == "LOCAL":
         return [path]
     names = header.rest if name.upper().startswith("LIST") else [name]
@@ -182,6 +182,7 @@ def _as_image(path: Path, image: Any, *, in_mm: bool) -> Image:
     affine[:3, :3] = _LPS_TO_RAS @ axes @ np.diag(sides)
     affine[:3, 3] = _LPS_TO_RAS @ origin
     spacing = voxel_size(path, sides[::-1].tolist())
+    check_affine(path, affine, sides.tolist())
     known = spacing if in_mm and given == 3 else None
     time = image.GetSpacing()[3] if dimension == 4 else None
     return Image(array[:, :, None], known, geometry_on(array.shape, affine, known, time=time))

@@ -17,6 +17,7 @@ from mambaseg.data.files import AGAIN, check_array, check_file
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 SPACING_MM = (0.01, 100.0)  # beyond these it is no scan of a body
+MAX_COSINE = 0.01  # between two axes of a rectangular grid
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 348
 MAX_OFFSET = 2**24  # bytes before the voxels: header and extensions
@@ -74,7 +75,7 @@ def read_frames(path: Path) -> Frames:
     image = _load(path, dimensions=(3, 4))
     array = _voxels(path, image)
     array = array[None] if array.ndim == 3 else array
-    _check_affine(path, np.asarray(image.affine))
+    check_affine(path, np.asarray(image.affine), _distances(image.header))
     return Frames(array, _spacing_mm(image.header), geometry_of(image.header))
 
 
@@ -182,7 +183,7 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Nifti:
     array = _voxels(path, image)
     spacing = _spacing_mm(image.header)
     affine = np.asarray(image.affine)
-    _check_affine(path, affine)
+    check_affine(path, affine, _distances(image.header))
     import nibabel
 
     orientation = "".join(nibabel.aff2axcodes(affine)) if spacing is not None else None
@@ -276,19 +277,44 @@ def _spacing_mm(header: Any) -> tuple[float, float, float] | None:
     return zooms[2] * factor, zooms[1] * factor, zooms[0] * factor
 
 
-def _check_affine(path: Path, affine: np.ndarray) -> None:
-    """The affine is finite, and its axes are three different directions."""
+def _distances(header: Any) -> list[float]:
+    """The zooms (x, y, z), NaN along an axis of one voxel, where there is no distance."""
+    zooms, shape = header.get_zooms()[:3], header.get_data_shape()[:3]
+    return [float(zoom) if size > 1 else np.nan for zoom, size in zip(zooms, shape, strict=True)]
+
+
+def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None:
+    """Make sure that an affine is that of a rectangular grid with this voxel size.
+
+    Args:
+        path: of the file.
+        affine: 4x4.
+        sides: of a voxel (x, y, z), in the unit of the affine; NaN where there is no distance.
+
+    Raises:
+        UserError: it is singular or not finite, its axes are not at right angles (0.5 degrees are
+            let pass), or their lengths are other than `sides` by more than 1 %.
+    """
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
-    if np.isfinite(affine).all() and lengths.all():
-        volume = abs(np.linalg.det(axes / lengths))
-        if volume > 1e-3:
-            return
-    raise DataError(
-        f"the header's affine is singular or not finite ({axes.tolist()})",
-        path,
-        "Export the file again with a valid orientation (sform or qform).",
-    )
+    remedy = "Export the file again with a valid orientation (sform or qform)."
+    if not (np.isfinite(affine).all() and lengths.all()):
+        problem = f"the header's affine is singular or not finite ({axes.tolist()})"
+        raise DataError(problem, path, remedy)
+    angles = (axes / lengths).T @ (axes / lengths) - np.eye(3)
+    if np.abs(angles).max() > MAX_COSINE:
+        off = np.degrees(np.arcsin(min(1.0, np.abs(angles).max())))
+        raise DataError(
+            f"the header's axes are {off:.2g} degrees off right angles: the voxels are sheared",
+            path, "Resample the image to a rectangular grid.",
+        )  # fmt: skip
+    wrong = np.abs(lengths / sides - 1) > 0.01  # False for NaN
+    if wrong.any():
+        given, shown = (", ".join(f"{x:g}" for x in some) for some in (sides, lengths))
+        raise DataError(
+            f"the header contradicts itself: the voxel size is ({given}) (x, y, z), and ({shown}) "
+            "by its affine", path, "Write the true one into both, or export the file again.",
+        )  # fmt: skip
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.data.case import DataError
-from mambaseg.data.files import AGAIN, check_array, check_file
+from mambaseg.data.files import check_array, check_file
 from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import geometry_on
 
@@ -25,6 +25,8 @@ _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I
          "F": np.float32}  # fmt: skip
 _COLOUR = ("P", "LA", "RGB", "RGBA")
 _ORIENTATION = 274  # EXIF's and TIFF's tag
+_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF's
+_BLACK_IS_0 = "Save it with black as 0 (photometric interpretation BlackIsZero)."
 _LOSSY = ("JPEG", "MPO")  # MPO is a JPEG of several; the first is the picture
 _CHROMA = 16  # what JPEG makes of grey: channels that differ by less are equal
 
@@ -57,11 +59,11 @@ def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
         UserError: missing, damaged, too large, of several pages, transparent, or coloured where
             one channel is asked for.
     """
-    with _opened(path) as picture:
+    with _opened(path) as (picture, stored):
         coloured = picture.mode in _COLOUR
         pixels = np.asarray(picture.convert("RGBA") if coloured else picture)
     if not coloured:
-        pixels = pixels.astype(_GREY[picture.mode])
+        pixels = _numbers(picture, stored, pixels)
         if pixels.dtype == np.uint16:
             pixels = pixels.astype(np.float32) / np.float32(257)
         elif picture.mode == "1":
@@ -93,11 +95,16 @@ def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
         UserError: missing, damaged, too large, of several pages, transparent, or coloured other
             than by a palette.
     """
-    with _opened(path) as picture:
+    with _opened(path) as (picture, stored):
         lossy = picture.format in _LOSSY
         if picture.mode in _GREY or picture.mode == "P":
-            numbers = np.asarray(picture)
-            return numbers.astype(_GREY.get(picture.mode, np.uint8)), lossy
+            if _tag(picture, _PHOTOMETRIC, 1) == 0 and picture.mode != "1":
+                problem = "the mask is stored with white as 0: its numbers are not what it shows"
+                raise DataError(problem, path, _BLACK_IS_0)
+            return _numbers(picture, stored, np.asarray(picture)), lossy
+        if "16" in stored:
+            problem = "the mask has colours of 16 bits, of which numbers below 256 are lost"
+            raise DataError(problem, path, "Save it with the numbers of the classes as grey.")
         pixels = np.asarray(picture.convert("RGBA"))
     _require_opaque(path, pixels)
     spread = np.ptp(pixels[..., :3].astype(np.int16), axis=-1).max(initial=0)
@@ -108,6 +115,44 @@ def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
             "Save it with the numbers of the classes as grey values, or as a palette picture.",
         )
     return pixels[..., 0], lossy
+
+
+def _numbers(picture: Any, stored: str, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Grey pixels, or indices of a palette, in the data type that their file has."""
+    if stored.startswith("I;16") and not stored.endswith("S"):  # older Pillows widen them
+        return pixels.astype(np.uint16)
+    pixels = pixels.astype(_GREY.get(picture.mode, np.uint8))
+    unsigned = picture.format == "TIFF" and _tag(picture, _SAMPLE_FORMAT, 1) == 1
+    if pixels.dtype == np.int32 and unsigned and (pixels < 0).any():  # Pillow lets them overflow
+        return pixels.view(np.uint32).astype(np.float32)
+    return pixels
+
+
+def _stored(picture: Any) -> str:
+    """Pillow's name of how the pixels are stored, which it forgets when it loads them."""
+    arguments = picture.tile[0][3] if picture.tile else ""
+    return str(arguments if isinstance(arguments, str) or not arguments else arguments[0])
+
+
+def _tag(picture: Any, number: int, default: int) -> int:
+    """The first value of a TIFF tag; the default for other formats."""
+    value = getattr(picture, "tag_v2", {}).get(number, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _check_samples(path: Path, picture: Any) -> None:
+    """Refuse what Pillow shows other than it is stored."""
+    bits, planes = _tag(picture, _BITS, 8), _tag(picture, _PLANAR, 1)
+    if _tag(picture, _PHOTOMETRIC, 1) == 0 and picture.mode not in ("1", "L"):
+        problem = f"the picture has {bits} bits with white as 0"
+        raise DataError(problem, path, _BLACK_IS_0)
+    if bits == 8 and _tag(picture, _SAMPLE_FORMAT, 1) == 2:
+        raise DataError("the picture has signed bytes", path, "Save it with 16 bits per pixel.")
+    if bits == 16 and planes == 2:
+        problem = "the picture has colours of 16 bits in planes"
+        raise DataError(problem, path, "Save it with colours pixel by pixel, or with 8 bits.")
+    if "transparency" in picture.info and picture.mode in _GREY:
+        raise DataError("the picture is transparent", path, "Save it without transparency.")
 
 
 def orientation_of(path: Path) -> int:
@@ -167,8 +212,10 @@ def label_picture(labels: npt.NDArray[np.uint8]) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A picture as Pillow has it, turned as it is shown; what goes wrong while it is open is its.
+def _opened(path: Path) -> Iterator[tuple[Any, str]]:
+    """A picture as Pillow has it, turned as it is shown, and how its pixels are stored.
+
+    What goes wrong while it is open is the file's fault.
 
     Raises:
         UserError: it is none that can be used.
@@ -189,14 +236,17 @@ def _opened(path: Path) -> Iterator[Any]:
             if pages > 1 and picture.format not in _LOSSY:
                 problem = f"the file holds {pages} pages"
                 raise DataError(problem, path, "Save one picture per file, or the stack as NIfTI.")
+            _check_samples(path, picture)
+            stored = _stored(picture)
             ImageOps.exif_transpose(picture, in_place=True)
-            yield picture
+            yield picture, stored
     except DataError:
         raise
     except Exception as error:  # foreign bytes make Pillow raise nearly anything
         kinds = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
         problem = f"not a readable {kinds} picture ({type(error).__name__})"
-        raise DataError(problem, path, AGAIN) from error
+        remedy = "Get the file again, or save it as PNG or TIFF, grey or RGB, of 8 or 16 bits."
+        raise DataError(problem, path, remedy) from error
 
 
 def _require_opaque(path: Path, pixels: npt.NDArray[np.uint8]) -> None:

@@ -15,10 +15,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import unlisted
+from mambaseg.data.files import as_float32, unlisted
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.formats.volumes import check_same_geometry
 from mambaseg.data.problems import cases_or_first_problem
@@ -211,6 +209,5 @@ def read_official(case: Case) -> Volume:
         label_file = read_nifti(case.label_path)
         check_same_geometry(case, image, label_file, case.label_path)
         label = as_label(label_file.array, case.label_path)
-    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
-        array = image.array.astype(np.float32)
+    array = as_float32(case.image_path, image.array)
     return Volume(array[:, None], label, image.spacing, image.affine, image.orientation)

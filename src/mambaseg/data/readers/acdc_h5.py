@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import AGAIN, check_array, check_file
+from mambaseg.data.files import AGAIN, as_float32, check_array, check_file
 
 # SSL4MIS (and Mamba-UNet) and WSL4MIS; "" is one of these folders given as root itself.
 FOLDERS = ("data", "ACDC_training_volumes", "")
@@ -96,8 +96,7 @@ def read_h5(case: Case) -> Volume:
     except Exception as error:  # h5py raises OSError, RuntimeError, ... on damaged files
         problem = f"not a readable h5 file ({type(error).__name__}: {error})"
         raise DataError(problem, path, AGAIN) from error
-    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
-        image = content["image"].astype(np.float32, copy=False)
+    image = as_float32(path, content["image"])
     return Volume(image[:, None], as_label(content["label"], path))
 
 

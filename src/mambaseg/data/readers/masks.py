@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
+from mambaseg.data.files import as_float32
 from mambaseg.data.formats.pictures import (
     orientation_of,
     read_mask,
@@ -43,7 +44,7 @@ def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None
     """
     image = read_pixels(case.image_path, channels)
     label = _read_label(case, masks, image.shape[1:])
-    image = reduced(image, longest_side).astype(np.float32)
+    image = as_float32(case.image_path, reduced(image, longest_side))
     return Volume(image[None], reduced_labels(label, longest_side)[None])
 
 

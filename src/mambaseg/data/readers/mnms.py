@@ -14,10 +14,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import unlisted
+from mambaseg.data.files import as_float32, unlisted
 from mambaseg.data.formats.volumes import check_same_geometry, read_volume
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.foreign import ForeignFileError, read_table
@@ -127,6 +125,6 @@ def read_frame(case: Case, *, frame: int) -> Volume:
         if frame >= found.image.shape[1]:
             problem = f"has {found.image.shape[1]} frames; {case.phase} is said to be {frame}"
             raise DataError(problem, path, "Frames count from 0: correct the list of subjects.")
-    array = image.image[:, frame : frame + 1].astype(np.float32)
+    array = as_float32(case.image_path, image.image[:, frame : frame + 1])
     numbers = as_label(label.image[:, frame], case.label_path)
     return Volume(array, numbers, image.spacing, image.affine, image.orientation)

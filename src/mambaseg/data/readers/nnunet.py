@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import unlisted
+from mambaseg.data.files import as_float32, unlisted
 from mambaseg.data.formats.images import CHANNEL, PICTURES
 from mambaseg.data.formats.volumes import check_same_geometry, read_label, read_volume
 from mambaseg.data.patients import with_patients
@@ -197,7 +197,8 @@ def read(case: Case, *, channels: int = 1) -> Volume:
             problem = f"the channel has shape {one.image.shape}, the first one {image.image.shape}"
             raise DataError(f"{problem} (z, channel, y, x)", path, "Resample it onto the first.")
         check_same_geometry(case, image, one, path)
-    array = np.concatenate([image.image, *(one.image for one in others)], axis=1)
+    grey = [as_float32(path, one.image) for path, one in zip(paths, (image, *others), strict=True)]
+    array = np.concatenate(grey, axis=1)
     label = None
     if case.label_path is not None:
         file = read_label(case.label_path)
@@ -206,8 +207,6 @@ def read(case: Case, *, channels: int = 1) -> Volume:
             raise DataError(problem, case.label_path, "A label has one number per voxel.")
         check_same_geometry(case, image, file, case.label_path)
         label = as_label(file.image[:, 0], case.label_path)
-    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is rejected
-        array = array.astype(np.float32)
     return Volume(array, label, image.spacing, image.affine, image.orientation)
 
 

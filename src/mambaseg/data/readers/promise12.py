@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import unlisted
+from mambaseg.data.files import as_float32, unlisted
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc_h5 import read_h5
 
@@ -110,7 +110,7 @@ def read_mhd(case: Case) -> Volume:
     from mambaseg.data.formats.itk import read_file
 
     image = read_file(case.image_path)
-    array = image.frames[0].astype(np.float32)
+    array = as_float32(case.image_path, image.frames[0])
     if case.label_path is None:
         return Volume(array, None, image.spacing)
     label = read_file(case.label_path)

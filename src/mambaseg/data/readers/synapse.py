@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import check_file, unlisted
+from mambaseg.data.files import as_float32, check_file, unlisted
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc import read_official
 from mambaseg.data.readers.acdc_h5 import read_h5
@@ -120,9 +120,9 @@ def read_slices(case: Case) -> Volume:
         if len(shapes) > 1:
             shown = " and ".join(map(str, sorted(shapes)))
             raise DataError(f"slices and labels of {case.id} have shapes {shown}", path, _PAIRED)
-        images.append(arrays["image"].astype(np.float32))
+        images.append(arrays["image"])
         labels.append(as_label(arrays["label"], path))
-    return Volume(np.stack(images)[:, None], np.stack(labels))
+    return Volume(as_float32(case.image_path, np.stack(images))[:, None], np.stack(labels))
 
 
 def organ_remarks(class_names: Iterable[str], voxels: Mapping[str, float]) -> list[str]:
