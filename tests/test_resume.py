@@ -28,7 +28,12 @@ NETWORKS = {
     "unet": ["model=unet"],
     "swin_unet": ["model=swin_unet", "model.embed_dim=24", "model.depths=[1,1,1,1]"],
     "mamba_unet": ["model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]"],
-}
+    "one cycle": [  # of rate and momentum, warm-up included; two micro-batches per step
+        "model=unet", "trainer.accumulate_grad_batches=2", "~optim.scheduler.total_iters",
+        "~optim.scheduler.power", "optim.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
+        "+optim.scheduler.max_lr=0.05", "+optim.scheduler.total_steps=8",
+    ],
+}  # fmt: skip
 
 
 def go(words):
@@ -84,7 +89,7 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize(
     ("network", "step"),  # amid two validations, and right after one
-    [("unet", 5), ("unet", 6), ("swin_unet", 5), ("mamba_unet", 5)],
+    [("unet", 5), ("unet", 6), ("swin_unet", 5), ("mamba_unet", 5), ("one cycle", 5)],
 )
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     network, step, small_run, tmp_path, monkeypatch
