@@ -76,6 +76,15 @@ def test_every_score_that_a_task_says_it_logs_is_logged(made, phantom_root):
     )
 
 
+def test_another_checkpoint_callback_before_ours_changes_nothing(made, tmp_path):
+    other = f"{{_target_: lightning.pytorch.callbacks.ModelCheckpoint, dirpath: {tmp_path / 'x'}}}"
+    ours = ("{_target_: mambaseg.checkpoints.Checkpoints, folder: '${run_dir}/checkpoints', "
+            "monitor: val/dice}")  # fmt: skip
+    run = made("~callbacks.checkpoint", f"+callbacks.other={other}", f"+callbacks.states={ours}")
+    assert list((tmp_path / "x").iterdir()) and run.score == run.folder.record["val_dice"] > 0
+    assert made().folder.path == run.folder.path
+
+
 def test_the_averaged_weights_of_best_are_tested(made, monkeypatch):
     """Not those of its last step, which Lightning's callback puts in their place."""
     scores_are(monkeypatch, [0.5, 0.4])

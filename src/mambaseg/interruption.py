@@ -91,9 +91,9 @@ class Interruption(Callback):
         asked = self._received is not None
         if not trainer.strategy.reduce_boolean_decision(asked, all=False):
             return
-        checkpoints = trainer.checkpoint_callback
-        if isinstance(checkpoints, Checkpoints) and trainer.global_step:
-            checkpoints.save(trainer)
+        states = [one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints)]
+        if states and trainer.global_step:
+            states[0].save(trainer)
             log.warning("%d steps are saved; the same command goes on from there",
                         trainer.global_step)  # fmt: skip
         number, self._received = self._received, None

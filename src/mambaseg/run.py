@@ -201,9 +201,8 @@ class Run:
         if self._ended:  # nothing is left of a training that was stopped early
             self.trainer.fit_loop.epoch_loop.max_steps = self.step
         self.trainer.fit(self.task, datamodule=self.data, ckpt_path=last, weights_only=True)
-        checkpoints = self.trainer.checkpoint_callback
-        if isinstance(checkpoints, Checkpoints):
-            self.score = checkpoints.best_score
+        states = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
+        self.score = states.best_score
         if self.main:
             self.folder.update(**{self._score_name: self.score})
         steps, planned = self.trainer.global_step, self.config["data"]["steps"]
