@@ -453,6 +453,9 @@ def test_the_command_predicts_and_its_status_tells_of_failures(
     words = [f"run={checkpoint}", f"input='{tmp_path}/*.nii.gz'", f"output={tmp_path}/out"]
     command(monkeypatch, *words, "device=cpu", "batch_size=2")
     assert (tmp_path / "out" / "in a.nii.gz").is_file()
+    said = capsys.readouterr().out
+    assert "share of the voxels: background " in said and ", LV " in said
+    assert "numbers 0..3, which look black" in said and "nothing but background" not in said
     (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, *words, "device=cpu")

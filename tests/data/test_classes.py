@@ -5,7 +5,8 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mambaseg.data.classes import check_class_names, require_same_classes
+from mambaseg.build import build
+from mambaseg.data.classes import check_class_names, require_same_classes, sides_of_one
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 
@@ -61,3 +62,22 @@ def test_the_mapping_that_is_offered_gives_the_networks_order(network, data, lab
         # the background keeps its place whatever it is called
         assert network[cfg.data.label_map[value]] == data[index] or index == 0
     require_same_classes(network, cfg.data.class_names, label_map=None, checkpoint="best.ckpt")
+
+
+@pytest.mark.parametrize(("names", "pairs"), [
+    (["background", "left kidney", "spleen", "right kidney"], [("left kidney", "right kidney")]),
+    (["b", "lung_L", "lung_R", "R-eye", "L-eye"], [("lung_L", "lung_R"), ("R-eye", "L-eye")]),
+    (["b", "AtriumLeft", "AtriumRight"], [("AtriumLeft", "AtriumRight")]),
+    (["background", "RV", "MYO", "LV"], []), (["b", "left lung", "bright"], []),
+])  # fmt: skip
+def test_sides_of_one_structure_are_found_by_their_names(names, pairs):
+    assert sides_of_one(names) == pairs
+
+
+@pytest.mark.parametrize(("augmentation", "said"), [("paper", True), ("none", False)])
+def test_a_training_that_mirrors_sides_is_told_so(small_run, caplog, augmentation, said):
+    words = [*small_run, "model=unet", f"data.augmentation={augmentation}", "logger=csv",
+             "data.class_names=[background,left atrium,MYO,right atrium]"]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        build(compose("config", overrides=words))
+    assert ("cannot tell left atrium and right atrium apart by the side" in caplog.text) == said

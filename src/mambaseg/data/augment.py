@@ -77,6 +77,11 @@ class Augmentation:
                 f"unknown augmentation {self.preset!r}: choose one of none, paper, modern"
             )
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether images are mirrored."""
+        return self.preset != "none"
+
     def draw(
         self,
         step: int,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from mambaseg.errors import UserError
 
 _PLAIN = re.compile(r"[A-Za-z_][\w +-]*")
+_SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])")
 _NOT_TEXT = ("null", "true", "false", "nan", "inf")  # to Hydra
 
 
@@ -72,6 +73,15 @@ def require_same_classes(
         f"labels into the network's order: {_override('class_names', _listed(network))} "
         f"{_override('label_map', '{' + mapping + '}')}"
     )
+
+
+def sides_of_one(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ by left and right only: `left kidney`, `right kidney`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if (neutral := _SIDE.sub("*", name.casefold())) != name.casefold():
+            found.setdefault(neutral, []).append(name)
+    return [(pair[0], pair[1]) for pair in found.values() if len(pair) == 2]
 
 
 def _same(name: str) -> str:

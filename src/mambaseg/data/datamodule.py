@@ -13,7 +13,7 @@ import torch
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case, checked_label_map
-from mambaseg.data.classes import check_class_names
+from mambaseg.data.classes import check_class_names, sides_of_one
 from mambaseg.data.device_slices import DeviceSlices, fits
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
 from mambaseg.data.foreground import require_foreground
@@ -206,6 +206,12 @@ class SegmentationDataModule(StepDataModule):
             log.warning(
                 "names begin or end alike (%s); each case counts as a patient. If a patient has "
                 "several, add %s", ", ".join(alike.examples), alike.override,
+            )  # fmt: skip
+        if self.augmentation.mirrors and (pairs := sides_of_one(self.class_names)):
+            log.warning(
+                "data.augmentation=%s mirrors images and keeps their labels, so a network cannot "
+                "tell %s apart by the side; data.augmentation=none does not mirror",
+                self.augmentation.preset, ", ".join(" and ".join(pair) for pair in pairs),
             )  # fmt: skip
         for part, counts in self.counts.items():
             log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
