@@ -88,14 +88,16 @@ def test_the_voxels_beside_a_header_belong_to_the_image(checkpoint, tmp_path):
         assert source.digest() != before
     header = tmp_path / "list.mhd"
     header.write_text("NDims = 3\nElementDataFile = LIST\na.raw\nb.raw\n")
-    (tmp_path / "a.raw").write_bytes(b"1")
+    for name in "ab":
+        (tmp_path / f"{name}.raw").write_bytes(b"1")
     before = content_digest([header], "list")
     (tmp_path / "b.raw").write_bytes(b"2")
     assert content_digest([header], "list") != before
-    header.write_text("NDims = 3\nElementDataFile = %c.raw 1 2 1\n".replace("%c", "s%03d"))
-    before = content_digest([header], "numbered")
-    (tmp_path / "s001.raw").write_bytes(b"2")
-    assert content_digest([header], "numbered") != before
+    (tmp_path / "b.raw").unlink()
+    for names in ("LIST\na.raw\nb.raw", "../a.raw", "s%03d.raw 1 2 1"):
+        header.write_text(f"NDims = 3\nElementDataFile = {names}\n")
+        with pytest.raises(UserError):
+            content_digest([header], "list")
 
 
 def test_label_maps_that_this_program_did_not_make_are_never_replaced(checkpoint, tmp_path):

@@ -6,7 +6,6 @@ HDF5 can claim more voxels than any machine holds. All of this is found before a
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ import numpy as np
 from mambaseg.data.case import DataError
 
 AGAIN = "The download or copy was probably cut off: get the file again."
-_HEADER_BYTES = 2**16
-_VOXELS = re.compile(r"(?:ElementDataFile\s*=|data ?file:)(.*)", re.IGNORECASE)
 MAX_VOXELS = 2**28  # 512 × 512 × 1024; 1 GiB as float32
 MAX_ITEM_BYTES = 8  # float64
 LEVELS = 256  # steps of float32's rounding that the grey values of an image must span
@@ -52,30 +49,6 @@ def check_file(path: Path) -> None:
         size = f"{status.st_size / 2**30:.1f} GiB"
         problem = f"the file has {size}; at most {MAX_FILE_BYTES / 2**30:.1f} GiB are read"
         raise DataError(problem, path, "Use the file of one frame.")
-
-
-def detached(path: Path) -> tuple[Path, ...]:
-    """The files in which the voxels of a MetaImage or NRRD header lie; none where they follow it.
-
-    Those that are missing are left out: the reader says so.
-    """
-    if path.suffix.lower() not in (".mha", ".mhd", ".nrrd") or not path.is_file():
-        return ()
-    with path.open("rb") as stream:
-        lines = stream.read(_HEADER_BYTES).decode("latin-1").splitlines()
-    place = next(((n, m) for n, line in enumerate(lines) if (m := _VOXELS.match(line))), None)
-    if place is None:
-        return ()
-    number, match = place
-    name = match[1].strip()
-    if name.upper().startswith("LIST"):
-        names = [line.strip() for line in lines[number + 1 :]]
-    elif "%" in name:  # a numbered file per slice
-        names = sorted(one.name for one in path.parent.glob(re.sub(r"%\d*d", "*", name.split()[0])))
-    else:
-        names = [name]
-    found = [path.parent / name for name in names if name and "\0" not in name]
-    return tuple(file for file in found if file != path and file.is_file())
 
 
 def check_array(

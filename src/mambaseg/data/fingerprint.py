@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mambaseg.data.case import Case
-from mambaseg.data.files import check_file, detached
+from mambaseg.data.files import check_file
 from mambaseg.errors import UserError
 
+_HEADERS = (".mhd", ".mha", ".nrrd")  # their voxels may lie in other files
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -85,8 +86,14 @@ def content_digest(files: Iterable[Path], what: str) -> str:
     Raises:
         UserError: A file cannot be read.
     """
+    from mambaseg.data.formats.itk import voxel_files
+
     digest = hashlib.blake2b(digest_size=16)
-    for path in dict.fromkeys(found for file in files for found in (file, *detached(file))):
+    found = []
+    for path in files:
+        detached = voxel_files(path) if path.suffix.lower() in _HEADERS else []
+        found += [path, *detached]
+    for path in dict.fromkeys(found):
         check_file(path)  # a pipe or a device would never end
         try:
             with path.open("rb") as file:

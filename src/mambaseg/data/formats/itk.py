@@ -113,6 +113,16 @@ def _text_header(path: Path) -> _Header:
     return _Header(fields, content[length:].decode("latin-1").split(), length)
 
 
+def voxel_files(path: Path) -> list[Path]:
+    """The files that hold the voxels of a MetaImage or NRRD header: itself, or others beside it.
+
+    Raises:
+        UserError: it names files that are not read.
+    """
+    check_file(path)
+    return _voxel_files(path, _text_header(path))
+
+
 def _voxel_files(path: Path, header: _Header) -> list[Path]:
     """The files that hold the voxels, of which ITK would open any that the header names."""
     fields = header.fields
