@@ -133,6 +133,18 @@ def test_a_folder_of_data_sets_is_none_and_told_where_they_are(tmp_path):
     assert f"such as {tmp_path / 'a'}." in error.remedy and "2 data sets" in error.problem
 
 
+def test_names_that_begin_alike_hidden_files_and_empty_folders_confuse_nothing(tmp_path):
+    for number, name in enumerate(("1", "10", "11", "1_1", "a.b.c")):
+        pixels, disc = blob(number)
+        save(tmp_path / "images" / f"{name}.jpg", pixels)
+        save(tmp_path / "masks" / f"{name}_mask.png", mask(disc))
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "1").mkdir()
+        (tmp_path / folder / "._10.png").write_bytes(b"Mac OS X")
+    found = {case.id: (case.image_path.stem, case.label_path.stem) for case in find_cases(tmp_path)}
+    assert found == {name: (name, f"{name}_mask") for name in ("1", "10", "11", "1_1", "a.b.c")}
+
+
 # ---- what the numbers of a mask mean
 
 
