@@ -1,5 +1,7 @@
 """What is special about the CUDA C++ kernels; `test_backends` holds them to the reference."""
 
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -121,6 +123,25 @@ def test_the_operator_refuses_what_its_kernels_would_misread(module):
     inputs = [torch.zeros(1, 4, 2, 3) for _ in range(7)]
     with pytest.raises(ValueError, match="gaps"):
         module._scan(torch.zeros(1, 4, 3, 2).transpose(2, 3), *inputs[1:], 0)
+
+
+@running
+@here
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc to count registers with")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("states", [1, 4, 16])
+def test_the_compiled_kernels_keep_everything_in_registers(module, tmp_path, states, dtype):
+    x, delta, B = (torch.empty(1, 4, g, n, dtype=dtype) for g, n in ((1, 96), (4, 96), (4, states)))
+    inputs = (x, delta, torch.empty(4, states, 96), B, B, torch.empty(4, 96), torch.empty(4, 96))
+    for sizes, name in ((module.FORWARD, "scan"), (module.BACKWARD, "scan_backward")):
+        defines = [f"-D{n}={value}" for n, value in module._layout(sizes, inputs, 2).defines]
+        run = subprocess.run(
+            ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", *defines,
+             str(module.SOURCE), "-o", str(tmp_path / "kernels.cubin")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        (report,) = [part for part in run.stderr.split("Compiling entry") if f"'{name}'" in part]
+        assert "0 bytes spill stores, 0 bytes spill loads" in report, report
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
