@@ -215,6 +215,8 @@ def test_positions_that_are_rounded_are_a_grid(tmp_path):
         ("ImageOrientationPatient", (1, 0, 0), "cannot be read as DICOM"),
         ("PixelSpacing", [1.5], "cannot be read as DICOM"),
         ("RescaleSlope", 0, "RescaleSlope is 0"),
+        ("PixelSpacing", [0, 0], "PixelSpacing is"),
+        ("ImageOrientationPatient", (0, 0, 0, 0, 0, 0), "ImageOrientationPatient is"),
         ("PixelSpacing", None, "has no PixelSpacing"),
         ("ImagePositionPatient", None, "has no ImagePositionPatient"),
         ("ImageOrientationPatient", None, "has no ImageOrientationPatient"),
@@ -443,6 +445,16 @@ def test_lossless_jpeg(tmp_path, slope):
     path.write_bytes(content[: len(content) - 300])
     with pytest.raises(UserError, match=path.name):
         read(folder, tmp_path)
+
+
+def test_a_compression_that_is_not_read_is_named(tmp_path):
+    def compress(k, file):
+        file.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+        file.PixelData = pydicom.encaps.encapsulate([b"x" * 40])
+
+    write_series(tmp_path / "s", edit=compress)
+    with pytest.raises(UserError, match=r"IM0000.dcm: .*High-Throughput JPEG 2000.*Decompress"):
+        read(tmp_path / "s", tmp_path)
 
 
 def test_a_pipe_blocks_nothing(tmp_path):

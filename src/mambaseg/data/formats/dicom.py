@@ -21,11 +21,13 @@ from mambaseg.data.formats.dicom_stack import (
     pydicom_package,
     stack,
     unreadable,
+    value_of,
 )
 from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.itk import read_pixels
 from mambaseg.data.formats.nifti import geometry_on
 
+_IDENTITY = ("SOPClassUID", "SeriesInstanceUID", "Rows", "Columns")
 # JPEG of 12 bits and lossless JPEG, for which pydicom needs further packages
 _BY_ITK = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 
@@ -44,7 +46,7 @@ def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     damaged = []
     for path in paths:
         try:
-            header = header_of(path)
+            header = header_of(path, only=_IDENTITY)
         except DataError:
             damaged.append(path)
         else:
@@ -90,7 +92,10 @@ def _measured(path: Path, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
         if len(set(scales)) > 1:
             problem = "its frames have rescale slopes of their own under JPEG compression"
             raise DataError(problem, path, "Decompress it, such as by dcmdjpeg.")
-        return list(read_pixels(path))
+        planes = list(read_pixels(path))
+        if len(planes) != len(frames):
+            raise DataError(f"{len(planes)} of {len(frames)} frames can be read", path, AGAIN)
+        return planes
     pixels = _pixels(path)
     if header.PhotometricInterpretation == "MONOCHROME1":
         levels = 2 ** int(header.BitsStored)
@@ -109,11 +114,10 @@ def _measured(path: Path, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
 
 def _scale(frame: Frame) -> tuple[float, float]:
     """The rescale slope and intercept of a frame."""
-    slope = frame.about.get("RescaleSlope")
-    slope, intercept = 1.0 if slope is None else float(slope), frame.about.get("RescaleIntercept")
-    if not (np.isfinite(slope) and slope):
-        raise DataError(f"RescaleSlope is {slope:g}", frame.path, AGAIN)
-    return slope, float(intercept or 0)
+    slope, intercept = value_of(frame, "RescaleSlope"), value_of(frame, "RescaleIntercept")
+    if slope == 0:
+        raise DataError("RescaleSlope is 0", frame.path, AGAIN)
+    return 1.0 if slope is None else slope, intercept or 0.0
 
 
 def _pixels(path: Path) -> npt.NDArray[Any]:
@@ -128,4 +132,18 @@ def _pixels(path: Path) -> npt.NDArray[Any]:
             raise ValueError(f"it holds more frames than the {frames} that it promises")
         return pixels.reshape(frames, file.Rows, file.Columns)
     except Exception as error:  # foreign bytes make pydicom and its decoders raise nearly anything
+        syntax = getattr(header_of(path).file_meta, "TransferSyntaxUID", None)
+        if syntax and not _is_decoded(syntax):
+            problem = f"its pixels are compressed as {syntax.name}"
+            raise DataError(problem, path, "Decompress it, such as by gdcmconv --raw.") from error
         raise unreadable(path, error) from error
+
+
+def _is_decoded(syntax: Any) -> bool:
+    """Whether pydicom has what it needs for a transfer syntax."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False

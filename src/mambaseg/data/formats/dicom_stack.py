@@ -115,8 +115,7 @@ def _located(frames: list[Frame]) -> Stack:
     if len(slices) > 1:
         step = (top - bottom) / (len(slices) - 1)
     else:
-        about = first.about
-        step = float(about.get("SpacingBetweenSlices") or about.get("SliceThickness") or 0)
+        step = value_of(first, "SpacingBetweenSlices") or value_of(first, "SliceThickness") or 0.0
     affine = np.eye(4)
     affine[:3] = np.column_stack([first.axes, normal * (step or 1.0), slices[0][0].origin])
     _check_grid(slices, affine)
@@ -221,9 +220,28 @@ def _place(about: Any) -> tuple[Any, Any]:
     row, column = orientation.reshape(2, 3)
     origin, (height, width) = position.reshape(3), size
     products = [row @ row, column @ column, row @ column]
-    if not (np.allclose(products, [1, 1, 0], atol=1e-3) and np.isfinite(origin).all()):
+    if not np.allclose(products, [1, 1, 0], atol=1e-3):
         raise ValueError(f"ImageOrientationPatient is {orientation.tolist()}")
+    if not (np.isfinite(origin).all() and 0 < height < np.inf and 0 < width < np.inf):
+        raise ValueError(f"PixelSpacing is {size.tolist()} at {origin.tolist()}")
     return origin, np.column_stack([row * width, column * height])
+
+
+def value_of(frame: Frame, name: str) -> float | None:
+    """An attribute of a frame as a finite number; None where it is absent or empty.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = frame.about.get(name)
+    if value in (None, ""):
+        return None
+    try:
+        if np.isfinite(found := float(value)):
+            return found
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{name} is {value!r}", frame.path, AGAIN)
 
 
 def _of_frame(header: Any, groups: Sequence[Any]) -> Any:
@@ -239,8 +257,12 @@ def _of_frame(header: Any, groups: Sequence[Any]) -> Any:
     return about
 
 
-def header_of(path: Path) -> Any:
+def header_of(path: Path, *, only: Sequence[str] | None = None) -> Any:
     """A file's header, which is that of a DICOM file and not cut off.
+
+    Args:
+        path: of the file.
+        only: names of attributes to read, among them those that `is_image` asks for; None is all.
 
     Raises:
         UserError: it is not, or pydicom is not installed.
@@ -250,7 +272,7 @@ def header_of(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=only)
             is_image(header)
     except Exception as error:  # as above
         raise unreadable(path, error) from error
