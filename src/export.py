@@ -15,7 +15,7 @@ from mambaseg.export import SUFFIX, export_network
 from mambaseg.networks import restore_network
 
 log = logging.getLogger(__name__)
-_TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data")
+_TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data", "seen")
 
 
 @entry("export")

@@ -297,3 +297,15 @@ def test_an_original_state_dict_of_another_network_is_refused(small_run, tmp_pat
     torch.save(original_unet(tiny_unet()), tmp_path / "unet.pth")
     with pytest.raises(UserError, match=message):
         build(composed(f"run={tmp_path}/unet.pth", *words, *small_run))
+
+
+@pytest.mark.parametrize("where", ["class_names", "reference"])
+def test_labels_that_mean_something_else_on_the_other_side_are_refused(folders, where):
+    exchanged = ["background", "LV", "MYO", "RV"]
+    assert exchanged != list(CLASSES) and sorted(exchanged) == sorted(CLASSES)
+    if where == "reference":
+        about = {"labels": {name: index for index, name in enumerate(exchanged)}}
+        (folders[1] / "p1_ED_gt.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="mean the same"):
+        scored(folders, class_names=exchanged if where == "class_names" else None)
+    assert not (folders[0].parent / "runs").exists()

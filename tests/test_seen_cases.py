@@ -1,17 +1,24 @@
 """Nobody is scored by a network that has learnt from them, unless that is asked for and marked."""
 
 import json
+import runpy
+import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from mambaseg.build import build
 from mambaseg.checkpoint import read_checkpoint
+from mambaseg.data.formats.images import find_images
+from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
+from mambaseg.folder_scores import score_folders
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.tables import table_of
 from tiny_pictures import blob, mask, save
@@ -200,3 +207,70 @@ def test_a_training_image_with_the_name_of_a_test_image_is_not_excused(validated
             target.write_bytes(source.read_bytes())
     with pytest.raises(UserError, match="2 trained it"):
         evaluated(run, *words, f"data.root={other}")
+
+
+def predicted(checkpoints, cases, place):
+    """Label maps of cases, and their references, in two folders."""
+    for case in cases:
+        for kind, path in (("images", case.image_path), ("truth", case.label_path)):
+            (place / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place / kind / f"{case.id}.nii.gz")
+    predictor = restore_predictor(checkpoints, device="cpu")
+    outcome = predictor.predict(
+        find_images(str(place / "images"), outside=place / "labels"), place / "labels"
+    )
+    assert len(outcome.done) == len(cases)
+    return place / "labels", place / "truth"
+
+
+def scored(folders, place, **evaluation):
+    evaluation = {"empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, **evaluation}
+    return score_folders(*folders, class_names=None, evaluation=evaluation, outputs=place)[0]
+
+
+def test_label_maps_say_whether_their_network_has_seen_the_image(finished, tmp_path):
+    cases = finished.data.cases
+    fresh = predicted([finished.folder.path], cases["test"], tmp_path / "fresh")
+    assert scored(fresh, tmp_path).summary["seen"] == {"checked": True, "cases": {}}
+
+    # ED of a training patient renamed, and somebody else's label map of his ES
+    known = [replace(case, id=f"anna_{case.phase}") for case in cases["train"][:2]]
+    assert cases["train"][0].patient == cases["train"][1].patient
+    folders = predicted([finished.folder.path], [*known, *cases["test"]], tmp_path / "seen")
+    (folders[0] / "anna_ES.json").unlink()
+    with pytest.raises(UserError, match=r"2 trained it \(anna_ED, anna_ES\)"):
+        scored(folders, tmp_path)
+    run = scored(folders, tmp_path, allow_seen=True)
+    assert run.summary["seen"]["cases"] == {"anna_ED": "trained", "anna_ES": "trained"}
+    assert "SEEN CASES" in write_report(run.path.parent).read_text(encoding="utf-8")
+
+
+def test_of_an_ensemble_one_network_that_has_seen_an_image_is_enough(finished, small_run, tmp_path):
+    other = trained(*small_run, OTHER)
+    case = next(case for case in finished.data.cases["test"] if case.id in learnt_from(other))
+    folders = predicted([finished.folder.path, other.folder.path], [case], tmp_path / "both")
+    with pytest.raises(UserError, match=f"1 (trained it|chose its checkpoint) .{case.id}"):
+        scored(folders, tmp_path)
+
+
+def test_label_maps_of_a_published_test_part_are_scored_with_its_note(validated_on_test, tmp_path):
+    run, _ = validated_on_test
+    images, truth = run.data.root / "test" / "images", tmp_path / "truth"
+    restore_predictor([run.folder.path], device="cpu").predict(
+        find_images(str(images), outside=tmp_path / "labels"), tmp_path / "labels"
+    )
+    truth.mkdir()
+    for label in (run.data.root / "test" / "masks").iterdir():
+        save(truth / label.name, (np.asarray(Image.open(label)) > 0).astype(np.uint8))
+    summary = scored((tmp_path / "labels", truth), tmp_path).summary
+    assert "2 cases validated the network too" in summary["split"]["note"]
+    assert summary["seen"] == {"checked": True, "cases": {}}
+
+
+def test_an_exported_network_takes_its_lists_along(finished, tmp_path, monkeypatch):
+    output = tmp_path / "network.pt2"
+    words = f"run={finished.folder.path}", "format=torch", f"output={output}"
+    monkeypatch.setattr("sys.argv", ["export.py", *words])
+    runpy.run_path(str(CONF.parent / "src" / "export.py"), run_name="__main__")
+    about = json.loads(output.with_name("network.pt2.json").read_text())
+    assert about["seen"] == read_checkpoint(finished.folder.path).about["seen"]

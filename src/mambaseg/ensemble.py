@@ -46,7 +46,7 @@ def restore_predictor(
             there.
     """
     where = _device(device)
-    members, made_by, trained_on = [], [], []
+    members, made_by, trained_on, seen = [], [], [], []
     classes: list[str] = []
     channels, slicing = 1, ""
     for path in paths:
@@ -72,6 +72,7 @@ def restore_predictor(
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
         trained_on.append(about["data"]["title"])
+        seen.append(checkpoint.seen)
     chosen = choose_precision(precision, gpu=where.type == "cuda")
     log.info("device %s, precision %s", where, chosen)
     return Predictor(
@@ -81,6 +82,7 @@ def restore_predictor(
         class_names=classes,
         made_by=made_by,
         trained_on=trained_on,
+        seen=seen,
         options=Options(precision=chosen, **options),  # type: ignore[arg-type]
     )
 

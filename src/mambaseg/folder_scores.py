@@ -18,6 +18,13 @@ from mambaseg.data.case import DataError, as_label
 from mambaseg.data.fingerprint import digest_of
 from mambaseg.data.formats.images import NIFTI, OVERLAY, PROBABILITIES, without_ending
 from mambaseg.data.formats.nifti import read_nifti
+from mambaseg.data.seen import (
+    EARLIER,
+    PUBLISHED,
+    TRAINED,
+    VALIDATED,
+    require_unseen,
+)
 from mambaseg.errors import UserError
 from mambaseg.foreign import ForeignFileError, read_json
 from mambaseg.inference import keep_largest_component
@@ -28,6 +35,7 @@ _PICTURES = (".png", ".tif", ".tiff", ".bmp")  # JPEG blurs numbers
 _LABELS = (*NIFTI, *_PICTURES)
 _REFERENCE = "_gt"  # of ACDC's references, whose images lie beside them
 _PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
+_FRAME = re.compile(r"_frame\d+$")
 _TOLERANCE = 0.01  # mm; other programs round affines
 log = logging.getLogger(__name__)
 
@@ -110,33 +118,76 @@ def _label_maps(folder: Path, role: str) -> dict[str, Path]:
     return found
 
 
-def class_names_of(pairs: Sequence[Pair]) -> list[str]:
-    """Names of the classes 0..K-1, from the .json files beside the predictions.
+def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) -> list[str]:
+    """Names of the classes 0..K-1: as given, or as the .json files beside the predictions say.
 
     Raises:
-        UserError: there are none, or they differ.
+        UserError: there are none, or they differ from those of another file.
     """
-    names: list[str] = []
+    names, where = list(given or ()), "class_names"
     for pair in pairs:
-        path = pair.prediction.with_name(without_ending(pair.prediction.name, _LABELS) + ".json")
-        if not path.is_file():
-            continue
-        try:
-            about = read_json(path)
-        except (OSError, ForeignFileError) as error:
-            raise UserError(f"{path} cannot be read ({error}): give class_names=[...]") from error
-        own = _by_number(about.get("labels") if isinstance(about, dict) else None)
-        if not own:
-            raise UserError(f"{path} names no classes 0, 1, ...: give class_names=[...]")
-        if names and own != names:
-            raise UserError(f"{path} names the classes {own}, others {names}")
-        names = own
+        for file in (pair.prediction, pair.reference):
+            predicted = file == pair.prediction
+            about = _about(file)
+            own = _by_number(about.get("labels"))
+            if about and not own and predicted and not given:
+                raise UserError(f"{_json(file)} names no classes 0, 1, ...: give class_names=[...]")
+            if own and names and own != names:
+                raise UserError(
+                    f"{_json(file)} names the classes {own}, {where} {names}. Labels are compared "
+                    "by their numbers, which must mean the same everywhere."
+                )
+            if own and not names and predicted:
+                names, where = own, str(_json(file))
     if not names:
         raise UserError(
             "class_names: the predictions do not say what their labels mean (no .json beside "
             "them); give class_names=[background,...]"
         )
     return names
+
+
+def _json(label_map: Path) -> Path:
+    return label_map.with_name(without_ending(label_map.name, _LABELS) + ".json")
+
+
+def _about(label_map: Path) -> dict[str, Any]:
+    """What the .json beside a label map says; nothing where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = _json(label_map)
+    if not path.is_file():
+        return {}
+    try:
+        about = read_json(path)
+    except (OSError, ForeignFileError) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it, or take it away") from error
+    return about if isinstance(about, dict) else {}
+
+
+def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]:
+    """Which predictions are of images that their network has learnt from, and a note for tables.
+
+    Raises:
+        UserError: some are, and it is not allowed.
+    """
+    told = {}
+    for pair in pairs:
+        seen = _about(pair.prediction).get("seen")
+        told[pair.id] = seen if isinstance(seen, dict) else {"checked": False}
+    grave = {pair.patient: how for pair in pairs
+             if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)}  # fmt: skip
+    found = {pair.id: grave[pair.patient] for pair in pairs if pair.patient in grave}
+    require_unseen(found, len(pairs), allowed=allowed, subject="the network of the predictions")
+    checked = all(seen.get("checked") is True for seen in told.values())
+    if not (checked or found):
+        log.warning("the predictions do not say whether their network has seen these cases, which "
+                    "cannot be checked then")  # fmt: skip
+    published = sum(seen.get("how") == PUBLISHED for seen in told.values())
+    note = f"{published} cases validated the network too, as its published split does: scores are "
+    return {"checked": checked, "cases": found}, f"{note}optimistic." if published else ""
 
 
 def _by_number(labels: Any) -> list[str]:
@@ -165,7 +216,7 @@ def score_folders(
         predictions: folder of label maps: NIfTI (of a cine every frame is a case) or pictures.
         references: the same.
         class_names: of the classes 0..K-1; None: as the files beside the predictions say.
-        evaluation: `empty`, `tolerance_mm`, `keep_largest` (conf/config.yaml).
+        evaluation: `empty`, `tolerance_mm`, `keep_largest`, `allow_seen` (conf/config.yaml).
         outputs: folder of the run folders.
         rerun: whether to score again.
 
@@ -173,12 +224,14 @@ def score_folders(
         The run folder and the configuration that it has.
 
     Raises:
-        UserError: a file has no partner, cannot be read, holds other labels, or lies elsewhere.
+        UserError: a file has no partner, cannot be read, holds other labels, or lies elsewhere; or
+            the network has learnt from an image.
     """
     pairs = find_pairs(predictions, references)
-    names = list(class_names) if class_names else class_names_of(pairs)
+    names = class_names_of(pairs, class_names)
     if not 2 <= len(names) == len(set(names)):
         raise UserError(f"class_names={names}: two names or more are needed, all different")
+    seen, note = _seen(pairs, allowed=bool(evaluation.get("allow_seen")))
     title, split = references.resolve().name, digest_of([pair.id for pair in pairs])[:12]
     config: dict[str, Any] = {
         "seed": 0,
@@ -195,21 +248,36 @@ def score_folders(
         "evaluation": {key: evaluation[key] for key in ("empty", "tolerance_mm", "keep_largest")},
     }
     fingerprint = digest_of([[pair.id, file_digest(pair.reference)] for pair in pairs])
-    key = digest_of([config["model"], names, config["evaluation"], fingerprint])[:8]
+    marks = [seen["cases"]] if seen["cases"] else []  # scores with a mark are others
+    key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]
     model = slug(config["model"]["name"]) or "predictions"
     folder = RunFolder(outputs / f"{model}-{config['data']['name']}-{key}")
     if folder.finished and not rerun:
         log.info("already scored: %s (rerun=true scores again)", folder.path)
         return folder, config
     scores = _scores(pairs, names, config["evaluation"])
+    header = {
+        "split": {"name": "all files", "hash": split, "note": note},
+        "seen": {**seen, "cases": _frames(seen["cases"], scores)},
+    }
     lock = RunLock(folder.path)
     lock.acquire()
     try:
-        _write(folder, config, scores, key=key, fingerprint=fingerprint, split=split,
+        _write(folder, config, scores, key=key, fingerprint=fingerprint, header=header,
                predictions=str(predictions))  # fmt: skip
     finally:
         lock.release()
     return folder, config
+
+
+def _frames(found: Mapping[str, str], scores: CaseScores) -> dict[str, str]:
+    """The same of the cases that were scored: of a cine every frame."""
+    cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
+    return {
+        case: found[key]
+        for case, cine in cases.items()
+        if (key := case if case in found else cine) in found
+    }
 
 
 def _write(
@@ -219,18 +287,17 @@ def _write(
     *,
     key: str,
     fingerprint: str,
-    split: str,
+    header: dict[str, Any],
     predictions: str,
 ) -> None:
     """The files of a finished run folder."""
     import yaml
 
     summary, title = scores.compute(), config["data"]["title"]
-    given = {"name": "all files", "hash": split, "note": ""}
     folder.start(
         key=key,
         data={"title": title, "fingerprint": fingerprint},
-        split=given,
+        split=header["split"],
         predictions=predictions,
         code=code_state(),
         **environment(),
@@ -238,7 +305,7 @@ def _write(
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     folder.write_text("config.yaml", text)
     folder.write_rows("cases.csv", scores.rows)
-    header = {"data": title, "model": config["model"]["name"], "split": given, "checkpoint": None}
+    header = {"data": title, "model": config["model"]["name"], **header, "checkpoint": None}
     folder.write_json("metrics.json", {**header, **summary})
     folder.finish("done")
 

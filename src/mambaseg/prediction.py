@@ -21,6 +21,7 @@ from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
+from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
 from mambaseg.errors import UserError
 from mambaseg.files import whole_file
@@ -99,6 +100,7 @@ class Predictor:
         options: what to do.
         trained_on: titles of the data that they were trained on.
         slicing: how a volume is cut into slices, a rule of `data.slicing`.
+        seen: the images that each network has learnt from; empty where that is not known.
     """
 
     def __init__(
@@ -111,10 +113,11 @@ class Predictor:
         options: Options,
         trained_on: Sequence[str] = (),
         slicing: str = "stored",
+        seen: Sequence[Seen] = (),
     ) -> None:
         self.members, self.class_names, self.options = members, class_names, options
         self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
-        self.slicing = slicing
+        self.slicing, self.seen = slicing, seen
         views = [member.views for member in members]
         # what decides the labels: another recipe is another result
         self.recipe = {
@@ -174,6 +177,7 @@ class Predictor:
             "image_digest": digest,
             "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
             "voxels": voxels,
+            "seen": self._seen(image),
             "made_by": self.recipe,
         }
         _write_json(files["about"], {**about, "unfinished": True})
@@ -188,6 +192,17 @@ class Predictor:
         _write_json(files["about"], about)
         frames, *sides = np.delete(image.frames.shape, 2)
         return int(frames * sides[self._order(image)[0]]), voxels
+
+    def _seen(self, image: Image) -> dict[str, Any]:
+        """Whether the networks have learnt from an image: what scores of its labels must say."""
+        sides = {member.preprocessing.longest_side for member in self.members}
+        prints = {
+            fingerprint_of(reduced(frame, side) if image.flat else frame)
+            for frame in image.frames
+            for side in sides
+        }
+        checked = bool(self.seen) and all(seen.complete for seen in self.seen)
+        return {"checked": checked, "how": how_seen(sorted(prints), self.seen)}
 
     def read(self, source: Source) -> Image:
         """An image as the networks take it.

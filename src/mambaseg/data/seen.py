@@ -24,6 +24,7 @@ _LISTED = 50  # cases that a message names
 _LONGEST = 10_000_000  # fingerprints that a checkpoint may list
 
 TRAINED, VALIDATED, EARLIER = "trained", "validated", "earlier"
+PUBLISHED = "as published"
 _WORDS = {
     TRAINED: "trained it",
     VALIDATED: "chose its checkpoint",
@@ -160,6 +161,18 @@ class Seen:
         for how, prints in reversed(sources.items()):  # the gravest last
             patients |= {case.patient: how for case in cases if prints.intersection(case.prints)}
         return {case.id: patients[case.patient] for case in cases if case.patient in patients}
+
+
+def how_seen(prints: Sequence[str], networks: Sequence[Seen]) -> str | None:
+    """How any of several networks has learnt from an image; None: none has.
+
+    An image that a network's own published split validates by and tests on is `PUBLISHED`.
+    """
+    image = [Known("", "", tuple(filter(None, prints)))]
+    found = {how for seen in networks for how in seen.among(image, own_split=True).values()}
+    if not found and any(seen.among(image) for seen in networks):
+        return PUBLISHED
+    return next((how for how in _WORDS if how in found), None)
 
 
 def require_unseen(found: Mapping[str, str], total: int, *, allowed: bool, subject: str) -> None:
