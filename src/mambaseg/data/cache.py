@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mambaseg.data.case import Case
+from mambaseg.data.case import Case, sayings
 from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_digests
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprint_of
@@ -88,10 +88,15 @@ def open_cache(
                     log.warning("decoded cache %s is damaged (%s): building it again",
                                 folder, error)  # fmt: skip
                     _discard(folder, digests)
+            said: list[str] = []
             decode = partial(
-                _decode, preprocessing=preprocessing, num_classes=num_classes, channels=channels
-            )
+                _decode, preprocessing=preprocessing, num_classes=num_classes, channels=channels,
+                said=said,
+            )  # fmt: skip
             _build(cases, decode, num_classes, digests, folder)
+            if said:
+                log.warning("%s%s", min(said),
+                            f" ({len(said) - 1} more like this)" if said[1:] else "")  # fmt: skip
             try:
                 return _open_verified(folder, digests)
             except DamagedCacheError as error:
@@ -180,9 +185,16 @@ def _build(
 
 
 def _decode(
-    case: Case, *, preprocessing: Preprocessing, num_classes: int, channels: int
+    case: Case,
+    *,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    channels: int,
+    said: list[str],
 ) -> _Decoded:
-    volume = case.read(num_classes, channels)
+    with sayings() as own:
+        volume = case.read(num_classes, channels)
+    said += own
     assert volume.label is not None  # read() with a number of classes demands it
     scaled, content = preprocessing.scale_intensity(volume.image), fingerprint_of(volume.image)
     return scaled, volume.label, volume.spacing, content

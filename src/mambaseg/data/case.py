@@ -7,8 +7,11 @@ file's own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,10 @@ import numpy as np
 
 from mambaseg.data.slicing import order_of, reordered, slice_axis
 from mambaseg.errors import UserError
+
+ROUNDED = 1e-3  # how far a label's value may be from the whole number that it stands for
+_SAYINGS: ContextVar[list[str] | None] = ContextVar("_SAYINGS", default=None)
+log = logging.getLogger(__name__)
 
 
 class DataError(UserError):
@@ -276,8 +283,30 @@ def _mapped(case: Case, label: np.ndarray, mapping: Mapping[int, int]) -> np.nda
     return classes[label]
 
 
+@contextlib.contextmanager
+def sayings() -> Iterator[list[str]]:
+    """What reading in this thread says about sound files; outside the block it is logged."""
+    said: list[str] = []
+    token = _SAYINGS.set(said)
+    try:
+        yield said
+    finally:
+        _SAYINGS.reset(token)
+
+
+def _say(sentence: str) -> None:
+    said = _SAYINGS.get()
+    if said is None:
+        log.warning(sentence)
+    else:
+        said.append(sentence)
+
+
 def as_label(array: np.ndarray, path: Path) -> np.ndarray:
     """Class numbers as uint8; a label stored as float is accepted when its values are whole.
+
+    Values within `ROUNDED` of a whole number are rounded and said: a header's scale (2.00007) or
+    arithmetic (0.9999999) made them so.
 
     Raises:
         UserError: NaN, fractions, or values outside 0..255.
@@ -288,18 +317,24 @@ def as_label(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise DataError(f"the label has data type {array.dtype}", path, remedy)
     if array.dtype.kind == "f":
-        whole = array == np.floor(array)  # False for NaN; infinity is caught by the range below
-        if not whole.all():
-            raise DataError(f"the label holds {_listed(array[~whole])}", path, remedy)
+        with np.errstate(invalid="ignore"):
+            whole = np.rint(array)
+            off = np.abs(array - whole)  # NaN for NaN and infinity, which are not below the limit
+        if not (off <= ROUNDED).all():
+            raise DataError(f"the label holds {_listed(array[~(off <= ROUNDED)])}", path, remedy)
+        if off.any():
+            examples = _listed(array[off > 0], digits=7)
+            _say(f"{path.name}: the label holds {examples}, rounded to whole numbers")
+        array = whole
     outside = (array < 0) | (array > 255)
     if outside.any():
         raise DataError(f"the label holds {_listed(array[outside])}", path, remedy)
     return array.astype(np.uint8)
 
 
-def _listed(values: np.ndarray | list[int], limit: int = 4) -> str:
+def _listed(values: np.ndarray | list[int], limit: int = 4, *, digits: int = 6) -> str:
     """Distinct values in words: "value 7", "values 4, 5, ..."."""
     distinct = np.unique(np.asarray(values))
-    shown = ", ".join(f"{value:g}" for value in distinct[:limit])
+    shown = ", ".join(f"{value:.{digits}g}" for value in distinct[:limit])
     more = ", ..." if len(distinct) > limit else ""
     return f"value{'s' if len(distinct) > 1 else ''} {shown}{more}"

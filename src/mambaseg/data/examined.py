@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mambaseg.data.case import Case, DataError, Volume, as_label, find_problems, label_problems
+from mambaseg.data.case import (
+    Case,
+    DataError,
+    Volume,
+    as_label,
+    find_problems,
+    label_problems,
+    sayings,
+)
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.plausibility import remarks
 
@@ -43,7 +51,8 @@ class Examined:
 def examine(case: Case, num_classes: int, further: Remarks) -> Examined:
     """Read a case; `further` are the remarks of its layout."""
     try:
-        volume = case.load()
+        with sayings() as said:
+            volume = case.load()
         errors = list(find_problems(case, volume, num_classes))
         if errors:
             return Examined(case, errors=tuple(errors))
@@ -58,7 +67,7 @@ def examine(case: Case, num_classes: int, further: Remarks) -> Examined:
             volume.spacing,
             volume.orientation,
             tuple(map(int, counts)),
-            (*remarks(volume), *further(volume, num_classes)),
+            (*said, *remarks(volume), *further(volume, num_classes)),
         )
     except DataError as error:
         return Examined(case, errors=(error, *_label_errors(case, error, num_classes)))

@@ -17,6 +17,7 @@ from mambaseg.data.files import AGAIN, check_array, check_file
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 SPACING_MM = (0.01, 100.0)  # beyond these it is no scan of a body
+MAX_QUATERNION = 1.001  # length that rounding explains
 MAX_COSINE = 0.01  # between two axes of a rectangular grid
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 348
@@ -198,9 +199,26 @@ def _load(path: Path, *, dimensions: tuple[int, ...]) -> Any:
 
     content = _read_bytes(path, dimensions)
     try:
-        return nibabel.Nifti1Image.from_bytes(content)
+        return nibabel.Nifti1Image.from_bytes(_with_unit_quaternion(content))
     except Exception as error:  # whatever a damaged header makes nibabel raise, the remedy is one
         raise _unreadable(path, error) from error
+
+
+def _with_unit_quaternion(content: bytes) -> bytes:
+    """The file with a quaternion of at most unit length: rounding may leave it a little longer.
+
+    nibabel refuses it then, as far as it is not within its own narrower limit.
+    """
+    import nibabel
+
+    header = nibabel.Nifti1Header(content[:HEADER_BYTES], check=False)
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = float(np.sqrt(sum(float(header[name]) ** 2 for name in names)))
+    if not 1 < length <= MAX_QUATERNION:
+        return content
+    for name in names:
+        header[name] = header[name] / length
+    return bytes(header.binaryblock) + content[HEADER_BYTES:]
 
 
 def _voxels(path: Path, image: Any) -> np.ndarray:
