@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import Logger
 
 from mambaseg import files
 from mambaseg.build import _wandb_mode, build
@@ -216,5 +217,42 @@ def test_a_board_that_fails_in_the_training_is_said_once(small_run, monkeypatch,
     with build(composed(*small_run, "trainer.log_every_n_steps=1")) as run:
         run.fit()
     assert caplog.text.count("the curves are in metrics.csv only") == 1
+    assert "StepRows failed (RuntimeError: out of order)" in caplog.text
     assert any(isinstance(logger, StepRows) for logger in run.trainer.loggers)
     assert RunFolder(run.folder.path).trained
+
+
+class Grumpy(Logger):
+    """Somebody's logger, which fails at one of the calls of Lightning."""
+
+    name = version = "grumpy"
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def log_metrics(self, metrics, step=None):
+        if self.at in ("log_metrics", *metrics):
+            broken()
+
+    def log_hyperparams(self, *_, **__):
+        if self.at == "log_hyperparams":
+            broken()
+
+    def finalize(self, status):
+        if self.at == "finalize":
+            broken()
+
+    def save(self):
+        if self.at == "save":
+            broken()
+
+
+@pytest.mark.parametrize("at", ["log_metrics", "test/dice", "finalize", "save"])
+def test_no_logger_of_anybody_ends_a_run(at, small_run, caplog):
+    mine = f"+logger.mine={{_target_: test_home.Grumpy, at: {at}}}"
+    with build(composed(*small_run, "data.steps=2", "logger=csv", mine)) as run:
+        run.fit()
+        run.evaluate()
+    assert RunFolder(run.folder.path).finished
+    assert caplog.text.count("the logger Grumpy failed") == 1

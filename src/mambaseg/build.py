@@ -264,6 +264,7 @@ def _parts(
     from mambaseg.cluster import cluster_plugins
     from mambaseg.data.loaders import PARTS
     from mambaseg.data.seen import Seen
+    from mambaseg.loggers import forgiving
     from mambaseg.models import channels_last
     from mambaseg.runs import RunFolder
 
@@ -325,7 +326,7 @@ def _parts(
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,  # the data module gives each rank its share
         callbacks=[instantiate(leaf) for leaf in callbacks],
-        logger=[instantiate(leaf) for leaf in cfg.logger.values() if leaf],
+        logger=[forgiving(instantiate(leaf)) for leaf in cfg.logger.values() if leaf],
         plugins=[CheckedIO(), *cluster_plugins()],
         default_root_dir=cfg.run_dir,
         _convert_="all",

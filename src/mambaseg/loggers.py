@@ -11,13 +11,13 @@ when a run is resumed, rows below s stay and the others go.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import logging
 import os
 import secrets
-import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,14 @@ from mambaseg.runs import this_host
 
 log = logging.getLogger(__name__)
 _OTHERWISE = "choose another folder with outputs=..."
+_CALLED = (
+    "log_metrics",
+    "log_hyperparams",
+    "log_graph",
+    "after_save_checkpoint",
+    "save",
+    "finalize",
+)  # by Lightning's trainer
 
 
 class MetricsCsv(Logger):
@@ -127,6 +135,36 @@ def read_history(path: Path, *, before: int) -> dict[int, dict[str, float]]:
     return dict(sorted(history.items()))
 
 
+def forgiving(logger: Logger) -> Logger:
+    """A logger that cannot end a run: where it fails, it says so once and logs no more.
+
+    Not so `MetricsCsv`, which is part of the run's record.
+    """
+    if isinstance(logger, MetricsCsv):
+        return logger
+    failed = False
+
+    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal failed
+            if failed:
+                return None
+            try:
+                return method(*arguments, **named)
+            except Exception as error:  # whatever a library raises
+                failed = True
+                log.warning("the logger %s failed (%s: %s): from here on the curves are in "
+                            "metrics.csv only", type(logger).__name__, type(error).__name__,
+                            error)  # fmt: skip
+
+        return call
+
+    for name in _CALLED:
+        setattr(logger, name, guarded(getattr(logger, name)))
+    return logger
+
+
 class StepRows(WandbLogger):
     """A W&B run whose history has one row per step, and the step as its number.
 
@@ -161,12 +199,7 @@ class StepRows(WandbLogger):
         """Sends the row; W&B takes no more under its number."""
         if self._row and self._step >= self._first:
             row = {**self._row, "trainer/global_step": self._step}
-            try:
-                self.experiment.log(row, step=self._step, commit=True)
-            except Exception as error:  # a board must not stop a training
-                self._first = sys.maxsize
-                log.warning("W&B failed (%s: %s): from step %d the curves are in metrics.csv only",
-                            type(error).__name__, error, self._step)  # fmt: skip
+            self.experiment.log(row, step=self._step, commit=True)
         if self._row:
             self._step, self._row = self._step + 1, {}
 
@@ -184,9 +217,10 @@ class StepRows(WandbLogger):
         That row may lack its other half, and W&B would not take the whole one under the same number
         when the training is resumed.
         """
-        with optional("ending the W&B run"):
-            if not failed:
+        if not failed:
+            with optional("sending the last row to W&B"):
                 self.flush()
+        with optional("ending the W&B run"):
             self.experiment.finish(exit_code=int(failed))
 
 
