@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from data import tiny_dicom
 from data.test_itk import oblique, write_series
 from data.tiny_dicom import write_enhanced
 from mambaseg.data.formats.images import find_images
@@ -141,6 +142,15 @@ def test_frames_of_one_file_in_any_order(checkpoint, tmp_path, heights, caplog, 
         number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         seen[:, :, round(place[2])][plane.T > 0] = number
     assert labels.any() and np.array_equal(seen, labels)
+
+
+def test_of_one_slice_no_distance_is_made_up(checkpoint, tmp_path):
+    series = tiny_dicom.write_series(tmp_path / "scans" / "b", 1)
+    predict(checkpoint, tmp_path / "scans", tmp_path / "out")
+    seg = pydicom.dcmread(tmp_path / "out" / "b_seg.dcm")
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert "SpacingBetweenSlices" not in measures and measures.SliceThickness == 8
+    assert nibabel.load(tmp_path / "out" / f"{series.name}.nii.gz").header.get_zooms()[2] == 8
 
 
 def test_a_cine_has_none(checkpoint, tmp_path, caplog):

@@ -110,6 +110,9 @@ def to_dicom_seg(
             f"the series lacks what a DICOM segmentation refers to ({error})", files[0].parent,
             _WITHOUT,
         ) from error  # fmt: skip
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    if len(labels) == 1 and "PixelMeasuresSequence" in shared:  # 1 mm apart, says highdicom
+        shared.PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
     stream = io.BytesIO()
     segmentation.save_as(stream)
     return stream.getvalue()
