@@ -115,8 +115,8 @@ def _located(frames: list[Frame]) -> Stack:
     if len(slices) > 1:
         step = (top - bottom) / (len(slices) - 1)
     else:
-        step = value_of(first, "SpacingBetweenSlices") or value_of(first, "SliceThickness")
-        step = abs(step or 0.0)
+        thick = value_of(first, "SpacingBetweenSlices") or value_of(first, "SliceThickness")
+        step = abs(thick or 0.0)
     affine = np.eye(4)
     affine[:3] = np.column_stack([first.axes, normal * (step or 1.0), slices[0][0].origin])
     _check_grid(slices, affine)
