@@ -15,7 +15,7 @@ from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case, checked_label_map
 from mambaseg.data.classes import check_class_names, sides_of_one
 from mambaseg.data.device_slices import DeviceSlices, fits
-from mambaseg.data.fingerprint import fingerprint, patients_with_same_files, source_digests
+from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
 from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
@@ -180,11 +180,20 @@ class SegmentationDataModule(StepDataModule):
         members = {*self.split.train, *self.split.val, *self.split.test}
         used = sorted((c for c in found if c.patient in members), key=lambda case: case.id)
         digests = source_digests(used)
-        copies = patients_with_same_files(used, digests)
+        cache = open_cache(
+            used,
+            self.preprocessing,
+            cache_dir=self.cache_dir,
+            num_classes=self.num_classes,
+            channels=self.in_channels,
+            digests=digests,
+        )
+        contents = {entry.case: entry.content or entry.source for entry in cache.entries}
+        copies = patients_with_same_images(used, contents)
         if copies:
             self.split = split(duplicates=copies)
             log.warning(
-                "the same files belong to more than one patient: %s. %s",
+                "the same images belong to more than one patient: %s. %s",
                 "; ".join(", ".join(group) for group in copies),
                 self.split.note,
             )
@@ -193,14 +202,7 @@ class SegmentationDataModule(StepDataModule):
             for part in PARTS
         }
         self.fingerprint = fingerprint(used, digests)
-        self._cache = open_cache(
-            used,
-            self.preprocessing,
-            cache_dir=self.cache_dir,
-            num_classes=self.num_classes,
-            channels=self.in_channels,
-            digests=digests,
-        )
+        self._cache = cache
         self._require_spacings()
         if alike:
             log.warning(

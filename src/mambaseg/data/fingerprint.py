@@ -49,13 +49,18 @@ def fingerprint(cases: Sequence[Sourced], digests: dict[str, str] | None = None)
     return digest_of(sorted((digests or source_digests(cases)).items()))
 
 
-def patients_with_same_files(
-    cases: Sequence[Case], digests: dict[str, str]
+def patients_with_same_images(
+    cases: Sequence[Case], contents: dict[str, str]
 ) -> list[tuple[str, ...]]:
-    """Groups of patients of whom a case is byte for byte the same, sorted."""
+    """Groups of patients of whom a case shows the same, sorted.
+
+    Args:
+        cases: the cases.
+        contents: case id -> what its image shows (`seen.fingerprint_of`).
+    """
     owners: dict[str, set[str]] = defaultdict(set)
     for case in cases:
-        owners[digests[case.id]].add(case.patient)
+        owners[contents[case.id]].add(case.patient)
     return sorted({tuple(sorted(group)) for group in owners.values() if len(group) > 1})
 
 

@@ -145,7 +145,7 @@ def make_split(
             patients for a random one.
     """
     present = sorted(set(patients))
-    groups = (*known_duplicates(present), *duplicates)
+    groups = tuple(dict.fromkeys((*known_duplicates(present), *map(tuple, duplicates))))
     given = given or {}
     if name == "auto":
         parts = set(given.values())
