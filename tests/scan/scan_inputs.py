@@ -1,5 +1,6 @@
 """Backends to test and where, random inputs, gradients and errors for the tests of the scan."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -86,11 +87,14 @@ def value_and_gradients(
 
 
 def relative_errors(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
-    """Largest absolute error over the largest absolute value, per tensor; exact zeros count 0."""
+    """Largest absolute error over the largest absolute value, per tensor; exact zeros count 0.
+
+    A NaN counts as infinite: `max` would pass over it.
+    """
     errors = {}
     for name, a, e in zip(NAMES, actual, expected, strict=True):
         assert a.shape == e.shape, name
-        difference = (a.double() - e.double()).abs().max().item()
+        difference = (a.double() - e.double()).abs().nan_to_num(nan=math.inf).max().item()
         errors[name] = difference / max(e.double().abs().max().item(), 1e-30) if difference else 0.0
     return errors
 
