@@ -8,7 +8,6 @@ python src/benchmark.py profile models=all page=docs/models.md
 python src/benchmark.py truth
 python src/benchmark.py kernels device=cuda
 python src/benchmark.py gpu minutes=9 root=$ACDC_ROOT out=outputs/gpu
-python src/benchmark.py tune shapes=[stage1]
 """
 
 import datetime
@@ -48,7 +47,6 @@ def scan(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[
         backends=list(cfg.backends),
         dtype=torch.bfloat16 if autocast else torch.float32,
         loop_limit=cfg.loop_limit,
-        c_equivalent=cfg.c_equivalent,
     )
 
 
@@ -99,14 +97,6 @@ def gpu(cfg: DictConfig) -> None:
         raise UserError(f"failed: {', '.join(failed)}; their logs are in {out / 'logs'}")
 
 
-def tune(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
-    """Sizes of the Triton kernels."""
-    return benchmark.measure_sizes(
-        benchmark.shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch), list(cfg.sizes),
-        protocol=protocol, dtype=torch.bfloat16 if autocast else torch.float32,
-    )  # fmt: skip
-
-
 def blocks(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
     """Building blocks: forward and backward at four resolutions."""
     return benchmark.measure_blocks(
@@ -127,7 +117,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 WORDS = {
     "scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile,
-    "kernels": kernels, "truth": truth, "tune": tune,
+    "kernels": kernels, "truth": truth,
 }  # fmt: skip
 
 
@@ -148,7 +138,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.batch is None:
         scans = 24 if device.type == "cuda" else 1
         twos = dict.fromkeys(("train", "blocks", "truth"), 2)
-        cfg.batch = {**twos, "scan": scans, "tune": scans, "kernels": 24}.get(cfg.what, 1)
+        cfg.batch = {**twos, "scan": scans, "kernels": 24}.get(cfg.what, 1)
     torch.manual_seed(cfg.seed)
     protocol = benchmark.Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
     started = datetime.datetime.now(datetime.UTC)

@@ -8,14 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mambaseg.benchmark import compare_curves, gpu, tuning
+from mambaseg.benchmark import compare_curves, gpu
 from mambaseg.benchmark.gpu import Machine, Part, affordable, measure_gpu
 from mambaseg.benchmark.gpu_page import write_page
-from mambaseg.benchmark.measure import Protocol
-from mambaseg.benchmark.scans import Shape
-from mambaseg.benchmark.tuning import Sizes, measure_sizes
 from mambaseg.callbacks import RunRecorder
-from mambaseg.errors import UserError
 from mambaseg.runs import RunFolder
 from small_runs import small_overrides
 
@@ -189,41 +185,3 @@ def test_the_pace_of_a_training_leaves_validations_and_pauses_out(tmp_path, monk
 
 def test_curves_without_a_common_step_are_not_within():
     assert not compare_curves([(0, 1.0)], [(1, 1.0)])["within"]
-
-
-# ---- sizes of kernels
-
-
-def test_other_sizes_are_set_only_while_they_are_measured(monkeypatch):
-    triton = pytest.importorskip("mambaseg.scan.triton", reason="needs Triton")
-    seen = []
-
-    def scan(x, *_, backend):
-        seen.append((triton.BLOCK_D, triton.WARPS))
-        if triton.BLOCK_D == 128:
-            raise RuntimeError("too many registers")
-        return x * 2
-
-    monkeypatch.setattr(tuning, "FORMS", {"2d": scan})
-    monkeypatch.setattr(tuning, "available_backends", lambda device: ("triton",))
-    monkeypatch.setattr(tuning, "PASSES", ("forward",))
-    own = (triton.BLOCK_D, triton.WARPS)
-    found = measure_sizes(
-        [Shape("tiny", 1, 2, 4)], [[64, 2, 16, 8, 4], [128, 4, 16, 8, 4]],
-        protocol=Protocol(torch.device("cpu"), repeats=1), dtype=torch.float32,
-    )  # fmt: skip
-    assert [row["sizes"]["BLOCK_D"] for row in found["rows"]] == [own[0], 64]
-    assert found["rows"][0]["own"] and found["rows"][0]["speedup"] == 1
-    assert "too many registers" in found["notes"][0]
-    assert set(seen) == {own, (64, 2), (128, 4)} and own == (triton.BLOCK_D, triton.WARPS)
-    assert set(Sizes.__annotations__) <= set(vars(triton))
-
-
-def test_sizes_need_triton_and_five_numbers(monkeypatch):
-    protocol = Protocol(torch.device("cpu"), repeats=1)
-    with pytest.raises(UserError, match="do not run on cpu"):
-        measure_sizes([], [], protocol=protocol, dtype=torch.float32)
-    monkeypatch.setattr(tuning, "available_backends", lambda device: ("triton",))
-    pytest.importorskip("triton")
-    with pytest.raises(UserError, match="five numbers"):
-        measure_sizes([], [[1, 2]], protocol=protocol, dtype=torch.float32)

@@ -20,7 +20,6 @@ from mambaseg.benchmark.page import networks_page, read_header
 from mambaseg.benchmark.scans import measure_scans, shapes_of
 from mambaseg.benchmark.tables import markdown, tables
 from mambaseg.benchmark.truth import compare_curves, measure_truth
-from mambaseg.benchmark.tuning import measure_sizes
 
 __all__ = [
     "Protocol",
@@ -33,7 +32,6 @@ __all__ = [
     "measure_kernels",
     "measure_networks",
     "measure_scans",
-    "measure_sizes",
     "measure_truth",
     "networks_page",
     "profile_networks",

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaseg.benchmark.compiled_c import compile_scan
 from mambaseg.benchmark.limits import Ceilings, ScanSize, floor, measure_ceilings
 from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
 from mambaseg.benchmark.unbind_loop import unbind_loop
@@ -30,7 +29,6 @@ Scan = Callable[..., Tensor]
 FORMS: dict[str, Scan] = {"1d": selective_scan, "2d": selective_scan_2d}
 PASSES = ("forward", "forward+backward")
 GROUPS, STATES = 4, 16
-C_NAME = "compiled C"
 LOOP_NAME = "unbind loop"
 LOOPS = ("reference", LOOP_NAME)
 TENSORS = ("y", "x", "delta", "A", "B", "C", "D", "delta_bias")
@@ -90,7 +88,6 @@ def measure_scans(
     backends: Sequence[str],
     dtype: torch.dtype,
     loop_limit: int | None,
-    c_equivalent: bool,
 ) -> dict[str, Any]:
     """Measures backends at shapes, forward and forward + backward, in the 1-D and 2-D form.
 
@@ -101,7 +98,6 @@ def measure_scans(
         backends: names; empty for all that can run on the device.
         dtype: of x, delta, B and C; parameters are float32.
         loop_limit: B K D L above which the two loops over time are left out; None: nowhere.
-        c_equivalent: measure the compiled C too, for the 1-D form on the CPU in float32.
 
     Returns:
         `rows`, `errors`, `ceilings` (None on a CPU), `notes`; see docs/performance.md.
@@ -112,11 +108,6 @@ def measure_scans(
     names = names or list(available_backends(protocol.device))
     notes: list[str] = []
     yardsticks: dict[str, Scan] = {LOOP_NAME: unbind_loop}
-    if c_equivalent and protocol.device.type == "cpu" and dtype == torch.float32:
-        compiled, how = compile_scan()
-        notes.append(f"{C_NAME}: {how}")
-        if compiled is not None:
-            yardsticks[C_NAME] = compiled
     ceilings = measure_ceilings(protocol)
     errors = errors_of(forms, names, yardsticks, dtype, protocol.device)
     rows = []
@@ -151,8 +142,7 @@ def _scans(form: str, names: Sequence[str], yardsticks: dict[str, Scan]) -> dict
 
     scans = {name: bound(name) for name in names}
     for name, scan in yardsticks.items():
-        if form == "1d" or name != C_NAME:
-            scans[name] = in_form(scan)
+        scans[name] = in_form(scan)
     return scans
 
 
@@ -183,8 +173,6 @@ def _rows(
                 "baseline": baseline, "speedup": times[baseline]["median_s"] / median,
                 "peak_added_bytes": peak_memory(calls[name], protocol.device).added,
             }  # fmt: skip
-            if C_NAME in times:
-                row["time_over_c"] = median / times[C_NAME]["median_s"]
             if ceilings is not None:
                 least, by = floor(
                     shape.scan_size(form), dtype.itemsize, ceilings, backward=what != PASSES[0]
@@ -199,7 +187,7 @@ def _baseline(names: Sequence[str]) -> str:
     for loop in (LOOP_NAME, "reference"):
         if loop in names:
             return loop
-    return [name for name in names if name != C_NAME or len(names) == 1][-1]
+    return names[-1]
 
 
 def call_of(scan: Scan, inputs: list[Tensor], what: str) -> Call:

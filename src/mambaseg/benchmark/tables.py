@@ -11,7 +11,7 @@ from rich.table import Table
 UNKNOWN = "–"
 WORDS = (
     "form", "pass", "backend", "map", "two blocks", "network", "worst in", "limit", "shape",
-    "inputs", "within", "same bits", "same bits, deterministic", "sizes", "kernel",
+    "inputs", "within", "same bits", "same bits, deterministic", "kernel",
 )  # fmt: skip
 """Columns that hold no numbers."""
 MOST_KERNELS = 25
@@ -37,9 +37,6 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
             record["networks"],
         )
         return [by_type, weights]
-    if record["what"] == "tune":
-        by_pass = _table(title, TUNING, record["rows"], group=_shape_and("pass"))
-        return [by_pass]
     if record["what"] == "kernels":
         steps = _table(title, STEPS, record["rows"])
         names = [
@@ -79,8 +76,6 @@ def _scan_tables(record: Mapping[str, Any]) -> list[Table]:
     """One table per shape; a rule between forms and passes."""
     result = []
     columns = list(SCANS)
-    if any("time_over_c" in row for row in record["rows"]):
-        columns.append(("time / C", lambda row: _ratio(row.get("time_over_c"))))
     if record["ceilings"]:
         columns.append(("of limit", lambda row: _percent(row["limit_share"])))
         columns.append(("limit", lambda row: row["limit_by"]))
@@ -220,11 +215,4 @@ KERNELS: list[Column] = [
     ("kernel", lambda row: row["name"][:72]),
     ("ms", lambda row: _milliseconds(row["seconds"])),
     ("calls", lambda row: f"{row['calls']:.0f}"),
-]
-TUNING: list[Column] = [
-    ("shape", lambda row: row["shape"]),
-    ("pass", lambda row: row["pass"]),
-    ("sizes", lambda row: row["variant"] + (" (own)" if row["own"] else "")),
-    *TIMES,
-    ("speed-up", lambda row: _ratio(row["speedup"])),
 ]
