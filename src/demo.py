@@ -13,9 +13,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.demo.page import serve
-from mambaseg.demo.runs import newest_run
-from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import entry
 from mambaseg.errors import UserError
 
@@ -26,6 +23,10 @@ log = logging.getLogger(__name__)
 @entry("demo")
 def main(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted."""
+    from mambaseg.demo.page import serve
+    from mambaseg.demo.runs import newest_run
+    from mambaseg.ensemble import restore_predictor
+
     if cfg.run is not None and cfg.ensemble:
         raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
     paths = list(cfg.ensemble) or [cfg.run or newest_run(Path(cfg.outputs).expanduser())]

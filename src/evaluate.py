@@ -10,13 +10,10 @@ import logging
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from mambaseg.build import build
 from mambaseg.entry import entry
 from mambaseg.errors import UserError
-from mambaseg.folder_scores import score_folders
-from mambaseg.reporting.tables import headline, table_of
 from mambaseg.run_data import with_run_data
 
 log = logging.getLogger(__name__)
@@ -27,6 +24,8 @@ def main(cfg: DictConfig) -> float | None:
     """Returns the score that stands for the test part: the mean foreground Dice."""
     if cfg.predictions or cfg.references:
         return _folders(cfg)
+    from mambaseg.reporting.tables import headline
+
     with build(with_run_data(cfg)) as run:
         if not run.finished:
             run.evaluate()
@@ -37,6 +36,11 @@ def main(cfg: DictConfig) -> float | None:
 def _folders(cfg: DictConfig) -> float | None:
     if cfg.checkpoint or not (cfg.predictions and cfg.references):
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
+    from rich.console import Console
+
+    from mambaseg.folder_scores import score_folders
+    from mambaseg.reporting.tables import headline, table_of
+
     folder, config = score_folders(
         Path(cfg.predictions).expanduser(),
         Path(cfg.references).expanduser(),

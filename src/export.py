@@ -7,12 +7,9 @@ python src/export.py run=best.ckpt format=torch size=256 output=network.pt2
 import logging
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from mambaseg.entry import entry
-from mambaseg.export import SUFFIX, export_network
-from mambaseg.networks import restore_network
 
 log = logging.getLogger(__name__)
 _TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data", "seen")
@@ -21,6 +18,11 @@ _TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data",
 @entry("export")
 def main(cfg: DictConfig) -> None:
     """Writes the file and, beside it, what a program that uses it has to know."""
+    import torch
+
+    from mambaseg.export import SUFFIX, export_network
+    from mambaseg.networks import restore_network
+
     network, checkpoint = restore_network(cfg.run, scan_backend="torch")
     about = checkpoint.about
     size = cfg.size or about["preprocessing"]["size"]

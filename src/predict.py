@@ -11,8 +11,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.data.formats.images import find_images, group_channels
-from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import entry
 from mambaseg.errors import UserError
 from mambaseg.foreign import printable
@@ -25,12 +23,13 @@ log = logging.getLogger(__name__)
 @entry("predict")
 def main(cfg: DictConfig) -> None:
     """Writes a label map and what its labels mean for every image."""
+    from mambaseg.data.formats.images import find_images, group_channels
+    from mambaseg.ensemble import restore_predictor
+
     output = Path(cfg.output).expanduser()
     sources = find_images(cfg.input, outside=output)
     if (cfg.run is None) == (not cfg.ensemble):
         raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
-    if cfg.dicom_seg not in (True, False, "auto"):
-        raise UserError(f"dicom_seg={cfg.dicom_seg}: choose auto, true or false")
     how = {name: cfg[name] for name in _HOW}
     predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], original=cfg, **how)
     outcome = predictor.predict(group_channels(sources, predictor.channels), output)

@@ -126,8 +126,10 @@ def test_unknown_model_name(fails, small_run):
 
 
 def test_root_without_patients(fails, small_run, tmp_path):
-    said = fails(*official(small_run, tmp_path))
-    assert "<here>" in said and "data=phantom" in said
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    said = fails(*official(small_run, empty))
+    assert "<here>/empty" in said and "data=phantom" in said
 
 
 def test_image_smaller_than_the_patch(fails, small_run):

@@ -8,6 +8,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
+from mambaseg.app.check import checked
 from mambaseg.build import _no_graph, build
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.entry import CONF
@@ -173,7 +174,7 @@ def test_a_network_of_bfloat16_trains_and_is_scored_on_data_that_are_not_rounded
 
 def test_the_budget_cannot_be_set_in_two_places(small_run):
     with pytest.raises(UserError, match=r"data\.steps"):
-        build(composed("+trainer.max_steps=7", *small_run))
+        checked(composed("+trainer.max_steps=7", *small_run), "config")
 
 
 def test_hours_are_estimated_for_real_data_without_a_gpu(small_run, caplog, monkeypatch):

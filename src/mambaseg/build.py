@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.schema import EXTRAS
 from mambaseg.errors import UserError
 from mambaseg.files import home_file
 from mambaseg.jobs import note_run
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from mambaseg.checkpoint import Checkpoint
     from mambaseg.run import Run
 
-# keys of a data leaf that speak to this module, or to its reader, rather than to the data module
-_DATA_EXTRAS = ("title", "synthetic", "task", "instead", "patient_pattern", "masks")
 # keys of conf/evaluate.yaml that only say what to score; `checkpoint` is what they come to
 _SOURCES = ("run", "predictions", "references", "class_names")
 # precisions that convert the network itself, and torch's name of what it becomes
@@ -36,17 +35,6 @@ _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 _TASKS = {
     "segmentation": "mambaseg.task.SegmentationTask",
     "restoration": "mambaseg.restoration.RestorationTask",
-}
-# arguments of Lightning's Trainer that follow from elsewhere, and from where
-_NOT_THE_TRAINERS = {
-    "max_steps": "data.steps",
-    "max_epochs": "data.steps",
-    "val_check_interval": "data.val_every",
-    "check_val_every_n_epoch": "data.val_every",
-    "callbacks": "the group callbacks",
-    "logger": "the group logger",
-    "enable_checkpointing": "the group callbacks",
-    "default_root_dir": "outputs",
 }
 log = logging.getLogger(__name__)
 
@@ -154,7 +142,7 @@ def build(cfg: DictConfig) -> Run:
         for key in _SOURCES:
             cfg.pop(key, None)
     _settle(cfg)
-    data = instantiate(without(cfg.data, *_DATA_EXTRAS), _convert_="all")
+    data = instantiate(without(cfg.data, *EXTRAS["data"]), _convert_="all")
     data.load()
     if checkpoint is None:
         data.split.require_training()
@@ -344,9 +332,6 @@ def _settle(cfg: DictConfig) -> None:
     from mambaseg.inference import choose_precision
     from mambaseg.scan import choose_backend
 
-    for key, instead in _NOT_THE_TRAINERS.items():
-        if key in cfg.trainer:
-            raise UserError(f"trainer.{key}: set {instead} instead")
     device = _device_type(cfg.trainer.accelerator)
     gpu = device == "cuda"
     if gpu and not torch.cuda.is_available():

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
+from hydra._internal import utils as hydra_main
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
+from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
+from mambaseg.app.check import checked
+from mambaseg.app.words import arranged, composition_error
 from mambaseg.errors import UserError
 from mambaseg.files import keep_caches
 from mambaseg.foreign import printable
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 # Wanted: `hydra/launcher=joblib` holds the plugin's defaults below ours. Without the match, in a
 # later Hydra, ours alone are enough.
@@ -59,18 +63,46 @@ def _explanation(error: BaseException) -> tuple[str, BaseException] | None:
     return None
 
 
-def entry(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
-    """Decorates an entry script: composes `conf/<config_name>.yaml`, explains errors."""
+def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Decorates an entry script: composes and checks `conf/<script>.yaml`, explains errors."""
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         @functools.wraps(function)
-        def explained(cfg: DictConfig) -> Any:
+        def job(cfg: DictConfig) -> Any:
             with explained_errors():
                 keep_caches()
-                return function(cfg)
+                return function(checked(cfg, script, HydraConfig.get().overrides.task))
 
-        return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-            explained
-        )
+        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(job)
+
+        @functools.wraps(function)
+        def command() -> Any:
+            options, overrides = arranged(sys.argv[1:])
+            sys.argv[1:] = [*options, *overrides]
+            with _composition_explained(script, overrides):
+                return main()
+
+        return command
 
     return decorate
+
+
+@contextmanager
+def _composition_explained(script: str, overrides: list[str]) -> Iterator[None]:
+    """Puts our words in the place of Hydra's where a configuration cannot be composed."""
+    report = hydra_main.run_and_report
+
+    def run_and_report(function: Callable[[], Any]) -> Any:
+        def explained() -> Any:
+            try:
+                return function()
+            except Exception as error:
+                said = composition_error(error, script, overrides)
+                if said is None:
+                    raise
+                raise _Explained(printable(said)) from None
+
+        return report(explained)
+
+    with mock.patch.object(hydra_main, "run_and_report", run_and_report):
+        yield

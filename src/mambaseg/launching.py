@@ -9,10 +9,14 @@ import sys
 import warnings
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.check import check_targets, checked_by_table
+from mambaseg.app.words import composition_error, jobs_of, only_targets_know
 from mambaseg.errors import UserError
 
 # module of a plugin -> the extra of pyproject.toml that brings it
@@ -42,6 +46,7 @@ class Launching(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses absent plugins, and jobs that ask for more than there is."""
         _refusing(_check_sweep, config)
+        _refusing(_check_jobs, config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Notes what a job could leave behind for the next one of this process."""
@@ -97,6 +102,23 @@ def _require(target: str) -> None:
             raise UserError(
                 f"{module.replace('_', '-')} is not installed: pip install -e '.[{extra}]'"
             )
+
+
+def _check_jobs(config: DictConfig) -> None:
+    """Every value that is swept must be one, before the sweep's folder is there."""
+    script, loader = config.hydra.job.config_name, GlobalHydra.instance().config_loader()
+    foreign = any(
+        source.provider not in ("hydra", "main", "schema")
+        for source in config.hydra.runtime.config_sources
+    )
+    for job in jobs_of(config.hydra.overrides.task):
+        try:
+            cfg = loader.load_sweep_config(config, job)
+        except HydraException as error:
+            raise UserError(composition_error(error, script, job) or str(error)) from error
+        cfg = checked_by_table(cfg, script, job)
+        if foreign or any(map(only_targets_know, job)):
+            check_targets(cfg)  # seconds, for what is imported
 
 
 def _check_devices(launcher: DictConfig, config: DictConfig) -> None:

@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.schema import EXTRAS
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.foreign import printable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from mambaseg.checkpoint import Checkpoint
 
-# keys of a model leaf that speak to `build_network` rather than to the network
-_MODEL_EXTRAS = ("name", "pretrained", "mirror_encoder", "size_multiple", "residual")
 # what a checkpoint says of a network that is not taken from it
 _NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_backend")
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
     """
     from mambaseg.models import AnySize
 
-    network = instantiate(without(model, *_MODEL_EXTRAS), _convert_="all")
+    network = instantiate(without(model, *EXTRAS["model"]), _convert_="all")
     report = None
     if path := model.get("pretrained"):
         path = Path(str(path)).expanduser()

@@ -1,0 +1,163 @@
+"""The words of a command line: as Hydra takes them, and what to say where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from mambaseg.app.check import checked
+from mambaseg.app.schema import NAMED, TABLE
+from mambaseg.app.targets import did_you_mean
+from mambaseg.errors import UserError
+
+_QUOTING = "Quote a value that holds spaces, commas, brackets or '=':  'key=\"a value\"'"
+
+
+def arranged(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of a command line and its overrides, wherever they stand.
+
+    Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
+    may hold `=`, a comma or an umlaut.
+    """
+    read = get_args_parser().parse_intermixed_args(list(words))
+    options = list(words)
+    for override in read.overrides:
+        options.remove(override)
+    return options, [_as_text(word, sweep=read.multirun) for word in read.overrides]
+
+
+def key_of(word: str) -> str:
+    """The key that an override sets: `data.root` of `+data.root=x`."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def only_targets_know(word: str) -> bool:
+    """Whether the table cannot tell if an override is right, but only the `_target_` beside it."""
+    root, _, below = key_of(word).partition(".")
+    if not below or root == "hydra" or (root in NAMED and "." not in below):
+        return False
+    return word.startswith("+") or key_of(word) not in TABLE
+
+
+def _as_text(word: str, *, sweep: bool) -> str:
+    name, equals, value = word.partition("=")
+    kind = TABLE.get(key_of(word))
+    if not equals or kind is None or not kind.text:
+        return word
+    override = _parsed(word)
+    if override is None:
+        if value.startswith("[") and value.endswith("]"):
+            items = [item.strip() for item in value[1:-1].split(",")]
+            return f"{name}=[{','.join(_quoted(item) for item in items)}]"
+        return f"{name}={_quoted(value)}"
+    if override.is_sweep_override():
+        return word if sweep else f"{name}={_quoted(value)}"
+    number = isinstance(override.value(), bool | int | float)
+    return f"{name}={_quoted(value)}" if number else word
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _quoted(value: str) -> str:
+    if value[:1] in "'\"" and value[:1] == value[-1:] and len(value) > 1:
+        return value
+    return str(QuotedString(text=value, quote=Quote.single).with_quotes())
+
+
+def jobs_of(words: Sequence[str]) -> Iterator[list[str]]:
+    """The jobs of a sweep that show every swept value: one differs from the first at a time.
+
+    So many compositions as values, where the product of them may be thousands. Intervals of a
+    search are left out.
+    """
+    fixed: list[str] = []
+    swept: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+        elif override.is_discrete_sweep():
+            key = override.get_key_element()
+            swept.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    first = [values[0] for values in swept]
+    yield [*fixed, *first]
+    for place, values in enumerate(swept):
+        for value in values[1:]:
+            yield [*fixed, *first[:place], value, *first[place + 1 :]]
+
+
+# ---- what Hydra cannot compose ------------------------------------------------------------------
+
+
+def composition_error(error: BaseException, script: str, words: Sequence[str]) -> str | None:
+    """What to say about an error of Hydra's before a job has begun; None: as Hydra says it."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value. {_QUOTING}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_config(error.missing_cfg_file, error.options or (), words)
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return "one config of a group must be chosen, such as model=unet; null is none"
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        key = str(cause.full_key or "")
+        if "not in struct" in str(cause):
+            return _unknown_key(key, script, words)
+        return f"{key}: {str(cause).splitlines()[0]}"
+    return None
+
+
+def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
+    """What the schema says of a key that no file holds; what it takes can be added."""
+    root, _, below = key.partition(".")
+    if root in NAMED and "." not in below:
+        return f"there is no {key}; a new one begins with its class: +{key}._target_=..."
+    added = [
+        f"++{word}"
+        if word[:1] not in "+~" and (key_of(word) == key or "." in key_of(word))
+        else word
+        for word in words
+    ]
+    try:
+        loader: ConfigLoader = GlobalHydra.instance().config_loader()
+        checked(loader.load_configuration(script, next(jobs_of(added)), RunMode.RUN), script, words)
+    except UserError as error:
+        return str(error)
+    except HydraException:
+        return f"there is no {key}"
+    return f"{key} has no value that could be changed: add it with +{key}=..."
+
+
+def _missing_config(path: str, options: Sequence[str], words: Sequence[str]) -> str:
+    for folder in _search_path():
+        if (file := folder / f"{path}.yml").is_file():
+            return f"{file} is not read: rename it to {file.with_suffix('.yaml').name}"
+    typed = [word for word in words if "/".join(word.partition("=")[::2]) == path]
+    said = "".join(f"{word}: " for word in typed)
+    near = did_you_mean(path.rpartition("/")[2], options)
+    listed = f"\nThere are: {', '.join(sorted(options))}" if options else ""
+    return f"{said}there is no conf/{path}.yaml{near}{listed}"
+
+
+def _search_path() -> Iterator[Path]:
+    loader: ConfigLoader = GlobalHydra.instance().config_loader()
+    for source in loader.get_sources():
+        if source.scheme() == "file":
+            yield Path(source.path)
