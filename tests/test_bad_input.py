@@ -155,7 +155,8 @@ def test_the_stack_trace_is_there_when_asked(small_run, tmp_path, monkeypatch):
 
     GlobalHydra.instance().clear()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["train.py", *official(small_run, tmp_path)])
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "argv", ["train.py", *official(small_run, empty)])
     with pytest.raises(Exception, match="patient") as raised:
         train.main()
     assert raised.value.__cause__ is not None

@@ -30,6 +30,12 @@ def composed(*words):
     return cfg
 
 
+def check(cfg):
+    """What happens before a sweep, where nothing is refused."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launching.Launching().on_multirun_start(cfg)
+
+
 @pytest.fixture
 def plugins_there(monkeypatch):
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
@@ -84,7 +90,7 @@ def test_the_extras_that_errors_name_exist():
 def test_gpus_that_are_not_there_are_refused_rather_than_waited_for(plugins_there, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    check, two = launching.Launching().on_multirun_start, "hydra.launcher.ray.remote.num_gpus=2"
+    two = "hydra.launcher.ray.remote.num_gpus=2"
     check(composed("hydra/launcher=gpus", "hydra.launcher.ray.remote.num_cpus=1"))
     message = refusal(composed("hydra/launcher=gpus", two))
     assert "num_gpus=2" in message and "1 GPUs" in message and "num_gpus=0" in message
@@ -94,7 +100,6 @@ def test_gpus_that_are_not_there_are_refused_rather_than_waited_for(plugins_ther
 
 
 def test_several_devices_per_job_are_refused_where_they_cannot_start(plugins_there):
-    check = launching.Launching().on_multirun_start
     for leaf in ("jobs", "slurm_local", "gpus"):
         words = [*CHEAP[leaf], "trainer=ddp"]
         assert "trainer.devices=2" in refusal(composed(*words))

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import mambaseg.build  # noqa: F401  # registers what the configuration asks of the machine
-from mambaseg.app.check import CONF, checked, checked_by_table, keys_of, plain_tree
+from mambaseg.app.check import CONF, check_targets, checked, keys_of, plain_tree
 from mambaseg.app.schema import TABLE
 from mambaseg.app.targets import did_you_mean, fits
 from mambaseg.app.words import arranged, jobs_of
@@ -26,9 +26,18 @@ def composed(*words, script="config"):
         return compose(script, overrides=list(words))
 
 
-def refusal(*words, script="config", step=checked_by_table):
+def looked_at(*words, script="config"):
+    """Both steps."""
+    cfg = checked(composed(*words, script=script), script, words)
+    check_targets(cfg)
+    return cfg
+
+
+def refusal(*words, script="config", step=checked):
     with pytest.raises(UserError) as refused:
-        step(composed(*words, script=script), script, words)
+        if step is looked_at:
+            looked_at(*words, script=script)
+        checked(composed(*words, script=script), script, words)
     return str(refused.value)
 
 
@@ -50,13 +59,13 @@ def test_every_config_fits_the_schema(group, leaf, tmp_path):
     if leaf == "nnunet":  # it asks the data set what it is
         words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
     cfg = composed(*words)
-    assert plain_tree(checked(cfg, "config", words)) == plain_tree(cfg)
+    assert plain_tree(looked_at(*words)) == plain_tree(cfg)
 
 
 @pytest.mark.parametrize("leaf", [path.stem for path in (CONF / "optim" / "own").glob("*.yaml")])
 def test_every_recipe_fits_the_schema(leaf):
     words = ["experiment=acdc_own_recipe", f"model={leaf}"]
-    assert checked(composed(*words), "config", words).model.name == leaf
+    assert looked_at(*words).model.name == leaf
 
 
 # ---- keys ---------------------------------------------------------------------------------------
@@ -108,7 +117,7 @@ def test_no_script_takes_what_another_one_reads(script):
     ("+trainer.max_epochs=3", "set data.steps"),
 ])  # fmt: skip
 def test_what_a_target_does_not_take_is_refused(word, said):
-    assert said in refusal("data=phantom", "model=unet", word, step=checked)
+    assert said in refusal("data=phantom", "model=unet", word, step=looked_at)
 
 
 @pytest.mark.parametrize("words", [
@@ -133,7 +142,7 @@ def test_what_can_be_added_still_can(words, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("A_NAME", "5")
-    assert checked(composed("data=phantom", *words), "config", words)
+    assert looked_at("data=phantom", *words)
 
 
 def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
@@ -145,7 +154,7 @@ def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
     mine.write_text("# @package _global_\nname: 2024\ndata: {steps: 1e4}\n")
     assert "data.steps=10000.0" in refusal(*words)
     mine.write_text("# @package _global_\nname: 2024\n")
-    assert checked_by_table(composed(*words), "config", words).name == "2024"
+    assert checked(composed(*words), "config", words).name == "2024"
 
 
 # ---- values -------------------------------------------------------------------------------------
@@ -177,17 +186,17 @@ def test_a_value_of_another_kind_is_refused_by_its_key(word):
     "data.prepare.patients=many", "optim.scheduler.power=[1]",
 ])  # fmt: skip
 def test_a_value_that_an_argument_does_not_take_is_refused_by_its_key(word):
-    said = refusal("data=phantom", word, step=checked)
+    said = refusal("data=phantom", word, step=looked_at)
     assert said.startswith(word.partition("=")[0]) and " takes " in said
 
 
 def test_values_are_as_the_schema_has_them():
     words = ["data=phantom", "name=2024", "trainer.precision=64", "evaluation.tolerance_mm=2"]
-    cfg = checked_by_table(composed(*words), "config", words)
+    cfg = checked(composed(*words), "config", words)
     assert cfg.name == "2024" and cfg.trainer.precision == "64-true"
     assert type(cfg.evaluation.tolerance_mm) is float
     for given, meant in (("16", "16-mixed"), ("bf16", "bf16-mixed"), ("32-true", "32-true")):
-        cfg = checked_by_table(composed("data=phantom", f"trainer.precision={given}"), "config")
+        cfg = checked(composed("data=phantom", f"trainer.precision={given}"), "config")
         assert cfg.trainer.precision == meant
 
 
@@ -268,7 +277,7 @@ def test_the_phantom_takes_another_root_only_where_it_was_asked_for(tmp_path, mo
     assert "data=acdc" in refusal("experiment=quickstart", "data.root=my_acdc")
     assert "data=acdc" in refusal("experiment=dehazing", "++data.root=photos")
     words = ["data=phantom", "data.root=my_phantom"]
-    assert checked_by_table(composed(*words), "config", words).data.root == "my_phantom"
+    assert checked(composed(*words), "config", words).data.root == "my_phantom"
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndata: {root: my_acdc}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.check import check_targets
 from mambaseg.app.schema import EXTRAS
 from mambaseg.errors import UserError
 from mambaseg.files import home_file
@@ -126,6 +127,7 @@ def build(cfg: DictConfig) -> Run:
     notice = _notice(cfg)
     if notice:
         log.warning(notice)
+    check_targets(cfg)
     import lightning as L
 
     from mambaseg.cluster import requeue_call

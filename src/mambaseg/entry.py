@@ -17,8 +17,8 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
-from mambaseg.app.check import checked
-from mambaseg.app.words import arranged, composition_error
+from mambaseg.app.check import check_targets, checked
+from mambaseg.app.words import arranged, composition_error, only_targets_know
 from mambaseg.errors import UserError
 from mambaseg.files import keep_caches
 from mambaseg.foreign import printable
@@ -71,7 +71,11 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
         def job(cfg: DictConfig) -> Any:
             with explained_errors():
                 keep_caches()
-                return function(checked(cfg, script, HydraConfig.get().overrides.task))
+                words = HydraConfig.get().overrides.task
+                cfg = checked(cfg, script, words)
+                if any(map(only_targets_know, words)):
+                    check_targets(cfg)
+                return function(cfg)
 
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(job)
 

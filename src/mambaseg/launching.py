@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from mambaseg.app.check import check_targets, checked_by_table
+from mambaseg.app.check import check_targets, checked
 from mambaseg.app.words import composition_error, jobs_of, only_targets_know
 from mambaseg.errors import UserError
 
@@ -116,7 +116,7 @@ def _check_jobs(config: DictConfig) -> None:
             cfg = loader.load_sweep_config(config, job)
         except HydraException as error:
             raise UserError(composition_error(error, script, job) or str(error)) from error
-        cfg = checked_by_table(cfg, script, job)
+        cfg = checked(cfg, script, job)
         if foreign or any(map(only_targets_know, job)):
             check_targets(cfg)  # seconds, for what is imported
 

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mambaseg.app.check import require_named_data
 from mambaseg.errors import UserError
 from mambaseg.reporting.collect import read_identity
 
@@ -37,6 +38,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     words = list(HydraConfig.get().overrides.task)
     keys = [word.key_or_group for word in OverridesParser.create().parse_overrides(words)]
     if any(key in _CHOOSING for key in keys):
+        require_named_data(cfg, words)
         return cfg
     folder = _run_folder(Path(cfg.checkpoint).expanduser())
     if folder is None:
@@ -58,6 +60,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     said = {key.removeprefix("data.") for key in keys if key.startswith("data.")}
     with open_dict(cfg):
         _take(cfg.data, used, said, where=f"{folder / 'config.yaml'}: data")
+    require_named_data(cfg, words)
     _require_root(cfg.data, folder)
     return cfg
 

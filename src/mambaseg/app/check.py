@@ -27,6 +27,8 @@ _MISSING = "???"
 def checked(cfg: DictConfig, script: str, words: Sequence[str] = ()) -> DictConfig:
     """The configuration with its values as the schema takes them; `cfg` itself is not changed.
 
+    This is the first step. The second, `check_targets`, is up to the caller.
+
     Args:
         cfg: the composed configuration.
         script: whose it is: the name of its primary configuration, `conf/<script>.yaml`.
@@ -35,13 +37,6 @@ def checked(cfg: DictConfig, script: str, words: Sequence[str] = ()) -> DictConf
     Raises:
         UserError: an unknown key, a value of another kind, something missing.
     """
-    cfg = checked_by_table(cfg, script, words)
-    check_targets(cfg)
-    return cfg
-
-
-def checked_by_table(cfg: DictConfig, script: str, words: Sequence[str] = ()) -> DictConfig:
-    """The first step of `checked`."""
     raw = plain_tree(cfg)
     raw.pop("hydra", None)
     own, groups = keys_of(script)
@@ -51,14 +46,18 @@ def checked_by_table(cfg: DictConfig, script: str, words: Sequence[str] = ()) ->
     for key, value, _ in flat(raw):
         if key in TABLE:
             _take(cfg, key, value, required=own.get(key) == _MISSING or key == "data.root")
-    if cfg.get("data"):
-        _require_named_data(cfg, words)
+    if script != "evaluate":  # whose data may be the run's
+        require_named_data(cfg, words, as_configured=True)
     _require_apart(cfg)
     return cfg
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """The second step of `checked`, which imports the targets."""
+    """Compares what stands beside each `_target_` with what it takes; imports the targets.
+
+    Raises:
+        UserError: a target is not there, or takes no such argument or value.
+    """
     for key, node, _ in flat(plain_tree(cfg)):
         if isinstance(node, dict) and "_target_" in node:
             values = {name: _resolved(cfg, f"{key}.{name}", node[name]) for name in node}
@@ -182,14 +181,27 @@ def plain_tree(cfg: Any) -> dict[str, Any]:
 # ---- folders ------------------------------------------------------------------------------------
 
 
-def _require_named_data(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Computed data are written to another folder only where they were asked for by name."""
+def require_named_data(
+    cfg: DictConfig, words: Sequence[str], *, as_configured: bool = False
+) -> None:
+    """Computed data are written to another folder only where they were asked for by name.
+
+    Args:
+        cfg: the configuration.
+        words: the overrides that were typed.
+        as_configured: whether the root must otherwise be what the config of conf/data says; it is
+            enough that it was not typed where not.
+
+    Raises:
+        UserError: nobody said data=<what is computed>.
+    """
     given = {word.lstrip("+~").partition("=")[0] for word in words}
-    if cfg.data.get("prepare") is None or "data" in given:
+    if OmegaConf.select(cfg, "data.prepare") is None or "data" in given:
         return
     leaf = CONF / "data" / f"{cfg.data.get('name')}.yaml"
-    root = plain_tree(OmegaConf.load(leaf)).get("root") if leaf.is_file() else None
-    if "data.root" in given or (root is not None and root != cfg.data.root):
+    usual = plain_tree(OmegaConf.load(leaf)).get("root") if leaf.is_file() else None
+    moved = as_configured and usual not in (None, cfg.data.root)
+    if moved or "data.root" in given:
         raise UserError(
             f"data.root={cfg.data.root}: say what data these are, with data=acdc, data=folder, "
             "data=nnunet or another config of conf/data. Nothing was read or written: without "

@@ -52,8 +52,8 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
             raise UserError(f"{key}.{name}={shown(values[name])}: {what} takes {expected}")
     if not node.get("_partial_") and "_args_" not in node:
         for one in takes.values():
-            known = one.name in node or f"{key}.{one.name}" in TABLE  # which `build` may set
-            if one.default is inspect.Parameter.empty and not known:
+            given = one.name in node or f"{key}.{one.name}" in TABLE  # which `build` may set
+            if one.default is inspect.Parameter.empty and not given:
                 raise UserError(f"{key}.{one.name} is missing: {what} needs it")
 
 

@@ -19,7 +19,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from mambaseg.app.check import checked
+from mambaseg.app.check import check_targets, checked
 from mambaseg.app.schema import NAMED, TABLE
 from mambaseg.app.targets import did_you_mean
 from mambaseg.errors import UserError
@@ -137,7 +137,8 @@ def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
     ]
     try:
         loader: ConfigLoader = GlobalHydra.instance().config_loader()
-        checked(loader.load_configuration(script, next(jobs_of(added)), RunMode.RUN), script, words)
+        cfg = loader.load_configuration(script, next(jobs_of(added)), RunMode.RUN)
+        check_targets(checked(cfg, script, words))
     except UserError as error:
         return str(error)
     except HydraException:
