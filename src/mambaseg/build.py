@@ -198,7 +198,7 @@ def _seen(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> dict[str
         return {"checked": True, "cases": {}}
     seen, cases = checkpoint.seen, data.known("test")
     found = seen.among(cases, own_split=checkpoint.split_hash == data.split.hash)
-    allowed = bool(cfg.evaluation.get("allow_seen"))
+    allowed = cfg.evaluation.get("allow_seen") is True
     require_unseen(found, len(cases), allowed=allowed, subject=str(checkpoint.path))
     told = checkpoint.about["data"].get("fingerprint", data.fingerprint)
     if checkpoint.split_hash == data.split.hash and told != data.fingerprint:

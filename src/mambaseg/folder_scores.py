@@ -231,7 +231,7 @@ def score_folders(
     names = class_names_of(pairs, class_names)
     if not 2 <= len(names) == len(set(names)):
         raise UserError(f"class_names={names}: two names or more are needed, all different")
-    seen, note = _seen(pairs, allowed=bool(evaluation.get("allow_seen")))
+    seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
     title, split = references.resolve().name, digest_of([pair.id for pair in pairs])[:12]
     config: dict[str, Any] = {
         "seed": 0,
