@@ -24,7 +24,7 @@ from mambaseg.data.patients import find_alike, parts_of
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
 from mambaseg.data.slicing import check_rule
-from mambaseg.data.splits import make_split
+from mambaseg.data.splits import known_duplicates, make_split
 from mambaseg.data.volume_cache import VolumeCache
 from mambaseg.errors import UserError
 
@@ -189,8 +189,8 @@ class SegmentationDataModule(StepDataModule):
             digests=digests,
         )
         contents = {entry.case: entry.content or entry.source for entry in cache.entries}
-        copies = patients_with_same_images(used, contents)
-        if copies:
+        groups = patients_with_same_images(used, contents)
+        if copies := [group for group in groups if group not in known_duplicates(group)]:
             self.split = split(duplicates=copies)
             log.warning(
                 "the same images belong to more than one patient: %s. %s",
