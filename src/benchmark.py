@@ -89,7 +89,7 @@ def gpu(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser().absolute()
     parts = benchmark.measure_gpu(
         Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=ROOT,
-        networks=list(cfg.models), graph=cfg.device != "cpu",
+        networks=list(cfg.models), only=list(cfg.parts), graph=cfg.device != "cpu",
         train=list(cfg.train), bench=list(cfg.bench),
     )  # fmt: skip
     log.info("results: %s", out / "table.md")

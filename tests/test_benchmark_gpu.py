@@ -67,9 +67,16 @@ def test_what_does_not_listen_is_killed_before_the_end(tmp_path, monkeypatch):
     assert there.parts[0]["seconds"] < 30  # of the 60 that it would sleep
 
 
+def test_parts_are_chosen_by_the_beginning_of_their_names(tmp_path):
+    there = Machine(tmp_path, ROOT, time.monotonic() + 60, ("train", "report"))
+    there.run(code("steps", "print(1)"), code("train-unet", "print(1)"))
+    there.run(code("scan", "print(1)"))
+    assert [part["name"] for part in there.parts] == ["train-unet"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "each", "steps"),
-    [(500, (0.02, 0.03, 0.05), 3400), (5000, (0.02, 0.03, 0.05), 10_000), (100, (0.1,), 0)],
+    [(500, (0.02, 0.03, 0.05), 3500), (5000, (0.02, 0.03, 0.05), 10_000), (95, (0.1,), 0)],
 )
 def test_as_many_equal_steps_as_fit(seconds, each, steps):
     assert affordable(seconds, {"rows": [{"median_s": value} for value in each]}) == steps

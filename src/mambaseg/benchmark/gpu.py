@@ -28,7 +28,7 @@ MOST_STEPS = 10_000
 """Of the paper's protocol."""
 LOOP_STEPS = 100
 """Of the short trainings that tell what the loop costs beside the network's step."""
-START_S, END_S = 45.0, 30.0
+START_S, END_S = 30.0, 30.0
 """What a training needs before its first and after its last step: imports, data; test, figures."""
 CURVES_S = 240.0
 """For 500 steps in bf16 and in fp32, where so much is left after the trainings."""
@@ -71,6 +71,7 @@ def measure_gpu(
     minutes: float,
     cwd: Path,
     networks: Sequence[str] = NETWORKS,
+    only: Sequence[str] = (),
     graph: bool = True,
     train: Sequence[str] = (),
     bench: Sequence[str] = (),
@@ -83,6 +84,7 @@ def measure_gpu(
         minutes: in all.
         cwd: the checkout.
         networks: configs of `conf/model`; the trainings run side by side.
+        only: beginnings of the names of parts; empty: all.
         graph: record the networks' passes as CUDA graphs (`trainer.graph`).
         train: further overrides of each `train.py`; they win.
         bench: likewise of each `benchmark.py`.
@@ -90,7 +92,7 @@ def measure_gpu(
     Returns:
         One record per part: `name`, `command`, `status` (done, stopped, failed), `seconds`.
     """
-    machine = Machine(out, cwd, time.monotonic() + 60 * minutes)
+    machine = Machine(out, cwd, time.monotonic() + 60 * minutes, tuple(only))
     models = f"models=[{','.join(networks)}]"
     graphs = f"graph={str(graph).lower()}"
 
@@ -159,10 +161,11 @@ class Machine:
         out: see `measure_gpu`.
         cwd: where the commands run.
         end: by `time.monotonic()`.
+        only: beginnings of the names of parts; the others are left out. Empty: all.
     """
 
-    def __init__(self, out: Path, cwd: Path, end: float) -> None:
-        self.out, self.cwd, self.end = out, cwd, end
+    def __init__(self, out: Path, cwd: Path, end: float, only: tuple[str, ...] = ()) -> None:
+        self.out, self.cwd, self.end, self.only = out, cwd, end, only or ("",)
         self.parts: list[dict[str, Any]] = []
         (out / "logs").mkdir(parents=True, exist_ok=True)
 
@@ -173,6 +176,9 @@ class Machine:
 
     def run(self, *parts: Part) -> None:
         """Runs parts side by side, each until its limit or the end."""
+        parts = tuple(part for part in parts if part.name.startswith(self.only))
+        if not parts:
+            return
         start = time.monotonic()
         log.info("%.0f s left: %s", self.seconds_left, ", ".join(part.name for part in parts))
         running: dict[Part, subprocess.Popen[bytes]] = {}
