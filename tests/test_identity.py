@@ -303,7 +303,7 @@ def test_reports_group_by_the_same_rule():
         (["callbacks.checkpoint.monitor=val/dcie"], "did you mean val/dice"),
         (["callbacks.checkpoint.monitor=val/hd95_vox"], "val/hd95_mm"),
         (["callbacks.checkpoint.monitor=train/loss"], "callbacks.checkpoint.monitor=train/loss"),
-        (["callbacks.checkpoint.monitor=null"], "callbacks.checkpoint.monitor=None"),
+        (["callbacks.checkpoint.monitor=null"], "callbacks.checkpoint.monitor=null"),
         ([f"+callbacks.e={EARLY}", "callbacks.e.monitor=val/typo"], "callbacks.e.monitor=val/typo"),
         (["~callbacks.checkpoint"], "callbacks.checkpoint: it is missing"),
         (["callbacks.checkpoint=null"], "callbacks.checkpoint: it is missing"),

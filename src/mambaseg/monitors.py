@@ -103,7 +103,7 @@ def _settle_monitor(key: str, leaf: Any, known: Sequence[str]) -> None:
         close = get_close_matches(str(monitor), known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
-            f"{key}.monitor={monitor}: nothing of that name is logged; {hint}"
+            f"{key}.monitor={'null' if monitor is None else monitor}: nothing of that name is logged; {hint}"
             f"Choose one of {', '.join(known)}"
         )
     mode, natural = leaf.get("mode"), better(monitor)

@@ -97,10 +97,8 @@ class SegmentationTask(Task):
     @classmethod
     def logged(cls, data: Any) -> list[str]:
         """`val/dice`, the distance in the data's unit, and a score per foreground class."""
-        cases = (data.cache.position(case.id) for case in data.cases["val"])
-        known_mm = any(data.cache.entries[case].spacing is not None for case in cases)
-        distance = "hd95_mm" if known_mm else "hd95_vox"
-        names = ("dice", distance, *(f"dice_{name}" for name in data.class_names[1:]))
+        unit = data.for_task()["distances"]
+        names = ("dice", f"hd95_{unit}", *(f"dice_{name}" for name in data.class_names[1:]))
         return [f"val/{name}" for name in names]
 
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
