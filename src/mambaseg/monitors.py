@@ -103,8 +103,8 @@ def _settle_monitor(key: str, leaf: Any, known: Sequence[str]) -> None:
         close = get_close_matches(str(monitor), known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
-            f"{key}.monitor={'null' if monitor is None else monitor}: nothing of that name is logged; {hint}"
-            f"Choose one of {', '.join(known)}"
+            f"{key}.monitor={'null' if monitor is None else monitor}: nothing of that name is "
+            f"logged; {hint}Choose one of {', '.join(known)}"
         )
     mode, natural = leaf.get("mode"), better(monitor)
     if mode is None:
