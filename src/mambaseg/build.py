@@ -19,6 +19,7 @@ from mambaseg.app.check import check_targets
 from mambaseg.app.schema import EXTRAS
 from mambaseg.errors import UserError
 from mambaseg.files import home_file
+from mambaseg.foreign import readable
 from mambaseg.jobs import note_run
 from mambaseg.networks import network_with_weights, plain, read_with_leaf, without
 
@@ -124,6 +125,7 @@ def build(cfg: DictConfig) -> Run:
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     _silence_libraries()
+    _require_unicode(cfg)
     notice = _notice(cfg)
     if notice:
         log.warning(notice)
@@ -406,6 +408,21 @@ def _no_graph(cfg: DictConfig, *, gpu: bool) -> str:
     if cfg.trainer.accumulate_grad_batches != 1:
         return "trainer.accumulate_grad_batches is not 1, and a graph overwrites its gradients"
     return ""
+
+
+def _require_unicode(cfg: DictConfig) -> None:
+    """Refuses a folder that the files of a run could not name.
+
+    Raises:
+        UserError: the name of a folder is not UTF-8.
+    """
+    for key in ("data.root", "data.cache_dir", "outputs", "checkpoint"):
+        path = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if path is not None and readable(str(path)) != str(path):
+            raise UserError(
+                f"{key}={readable(str(path))}: the name is not UTF-8, so no file of the run can "
+                "hold it. Rename the folder, or give a link to it (files below may have any name)."
+            )
 
 
 def _notice(cfg: DictConfig) -> str:

@@ -20,7 +20,7 @@ from mambaseg.app.check import CONF as CONF  # where the entries' configurations
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.words import arranged, composition_error, only_targets_know
 from mambaseg.errors import UserError
-from mambaseg.files import keep_caches
+from mambaseg.files import keep_caches, print_any_name
 from mambaseg.foreign import printable
 
 # Wanted: `hydra/launcher=joblib` holds the plugin's defaults below ours. Without the match, in a
@@ -69,6 +69,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> Any:
+            print_any_name()
             with explained_errors():
                 keep_caches()
                 words = HydraConfig.get().overrides.task

@@ -3,9 +3,11 @@
 import atexit
 import contextlib
 import errno
+import io
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -121,3 +123,10 @@ def _home_takes_files() -> bool:
     except OSError:
         return False
     return True
+
+
+def print_any_name() -> None:
+    """Let names of files that are not UTF-8 be printed and logged, with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

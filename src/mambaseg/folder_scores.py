@@ -26,7 +26,7 @@ from mambaseg.data.seen import (
     require_unseen,
 )
 from mambaseg.errors import UserError
-from mambaseg.foreign import ForeignFileError, read_json
+from mambaseg.foreign import ForeignFileError, read_json, readable
 from mambaseg.inference import keep_largest_component
 from mambaseg.lock import RunLock
 from mambaseg.runs import RunFolder, code_state, environment, file_digest, slug
@@ -110,9 +110,10 @@ def _label_maps(folder: Path, role: str) -> dict[str, Path]:
         if hidden or not name.endswith(_LABELS):
             continue
         place = path.parent.relative_to(folder) / without_ending(path.name, _LABELS)
-        if other := found.get(place.as_posix()):
+        name = readable(place.as_posix())
+        if other := found.get(name):
             raise UserError(f"{role}: {path} is there twice, also as {other.name}")
-        found[place.as_posix()] = path
+        found[name] = path
     if not found:
         raise UserError(f"{role}: {folder} holds no label map ({', '.join(_LABELS)})")
     return found

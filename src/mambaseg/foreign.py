@@ -274,5 +274,10 @@ def printable(text: str) -> str:
 
 
 def readable(name: str) -> str:
-    """A file's name as text that can be written: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """The name of a file as text that can be written: bytes that are not UTF-8 become escapes."""
+    if name.isascii():
+        return name
+    return "".join(
+        f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter
+        for letter in name
+    )

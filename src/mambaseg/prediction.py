@@ -25,7 +25,7 @@ from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
 from mambaseg.errors import UserError
 from mambaseg.files import whole_file
-from mambaseg.foreign import ForeignFileError, printable, read_json
+from mambaseg.foreign import ForeignFileError, printable, read_json, readable
 from mambaseg.inference import Member, keep_largest_component, segment
 from mambaseg.views import drawn
 
@@ -173,7 +173,7 @@ class Predictor:
         voxels = dict(zip(self.class_names, counts.tolist(), strict=True))
         about = {
             "labels": {name: index for index, name in enumerate(self.class_names)},
-            "image": source.path.name,
+            "image": readable(source.path.name),
             "image_digest": digest,
             "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
             "voxels": voxels,

@@ -332,7 +332,9 @@ class Run:
 
     def _log_to_folder(self) -> None:
         with writing(self.folder.path, otherwise="choose another folder with outputs=..."):
-            self._log_file = _LogFile(self.folder.path / "train.log", encoding="utf-8")
+            self._log_file = _LogFile(
+                self.folder.path / "train.log", encoding="utf-8", errors="backslashreplace"
+            )
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
 

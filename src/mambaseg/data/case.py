@@ -20,6 +20,7 @@ import numpy as np
 
 from mambaseg.data.slicing import order_of, reordered, slice_axis
 from mambaseg.errors import UserError
+from mambaseg.foreign import readable
 
 ROUNDED = 1e-3  # how far a label's value may be from the whole number that it stands for
 _SAYINGS: ContextVar[list[str] | None] = ContextVar("_SAYINGS", default=None)
@@ -36,7 +37,7 @@ class DataError(UserError):
     """
 
     def __init__(self, problem: str, path: Path | None = None, remedy: str = "") -> None:
-        where = f"{path}: " if path is not None else ""
+        where = f"{readable(str(path))}: " if path is not None else ""
         super().__init__(f"{where}{problem}. {remedy}" if remedy else f"{where}{problem}")
         self.problem = problem
         self.path = path

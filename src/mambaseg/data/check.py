@@ -26,7 +26,7 @@ from mambaseg.data.problems import Level, Problem, counted, whose
 from mambaseg.data.proposal import propose
 from mambaseg.data.splits import known_duplicates, listed
 from mambaseg.errors import UserError
-from mambaseg.files import whole_file
+from mambaseg.files import print_any_name, whole_file
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 ONE_PATIENT = "Get the patient again."
@@ -181,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--write", type=Path, metavar="conf/data/NAME.yaml", help="save the proposed leaf there"
     )
     options = parser.parse_args(arguments)
+    print_any_name()
     layout = layout_named(options.layout) if options.layout else None
     report = check_dataset(options.root, options.num_classes, layout=layout)
     console = Console()

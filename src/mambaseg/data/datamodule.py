@@ -197,9 +197,9 @@ class SegmentationDataModule(StepDataModule):
                 "; ".join(", ".join(group) for group in copies),
                 self.split.note,
             )
+        parts = {part: set(getattr(self.split, part)) for part in PARTS}
         self.cases: Mapping[str, list[Case]] = {
-            part: [case for case in used if case.patient in getattr(self.split, part)]
-            for part in PARTS
+            part: [case for case in used if case.patient in own] for part, own in parts.items()
         }
         self.fingerprint = fingerprint(used, digests)
         self._cache = cache

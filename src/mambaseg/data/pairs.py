@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_file, unlisted
+from mambaseg.foreign import readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SMALLEST = 11  # pixels: the window of SSIM
@@ -119,9 +120,10 @@ def _images(folder: Path) -> dict[str, Path]:
         raise DataError("holds no PNG or JPEG image", folder, "Put the images there.")
     found: dict[str, Path] = {}
     for path in files:
-        if path.stem in found:
-            raise DataError(f"there is {found[path.stem].name} too", path, "Remove one of the two.")
-        found[path.stem] = path
+        name = readable(path.stem)
+        if name in found:
+            raise DataError(f"there is {found[name].name} too", path, "Remove one of the two.")
+        found[name] = path
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mambaseg.data.case import Case, DataError
+from mambaseg.foreign import readable
 
 Level = Literal["error", "warning", "info"]
 
@@ -28,7 +29,8 @@ class Problem:
         problem = error.problem
         if error.path is not None and error.path != root:
             inside = error.path.is_relative_to(root)
-            problem = f"{error.path.relative_to(root) if inside else error.path}: {problem}"
+            path = error.path.relative_to(root) if inside else error.path
+            problem = f"{readable(str(path))}: {problem}"
         return cls("error", where, problem, error.remedy)
 
 

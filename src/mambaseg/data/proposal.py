@@ -21,6 +21,7 @@ import numpy as np
 
 from mambaseg.data.check_report import Report
 from mambaseg.data.examined import Examined
+from mambaseg.foreign import readable
 
 MULTIPLE, SMALLEST, LARGEST = 32, 64, 512  # of the side of the square
 # A training step of mamba_unet in float32 takes 6.9 kB for each pixel of a batch more (peak of the
@@ -55,7 +56,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     batch, why = _batch_size(size, memory or memory_at_hand())
     leaf: dict[str, Any] = {
         "name": name,
-        "title": root.absolute().name.replace("${", "-"),
+        "title": readable(root.absolute().name).replace("${", "-"),
         "root": str(root.absolute()).replace("${", "\\${"),
         "split": layout.split(root),
         "class_names": list(names),

@@ -19,7 +19,7 @@ from mambaseg.data.fingerprint import content_digest
 from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import read_frames
 from mambaseg.errors import UserError
-from mambaseg.foreign import ForeignFileError, printable, read_json
+from mambaseg.foreign import ForeignFileError, printable, read_json, readable
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -136,7 +136,7 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
             raise UserError(
                 f"input: {path} is no DICOM file and has none of the endings {', '.join(KNOWN)}"
             )
-        found = [Source(_stem(path), path)]
+        found = [Source(readable(_stem(path)), path)]
     elif path.is_dir():
         found = list(_below(path))
     elif glob.has_magic(str(path)):
@@ -312,6 +312,7 @@ def _series(folder: Path, base: Path) -> Iterator[Source]:
     name = folder.name if folder == base else folder.relative_to(base).as_posix()
     found = series_in(files)
     for number, series in enumerate(found, start=1):
+        name = readable(name)
         yield Source(name if len(found) == 1 else f"{name}_{number}", folder, series)
 
 
@@ -357,7 +358,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _relative(path: Path, base: Path) -> str:
-    return (path.parent.relative_to(base) / _stem(path)).as_posix()
+    return readable((path.parent.relative_to(base) / _stem(path)).as_posix())
 
 
 def _stem(path: Path) -> str:

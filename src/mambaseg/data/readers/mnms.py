@@ -18,7 +18,7 @@ from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import as_float32, unlisted
 from mambaseg.data.formats.volumes import check_same_geometry, read_volume
 from mambaseg.data.problems import cases_or_first_problem
-from mambaseg.foreign import ForeignFileError, read_table
+from mambaseg.foreign import ForeignFileError, read_table, readable
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}
 CLASSES = ("background", "LV", "MYO", "RV")  # of the files' numbers
@@ -102,7 +102,16 @@ def _cases(folder: Path, part: str, frames: dict[str, dict[str, str]]) -> list[C
             problem = f"the list of subjects has no frame of {name} for {phase}"
             raise DataError(problem, folder, "Correct the list, or take the subject out.")
         reader = partial(read_frame, frame=int(row[phase.lower()]))
-        case = Case(f"{name}_{phase}", name, phase, group, image, label, reader, part=part)
+        case = Case(
+            f"{readable(name)}_{phase}",
+            readable(name),
+            phase,
+            group,
+            image,
+            label,
+            reader,
+            part=part,
+        )
         cases.append(case)
     return cases
 

@@ -29,6 +29,7 @@ from mambaseg.data.patients import with_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.readers.nnunet_folds import parts_of_fold, splits_file
+from mambaseg.foreign import readable
 
 WHOLE = -1  # in place of a channel's number: one file with all channels
 Files = dict[str, dict[int, Path]]  # case -> channel -> file
@@ -142,7 +143,7 @@ def _files(folder: Path, ending: str) -> Iterator[tuple[str, Path]]:
     """Names without the ending, and files; macOS's `._` twins and other hidden files left out."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.endswith(ending) and not path.name.startswith("."):
-            yield path.name[: -len(ending)], path
+            yield readable(path.name[: -len(ending)]), path
 
 
 def _by_case(folder: Path, ending: str, labels: Mapping[str, Path]) -> Files:
