@@ -185,6 +185,16 @@ def test_classes_that_the_user_names_replace_those_of_the_file(tmp_path):
     assert list(run.folder.summary["classes"]) == ["background", "all"]
 
 
+@pytest.mark.parametrize("labels", [None, {"0": "background", "1": "cavity", "2": "wall"}])
+def test_classes_named_in_another_order_than_the_data_sets_are_refused(tmp_path, labels):
+    root = write_nnunet(tmp_path / "a", **({"labels": labels} if labels else {}))
+    words = ["data=nnunet", f"data.root={root}", "data.class_names=[background,wall,cavity]"]
+    with pytest.raises(UserError, match=r"calls label 1 'cavity'.*data\.label_map=\{0:0,1:2,2:1\}"):
+        trained(tmp_path, tmp_path, *words)
+    run = trained(tmp_path, tmp_path, *words, "data.label_map={0:0,1:2,2:1}")
+    assert list(run.folder.summary["classes"]) == ["background", "wall", "cavity"]
+
+
 def test_labels_that_are_no_classes_do_not_hide_the_rest_of_the_check(tmp_path):
     root = write_nnunet(tmp_path / "a", labels={"background": 0, "all": [1, 2]})
     (root / "imagesTr" / "case_002_0000.nii.gz").write_bytes(b"")

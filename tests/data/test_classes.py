@@ -6,7 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mambaseg.build import build
-from mambaseg.data.classes import check_class_names, require_same_classes, sides_of_one
+from mambaseg.data.classes import (
+    check_class_names,
+    require_named_values,
+    require_same_classes,
+    sides_of_one,
+)
 from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 
@@ -81,3 +86,32 @@ def test_a_training_that_mirrors_sides_is_told_so(small_run, caplog, augmentatio
     with initialize_config_dir(str(CONF), version_base="1.3"):
         build(compose("config", overrides=words))
     assert ("cannot tell left atrium and right atrium apart by the side" in caplog.text) == said
+
+
+NAMED = {0: "background", 1: "cavity", 2: "wall"}
+
+
+@pytest.mark.parametrize(("classes", "label_map"), [
+    (["background", "cavity", "wall"], None),
+    (["b", "Cavity", "wall"], {0: 0, 1: 1, 2: 2, 9: 0}),
+    (["background", "wall", "cavity"], {0: 0, 1: 2, 2: 1}),
+    (["background", "inside", "outside"], None),  # other names say nothing
+    (["background", "heart"], {0: 0, 1: 1, 2: 1}),
+    (["background", "wall"], {0: 0, 1: 0, 2: 1}),
+])  # fmt: skip
+def test_values_that_become_classes_of_their_name_or_of_new_names_pass(classes, label_map):
+    require_named_values(NAMED, classes, label_map=label_map)
+
+
+@pytest.mark.parametrize(("classes", "label_map", "offered"), [
+    (["background", "wall", "cavity"], None, {0: 0, 1: 2, 2: 1}),
+    (["background", "cavity", "wall"], {0: 0, 1: 2, 2: 1}, {0: 0, 1: 1, 2: 2}),
+    (["background", "wall"], {0: 0, 1: 1, 2: 0}, {0: 0, 1: 0, 2: 1}),
+])  # fmt: skip
+def test_values_that_would_become_classes_of_another_name_are_refused(classes, label_map, offered):
+    with pytest.raises(UserError, match="exchanged") as error:
+        require_named_values(NAMED, classes, label_map=label_map)
+    overrides = shlex.split(str(error.value).rpartition(" by name: ")[2])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("config", overrides=["data=acdc", *overrides]).data.label_map == offered
+    require_named_values(NAMED, classes, label_map=offered)

@@ -81,6 +81,7 @@ class Case:
         more_labels: likewise of a label.
         part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
+        value_names: pairs (value in the file, name), where the data set itself names them.
         slicing: which axis of the file becomes the first one, a rule of `slicing`.
         fold: of the data set's own cross-validation, that `part` is of; None where it has none.
         patient_assumed: nobody said whose the case is, so it counts as a patient of its own.
@@ -97,6 +98,7 @@ class Case:
     more_labels: tuple[Path, ...] = ()
     part: str | None = None
     label_map: tuple[tuple[int, int], ...] | None = None
+    value_names: tuple[tuple[int, str], ...] = ()
     slicing: str = "stored"
     fold: int | None = None
     patient_assumed: bool = False

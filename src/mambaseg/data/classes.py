@@ -75,6 +75,35 @@ def require_same_classes(
     )
 
 
+def require_named_values(
+    named: Mapping[int, str], classes: Sequence[str], *, label_map: Mapping[int, int] | None
+) -> None:
+    """Make sure that a value which the data set names does not become a class of another's name.
+
+    Args:
+        named: value in the label files -> name, by the data set itself.
+        classes: `data.class_names`, background first.
+        label_map: `data.label_map`.
+
+    Raises:
+        UserError: one does. The message has the mapping by name.
+    """
+    places = {_same(name): index for index, name in enumerate(classes)}
+    wanted = {value: places.get(_same(name)) for value, name in named.items()}
+    for value, index in wanted.items():
+        given = label_map.get(value) if label_map else value
+        if index in (None, given) or given is None or given >= len(classes):
+            continue
+        by_name = {**(label_map or {}), **{value: place or 0 for value, place in wanted.items()}}
+        mapping = ",".join(f"{value}:{place}" for value, place in sorted(by_name.items()))
+        raise UserError(
+            f"the data set calls label {value} {named[value]!r}, but data.class_names="
+            f"{list(classes)} and data.label_map={label_map and dict(label_map)} make it "
+            f"{classes[given]!r}: the scores would be exchanged. Leave both out, or map by name: "
+            f"{_override('label_map', '{' + mapping + '}')}"
+        )
+
+
 def sides_of_one(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of names that differ by left and right only: `left kidney`, `right kidney`."""
     found: dict[str, list[str]] = {}

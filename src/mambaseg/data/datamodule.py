@@ -13,7 +13,7 @@ import torch
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case, checked_label_map
-from mambaseg.data.classes import check_class_names, sides_of_one
+from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
 from mambaseg.data.device_slices import DeviceSlices, fits
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
 from mambaseg.data.foreground import require_foreground
@@ -164,6 +164,9 @@ class SegmentationDataModule(StepDataModule):
             replace(case, label_map=self._label_map, slicing=self.slicing)
             for case in self._find_cases(self.root)
         ]
+        named = dict(pair for case in found for pair in case.value_names)
+        mapping = None if self._label_map is None else dict(self._label_map)
+        require_named_values(named, self.class_names, label_map=mapping)
         alike = find_alike(found)
         split = partial(
             make_split,

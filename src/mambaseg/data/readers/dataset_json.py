@@ -106,6 +106,15 @@ class DatasetJson:
         return names
 
     @property
+    def value_names(self) -> tuple[tuple[int, str], ...]:
+        """Pairs (value in the files, name); none where a name is of a region or of no class."""
+        found = self.content.get("labels")
+        if not isinstance(found, dict) or "ignore" in found:
+            return ()
+        named = _by_value(found) or {}
+        return tuple((value, _short(name)) for value, name in named.items())
+
+    @property
     def ending(self) -> str:
         """Ending of the images and labels.
 

@@ -130,7 +130,10 @@ def _pairs(root: Path, about: DatasetJson, part: str) -> tuple[dict[str, Case], 
             continue
         asked = 1 if others else len(about.channels)
         reader = partial(read, channels=asked) if first.name.lower().endswith(PICTURES) else read
-        cases[case] = Case(case, case, None, None, first, label, reader, tuple(others))
+        cases[case] = Case(
+            case, case, None, None, first, label, reader, tuple(others),
+            value_names=about.value_names,
+        )  # fmt: skip
     if part == "Tr":
         for case in sorted(set(images) - set(labels)):
             path = root / "labelsTr" / f"{case}{about.ending}"
