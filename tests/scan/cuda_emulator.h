@@ -128,10 +128,13 @@ static inline int __shfl_sync(unsigned, int v, int from) {  // positions are sma
 template <class T> static void fill(T& array) { memset(&array, 0xff, sizeof array); }
 static void poison() { fill(pairs), fill(tiles), fill(fours), fill(tile), fill(partial), fill(kept); }
 static Arguments arguments;
-extern "C" void launch(int backward, int x, int y, int z, int, const Arguments* given) {
+extern "C" void launch(int kernel, int x, int y, int z, int, const Arguments* given) {
   arguments = *given;
   gridDim = {x, y, z};
-  emulator::body = backward ? +[] { scan_backward(arguments); } : +[] { scan(arguments); };
+  void (*const kernels[])() = {
+      [] { scan_carry(arguments); }, [] { scan(arguments); },
+      [] { scan_backward_carry(arguments); }, [] { scan_backward(arguments); }};
+  emulator::body = kernels[kernel];
   for (int k = 0; k < z; k++)
     for (int j = 0; j < y; j++)
       for (int i = 0; i < x; i++) {

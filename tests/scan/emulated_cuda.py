@@ -23,8 +23,8 @@ def install(monkeypatch):
 def launch(source, name, defines, grid, threads, shared, arguments):
     values = dict(defines)
     assert threads == 32 * values["WARPS"] and shared <= 232448
-    backward = {"scan": 0, "scan_backward": 1}[name]
-    _library(source, defines).launch(backward, *grid, shared, ctypes.byref(arguments))
+    kernel = ["scan_carry", "scan", "scan_backward_carry", "scan_backward"].index(name)
+    _library(source, defines).launch(kernel, *grid, shared, ctypes.byref(arguments))
 
 
 @functools.cache

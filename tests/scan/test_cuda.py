@@ -62,6 +62,61 @@ def test_any_number_of_states_is_right(module, monkeypatch, states, parts):
 
 @running
 @here
+@pytest.mark.parametrize("segments", [1, 2, 3, 8])
+@pytest.mark.parametrize("length", [96, 101, 7])
+def test_a_split_sequence_is_right_and_has_the_same_bits_again(
+    module, monkeypatch, segments, length
+):
+    monkeypatch.setattr(module, "SEGMENTS", segments)
+    inputs = sequence_inputs(2, 2, 35, length, 16)
+    expected = value_and_gradients(scan_1d("reference"), inputs)
+    actual = value_and_gradients(scan_1d("cuda"), inputs, torch.float32)
+    again = value_and_gradients(scan_1d("cuda"), inputs, torch.float32)
+    errors = relative_errors(actual, expected)
+    assert max(errors.values()) < 1e-5, errors
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+
+
+@running
+@here
+@pytest.mark.parametrize("segments", [2, 3, 8])
+@pytest.mark.parametrize("states", [1, 5, 16])
+def test_a_split_image_is_right(module, monkeypatch, segments, states):
+    monkeypatch.setattr(module, "SEGMENTS", segments)
+    inputs = image_inputs(2, 13, 11, 50, states)
+    expected = value_and_gradients(reference_2d, inputs)
+    errors = relative_errors(value_and_gradients(scan_2d("cuda"), inputs, torch.float32), expected)
+    assert max(errors.values()) < 1e-5, errors
+
+
+@running
+@here
+@pytest.mark.parametrize("which", range(7))
+@pytest.mark.parametrize("where", [0, -1])
+def test_a_nan_at_either_end_of_a_split_sequence_goes_where_the_reference_has_it(
+    module, monkeypatch, which, where
+):
+    monkeypatch.setattr(module, "SEGMENTS", 3)
+    inputs = [t.float() for t in sequence_inputs(1, 1, 3, 31, 8)]
+    inputs[which].view(-1)[where] = float("nan")
+    expected = value_and_gradients(scan_1d("reference"), inputs, torch.float32)
+    actual = value_and_gradients(scan_1d("cuda"), inputs, torch.float32)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.isnan(), e.isnan())
+
+
+@running
+@here
+def test_segments_follow_from_the_shape_and_the_device(module):
+    """An H100 has 132 multiprocessors; the maps of a network with 24 images."""
+    maps = ((262, 1152), (66, 2304), (17, 4608), (5, 9216))  # chunks, and warps of one segment
+    assert [module._segments(*each, 8, 132)[0] for each in maps] == [4, 2, 1, 1]
+    assert module._segments(262, 48, 8, 132) == (53, 5)  # 65 would have less than 4 chunks each
+    assert module._segments(3, 48, 8, 132) == (1, 3)
+
+
+@running
+@here
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("which", range(7))
 @pytest.mark.parametrize("where", [0, -1])
@@ -133,15 +188,19 @@ def test_the_operator_refuses_what_its_kernels_would_misread(module):
 def test_the_compiled_kernels_keep_everything_in_registers(module, tmp_path, states, dtype):
     x, delta, B = (torch.empty(1, 4, g, n, dtype=dtype) for g, n in ((1, 96), (4, 96), (4, states)))
     inputs = (x, delta, torch.empty(4, states, 96), B, B, torch.empty(4, 96), torch.empty(4, 96))
-    for sizes, name in ((module.FORWARD, "scan"), (module.BACKWARD, "scan_backward")):
+    ours = {"scan": module.FORWARD, "scan_backward": module.BACKWARD}
+    for name, sizes in ours.items():
         defines = [f"-D{n}={value}" for n, value in module._layout(sizes, inputs, 2).defines]
         run = subprocess.run(
             ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", *defines,
              str(module.SOURCE), "-o", str(tmp_path / "kernels.cubin")],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        (report,) = [part for part in run.stderr.split("Compiling entry") if f"'{name}'" in part]
-        assert "0 bytes spill stores, 0 bytes spill loads" in report, report
+        reports = run.stderr.split("Compiling entry")[1:]
+        reports = [r for r in reports if f"'{name}'" in r or f"'{name}_carry'" in r]
+        assert len(reports) == 2
+        for report in reports:
+            assert "0 bytes spill stores, 0 bytes spill loads" in report, report
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")

@@ -3,8 +3,10 @@
 The kernels (`cuda_kernels.cu`, compiled at run time: see `nvrtc`) go through the sequence step by
 step with the states in registers; the 2-D form walks the four directions by address, so nothing is
 flipped, transposed or copied, and inputs are read where they lie. The forward keeps one state per
-STEPS steps and the backward recomputes the others in shared memory. No sum is left to atomics: the
-same inputs give the same bits.
+STEPS steps and the backward recomputes the others in shared memory. A device that has more lanes
+than there are channels gets the sequence in segments, which run side by side after a short pass
+that finds the state each of them starts from. No sum is left to atomics: the same inputs give the
+same bits on the same kind of device.
 
 float32 and bfloat16 are read as they are, with states in float32; float64, and more than
 `MAX_STATES` states, go to `chunked`. Letters as in `reference`, and G: K where each group has its
@@ -37,14 +39,20 @@ class Sizes:
     warps: int
     unroll: int
     min_blocks: int
+    busy: int
+    """Warps that a sub-partition of the device should have: the sequence is split to get them."""
 
 
-FORWARD = Sizes(3, 2, 5)
-BACKWARD = Sizes(3, 2, 3)
+FORWARD = Sizes(3, 2, 5, 8)
+BACKWARD = Sizes(3, 2, 3, 8)
 """Three warps, two lanes per channel: the backward then fits a multiprocessor of an H100 four times
 and spills no registers. By the compiled code; not yet measured."""
 PARTS: int | None = None
 """Lanes per channel, each with a part of its states; None: a lane for 8 states."""
+SEGMENTS: int | None = None
+"""Segments of the sequence that run side by side; None: as many as the device needs."""
+SEGMENT_CHUNKS = 4
+"""A segment has at least so many chunks: a shorter one would not repay its extra pass."""
 
 
 def selective_scan(
@@ -124,7 +132,8 @@ def _scan(
     inputs = (x, delta, rates, B, C, D, delta_bias)
     _, starts = _empty_outputs(*inputs, width)
     y = x.new_empty(delta.shape)  # of each direction
-    _launch("scan", FORWARD, inputs, width, out=y, starts=starts)
+    ends = _carry("scan_carry", FORWARD, inputs, width)
+    _launch("scan", FORWARD, inputs, width, out=y, starts=starts, ends=ends)
     return _merge(y, width), starts
 
 
@@ -162,13 +171,16 @@ def _scan_backward(
     inputs = (x, delta, rates, B, C, D, delta_bias)
     d_y = d_y if _without_gaps(d_y) else d_y.contiguous()
     d_x, d_delta = x.new_empty(delta.shape), torch.empty_like(delta)
-    # Parts that are summed below, in a fixed order: per batch element, or per block of channels.
-    d_rates, d_D, d_bias = (t.new_empty(len(x), *t.shape) for t in (rates, D, delta_bias))
-    blocks = _layout(BACKWARD, inputs, width).grid[0]
+    # Parts that are summed below, in a fixed order: per segment of each batch element, or per block
+    # of channels.
+    blocks, _, rows = _layout(BACKWARD, inputs, width).grid
+    d_rates, d_D, d_bias = (t.new_empty(rows, *t.shape) for t in (rates, D, delta_bias))
     d_B, d_C = (rates.new_empty(blocks, *t.shape) for t in (B, C))
+    reverse = (d_y, delta, rates, C, C, D, delta_bias)
+    ends = _carry("scan_backward_carry", BACKWARD, reverse, width)
     _launch(
-        "scan_backward", BACKWARD, inputs, width, out=d_x, starts=starts, d_y=d_y, d_delta=d_delta,
-        d_rates=d_rates, d_B=d_B, d_C=d_C, d_skip=d_D, d_bias=d_bias,
+        "scan_backward", BACKWARD, inputs, width, out=d_x, starts=starts, ends=ends, d_y=d_y,
+        d_delta=d_delta, d_rates=d_rates, d_B=d_B, d_C=d_C, d_skip=d_D, d_bias=d_bias,
     )  # fmt: skip
     d_rates, d_D, d_bias = (t.sum(0) for t in (d_rates, d_D, d_bias))
     d_B, d_C = (
@@ -218,11 +230,11 @@ def _merge(each: Tensor, width: int) -> Tensor:
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 _POINTERS = (
-    "x", "delta", "rates", "B", "C", "skip", "bias", "d_y", "out", "starts", "d_delta", "d_rates",
-    "d_B", "d_C", "d_skip", "d_bias",
+    "x", "delta", "rates", "B", "C", "skip", "bias", "d_y", "out", "ends", "starts", "d_delta",
+    "d_rates", "d_B", "d_C", "d_skip", "d_bias",
 )  # fmt: skip
 _STRIDED = ("x", "delta", "B", "C", "d_y", "d_delta")
-_SIZES = ("height", "width", "channels", "states", "image")
+_SIZES = ("height", "width", "channels", "states", "image", "segments", "segment_chunks")
 
 
 class _Place(ctypes.Structure):
@@ -242,8 +254,10 @@ class _Arguments(ctypes.Structure):
 @dataclass(frozen=True)
 class _Layout:
     defines: nvrtc.Defines
-    grid: tuple[int, int, int]
+    grid: tuple[int, int, int]  # blocks of channels, groups, segments of all batch elements
     threads: int
+    segments: int
+    segment_chunks: int
     shared: dict[str, int]  # dynamic bytes per block, of each kernel
 
 
@@ -259,9 +273,29 @@ def _parts(states: int) -> int:
     return max(padded // 16, min(wanted, padded // 4), 1)
 
 
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _segments(chunks: int, warps: int, busy: int, processors: int) -> tuple[int, int]:
+    """Segments of a sequence, and chunks of each.
+
+    Args:
+        chunks: Chunks of the sequence.
+        warps: Warps that one segment would have on the whole device.
+        busy: Warps per sub-partition that are wanted.
+        processors: Multiprocessors of the device, of four sub-partitions each.
+    """
+    wanted = SEGMENTS or min(round(busy * 4 * processors / warps), chunks // SEGMENT_CHUNKS)
+    each = math.ceil(chunks / max(wanted, 1))
+    return math.ceil(chunks / each), each
+
+
 def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
     x, delta, rates, B, *_ = inputs
-    batch, _, groups, channels = delta.shape
+    batch, length, groups, channels = delta.shape
     padded, parts = _padded(rates.shape[1]), _parts(rates.shape[1])
     per_warp = 32 // parts
     warps = min(sizes.warps, math.ceil(channels / per_warp))
@@ -271,18 +305,50 @@ def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
         "MIN_BLOCKS": sizes.min_blocks, "X_BF16": x.dtype == torch.bfloat16,
         "DELTA_BF16": delta.dtype == torch.bfloat16, "BC_BF16": B.dtype == torch.bfloat16,
     }  # fmt: skip
+    blocks = math.ceil(channels / block)
+    segments, each = _segments(
+        math.ceil(length / STEPS),
+        blocks * groups * batch * warps,
+        sizes.busy,
+        _processors(x.device),
+    )
     return _Layout(
         defines=tuple((name, int(value)) for name, value in defines.items()),
-        grid=(math.ceil(channels / block), groups, batch),
+        grid=(blocks, groups, batch * segments),
         threads=32 * warps,
+        segments=segments,
+        segment_chunks=each,
         shared={
+            "scan_carry": 0,
             "scan": 0,
+            "scan_backward_carry": 0,
             "scan_backward": 4 * STEPS * padded * block,
         },
     )
 
 
-def _launch(name: str, sizes: Sizes, inputs: Inputs, width: int, **tensors: Tensor) -> None:
+def _carry(name: str, sizes: Sizes, inputs: Inputs, width: int) -> Tensor:
+    """What each segment leaves to the next: (B, segments, K, N or more, and one, D)."""
+    _, delta, rates, *_ = inputs
+    batch, _, groups, channels = delta.shape
+    layout = _layout(sizes, inputs, width)
+    rows = _padded(rates.shape[1]) + 1
+    ends = rates.new_empty(batch * (layout.segments > 1), layout.segments, groups, rows, channels)
+    if layout.segments > 1:
+        blocks, _, all_segments = layout.grid
+        grid = (blocks, groups, all_segments - batch)  # the last one of each has none to leave to
+        _launch(name, sizes, inputs, width, grid, ends=ends)
+    return ends
+
+
+def _launch(
+    name: str,
+    sizes: Sizes,
+    inputs: Inputs,
+    width: int,
+    grid: tuple[int, int, int] | None = None,
+    **tensors: Tensor,
+) -> None:
     """Run a kernel on the inputs of `_scan` and on the other tensors that it takes."""
     x, delta, rates, B, C, D, delta_bias = inputs
     tensors |= {"x": x, "delta": delta, "rates": rates, "B": B, "C": C, "skip": D}
@@ -292,6 +358,7 @@ def _launch(name: str, sizes: Sizes, inputs: Inputs, width: int, **tensors: Tens
     if not all(t.is_contiguous() for n, t in tensors.items() if n not in _STRIDED):
         raise ValueError("the CUDA kernels read contiguous parameters only")
     _, length, _, channels = delta.shape
+    layout = _layout(sizes, inputs, width)
     arguments = _Arguments(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         height=length // width if width else 1,
@@ -299,6 +366,8 @@ def _launch(name: str, sizes: Sizes, inputs: Inputs, width: int, **tensors: Tens
         channels=channels,
         states=rates.shape[1],
         image=int(width > 0),
+        segments=layout.segments,
+        segment_chunks=layout.segment_chunks,
     )
     for name_ in _STRIDED:
         if name_ in tensors:
@@ -308,7 +377,6 @@ def _launch(name: str, sizes: Sizes, inputs: Inputs, width: int, **tensors: Tens
                 raise ValueError(f"the positions of {name_} lie too far apart for the CUDA kernels")
             shared = width and name_ in ("x", "d_y")
             setattr(arguments, f"at_{name_}", (of_batch, 0 if shared else of_group, of_position))
-    layout = _layout(sizes, inputs, width)
-    shape = (layout.grid, layout.threads, layout.shared[name])
+    shape = (grid or layout.grid, layout.threads, layout.shared[name])
     with torch.cuda.device_of(x):
         nvrtc.launch(SOURCE, name, layout.defines, *shape, arguments)

@@ -1,9 +1,14 @@
 // The loops of the `cuda` backend. Letters as in `reference`; compiled at run time by `nvrtc`.
 //
 // A channel lies on S lanes of one warp, each with R of its states in registers: "parts". A block is
-// WARPS warps with CB channels of one batch element and one direction, and goes through all L steps,
+// WARPS warps with CB channels of one batch element and one direction, and goes through its steps,
 // STEPS at a time. What a step needs is read from memory a chunk ahead of the arithmetic, weighed
 // once (softplus) and shared: by the parts of a channel, and for B and C by all warps of the block.
+//
+// Where channels are too few to keep the device busy, L is split into segments of whole chunks, each a
+// block of its own. `scan_carry` first finds the state that each segment leaves to the next from a
+// start of zero, and the sum of its Δ, which gives the decay over all of it; every block of `scan` folds
+// those of the segments before its own into its start. The backward does so from the other end.
 //
 // The quads of a lane's states are rotated by its channel (register r holds state `first + state(r)`
 // with the quad index xor `turn`), so that the sums over channels of dB and dC halve what a lane
@@ -23,7 +28,7 @@ constexpr int Q = R / V;                // quads of states
 constexpr int PER = STEPS / S;          // steps of a chunk that a lane reads
 constexpr int ROW = 2 * NP;             // B and C of a step
 constexpr int ITEMS = STEPS * ROW;      // B and C of a chunk
-constexpr int SHARE = (ITEMS + THREADS - 1) / THREADS;
+constexpr int SHARE = (ITEMS + THREADS - 1) / THREADS;  // of a thread in them
 constexpr int AT_ONCE = UNROLL, SINGLY = UNROLL * S;  // groups of S steps that are compiled together
 constexpr float LN_2 = 0.6931471805599453f;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -37,7 +42,7 @@ typedef Format<X_BF16>::type XT;
 typedef Format<DELTA_BF16>::type DT;
 typedef Format<BC_BF16>::type BT;
 
-// One argument of both kernels. Strides count bytes; the last dimension of a tensor has no gaps.
+// One argument of all kernels. Strides count bytes; the last dimension of a tensor has no gaps.
 struct Place { long long batch, group; int position; };
 struct Arguments {
   const XT* x;          // (B, L, G, D)
@@ -49,15 +54,17 @@ struct Arguments {
   const float* bias;    // (K, D)
   const XT* d_y;        // like x
   XT* out;              // y or the gradient of x, per direction: (B, L, K, D)
+  float* ends;          // what segments leave from zero, and sums of Δ: (B, segments, K, NP + 1, D)
   float* starts;        // states before each chunk, (B, K, chunks, NP, D), in the order of registers
   DT* d_delta;          // like delta
-  float* d_rates;       // (B, K, N, D)
+  float* d_rates;       // (B, segments, K, N, D)
   float* d_B;           // (blocks of channels, B, L, K, N)
   float* d_C;
-  float* d_skip;        // (B, K, D)
+  float* d_skip;        // (B, segments, K, D)
   float* d_bias;
   Place at_x, at_delta, at_B, at_C, at_d_y, at_d_delta;
   int height, width, channels, states, image;
+  int segments, segment_chunks;  // how many, and chunks of each; the last one may have fewer
 };
 
 __device__ __forceinline__ float widen(float v) { return v; }
@@ -175,16 +182,22 @@ __device__ __forceinline__ void sum_parts(float (&v)[S], int lane) {
 // A thread: where it stands, and the positions of the chunk that its warp reads. Lanes beyond the last
 // channel read what that one reads, so that no read has to be guarded.
 struct Self {
-  int lane, warp, part, channel, slot, d, turn, direction, group;
+  int lane, warp, part, channel, slot, d, turn, direction, group, segment;
+  int first_chunk, end_chunk;  // of the segment
   bool inside;
   long long batch;
 
-  __device__ __forceinline__ Self(const Arguments& a) {
+  // A block per batch element and segment; where one segment has none, `segments` is one less.
+  __device__ __forceinline__ Self(const Arguments& a, int segments, int first_segment = 0) {
     lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     part = lane / LANES, channel = lane % LANES, slot = warp * LANES + channel;
     d = blockIdx.x * CB + slot, turn = channel & (Q - 1);
     inside = d < a.channels, d = inside ? d : a.channels - 1;
-    group = blockIdx.y, batch = blockIdx.z, direction = a.image ? group : 0;
+    group = blockIdx.y, direction = a.image ? group : 0;
+    batch = blockIdx.z / segments, segment = first_segment + blockIdx.z % segments;
+    first_chunk = segment * a.segment_chunks, end_chunk = first_chunk + a.segment_chunks;
+    const int chunks = (a.height * a.width + STEPS - 1) / STEPS;
+    end_chunk = end_chunk < chunks ? end_chunk : chunks;
   }
   // Which state of its channel register r holds.
   __device__ __forceinline__ int state(int r) const {
@@ -209,8 +222,9 @@ struct Self {
   }
 };
 
-// The share of a thread in B and C of a chunk, on its way from memory to shared memory.
-struct Weights {
+// The share of a thread in B and C of a chunk, or in B alone, on its way from memory to shared memory.
+template <int TENSORS> struct Weights {
+  static constexpr int ROW = TENSORS * NP, ITEMS = STEPS * ROW, SHARE = (ITEMS + THREADS - 1) / THREADS;
   BT ahead[SHARE];
 
   __device__ __forceinline__ void fetch(const Arguments& a, const Self& self, int position) {
@@ -242,17 +256,125 @@ __shared__ float tile[ITEMS];                        // B, C of each step
 __shared__ float partial[STEPS + 1][WARPS][ROW];     // dB, dC of each warp; the last row is not read
 extern __shared__ float4 kept[];                     // states before each step, [STEPS][Q][THREADS][V]
 
+// ------------------------------------------------------------------ segments
+
+// It holds less than the kernels that come after it, so more of its blocks are wanted on a multiprocessor.
+constexpr int CARRY_BLOCKS = ((R > 8 ? 12 : 24) + WARPS - 1) / WARPS;
+
+// What each segment but the last leaves to the next, from a start of zero; REVERSE: what each but the
+// first leaves of the state's gradient to the one before, with dy in x's place and C in B's.
+template <bool REVERSE> __device__ __forceinline__ void carry(const Arguments& a) {
+  Self self(a, a.segments - 1, REVERSE);
+  self.turn = self.d & (Q - 1);  // lanes beyond the last channel do what that one does
+  const int length = a.height * a.width, chunks = self.end_chunk - self.first_chunk;
+  const XT* x = self.row(a.x, a.at_x) + self.d;
+  const DT* delta = self.row(a.delta, a.at_delta) + self.d;
+  float rate[R], h[R], span = 0.0f;
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int n = self.state(r);
+    rate[r] = n < a.states ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
+    h[r] = 0.0f;
+  }
+  const float shift = a.bias[self.group * a.channels + self.d];
+
+  XT x_ahead[PER];
+  DT delta_ahead[PER];
+  Weights<1> weights;
+  auto fetch = [&](int first) {
+    const int position = self.position(a, first);
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+      const int place = __shfl_sync(~0u, position, self.part * PER + i);
+      x_ahead[i] = *at(x, place, a.at_x.position);
+      delta_ahead[i] = *at(delta, place, a.at_delta.position);
+    }
+    weights.fetch(a, self, position);
+  };
+
+  constexpr int onwards = REVERSE ? -STEPS : STEPS;
+  int first = (REVERSE ? self.end_chunk - 1 : self.first_chunk) * STEPS;
+  fetch(first);
+  for (int chunk = 0; chunk < chunks; chunk++, first += onwards) {
+    float2* inputs = &pairs[chunk & 1][0][self.slot];
+    float* tile = tiles[chunk & 1];
+    float z[PER], sizes[PER], slopes[PER];
+#pragma unroll
+    for (int i = 0; i < PER; i++) z[i] = widen(delta_ahead[i]) + shift;
+    softplus(z, sizes, slopes);
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+      const int step = self.part * PER + i;
+      const bool valid = first + step < length;  // else the states stay as they are
+      const float size = valid ? sizes[i] : 0.0f, value = valid ? widen(x_ahead[i]) : 0.0f;
+      span += size;
+      inputs[step * CB] = make_float2(size, REVERSE ? value : size * value);
+    }
+    weights.share(a, tile);
+    __syncthreads();
+    fetch(first + onwards);
+
+#pragma unroll SINGLY
+    for (int i = 0; i < STEPS; i++) {
+      const int step = REVERSE ? STEPS - 1 - i : i;
+      const float2 input = inputs[step * CB];
+#pragma unroll
+      for (int q = 0; q < Q; q++) {
+        float b[V];
+        read_quad(b, tile + step * NP + self.part * R + (q ^ self.turn) * V);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+          const int r = q * V + v;
+          const float decay = power_of_2(input.x * rate[r]), inflow = input.y * b[v];
+          h[r] = REVERSE ? decay * (h[r] + inflow) : decay * h[r] + inflow;
+        }
+      }
+    }
+  }
+  for (int mask = LANES; mask < 32; mask *= 2) span += __shfl_xor_sync(~0u, span, mask);
+  float* end = a.ends + ((self.batch * a.segments + self.segment) * gridDim.y + self.group) *
+                        (NP + 1) * a.channels + self.d;
+#pragma unroll
+  for (int r = 0; r < R; r++) end[(self.part * R + r) * a.channels] = h[r];
+  end[NP * a.channels] = span;
+}
+extern "C" __global__ void __launch_bounds__(THREADS, CARRY_BLOCKS) scan_carry(const Arguments a) {
+  carry<false>(a);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, CARRY_BLOCKS) scan_backward_carry(const Arguments a) {
+  carry<true>(a);
+}
+
+// The state at the start of a segment, from the ends of those before it; REVERSE: the state's gradient
+// at its end, from those after it.
+template <bool REVERSE>
+__device__ __forceinline__ void enter(const Arguments& a, const Self& self, const float (&rate)[R], float (&h)[R]) {
+  const int outermost = REVERSE ? a.segments - 1 : 0;
+  const long long next = (long long)gridDim.y * (NP + 1) * a.channels;
+  const float* end = a.ends + (self.batch * a.segments + outermost) * next +
+                     (long long)self.group * (NP + 1) * a.channels + self.d;
+#pragma unroll
+  for (int r = 0; r < R; r++) h[r] = 0.0f;
+  for (int segment = outermost; segment != self.segment; segment += REVERSE ? -1 : 1) {
+    const float span = end[NP * a.channels];
+#pragma unroll
+    for (int r = 0; r < R; r++)
+      h[r] = power_of_2(span * rate[r]) * h[r] + end[(self.part * R + r) * a.channels];
+    end += REVERSE ? -next : next;
+  }
+}
+
 // ------------------------------------------------------------------ forward
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arguments a) {
-  Self self(a);
-  self.turn = self.d & (Q - 1);  // lanes beyond the last channel do what that one does
+  Self self(a, a.segments);
+  self.turn = self.d & (Q - 1);  // as in `carry`
   const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
   const XT* x = self.row(a.x, a.at_x) + self.d;
   const DT* delta = self.row(a.delta, a.at_delta) + self.d;
   const int groups = gridDim.y, step_out = groups * a.channels;
   XT* out = a.out + self.batch * length * step_out + self.group * a.channels + self.d;
-  float* starts = a.starts + (self.batch * groups + self.group) * chunks * NP * a.channels +
+  float* starts = a.starts + ((self.batch * groups + self.group) * chunks + self.first_chunk) * NP * a.channels +
                   self.part * R * a.channels + self.d;
 
   float rate[R], h[R];
@@ -260,14 +382,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
   for (int r = 0; r < R; r++) {
     const int n = self.state(r);
     rate[r] = n < a.states ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
-    h[r] = 0.0f;
   }
+  enter<false>(a, self, rate, h);
   const int of_group = self.group * a.channels + self.d;
   const float weight = a.skip[of_group], shift = a.bias[of_group];
 
   XT x_ahead[PER];
   DT delta_ahead[PER];
-  Weights weights;
+  Weights<2> weights;
   int position;
   auto fetch = [&](int first) {
     position = self.position(a, first);
@@ -280,8 +402,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
     weights.fetch(a, self, position);
   };
 
-  fetch(0);
-  for (int chunk = 0; chunk < chunks; chunk++) {
+  fetch(self.first_chunk * STEPS);
+  for (int chunk = self.first_chunk; chunk < self.end_chunk; chunk++) {
     const int first = chunk * STEPS;
     float2* inputs = &pairs[chunk & 1][0][self.slot];
     float* tile = tiles[chunk & 1];
@@ -391,7 +513,7 @@ struct Sum {
 
 // STEPS steps at a time from the end: forwards to recompute their states and for dC, then backwards.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(const Arguments a) {
-  const Self self(a);
+  const Self self(a, a.segments);
   Sum sum(self);
   const int length = a.height * a.width, chunks = (length + STEPS - 1) / STEPS;
   const XT* x = self.row(a.x, a.at_x) + self.d;
@@ -403,7 +525,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
   XT* d_x = a.out + self.batch * length * step_out + self.group * a.channels + self.d;
   const float* starts = a.starts + row * chunks * NP * a.channels + self.part * R * a.channels + self.d;
   const long long at_n =
-      ((long long)blockIdx.x * gridDim.z + self.batch) * length * step_n + self.group * a.states;
+      ((long long)blockIdx.x * (gridDim.z / a.segments) + self.batch) * length * step_n + self.group * a.states;
 
   float rate[R], d_rate[R], d_h[R], h[R], h_ahead[R];
 #pragma unroll
@@ -411,15 +533,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
     const int n = self.state(r);
     rate[r] = n < a.states ? a.rates[((long long)self.group * a.states + n) * a.channels + self.d] : 0.0f;
     if (!self.inside) rate[r] = 0.0f;
-    d_rate[r] = d_h[r] = 0.0f;
+    d_rate[r] = 0.0f;
   }
+  enter<true>(a, self, rate, d_h);
+#pragma unroll
+  for (int r = 0; r < R; r++) d_h[r] = self.inside ? d_h[r] : 0.0f;
   const int of_group = self.group * a.channels + self.d;
   const float weight = a.skip[of_group], shift = a.bias[of_group];
   float d_weight = 0.0f, d_shift = 0.0f;
 
   XT x_ahead[PER], d_y_ahead[PER];
   DT delta_ahead[PER];
-  Weights weights;
+  Weights<2> weights;
   int position;
   auto fetch = [&](int chunk) {
     position = self.position(a, chunk * STEPS);
@@ -438,9 +563,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
     for (int r = 0; r < R; r++) h_ahead[r] = start[r * a.channels];
   };
 
-  fetch(chunks - 1);
-  fetch_start(chunks - 1);
-  for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+  fetch(self.end_chunk - 1);
+  fetch_start(self.end_chunk - 1);
+  for (int chunk = self.end_chunk - 1; chunk >= self.first_chunk; chunk--) {
     const int first = chunk * STEPS, here = position;
     float4* inputs = &fours[0][self.slot];
     float z[PER], sizes[PER], slopes[PER];
@@ -560,6 +685,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
     d_shift += __shfl_xor_sync(~0u, d_shift, mask);
   }
   if (self.inside) {
+    const long long row = (long long)blockIdx.z * groups + self.group;
 #pragma unroll
     for (int r = 0; r < R; r++) {
       const int n = self.state(r);
