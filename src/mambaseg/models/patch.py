@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.norm import LayerNorm
+
 
 class PatchEmbed(nn.Module):
     """Cut the image into patches, one token each.
@@ -21,7 +23,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim, keeps_float32=True)  # blocks add to it
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, H / patch, W / patch, dim)`."""
@@ -34,7 +36,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,13 +57,14 @@ class PatchExpand(nn.Module):
         dim: channels coming in.
         out_dim: channels going out.
         factor: of height and of width.
+        keeps_float32: see `LayerNorm`.
     """
 
-    def __init__(self, dim: int, out_dim: int, factor: int) -> None:
+    def __init__(self, dim: int, out_dim: int, factor: int, *, keeps_float32: bool = False) -> None:
         super().__init__()
         self.factor = factor
         self.expand = nn.Linear(dim, factor**2 * out_dim, bias=False)
-        self.norm = nn.LayerNorm(out_dim)
+        self.norm = LayerNorm(out_dim, keeps_float32=keeps_float32)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, dim)` to `(B, H, W, factor², out_dim)`: pixels that are not in place yet.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import (
     PatchEmbed,
     PatchExpand,
@@ -75,7 +76,8 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Join `(B, H/2, W/2, 2C)` and the skip `(B, H, W, C)` to `(B, H, W, C)`."""
-        x = self.fuse(torch.cat([self.expand(x), skip], dim=-1))
+        x = self.expand(x)
+        x = self.fuse(torch.cat([x, skip.to(x.dtype)], dim=-1))
         out: Tensor = self.blocks(x)
         return out
 
@@ -122,12 +124,12 @@ class UShape(nn.Module):
             3 if self.repeats_channel else in_channels, embed_dim, patch_size
         )
         self.encoder = make_encoder(make_block, dims, rates)
-        self.bottom_norm = nn.LayerNorm(dims[bottom])
+        self.bottom_norm = LayerNorm(dims[bottom])
         self.decoder = nn.ModuleList(
             DecoderStage(dims[stage], make_blocks(make_block, dims[stage], stage, rates[stage]))
             for stage in reversed(range(bottom))
         )
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm = LayerNorm(embed_dim)
         self.final_expand = PatchExpand(embed_dim, embed_dim, factor=patch_size)
         self.head = PixelHead(embed_dim, num_classes, kernel_size=1, bias=False)
         self.apply(init_linear)

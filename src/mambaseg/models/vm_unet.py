@@ -33,7 +33,9 @@ class DecoderStage(nn.Module):
 
     def __init__(self, dim: int, blocks: Sequence[nn.Module], *, upsample: bool) -> None:
         super().__init__()
-        self.expand = PatchExpand(2 * dim, dim, factor=2) if upsample else nn.Identity()
+        self.expand: nn.Module = nn.Identity()
+        if upsample:  # blocks add to its output
+            self.expand = PatchExpand(2 * dim, dim, factor=2, keeps_float32=True)
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.norm import LayerNorm
 from mambaseg.models.selective import LinearPair, ScanBlock, initial_step_bias, wide
 from mambaseg.models.stochastic import DropPath
 from mambaseg.scan import selective_scan_2d
@@ -48,7 +49,7 @@ class GatedMixer(nn.Module, ABC):
         inner = 2 * dim
         self.in_proj = LinearPair(dim, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = LayerNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     @abstractmethod
@@ -60,8 +61,7 @@ class GatedMixer(nn.Module, ABC):
         x, gate = self.in_proj(x)
         x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
         x = F.silu(rearrange(x, "b d h w -> b h w d"))
-        y = self.out_norm(self.mix(x))
-        out: Tensor = self.out_proj(y * F.silu(gate))
+        out: Tensor = self.out_proj(self.out_norm(self.mix(x), gate))
         return out
 
 
@@ -144,7 +144,7 @@ class MixerBlock(nn.Module):
 
     def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.ss2d = mixer
         self.drop_path = DropPath(drop_path)
 

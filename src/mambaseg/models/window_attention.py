@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.norm import LayerNorm
 from mambaseg.models.stochastic import DropPath
 
 
@@ -167,9 +168,9 @@ class SwinBlock(nn.Module):
         self, dim: int, heads: int, window: int, *, shifted: bool, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window, shifted=shifted)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
 

@@ -1,0 +1,178 @@
+"""Layer normalisation of the last dimension, in one pass on a GPU under autocast to bfloat16.
+
+There PyTorch's own reads and writes float32: what comes in bfloat16 is copied first, and the linear
+layer behind copies the result back. The kernels of `norm_kernels` read both, and round once, to
+what the linear layer reads. Everywhere else this is `nn.LayerNorm`, bit for bit.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaseg.scan.dispatch import obstacle
+
+ENABLED = True
+"""False: PyTorch's own everywhere."""
+MOST = 4096
+"""Channels of a row that a program holds in registers; longer rows are PyTorch's."""
+TILE = 2048
+"""Numbers of the rows that a program holds at once."""
+PROGRAMS = 1056
+"""Programs of the backward at most, each with a share of the sums over rows: eight for each of the
+132 processors of an H100."""
+TILES_EACH = 4
+"""Tiles that a program of the backward takes at least, if there are as many: shares cost memory."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` with an optional gate, `norm(x) * silu(gate)`.
+
+    Args:
+        dim: C, channels.
+        keeps_float32: under autocast too, as `nn.LayerNorm` does. Needed where the output is added
+            to something; before a linear layer or convolution, which rounds it anyway, it is not.
+    """
+
+    def __init__(self, dim: int, *, keeps_float32: bool = False) -> None:
+        super().__init__(dim)
+        self.keeps_float32 = keeps_float32
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Map `(..., C)`, and a gate like it, to `(..., C)`."""
+        if not self._fuses(x, gate):
+            y = super().forward(x)
+            return y if gate is None else y * F.silu(gate)
+        dtype = torch.float32 if self.keeps_float32 else torch.bfloat16
+        gate = gate if gate is None else gate.contiguous()
+        out: Tensor = _norm(x.contiguous(), self.weight, self.bias, gate, self.eps, dtype)[0]
+        return out
+
+    def _fuses(self, x: Tensor, gate: Tensor | None) -> bool:
+        """Say whether the kernels take it: on a GPU under autocast to bfloat16."""
+        return (
+            ENABLED
+            and x.is_cuda
+            and torch.is_autocast_enabled("cuda")
+            and torch.get_autocast_dtype("cuda") == torch.bfloat16
+            and all(t is None or t.dtype in (torch.float32, torch.bfloat16) for t in (x, gate))
+            and (gate is None or gate.shape == x.shape)
+            and self.weight.dtype == self.bias.dtype == torch.float32
+            and 0 < x.shape[-1] == self.normalized_shape[0] <= MOST
+            and _has_triton()
+        )
+
+
+@torch.compiler.assume_constant_result  # imports stay out of compiled graphs
+@cache
+def _has_triton() -> bool:
+    return obstacle("triton", "cuda") is None
+
+
+# ------------------------------------------------------------------ the kernels as operators
+
+
+@torch.library.custom_op("mambaseg::norm", mutates_args=())
+def _norm(
+    x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Forward: y (..., C) in `dtype`, and each row's mean and 1 / deviation, (2, rows) float32.
+
+    Args:
+        x: (..., C), contiguous, float32 or bfloat16.
+        weight: (C,), float32.
+        bias: (C,), float32.
+        gate: like x in shape, contiguous, float32 or bfloat16; None: none.
+        eps: Added to the variance.
+        dtype: Of y.
+    """
+    from mambaseg.models.norm_kernels import norm
+
+    _check_contiguous(x, weight, bias, gate)
+    y, stats = _empty_outputs(x, weight, bias, gate, eps, dtype)
+    rows, sizes = stats.shape[1], _sizes(x, gate)
+    if rows:
+        with torch.cuda.device_of(x):
+            grid = (_ceil(rows, sizes["ROWS"]),)
+            norm[grid](x, weight, bias, x if gate is None else gate, y, stats, rows, eps, **sizes)
+    return y, stats
+
+
+@_norm.register_fake
+def _empty_outputs(
+    x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(x.shape, dtype=dtype), weight.new_empty(2, rows)
+
+
+@torch.library.custom_op("mambaseg::norm_backward", mutates_args=())
+def _norm_backward(
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, stats: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x and gate in their dtypes, and of weight and bias, (2, C) float32.
+
+    Without a gate, its gradient is empty.
+    """
+    from mambaseg.models.norm_kernels import norm_backward
+
+    d_y = d_y.contiguous()
+    _check_contiguous(x, weight, bias, gate, stats)
+    rows, sizes = stats.shape[1], _sizes(x, gate)
+    d_x, d_gate, _ = _empty_gradients(d_y, x, weight, bias, gate, stats)
+    tiles = _ceil(rows, sizes["ROWS"])
+    programs = min(PROGRAMS, _ceil(tiles, TILES_EACH))
+    sums = weight.new_empty(2, programs, len(weight))
+    if programs:
+        with torch.cuda.device_of(x):
+            norm_backward[(programs,)](
+                d_y, x, weight, bias, x if gate is None else gate, stats, d_x, d_gate, sums, rows,
+                **sizes,
+            )  # fmt: skip
+    return d_x, d_gate, sums.sum(1)  # in a fixed order
+
+
+@_norm_backward.register_fake
+def _empty_gradients(
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, stats: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_gate = x.new_empty(0) if gate is None else torch.empty_like(gate)
+    return torch.empty_like(x), d_gate, weight.new_empty(2, len(weight))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # or the statistics' gradient, which nobody has, costs zeros
+    ctx.save_for_backward(*inputs[:4], output[1])
+
+
+def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gate = ctx.saved_tensors[3]
+    d_x, d_gate, sums = _norm_backward(d_y, *ctx.saved_tensors)
+    return d_x, sums[0], sums[1], None if gate is None else d_gate, None, None
+
+
+_norm.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _sizes(x: Tensor, gate: Tensor | None) -> dict[str, Any]:
+    """Arguments that both kernels share."""
+    channels = x.shape[-1]
+    block = 1 << (channels - 1).bit_length()
+    return {
+        "CHANNELS": channels,
+        "GATED": gate is not None,
+        "ROWS": max(1, TILE // block),
+        "BLOCK": block,
+        "num_warps": max(4, block // 512),
+    }
+
+
+def _ceil(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+def _check_contiguous(*tensors: Tensor | None) -> None:
+    if not all(t is None or t.is_contiguous() for t in tensors):
+        raise ValueError("the Triton kernels read contiguous tensors only")
