@@ -148,8 +148,13 @@ def test_experiment_values_can_be_overridden():
 
 
 def test_default_data_are_acdc_where_found_and_the_phantom_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACDC_ROOT", str(tmp_path / "absent"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ACDC_ROOT", raising=False)
     assert composed().data.name == "phantom"
+    (tmp_path / "data" / "ACDC").mkdir(parents=True)
+    assert composed().data.name == "acdc"
+    monkeypatch.setenv("ACDC_ROOT", str(tmp_path / "absent"))
+    assert composed().data.name == "acdc"  # a wrong path is an error, not synthetic data
     monkeypatch.setenv("ACDC_ROOT", str(tmp_path))
     assert composed().data.name == "acdc"
     assert Path(composed().data.root) == tmp_path

@@ -97,7 +97,7 @@ def composed(*words):
 
 @pytest.fixture
 def words(haze, tmp_path, monkeypatch):
-    monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
+    monkeypatch.delenv("HAZE_ROOT", raising=False)
     return [
         "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]", f"data.root={haze}",
         "data.prepare={_target_: mambaseg.data.phantoms.haze_phantom.write_haze_phantom, "
@@ -125,13 +125,16 @@ def table(path):
 def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_those(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HAZE_ROOT", raising=False)
     cfg = composed("experiment=dehazing")
     assert cfg.model.name == "uvm_net" and cfg.data.name == "haze_phantom" and cfg.data.synthetic
     assert cfg.optim.optimizer.lr == 2e-4 and "AdamW" in cfg.optim.optimizer._target_
     assert "L1Loss" in cfg.loss._target_ and cfg.data.size == 128 and cfg.model.residual
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path))
     assert composed("experiment=dehazing", "model=unet").data.name == "haze"
+    monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
+    assert composed("experiment=dehazing", "model=unet").data.name == "haze"  # which is an error
 
 
 def test_a_run_leaves_scores_figures_and_a_report(words, caplog, capsys):

@@ -51,6 +51,12 @@ def test_every_value_of_a_script_has_a_kind(script):
     assert without and not [key for key in without if key not in TABLE]
 
 
+def test_the_schema_has_no_row_of_a_key_that_is_gone():
+    there = {key for script in SCRIPTS for key in keys_of(script)[0]}
+    groups = {group for script in SCRIPTS for group in keys_of(script)[1]}
+    assert [key for key in TABLE if key not in there and key.split(".")[0] not in groups] == []
+
+
 @pytest.mark.parametrize(("group", "leaf"), [
     (group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))
 ], ids=str)  # fmt: skip

@@ -169,3 +169,34 @@ def test_loader_processes_and_the_threads_of_the_scan_get_along(small_run, tmp_p
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.rsplit("CPUs in use:", 1)[1]) < 1.2
+
+
+@pytest.mark.parametrize("words", [["logger=none"], ["~logger"], ["logger.wandb=null"]], ids=str)
+def test_a_training_needs_no_logger(words, small_run, tmp_path):
+    done = typed("model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=2", *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = folders(tmp_path)
+    assert (run / "metrics.json").is_file()
+    assert (run / "metrics.csv").is_file() == (words == ["logger.wandb=null"])
+
+
+def test_a_precision_may_be_a_number(small_run, tmp_path):
+    words = ["model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=2", "logger=csv"]
+    done = typed(*words, "trainer.precision=64")
+    assert done.returncode == 0, done.stderr
+    (run,) = folders(tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["precision"] == "64-true"
+
+
+def test_a_folder_of_the_user_is_never_a_place_for_synthetic_data(tmp_path):
+    (tmp_path / "my_acdc").mkdir()
+    (tmp_path / "my_acdc" / "patient.nii.gz").write_bytes(b"precious")
+    here, nowhere = "data.root=my_acdc", "data.root=nowhere"
+    for words in ([here], ["data=phantom", here], [nowhere], ["data=acdc", nowhere],
+                  ["data=folder", nowhere], ["experiment=dehazing", nowhere]):  # fmt: skip
+        done = typed("model=unet", *words, cwd=tmp_path)
+        assert done.returncode == 1 and "data.root" in done.stderr, done.stderr
+        assert "elete" not in done.stderr and "Traceback" not in done.stderr
+        left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+        assert sorted(left) == ["my_acdc", "my_acdc/patient.nii.gz"]

@@ -49,7 +49,8 @@ def _acdc_root() -> str:
 
 
 def _found_data() -> str:
-    return "acdc" if Path(_acdc_root()).expanduser().is_dir() else "phantom"
+    named = os.environ.get("ACDC_ROOT")  # also a folder that is not there: then that is the error
+    return "acdc" if named or Path(_acdc_root()).is_dir() else "phantom"
 
 
 def _haze_root() -> str:
@@ -57,7 +58,8 @@ def _haze_root() -> str:
 
 
 def _found_haze() -> str:
-    return "haze" if Path(_haze_root()).expanduser().is_dir() else "haze_phantom"
+    named = os.environ.get("HAZE_ROOT")
+    return "haze" if named or Path(_haze_root()).is_dir() else "haze_phantom"
 
 
 def _wandb_mode() -> str:
@@ -251,6 +253,7 @@ def _parts(
 ) -> tuple[Any, Any]:
     """The task and the trainer; the run folder exists by now."""
     import torch
+    from lightning.pytorch.callbacks import LearningRateMonitor
 
     from mambaseg.checkpoints import CheckedIO
     from mambaseg.cluster import cluster_plugins
@@ -261,7 +264,8 @@ def _parts(
     from mambaseg.runs import RunFolder
 
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
-    if "wandb" in cfg.logger:
+    loggers = [leaf for leaf in (cfg.get("logger") or {}).values() if leaf]
+    if loggers and cfg.logger.get("wandb"):
         folder = RunFolder(cfg.run_dir)
         cfg.logger.wandb.name = folder.path.name
         cfg.logger.wandb.run_id = folder.record.get("wandb_id")
@@ -305,7 +309,9 @@ def _parts(
         # Only the network: Lightning's own would also round the data and their augmentation.
         network.to(getattr(torch, _TRUE[cfg.trainer.precision]))
         cfg.trainer.precision = "32-true"
-    callbacks = [leaf for leaf in (cfg.get("callbacks") or {}).values() if leaf]
+    callbacks = [instantiate(leaf) for leaf in (cfg.get("callbacks") or {}).values() if leaf]
+    if not loggers:  # such a callback refuses to run without one
+        callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
     if not (cfg.get("callbacks") or {}).get("progress"):  # or Lightning takes its own
         cfg.trainer = OmegaConf.merge({"enable_progress_bar": False}, cfg.trainer)
     steps, accumulate = cfg.data.steps, cfg.trainer.accumulate_grad_batches
@@ -317,8 +323,8 @@ def _parts(
         val_check_interval=min(cfg.data.val_every, steps) * accumulate,
         check_val_every_n_epoch=None,
         use_distributed_sampler=False,  # the data module gives each rank its share
-        callbacks=[instantiate(leaf) for leaf in callbacks],
-        logger=[forgiving(instantiate(leaf)) for leaf in cfg.logger.values() if leaf],
+        callbacks=callbacks,
+        logger=[forgiving(instantiate(leaf)) for leaf in loggers],
         plugins=[CheckedIO(), *cluster_plugins()],
         default_root_dir=cfg.run_dir,
         _convert_="all",

@@ -141,7 +141,7 @@ def damaged(kind, root):
         ("text", "2_1_0.9.png: cannot be read as an image .*get the file again"),
         ("empty file", "2_1_0.9.png: the file is empty"),
         ("small", r"2.*: 8 × 24 pixels; at least 1[12] × 1[12] are needed"),
-        ("twice", "2.png: there is 2.jpg too. Remove one"),
+        ("twice", "2.png: there is 2.jpg too. Move one"),
         ("empty folder", "hazy: holds no PNG or JPEG image"),
         ("layout", "holds no pairs of images. Expected is low/ and high/"),
         ("test missing", "there is train/ but no test/"),

@@ -281,7 +281,7 @@ def test_a_complete_folder_is_reused(tmp_path, no_rendering):
 def test_a_folder_made_with_other_parameters_is_refused(tmp_path, no_rendering, changed):
     folder = write_phantom(tmp_path / "phantom", patients=1)
     no_rendering()
-    with pytest.raises(UserError, match="Delete the folder") as error:
+    with pytest.raises(UserError, match="move this one away") as error:
         write_phantom(folder, **{"patients": 1, **changed})
     assert str(folder) in str(error.value)
     assert next(iter(changed)) in str(error.value)
@@ -308,8 +308,9 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, manifest):
     if manifest is not None:
         (tmp_path / phantom.MANIFEST).write_text(manifest)
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="nothing was written"):
+    with pytest.raises(UserError, match="no synthetic data was written") as error:
         write_phantom(tmp_path, patients=1)
+    assert "data=acdc" in str(error.value) and "elete" not in str(error.value)
     assert contents(tmp_path) == before
 
 

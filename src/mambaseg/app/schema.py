@@ -135,7 +135,6 @@ TABLE: dict[str, Kind] = {
     "forms": listed(choice("1d", "2d")),
     "backends": listed(text()),
     "loop_limit": maybe(number(0)),
-    "c_equivalent": flag,
     "graph": flag,
     "scans": listed(text()),
     "minutes": number(above=0),
@@ -143,7 +142,7 @@ TABLE: dict[str, Kind] = {
     "out": text("a folder"),
     "train": listed(text()),
     "bench": listed(text()),
-    "sizes": listed(listed(whole(1))),
+    "parts": listed(text()),
     "models": either(listed(text()), choice("all")),
     "page": maybe(text("a file")),
 }  # fmt: skip

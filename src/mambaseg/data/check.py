@@ -212,7 +212,7 @@ def _proposed(report: Report, path: Path | None) -> str:
     if path is not None and not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
         raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
     if path is not None and path.exists():
-        raise DataError("is there already", path, "Choose another name, or remove it.")
+        raise DataError("is there already", path, "Choose another name, or move it away.")
     leaf = propose(report, path.stem if path else "mine")
     if leaf is None:
         return "No case can be used: no configuration is proposed."

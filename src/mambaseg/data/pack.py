@@ -51,7 +51,7 @@ def pack(root: Path, out: Path) -> dict[str, Any]:
         UserError: a case cannot be read or is too large, `out` exists or cannot be written.
     """
     if out.exists():
-        raise UserError(f"{out} exists: remove it, or choose another folder")
+        raise UserError(f"{out} exists: choose another folder, or move this one away")
     cases = find_cases(root)
     with writing(out, otherwise="choose another folder"):
         workshop = out.with_name(f".{out.name}.{uuid.uuid4().hex}")

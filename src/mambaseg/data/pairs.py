@@ -100,7 +100,7 @@ def _pairs_in(folder: Path, part: str) -> Iterator[Pair]:
         if scene not in partners:
             raise DataError(
                 f"its clear image {clear}/{scene} is missing", path,
-                "Put it there, or remove this one.",
+                "Put it there, or move this one out.",
             )  # fmt: skip
         unused.discard(scene)
         prefix = f"{part}-" if part else ""
@@ -122,7 +122,7 @@ def _images(folder: Path) -> dict[str, Path]:
     for path in files:
         name = readable(path.stem)
         if name in found:
-            raise DataError(f"there is {found[name].name} too", path, "Remove one of the two.")
+            raise DataError(f"there is {found[name].name} too", path, "Move one of the two out.")
         found[name] = path
     return found
 
@@ -150,8 +150,8 @@ def check_pair(pair: Pair, *, smallest: int = SMALLEST) -> None:
     if min(sizes[0]) < smallest:
         raise DataError(
             f"{sizes[0][0]} × {sizes[0][1]} pixels; at least {smallest} × {smallest} are needed",
-            pair.image_path, f"Choose a smaller crop (data.size, not below {SMALLEST}), or remove "
-            "the pair.",
+            pair.image_path, f"Choose a smaller crop (data.size, not below {SMALLEST}), or move "
+            "the pair out.",
         )  # fmt: skip
 
 

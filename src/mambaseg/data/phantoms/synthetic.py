@@ -75,19 +75,20 @@ def _rename(work: Path, root: Path, parameters: Parameters, manifest: str) -> No
 
 def _checked(root: Path, parameters: Parameters, manifest: str) -> Path:
     """The existing folder, when it is the phantom of these parameters and complete."""
-    remedy = f"Delete the folder {root}, or choose another one with data.root."
+    remedy = "Choose another folder with data.root=..., or move this one away."
     try:
         found = read_json(root / manifest)
         files = dict(found.pop("files"))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError(
-            f"{root} exists and is not a phantom dataset of ours (no readable {manifest}): "
-            f"nothing was written. {remedy}"
+            f"data.root={root} holds other files (no readable {manifest}), so no synthetic data "
+            "was written there. To train on them name the data set: data=acdc (or nnunet, folder). "
+            "The synthetic phantom goes elsewhere with another data.root=..."
         ) from None
     differing = [key for key in parameters if found.get(key) != parameters[key]]
     if differing:
         pairs = ", ".join(f"{key} {found.get(key)} ≠ {parameters[key]}" for key in differing)
-        raise UserError(f"The phantom in {root} was made otherwise ({pairs}). {remedy}")
+        raise UserError(f"The phantom in {root} was made with other settings ({pairs}). {remedy}")
     damaged = [name for name, size in files.items() if _size(root / name) != size]
     if damaged:
         raise UserError(

@@ -112,7 +112,7 @@ def _misnamed(place: Path) -> list[DataError]:
         is_data = any(pattern.fullmatch(name.lower()) for pattern in NAMES)
         # A disk that ignores case opens the file by our name too: then nothing is lost.
         if is_data and name != ours and (ours in names or not (place / ours).exists()):
-            remedy = f"Rename it to {ours}, or remove it."
+            remedy = f"Rename it to {ours}, or move it out of the data set."
             problems.append(DataError("is not spelt as ACDC spells it", place / name, remedy))
     return problems
 
@@ -151,7 +151,7 @@ def _patient(folder: Path) -> tuple[list[Case], list[DataError]]:
     """ED and ES of one patient."""
     if not folder.is_dir():
         target = "leads to nothing" if folder.is_symlink() else "is a file"
-        remedy = "Put the patient's folder there, or remove it."
+        remedy = "Put the patient's folder there, or move this out of the data set."
         raise DataError(f"is named as a patient's folder and {target}", folder, remedy)
     images, labels, problems = frames_of(folder)
     try:

@@ -91,7 +91,7 @@ def _frames(root: Path) -> dict[str, dict[str, str]]:
 def _cases(folder: Path, part: str, frames: dict[str, dict[str, str]]) -> list[Case]:
     name, row = folder.name, frames.get(folder.name)
     if row is None:
-        raise DataError(f"{name} is not in the list of subjects", folder, "Add it, or remove it.")
+        raise DataError(f"{name} is not in the list of subjects", folder, "Add it, or move it out.")
     image, label = folder / f"{name}{IMAGE}", folder / f"{name}{LABEL}"
     if not label.exists():
         raise DataError("the label is missing", label, f"Get {name} again, or take it out.")

@@ -179,7 +179,7 @@ def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJso
             remedy = f"dataset.json names {len(names)} channels: get the file, or correct it."
             raise DataError(f"the image is missing (channel {name})", path, remedy)
     if len(files) > len(names):
-        remedy = f"dataset.json names {len(names)}: correct channel_names, or remove the file."
+        remedy = f"dataset.json names {len(names)}: correct channel_names, or move the file out."
         raise DataError(f"{case} has {len(files)} channels", files[max(files)], remedy)
     return [files[number] for number in range(len(names))]
 
