@@ -167,8 +167,11 @@ def _resolved(cfg: DictConfig, key: str, given: Any) -> Any:
     try:
         value = OmegaConf.select(cfg, key)
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, UserError):  # of one of our own resolvers
-            raise error.__cause__ from error
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):  # of one of our own resolvers
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
         raise UserError(f"{key}={given}: {str(error).splitlines()[0]}") from error
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
