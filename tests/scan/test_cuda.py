@@ -1,8 +1,10 @@
 """What is special about the CUDA C++ kernels; `test_backends` holds them to the reference."""
 
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,6 +203,18 @@ def test_the_compiled_kernels_keep_everything_in_registers(module, tmp_path, sta
         assert len(reports) == 2
         for report in reports:
             assert "0 bytes spill stores, 0 bytes spill loads" in report, report
+
+
+def test_every_function_is_declared_for_the_device():
+    """NVRTC refuses those for the host, also `constexpr` ones; nvcc does not."""
+    text = (Path(nvrtc.__file__).parent / "cuda_kernels.cu").read_text()
+    declared = re.findall(
+        r"^[ ]*(?:\w[\w<> ]*[ *&]+)?\w+\([^;{}]*\)[^;{}()]*\{", text, re.MULTILINE
+    )
+    host = text[text.index("#else\ntemplate <class T> void store") :].split("#endif")[0]
+    named = re.compile(r"__device__|__global__|^\s*(if|for|while|switch) ")
+    wrong = [d for d in declared if not named.search(d) and d not in host]
+    assert len(declared) > 20 and not wrong, wrong
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")

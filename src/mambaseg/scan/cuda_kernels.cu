@@ -461,7 +461,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan(const Arg
 // Sums R numbers of states, in register order, over the channels of a warp: see the top. A sum takes
 // LEVELS exchanges, each of which waits for the one before; so that of a step runs while the next
 // step is computed. What is left is in v[0..LEFT), for states side by side, in lanes that are `writer`.
-constexpr int log_2(int n) { return n > 1 ? 1 + log_2(n / 2) : 0; }
+__device__ constexpr int log_2(int n) { return n > 1 ? 1 + log_2(n / 2) : 0; }
 constexpr int LEVELS = log_2(LANES), BY_TURN = log_2(Q), BY_CHOICE = log_2(V);
 constexpr int LEFT = R > LANES ? R / LANES : 1;
 struct Sum {
