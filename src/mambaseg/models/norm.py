@@ -47,7 +47,7 @@ class LayerNorm(nn.LayerNorm):
             return y if gate is None else y * F.silu(gate)
         dtype = torch.float32 if self.keeps_float32 else torch.bfloat16
         gate = gate if gate is None else gate.contiguous()
-        out: Tensor = _norm(x.contiguous(), self.weight, self.bias, gate, self.eps, dtype)[0]
+        out: Tensor = _norm(x.contiguous(), self.weight, self.bias, gate, self.eps, dtype)
         return out
 
     def _fuses(self, x: Tensor, gate: Tensor | None) -> bool:
@@ -77,8 +77,8 @@ def _has_triton() -> bool:
 @torch.library.custom_op("mambaseg::norm", mutates_args=())
 def _norm(
     x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Forward: y (..., C) in `dtype`, and each row's mean and 1 / deviation, (2, rows) float32.
+) -> Tensor:
+    """Forward: y (..., C).
 
     Args:
         x: (..., C), contiguous, float32 or bfloat16.
@@ -91,26 +91,25 @@ def _norm(
     from mambaseg.models.norm_kernels import norm
 
     _check_contiguous(x, weight, bias, gate)
-    y, stats = _empty_outputs(x, weight, bias, gate, eps, dtype)
-    rows, sizes = stats.shape[1], _sizes(x, gate)
+    y = _empty_output(x, weight, bias, gate, eps, dtype)
+    rows, sizes = _rows(x), _sizes(x, gate)
     if rows:
         with torch.cuda.device_of(x):
             grid = (_ceil(rows, sizes["ROWS"]),)
-            norm[grid](x, weight, bias, x if gate is None else gate, y, stats, rows, eps, **sizes)
-    return y, stats
+            norm[grid](x, weight, bias, x if gate is None else gate, y, rows, eps, **sizes)
+    return y
 
 
 @_norm.register_fake
-def _empty_outputs(
+def _empty_output(
     x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    rows = x.numel() // x.shape[-1]
-    return x.new_empty(x.shape, dtype=dtype), weight.new_empty(2, rows)
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @torch.library.custom_op("mambaseg::norm_backward", mutates_args=())
 def _norm_backward(
-    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, stats: Tensor
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and gate in their dtypes, and of weight and bias, (2, C) float32.
 
@@ -119,16 +118,15 @@ def _norm_backward(
     from mambaseg.models.norm_kernels import norm_backward
 
     d_y = d_y.contiguous()
-    _check_contiguous(x, weight, bias, gate, stats)
-    rows, sizes = stats.shape[1], _sizes(x, gate)
-    d_x, d_gate, _ = _empty_gradients(d_y, x, weight, bias, gate, stats)
-    tiles = _ceil(rows, sizes["ROWS"])
-    programs = min(PROGRAMS, _ceil(tiles, TILES_EACH))
+    _check_contiguous(x, weight, bias, gate)
+    rows, sizes = _rows(x), _sizes(x, gate)
+    d_x, d_gate, _ = _empty_gradients(d_y, x, weight, bias, gate, eps)
+    programs = min(PROGRAMS, _ceil(_ceil(rows, sizes["ROWS"]), TILES_EACH))
     sums = weight.new_empty(2, programs, len(weight))
     if programs:
         with torch.cuda.device_of(x):
             norm_backward[(programs,)](
-                d_y, x, weight, bias, x if gate is None else gate, stats, d_x, d_gate, sums, rows,
+                d_y, x, weight, bias, x if gate is None else gate, d_x, d_gate, sums, rows, eps,
                 **sizes,
             )  # fmt: skip
     return d_x, d_gate, sums.sum(1)  # in a fixed order
@@ -136,24 +134,28 @@ def _norm_backward(
 
 @_norm_backward.register_fake
 def _empty_gradients(
-    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, stats: Tensor
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_gate = x.new_empty(0) if gate is None else torch.empty_like(gate)
     return torch.empty_like(x), d_gate, weight.new_empty(2, len(weight))
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # or the statistics' gradient, which nobody has, costs zeros
-    ctx.save_for_backward(*inputs[:4], output[1])
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps, _ = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gate = ctx.saved_tensors[3]
-    d_x, d_gate, sums = _norm_backward(d_y, *ctx.saved_tensors)
+def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, gate = ctx.saved_tensors
+    d_x, d_gate, sums = _norm_backward(d_y, x, weight, bias, gate, ctx.eps)
     return d_x, sums[0], sums[1], None if gate is None else d_gate, None, None
 
 
 _norm.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
 
 
 def _sizes(x: Tensor, gate: Tensor | None) -> dict[str, Any]:

@@ -9,6 +9,15 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def normalise(value, in_c, eps, CHANNELS: tl.constexpr):
+    """Give rows of mean 0 and deviation 1, and 1 / deviation before, [ROWS]."""
+    mean = tl.sum(value, 1) / CHANNELS
+    centred = tl.where(in_c[None, :], value - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)
+    return centred * scale[:, None], scale
+
+
 @triton.jit(do_not_specialize=["rows"])
 def norm(
     x,
@@ -16,7 +25,6 @@ def norm(
     bias,
     gate,
     y,
-    stats,
     rows,
     eps,
     CHANNELS: tl.constexpr,
@@ -24,26 +32,22 @@ def norm(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write y, the normed x, times silu(gate) if GATED, and mean and 1 / deviation to stats."""
+    """Write y, the normed x, times silu(gate) if GATED."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BLOCK)
-    in_r, in_c = r < rows, c < CHANNELS
-    inside = in_r[:, None] & in_c[None, :]
+    in_c = c < CHANNELS
+    inside = (r < rows)[:, None] & in_c[None, :]
     at = r[:, None] * CHANNELS + c[None, :]
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if GATED:
         z = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
     w = tl.load(weight + c, mask=in_c, other=0.0)
     b = tl.load(bias + c, mask=in_c, other=0.0)
-    mean = tl.sum(value, 1) / CHANNELS
-    centred = tl.where(in_c[None, :], value - mean[:, None], 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)
-    out = centred * scale[:, None] * w[None, :] + b[None, :]
+    normed, _ = normalise(value, in_c, eps, CHANNELS)
+    out = normed * w[None, :] + b[None, :]
     if GATED:
         out *= z * tl.sigmoid(z)
     tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
-    tl.store(stats + r, mean, mask=in_r)
-    tl.store(stats + rows + r, scale, mask=in_r)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -53,11 +57,11 @@ def norm_backward(
     weight,
     bias,
     gate,
-    stats,
     d_x,
     d_gate,
     sums,
     rows,
+    eps,
     CHANNELS: tl.constexpr,
     GATED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -77,16 +81,13 @@ def norm_backward(
     d_b = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         r = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        in_r = r < rows
-        inside = in_r[:, None] & in_c[None, :]
+        inside = (r < rows)[:, None] & in_c[None, :]
         at = r[:, None] * CHANNELS + c[None, :]
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         d_out = tl.load(d_y + at, mask=inside, other=0.0).to(tl.float32)
         if GATED:
             z = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.load(stats + r, mask=in_r, other=0.0)
-        scale = tl.load(stats + rows + r, mask=in_r, other=0.0)
-        normed = (value - mean[:, None]) * scale[:, None]
+        normed, scale = normalise(value, in_c, eps, CHANNELS)
         if GATED:
             opened = tl.sigmoid(z)
             slope = opened * (1.0 + z * (1.0 - opened))  # of silu
