@@ -9,13 +9,14 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
 
 from mambaseg.build import build
 from mambaseg.data import layouts
 from mambaseg.data.check import check_dataset, main
 from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.layouts import Layout
-from mambaseg.data.proposal import propose
+from mambaseg.data.proposal import _yaml, propose
 from mambaseg.data.readers import nnunet
 from mambaseg.ensemble import restore_predictor
 from mambaseg.entry import CONF, explained_errors
@@ -88,6 +89,12 @@ def test_channels_in_files_and_along_the_fourth_axis_give_the_same_labels(tmp_pa
 
 def proposed(root, **words):
     return yaml.safe_load(propose(check_dataset(root), "own", memory=MEMORY, **words))
+
+
+@pytest.mark.parametrize("name", ["1e4", "2E+3", "no", "null", "0x1", "1_0", "a: b", "12", "1.5"])
+def test_a_name_in_a_proposed_config_stays_text(name):
+    for loaded in (yaml.safe_load, OmegaConf.create):
+        assert list(loaded(f"names: {_yaml(['background', name])}")["names"])[1] == name
 
 
 def test_what_is_proposed_follows_the_stated_rules(tmp_path):

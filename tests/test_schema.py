@@ -159,6 +159,8 @@ def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
     assert "did you mean optim.optimizer.lr?" in refusal(*words)
     mine.write_text("# @package _global_\nname: 2024\ndata: {steps: 1e4}\n")
     assert "data.steps=10000.0" in refusal(*words)
+    mine.write_text("# @package _global_\noptim: {optimizer: {lr: 1e-4}}\n")  # text for PyYAML
+    assert checked(composed(*words), "config", words).optim.optimizer.lr == 1e-4
     mine.write_text("# @package _global_\nname: 2024\n")
     assert checked(composed(*words), "config", words).name == "2024"
 
@@ -249,6 +251,8 @@ def test_nothing_is_meant_where_nothing_is_like_it():
     ("data.root=it's", r"data.root='it\'s'"),
     ("+data.root=a=b", "+data.root='a=b'"),
     ("ensemble=[a=1,b ü]", "ensemble=['a=1','b ü']"),
+    ("ensemble=['a=1, (b)', ü]", "ensemble=['a=1, (b)','ü']"),
+    ("input=scans/p[12]_*.nii.gz", "input='scans/p[12]_*.nii.gz'"),
     ("seed=1,2", "seed=1,2"),
     ("data.root=${oc.env:HOME}", "data.root=${oc.env:HOME}"),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mambaseg.app.schema import NAMED, TABLE
 from mambaseg.app.targets import did_you_mean
 from mambaseg.errors import UserError
 
+_ITEM = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*|[^,]+""")  # of a list: in quotes, or to a comma
 _QUOTING = "Quote a value that holds spaces, commas, brackets or '=':  'key=\"a value\"'"
 
 
@@ -61,8 +63,8 @@ def _as_text(word: str, *, sweep: bool) -> str:
     override = _parsed(word)
     if override is None:
         if value.startswith("[") and value.endswith("]"):
-            items = [item.strip() for item in value[1:-1].split(",")]
-            return f"{name}=[{','.join(_quoted(item) for item in items)}]"
+            items = [item.strip() for item in _ITEM.findall(value[1:-1])]
+            return f"{name}=[{','.join(_quoted(item) for item in items if item)}]"
         return f"{name}={_quoted(value)}"
     if override.is_sweep_override():
         return word if sweep else f"{name}={_quoted(value)}"

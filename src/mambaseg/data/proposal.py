@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -161,5 +162,10 @@ def _yaml(value: Any) -> str:
     """A value on one line; words that YAML would take for something else are quoted."""
     import yaml
 
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    class Dumper(yaml.SafeDumper):
+        """Quotes `1e4` too: text for PyYAML, a number for OmegaConf and YAML 1.2."""
+
+    exponent = re.compile(r"[-+]?[\d._]+[eE][-+]?\d+$")
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("\n...\n").strip()
