@@ -177,11 +177,17 @@ def autocast():
 
 @needs_triton
 def test_it_fuses_on_a_gpu_under_autocast_to_bfloat16_only(autocast, monkeypatch):
+    known = {"yes": True}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: known["yes"])
+    monkeypatch.setattr(norm, "_runs_here", norm._runs_here.__wrapped__)  # without its memory
     layer, narrow, long = LayerNorm(8), LayerNorm(8).bfloat16(), LayerNorm(5000)
     with FakeTensorMode():
         x = torch.empty(2, 8, device="cuda")
         assert layer._fuses(x, None)
         assert layer._fuses(x.bfloat16(), x)
+        known["yes"] = False
+        assert not layer._fuses(x, None)
+        known["yes"] = True
         assert not layer._fuses(x.cpu(), None)
         assert not layer._fuses(x.half(), None)
         assert not layer._fuses(x.double(), None)

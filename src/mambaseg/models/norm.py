@@ -61,14 +61,16 @@ class LayerNorm(nn.LayerNorm):
             and (gate is None or gate.shape == x.shape)
             and self.weight.dtype == self.bias.dtype == torch.float32
             and 0 < x.shape[-1] == self.normalized_shape[0] <= MOST
-            and _has_triton()
+            and _runs_here()
         )
 
 
 @torch.compiler.assume_constant_result  # imports stay out of compiled graphs
 @cache
-def _has_triton() -> bool:
-    return obstacle("triton", "cuda") is None
+def _runs_here() -> bool:
+    """Say whether Triton is installed, and the GPU knows bfloat16 (older ones: PyTorch's own)."""
+    knows = torch.cuda.is_bf16_supported(including_emulation=False)
+    return knows and obstacle("triton", "cuda") is None
 
 
 # ------------------------------------------------------------------ the kernels as operators
