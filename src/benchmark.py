@@ -231,9 +231,10 @@ def _network(model: DictConfig) -> nn.Module:
 
 if __name__ == "__main__":
     _typed = sys.argv[1:]
-    if _typed and _typed[0] in WORDS:
+    known = [*WORDS, "gpu"]
+    if _typed and _typed[0] in known:
         sys.argv[1] = f"what={_typed[0]}"
     elif not {"--help", "-h"} & set(_typed):
         said = f"{_typed[0]!r} is not a benchmark" if _typed else "which benchmark?"
-        sys.exit(f"{said}: python src/benchmark.py {'|'.join(WORDS)} [key=value ...]")
+        sys.exit(f"{said}: python src/benchmark.py {'|'.join(known)} [key=value ...]")
     main()

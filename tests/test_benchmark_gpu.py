@@ -107,6 +107,14 @@ def test_the_parts_come_in_order_and_compose(tmp_path, monkeypatch):
                 compose("benchmark", overrides=[f"what={words[0]}", *words[1:]])
 
 
+def test_the_command_asks_for_its_data():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "benchmark.py"), "gpu", "minutes=2"],
+        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode != 0 and "root=<folder of ACDC>" in done.stderr
+
+
 @pytest.mark.slow
 def test_everything_runs_on_a_processor_with_tiny_settings(phantom_root, tmp_path):
     train = ("trainer=cpu", *small_overrides(phantom_root, tmp_path / "runs"))
