@@ -1,6 +1,8 @@
 """The measurement of a GPU machine: parts by the clock, what they leave, what its page tells."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
