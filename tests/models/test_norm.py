@@ -177,6 +177,7 @@ def autocast():
 
 @needs_triton
 def test_it_fuses_on_a_gpu_under_autocast_to_bfloat16_only(autocast, monkeypatch):
+    monkeypatch.setattr(norm, "ENABLED", True)
     known = {"yes": True}
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: known["yes"])
     monkeypatch.setattr(norm, "_runs_here", norm._runs_here.__wrapped__)  # without its memory

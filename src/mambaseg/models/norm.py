@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mambaseg.scan.dispatch import obstacle
 
-ENABLED = True
-"""False: PyTorch's own everywhere."""
+ENABLED = False
+"""False: PyTorch's own everywhere. The kernels have been interpreted and compiled, but no GPU has
+run them yet: they stay off until one has (`pytest tests/models/test_norm.py` there)."""
 MOST = 4096
 """Channels of a row that a program holds in registers; longer rows are PyTorch's."""
 TILE = 2048
