@@ -58,7 +58,7 @@ test-long: setup ## Run everything, also the tests that take minutes each
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-launchers: setup-launchers ## Run real sweeps on every launcher, a simulated SLURM and a search
-	$(BIN)/python -m pytest tests/test_launching.py tests/test_search.py
+	$(BIN)/python -m pytest tests/app/test_launching.py tests/app/test_search.py
 
 lock: ## Write constraints/lock.txt anew: the versions of cpu.txt with hashes (needs uv)
 	echo 'setuptools>=77' | uv pip compile pyproject.toml - --quiet --generate-hashes \
@@ -83,7 +83,7 @@ data-check: setup ## Check a dataset: make data-check DATA=<root> [ARGS=--help]
 	$(BIN)/python -m mambaseg.data.check "$(DATA)" $(ARGS)
 
 doctor: setup ## Is this machine fit for training? Versions, GPU, scan backends, disk, data, W&B
-	$(BIN)/python -m mambaseg.doctor
+	$(BIN)/python -m mambaseg.app.doctor
 
 clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build

@@ -28,12 +28,12 @@ from rich.console import Console
 from torch import nn
 
 from mambaseg import benchmark
-from mambaseg.entry import CONF, entry
+from mambaseg.app.entry import CONF, entry
+from mambaseg.app.networks import build_network
 from mambaseg.errors import UserError
-from mambaseg.inference import choose_precision
-from mambaseg.networks import build_network
-from mambaseg.runs import RunFolder, code_state, environment
+from mambaseg.inference.segment import choose_precision
 from mambaseg.scan import choose_backend
+from mambaseg.storage.run_folder import RunFolder, code_state, environment
 
 log = logging.getLogger(__name__)
 

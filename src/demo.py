@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.entry import entry
+from mambaseg.app.entry import entry
 from mambaseg.errors import UserError
 
 _HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "batch_size")
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 @entry("demo")
 def main(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted."""
-    from mambaseg.demo.page import serve
-    from mambaseg.demo.runs import newest_run
-    from mambaseg.ensemble import restore_predictor
+    from mambaseg.app.ensemble import restore_predictor
+    from mambaseg.inference.demo.page import serve
+    from mambaseg.inference.demo.runs import newest_run
 
     if cfg.run is not None and cfg.ensemble:
         raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from mambaseg.build import build
-from mambaseg.entry import entry
+from mambaseg.app.build import build
+from mambaseg.app.entry import entry
+from mambaseg.app.run_data import with_run_data
 from mambaseg.errors import UserError
-from mambaseg.run_data import with_run_data
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def _folders(cfg: DictConfig) -> float | None:
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
     from rich.console import Console
 
-    from mambaseg.folder_scores import score_folders
+    from mambaseg.inference.folder_scores import score_folders
     from mambaseg.reporting.tables import headline, table_of
 
     folder, config = score_folders(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.entry import entry
+from mambaseg.app.entry import entry
 
 log = logging.getLogger(__name__)
 _TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data", "seen")
@@ -20,8 +20,8 @@ def main(cfg: DictConfig) -> None:
     """Writes the file and, beside it, what a program that uses it has to know."""
     import torch
 
-    from mambaseg.export import SUFFIX, export_network
-    from mambaseg.networks import restore_network
+    from mambaseg.app.networks import restore_network
+    from mambaseg.inference.export import SUFFIX, export_network
 
     network, checkpoint = restore_network(cfg.run, scan_backend="torch")
     about = checkpoint.about

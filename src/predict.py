@@ -11,9 +11,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mambaseg.entry import entry
+from mambaseg.app.entry import entry
 from mambaseg.errors import UserError
-from mambaseg.foreign import printable
+from mambaseg.storage.untrusted import printable
 
 _HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities", "overlay",
         "dicom_seg", "batch_size", "rerun")  # fmt: skip
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 @entry("predict")
 def main(cfg: DictConfig) -> None:
     """Writes a label map and what its labels mean for every image."""
+    from mambaseg.app.ensemble import restore_predictor
     from mambaseg.data.formats.images import find_images, group_channels
-    from mambaseg.ensemble import restore_predictor
 
     output = Path(cfg.output).expanduser()
     sources = find_images(cfg.input, outside=output)

@@ -7,8 +7,8 @@ python src/train.py --help
 
 from omegaconf import DictConfig
 
-from mambaseg.build import build
-from mambaseg.entry import entry
+from mambaseg.app.build import build
+from mambaseg.app.entry import entry
 
 
 @entry("config")

@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.errors import UserError
-from mambaseg.runs import slug
+from mambaseg.storage.run_folder import slug
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Studies(Sweeper):
         Raises:
             UserError: `hydra.sweeper.direction` says the opposite.
         """
-        from mambaseg.checkpoints import better
+        from mambaseg.training.checkpoints import better
 
         parsed = OverridesParser.create().parse_overrides(words)
         plain = [str(word.input_line) for word in parsed if not word.is_sweep_override()]

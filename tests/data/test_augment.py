@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import rotate, zoom
 
-from mambaseg.counter import uniforms
 from mambaseg.data.augment import Augmentation
+from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 

@@ -5,14 +5,14 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mambaseg.build import build
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
 from mambaseg.data.classes import (
     check_class_names,
     require_named_values,
     require_same_classes,
     sides_of_one,
 )
-from mambaseg.entry import CONF
 from mambaseg.errors import UserError
 
 NETWORK = ["background", "LV", "MYO", "RV"]

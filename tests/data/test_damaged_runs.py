@@ -10,7 +10,7 @@ from damages import DAMAGES
 from harms import WRITERS, write_official
 from hydra.core.global_hydra import GlobalHydra
 
-from mambaseg.runs import RunFolder
+from mambaseg.storage.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 

@@ -14,7 +14,7 @@ from mambaseg.data.formats.nifti import read_frames, read_nifti
 from mambaseg.data.formats.volumes import read_volume
 from mambaseg.data.readers import nifti_pairs, nnunet
 from mambaseg.errors import UserError
-from mambaseg.folder_scores import score_folders
+from mambaseg.inference.folder_scores import score_folders
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
 ZOOMS = (1.5, 1.25, 8.0)

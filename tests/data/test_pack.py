@@ -16,7 +16,7 @@ from mambaseg.data.pack import main, pack, quantise
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.readers.packed import INDEX
 from mambaseg.errors import UserError
-from mambaseg.runs import file_digest
+from mambaseg.storage.run_folder import file_digest
 from payload import armed, claiming_npy, npz, object_npy
 
 CASE = "patient002_ED.npz"

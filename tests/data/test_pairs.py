@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from mambaseg.data.pairs import find_pairs
-from mambaseg.data.restoration import CropDataset, RestorationDataModule
 from mambaseg.data.slices import Draw
 from mambaseg.errors import UserError
+from mambaseg.restoration.data import CropDataset, RestorationDataModule
 
 
 def save(path, height=20, width=24, mode="RGB", seed=0):

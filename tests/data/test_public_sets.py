@@ -5,13 +5,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import mambaseg.build  # noqa: F401  # registers what the configuration asks of the machine
+import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import without
 from mambaseg.data.check import check_dataset
 from mambaseg.data.layouts import find_layout
 from mambaseg.data.readers import promise12, synapse
-from mambaseg.entry import CONF
 from mambaseg.errors import UserError
-from mambaseg.networks import without
 
 h5py = pytest.importorskip("h5py")
 SIDE = 16

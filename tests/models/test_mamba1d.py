@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from test_goldens import read_golden
 
-from mambaseg.costs import count_operations
+from mambaseg.evaluation.costs import count_operations
 from mambaseg.models import Mamba1d, mamba1d, names_without_decay
 
 

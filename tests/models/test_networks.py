@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mambaseg.entry import CONF
+from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.models import (
     AttentionUNet,

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mambaseg.metrics import score_case, summarise
-from mambaseg.runs import RunFolder
-from mambaseg.views import overlay_slices
+from mambaseg.evaluation.metrics import score_case, summarise
+from mambaseg.reporting.views import overlay_slices
+from mambaseg.storage.run_folder import RunFolder
 
 NAMES = ("background", "RV", "MYO", "LV")
 GROUPS = ("NOR", "DCM", "HCM", "MINF", "RV")

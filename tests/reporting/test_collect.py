@@ -8,7 +8,7 @@ import yaml
 from fake_runs import NAMES, write_run
 
 from mambaseg.errors import UserError
-from mambaseg.metrics import summarise
+from mambaseg.evaluation.metrics import summarise
 from mambaseg.reporting.checks import cautions
 from mambaseg.reporting.collect import collect, read_run
 from mambaseg.reporting.labels import differences, labels
@@ -248,7 +248,11 @@ def test_what_computes_the_same_is_one_row_and_another_monitor_is_not(tmp_path):
             "model.scan_backend": backend, "evaluation.batch_size": 8 * (seed + 1)})  # fmt: skip
     (comparison,) = collect(tmp_path)[0]
     assert len(comparison.entries) == 1
-    leaf = {"_target_": "mambaseg.checkpoints.Checkpoints", "monitor": "val/dice", "mode": "max"}
+    leaf = {
+        "_target_": "mambaseg.training.checkpoints.Checkpoints",
+        "monitor": "val/dice",
+        "mode": "max",
+    }
     for seed, monitor in enumerate(("val/dice", "val/hd95_mm"), start=2):
         write_run(tmp_path / "b", "unet", seed=seed,
                   config={"callbacks.checkpoint": {**leaf, "monitor": monitor}})  # fmt: skip

@@ -21,7 +21,7 @@ from mambaseg.reporting.report import write_report
 from mambaseg.reporting.status import states, status_table
 from mambaseg.reporting.tables import Grid, cell_text, markdown_text
 from mambaseg.reporting.wandb_report import describe, find_runs
-from mambaseg.runs import RunFolder
+from mambaseg.storage.run_folder import RunFolder
 from payload import armed, claiming_npy, npz, object_npy
 
 SCRIPT = "<script>document.title='ran'</script>"

@@ -8,11 +8,11 @@ import pytest
 from fake_runs import write_run
 
 from mambaseg.errors import UserError
-from mambaseg.loggers import MetricsCsv
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.status import states
-from mambaseg.runs import RunFolder
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.training.loggers import MetricsCsv
 from small_disk import content, fill, small_disk
 
 processes = multiprocessing.get_context("fork")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mambaseg.reporting.status import counted, states
-from mambaseg.runs import this_host
+from mambaseg.storage.run_folder import this_host
 
 NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 SCRIPT = Path(__file__).parents[2] / "src" / "report.py"
@@ -22,7 +22,7 @@ def write(folder, name, **record):
 
 
 def write_job(folder, seed, run, error=None):
-    """As `mambaseg.jobs` does."""
+    """As `mambaseg.app.jobs` does."""
     (folder / ".jobs").mkdir(exist_ok=True)
     job = {"overrides": ["model=unet", f"seed={seed}"], "run": run, "error": error}
     (folder / ".jobs" / f"{seed}.json").write_text(json.dumps(job))

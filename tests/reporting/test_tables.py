@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mambaseg.metrics import score_case, summarise
+from mambaseg.evaluation.metrics import score_case, summarise
 from mambaseg.reporting.tables import score_cells, score_table, to_markdown
 
 NAMES = ("background", "RV", "MYO", "LV")

@@ -7,7 +7,7 @@ import yaml
 
 from mambaseg.errors import UserError
 from mambaseg.reporting import wandb_report
-from mambaseg.runs import RunFolder
+from mambaseg.storage.run_folder import RunFolder
 
 HEADER = "step,lr-SGD,train/loss,val/dice,val/dice_A,test/dice,test/hd95_mm,test/dice_A,test/dice_B"
 

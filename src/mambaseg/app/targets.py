@@ -19,6 +19,18 @@ _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _BY_READER = ("masks", "patient_pattern")  # of EXTRAS: read where `find_cases` refers to them
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
+MOVED = {
+    "mambaseg.losses": "mambaseg.training.losses",
+    "mambaseg.callbacks": "mambaseg.training.callbacks",
+    "mambaseg.checkpoints": "mambaseg.training.checkpoints",
+    "mambaseg.nonfinite": "mambaseg.training.nonfinite",
+    "mambaseg.loggers": "mambaseg.training.loggers",
+    "mambaseg.jobs": "mambaseg.app.jobs",
+    "mambaseg.launching": "mambaseg.app.launching",
+    "mambaseg.data.restoration": "mambaseg.restoration.data",
+}
+"""Modules that configs of earlier versions name, and where these are now."""
+
 
 def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Compares the keys beside a `_target_`, and their values, with what the target takes.
@@ -63,6 +75,9 @@ def _import(key: str, path: Any) -> Any:
     except Exception as error:  # whatever the user's own module raises when it is imported
         reason = str(error.__cause__ or error).splitlines()
         said = reason[0] if reason else type(error).__name__
+        module, _, name = str(path).rpartition(".")
+        if module in MOVED:
+            said = f"it is {MOVED[module]}.{name} now"
         raise UserError(f"{key}._target_={path} cannot be imported: {said}") from error
 
 

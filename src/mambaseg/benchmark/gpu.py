@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.benchmark.gpu_page import PRECISIONS, write_page
-from mambaseg.files import whole_file
-from mambaseg.foreign import read_json
+from mambaseg.storage.files import whole_file
+from mambaseg.storage.untrusted import read_json
 
 NETWORKS = ("mamba_unet", "unet", "swin_unet")
 EXPERIMENT = "acdc_paper"
@@ -110,7 +110,7 @@ def measure_gpu(
 
     # nothing of these is timed
     machine.run(
-        Part("environment", ("-m", "mambaseg.doctor"), 90.0),
+        Part("environment", ("-m", "mambaseg.app.doctor"), 90.0),
         benchmark("smoke", "truth", "scans=[small]", models, limit_s=150.0),
         benchmark("truth", "truth", "scans=[stage1,stage4]", "models=[]", limit_s=150.0),
     )

@@ -9,9 +9,9 @@ from typing import Any
 
 from mambaseg.benchmark.tables import markdown, tables
 from mambaseg.benchmark.truth import compare_curves
-from mambaseg.foreign import read_json
-from mambaseg.metrics import distance_unit
-from mambaseg.runs import RunFolder
+from mambaseg.evaluation.metrics import distance_unit
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.untrusted import read_json
 
 Row = Mapping[str, Any]
 UNKNOWN = "–"
@@ -169,7 +169,7 @@ def _curves(out: Path) -> str:
 
 
 def _precision(run: RunFolder) -> str | None:
-    from mambaseg.foreign import read_yaml
+    from mambaseg.storage.untrusted import read_yaml
 
     path = run.path / "config.yaml"
     if not path.is_file():

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mambaseg.costs import peak, start_peak
+from mambaseg.evaluation.costs import peak, start_peak
 
 Call = Callable[[], object]
 

@@ -16,7 +16,7 @@ from mambaseg.benchmark.measure import (
     processor_seconds,
     time_interleaved,
 )
-from mambaseg.costs import count_operations
+from mambaseg.evaluation.costs import count_operations
 from mambaseg.models import GraphedNetwork, ScanBlock, channels_last
 
 Builder = Callable[[], nn.Module]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaseg.counter import AUGMENTATION, uniforms
+from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.resampling import Pixel
 from mambaseg.data.sampling import bilinear, look_up_or_zero, nearest_pixel, precision

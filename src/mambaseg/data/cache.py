@@ -35,7 +35,7 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprint_of
 from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCache
 from mambaseg.errors import UserError
-from mambaseg.files import remove_abandoned, writing
+from mambaseg.storage.files import remove_abandoned, writing
 
 FORMAT = 4
 SECONDS_BETWEEN_REPORTS = 5

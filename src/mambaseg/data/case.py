@@ -20,7 +20,7 @@ import numpy as np
 
 from mambaseg.data.slicing import order_of, reordered, slice_axis
 from mambaseg.errors import UserError
-from mambaseg.foreign import readable
+from mambaseg.storage.untrusted import readable
 
 ROUNDED = 1e-3  # how far a label's value may be from the whole number that it stands for
 _SAYINGS: ContextVar[list[str] | None] = ContextVar("_SAYINGS", default=None)

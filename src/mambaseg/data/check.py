@@ -26,7 +26,7 @@ from mambaseg.data.problems import Level, Problem, counted, whose
 from mambaseg.data.proposal import propose
 from mambaseg.data.splits import known_duplicates, listed
 from mambaseg.errors import UserError
-from mambaseg.files import print_any_name, whole_file
+from mambaseg.storage.files import print_any_name, whole_file
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 ONE_PATIENT = "Get the patient again."

@@ -28,9 +28,9 @@ from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.readers.packed import FORMAT, INDEX, LEVELS
 from mambaseg.data.splits import PUBLISHED, make_split
 from mambaseg.errors import UserError
-from mambaseg.files import writing
-from mambaseg.foreign import ARRAY_LIMIT
-from mambaseg.runs import file_digest
+from mambaseg.storage.files import writing
+from mambaseg.storage.run_folder import file_digest
+from mambaseg.storage.untrusted import ARRAY_LIMIT
 
 NUM_CLASSES = 4
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_file, unlisted
-from mambaseg.foreign import readable
+from mambaseg.storage.untrusted import readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SMALLEST = 11  # pixels: the window of SSIM

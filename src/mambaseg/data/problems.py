@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mambaseg.data.case import Case, DataError
-from mambaseg.foreign import readable
+from mambaseg.storage.untrusted import readable
 
 Level = Literal["error", "warning", "info"]
 

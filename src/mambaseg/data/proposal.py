@@ -22,7 +22,7 @@ import numpy as np
 
 from mambaseg.data.check_report import Report
 from mambaseg.data.examined import Examined
-from mambaseg.foreign import readable
+from mambaseg.storage.untrusted import readable
 
 MULTIPLE, SMALLEST, LARGEST = 32, 64, 512  # of the side of the square
 # A training step of mamba_unet in float32 takes 6.9 kB for each pixel of a batch more (peak of the

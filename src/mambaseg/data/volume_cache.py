@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.fingerprint import THREADS, digest_of
-from mambaseg.foreign import read_text
+from mambaseg.storage.untrusted import read_text
 
 FILES: dict[str, tuple[str, np.dtype[Any]]] = {
     "image": ("images.npy", np.dtype("<f4")),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import printable
+from mambaseg.storage.untrusted import printable
 
 DERIVED = ("relative_position_index", "attn_mask")
 """Entries of original state dicts that follow from the geometry; here they are computed."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import printable
+from mambaseg.storage.untrusted import printable
 
 UNPACKED = 1 << 30  # bytes; the published file has half of it
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import ForeignFileError, read_json, read_table, read_yaml
-from mambaseg.identity import scientific, with_digests
 from mambaseg.reporting.labels import flatten, labels
 from mambaseg.reporting.valid import (
     check_config,
@@ -31,7 +29,9 @@ from mambaseg.reporting.valid import (
     check_summary,
     reading,
 )
-from mambaseg.runs import RunFolder
+from mambaseg.storage.identity import scientific, with_digests
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.untrusted import ForeignFileError, read_json, read_table, read_yaml
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.files import whole_file
+from mambaseg.storage.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

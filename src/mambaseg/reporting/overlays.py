@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.foreign import ForeignFileError, read_arrays
 from mambaseg.reporting.collect import Comparison, Entry, RunData
 from mambaseg.reporting.figures import (
     CLASS_COLOURS,
@@ -24,6 +23,7 @@ from mambaseg.reporting.figures import (
     save_png,
 )
 from mambaseg.reporting.scores import best_middle_worst, patient_scores
+from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 
 if TYPE_CHECKING:
     from mambaseg.reporting.plots import Picture
@@ -120,7 +120,7 @@ def _leave_out_other_images(loaded: dict[str, dict[str, Arrays]]) -> None:
 
 
 def _fits(key: str, array: npt.NDArray[Any]) -> bool:
-    """Whether an array is as `mambaseg.callbacks.overlay_slices` makes it."""
+    """Whether an array is as `mambaseg.training.callbacks.overlay_slices` makes it."""
     if key.endswith("/slices"):
         return array.ndim == 1 and array.dtype == np.int16
     colours = key.endswith("/image") and array.ndim == 4 and array.shape[3] == 3

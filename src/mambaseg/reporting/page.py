@@ -10,12 +10,12 @@ from html import escape as _escape_html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mambaseg.foreign import printable
 from mambaseg.reporting.other_tables import paired
 from mambaseg.reporting.plots import Picture
 from mambaseg.reporting.statistics import verdict
 from mambaseg.reporting.status import STATES, RunState, counted, status_grid
 from mambaseg.reporting.tables import Grid, signed
+from mambaseg.storage.untrusted import printable
 
 if TYPE_CHECKING:
     from mambaseg.reporting.report import Section

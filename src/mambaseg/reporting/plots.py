@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambaseg.foreign import read_table
 from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry, RunData
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.tables import signed
 from mambaseg.reporting.valid import SIZE
+from mambaseg.storage.untrusted import read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

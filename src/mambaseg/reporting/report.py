@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mambaseg.files import remove_abandoned, writing
 from mambaseg.reporting.checks import cautions
 from mambaseg.reporting.collect import Comparison, collect
 from mambaseg.reporting.other_tables import (
@@ -23,7 +22,8 @@ from mambaseg.reporting.restoration import restoration_grid, restoration_runs
 from mambaseg.reporting.score_tables import grids, tidy
 from mambaseg.reporting.status import RunState, states, status_grid
 from mambaseg.reporting.tables import Grid, cell_text, markdown_text
-from mambaseg.runs import RunFolder
+from mambaseg.storage.files import remove_abandoned, writing
+from mambaseg.storage.run_folder import RunFolder
 
 _TABLES = {"table.csv": tidy, "paired.csv": paired_rows, "clinical.csv": clinical_rows}
 _UNFINISHED = ".unfinished-"

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import read_json
 from mambaseg.reporting.collect import (
     RunData,
     entry_labels,
@@ -25,7 +24,8 @@ from mambaseg.reporting.collect import (
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.tables import UNDEFINED, Grid, seen_note
 from mambaseg.reporting.valid import check_image_summary, reading
-from mambaseg.runs import RunFolder
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.untrusted import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,7 @@ def restoration_table(summary: Mapping[str, Any], *, title: str, note: str = "")
     """The scores of one test as a rich table: the images as they were, and restored.
 
     Args:
-        summary: of `mambaseg.image_scores`.
+        summary: of `mambaseg.restoration.scores`.
         title: says which network and which data set.
         note: line below the table.
     """

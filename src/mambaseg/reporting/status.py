@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambaseg.foreign import printable, read_json
 from mambaseg.reporting.collect import run_folders
 from mambaseg.reporting.other_tables import duration
 from mambaseg.reporting.tables import UNDEFINED, Grid
-from mambaseg.runs import RunFolder, this_host
+from mambaseg.storage.run_folder import RunFolder, this_host
+from mambaseg.storage.untrusted import printable, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ class RunState:
 def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[RunState]:
     """All runs of an experiment, in the order of `STATES`, then by name.
 
-    Jobs that a sweep has listed (`mambaseg.jobs`) and that have no run folder are `missing`, or
+    Jobs that a sweep has listed (`mambaseg.app.jobs`) and that have no run folder are `missing`, or
     `failed` where their error is known.
 
     Args:

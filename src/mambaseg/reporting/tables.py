@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-from mambaseg.foreign import printable
-from mambaseg.metrics import distance_unit
+from mambaseg.evaluation.metrics import distance_unit
+from mambaseg.storage.untrusted import printable
 
 UNDEFINED = "–"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -159,7 +159,7 @@ def score_table(
     Fits 80 characters.
 
     Args:
-        summary: of `mambaseg.metrics.summarise`.
+        summary: of `mambaseg.evaluation.metrics.summarise`.
         title: says which network and which dataset.
         class_names: names of the classes 0..K-1, the background first.
         note: line below the table, such as what the split is; the convention follows it.

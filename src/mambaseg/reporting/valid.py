@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import ForeignFileError
+from mambaseg.storage.untrusted import ForeignFileError
 
 SIZE = 1e15  # beyond it no number of a run folder lies: operations, voxels, ml, mm, s, bytes
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.foreign import read_table, read_yaml
-from mambaseg.runs import RunFolder
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.untrusted import read_table, read_yaml
 
-AXIS = "trainer/global_step"  # of every curve, see `mambaseg.loggers.StepRows`
+AXIS = "trainer/global_step"  # of every curve, see `mambaseg.training.loggers.StepRows`
 OVERLAYS = ("test/worst", "test/median", "test/best")
 log = logging.getLogger(__name__)
 

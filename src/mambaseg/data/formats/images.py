@@ -19,7 +19,7 @@ from mambaseg.data.fingerprint import content_digest
 from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.nifti import read_frames
 from mambaseg.errors import UserError
-from mambaseg.foreign import ForeignFileError, printable, read_json, readable
+from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

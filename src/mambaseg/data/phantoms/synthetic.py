@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mambaseg.errors import UserError
-from mambaseg.files import remove_abandoned, writing
-from mambaseg.foreign import read_json
+from mambaseg.storage.files import remove_abandoned, writing
+from mambaseg.storage.untrusted import read_json
 
 Parameters = Mapping[str, object]
 

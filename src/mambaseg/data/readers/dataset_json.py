@@ -21,7 +21,7 @@ from mambaseg.data.case import DataError
 from mambaseg.data.formats.volumes import ENDINGS
 from mambaseg.data.problems import counted
 from mambaseg.data.splits import listed
-from mambaseg.foreign import ForeignFileError, printable, read_json
+from mambaseg.storage.untrusted import ForeignFileError, printable, read_json
 
 NAME = "dataset.json"
 NAME_LENGTH = 100  # letters of a class; as many as a checkpoint may say

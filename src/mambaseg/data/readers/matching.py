@@ -23,7 +23,7 @@ from mambaseg.data.case import Case, DataError
 from mambaseg.data.files import unlisted
 from mambaseg.data.formats.images import CHANNEL, without_ending
 from mambaseg.data.problems import counted
-from mambaseg.foreign import readable
+from mambaseg.storage.untrusted import readable
 
 IMAGES = ("images", "image", "imgs", "img", "volumes", "volume", "scans", "scan")
 MASKS = (

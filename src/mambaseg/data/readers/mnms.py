@@ -18,7 +18,7 @@ from mambaseg.data.case import Case, DataError, Volume, as_label
 from mambaseg.data.files import as_float32, unlisted
 from mambaseg.data.formats.volumes import check_same_geometry, read_volume
 from mambaseg.data.problems import cases_or_first_problem
-from mambaseg.foreign import ForeignFileError, read_table, readable
+from mambaseg.storage.untrusted import ForeignFileError, read_table, readable
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}
 CLASSES = ("background", "LV", "MYO", "RV")  # of the files' numbers

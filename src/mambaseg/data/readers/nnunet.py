@@ -29,7 +29,7 @@ from mambaseg.data.patients import with_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.readers.nnunet_folds import parts_of_fold, splits_file
-from mambaseg.foreign import readable
+from mambaseg.storage.untrusted import readable
 
 WHOLE = -1  # in place of a channel's number: one file with all channels
 Files = dict[str, dict[int, Path]]  # case -> channel -> file

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.case import DataError
-from mambaseg.foreign import ForeignFileError, read_json
+from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 NAME = "splits_final.json"
 FOLDS, SEED = 5, 12345  # nnU-Net's

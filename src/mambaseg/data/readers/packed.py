@@ -19,8 +19,8 @@ import numpy as np
 from mambaseg.data.case import Case, DataError, Volume
 from mambaseg.data.files import AGAIN, check_file
 from mambaseg.data.fingerprint import digest_of
-from mambaseg.foreign import ForeignFileError, read_arrays, read_json
-from mambaseg.runs import file_digest
+from mambaseg.storage.run_folder import file_digest
+from mambaseg.storage.untrusted import ForeignFileError, read_arrays, read_json
 
 INDEX = "pack.json"
 FORMAT = "mambaseg-pack-1"

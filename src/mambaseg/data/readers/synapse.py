@@ -31,7 +31,7 @@ from mambaseg.data.files import as_float32, check_file, unlisted
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc import read_official
 from mambaseg.data.readers.acdc_h5 import read_h5
-from mambaseg.foreign import ForeignFileError, read_arrays
+from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 
 TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
 SLICE = re.compile(r"case(\d{4})_slice(\d{3,})\.npz")

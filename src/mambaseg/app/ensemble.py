@@ -1,0 +1,106 @@
+"""The networks of a prediction: from run folders and checkpoints to a `Predictor`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambaseg.app.networks import restore_network
+from mambaseg.data.slicing import check_rule
+from mambaseg.errors import UserError
+from mambaseg.inference.predictor import Options, Predictor
+from mambaseg.inference.segment import Member, choose_precision, choose_views
+from mambaseg.storage.run_folder import file_digest
+
+log = logging.getLogger(__name__)
+
+
+def restore_predictor(
+    paths: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    scan_backend: str = "auto",
+    tta: bool | str = False,
+    original: Any = None,
+    **options: bool | int,
+) -> Predictor:
+    """The networks of run folders or checkpoints, on their device.
+
+    Args:
+        paths: a run folder or .ckpt file per network.
+        device: `auto` or one of torch's names.
+        precision: `auto`, `32-true` or `bf16-mixed`.
+        scan_backend: of networks that scan.
+        tta: the views in which they see every slice, see `inference.choose_views`.
+        original: `model` and `data` of weights of the original repository, see
+            `networks.read_original`.
+        options: of `mambaseg.inference.predictor.Options`.
+
+    Raises:
+        UserError: a checkpoint cannot be used, they differ in their classes, or the device is not
+            there.
+    """
+    where = _device(device)
+    members, made_by, trained_on, seen = [], [], [], []
+    classes: list[str] = []
+    channels, slicing = 1, ""
+    for path in paths:
+        network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
+        about = checkpoint.about
+        if (made := about.get("task", "segmentation")) != "segmentation":
+            raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")
+        names = list(about["classes"])
+        takes = about["model"].get("arguments", {}).get("in_channels", 1)
+        cut = check_rule(about.get("slicing", "stored"))
+        if classes and (names, takes) != (classes, channels):
+            raise UserError(
+                f"ensemble: {checkpoint.path} takes {takes} channels and knows the classes "
+                f"{names}, those before it {channels} and {classes}"
+            )
+        if classes and cut != slicing:
+            raise UserError(
+                f"ensemble: {checkpoint.path} slices as {cut}, those before it as {slicing}"
+            )
+        channels, slicing, classes = takes, cut, names
+        views = choose_views(tta, about.get("augmentation"), checkpoint.path.name)
+        members.append(Member(network.to(where), checkpoint.preprocessing, views))
+        model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
+        made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
+        trained_on.append(about["data"]["title"])
+        seen.append(checkpoint.seen)
+    chosen = choose_precision(precision, gpu=where.type == "cuda")
+    log.info("device %s, precision %s", where, chosen)
+    return Predictor(
+        members,
+        channels=channels,
+        slicing=slicing,
+        class_names=classes,
+        made_by=made_by,
+        trained_on=trained_on,
+        seen=seen,
+        options=Options(precision=chosen, **options),  # type: ignore[arg-type]
+    )
+
+
+def _device(name: str) -> torch.device:
+    """A device by its name; `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"device={name} cannot be used ({reason}); device=cpu always can"
+        ) from error
+    return device

@@ -1,0 +1,1 @@
+"""Scores and costs: pure functions, and their collection over cases."""

@@ -1,0 +1,145 @@
+"""The torchmetrics shell around `mambaseg.evaluation.metrics`: collects the rows of many cases."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+
+from mambaseg.errors import UserError
+from mambaseg.evaluation.metrics import Policy, Row, score_case, summarise
+from mambaseg.evaluation.surface import Spacing
+
+
+class CaseInfo(Protocol):
+    """What identifies a case in a table; `mambaseg.data.case.Case` has it."""
+
+    @property
+    def id(self) -> str:
+        """Unique name, such as `patient001_ED`."""
+
+    @property
+    def patient(self) -> str:
+        """Whom the case shows."""
+
+    @property
+    def phase(self) -> str | None:
+        """ED or ES, None when unknown."""
+
+    @property
+    def group(self) -> str | None:
+        """Pathology group, None when unknown."""
+
+
+class CaseRows(Metric):
+    """Rows of cases as they come, summarised at the end over all ranks.
+
+    A case is known by its id: one that a sampler hands out twice, to fill up a batch or a rank,
+    counts once. Rows are plain Python on the CPU; nothing of them is in the module's state dict.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cases: dict[str, list[Row]] = {}
+
+    @abstractmethod
+    def summarise(self) -> dict[str, Any]:
+        """Summary of `rows`."""
+
+    def compute(self) -> dict[str, Any]:
+        """Gather the cases of all ranks, then summarise them.
+
+        Every rank has to call this, and gets the same answer.
+        """
+        if dist.is_available() and dist.is_initialized():
+            ranks: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, self._cases)
+            self._cases = {name: rows for cases in ranks for name, rows in cases.items()}
+        return self.summarise()
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows sorted by case: of all ranks after `compute`, of this one before."""
+        return [row for _, rows in sorted(self._cases.items()) for row in rows]
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        super().reset()
+        self._cases = {}
+
+
+class CaseScores(CaseRows):
+    """Scores whole cases as they come and summarises them at the end, over all ranks.
+
+    Args:
+        class_names: name of class 0 (background), 1, ..., K-1.
+        policy: what empty masks score (`mambaseg.evaluation.metrics` has the table).
+        tolerance_mm: tolerance of ``nsd_mm``.
+        tolerance_vox: tolerance of ``nsd_vox``.
+        surface: False leaves the surface columns out.
+        distances: unit in which distances are shown; None: mm where every case's spacing is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: Sequence[str],
+        policy: Policy = "strict",
+        tolerance_mm: float = 2.0,
+        tolerance_vox: float = 1.0,
+        surface: bool = True,
+        distances: Literal["mm", "vox"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.distances = distances
+        self.class_names = tuple(class_names)
+        self.convention: dict[str, Any] = {
+            "policy": policy,
+            "tolerance_mm": tolerance_mm,
+            "tolerance_vox": tolerance_vox,
+            "surface": surface,
+        }
+
+    def update(
+        self,
+        case: CaseInfo,
+        prediction: Tensor,
+        reference: Tensor,
+        *,
+        spacing: Spacing | None = None,
+    ) -> None:
+        """Score one case.
+
+        Args:
+            case: its identity.
+            prediction: labels (Z, H, W) at native resolution, on any device.
+            reference: labels (Z, H, W).
+            spacing: voxel size (z, y, x) in mm, None when unknown.
+
+        Raises:
+            UserError: shapes differ or a label is out of range; the message names the case.
+        """
+        try:
+            scored = score_case(
+                prediction.cpu().numpy(),
+                reference.cpu().numpy(),
+                num_classes=len(self.class_names),
+                spacing=spacing,
+                **self.convention,
+            )
+        except UserError as error:
+            raise UserError(f"{case.id}: {error}") from error
+        identity = {
+            "case": case.id, "patient": case.patient, "phase": case.phase, "group": case.group
+        }  # fmt: skip
+        self._cases[case.id] = [
+            {**identity, "class_name": self.class_names[row["class"]], **row} for row in scored
+        ]
+
+    def summarise(self) -> dict[str, Any]:
+        """See `mambaseg.evaluation.metrics.summarise`."""
+        return summarise(self.rows, self.class_names, distances=self.distances)

@@ -1,0 +1,1 @@
+"""Trained networks on anybody's images."""

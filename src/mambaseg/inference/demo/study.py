@@ -1,0 +1,175 @@
+"""What the page knows of somebody's images: labels, volumes, and the heart's indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mambaseg.data.case import DataError
+from mambaseg.data.formats.image import Image
+from mambaseg.data.formats.images import DICOM, NIFTI, PICTURES, Source, without_ending
+from mambaseg.errors import UserError
+from mambaseg.inference.predictor import Predictor, label_map
+from mambaseg.reporting.clinical import DENSITY, MYOCARDIUM, VENTRICLES, ejection_fraction
+from mambaseg.reporting.views import grey
+
+ENDINGS = (*NIFTI, ".mha", *DICOM, *PICTURES)  # what is whole in one file
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: the arrays are large
+class Segmented:
+    """An image with its labels.
+
+    Attributes:
+        name: what its owner called the file. Text for the page, never a path.
+        image: as read.
+        labels: (T, Z, H, W).
+        windows: of each frame the intensities that are drawn black and white.
+        label_map: the bytes that `src/predict.py` would write.
+    """
+
+    name: str
+    image: Image
+    labels: npt.NDArray[np.uint8]
+    windows: list[tuple[float, float]]
+    label_map: bytes
+
+    @property
+    def label_map_name(self) -> str:
+        """A name for the label map, which says what it is of."""
+        ending = ".png" if self.image.flat else ".nii.gz"
+        return f"{without_ending(self.name, ENDINGS)}_labels{ending}"
+
+
+class Volume(NamedTuple):
+    """One volume to look at.
+
+    Attributes:
+        caption: which it is of several; empty for the only one.
+        image: (Z, H, W), on any scale.
+        labels: (Z, H, W).
+        spacing: mm (z, y, x), None when unknown.
+        window: the intensities that are drawn black and white.
+    """
+
+    caption: str
+    image: npt.NDArray[Any]
+    labels: npt.NDArray[np.uint8]
+    spacing: tuple[float, float, float] | None
+    window: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def voxel_ml(self) -> float | None:
+        """Millilitres of a voxel, None when unknown."""
+        return None if self.spacing is None else prod(self.spacing) / 1000
+
+    def voxels(self, num_classes: int) -> list[int]:
+        """Voxels of the classes 0..K-1."""
+        return np.bincount(self.labels.ravel(), minlength=num_classes).tolist()
+
+
+class Index(NamedTuple):
+    """An index of the heart; the value is None where it is undefined."""
+
+    name: str
+    value: float | None
+    unit: str
+
+
+def segment_file(predictor: Predictor, path: Path) -> Segmented:
+    """Segments the one image of a file.
+
+    Raises:
+        UserError: it is none; the message says nothing of where it lies.
+    """
+    name = path.name
+    if not name.lower().endswith(ENDINGS):
+        raise UserError(f"{name} has none of the endings {', '.join(ENDINGS)}")
+    try:
+        image = predictor.read(Source("image", path))
+    except DataError as error:
+        raise UserError(f"{name}: {error.problem}. {error.remedy}".strip()) from error
+    labels = predictor.segment(image).labels
+    ranges = (np.percentile(grey(frame), (0.5, 99.5)) for frame in image.frames)
+    windows = [(float(low), float(high)) for low, high in ranges]
+    return Segmented(name, image, labels, windows, label_map(image, labels))
+
+
+def volumes_of(first: Segmented | None, second: Segmented | None = None) -> list[Volume]:
+    """The volumes of one file, or of end-diastole and end-systole.
+
+    Raises:
+        UserError: two files of which one is a cine.
+    """
+    files = [file for file in (first, second) if file is not None]
+    if len(files) == 2:
+        if any(len(file.labels) > 1 for file in files):
+            raise UserError(
+                "end-diastole and end-systole are two volumes (3-D), or two frames of one cine"
+            )
+        captions = ["end-diastole", "end-systole"]
+    elif files:
+        count = len(files[0].labels)
+        captions = [f"frame {t} of {count}" for t in range(1, count + 1)] if count > 1 else [""]
+    else:
+        captions = []
+    pairs = [(file, t) for file in files for t in range(len(file.labels))]
+    return [
+        Volume(caption, grey(file.image.frames[t]), file.labels[t], file.image.spacing,
+               file.windows[t])
+        for caption, (file, t) in zip(captions, pairs, strict=True)
+    ]  # fmt: skip
+
+
+def phases(volumes: Sequence[Volume], class_names: Sequence[str]) -> tuple[int, int]:
+    """Which volumes are end-diastole and end-systole: with the largest and the smallest LV.
+
+    Of two files they are the first and the second. Without the class LV, so of every cine.
+    """
+    if len(volumes) < 3 or VENTRICLES[0] not in class_names:
+        return 0, len(volumes) - 1
+    label = list(class_names).index(VENTRICLES[0])
+    sizes = [int((volume.labels == label).sum()) for volume in volumes]
+    return int(np.argmax(sizes)), int(np.argmin(sizes))
+
+
+def heart_indices(ed: Volume, es: Volume, class_names: Sequence[str]) -> list[Index]:
+    """Volumes and ejection fraction of each ventricle, and the LV's mass.
+
+    Millilitres where both voxel sizes are known; else the ejection fraction alone, from voxel
+    counts on one grid.
+
+    Raises:
+        UserError: the classes have no LV, or nothing can be said without a voxel size.
+    """
+    names = list(class_names)
+    if VENTRICLES[0] not in names:
+        raise UserError(
+            f"no ejection fraction: the network's classes ({', '.join(names[1:])}) have no LV"
+        )
+    known = ed.voxel_ml is not None and es.voxel_ml is not None
+    if not known and ed.labels.shape != es.labels.shape:
+        raise UserError(
+            "no ejection fraction: a voxel size is unknown and the two images differ in shape"
+        )
+    counts = [volume.voxels(len(names)) for volume in (ed, es)]
+    found = []
+    for name in VENTRICLES:
+        if name not in names:
+            continue
+        large, small = (float(count[names.index(name)]) for count in counts)
+        if ed.voxel_ml is not None and es.voxel_ml is not None:
+            large, small = large * ed.voxel_ml, small * es.voxel_ml
+            found += [Index(f"{name} EDV", large, "mL"), Index(f"{name} ESV", small, "mL"),
+                      Index(f"{name} SV", large - small, "mL")]  # fmt: skip
+        found.append(Index(f"{name} EF", ejection_fraction(large, small), "%"))
+    if MYOCARDIUM in names and ed.voxel_ml is not None:
+        mass = DENSITY * counts[0][names.index(MYOCARDIUM)] * ed.voxel_ml
+        found.append(Index("LV mass", mass, "g"))
+    return found

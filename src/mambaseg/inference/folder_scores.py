@@ -1,0 +1,397 @@
+"""Scores of label maps that lie in a folder: anybody's predictions against references."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mambaseg.data.case import DataError, as_label
+from mambaseg.data.fingerprint import digest_of
+from mambaseg.data.formats.images import NIFTI, OVERLAY, PROBABILITIES, without_ending
+from mambaseg.data.formats.nifti import read_nifti
+from mambaseg.data.seen import (
+    EARLIER,
+    PUBLISHED,
+    TRAINED,
+    VALIDATED,
+    require_unseen,
+)
+from mambaseg.errors import UserError
+from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.inference.segment import keep_largest_component
+from mambaseg.storage.lock import RunLock
+from mambaseg.storage.run_folder import RunFolder, code_state, environment, file_digest, slug
+from mambaseg.storage.untrusted import ForeignFileError, read_json, readable
+
+_PICTURES = (".png", ".tif", ".tiff", ".bmp")  # JPEG blurs numbers
+_LABELS = (*NIFTI, *_PICTURES)
+_REFERENCE = "_gt"  # of ACDC's references, whose images lie beside them
+_PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
+_FRAME = re.compile(r"_frame\d+$")
+_TOLERANCE = 0.01  # mm; other programs round affines
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and its reference.
+
+    Attributes:
+        id: the prediction's place in its folder, without an ending.
+        prediction: file.
+        reference: file.
+    """
+
+    id: str
+    prediction: Path
+    reference: Path
+
+    @property
+    def patient(self) -> str:
+        """`p1` of `p1_ED` and `p1_frame01`; a name of another form is a patient of its own."""
+        match = _PHASE.fullmatch(self.id)
+        return match["patient"] if match else self.id
+
+    @property
+    def phase(self) -> str | None:
+        """ED or ES where the name says so."""
+        match = _PHASE.fullmatch(self.id)
+        return match["phase"] if match and match["phase"] in ("ED", "ES") else None
+
+    @property
+    def group(self) -> str | None:
+        """Unknown."""
+        return None
+
+
+def find_pairs(predictions: Path, references: Path) -> list[Pair]:
+    """Pairs by the place in the two folders, endings aside; sorted.
+
+    Where names in the folder of references end in `_gt`, only those are references.
+
+    Raises:
+        UserError: a folder is missing or empty, or a file has no partner.
+    """
+    predicted = _label_maps(predictions, "predictions")
+    expected = _label_maps(references, "references")
+    marked = {name: path for name, path in expected.items() if name.endswith(_REFERENCE)}
+    if marked:
+        expected = {name.removesuffix(_REFERENCE): path for name, path in marked.items()}
+    for there, here, place in (
+        (predicted, expected, references),
+        (expected, predicted, predictions),
+    ):
+        if alone := sorted(there.keys() - here.keys()):
+            some = ", ".join(alone[:5]) + (", ..." if alone[5:] else "")
+            raise UserError(
+                f"{place} holds no partner of {len(alone)} label map(s) of the other folder "
+                f"({some}). Every prediction needs a reference of the same name, and every "
+                "reference a prediction."
+            )
+    return [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
+
+
+def _label_maps(folder: Path, role: str) -> dict[str, Path]:
+    """Name -> NIfTI file or picture, of all below a folder."""
+    if not folder.is_dir():
+        raise UserError(f"{role}: there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.name.lower()
+        hidden = path.name.startswith(".") or name.endswith((PROBABILITIES, OVERLAY))
+        if hidden or not name.endswith(_LABELS):
+            continue
+        place = path.parent.relative_to(folder) / without_ending(path.name, _LABELS)
+        name = readable(place.as_posix())
+        if other := found.get(name):
+            raise UserError(f"{role}: {path} is there twice, also as {other.name}")
+        found[name] = path
+    if not found:
+        raise UserError(f"{role}: {folder} holds no label map ({', '.join(_LABELS)})")
+    return found
+
+
+def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) -> list[str]:
+    """Names of the classes 0..K-1: as given, or as the .json files beside the predictions say.
+
+    Raises:
+        UserError: there are none, or they differ from those of another file.
+    """
+    names, where = list(given or ()), "class_names"
+    for pair in pairs:
+        for file in (pair.prediction, pair.reference):
+            predicted = file == pair.prediction
+            about = _about(file)
+            own = _by_number(about.get("labels"))
+            if about and not own and predicted and not given:
+                raise UserError(f"{_json(file)} names no classes 0, 1, ...: give class_names=[...]")
+            if own and names and own != names:
+                raise UserError(
+                    f"{_json(file)} names the classes {own}, {where} {names}. Labels are compared "
+                    "by their numbers, which must mean the same everywhere."
+                )
+            if own and not names and predicted:
+                names, where = own, str(_json(file))
+    if not names:
+        raise UserError(
+            "class_names: the predictions do not say what their labels mean (no .json beside "
+            "them); give class_names=[background,...]"
+        )
+    return names
+
+
+def _json(label_map: Path) -> Path:
+    return label_map.with_name(without_ending(label_map.name, _LABELS) + ".json")
+
+
+def _about(label_map: Path) -> dict[str, Any]:
+    """What the .json beside a label map says; nothing where there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = _json(label_map)
+    if not path.is_file():
+        return {}
+    try:
+        about = read_json(path)
+    except (OSError, ForeignFileError) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it, or take it away") from error
+    return about if isinstance(about, dict) else {}
+
+
+def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]:
+    """Which predictions are of images that their network has learnt from, and a note for tables.
+
+    Raises:
+        UserError: some are, and it is not allowed.
+    """
+    told = {}
+    for pair in pairs:
+        seen = _about(pair.prediction).get("seen")
+        told[pair.id] = seen if isinstance(seen, dict) else {"checked": False}
+    grave = {pair.patient: how for pair in pairs
+             if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)}  # fmt: skip
+    found = {pair.id: grave[pair.patient] for pair in pairs if pair.patient in grave}
+    require_unseen(found, len(pairs), allowed=allowed, subject="the network of the predictions")
+    checked = all(seen.get("checked") is True for seen in told.values())
+    if not (checked or found):
+        log.warning("the predictions do not say whether their network has seen these cases, which "
+                    "cannot be checked then")  # fmt: skip
+    published = sum(seen.get("how") == PUBLISHED for seen in told.values())
+    note = f"{published} cases validated the network too, as its published split does: scores are "
+    return {"checked": checked, "cases": found}, f"{note}optimistic." if published else ""
+
+
+def _by_number(labels: Any) -> list[str]:
+    """Names in the order of their numbers; none where these are not 0..K-1."""
+    if not isinstance(labels, dict) or not all(type(n) is int for n in labels.values()):
+        return []
+    names = sorted(labels, key=labels.__getitem__)
+    return names if [labels[name] for name in names] == list(range(len(names))) else []
+
+
+def score_folders(
+    predictions: Path,
+    references: Path,
+    *,
+    class_names: Sequence[str] | None,
+    evaluation: Mapping[str, Any],
+    outputs: Path,
+    rerun: bool = False,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Scores label maps as a run scores its test part, and writes what a report needs.
+
+    The run folder's model is the folder of the predictions, and its data the one of the
+    references. The same files under the same convention are scored once.
+
+    Args:
+        predictions: folder of label maps: NIfTI (of a cine every frame is a case) or pictures.
+        references: the same.
+        class_names: of the classes 0..K-1; None: as the files beside the predictions say.
+        evaluation: `empty`, `tolerance_mm`, `keep_largest`, `allow_seen` (conf/config.yaml).
+        outputs: folder of the run folders.
+        rerun: whether to score again.
+
+    Returns:
+        The run folder and the configuration that it has.
+
+    Raises:
+        UserError: a file has no partner, cannot be read, holds other labels, or lies elsewhere; or
+            the network has learnt from an image.
+    """
+    pairs = find_pairs(predictions, references)
+    names = class_names_of(pairs, class_names)
+    if not 2 <= len(names) == len(set(names)):
+        raise UserError(f"class_names={names}: two names or more are needed, all different")
+    seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
+    title, split = references.resolve().name, digest_of([pair.id for pair in pairs])[:12]
+    config: dict[str, Any] = {
+        "seed": 0,
+        "model": {
+            "name": predictions.resolve().name,
+            "files": digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs]),
+        },
+        "data": {
+            "name": slug(title) or "references",
+            "title": title,
+            "root": str(references),
+            "class_names": names,
+        },
+        "evaluation": {key: evaluation[key] for key in ("empty", "tolerance_mm", "keep_largest")},
+    }
+    fingerprint = digest_of([[pair.id, file_digest(pair.reference)] for pair in pairs])
+    marks = [seen["cases"]] if seen["cases"] else []  # scores with a mark are others
+    key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]
+    model = slug(config["model"]["name"]) or "predictions"
+    folder = RunFolder(outputs / f"{model}-{config['data']['name']}-{key}")
+    if folder.finished and not rerun:
+        log.info("already scored: %s (rerun=true scores again)", folder.path)
+        return folder, config
+    scores = _scores(pairs, names, config["evaluation"])
+    header = {
+        "split": {"name": "all files", "hash": split, "note": note},
+        "seen": {**seen, "cases": _frames(seen["cases"], scores)},
+    }
+    lock = RunLock(folder.path)
+    lock.acquire()
+    try:
+        _write(folder, config, scores, key=key, fingerprint=fingerprint, header=header,
+               predictions=str(predictions))  # fmt: skip
+    finally:
+        lock.release()
+    return folder, config
+
+
+def _frames(found: Mapping[str, str], scores: CaseScores) -> dict[str, str]:
+    """The same of the cases that were scored: of a cine every frame."""
+    cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
+    return {
+        case: found[key]
+        for case, cine in cases.items()
+        if (key := case if case in found else cine) in found
+    }
+
+
+def _write(
+    folder: RunFolder,
+    config: dict[str, Any],
+    scores: CaseScores,
+    *,
+    key: str,
+    fingerprint: str,
+    header: dict[str, Any],
+    predictions: str,
+) -> None:
+    """The files of a finished run folder."""
+    import yaml
+
+    summary, title = scores.compute(), config["data"]["title"]
+    folder.start(
+        key=key,
+        data={"title": title, "fingerprint": fingerprint},
+        split=header["split"],
+        predictions=predictions,
+        code=code_state(),
+        **environment(),
+    )
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    folder.write_text("config.yaml", text)
+    folder.write_rows("cases.csv", scores.rows)
+    header = {"data": title, "model": config["model"]["name"], **header, "checkpoint": None}
+    folder.write_json("metrics.json", {**header, **summary})
+    folder.finish("done")
+
+
+def _scores(
+    pairs: Sequence[Pair], names: Sequence[str], evaluation: Mapping[str, Any]
+) -> CaseScores:
+    from rich.progress import track
+
+    seen: set[str] = set()
+    scores = CaseScores(
+        class_names=names, policy=evaluation["empty"], tolerance_mm=evaluation["tolerance_mm"]
+    )
+    for pair in track(pairs, description="label maps"):
+        prediction, reference = _read(pair.prediction), _read(pair.reference)
+        _require_same_grid(pair, prediction, reference)
+        labels = _labels(pair.prediction, prediction, len(names))
+        expected = _labels(pair.reference, reference, len(names))
+        for case, one, other in zip(_cases(pair, len(labels)), labels, expected, strict=True):
+            if case.id in seen:
+                raise UserError(f"{pair.prediction}: there are two cases of the name {case.id}")
+            seen.add(case.id)
+            if evaluation["keep_largest"]:
+                one = keep_largest_component(one, len(names))
+            scores.update(case, *map(torch.from_numpy, (one, other)), spacing=reference.spacing)
+    return scores
+
+
+def _cases(pair: Pair, frames: int) -> list[Pair]:
+    """A volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them."""
+    if frames == 1:
+        return [pair]
+    digits = max(2, len(str(frames)))
+    return [replace(pair, id=f"{pair.id}_frame{t:0{digits}d}") for t in range(1, frames + 1)]
+
+
+class _Map(NamedTuple):
+    """A label map as stored.
+
+    Attributes:
+        array: (T, Z, H, W).
+        spacing: mm (z, y, x); None when unknown.
+        affine: 4x4, None when the spacing is unknown.
+    """
+
+    array: npt.NDArray[Any]
+    spacing: tuple[float, float, float] | None
+    affine: npt.NDArray[Any] | None
+
+
+def _read(path: Path) -> _Map:
+    if not path.name.lower().endswith(_PICTURES):
+        nifti = read_nifti(path, dimensions=(3, 4))
+        array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
+        return _Map(array, nifti.spacing, None if nifti.spacing is None else nifti.affine)
+    from mambaseg.data.formats.pictures import read_mask
+
+    numbers, lossy = read_mask(path)
+    if lossy:
+        remedy = "Save it as PNG before JPEG has blurred its numbers."
+        raise DataError("a JPEG file cannot hold class numbers", path, remedy)
+    return _Map(numbers[None, None], None, None)
+
+
+def _labels(path: Path, read: _Map, num_classes: int) -> npt.NDArray[np.uint8]:
+    labels = as_label(read.array, path)
+    if (highest := int(labels.max())) >= num_classes:
+        problem = f"the label map holds the value {highest}; the classes are 0..{num_classes - 1}"
+        raise DataError(problem, path, "Name all classes in class_names=[...], or map the labels.")
+    return np.ascontiguousarray(labels)
+
+
+def _require_same_grid(pair: Pair, prediction: _Map, reference: _Map) -> None:
+    """Raise `UserError` unless both lie on one grid; a header never filled in says no place."""
+    if prediction.array.shape != reference.array.shape:
+        theirs, ours = (f"the shape {read.array.shape}" for read in (prediction, reference))
+    elif prediction.affine is None or reference.affine is None:
+        return
+    elif not np.allclose(prediction.affine, reference.affine, rtol=0, atol=_TOLERANCE):
+        affines = (prediction.affine, reference.affine)
+        theirs, ours = (f"the affine {affine.round(3).tolist()}" for affine in affines)
+    else:
+        return
+    raise DataError(
+        f"the prediction has {theirs}, its reference ({pair.reference}) {ours}",
+        pair.prediction,
+        "Voxels are paired by index: bring the prediction back to the image's own grid.",
+    )

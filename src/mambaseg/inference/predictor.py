@@ -1,0 +1,380 @@
+"""Label maps of images that have no reference: from files through networks to files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mambaseg.data.case import DataError
+from mambaseg.data.formats import dicom_seg
+from mambaseg.data.formats.image import Image
+from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
+from mambaseg.data.formats.nifti import to_nifti
+from mambaseg.data.formats.pictures import label_picture, reduced
+from mambaseg.data.seen import Seen, fingerprint_of, how_seen
+from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
+from mambaseg.errors import UserError
+from mambaseg.inference.segment import Member, keep_largest_component, segment
+from mambaseg.reporting.views import drawn
+from mambaseg.storage.files import whole_file
+from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
+
+_DRAWN = 1024  # pixels of a picture that are drawn
+_OTHERWISE = "choose another folder with output=..."
+_INSTEAD = f"{_OTHERWISE}, or rerun=true to replace it"
+_Spacing = tuple[float, float, float]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do and what to write beside the label map.
+
+    Attributes:
+        keep_largest: keep the largest component of each class in each volume.
+        probabilities: write them too.
+        overlay: draw a picture too; of a cine its first frame.
+        dicom_seg: of a DICOM series write a DICOM segmentation too; `auto`: where that is possible.
+        batch_size: slices per forward pass.
+        precision: `32-true` or `bf16-mixed`.
+        rerun: predict again what is there.
+    """
+
+    keep_largest: bool = False
+    probabilities: bool = False
+    overlay: bool = False
+    dicom_seg: bool | Literal["auto"] = "auto"
+    batch_size: int = 24
+    precision: str = "32-true"
+    rerun: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of the images.
+
+    Attributes:
+        done: names.
+        skipped: names of those whose results were there.
+        failed: name -> why.
+        empty: names of those of `done` in which no class but the background was found.
+        voxels: of each class in all of `done`.
+        slices: of all of `done`.
+        seconds: for everything.
+    """
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+    voxels: dict[str, int] = field(default_factory=dict)
+    slices: int = 0
+    seconds: float = 0.0
+
+
+class Prediction(NamedTuple):
+    """(T, Z, H, W) labels; (T, K, Z, H, W) probabilities, 255 is 1, or None."""
+
+    labels: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.uint8] | None
+
+
+class Predictor:
+    """Trained networks with what is done to every image.
+
+    Args:
+        members: networks of the same classes, in evaluation mode, on one device.
+        channels: C that they take.
+        class_names: of the classes 0..K-1.
+        made_by: plain data that says which networks these are; stands in every sidecar.
+        options: what to do.
+        trained_on: titles of the data that they were trained on.
+        slicing: how a volume is cut into slices, a rule of `data.slicing`.
+        seen: the images that each network has learnt from; empty where that is not known.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        channels: int,
+        class_names: Sequence[str],
+        made_by: Sequence[Mapping[str, Any]],
+        options: Options,
+        trained_on: Sequence[str] = (),
+        slicing: str = "stored",
+        seen: Sequence[Seen] = (),
+    ) -> None:
+        self.members, self.class_names, self.options = members, class_names, options
+        self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
+        self.slicing, self.seen = slicing, seen
+        views = [member.views for member in members]
+        # what decides the labels: another recipe is another result
+        self.recipe = {
+            "networks": list(made_by),
+            "tta": views[0] if len(set(views)) == 1 else views,
+            "keep_largest": options.keep_largest,
+            "precision": options.precision,
+        }
+        if slicing != "stored":
+            self.recipe["slicing"] = slicing
+        self.title = " + ".join(str(one["model"]) for one in made_by)
+
+    def predict(self, sources: Sequence[Source], output: Path) -> Outcome:
+        """Predicts what is not there yet; one image that fails does not stop the others.
+
+        Raises:
+            UserError: the folder holds results of other images, networks or options, or a package
+                is missing for what is asked.
+        """
+        from rich.progress import track
+
+        if self.options.dicom_seg is True and any(source.series for source in sources):
+            dicom_seg.require()
+        outcome, start = Outcome(), time.perf_counter()
+        waiting: list[str] = []
+        for source in sources:
+            finished = not self.options.rerun and self._is_finished(source, output)
+            (outcome.skipped if finished else waiting).append(source.name)
+        by_name = {source.name: source for source in sources}
+        for name in track(waiting, description="images", disable=not waiting):
+            try:
+                slices, voxels = self._one(by_name[name], output)
+                outcome.slices += slices
+                outcome.voxels = {key: outcome.voxels.get(key, 0) + n for key, n in voxels.items()}
+                if not any(list(voxels.values())[1:]):
+                    outcome.empty.append(name)
+                outcome.done.append(name)
+            except Exception as error:  # reported at the end, whatever it is
+                known = isinstance(error, UserError)
+                outcome.failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
+                log.error("%s failed: %s", name, printable(outcome.failed[name]))
+                log.debug("%s", name, exc_info=not known)
+        outcome.seconds = time.perf_counter() - start
+        return outcome
+
+    def _one(self, source: Source, output: Path) -> tuple[int, dict[str, int]]:
+        """Reads, predicts and writes one image; returns its slices and the voxels of each class."""
+        digest = source.digest()
+        image = self.read(source)
+        prediction = self.segment(image)
+        files = self._files(source, output)
+        counts = np.bincount(prediction.labels.ravel(), minlength=len(self.class_names))
+        voxels = dict(zip(self.class_names, counts.tolist(), strict=True))
+        about = {
+            "labels": {name: index for index, name in enumerate(self.class_names)},
+            "image": readable(source.path.name),
+            "image_digest": digest,
+            "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
+            "voxels": voxels,
+            "seen": self._seen(image),
+            "made_by": self.recipe,
+        }
+        _write_json(files["about"], {**about, "unfinished": True})
+        if prediction.probabilities is not None:
+            _write(files["probabilities"],
+                   to_nifti(prediction.probabilities, image.geometry, slope=1 / 255))  # fmt: skip
+        if self.options.overlay:
+            self._draw(source, image, prediction, files["overlay"])
+        _write(files["labels"], label_map(image, prediction.labels))
+        if source.series and self.options.dicom_seg:
+            self._write_dicom_seg(source, prediction, output)
+        _write_json(files["about"], about)
+        frames, *sides = np.delete(image.frames.shape, 2)
+        return int(frames * sides[self._order(image)[0]]), voxels
+
+    def _seen(self, image: Image) -> dict[str, Any]:
+        """Whether the networks have learnt from an image: what scores of its labels must say."""
+        sides = {member.preprocessing.longest_side for member in self.members}
+        prints = {
+            fingerprint_of(reduced(frame, side) if image.flat else frame)
+            for frame in image.frames
+            for side in sides
+        }
+        checked = bool(self.seen) and all(seen.complete for seen in self.seen)
+        return {"checked": checked, "how": how_seen(sorted(prints), self.seen)}
+
+    def read(self, source: Source) -> Image:
+        """An image as the networks take it.
+
+        Raises:
+            UserError: it cannot be read, or has another number of channels.
+        """
+        image = source.read(self.channels)
+        if (channels := image.frames.shape[2]) != self.channels:
+            raise DataError(
+                f"the image has {channels} channels, the networks take {self.channels}",
+                source.path,
+                "Predict images like those that the networks were trained on.",
+            )
+        return image
+
+    def segment(self, image: Image) -> Prediction:
+        """Every frame on its own, as a volume of a training set is; on the image's own grid."""
+        order = self._order(image)
+        labels, probabilities = [], []
+        device = next(self.members[0].network.parameters(), torch.zeros(())).device
+        for frame in reordered(image.frames, order, (1, 3, 4)):
+            scaled = [self._scaled(frame, image, member) for member in self.members]
+            with self._autocast(device):
+                found = segment(
+                    self.members,
+                    scaled,
+                    shape=(frame.shape[-2], frame.shape[-1]),
+                    spacing=_in_order(image.spacing, order),
+                    probabilities=self.options.probabilities,
+                    batch_size=self.options.batch_size,
+                )
+            volume = found.labels
+            if self.options.keep_largest:
+                volume = keep_largest_component(volume, len(self.class_names))
+            labels.append(volume.cpu().numpy())
+            if found.probabilities is not None:
+                probabilities.append(found.probabilities.numpy().swapaxes(0, 1))
+        back = inverse(order)
+        return Prediction(
+            reordered(np.stack(labels), back, (1, 2, 3)),
+            reordered(_stacked(probabilities), back, (2, 3, 4)) if probabilities else None,
+        )
+
+    def _order(self, image: Image) -> tuple[int, int, int]:
+        """The axes (z, y, x) of an image as slices, rows and columns."""
+        return order_of(slice_axis(image.spacing, self.slicing))
+
+    @staticmethod
+    def _scaled(frame: npt.NDArray[Any], image: Image, member: Member) -> torch.Tensor:
+        """What one network is shown of a frame; of pictures as large as those it learnt from."""
+        used = member.preprocessing
+        seen = reduced(frame, used.longest_side) if image.flat else frame
+        return torch.from_numpy(used.scale_intensity(seen))
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.options.precision == "bf16-mixed":
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _draw(self, source: Source, image: Image, prediction: Prediction, path: Path) -> None:
+        """Draws the slices as the networks saw them."""
+        from mambaseg.reporting.figures import case_figure
+
+        order = self._order(image)
+        frame = ", first frame" if len(image.frames) > 1 else ""
+        step = -(-max(image.frames.shape[3:]) // _DRAWN) if image.flat else 1
+        part = (..., slice(None, None, step), slice(None, None, step))
+        case_figure(
+            drawn(reordered(image.frames[0], order, (0, 2, 3))[part]),
+            None,
+            reordered(prediction.labels[0], order, (0, 1, 2))[part],
+            class_names=self.class_names,
+            title=printable(f"{source.name}{frame} · {self.title}, no reference"),
+            path=path,
+            spacing=_in_order(image.spacing, order),
+        )
+
+    def _write_dicom_seg(self, source: Source, prediction: Prediction, output: Path) -> None:
+        """The labels as DICOM; under `auto` a series of which that cannot be said is warned of."""
+        path = _beside(output / source.name, DICOM_SEG)
+        if self.options.dicom_seg == "auto" and not dicom_seg.available():
+            return
+        try:
+            content = dicom_seg.to_dicom_seg(
+                source.series,
+                prediction.labels,
+                class_names=self.class_names,
+                algorithm=self.title,
+            )
+        except DataError as error:
+            if self.options.dicom_seg != "auto":
+                raise
+            log.warning("%s", printable(f"no {path.name}: {error.path}: {error.problem}"))
+            return
+        _write(path, content)
+
+    def _files(self, source: Source, output: Path) -> dict[str, Path]:
+        place = output / source.name
+        files = {
+            "labels": _beside(place, ".png" if source.is_picture else ".nii.gz"),
+            "about": _beside(place, ".json"),
+        }
+        if self.options.probabilities:
+            files["probabilities"] = _beside(place, PROBABILITIES)
+        if self.options.overlay:
+            files["overlay"] = _beside(place, OVERLAY)
+        if self.options.dicom_seg is True and source.series:
+            files["dicom_seg"] = _beside(place, DICOM_SEG)
+        return files
+
+    def _is_finished(self, source: Source, output: Path) -> bool:
+        """Whether the results of this very image are there, made in the same way.
+
+        Raises:
+            UserError: what is there is something else, which is not replaced.
+        """
+        files = self._files(source, output)
+        labels = files["labels"]
+        try:
+            about = read_json(files["about"])
+        except ForeignFileError:
+            return False  # damaged
+        except OSError:
+            if not labels.exists():
+                return False
+            about = None
+        if not isinstance(about, dict) or "made_by" not in about:
+            there = labels if about is None else files["about"]
+            raise UserError(f"{there} was not made by this command: {_INSTEAD}")
+        if about.get("made_by") != self.recipe:
+            raise UserError(
+                f"{labels} was made by other networks or with other options (its .json says "
+                f"which): {_INSTEAD}"
+            )
+        try:
+            digest = source.digest()
+        except UserError:
+            return False  # it will fail with its reason
+        if about.get("image_digest") != digest:
+            raise UserError(
+                f"{labels} was made from another image than {source.path}, or from an earlier "
+                f"version of it: {_INSTEAD}"
+            )
+        return "unfinished" not in about and all(path.is_file() for path in files.values())
+
+
+def _beside(place: Path, ending: str) -> Path:
+    return place.with_name(place.name + ending)
+
+
+def _stacked(frames: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """As `np.stack`; a single frame, whose probabilities may be large, is not copied."""
+    return frames[0][None] if len(frames) == 1 else np.stack(frames)
+
+
+def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:
+    """The content of the file that holds an image's labels (T, Z, H, W): PNG or .nii.gz."""
+    if image.flat:
+        return label_picture(labels[0, 0])
+    return to_nifti(labels, image.geometry, label=True)
+
+
+def _in_order(spacing: _Spacing | None, order: tuple[int, int, int]) -> _Spacing | None:
+    z, y, x = order
+    return None if spacing is None else (spacing[z], spacing[y], spacing[x])
+
+
+def _write_json(path: Path, about: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path, otherwise=_OTHERWISE) as temporary:
+        temporary.write_bytes(content)

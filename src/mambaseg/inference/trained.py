@@ -1,0 +1,213 @@
+"""What a checkpoint says about itself: plain data and weights, read without executing anything."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaseg.data.classes import check_class_names
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.intensity import is_window
+from mambaseg.data.resampling import COARSEST, is_spacing
+from mambaseg.data.seen import Seen
+from mambaseg.errors import UserError
+from mambaseg.storage.untrusted import printable
+
+LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
+LARGEST_SIDE = 2048  # pixels of the images that it may ask for
+LARGEST_PICTURE = 65536  # pixels of the longer side that it may reduce pictures to
+
+
+class NamelessCheckpointError(UserError):
+    """A file does not say which network it holds: this project did not make it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of this project.
+
+    Attributes:
+        path: the file.
+        about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`,
+            `augmentation`, `classes`, `data`, `split`, `seen`.
+        weights: state dict of the network as `build_network` makes it.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that its images need.
+
+        Raises:
+            UserError: there is none like that.
+        """
+        try:
+            return Preprocessing.restored(self.about["preprocessing"])
+        except UserError as error:
+            raise UserError(f"checkpoint: {self.path}: {error}") from error
+
+    @property
+    def seen(self) -> Seen:
+        """The images that trained, validated and tested its network."""
+        return Seen.restored(self.about.get("seen"))
+
+    @property
+    def split_hash(self) -> str:
+        """Of the split that it was trained with; empty where it does not say."""
+        split = self.about.get("split")
+        return str(split.get("hash", "")) if isinstance(split, dict) else ""
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a .ckpt file, or the best checkpoint of a run folder.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is not one of this project.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"checkpoint: there is no file {path}")
+    try:
+        if _is_compressed(path):
+            raise ValueError("it is compressed, which torch.save does not do")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a zoo of types for damaged files
+        reason = printable((str(error) or type(error).__name__).splitlines()[0][:300])
+        raise UserError(
+            f"checkpoint: {path} cannot be read ({reason}). It is damaged or "
+            "holds code instead of weights; only plain weights are loaded."
+        ) from error
+    about = content.get("mambaseg") if isinstance(content, dict) else None
+    if not isinstance(about, dict) or "model" not in about:
+        raise NamelessCheckpointError(
+            f"checkpoint: {path} does not say which network it holds, so this project did not make "
+            "it. For weights of the original repository say model=<network>; in Python, networks "
+            "take them with load_original_state_dict()."
+        )
+    if field := _wrong_field(about):
+        raise UserError(
+            f"checkpoint: {path} says something else than this project would about {field}: it is "
+            "damaged or was made by somebody else. Get it again."
+        )
+    start, state = "network.", content.get("state_dict")
+    named = state.items() if isinstance(state, dict) else ()
+    weights = {k[len(start) :]: v for k, v in named if isinstance(k, str) and k.startswith(start)}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"checkpoint: {path} holds no weights of a network. Get it again.")
+    _require_sizes(path, weights)
+    check_class_names(about["classes"], f"checkpoint: {path}: classes")
+    return Checkpoint(path, about, weights)
+
+
+def _wrong_field(about: dict[str, Any]) -> str:
+    """What a checkpoint says that is not of the kind or size that it must have; empty: nothing."""
+    model, used, data = (about.get(key) for key in ("model", "preprocessing", "data"))
+    name = model.get("name") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(name, str) or len(name) > 64:
+        return "its network"  # whether there is one of that name is known elsewhere
+    given = model.get("arguments", {})
+    if not isinstance(given, dict) or not all(map(_is_name, given)):
+        return "its network's arguments"
+    if not isinstance(used, dict) or not _is_name(used.get("name")):
+        return "its preprocessing"
+    if not isinstance(used.get("size"), int) or not 0 < used["size"] <= LARGEST_SIDE:
+        return "its preprocessing"
+    if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
+        return "its preprocessing"
+    if not is_spacing(used.get("spacing", COARSEST)):
+        return "its preprocessing"
+    side = used.get("longest_side", 1)
+    if type(side) is not int or not 0 < side <= LARGEST_PICTURE:
+        return "its preprocessing"
+    if not _is_name(about.get("slicing", "stored")):
+        return "its slicing"
+    if not _is_name(about.get("augmentation") or "none"):
+        return "its augmentation"
+    if not _is_name(about.get("task", "segmentation")):
+        return "its task"
+    classes = about.get("classes")
+    if not isinstance(classes, (list, tuple)) or len(classes) > 256:
+        return "its classes"
+    if not all(isinstance(name, str) and len(name) <= 100 for name in classes):
+        return "its classes"
+    try:
+        Seen.restored(about.get("seen"))
+    except ValueError:
+        return "the images that it has seen"
+    if not isinstance(data, dict) or not _is_name(data.get("name")):
+        return "its data"
+    return "" if isinstance(data.get("title"), str) and len(data["title"]) <= 200 else "its data"
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", value))
+
+
+def plain_argument(value: Any, like: Any) -> bool:
+    """Whether a value of a checkpoint may replace a network's argument: numbers and plain words.
+
+    Keys do not begin with `_`, so that nothing can ask for an object (`_target_`); words hold no
+    `$`, so that nothing is interpolated.
+
+    Args:
+        value: what the checkpoint says.
+        like: what the leaf of conf/model says; a list stays a list.
+    """
+    if like is not None and isinstance(value, (list, tuple)) != isinstance(like, (list, tuple)):
+        return False
+    left, count = [(value, 0)], 0
+    while left:
+        one, depth = left.pop()
+        count += 1
+        if depth > 4 or count > 256:
+            return False
+        if isinstance(one, dict):
+            if not all(_is_name(key) and not key.startswith("_") for key in one):
+                return False
+            left += [(each, depth + 1) for each in one.values()]
+        elif isinstance(one, (list, tuple)):
+            left += [(each, depth + 1) for each in one]
+        elif not _is_scalar(one):
+            return False
+    return True
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, (int, float)):
+        return abs(value) <= LARGEST  # not so of nan
+    return value is None or _is_name(value)
+
+
+def _require_sizes(path: Path, weights: dict[str, Tensor]) -> None:
+    """The file must have every byte that its tensors claim: they are copied into the network.
+
+    Raises:
+        UserError: it has not.
+    """
+    storages = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes()
+                for w in weights.values()}  # fmt: skip
+    unfolded = any(w.nbytes > w.untyped_storage().nbytes() for w in weights.values())
+    if unfolded or sum(storages.values()) > path.stat().st_size:
+        raise UserError(
+            f"checkpoint: {path} claims larger weights than it holds. It is damaged or was made "
+            "to fill the memory: get it again from a source that you trust."
+        )
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a part of the file unpacks to more than it has; torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist())

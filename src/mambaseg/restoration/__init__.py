@@ -1,0 +1,1 @@
+"""Image restoration, the own task of UVM-Net."""

@@ -1,0 +1,225 @@
+"""Crops of image pairs for training, whole images for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mambaseg.data.classes import check_class_names
+from mambaseg.data.counter import AUGMENTATION, uniforms
+from mambaseg.data.fingerprint import file_digests, fingerprint
+from mambaseg.data.loaders import PARTS, Batch, StepDataModule
+from mambaseg.data.pairs import SMALLEST, Pair, check_pair, find_pairs
+from mambaseg.data.seen import Known
+from mambaseg.data.slices import Draw
+from mambaseg.data.splits import Split, make_split
+from mambaseg.errors import UserError
+
+VALIDATION = 0.1  # of the training scenes, where the folders name no validation part
+log = logging.getLogger(__name__)
+
+
+class RestorationDataModule(StepDataModule):
+    """Training batches of random crops, evaluation on whole images.
+
+    A training batch is `image` and `clear` (B, 3, S, S) float32 in [0, 1], `case` (list of ids),
+    `step` (int) and `position` (B,): the places in the global batch of that step. The crop and a
+    left-right flip (half of the samples) are functions of (seed, step, position). An evaluation
+    batch is one pair: `case` (the `Pair`), `image` and `clear` (1, 3, H, W).
+
+    Scenes, not images, are split: all hazy images of a scene are in one part.
+
+    Args:
+        root: Folder of the pairs, see `mambaseg.data.pairs`.
+        prepare: Makes the data set in `root` on first use; None where it is just there.
+        split_seed: Seed of a random split; the run's seed does not change what is tested.
+        class_names: Of the output's channels.
+        num_classes: Channels of the output; the images have 3.
+        cache_dir: Not used: images are decoded as they are needed.
+        **options: See `StepDataModule`; `size` is the side of the crops.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        class_names: Sequence[str],
+        num_classes: int = 3,
+        prepare: Callable[[Path], object] | None = None,
+        split_seed: int = 0,
+        cache_dir: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        check_class_names(class_names, "data.class_names")
+        if not self.in_channels == num_classes == len(class_names) == 3:
+            raise UserError(
+                f"data.in_channels={self.in_channels}, data.num_classes={num_classes}: images are "
+                "restored from three channels to three"
+            )
+        if self.size < SMALLEST:
+            raise UserError(f"data.size={self.size}: crops have at least {SMALLEST} pixels a side")
+        self.root = Path(root)
+        self._prepare, self._split_seed = prepare, split_seed
+        self.pairs: Mapping[str, list[Pair]] = {}
+
+    def load(self) -> None:
+        """Find the pairs, look at every file's head and split the scenes; later calls do nothing.
+
+        Raises:
+            UserError: The data cannot be used.
+        """
+        if self.pairs:
+            return
+        if self._prepare is not None:
+            self._prepare(self.root)
+        found = find_pairs(self.root)
+        self.split = split_scenes(found, seed=self._split_seed, root=self.root)
+        members = {part: set(getattr(self.split, part)) for part in PARTS}
+        pairs = {part: [pair for pair in found if pair.scene in members[part]] for part in PARTS}
+        for part in PARTS:
+            for pair in pairs[part]:
+                check_pair(pair, smallest=self.size if part == "train" else SMALLEST)
+        self.fingerprint = fingerprint(found)
+        self.pairs = pairs
+        for part, counts in self.counts.items():
+            log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Numbers of scenes and pairs of each part."""
+        return {
+            part: {"scenes": len({pair.scene for pair in pairs}), "pairs": len(pairs)}
+            for part, pairs in self.pairs.items()
+        }
+
+    def known(self, part: str) -> list[Known]:
+        """Return the pairs of a part with the digests of their two files, of which one is enough.
+
+        The files, not what they show: images are decoded only as they are needed.
+        """
+        files = sorted({path for pair in self.pairs[part] for path in pair.sources()})
+        digests = file_digests(files)
+        return [
+            Known(pair.id, pair.scene, tuple(digests[path] for path in pair.sources()))
+            for pair in self.pairs[part]
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the way to the network: 8 bits to [0, 1]; `size` is that of the crops."""
+        return {"name": "unit", "size": self.size}
+
+    def training_data(self) -> tuple[Dataset[Any], Callable[[Sequence[Any]], Batch]]:
+        """Return the training pairs as crops, and what stacks them."""
+        return CropDataset(self.pairs["train"], size=self.size, seed=self.seed), _stacked
+
+    def evaluation_data(self, part: str) -> Dataset[Any]:
+        """Return the whole images of a part."""
+        return PairDataset(self.pairs[part])
+
+    def transferred(self, batch: Batch) -> Sequence[str]:
+        """Name both images: they are compared on the device."""
+        return "image", "clear"
+
+
+class PairDataset(Dataset[Batch]):
+    """Whole pairs: `case` (the `Pair`), `image` and `clear` (1, 3, H, W) float32 in [0, 1]."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Batch:
+        image, clear = map(_tensor, self.pairs[index].read())
+        return {"case": self.pairs[index], "image": image[None], "clear": clear[None]}
+
+
+class CropDataset(Dataset[Batch]):
+    """Random crops of pairs, asked for by a `Draw`: `image` and `clear` (3, S, S) and its place.
+
+    Args:
+        pairs: At least `size` pixels high and wide.
+        size: Side S of the crops.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], *, size: int, seed: int) -> None:
+        self.pairs, self.size, self.seed = list(pairs), size, seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        pair, size = self.pairs[draw.item], self.size
+        images = pair.read()
+        height, width = images[0].shape[:2]
+        u = uniforms(self.seed, AUGMENTATION, step=draw.step, position=draw.position, count=3)
+        top, left = int(u[0] * (height - size + 1)), int(u[1] * (width - size + 1))
+        crops = [image[top : top + size, left : left + size] for image in images]
+        if u[2] < 0.5:
+            crops = [crop[:, ::-1] for crop in crops]
+        image, clear = map(_tensor, crops)
+        place = {"step": draw.step, "position": draw.position}
+        return {"image": image, "clear": clear, "case": pair.id, **place}
+
+
+def _tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) bytes -> (3, H, W) float32 in [0, 1]; by NumPy alone: it runs in workers."""
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+    return torch.from_numpy(planes / np.float32(255))
+
+
+def _stacked(items: Sequence[Batch]) -> Batch:
+    """A training batch of the items of one (part of a) step."""
+    batch: Batch = {
+        key: torch.from_numpy(np.stack([item[key].numpy() for item in items]))
+        for key in ("image", "clear")
+    }
+    positions = torch.tensor([item["position"] for item in items])
+    cases = [item["case"] for item in items]
+    return {**batch, "case": cases, "step": items[0]["step"], "position": positions}
+
+
+def split_scenes(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
+    """The parts that the folders say, or a random split of the scenes.
+
+    Args:
+        pairs: all of them, with a part or all without.
+        seed: of what is drawn: the whole split, or the validation scenes out of `train/`.
+        root: for messages.
+
+    Raises:
+        UserError: too few scenes.
+    """
+    scenes = {part: sorted({p.scene for p in pairs if p.part == part}) for part in ("", *PARTS)}
+    if scenes[""]:
+        if len(scenes[""]) < 3:
+            raise UserError(f"{root}: 3 or more scenes are needed for train, val and test; there "
+                            f"are {len(scenes[''])}. Add images, or name the parts by folders "
+                            "train/ and test/.")  # fmt: skip
+        return make_split("random", scenes[""], seed=seed, unit="scene")
+    train, val, test = (scenes[part] for part in PARTS)
+    note = "As the folders train, val and test say."
+    if not val:
+        if len(train) < 2:
+            raise UserError(f"{root}: 2 or more scenes are needed in train/, one of them for "
+                            "validation. Add images, or a folder val/.")  # fmt: skip
+        train.sort(key=lambda scene: hashlib.sha256(f"{seed}:{scene}".encode()).digest())
+        count = max(1, round(VALIDATION * len(train)))
+        val, train = sorted(train[:count]), sorted(train[count:])
+        note = (
+            f"As the folders train and test say; {count} of {count + len(train)} training scenes, "
+            f"drawn with seed {seed}, are for validation."
+        )
+    return Split("folders", tuple(train), tuple(val), tuple(test), note)

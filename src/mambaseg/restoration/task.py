@@ -1,0 +1,69 @@
+"""RestorationTask: crops of degraded images in training, whole images in validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mambaseg.reporting.views import RestorationViews
+from mambaseg.restoration.scores import ImageScores
+from mambaseg.training.checks import require_image
+from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
+
+
+class RestorationTask(Task):
+    """Trains a network to give the clear image of a degraded one.
+
+    With `model.residual=true` (`AnySize`) the network predicts what is to be added to the image.
+
+    Args:
+        network: image (B, 3, H, W) in [0, 1] -> restored image (B, 3, H, W).
+        loss: (restored, clear) -> scalar; the restored image is not clipped.
+        optimizer: see `Task`, like all that is not named here.
+        scheduler: likewise.
+        **common: `decay`, `seed`, `description`; `evaluation` has nothing that applies.
+    """
+
+    monitor: ClassVar[str] = "val/psnr"
+    truth: ClassVar[str] = "clear"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        **common: Any,
+    ) -> None:
+        super().__init__(network, loss, optimizer, scheduler, **common)
+        self.views = RestorationViews()
+        self.scores = nn.ModuleDict({stage: ImageScores() for stage in ("val", "test")})
+
+    def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+        """Makes sure that the network gives an image."""
+        require_image(output, batch["clear"], network=self.network_name())
+
+    def predict(self, batch: dict[str, Any]) -> Tensor:
+        """The restored image (1, 3, H, W), clipped to [0, 1]."""
+        restored: Tensor = self(batch["image"])
+        return restored.clamp(0, 1)
+
+    def score(self, batch: dict[str, Any], prediction: Tensor, stage: str) -> dict[str, Any]:
+        """Scores a whole image at its own size."""
+        self.scores[stage].update(batch["case"], prediction, batch["clear"], batch["image"])
+        return {"restored": prediction}
+
+    @classmethod
+    def logged(cls, data: Any) -> list[str]:
+        """PSNR and SSIM."""
+        return ["val/psnr", "val/ssim"]
+
+    def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
+        """PSNR and SSIM, means over the images."""
+        return {f"{stage}/{name}": summary["scores"][name]["mean"] for name in ("psnr", "ssim")}
+
+    def means(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Of all scores, the means over the images."""
+        return dict(summary["scores"])

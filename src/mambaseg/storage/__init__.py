@@ -1,0 +1,1 @@
+"""Files on disk: run folders, locks, what others may have written."""

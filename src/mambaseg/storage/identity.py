@@ -1,0 +1,242 @@
+"""Which run is which: what by design changes a number in cases.csv makes another run, nothing else.
+
+Whatever is not listed here counts, also what we do not know (`+trainer.max_time=...`, a callback of
+the user's): a run that is trained once too often does less harm than a wrong one that is taken for
+the result. `tests/storage/test_identity.py` states the side of every key of the configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mambaseg.storage.run_folder import RunFolder, file_digest
+from mambaseg.storage.untrusted import ForeignFileError, read_yaml
+
+RULE = 3
+"""Of the identities in run.json; to be raised where existing runs would get another one. Records
+without one are of the time when the scan backend counted and callbacks did not."""
+
+# What changes no number beyond rounding, or only the place where it is computed. A name stands for
+# all that is below it.
+_LEFT_OUT = frozenset({
+    "name", "outputs", "run_dir", "rerun", "test", "logger", "hydra",
+    "run", "predictions", "references", "class_names",  # of evaluate.py: `checkpoint` counts
+    "callbacks",  # `_chosen` has what counts of them
+    # the fingerprint of the data and the hash of the split say what these lead to
+    "data.root", "data.prepare", "data.cache_dir", "data.num_workers", "data.on_device",
+    "data.title", "data.synthetic", "data.instead",
+    "evaluation.batch_size", "evaluation.allow_seen",  # scores that need the second are marked
+    "model.scan_backend",
+    "optim.optimizer.fused", "optim.optimizer.foreach",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.sync_batchnorm", "trainer.deterministic", "trainer.benchmark",
+    "trainer.inference_mode", "trainer.log_every_n_steps", "trainer.default_root_dir",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.profiler",
+    "trainer.num_sanity_val_steps", "trainer.detect_anomaly", "trainer.graph",
+})  # fmt: skip
+# Likewise where a checkpoint is scored: nothing is trained.
+_OF_TRAINING = frozenset({
+    "loss", "optim", "data.steps", "data.val_every", "data.batch_size", "data.accumulate",
+    "data.augmentation", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm", "trainer.max_time",
+})  # fmt: skip
+# Keys that were not always there, and the value with which all is as it was before: with that value
+# they are no part of the identity, so that older run folders keep theirs.
+_ADDED: dict[str, Any] = {}
+
+_CHECKPOINTS, _NON_FINITE = "mambaseg Checkpoints", "mambaseg NonFinite"
+# callbacks that look on: ours, and Lightning's by the names of their classes
+_ONLOOKERS = {
+    "lightning.pytorch.callbacks": {
+        "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
+        "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar",
+        "ThroughputMonitor", "TQDMProgressBar",
+    },
+}  # fmt: skip
+
+
+def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that by design can change a number in cases.csv."""
+    left_out = _LEFT_OUT | _OF_TRAINING if config.get("checkpoint") else _LEFT_OUT
+    kept = _without(config, left_out)
+    if not config.get("checkpoint"):
+        kept["callbacks"] = _chosen(config)
+    return kept
+
+
+def _without(config: Mapping[str, Any], left_out: frozenset[str], start: str = "") -> Any:
+    kept = {}
+    for key, value in config.items():
+        name = f"{start}{key}"
+        if name in left_out or (name in _ADDED and value == _ADDED[name]):
+            continue
+        if isinstance(value, Mapping):
+            value = _without(value, left_out, f"{name}.")
+        kept[str(key)] = _by_name(value) if key == "_target_" else value
+    return kept
+
+
+def _by_name(target: Any) -> Any:
+    """What a `_target_` is: ours by the name of its class, so that modules may move."""
+    ours = isinstance(target, str) and target.startswith("mambaseg.")
+    return f"mambaseg {target.rpartition('.')[2]}" if ours else target
+
+
+def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What callbacks change: which state is the best one, and whatever others of them may do.
+
+    `NonFinite` counts by its presence. Whether it stops or steps over a bad step is one run: where
+    there is none both end alike, and where there is one only the second ends.
+    """
+    chosen: dict[str, Any] = {}
+    others = []
+    callbacks = config.get("callbacks")
+    for leaf in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        target = str(_by_name(leaf.get("_target_", ""))) if isinstance(leaf, Mapping) else ""
+        if target == _CHECKPOINTS:
+            chosen["checkpoint"] = {key: leaf.get(key) for key in ("monitor", "mode")}
+        elif target == _NON_FINITE:
+            chosen["nonfinite"] = True
+        elif target and not _looks_on(target):
+            others.append(_without_place(leaf, str(config.get("run_dir"))))
+    for leaf in sorted(others, key=_text):
+        name = str(leaf["_target_"]).rpartition(".")[2]
+        chosen[name if name not in chosen else f"{name} {len(chosen)}"] = leaf
+    return chosen
+
+
+def monitor_of(config: Mapping[str, Any]) -> str:
+    """The logged value that chooses a run's best state; empty where nothing is trained."""
+    monitor: str = scientific(config).get("callbacks", {}).get("checkpoint", {}).get("monitor", "")
+    return monitor
+
+
+def _looks_on(target: str) -> bool:
+    if target == "mambaseg ProgressBar":
+        return True
+    module, _, name = target.replace("pytorch_lightning.", "lightning.pytorch.", 1).rpartition(".")
+    return any(
+        name in names and f"{module}.".startswith(f"{package}.")
+        for package, names in _ONLOOKERS.items()
+    )
+
+
+def _without_place(value: Any, run_dir: str) -> Any:
+    """A callback's arguments without the run folder, which is named after their identity."""
+    if isinstance(value, Mapping):
+        return {key: _without_place(each, run_dir) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_place(each, run_dir) for each in value]
+    inside = isinstance(value, str) and (value + "/").startswith(run_dir + "/")
+    return "<run folder>" + value[len(run_dir) :] if inside else value
+
+
+def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration with the content of weights in place of their path.
+
+    Args:
+        config: the resolved configuration.
+        digests: of `weight_digests`, or what a record has of it.
+    """
+    changed = dict(config)
+    if digest := digests.get("checkpoint"):
+        changed["checkpoint"] = digest
+    # a key that every network has: whether its leaf names weights or has none to name is the same
+    model = config["model"]
+    changed["model"] = {**model, "pretrained": digests.get("pretrained", model.get("pretrained"))}
+    return changed
+
+
+def weight_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files of weights that a configuration names: `pretrained`, `checkpoint`."""
+    named = (
+        ("pretrained", config["model"].get("pretrained")),
+        ("checkpoint", config.get("checkpoint")),
+    )
+    files = {name: Path(path).expanduser() for name, path in named if path}
+    return {name: file_digest(file) for name, file in files.items() if file.is_file()}
+
+
+def identity(config: Mapping[str, Any], *, split: str, data: str) -> str:
+    """Eight hex digits over scientific configuration, split hash and data fingerprint.
+
+    Args:
+        config: resolved, `with_digests`.
+        split: hash of the split.
+        data: fingerprint of the data; empty: a run's design, whatever its data.
+    """
+    text = _text({"config": scientific(config), "split": split, "data": data})
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+# ---- run folders by what is in them -------------------------------------------------------------
+
+
+def same_run(folder: Path, key: str) -> Path:
+    """The folder of a run: the one that is named after it, or an older one that is the same run.
+
+    Folders that were named by other rules (the scan backend used to count, callbacks did not) are
+    recognised by the configuration in them.
+
+    Args:
+        folder: named `<readable name>-<key>`.
+        key: identity of the run.
+    """
+    if (folder / "run.json").is_file():
+        return folder
+    found = [other for other, theirs, _, _ in _alike(folder, key) if theirs == key]
+    # of several the finished one, else the one that was begun last
+    return max(found, key=_progress, default=folder)
+
+
+def made_from_other_data(folder: Path, key: str, design: str, fingerprint: str) -> Path | None:
+    """A run beside this one that differs in its data only; None where there is none.
+
+    Args:
+        folder: named `<readable name>-<key>`.
+        key: identity of the run.
+        design: the same without the data.
+        fingerprint: of the data that this run has.
+    """
+    for other, _, theirs, data in _alike(folder, key):
+        if data != fingerprint and theirs == design:
+            return other
+    return None
+
+
+def _alike(folder: Path, key: str) -> Iterator[tuple[Path, str, str, str]]:
+    """Run folders of the same readable name: path, identity, design, fingerprint of the data."""
+    name = folder.name.removesuffix(key)
+    for path in sorted(folder.parent.glob("*/run.json")):
+        hexadecimal = path.parent.name.removeprefix(name)
+        if path.parent.name != name + hexadecimal or len(hexadecimal) != len(key):
+            continue
+        record = RunFolder(path.parent).record
+        try:
+            data = str(record["data"]["fingerprint"])
+            yield path.parent, *_identities(path.parent, record), data
+        except (OSError, ForeignFileError, KeyError, TypeError, AttributeError):
+            continue  # not one of ours, or damaged: reports name it
+
+
+def _identities(path: Path, record: Mapping[str, Any]) -> tuple[str, str]:
+    """Identity and design of a run folder by the present rule."""
+    if record.get("rule") == RULE:
+        return str(record["key"]), str(record["design"])
+    config = read_yaml(path / "config.yaml")
+    config = with_digests(config, record.get("weights") or weight_digests(config))
+    split, data = record["split"]["hash"], record["data"]["fingerprint"]
+    return identity(config, split=split, data=data), identity(config, split=split, data="")
+
+
+def _progress(path: Path) -> tuple[bool, bool, str]:
+    folder = RunFolder(path)
+    return folder.finished, folder.trained, str(folder.record.get("started"))

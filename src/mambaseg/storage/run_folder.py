@@ -1,0 +1,269 @@
+"""A run folder: its identity, status and results; written by training, read by everything else.
+
+A folder's name is a function of the scientific configuration, the split and the data, not of the
+clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
+
+    config.yaml    the resolved configuration
+    run.json       identity, status, code, versions, hardware
+    train.log      everything that was logged
+    metrics.csv    live curves
+    cases.csv      case x class x metric, test part
+    metrics.json   summary of the test part
+    overlays.npz   three slices per test case: image, truth, prediction (for reports)
+    checkpoints/   best.ckpt, last.ckpt (more while a training goes on: `checkpoint_files`)
+    figures/       image | truth | prediction | error
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mambaseg.storage.files import whole_file, writing
+from mambaseg.storage.untrusted import read_json
+
+_PACKAGES = (
+    "mambaseg", "torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "einops",
+    "numpy", "scipy", "nibabel", "numba", "wandb", "triton", "mamba-ssm", "causal-conv1d",
+)  # fmt: skip
+
+
+_OTHERWISE = "choose another folder with outputs=..."
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name that needs no quoting anywhere."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()
+
+
+def file_name(text: str) -> str:
+    """A case's id as part of a file name: no path, nothing to quote, of bounded length."""
+    return re.sub(r"[^\w.-]+", "-", text)[:100]
+
+
+def file_digest(path: str | Path) -> str:
+    """BLAKE2 digest (32 hex) of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """One run's folder on disk. Files are written to a temporary name and renamed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` holds; empty where there is none or it is damaged."""
+        try:
+            record = read_json(self.path / "run.json")
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run has ended well, the test part scored or not (`test=false`)."""
+        return self.record.get("status") == "done"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended well and the summary of its test part is there."""
+        return self.trained and (self.path / "metrics.json").is_file()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `metrics.json` holds."""
+        return dict(read_json(self.path / "metrics.json"))
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest state of an unfinished run; None where there is nothing to go on from."""
+        path = self.path / "checkpoints" / "last.ckpt"
+        return path if path.is_file() and self.record else None
+
+    def start(self, **fields: Any) -> None:
+        """Makes a fresh folder; what stood there is kept as `<name>.previous`."""
+        with writing(self.path, otherwise=_OTHERWISE):
+            if self.path.exists():
+                previous = self.path.with_name(self.path.name + ".previous")
+                if previous.exists():
+                    _remove(previous)
+                self.path.rename(previous)
+            (self.path / "checkpoints").mkdir(parents=True)
+        self.update(status="running", started=_now(), notes=[], **fields)
+        self.beat()
+
+    def resume(self, **fields: Any) -> None:
+        """Goes on with an unfinished run; `resumed` in its record lists when, and what is told."""
+        record = self.record
+        resumed = [*record.get("resumed", []), {"at": _now(), **fields}]
+        kept = {key: value for key, value in record.items() if key not in ("error", "ended")}
+        self.write_json("run.json", {**kept, "status": "running", "resumed": resumed})
+        self.beat()
+
+    def beat(self, **fields: Any) -> None:
+        """Says that the run is alive, and in which process."""
+        self.update(heartbeat=_now(), pid=os.getpid(), host=this_host(), **fields)
+
+    def update(self, **fields: Any) -> None:
+        """Adds or replaces fields of `run.json`."""
+        self.write_json("run.json", {**self.record, **fields})
+
+    def finish(self, status: str, **fields: Any) -> None:
+        """Ends the run as `done`, `failed` or `interrupted`."""
+        self.update(status=status, ended=_now(), **fields)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes a text file as a whole or not at all."""
+        path = self.path / name
+        with whole_file(path, otherwise=_OTHERWISE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes plain data as JSON; NaN becomes null."""
+        return self.write_text(name, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes rows as CSV; the columns are the union of all keys in order of appearance."""
+        rows = list(rows)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        path = self.path / name
+        with (
+            whole_file(path, otherwise=_OTHERWISE) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
+            writer = csv.DictWriter(stream, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
+        """Writes arrays as one compressed .npz, whole or not at all."""
+        import numpy as np
+
+        path = self.path / name
+        with whole_file(path, otherwise=_OTHERWISE) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        return path
+
+
+def this_host() -> str:
+    """Eight hex digits that tell this machine from others: records hold no names."""
+    import platform
+
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process. No environment variables, no user or host name."""
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+    }
+    return {"versions": versions, "hardware": hardware}
+
+
+def code_state() -> dict[str, Any]:
+    """Which code runs: a digest of the package's sources, git commit, uncommitted changes."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes())
+    state: dict[str, Any] = {"digest": digest.hexdigest(), "commit": None, "dirty": None}
+    try:
+        commit = _git(package, "rev-parse", "HEAD")
+        state.update(commit=commit, dirty=bool(_git(package, "status", "--porcelain", "-uno")))
+    except (OSError, subprocess.SubprocessError):
+        pass  # installed without git: the digest alone tells
+    return state
+
+
+def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One sentence when the code differs from the code that made a run, otherwise an empty text."""
+    if not before or before.get("digest") == now.get("digest"):
+        return ""
+
+    return (
+        f"made by other code ({code_name(before)}; now {code_name(now)}): rerun=true trains again"
+    )
+
+
+def code_name(state: Mapping[str, Any]) -> str:
+    """A `code_state` in a few words."""
+    commit = str(state.get("commit") or "unknown commit")[:10]
+    return commit + (" with local changes" if state.get("dirty") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    return answer.stdout.strip()
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and value != value:
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)

@@ -1,0 +1,1 @@
+"""One training, from an empty run folder to its table."""

@@ -1,0 +1,116 @@
+"""SegmentationTask: slices in training, whole cases in validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.evaluation.metrics import distance_unit
+from mambaseg.inference.segment import keep_largest_component, predict_case
+from mambaseg.reporting.views import SegmentationViews
+from mambaseg.training.checks import require_logits
+from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
+
+
+class SegmentationTask(Task):
+    """Trains a network on slices and scores it on whole cases.
+
+    Args:
+        network: image (B, C, H, W) -> logits (B, K, H, W).
+        loss: (logits (B, K, H, W), label (B, H, W)) -> scalar.
+        optimizer: see `Task`, like all that is not named here.
+        scheduler: likewise.
+        preprocessing: the way to the network's grid and back; one for all stages.
+        class_names: one per class, background first.
+        distances: unit in which distances are shown, `mm` where the spacing of all cases of the
+            run is known; None leaves it to the cases of each part.
+        **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
+            `keep_largest`, `batch_size`).
+    """
+
+    monitor: ClassVar[str] = "val/dice"
+    truth: ClassVar[str] = "label"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        *,
+        preprocessing: Preprocessing,
+        class_names: Iterable[str],
+        distances: Literal["mm", "vox"] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(network, loss, optimizer, scheduler, **common)
+        self._distances = distances
+        self.preprocessing = preprocessing
+        self.class_names = tuple(class_names)
+        self.views = SegmentationViews(self.class_names)
+        self.evaluation = {
+            "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
+            **self.evaluation,
+        }  # fmt: skip
+        self.scores = nn.ModuleDict({stage: self._case_scores() for stage in ("val", "test")})
+
+    def _case_scores(self) -> CaseScores:
+        return CaseScores(
+            class_names=self.class_names,
+            policy=self.evaluation["empty"],
+            tolerance_mm=self.evaluation["tolerance_mm"],
+            distances=self._distances,
+        )
+
+    def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+        """Makes sure that the network gives logits, K of them per pixel."""
+        require_logits(
+            output,
+            batch["label"],
+            num_classes=len(self.class_names),
+            network=self.network_name(),
+        )
+
+    def predict(self, batch: dict[str, Any]) -> Tensor:
+        """Labels (Z, H, W) of a case."""
+        return predict_case(
+            self.network,
+            batch["image"],
+            self.preprocessing,
+            spacing=batch["spacing"],
+            batch_size=self.evaluation["batch_size"],
+        )
+
+    def score(self, batch: dict[str, Any], prediction: Tensor, stage: str) -> dict[str, Any]:
+        """Scores a case at native resolution."""
+        if self.evaluation["keep_largest"]:
+            prediction = keep_largest_component(prediction, len(self.class_names))
+        self.scores[stage].update(
+            batch["case"], prediction, batch["label"], spacing=batch["spacing"]
+        )
+        return {"prediction": prediction}
+
+    @classmethod
+    def logged(cls, data: Any) -> list[str]:
+        """`val/dice`, the distance in the data's unit, and a score per foreground class."""
+        unit = data.for_task()["distances"]
+        names = ("dice", f"hd95_{unit}", *(f"dice_{name}" for name in data.class_names[1:]))
+        return [f"val/{name}" for name in names]
+
+    def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
+        """`dice`, the mean over the foreground classes, one score per class, and a distance."""
+        shown = ("dice", f"hd95_{distance_unit(summary)}")
+        values = {f"{stage}/{name}": summary["foreground"][name]["mean"] for name in shown}
+        for name in self.class_names[1:]:
+            values[f"{stage}/dice_{name}"] = summary["classes"][name]["dice"]["mean"]
+        return values
+
+    def means(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Means over the foreground classes; those in mm and ml only where all cases have them."""
+        mm = distance_unit(summary) == "mm"
+        means = summary["foreground"].items()
+        return {name: mean for name, mean in means if mm or not name.endswith(("_mm", "_ml"))}

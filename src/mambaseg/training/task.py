@@ -1,0 +1,284 @@
+"""What all tasks share: the loss of a step, the optimizer, what a checkpoint says about itself."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mambaseg.data.counter import DROPPING, draws
+from mambaseg.errors import UserError
+from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
+
+log = logging.getLogger(__name__)
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class Task(L.LightningModule, ABC):
+    """Trains a network on batches of images and scores whole cases; knows no concrete network.
+
+    A task adds what is scored, and how: see the abstract methods. It sets `scores` (`val` and
+    `test`: a `CaseRows` each) and `views` (what a run shows of its test cases).
+
+    Args:
+        network: image (B, C, H, W) -> output (B, K, H, W).
+        loss: (output, truth) -> scalar.
+        optimizer: parameter groups -> optimizer.
+        scheduler: optimizer -> learning-rate schedule, stepped once per optimizer step.
+        decay: `all` puts weight decay on every parameter, `matrices` spares vectors (biases,
+            norms) and the scan's A_logs and Ds.
+        seed: of what is dropped in training.
+        graph: run the training pass as CUDA graphs (`mambaseg.models.GraphedNetwork`).
+        description: plain data that lets a checkpoint describe itself.
+        evaluation: how cases are scored (conf/config.yaml); each task takes what concerns it.
+
+    Attributes:
+        monitor: the validation score that chooses the best checkpoint, unless another is named.
+        truth: key of a training batch under which the loss finds what is true.
+        results: of the last validation or test: `stage`, `rows` (one per line of cases.csv),
+            `summary` (of metrics.json), `means` (the few numbers that stand for it),
+            `seconds_per_case` where there was a case.
+    """
+
+    monitor: ClassVar[str]
+    truth: ClassVar[str]
+    scores: Any
+    views: Any
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        *,
+        decay: str = "all",
+        seed: int = 1337,
+        graph: bool = False,
+        description: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.seed = seed
+        self.results: dict[str, Any] = {}
+        self.evaluation = dict(evaluation or {})
+        self._stochastic = stochastic_layers(network)
+        self.graph = graph
+        self._graphed: GraphedNetwork | None = None  # recorded at the first step
+        self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
+        self._description = dict(description or {})
+        self._checked = False  # that the network's output fits
+        self._case_seconds: list[float] = []
+
+    # ---- what a task adds
+
+    @abstractmethod
+    def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+        """Makes sure, before the first step, that the network gives what the loss takes.
+
+        Raises:
+            UserError: it does not.
+        """
+
+    @abstractmethod
+    def predict(self, batch: dict[str, Any]) -> Any:
+        """What the network makes of one case; this is what is timed."""
+
+    @abstractmethod
+    def score(self, batch: dict[str, Any], prediction: Any, stage: str) -> dict[str, Any]:
+        """Scores one case into `scores[stage]`; returns what `views` may want to show of it."""
+
+    @classmethod
+    @abstractmethod
+    def logged(cls, data: Any) -> list[str]:
+        """Names of `values` of the validation: what may choose the best checkpoint.
+
+        Args:
+            data: the loaded data module.
+        """
+
+    @abstractmethod
+    def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
+        """The scores that are logged: name in the curves -> value; None: of no case at all."""
+
+    @abstractmethod
+    def means(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """The few numbers that stand for a test."""
+
+    # ---- training
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is.
+
+        Raises:
+            UserError: the images are so small that a norm is left with a single value.
+        """
+        parameter = next(self.network.parameters(), None)
+        try:
+            output: Tensor = self.network(image if parameter is None else image.to(parameter.dtype))
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 "):  # of instance or batch norm
+                raise
+            height, width = image.shape[-2:]
+            more = ", data.batch_size above 1" if "per channel" in str(error) else ""
+            raise UserError(
+                f"{self.network_name()} reduces an image of {height} × {width} pixels to a single "
+                f"one, where there is nothing to normalise: use larger images (data.size){more}, "
+                "or a network with fewer stages."
+            ) from error
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Loss of one micro-batch, logged."""
+        loss = self.training_loss(batch)
+        size = len(batch["image"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
+        with self._drawing(batch):
+            output = self(batch["image"])
+            if not self._checked:
+                self.check(output, batch)
+                self._checked = True
+            loss: Tensor = self.loss(output, batch[self.truth])
+        return loss
+
+    def _drawing(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
+        numbers = self._numbers(batch["step"], batch["position"])
+        if self.graph and self._graphed is None:
+            self._record(batch["image"])
+        if self.graph and self._graphed:
+            return self._graphed.drawing(numbers)
+        return drawing(self._stochastic, numbers, self.device)
+
+    def _record(self, image: Tensor) -> None:
+        """Records the training pass, where it can be recorded."""
+        image = image.to(next(self.network.parameters()).dtype)
+        try:
+            self._graphed = GraphedNetwork(self.network, image, self._stochastic)
+        except RuntimeError as error:  # e.g. a network that looks at its own numbers
+            self.graph = False
+            torch.cuda.set_stream(torch.cuda.default_stream(image.device))  # recording has left it
+            why = str(error).splitlines()[0]
+            log.warning("trainer.graph: %s cannot be recorded, so the training runs without (%s)",
+                        self.network_name(), why)  # fmt: skip
+
+    @contextmanager
+    def module_by_module(self) -> Iterator[None]:
+        """Runs the network without graphs for a while, so that hooks on its modules are called."""
+        graph, self.graph = self.graph, False
+        try:
+            with self._graphed.off() if self._graphed else nullcontext():
+                yield
+        finally:
+            self.graph = graph
+
+    def network_name(self) -> str:
+        """The network's leaf where it is known, for messages."""
+        name = self._description.get("model", {}).get("name")
+        return f"model={name} (conf/model/{name}.yaml)" if name else type(self.network).__name__
+
+    def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
+        """Numbers for `drawing`, (B, layers): one per sample and layer."""
+        layers = len(self._stochastic)
+        drawn = [
+            draws(self.seed, DROPPING, step=step, position=position, count=layers)
+            for position in map(int, positions)
+        ]
+        return torch.from_numpy((np.stack(drawn) >> np.uint64(1)).astype(np.int64))
+
+    # ---- scores
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Scores one whole case."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Scores one whole case."""
+        return self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
+        start = _seconds(self.device)
+        prediction = self.predict(batch)
+        self._case_seconds.append(_seconds(self.device) - start)
+        return self.score(batch, prediction, stage)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores of the validation part, `monitor` among them."""
+        self._log_summary("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Likewise for the test part."""
+        self._log_summary("test")
+
+    def _log_summary(self, stage: str) -> None:
+        summary = self.scores[stage].compute()
+        # an average over no case at all (every mask empty) is nan in the curves, never 0
+        self.log_dict(
+            {
+                name: float("nan") if value is None else float(value)
+                for name, value in self.values(stage, summary).items()
+            },
+            rank_zero_only=False,
+            sync_dist=False,
+        )
+        rows, means = self.scores[stage].rows, self.means(summary)
+        self.results = {"stage": stage, "rows": rows, "summary": summary, "means": means}
+        if self._case_seconds:  # a rank may have no case
+            self.results["seconds_per_case"] = statistics.median(self._case_seconds)
+        self._case_seconds.clear()
+        self.scores[stage].reset()
+
+    # ---- optimizer and checkpoint
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimizer and its schedule, stepped once per optimizer step."""
+        optimizer = self._optimizer(parameter_groups(self.network, self._decay))
+        if self._scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts plain data into the checkpoint from which the network can be rebuilt."""
+        checkpoint["mambaseg"] = self._description
+
+
+def _seconds(device: torch.device) -> float:
+    """A clock that waits for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:
+    """Parameters for the optimizer, with or without exceptions from weight decay.
+
+    Args:
+        network: whose parameters.
+        decay: `all` (one group), or `matrices`: weight decay 0 for vectors (biases, norms) and what
+            the network itself names (the scan's A_logs and Ds, position biases). The scan's step
+            bias has a row per direction, so it counts as a matrix.
+    """
+    if decay == "all":
+        return [{"params": list(network.parameters())}]
+    named = names_without_decay(network)
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (spared if name in named or parameter.ndim < 2 else decayed).append(parameter)
+    return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]

@@ -1,0 +1,255 @@
+"""From a configuration to a run folder, in process."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+from mambaseg.app.build import _no_graph, build
+from mambaseg.app.check import checked
+from mambaseg.app.entry import CONF
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def trained(*overrides):
+    with build(composed("model=unet", "logger=csv", *overrides)) as run:
+        if not run.finished:
+            run.fit()
+            run.evaluate()
+        run.report()
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(shared_run):
+    """One finished run; tests only read it."""
+    return trained(*shared_run)
+
+
+def test_a_run_leaves_everything_in_its_folder(run):
+    folder = run.folder.path
+    assert folder.parent.name == "default"
+    assert folder.name == f"unet-synthetic-phantom-not-acdc-seed1337-{run.key}"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "run.json", "train.log", "metrics.csv", "cases.csv", "metrics.json",
+        "overlays.npz", "checkpoints", "figures",
+    }  # fmt: skip
+    assert {path.name for path in folder.glob("checkpoints/*")} == {"best.ckpt", "last.ckpt"}
+    assert len(list(folder.glob("figures/*.png"))) == 3
+    record = run.folder.record
+    assert record["status"] == "done" and record["parameters"] == 1_813_764
+    cost = record["cost"]
+    assert cost["image"] == [1, 32, 32] and cost["macs"] > 1e6 and cost["scan_flops"] == 0
+    assert 0 < cost["seconds_per_case"] < 10 and cost["peak_memory_bytes"] > 1e8
+    assert record["split"]["hash"] == run.data.split.hash
+    assert record["data"]["fingerprint"] == run.data.fingerprint
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["size"] == 32
+    assert "synthetic phantom, not ACDC" in (folder / "train.log").read_text()
+
+
+def test_summary_is_the_mean_of_the_cases(run):
+    with (run.folder.path / "cases.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    tested = set(run.data.split.test)
+    assert {row["patient"] for row in rows} == tested
+    assert len(rows) == len(tested) * 2 * 4  # two phases, four classes
+    summary = json.loads((run.folder.path / "metrics.json").read_text())
+    means = []
+    for name in ("RV", "MYO", "LV"):
+        values = [float(r["dice"]) for r in rows if r["class_name"] == name]
+        means.append(sum(values) / len(values))
+        assert summary["classes"][name]["dice"]["mean"] == pytest.approx(means[-1])
+    assert summary["foreground"]["dice"]["mean"] == pytest.approx(sum(means) / 3)
+    assert summary["data"] == "synthetic phantom, not ACDC"
+    assert summary["preprocessing"]["name"] == "paper"
+
+
+def test_last_checkpoint_is_the_true_last_state_and_best_the_best(run):
+    last, best = (
+        torch.load(run.folder.path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("last", "best")
+    )
+    assert last["global_step"] == 4
+    assert best["global_step"] in (2, 4)
+    tested = run.task.state_dict()
+    assert all(torch.equal(best["state_dict"][k], tested[k]) for k in tested)
+
+
+def test_a_checkpoint_describes_itself_with_plain_data(run):
+    checkpoint = torch.load(run.folder.path / "checkpoints" / "best.ckpt", weights_only=True)
+    about = checkpoint["mambaseg"]
+    assert about["model"]["name"] == "unet"
+    assert about["model"]["arguments"]["num_classes"] == 4
+    assert about["preprocessing"] == Preprocessing("paper", 32).describe()
+    assert about["classes"] == ["background", "RV", "MYO", "LV"]
+    assert about["split"]["hash"] == run.data.split.hash
+    assert "_target_" not in json.dumps(about)
+
+
+def test_the_score_for_a_sweeper_is_the_best_validation_dice(run):
+    with (run.folder.path / "metrics.csv").open() as stream:
+        values = [float(r["val/dice"]) for r in csv.DictReader(stream) if r["val/dice"]]
+    assert len(values) == 2 and run.score == pytest.approx(max(values))
+
+
+def test_the_same_configuration_returns_the_finished_result(small_run):
+    small_run = [*small_run, "data.steps=2"]
+    first = trained(*small_run)
+    marker = (first.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    again = trained(*small_run, "data.num_workers=0", "trainer=cpu")
+    assert again.finished and again.score == first.score
+    assert again.folder.path == first.folder.path
+    assert (again.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns == marker
+    repeated = trained(*small_run, "rerun=true")
+    assert not repeated.finished and repeated.score == first.score  # same seed, same machine
+
+
+def test_another_seed_is_another_run_on_the_same_split(run, shared_run):
+    first, second = run, build(composed("model=unet", "logger=csv", *shared_run, "seed=7"))
+    assert first.folder.path != second.folder.path
+    assert first.data.split == second.data.split
+
+
+def test_a_failed_run_keeps_its_error(small_run, monkeypatch):
+    from mambaseg.training.segmentation import SegmentationTask
+
+    def broken(self, batch, index):
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(SegmentationTask, "training_step", broken)
+    with (
+        pytest.raises(ZeroDivisionError),
+        build(composed("model=unet", "logger=csv", *small_run)) as run,
+    ):
+        run.fit()
+    record = run.folder.record
+    assert record["status"] == "failed" and "on purpose" in record["error"]
+
+
+def test_accumulated_batches_keep_the_global_batch(small_run):
+    run = trained(*small_run, "trainer.accumulate_grad_batches=2", "test=false")
+    assert run.trainer.global_step == 4
+    with (run.folder.path / "metrics.csv").open() as stream:
+        steps = {int(r["step"]) for r in csv.DictReader(stream) if r["val/dice"]}
+    assert steps == {1, 3}  # validation counts optimizer steps, not micro-batches
+
+
+def test_float16_is_refused_for_a_network_with_a_scan(small_run):
+    with pytest.raises(UserError, match="bf16-mixed or 32-true"):
+        build(composed("model=mamba_unet", "trainer.precision=16-mixed", *small_run))
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
+def test_float16_on_the_cpu_which_lightning_makes_bfloat16_is_refused(precision, small_run):
+    words = ["model=unet", "trainer=cpu", f"trainer.precision={precision}"]
+    with pytest.raises(UserError, match=f"precision={precision}: float16 needs a GPU"):
+        build(composed(*words, *small_run))
+
+
+def test_gradients_are_clipped_although_the_recipe_has_a_fused_optimizer(small_run):
+    words = ["trainer=cpu", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"]
+    run = trained(*small_run, *words, "data.steps=1", "data.val_every=1")
+    assert run.config["optim"]["optimizer"]["fused"] is False
+
+
+def test_a_network_of_bfloat16_trains_and_is_scored_on_data_that_are_not_rounded(small_run):
+    words = ("model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]")
+    run = trained(*small_run, *words, "trainer.precision=bf16-true")
+    parameters = dict(run.task.network.named_parameters())
+    narrow = {name for name, p in parameters.items() if p.dtype == torch.bfloat16}
+    exact = {name for name in parameters if name.endswith(("A_logs", "Ds", "dt_projs_bias"))}
+    assert exact and narrow == parameters.keys() - exact
+    assert run.folder.finished
+    assert run.config["trainer"]["precision"] == "bf16-true"
+
+
+def test_the_budget_cannot_be_set_in_two_places(small_run):
+    with pytest.raises(UserError, match=r"data\.steps"):
+        checked(composed("+trainer.max_steps=7", *small_run), "config")
+
+
+def test_hours_are_estimated_for_real_data_without_a_gpu(small_run, caplog, monkeypatch):
+    monkeypatch.setattr("mambaseg.training.run._SMALL_BUDGET", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    real = ["data.synthetic=false", "data.name=acdc"]
+    with build(composed("model=unet", "logger=csv", *real, *small_run)) as run:
+        before = [value.clone() for value in run.task.network.state_dict().values()]
+        random = torch.get_rng_state()
+        run._estimate()
+        assert "no GPU: about 0 hours for 4 steps" in caplog.text
+        assert "experiment=acdc_cpu" in caplog.text
+        assert all(map(torch.equal, before, run.task.network.state_dict().values()))
+        assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_gpu_that_is_not_there_is_refused(small_run):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="trainer=cpu"):
+        build(composed("trainer=gpu", *small_run))
+
+
+def test_graphs_without_a_gpu_are_left_out_with_the_reason_and_change_no_identity(
+    small_run, caplog
+):
+    plain = build(composed("model=unet", "trainer=cpu", *small_run))
+    graphed = build(composed("model=unet", "trainer=cpu", "trainer.graph=true", *small_run))
+    assert "trainer.graph=true: CUDA graphs need an NVIDIA GPU" in caplog.text
+    assert graphed.key == plain.key
+    assert graphed.config["trainer"]["graph"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["trainer.devices=2"], "one device"),
+        (["trainer.accumulate_grad_batches=2"], "overwrites its gradients"),
+        ([], ""),
+    ],
+)
+def test_graphs_are_refused_where_they_would_be_wrong(words, reason):
+    cfg = composed("model=unet", "trainer=gpu", "trainer.graph=true", *words)
+    why = _no_graph(cfg, gpu=True)
+    assert reason in why and bool(why) == bool(reason)
+
+
+def backbone_weights(network):
+    """What an ImageNet backbone of this shape would hold, under the published key names."""
+    weights = {}
+    for key, value in network.state_dict().items():
+        for theirs, ours in network.backbone_names().items():
+            if key.startswith(ours):
+                name = theirs + key.removeprefix(ours)
+                for their_part, our_part in network.original_block_names.items():
+                    name = name.replace(our_part, their_part)
+                weights[name] = torch.full_like(value, 0.125)
+    return weights
+
+
+def test_pretrained_weights_are_reported_in_the_log_and_the_record(small_run, tmp_path, caplog):
+    from mambaseg.models import MambaUNet
+
+    tiny = MambaUNet(embed_dim=12, depths=(1, 1, 1, 1))
+    path = tmp_path / "backbone.pth"
+    torch.save({"model": backbone_weights(tiny)}, path)
+    caplog.set_level("INFO")
+    words = ["model=mamba_unet", "model.embed_dim=12", "model.depths=[1,1,1,1]", "logger=csv"]
+    with build(composed(*words, f"model.pretrained={path}", *small_run)) as run:
+        network = run.task.network.network
+    report = run.folder.record["pretrained"]
+    assert report["path"] == str(path) and report["parameters"]["loaded"] > 0
+    assert report["mirrored"] and not report["mismatched"]
+    assert "loaded into the encoder" in caplog.text
+    loaded = network.encoder[0].blocks[0].ss2d.in_proj.weight
+    mirrored = network.decoder[-1].blocks[0].ss2d.in_proj.weight
+    assert (loaded == 0.125).all() and (mirrored == 0.125).all()
+    assert not (network.head.weight == 0.125).any()

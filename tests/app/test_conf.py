@@ -1,0 +1,167 @@
+"""Every leaf of every group composes, and what it describes can be built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import build_network
+from tiny_nnunet import write_nnunet
+
+GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
+LEAVES = [(group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("group", "leaf"), LEAVES, ids=str)
+def test_every_leaf_composes_and_resolves(group, leaf, tmp_path):
+    override = [f"{group}={leaf}"]
+    if leaf == "nnunet":  # it asks the data set what it is
+        override.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
+    cfg = composed(*override, f"run_dir={tmp_path}")
+    if "wandb" in cfg.logger:
+        cfg.logger.wandb.name = "x"
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert resolved["data"]["steps"] > 0
+
+
+@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
+def test_every_network_builds_and_takes_any_size(leaf):
+    network, report = build_network(composed("data=phantom", f"model={leaf}").model)
+    assert report is None
+    with torch.no_grad():
+        assert network.eval()(torch.rand(1, 1, 45, 70)).shape == (1, 4, 45, 70)
+
+
+@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
+def test_a_model_leaf_holds_a_network_and_carries_its_own_name(leaf):
+    cfg = composed("data=phantom", f"model={leaf}").model
+    assert cfg.name == leaf
+    assert not {"optimizer", "lr", "loss", "batch_size", "size"} & set(cfg)
+
+
+@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "loss"])
+def test_every_loss_gives_a_scalar_with_a_gradient(leaf):
+    logits = torch.randn(2, 4, 8, 8, requires_grad=True)
+    truth = torch.rand(2, 4, 8, 8) if leaf == "l1" else torch.randint(4, (2, 8, 8))
+    loss = instantiate(composed(f"loss={leaf}").loss)(logits, truth)
+    loss.backward()
+    assert loss.shape == () and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "optim"])
+def test_every_optimizer_follows_its_schedule_down_to_zero(leaf):
+    cfg = composed("data=phantom", "data.steps=5", f"optim={leaf}").optim
+    optimizer = instantiate(cfg.optimizer)([{"params": [torch.nn.Parameter(torch.ones(1))]}])
+    schedule = instantiate(cfg.scheduler)(optimizer)
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    first = cfg.optimizer.lr
+    assert rates == pytest.approx([first * (1 - k / 5) ** 0.9 for k in range(5)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_paper_experiment_is_the_published_protocol():
+    cfg = composed("experiment=acdc_paper")
+    assert (cfg.data.size, cfg.data.batch_size, cfg.data.steps, cfg.data.val_every) == (
+        224, 24, 10_000, 200,
+    )  # fmt: skip
+    sgd = cfg.optim.optimizer
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay) == (0.01, 0.9, 1e-4)
+    assert cfg.optim.decay == "all" and cfg.optim.scheduler.power == 0.9
+    assert (cfg.loss.ce_weight, cfg.loss.dice_weight) == (0.5, 0.5)
+    assert (cfg.seed, cfg.data.split, cfg.data.preprocessing) == (1337, "ssl4mis", "paper")
+    assert cfg.callbacks.checkpoint.monitor == "val/dice" and cfg.name == "acdc_paper"
+
+
+def test_cpu_experiment_differs_from_the_paper_in_its_budget_only():
+    paper = OmegaConf.to_container(composed("experiment=acdc_paper"), resolve=True)
+    cpu = OmegaConf.to_container(composed("experiment=acdc_cpu"), resolve=True)
+    budget = {"size": 128, "batch_size": 12, "steps": 1500, "val_every": 150}
+    paper["data"].update(budget)
+    paper["optim"]["scheduler"]["total_iters"] = 1500
+    for part in ("data", "optim", "loss", "model", "trainer", "callbacks", "evaluation"):
+        assert cpu[part] == paper[part]
+
+
+@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
+def test_each_network_has_its_authors_recipe_and_one_budget(leaf):
+    cfg = composed("experiment=acdc_own_recipe", f"model={leaf}", "data.steps=200")
+    paper = composed("experiment=acdc_paper", f"model={leaf}", "data.steps=200")
+    assert (cfg.model.name, cfg.model) == (leaf, paper.model)
+    assert (cfg.data, cfg.loss, cfg.seed) == (paper.data, paper.loss, paper.seed)
+    assert (CONF / "optim" / "own" / f"{leaf}.yaml").read_text().startswith("# ")  # its source
+    optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.ones(1))])
+    schedule = instantiate(cfg.optim.scheduler)(optimizer)
+    rates = []
+    for _ in range(cfg.data.steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(cfg.optim.optimizer.lr)
+    assert 0 < rates[-1] < 0.02 * max(rates)  # the whole schedule fits into the budget
+
+
+def test_recipes_are_the_published_ones():
+    def recipe(leaf):
+        cfg = composed("experiment=acdc_own_recipe", f"model={leaf}").optim
+        rule = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.ones(1))])
+        kind, group = type(rule).__name__, rule.param_groups[0]
+        return kind, group["lr"], group["weight_decay"], cfg.scheduler._target_.split(".")[-1]
+
+    assert recipe("mamba_unet") == ("SGD", 1e-2, 1e-4, "PolynomialLR")
+    assert recipe("swin_unet") == ("SGD", 5e-2, 1e-4, "PolynomialLR")
+    assert recipe("trans_unet") == ("SGD", 1e-2, 1e-4, "PolynomialLR")
+    assert recipe("nnunet_2d") == ("SGD", 1e-2, 3e-5, "PolynomialLR")
+    assert recipe("mednext_s") == ("AdamW", 1e-3, 3e-5, "PolynomialLR")
+    nnunet = composed("experiment=acdc_own_recipe", "model=nnunet_2d").optim.optimizer
+    assert nnunet.nesterov and nnunet.momentum == 0.99
+
+
+def test_a_network_without_a_recipe_is_refused_by_the_name_of_the_missing_file(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "new_net.yaml").write_text("name: new_net\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    assert composed(search, "model=new_net").model.name == "new_net"
+    with pytest.raises(MissingConfigException, match="optim/own/new_net"):
+        composed(search, "experiment=acdc_own_recipe", "model=new_net")
+    assert composed(search, "experiment=acdc_own_recipe", "model=new_net", "optim=sgd")
+
+
+def test_experiment_values_can_be_overridden():
+    cfg = composed("experiment=acdc_cpu", "optim=adamw", "model=unet", "data.size=96")
+    assert "AdamW" in cfg.optim.optimizer._target_
+    assert (cfg.model.name, cfg.data.size) == ("unet", 96)
+
+
+def test_default_data_are_acdc_where_found_and_the_phantom_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ACDC_ROOT", raising=False)
+    assert composed().data.name == "phantom"
+    (tmp_path / "data" / "ACDC").mkdir(parents=True)
+    assert composed().data.name == "acdc"
+    monkeypatch.setenv("ACDC_ROOT", str(tmp_path / "absent"))
+    assert composed().data.name == "acdc"  # a wrong path is an error, not synthetic data
+    monkeypatch.setenv("ACDC_ROOT", str(tmp_path))
+    assert composed().data.name == "acdc"
+    assert Path(composed().data.root) == tmp_path
+    assert composed("data=phantom").data.name == "phantom"
+
+
+def test_acdc_experiments_never_fall_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACDC_ROOT", str(tmp_path / "absent"))
+    for experiment in sorted((CONF / "experiment").glob("acdc_*.yaml")):
+        assert composed(f"experiment={experiment.stem}").data.name == "acdc"

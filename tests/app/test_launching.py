@@ -1,0 +1,244 @@
+"""Sweeps side by side: the engines run for real, with jobs that cost nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from mambaseg.app import launching
+from mambaseg.app.entry import CONF
+from sweeps import CHEAP, LIGHT, PLUGINS, ROOT, TRAIN, environment, needs, notes, typed
+
+ENGINES = {
+    "joblib": "jobs", "ray": "gpus", "submitit_local": "slurm_local", "submitit_slurm": "slurm",
+}  # fmt: skip
+LEAVES = [leaf for leaf in PLUGINS if leaf != "search"]
+
+
+def composed(*words):
+    """The configuration of a sweep, as the callback sees it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["data=phantom", *words], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.choices.setdefault("hparams_search", None)
+    return cfg
+
+
+def check(cfg):
+    """What happens before a sweep, where nothing is refused."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launching.Launching().on_multirun_start(cfg)
+
+
+@pytest.fixture
+def plugins_there(monkeypatch):
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
+def refusal(cfg, hook="on_multirun_start"):
+    with pytest.raises(SystemExit) as ended:
+        getattr(launching.Launching(), hook)(cfg)
+    return str(ended.value)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_launcher_leaf_names_its_plugin_and_composes_without_it(leaf):
+    assert leaf in {path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")}
+    launcher = composed(f"hydra/launcher={leaf}").hydra.launcher
+    assert f"hydra_plugins.{PLUGINS[leaf]}." in launcher._target_
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher")
+@pytest.mark.parametrize(("engine", "leaf"), ENGINES.items())
+def test_an_engine_may_be_called_by_its_own_name(engine, leaf):
+    given = composed(f"hydra/launcher={engine}").hydra
+    ours = composed(f"hydra/launcher={leaf}").hydra
+    assert OmegaConf.merge(given.launcher, ours.launcher) == given.launcher
+    assert given.job.env_set == ours.job.env_set
+
+
+def test_slurm_without_a_cluster_is_refused(plugins_there, monkeypatch):
+    monkeypatch.setattr(launching.shutil, "which", lambda name: None)
+    assert "slurm_local" in refusal(composed("hydra/launcher=slurm"))
+
+
+@pytest.mark.parametrize("words", [[f"hydra/launcher={leaf}"] for leaf in LEAVES]
+                         + [["hparams_search=optuna"]], ids=str)  # fmt: skip
+def test_an_absent_plugin_is_named_with_its_pip_command(words, monkeypatch):
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
+    message = refusal(composed(*words))
+    extra = {"gpus": "ray", "optuna": "search"}.get(words[0].split("=")[1], "launchers")
+    assert f"pip install -e '.[{extra}]'" in message and "\n" not in message
+
+
+def test_the_extras_that_errors_name_exist():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for module, extra in launching._EXTRAS.items():
+        wanted = module.replace("_", "-")
+        assert any(r.startswith(wanted) for r in project["optional-dependencies"][extra])
+
+
+def test_gpus_that_are_not_there_are_refused_rather_than_waited_for(plugins_there, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    two = "hydra.launcher.ray.remote.num_gpus=2"
+    check(composed("hydra/launcher=gpus", "hydra.launcher.ray.remote.num_cpus=1"))
+    message = refusal(composed("hydra/launcher=gpus", two))
+    assert "num_gpus=2" in message and "1 GPUs" in message and "num_gpus=0" in message
+    many = "hydra.launcher.ray.remote.num_cpus=100000"
+    assert "num_cpus=100000" in refusal(composed("hydra/launcher=gpus", many))
+    check(composed("hydra/launcher=gpus", two, "hydra.launcher.ray.init.address=auto"))
+
+
+def test_several_devices_per_job_are_refused_where_they_cannot_start(plugins_there):
+    for leaf in ("jobs", "slurm_local", "gpus"):
+        words = [*CHEAP[leaf], "trainer=ddp"]
+        assert "trainer.devices=2" in refusal(composed(*words))
+    assert "tasks_per_node=2" in refusal(composed("hydra/launcher=slurm", "trainer=ddp"))
+    check(composed("hydra/launcher=slurm", "trainer=ddp", "hydra.launcher.tasks_per_node=2"))
+    check(composed("trainer=ddp"))
+
+
+def test_a_launcher_or_a_search_without_m_is_refused(monkeypatch):
+    for word in ("hydra/launcher=jobs", "hparams_search=optuna"):
+        assert "-m" in refusal(composed(word), "on_run_start")
+    launching.Launching().on_run_start(composed())
+    monkeypatch.setenv("LOCAL_RANK", "1")  # DDP repeats the words of a job of a search
+    launching.Launching().on_run_start(composed("hparams_search=optuna"))
+
+
+@pytest.mark.parametrize("leaf", CHEAP)
+def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(leaf, tmp_path):
+    needs(leaf)
+    done = typed("-m", *CHEAP[leaf], "model=unet", "seed=1,13,3,4", f"outputs={tmp_path}")
+    assert done.returncode == 1, done.stderr
+    assert "seed 13 is refused" in done.stderr and "Traceback" not in done.stderr
+    found = notes(tmp_path)
+    assert [note["seed"] for note in found] == [1, 3, 4]
+    assert [note["left"] for note in found] == [None] * 3
+    assert not any("left" in note["words"] for note in found)
+    assert len({note["handlers"] for note in found}) == 1
+    assert len({note["filters"] for note in found}) == 1
+    if leaf == "gpus":  # one process per job
+        assert len({note["pid"] for note in found}) == 3
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+@pytest.mark.parametrize("engine", ["joblib", "submitit_local", "ray"])
+def test_jobs_share_the_cores_unless_told_otherwise(engine, given, tmp_path):
+    leaf = ENGINES[engine]
+    needs(leaf)
+    words = [f"hydra/launcher={engine}", *CHEAP[leaf][1:], "seed=1,2"]
+    env = environment(OMP_NUM_THREADS=given) if given else environment()
+    done = typed("-m", *words, f"outputs={tmp_path}", env=env)
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    share = str(max(1, (os.cpu_count() or 1) // 2)) if leaf == "jobs" else "1"
+    assert {note["threads"] for note in notes(tmp_path)} == {given or share}
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A SLURM of this machine in PATH; ends what is left of its jobs."""
+    needs("slurm")
+    state, programs = tmp_path / "slurm", tmp_path / "bin"
+    state.mkdir()
+    programs.mkdir()
+    for name in ("sbatch", "srun", "scontrol", "sacct", "scancel"):
+        text = (ROOT / "tests" / "helpers" / "fake_slurm.py").read_text().split("\n", 1)[1]
+        (programs / name).write_text(f"#!{sys.executable}\n{text}")
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    yield state, environment(PATH=path, FAKE_SLURM=str(state))
+    for pid in state.glob("*.pid"):
+        try:
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+        except (ProcessLookupError, ValueError):
+            continue
+
+
+def interrupt(state, job, ready, seconds=200):
+    """Signals a job as SLURM does ahead of its time limit, as soon as `ready` gives something."""
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until, (state / f"{job}.out").read_text()
+        time.sleep(0.2)
+    os.kill(int((state / f"{job}.pid").read_text()), signal.SIGUSR2)
+
+
+def test_slurm_queues_a_job_again_that_runs_into_its_limit(slurm, tmp_path):
+    state, env = slurm
+    words = ["-m", "hydra/launcher=slurm", "seed=7,8", f"outputs={tmp_path}"]
+    sweep = subprocess.Popen(
+        [sys.executable, str(LIGHT), *words, "hydra.launcher.qos=low"],
+        env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        interrupt(state, "100_0", (tmp_path / "interrupted").exists)
+        said, _ = sweep.communicate(timeout=200)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == 0, said
+    assert [note["seed"] for note in notes(tmp_path)] == [7, 8]
+    assert {note["threads"] for note in notes(tmp_path)} == {"8"}
+    commands = (state / "commands").read_text()
+    assert commands.count("sbatch") == 1 and "scontrol requeue 100_0" in commands
+    script = (state / "100.sh").read_text()
+    for line in ("--requeue", "--signal=USR2@120", "--time=480", "--gpus-per-node=1",
+                 "--cpus-per-task=8", "--qos=low"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "--partition" not in script
+
+
+@pytest.mark.slow
+def test_a_training_that_slurm_interrupts_ends_well_in_its_folder(slurm, small_run, tmp_path):
+    """Neither Lightning nor submitit is in the other's way: one of them queues the job again."""
+    state, env = slurm
+    words = ["-m", "hydra/launcher=slurm", "model=unet", *small_run, "data.steps=60", "test=false"]
+    sweep = subprocess.Popen(
+        [sys.executable, str(TRAIN), *words, "logger=csv", "trainer=cpu"],
+        env={**env, "OMP_NUM_THREADS": "1"}, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    runs = tmp_path / "outputs" / "default"
+    try:
+        interrupt(state, "100", lambda: list(runs.glob("unet-*/checkpoints/last.ckpt")))
+        said, _ = sweep.communicate(timeout=280)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == 0, said
+    (run,) = runs.glob("unet-*")
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "done" and len(record["resumed"]) == 1
+    assert (state / "commands").read_text().count("scontrol requeue 100") == 1
+    assert not list(run.glob("hpc_ckpt*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaf", ["jobs", "slurm_local", "gpus"])
+def test_trainings_side_by_side_give_the_scores_of_trainings_one_by_one(leaf, small_run, tmp_path):
+    """Also with loader processes, and with W&B: one run per job."""
+    needs(leaf)
+    words = ["model=unet", "model.widths=[4,4,8,8,8]", "seed=1,2,3", *small_run, "trainer=cpu",
+             "data.num_workers=2", "test=false"]  # fmt: skip
+    env = environment(OMP_NUM_THREADS="1")
+    scores = {}
+    for name, launcher in (("one_by_one", CHEAP["basic"]), ("together", CHEAP[leaf])):
+        done = typed("-m", *launcher, *words, f"name={name}", script=TRAIN, env=env)
+        assert done.returncode == 0, done.stderr
+        runs = sorted((tmp_path / "outputs" / name).glob("unet-*"))
+        records = [json.loads((run / "run.json").read_text()) for run in runs]
+        scores[name] = {
+            run.name: record["val_dice"] for run, record in zip(runs, records, strict=True)
+        }
+        wandb = {next(run.glob("wandb/offline-run-*")).name.rsplit("-", 1)[-1] for run in runs}
+        assert len(wandb) == 3
+    assert len(scores["together"]) == 3 and scores["together"] == scores["one_by_one"]

@@ -1,0 +1,387 @@
+"""No key that nobody reads, no value that cannot be: said at once, and nothing is written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
+from mambaseg.app.check import CONF, check_targets, checked, keys_of, plain_tree
+from mambaseg.app.schema import TABLE
+from mambaseg.app.targets import check_target, did_you_mean, fits
+from mambaseg.app.words import arranged, jobs_of
+from mambaseg.errors import UserError
+from tiny_nnunet import write_nnunet
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("config", "evaluate", "predict", "export", "demo", "benchmark")
+GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
+
+
+def composed(*words, script="config"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(script, overrides=list(words))
+
+
+def looked_at(*words, script="config"):
+    """Both steps."""
+    cfg = checked(composed(*words, script=script), script, words)
+    check_targets(cfg)
+    return cfg
+
+
+def refusal(*words, script="config", step=checked):
+    with pytest.raises(UserError) as refused:
+        if step is looked_at:
+            looked_at(*words, script=script)
+        checked(composed(*words, script=script), script, words)
+    return str(refused.value)
+
+
+# ---- the schema is of all configurations --------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_value_of_a_script_has_a_kind(script):
+    own, _ = keys_of(script)
+    without = [key for key, value in own.items() if not isinstance(value, dict)]
+    assert without and not [key for key in without if key not in TABLE]
+
+
+def test_the_schema_has_no_row_of_a_key_that_is_gone():
+    there = {key for script in SCRIPTS for key in keys_of(script)[0]}
+    groups = {group for script in SCRIPTS for group in keys_of(script)[1]}
+    assert [key for key in TABLE if key not in there and key.split(".")[0] not in groups] == []
+
+
+@pytest.mark.parametrize(("group", "leaf"), [
+    (group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))
+], ids=str)  # fmt: skip
+def test_every_config_fits_the_schema(group, leaf, tmp_path):
+    words = ["data=phantom"] * (group != "data") * (group != "experiment") + [f"{group}={leaf}"]
+    if leaf == "nnunet":  # it asks the data set what it is
+        words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
+    cfg = composed(*words)
+    assert plain_tree(looked_at(*words)) == plain_tree(cfg)
+
+
+@pytest.mark.parametrize("leaf", [path.stem for path in (CONF / "optim" / "own").glob("*.yaml")])
+def test_every_recipe_fits_the_schema(leaf):
+    words = ["experiment=acdc_own_recipe", f"model={leaf}"]
+    assert looked_at(*words).model.name == leaf
+
+
+# ---- keys ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "meant"), [
+    ("+optim.lr=0.1", "optim.optimizer.lr"),
+    ("+lr=0.1", "optim.optimizer.lr"),
+    ("+optim.optimiser.lr=0.1", "optim.optimizer"),
+    ("+modle=mamba_unet", "model"),
+    ("+steps=3", "data.steps"),
+    ("+evaluation.tolerance=1", "evaluation.tolerance_mm"),
+    ("+test.rerun=true", "rerun"),
+])  # fmt: skip
+def test_a_key_that_nobody_reads_is_refused_and_the_right_one_named(word, meant):
+    words = ["~test", word] if "test." in word else [word]
+    said = refusal("data=phantom", *words)
+    assert said.startswith(f"there is no {word[1:].split('=')[0]}"[:20])
+    assert said.endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_takes_what_another_one_reads(script):
+    own, groups = keys_of(script)
+    others = {"ensemble", "tolerance", "what", "max_mib", "references"}
+    words = ["data=phantom"] * ("data" in groups)
+    for key in others - set(own) - set(groups):
+        assert f"there is no {key}" in refusal(*words, f"+{key}=1", script=script)
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("+data.stepz=3", "did you mean data.steps?"),
+    ("+data.patient_pattern=x", "there is no data.patient_pattern"),
+    ("+trainer.max_tim=00:01:00:00", "did you mean trainer.max_time?"),
+    ("+optim.optimizer.nestrov=true", "did you mean optim.optimizer.nesterov?"),
+    ("+loss.smoth=1", "did you mean loss.smooth?"),
+    ("+model.mirror_encoder=true", "there is no model.mirror_encoder"),
+    ("+data.prepare.patient=3", "did you mean data.prepare.patients?"),
+    ("+callbacks.early.monitor=val/dice", "callbacks.early: must be a mapping with a _target_"),
+    ("+callbacks.early=3", "callbacks.early=3: must be"),
+    ("+callbacks.early._target_=nowhere.Early", "cannot be imported"),
+    ("+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping", "monitor is missing"),
+    ("~trainer._target_", "trainer: must be a mapping with a _target_"),
+    ("loss._target_=3", "loss: must be a mapping with a _target_"),
+    ("~seed", "seed was removed"),
+    ("~evaluation", "evaluation was removed"),
+    ("~loss", "loss: nothing is chosen"),
+    ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps=abc: must be"),
+    ("+trainer.max_epochs=3", "set data.steps"),
+])  # fmt: skip
+def test_what_a_target_does_not_take_is_refused(word, said):
+    assert said in refusal("data=phantom", "model=unet", word, step=looked_at)
+
+
+@pytest.mark.parametrize("words", [
+    ["+trainer.max_time=00:01:00:00"],
+    ["+optim.optimizer.nesterov=true"],
+    ["optim.scheduler=null"],
+    ["+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/dice}"],
+    ["+callbacks.mine._target_=my_callbacks.Mine", "+callbacks.mine.often=3"],
+    ["callbacks.progress=null"],
+    ["~callbacks.rate"],
+    ["logger=none"],
+    ["trainer.devices=[0,1]"],
+    ["+trainer.limit_val_batches=0.5"],
+    ["data.label_map={0: 0, 1: 3, 2: 2, 3: 1}"],
+    ["optim=adamw", "+optim.optimizer.betas=[0.9, 0.99]"],
+    ["model=segresnet", "+model.act=PRELU"],
+    ["name=${oc.env:A_NAME}"],
+])  # fmt: skip
+def test_what_can_be_added_still_can(words, tmp_path, monkeypatch):
+    (tmp_path / "my_callbacks.py").write_text(
+        "class Mine:\n    def __init__(self, often: int, **rest): self.often = often\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("A_NAME", "5")
+    assert looked_at("data=phantom", *words)
+
+
+def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\noptim: {lr: 0.1}\n")
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", "data=phantom"]
+    assert "did you mean optim.optimizer.lr?" in refusal(*words)
+    mine.write_text("# @package _global_\nname: 2024\ndata: {steps: 1e4}\n")
+    assert "data.steps=10000.0" in refusal(*words)
+    mine.write_text("# @package _global_\noptim: {optimizer: {lr: 1e-4}}\n")  # text for PyYAML
+    assert checked(composed(*words), "config", words).optim.optimizer.lr == 1e-4
+    mine.write_text("# @package _global_\nname: 2024\n")
+    assert checked(composed(*words), "config", words).name == "2024"
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [
+    "seed=abc", "seed=-1", "seed=1.5", "seed=true", "seed=4294967296", "seed=null", "seed=[1]",
+    "data.steps=20.5", "data.steps=1e4", "data.steps=abc", "data.steps=0", "data.size=-3",
+    "data.size=null", "data.batch_size='4'", "data.val_every=-1", "data.num_workers=-1",
+    "data.class_names=[true,RV]", "data.class_names=RV", "data.on_device=1", "data.synthetic=1",
+    "data.root=null", "data.title={}",
+    "optim.optimizer.lr=-0.1", "optim.optimizer.lr=nan", "optim.optimizer.lr=inf",
+    "optim.optimizer.lr=fast", "optim.optimizer.weight_decay=-1", "optim.decay=some",
+    "evaluation.empty=none", "evaluation.tolerance_mm=0", "evaluation.keep_largest=1",
+    "evaluation.batch_size=0", "rerun=yes", "test=1", "name=null", "name=''", "outputs=true",
+    "trainer.precision=63", "trainer.precision=half", "trainer.accumulate_grad_batches=0",
+    "trainer.gradient_clip_val=-1", "trainer.devices=0.5", "callbacks.checkpoint.mode=best",
+    "callbacks.checkpoint.every=0",
+])  # fmt: skip
+def test_a_value_of_another_kind_is_refused_by_its_key(word):
+    said = refusal("data=phantom", word)
+    assert (said.startswith(word.partition("=")[0]) and "must be" in said) or "is missing" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("word", [
+    "model.embed_dim=abc", "model.depths=3", "model.depths=[2,a]", "model.drop_path_rate=null",
+    "loss.ce_weight=abc", "optim.optimizer.fused=7", "callbacks.progress.refresh_rate=often",
+    "data.prepare.patients=many", "optim.scheduler.power=[1]",
+])  # fmt: skip
+def test_a_value_that_an_argument_does_not_take_is_refused_by_its_key(word):
+    said = refusal("data=phantom", word, step=looked_at)
+    assert said.startswith(word.partition("=")[0]) and " takes " in said
+
+
+def test_values_are_as_the_schema_has_them():
+    words = ["data=phantom", "name=2024", "trainer.precision=64", "evaluation.tolerance_mm=2"]
+    cfg = checked(composed(*words), "config", words)
+    assert cfg.name == "2024" and cfg.trainer.precision == "64-true"
+    assert type(cfg.evaluation.tolerance_mm) is float
+    for given, meant in (("16", "16-mixed"), ("bf16", "bf16-mixed"), ("32-true", "32-true")):
+        cfg = checked(composed("data=phantom", f"trainer.precision={given}"), "config")
+        assert cfg.trainer.precision == meant
+
+
+def test_a_number_that_is_text_is_told_from_one(monkeypatch):
+    monkeypatch.setenv("A_SEED", "5")
+    assert refusal("data=phantom", "seed=${oc.env:A_SEED}").endswith("; '5' is text")
+
+
+def test_what_must_be_said_is_asked_for():
+    assert "output is missing" in refusal("run=x", "input=y", script="predict")
+    assert "output is missing" in refusal("run=x", "input=y", "output=null", script="predict")
+    assert "run is missing" in refusal(script="export")
+    assert "data.root is missing" in refusal("data=nnunet")
+
+
+@pytest.mark.parametrize(("value", "hint", "right"), [
+    (1, int, True), (True, int, False), (1.5, int, False), (1, float, True), ("1", float, False),
+    (None, int | None, True), ([1, 2], tuple[int, int], True), ([1], tuple[int, int], False),
+    ([1, 2], tuple[int, ...], True), ([1, "a"], list[int], False), ("ab", list[str], False),
+    ("x", Path, True), ({"_target_": "a.B"}, int, True),
+])  # fmt: skip
+def test_annotations_say_what_fits(value, hint, right):
+    assert fits(value, hint) is right
+
+
+def test_nothing_is_meant_where_nothing_is_like_it():
+    assert did_you_mean("zzz", {"seed", "data.root"}) == ""
+
+
+# ---- words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("name=2024", "name='2024'"),
+    ("name=1e3", "name='1e3'"),
+    ("name=true", "name='true'"),
+    ("name=null", "name=null"),
+    ("run=a=b", "run='a=b'"),
+    ("run=a,b", "run='a,b'"),
+    ("run=a b", "run=a b"),
+    ("run=~/ü", "run='~/ü'"),
+    ("run='a=b'", "run='a=b'"),
+    ('run="a=b"', 'run="a=b"'),
+    ("data.root=it's", r"data.root='it\'s'"),
+    ("+data.root=a=b", "+data.root='a=b'"),
+    ("ensemble=[a=1,b ü]", "ensemble=['a=1','b ü']"),
+    ("ensemble=['a=1, (b)', ü]", "ensemble=['a=1, (b)','ü']"),
+    ("input=scans/p[12]_*.nii.gz", "input='scans/p[12]_*.nii.gz'"),
+    ("seed=1,2", "seed=1,2"),
+    ("data.root=${oc.env:HOME}", "data.root=${oc.env:HOME}"),
+])  # fmt: skip
+def test_text_is_taken_as_it_is_typed(typed, meant):
+    assert arranged([typed]) == ([], [meant])
+    assert arranged([meant]) == ([], [meant])  # processes of DDP repeat the words
+
+
+def test_sweeps_of_text_stay_sweeps_and_options_may_stand_anywhere():
+    words = ["model=unet", "-m", "name=a,b", "--config-dir", "x=y", "seed=1,2"]
+    options, overrides = arranged(words)
+    assert options == ["-m", "--config-dir", "x=y"]
+    assert overrides == ["model=unet", "name=a,b", "seed=1,2"]
+
+
+def test_every_swept_value_is_in_a_job():
+    jobs = list(
+        jobs_of(["model=a,b", "seed=range(3)", "name=x", "optim.optimizer.lr=interval(0,1)"])
+    )
+    assert [job[1:] for job in jobs] == [
+        ["model=a", "seed=0"], ["model=b", "seed=0"], ["model=a", "seed=1"], ["model=a", "seed=2"],
+    ]  # fmt: skip
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def test_the_phantom_takes_another_root_only_where_it_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("ACDC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert "data=acdc" in refusal("data.root=my_acdc")
+    assert "data=acdc" in refusal("experiment=quickstart", "data.root=my_acdc")
+    assert "data=acdc" in refusal("experiment=dehazing", "++data.root=photos")
+    words = ["data=phantom", "data.root=my_phantom"]
+    assert checked(composed(*words), "config", words).data.root == "my_phantom"
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndata: {root: my_acdc}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert "data=acdc" in refusal(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+
+
+@pytest.mark.parametrize("words", [
+    ["data=acdc", "data.root=.", "data.cache_dir=../cache"],
+    ["data=acdc", "data.root=hearts", "data.cache_dir=hearts"],
+    ["data=folder", "data.root=hearts", "outputs=hearts/outputs"],
+    ["data=haze", "data.root=link", "outputs=hearts/runs"],
+])  # fmt: skip
+def test_nothing_is_written_into_a_folder_that_is_read(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hearts").mkdir()
+    (tmp_path / "link").symlink_to("hearts")
+    assert "where nothing is written" in refusal(*words)
+
+
+# ---- whole commands -----------------------------------------------------------------------------
+
+
+def typed(script, *words, cwd):
+    """Runs a script; returns its exit code, whether torch was imported, and what it said."""
+    code = (
+        "import runpy, sys\nsys.argv[0] = sys.argv.pop(1)\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    env = {**os.environ, "ACDC_ROOT": "", "PYTHONPATH": f"{ROOT / 'src'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "src" / f"{script}.py"), *words],
+        capture_output=True, text=True, timeout=120, cwd=cwd, env=env,
+    )  # fmt: skip
+    return done.returncode, done.stdout.strip().endswith("True"), done.stderr
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["train", "optim.lr=0.1"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
+    (["train", "+optim.lr=0.1"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
+    (["train", "modle=unet"], "there is no modle; did you mean model?"),
+    (["train", "model=mamba_unte"], "conf/model/mamba_unte.yaml; did you mean mamba_unet?"),
+    (["train", "data=heart", "--config-dir", "mine"], "heart.yml is not read: rename it"),
+    (["train", "data=null"], "one config of a group must be chosen"),
+    (["train", "seed=("], "cannot be read as key=value"),
+    (["train", "data.root=my_acdc"], "say what data these are"),
+    (["train", "logger.mine=3"], "+logger.mine._target_=..."),
+    (["train", "evaluation.empty=none"], "evaluation.empty=none: must be one of"),
+    (["train", "-m", "optim.lr=0.1,0.2"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
+    (["train", "-m", "+optim.lr=0.1,1"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
+    (["train", "model=unet", "-m", "seed=1,abc"], "seed=abc: must be a whole number"),
+    (["train", "-m", "model=unet,mamba_unte"], "did you mean mamba_unet?"),
+    (["evaluate", "+optim.lr=0.1"], "there is no optim.lr"),
+    (["predict", "run=a=b", "input=ü"], "output is missing"),
+    (["predict", "-m", "run=a", "input=b", "output=c", "tta=1,2"], "tta=1: must be"),
+    (["export", "run=a", "+tta=true"], "there is no tta"),
+    (["demo", "run=a", "+input=b"], "there is no input"),
+])  # fmt: skip
+def test_a_mistake_is_answered_before_torch_is_imported_and_leaves_nothing(words, said, tmp_path):
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    (tmp_path / "mine" / "data" / "heart.yml").write_text("defaults: [acdc]\n")
+    code, torch, printed = typed(*words, cwd=tmp_path)
+    assert code == 1 and not torch
+    assert said in printed and "Traceback" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("words", [
+    ["train", "-m", "data=phantom", "model.embed_dim=96,abc"],
+    ["train", "-m", "data=phantom,haze", "+data.fold=1"],
+    ["benchmark", "scan", "sizee=3"],
+])  # fmt: skip
+def test_what_only_a_target_knows_leaves_nothing_either(words, tmp_path):
+    code, _, printed = typed(*words, cwd=tmp_path)
+    assert code == 1 and "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_can_be_added_is_said_with_its_plus(tmp_path):
+    _, _, printed = typed("train", "trainer.max_time=00:01:00:00", cwd=tmp_path)
+    assert "add it with +trainer.max_time=..." in printed
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "predict", "export", "demo", "benchmark"])
+def test_each_script_has_its_own_help(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src" / f"{script}.py"), "--help"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert f"python src/{script}.py" in done.stdout
+    assert done.stdout.count("python src/") == done.stdout.count(f"python src/{script}.py")
+
+
+def test_a_target_that_has_moved_is_named_by_its_new_place():
+    node = {"_target_": "mambaseg.losses.DiceCE"}
+    with pytest.raises(UserError, match=r"it is mambaseg\.training\.losses\.DiceCE now"):
+        check_target("loss", node, node)

@@ -1,0 +1,427 @@
+"""The benchmark: the command as people type it, what it counts, and what it measures with."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mambaseg.benchmark import Protocol, shapes_of, tables, truth
+from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
+from mambaseg.benchmark.limits import ScanSize, floor, work
+from mambaseg.benchmark.measure import peak_memory, processor_seconds, time_interleaved
+from mambaseg.benchmark.scans import Shape
+from mambaseg.errors import UserError
+from mambaseg.evaluation.costs import count_operations
+from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
+from mambaseg.models.trans_unet import TransformerBlock
+from mambaseg.scan import chunked
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+TIMES = {"median_s": float, "min_s": float, "max_s": float, "first_s": float, "repeats": int,
+         "calls": int}  # fmt: skip
+MEMORY = {"peak_added_bytes": (int, type(None))}
+NETWORK = {
+    "network": str, "parameters": int, "scan_backend": (str, type(None)), "baseline": str,
+    "ratio": float, "images_per_s": float, "peak_bytes": (int, type(None)), **TIMES, **MEMORY,
+}  # fmt: skip
+SCAN = {
+    "shape": str, "form": str, "pass": str, "backend": str, "baseline": str, "speedup": float,
+    "batch": int, "groups": int, "channels": int, "length": int, "states": int, **TIMES, **MEMORY,
+}  # fmt: skip
+COSTS = {
+    "size_multiple": int,
+    "layer_macs": int,
+    "other_macs": int,
+    "scan_flops": int,
+    "flops": int,
+}
+RECORD = {
+    "what": str, "command": str, "started": str, "device": str, "precision": str, "settings": dict,
+    "code": dict, "versions": dict, "hardware": dict, "rows": list, "notes": list,
+}  # fmt: skip
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+def typed(*words):
+    one_thread = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "src" / "benchmark.py"), *words],
+        capture_output=True, text=True, timeout=280, cwd=ROOT, stdin=subprocess.DEVNULL,
+        env={**os.environ, **one_thread},
+    )  # fmt: skip
+
+
+def measured(folder, word, *words):
+    """What a tiny benchmark prints, and the record that it writes."""
+    done = typed(word, "device=cpu", "size=32", "repeats=1", f"outputs={folder}", *words)
+    assert done.returncode == 0, done.stderr
+    shown = [line for line in done.stdout.splitlines() if line[2:3] != ":"]  # no log lines
+    assert max(map(len, shown)) <= 100
+    (path,) = folder.glob(f"{word}-*.json")
+    assert not list(folder.glob(".*"))  # no temporary file is left
+    record = json.loads(path.read_text())
+    assert_schema(record, RECORD)
+    assert record["what"] == word and word in record["command"]
+    assert record["settings"]["size"] == 32
+    assert "torch" in record["versions"] and record["hardware"]["cpu"]
+    return done.stdout, record
+
+
+def assert_schema(value, schema):
+    for key, kind in schema.items():
+        assert isinstance(value[key], kind), (key, value[key])
+
+
+def test_scan_compares_backends_with_the_loops_and_float64(tmp_path):
+    words = "shapes=[stage3]", "backends=[numba,reference]"
+    out, record = measured(tmp_path, "scan", *words)
+    rows = record["rows"]
+    for row in rows:
+        assert_schema(row, SCAN)
+        assert row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert (row["batch"], row["channels"], row["length"]) == (1, 768, 4)
+    kinds = {(row["form"], row["pass"], row["backend"]) for row in rows}
+    for form in ("1d", "2d"):
+        for what in ("forward", "forward+backward"):
+            for backend in ("numba", "reference", "unbind loop"):
+                assert (form, what, backend) in kinds
+    by_name = {row["backend"]: row for row in rows if row["form"] == "2d"}
+    expected = by_name["unbind loop"]["median_s"] / by_name["numba"]["median_s"]
+    assert by_name["numba"]["speedup"] == pytest.approx(expected)
+    assert by_name["unbind loop"]["speedup"] == 1
+    for row in record["errors"]:
+        assert set(row["errors"]) == {"y", "x", "delta", "A", "B", "C", "D", "delta_bias"}
+        assert 0 < row["worst"] == max(row["errors"].values()) < 1e-5
+    assert "stage3: B=1 K=4 D=768 L=4 N=16" in out and "numba" in out
+
+
+def test_the_slow_loops_can_be_left_out_and_that_is_said(tmp_path):
+    words = "shapes=[stage4]", "forms=[2d]", "loop_limit=0", "precision=bf16-mixed"
+    out, record = measured(tmp_path, "scan", *words)
+    assert {row["backend"] for row in record["rows"]} == {"numba", "torch"}
+    assert {row["baseline"] for row in record["rows"]} == {"torch"}
+    assert any("loops are left out" in note for note in record["notes"])
+    errors = {row["backend"]: row["worst"] for row in record["errors"]}
+    assert 1e-4 < errors["numba"] < 1e-2  # bfloat16 inputs, but a wide state
+    assert "loops are left out" in out
+
+
+SMALL_UNET = "unet widths=[4,4,4,4,4]"
+SMALL_MAMBA = "mamba_unet embed_dim=8 scan_backend=torch"
+MODELS = f'models=["{SMALL_UNET}","{SMALL_MAMBA}"]'
+
+
+@pytest.mark.parametrize("word", ["inference", "train"])
+def test_networks_are_compared_with_the_first(word, tmp_path):
+    out, record = measured(tmp_path, word, MODELS)
+    first, second = record["rows"]
+    for row in (first, second):
+        assert_schema(row, NETWORK)
+    assert (first["network"], second["network"]) == (SMALL_UNET, SMALL_MAMBA)
+    assert (first["scan_backend"], second["scan_backend"]) == (None, "torch")
+    assert first["ratio"] == 1
+    assert second["ratio"] == pytest.approx(second["median_s"] / first["median_s"])
+    images = 2 if word == "train" else 1
+    assert first["images_per_s"] == pytest.approx(images / first["median_s"])
+    assert "time ratio" in out and "embed_dim=8" in out
+
+
+def test_truth_ends_with_an_error_where_numbers_are_wrong(tmp_path, monkeypatch):
+    right = chunked.selective_scan
+
+    def leaves_an_element_unwritten(*inputs):
+        y = right(*inputs)
+        return torch.where(torch.arange(y.shape[-1]) == 3, torch.empty_like(y), y)
+
+    monkeypatch.setattr(truth, "SHAPES", {"tiny": Shape("tiny", 1, 3, 4)})
+    settings = {"shapes": ["tiny"], "device": CPU, "seed": 0}
+    monkeypatch.setattr(truth, "available_backends", lambda device: ["torch"])
+    assert truth.measure_truth({}, lambda network: None, **settings)["within"]
+    monkeypatch.setattr(chunked, "selective_scan", leaves_an_element_unwritten)
+    record = truth.measure_truth({}, lambda network: None, **settings)
+    assert not record["within"]
+    worst = {row["form"]: row["worst"] for row in record["rows"]}
+    assert math.isnan(worst["1d"])
+
+
+def test_truth_compares_a_network_with_float64(monkeypatch):
+    class Rounded(nn.Conv2d):
+        def forward(self, image):
+            out = super().forward(image)
+            return out if image.dtype == torch.float64 else out.half().to(out)
+
+    def step(network):
+        return lambda: network(torch.zeros(1, 1, 4, 4))
+
+    for kind, within in ((nn.Conv2d, True), (Rounded, False)):
+        builders = {"conv": lambda kind=kind: kind(1, 2, 3)}
+        monkeypatch.setattr(truth, "NETWORK_LIMIT", 1e-5)
+        record = truth.measure_truth(builders, step, shapes=[], device=CPU, seed=0)
+        assert record["within"] is within
+
+
+def test_kernels_are_timed_on_a_gpu_only(tmp_path):
+    done = typed("kernels", "device=cpu", f"outputs={tmp_path}")
+    assert done.returncode != 0 and "use device=cuda" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_blocks_are_compared_with_those_of_another_library(tmp_path):
+    out, record = measured(tmp_path, "blocks")
+    assert "8² × 96" in out and "Swin (MONAI)" in out
+    kind = NETWORK | {"stage": int, "channels": int, "side": int}
+    for row in record["rows"]:
+        assert_schema(row, kind)
+    rows = {(row["stage"], row["network"]): row for row in record["rows"]}
+    assert len(rows) == 12
+    for stage in (1, 2, 3, 4):
+        assert rows[stage, "Swin (MONAI)"]["ratio"] == 1.0
+        assert rows[stage, "Swin"]["parameters"] == rows[stage, "Swin (MONAI)"]["parameters"]
+
+
+def test_the_other_librarys_block_is_the_same_block():
+    """With equal weights both give the same map: the comparison is of equals."""
+    dim, heads, side = 24, 3, 21
+    theirs, ours = MonaiSwinBlocks(dim, heads, side).eval(), swin_blocks(dim, heads).eval()
+    renamed = {
+        name.replace("mlp.linear", "mlp.fc"): value
+        for name, value in theirs.blocks.state_dict().items()
+        if "relative_position_index" not in name
+    }
+    ours.load_state_dict(renamed)
+    image = torch.randn(2, side, side, dim)
+    torch.testing.assert_close(ours(image), theirs(image))
+
+
+def test_profile_counts_the_scan(tmp_path):
+    out, record = measured(tmp_path, "profile", MODELS)
+    for row in record["rows"]:
+        assert_schema(row, NETWORK | COSTS)
+    scans = [row["scan_flops"] for row in record["rows"]]
+    # two blocks at each stage going down and up, but for the last: D = 16 to 128, L = 64 to 1
+    elements = [4 * 64 * 16, 4 * 16 * 32, 4 * 4 * 64, 2 * 1 * 128]
+    assert scans == [0, 4 * sum(elements) * (9 * 16 + 1)]
+    assert "scan GFLOP" in out
+
+
+def test_processor_time_leaves_out_what_a_call_waits():
+    assert processor_seconds(lambda: time.sleep(0.2)) < 0.1
+    assert processor_seconds(lambda: sum(range(1_000_000))) > 1e-3
+
+
+def test_fused_attention_is_counted_on_every_device():
+    tokens, dim = 50, 64
+    block = TransformerBlock(dim, heads=4, hidden=96, dropout=0.0)
+    for device in ("cpu", "meta"):
+        cost = count_operations(block.to(device), torch.rand(2, tokens, dim, device=device))
+        assert cost["layer_macs"] == 2 * tokens * (4 * dim * dim + 2 * dim * 96)
+        assert cost["other_macs"] == 2 * 2 * tokens * tokens * dim  # Q Kᵀ and its product with V
+
+
+def test_an_unknown_word_is_answered_with_the_known_ones():
+    done = typed("speed", "size=32")
+    assert done.returncode == 1
+    assert "scan|inference|train|blocks|profile" in done.stderr and "Traceback" not in done.stderr
+    assert "speed" in done.stderr
+
+
+def test_what_cannot_be_measured_ends_in_one_message(tmp_path):
+    done = typed("scan", "device=cpu", "backends=[triton]", f"outputs={tmp_path}")
+    assert done.returncode == 1
+    assert "triton" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what is counted ------------------------------------------------------------------------
+
+
+def test_layers_are_counted_as_by_hand():
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),  # 6 x 5 outputs x 4 x (2 x 9)
+        nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),  # 3 x 3 x 4 x 9
+        nn.ConvTranspose2d(4, 3, 2, stride=2),  # 3 x 3 x 4 inputs x (3 x 4)
+        nn.Linear(6, 7),  # 6 x 3 rows x 6 x 7
+    )
+    macs = 6 * 5 * 4 * 18 + 3 * 3 * 4 * 9 + 3 * 3 * 4 * 12 + 6 * 3 * 6 * 7
+    counted = count_operations(network, torch.zeros(1, 2, 6, 5))
+    assert counted == {"layer_macs": macs, "other_macs": 0, "scan_flops": 0, "flops": 2 * macs}
+
+
+def test_a_scan_block_is_counted_as_by_hand():
+    counted = count_operations(SS2D(32, d_state=8, scan_backend="torch"), torch.zeros(3, 2, 5, 32))
+    positions, inner, rank = 3 * 2 * 5, 64, 2
+    layers = positions * (32 * 2 * inner + inner * 9 + inner * 32)  # in_proj, conv, out_proj
+    projections = positions * 4 * (inner * (rank + 2 * 8) + rank * inner)
+    assert counted["layer_macs"] == layers
+    assert counted["other_macs"] == projections
+    assert counted["scan_flops"] == 4 * inner * positions * (9 * 8 + 1)
+    assert counted["flops"] == 2 * (layers + projections) + counted["scan_flops"]
+
+
+def test_attention_is_counted_as_by_hand():
+    counted = count_operations(WindowAttention(8, 2, 4, shifted=False), torch.zeros(1, 8, 4, 8))
+    assert counted["layer_macs"] == 32 * (8 * 24 + 8 * 8)
+    assert counted["other_macs"] == 2 * (2 * 16 * 16 * 8)  # windows x (scores and values)
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "projections", "scan"),
+    [(UNet, 2.26, 0, 0), (SwinUNet, 5.87, None, 0), (MambaUNet, 3.48, 0.96, 2.53)],
+)
+def test_networks_at_224_have_the_operations_found_by_others(network, layers, projections, scan):
+    """Giga, to two decimals: counts made on the original networks, with another tool."""
+    counted = count_operations(network(), torch.zeros(1, 1, 224, 224))
+    assert counted["layer_macs"] / 1e9 == pytest.approx(layers, abs=0.005)
+    assert counted["scan_flops"] / 1e9 == pytest.approx(scan, abs=0.005)
+    if projections is not None:
+        assert counted["other_macs"] / 1e9 == pytest.approx(projections, abs=0.005)
+
+
+# ---- what is measured with ------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on when it is told: `clock.pass_(seconds)`."""
+    now = SimpleNamespace(seconds=0.0)
+
+    def pass_(seconds):
+        now.seconds += seconds
+
+    now.pass_ = pass_
+    monkeypatch.setattr("mambaseg.benchmark.measure.time.perf_counter", lambda: now.seconds)
+    return now
+
+
+def test_candidates_take_turns_until_their_budget_is_spent(clock):
+    order = []
+
+    def candidate(name, seconds):
+        def call():
+            order.append(name)
+            clock.pass_(seconds)
+
+        return call
+
+    candidates = {"quick": candidate("q", 0.002), "slow": candidate("s", 0.03)}
+    protocol = Protocol(CPU, repeats=4, warmup=1, budget_s=0.08, least_s=0.001)
+    timings, failures = time_interleaved(candidates, protocol)
+    assert "".join(order) == "qs" + "qs" + "sq" + "q" + "q"
+    assert (len(timings["quick"].seconds), len(timings["slow"].seconds)) == (4, 2)
+    assert timings["slow"].as_dict()["median_s"] == pytest.approx(0.03)
+    assert not failures
+
+
+def test_a_quick_call_is_repeated_within_a_repeat_and_a_failing_one_is_named(clock):
+    def too_large():
+        raise torch.OutOfMemoryError
+
+    protocol = Protocol(CPU, repeats=2, least_s=0.05)
+    calls = {"quick": lambda: clock.pass_(1e-4), "large": too_large}
+    timings, failures = time_interleaved(calls, protocol)
+    assert failures == {"large": "out of memory"}
+    assert timings["quick"].calls in (500, 501)
+    assert timings["quick"].as_dict()["median_s"] == pytest.approx(1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_peak_memory_is_what_the_call_adds_at_its_height():
+    def call():
+        first = torch.ones(2**23)  # 32 MiB
+        second = torch.ones(2**24)  # 64 MiB
+        del first
+        return second
+
+    higher_before = torch.ones(2**26)  # 256 MiB
+    del higher_before
+    for _ in range(2):
+        peak = peak_memory(call, CPU)
+        assert 90 <= peak.added / 2**20 <= 110
+        assert peak.total > peak.added
+
+
+def test_floors_are_those_of_the_published_arithmetic():
+    """Stage 1 of 24 images on an H100: 0.925 G exponentials; 0.25 ms of them, 0.44 ms of fp32."""
+    size = ScanSize(batch=24, length=3136, channels=192, states=16, groups=4, image=True)
+    assert work(size, 2, "forward")["exp"] == pytest.approx(0.925e9, rel=1e-3)
+    # x and y, the K step sizes, B and C: in bfloat16
+    assert work(size, 2, "forward")["bandwidth"] == 24 * 3136 * (2 * 192 + 4 * 192 + 8 * 16) * 2
+    h100 = {"bandwidth": 3.0e12, "exp": 3.71e12, "fp32": 29.7e12}
+    seconds, by = floor(size, 2, h100, backward=False)
+    assert (seconds, by) == (pytest.approx(0.250e-3, rel=0.01), "exp")
+    both, by = floor(size, 2, h100, backward=True)
+    assert (both - seconds, by) == (pytest.approx(0.44e-3, rel=0.01), "exp + fp32")
+    assert floor(size, 4, {"bandwidth": 3.0e12}, backward=False)[1] == "bandwidth"
+
+
+def test_a_table_shows_the_share_of_the_limit_on_a_gpu():
+    row = {
+        "shape": "stage1", "batch": 24, "groups": 4, "channels": 192, "length": 3136, "states": 16,
+        "form": "2d", "pass": "forward", "backend": "triton", "baseline": "torch", "speedup": 50.0,
+        "median_s": 5e-4, "min_s": 5e-4, "max_s": 6e-4, "peak_added_bytes": 2**20,
+        "limit_s": 2.5e-4, "limit_by": "exp", "limit_share": 0.5,
+    }  # fmt: skip
+    record = {"what": "scan", "precision": "bf16-mixed", "rows": [row], "errors": [],
+              "ceilings": {"exp": 1.0}}  # fmt: skip
+    assert printed(tables(record)[0]).split()[-3:] == ["50", "%", "exp"]
+
+
+def printed(table):
+    from rich.console import Console
+
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_shapes_are_those_of_mamba_unet():
+    names = ["headline", "stage1", "stage2", "stage3", "stage4"]
+    shapes = shapes_of(names, size=224, batch=2)
+    sizes = [(s.batch, s.channels, s.side**2) for s in shapes]
+    assert sizes == [(4, 192, 3136), (2, 192, 3136), (2, 384, 784), (2, 768, 196), (2, 1536, 49)]
+    with pytest.raises(UserError, match="multiple of 32"):
+        shapes_of(names, size=100, batch=1)
+    with pytest.raises(UserError, match="stage9"):
+        shapes_of(["stage9"], size=224, batch=1)
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="needs Triton's compiler",
+)
+@pytest.mark.parametrize(("exponentials", "instruction"), [(True, "ex2.approx"), (False, "fma.rn")])
+def test_the_kernels_of_the_ceilings_do_what_they_count(
+    exponentials, instruction, monkeypatch, tmp_path
+):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mambaseg.benchmark import ceiling_kernels as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {
+        "TURNS": kernels.TURNS, "UNROLLED": kernels.UNROLLED, "CHAINS": kernels.CHAINS,
+        "LANES": kernels.LANES, "EXP": exponentials,
+    }  # fmt: skip
+    signature = dict.fromkeys(kernels.operate.arg_names, "constexpr")
+    signature |= {"out": "*fp32", "scale": "fp32", "shift": "fp32"}
+    source = ASTSource(kernels.operate, signature, constants)
+    result = triton.compile(source, GPUTarget("cuda", 90, 32), {"num_warps": 4})
+    lanes_per_thread = kernels.LANES // (4 * 32)
+    assert result.asm["ptx"].count(instruction) == (
+        lanes_per_thread * kernels.CHAINS * kernels.UNROLLED
+    )

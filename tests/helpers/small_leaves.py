@@ -1,0 +1,62 @@
+"""Every leaf of conf/model, made small: the contract's networks."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import build_network
+
+LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+# What makes a leaf small while every part of it stays.
+SMALL = {
+    "attention_unet": {"widths": [8, 16, 32, 64, 128]},
+    "mamba_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
+    "mamba_unet_no_scan": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
+    "mednext_s": {"_target_": "monai.networks.nets.MedNeXt", "init_filters": 4},  # S by default
+    "nnunet_2d": {"filters": [4, 8, 16, 32, 32, 32]},
+    "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},
+    "swin_umamba": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
+    "swin_umamba_d": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
+    "swin_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8]},
+    "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+    "trans_unet": {
+        "units": [1, 1, 1],
+        "dim": 48,
+        "depth": 2,
+        "heads": 4,
+        "hidden": 96,
+        "decoder_widths": [32, 16, 16, 8],
+    },
+    "u_mamba_bot": {"widths": [4, 8, 16, 16, 16], "blocks": 1, "d_state": 4},
+    "u_mamba_enc": {"widths": [16, 32, 32], "blocks": 1, "d_state": 4},  # deeper, roundings grow
+    "u_mamba_none": {"widths": [4, 8, 16, 16, 16], "blocks": 1},
+    "unet": {"widths": [4, 8, 16, 32, 64]},
+    "uvm_net": {"widths": [4, 8, 16, 32, 32], "grid": 8, "d_state": 4},
+    "vm_unet": {
+        "embed_dim": 24,
+        "depths": [1, 1, 1, 1],
+        "decoder_depths": [1, 1, 1, 1],
+        "d_state": 4,
+    },
+}
+
+
+def small_leaf(name, in_channels=1, num_classes=4, **changes):
+    """The network of a leaf for images of any size, small, with random weights."""
+    if name not in SMALL:
+        pytest.fail(
+            f"conf/model/{name}.yaml has no entry in SMALL (tests/helpers/small_leaves.py): add "
+            "the arguments that make it small (widths, depths): the contract runs over it"
+        )
+    return full_leaf(name, in_channels, num_classes, **{**SMALL[name], **changes})
+
+
+def full_leaf(name, in_channels=1, num_classes=4, **changes):
+    """The network of a leaf as it stands there, but for `changes`."""
+    data = {"in_channels": in_channels, "num_classes": num_classes}
+    model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    # MONAI's leaves leave some arguments to their defaults
+    OmegaConf.set_struct(model, "mambaseg" in model._target_)
+    model = OmegaConf.merge(model, changes)
+    return build_network(OmegaConf.create({"data": data, "model": model}).model)[0]

@@ -1,0 +1,296 @@
+"""The page for trying a network out: its numbers, its words, and the page in a browser."""
+
+import base64
+import http.client
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from chromium import EXECUTABLE, chromium
+from mambaseg.app.ensemble import restore_predictor
+from mambaseg.data.formats.images import find_images
+from mambaseg.data.phantoms.phantom import write_phantom
+from mambaseg.errors import UserError
+from mambaseg.inference.demo import page, parts
+from mambaseg.inference.demo.runs import newest_run
+from mambaseg.inference.demo.study import Volume, heart_indices, phases, segment_file, volumes_of
+from mambaseg.storage.run_folder import RunFolder
+from tiny_checkpoints import CLASSES, write_checkpoint
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+without_gradio = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="needs Gradio: pip install -e '.[demo]'"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "tiny.ckpt")
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return restore_predictor([checkpoint], device="cpu")
+
+
+def write_nifti(path, shape=(21, 18, 3), zooms=(2.0, 2.5, 8.0)):
+    voxels = np.random.default_rng(len(shape)).integers(0, 900, shape).astype(np.int16)
+    image = nibabel.Nifti1Image(voxels, np.diag([*zooms, 1.0]))
+    image.header.set_xyzt_units("unknown" if zooms == (1.0, 1.0, 1.0) else "mm")
+    nibabel.save(image, path)
+    return path
+
+
+def downloads(html):
+    """Name -> content of the links that hold a file."""
+    links = re.findall(r'download="([^"]+)" href="data:[a-z/]+;base64,([^"]+)"', html)
+    return {name: base64.b64decode(content) for name, content in links}
+
+
+def volume(*counts, shape=(2, 20, 20), spacing=(10.0, 2.0, 2.0)):
+    """A volume with so many voxels of the classes 1, 2, ..."""
+    labels = np.zeros(shape, np.uint8)
+    labels.ravel()[: sum(counts)] = np.repeat(np.arange(1, len(counts) + 1), counts)
+    return Volume("", np.zeros(shape), labels, spacing)
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "cine.nii.gz", "slice.png"])
+def test_the_label_map_is_the_file_that_predict_writes(predictor, tmp_path, name):
+    path = tmp_path / name
+    if name == "slice.png":
+        Pillow.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(path)
+    else:
+        write_nifti(path, (21, 18, 3) if name == "scan.nii.gz" else (21, 18, 3, 2))
+    predictor.predict(find_images(str(path), outside=tmp_path / "out"), tmp_path / "out")
+    ((given, content),) = downloads(parts.facts(segment_file(predictor, path))).items()
+    assert content == (tmp_path / "out" / name).read_bytes()
+    assert given == name.replace(".", "_labels.", 1)
+
+
+def test_the_heart_in_numbers_that_one_can_count():
+    # 10 x 2 x 2 mm: 25 voxels are a millilitre
+    found = heart_indices(volume(100, 200, 250), volume(50, 210, 100), CLASSES)
+    assert {(index.name, round(index.value, 9), index.unit) for index in found} == {
+        ("LV EDV", 10.0, "mL"), ("LV ESV", 4.0, "mL"), ("LV SV", 6.0, "mL"), ("LV EF", 60.0, "%"),
+        ("RV EDV", 4.0, "mL"), ("RV ESV", 2.0, "mL"), ("RV SV", 2.0, "mL"), ("RV EF", 50.0, "%"),
+        ("LV mass", 8.4, "g"),
+    }  # fmt: skip
+    assert heart_indices(volume(0, 0, 0), volume(0, 0, 9), CLASSES)[3] == ("LV EF", None, "%")
+
+
+def test_without_voxel_size_the_ejection_fraction_alone_is_said():
+    ed, es = (volume(0, 0, n, spacing=None) for n in (200, 50))
+    assert [index for index in heart_indices(ed, es, CLASSES) if index.value is not None] == [
+        ("LV EF", 75.0, "%")
+    ]
+    other = volume(0, 0, 9, shape=(1, 20, 20), spacing=None)
+    with pytest.raises(UserError, match="differ in shape"):
+        heart_indices(ed, other, CLASSES)
+    assert "voxel size is unknown" in parts.sizes(ed, CLASSES) and ">200<" in parts.sizes(
+        ed, CLASSES
+    )
+    assert "<td>8.0</td>" in parts.sizes(volume(0, 0, 200), CLASSES)
+
+
+def test_classes_without_a_ventricle_are_said():
+    with pytest.raises(UserError, match=r"\(liver\) have no LV"):
+        heart_indices(volume(9), volume(3), ["background", "liver"])
+
+
+def test_a_cine_s_phases_are_those_of_the_largest_and_the_smallest_ventricle():
+    cine = [volume(0, 0, n) for n in (90, 120, 30, 60)]
+    assert phases(cine, CLASSES) == (1, 2)
+    assert phases(cine[:2], CLASSES) == (0, 1)  # two files are as they are named
+    assert phases(cine, ["background", "liver"]) == (0, 3)
+
+
+def test_two_files_are_two_volumes(predictor, tmp_path):
+    ed, es = (segment_file(predictor, write_nifti(tmp_path / f"{n}.nii")) for n in "ab")
+    assert [each.caption for each in volumes_of(ed, es)] == ["end-diastole", "end-systole"]
+    cine = segment_file(predictor, write_nifti(tmp_path / "c.nii", (21, 18, 3, 2)))
+    assert [each.caption for each in volumes_of(cine)] == ["frame 1 of 2", "frame 2 of 2"]
+    with pytest.raises(UserError, match="two frames of one cine"):
+        volumes_of(cine, es)
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_it_is(predictor):
+    text = parts.head(predictor)
+    for words in ("unet", "synthetic phantom, not ACDC", "RV, MYO, LV", "Not a medical device"):
+        assert words in text
+
+
+def test_names_are_text(predictor, tmp_path):
+    path = write_nifti(tmp_path / '<img src=x onerror="alert(1)">.nii')
+    html = parts.facts(segment_file(predictor, path))
+    assert "<img" not in html and "&lt;img src=x onerror=&quot;" in html
+
+
+def test_what_is_no_image_is_said_without_its_place(predictor, tmp_path):
+    (tmp_path / "note.txt").write_text("no image")
+    (tmp_path / "cut.nii").write_bytes(write_nifti(tmp_path / "a.nii").read_bytes()[:700])
+    for name, words in (("note.txt", "none of the endings"), ("cut.nii", "header promises")):
+        with pytest.raises(UserError, match=words) as error:
+            segment_file(predictor, tmp_path / name)
+        assert name in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+def test_the_newest_finished_run_is_taken(tmp_path):
+    with pytest.raises(UserError, match="holds no finished run: give run="):
+        newest_run(tmp_path)
+    times = {"b": "2026-01-03", "c": "2026-01-02", "a.previous": "2026-01-05", "d": "2026-01-06"}
+    for name, time_ in times.items():
+        folder = RunFolder(tmp_path / "hearts" / name)
+        folder.start(ended=time_)
+        (folder.path / "checkpoints" / "best.ckpt").touch()
+        folder.update(status="running" if name == "d" else "done", ended=time_)
+    assert newest_run(tmp_path).name == "b"
+
+
+def test_without_the_package_the_message_names_the_extra(predictor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[demo\]'"), page.serve(predictor):
+        pass
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+class Updates:
+    """Stands for Gradio where only the values count."""
+
+    def skip(self):
+        return "as it was"
+
+    def update(self, **values):
+        return values
+
+
+def test_an_upload_leaves_no_copy_and_an_error_leaves_the_page_as_it_was(predictor, tmp_path):
+    folder = tmp_path / "uploads"
+    for part in ("one", "two"):
+        (folder / part).mkdir(parents=True)
+    handlers = page._Handlers(Updates(), predictor, folder)
+    bring = handlers.bring("first")
+    before = page._Study()
+    path = write_nifti(folder / "one" / "a.nii")
+    _, study, problem, *shown = bring(str(path), before)
+    assert not problem and study.first.name == "a.nii" and not path.parent.exists()
+    assert "slice 2 of 3" in handlers.look(study, 1, 2)[1]
+    (folder / "two" / "b.nii").write_bytes(b"nothing")
+    _, after, problem, *kept = bring(str(folder / "two" / "b.nii"), study)
+    assert after is study and "b.nii" in problem and not (folder / "two").exists()
+    assert set(kept) == {"as it was"} and len(kept) == len(shown)
+    outside = write_nifti(tmp_path / "private.nii")
+    assert "must come through the page" in bring(str(outside), study)[2] and outside.exists()
+
+
+def test_a_defect_of_ours_is_said_without_a_stack_trace(predictor, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(page, "segment_file", broken)
+    (tmp_path / "one").mkdir()
+    path = write_nifti(tmp_path / "one" / "a.nii")
+    problem = page._Handlers(Updates(), predictor, tmp_path).bring("first")(
+        str(path), page._Study()
+    )[2]
+    assert "cannot be segmented" in problem and "secret" not in problem
+
+
+@pytest.fixture
+def served(checkpoint, tmp_path):
+    """Address of a page in a process of its own, and its folder of temporary files."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, SOURCE / "demo.py", f"run={checkpoint}", "device=cpu", "max_mib=4"],
+            stdout=log, stderr=log, cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        end = time.monotonic() + 90
+        while not (found := re.search(r"http://\S+", text := (tmp_path / "log").read_text())):
+            assert process.poll() is None and time.monotonic() < end, text
+            time.sleep(0.1)
+        yield found[0], temporary
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not list(temporary.glob("mambaseg-demo-*")), "something is left"
+
+
+def status_under(name, port):
+    """The status of the page's answer to who calls its machine by that name."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/", headers={"Host": f"{name}:{port}"})
+        return connection.getresponse().status
+
+
+def listening_at(port):
+    """Local addresses, as the kernel writes them, on which something waits at a port."""
+    lines = Path("/proc/net/tcp").read_text().splitlines() + (
+        Path("/proc/net/tcp6").read_text().splitlines()
+    )
+    rows = [line.split() for line in lines]
+    return {row[1].split(":")[0] for row in rows if row[1].endswith(f":{port:04X}")
+            and row[3] == "0A"}  # fmt: skip
+
+
+@without_gradio
+@pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium")
+def test_a_cine_in_the_browser(served, predictor, tmp_path):
+    address, temporary = served
+    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    assert address.startswith("http://127.0.0.1:") and listening_at(port) == {"0100007F"}
+    assert [status_under(name, port) for name in ("localhost", "rebound.example")] == [200, 400]
+    cine = next(write_phantom(tmp_path / "data", patients=1, seed=0).rglob("*_4d.nii.gz"))
+    frames = len(segment_file(predictor, cine).labels)
+    with chromium(tmp_path / "profile") as browser:
+        browser.size(1280, 900)
+        browser.call("Page.navigate", url=address)
+        browser.wait_for("document.querySelector('#first input[type=file]') !== null")
+        assert "synthetic phantom, not ACDC" in browser.text()
+        browser.upload("#first input[type=file]", cine)
+        browser.wait_for("document.body.innerText.includes('LV EF')")
+        for words in ("LV EF", "LV EDV", "Frames proposed", f"of {frames}", cine.name):
+            assert words in browser.text()
+        link = browser.evaluate("document.querySelector('.file a').href")
+        assert base64.b64decode(link.split(",")[1]) == segment_file(predictor, cine).label_map
+        move = """(() => { const s = document.querySelector('#slice input[type=range]');
+            s.value = 3; s.dispatchEvent(new Event('input', {bubbles: true})); return true })()"""
+        browser.evaluate(move)
+        shown = "document.querySelector('.pictures img').alt.endsWith('slice 3 of %d')"
+        browser.wait_for(shown % segment_file(predictor, cine).labels.shape[1])
+        assert not list(temporary.rglob("*.nii*")), "a copy of the upload is left"
+
+        with (tmp_path / "large.nii").open("wb") as file:
+            file.truncate(5_000_000)
+        browser.upload("#first input[type=file]", tmp_path / "large.nii")
+        browser.wait_for("document.body.innerText.includes('maximum allowed size of 4')")
+        (tmp_path / "damaged.nii.gz").write_bytes(cine.read_bytes()[:2000])
+        browser.upload("#first input[type=file]", tmp_path / "damaged.nii.gz")
+        browser.wait_for("document.querySelector('[role=alert]') !== null")
+        assert "damaged.nii.gz: truncated or damaged" in browser.text()
+        assert "Traceback" not in browser.text() and "LV EF" in browser.text()
+        browser.size(390, 800)
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert not browser.problems
+    hosts = {url.split("/")[2] for url in browser.requests if url.startswith(("http", "ws"))}
+    assert hosts == {f"127.0.0.1:{port}"}

@@ -1,0 +1,311 @@
+"""Label maps in a folder are scored as a run's test part is, and make the same page."""
+
+import json
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image as Pillow
+
+from mambaseg.app.build import build
+from mambaseg.app.ensemble import restore_predictor
+from mambaseg.app.entry import CONF
+from mambaseg.data.formats.images import find_images
+from mambaseg.errors import UserError
+from mambaseg.evaluation.metrics import score_case, summarise
+from mambaseg.inference.folder_scores import find_pairs, score_folders
+from mambaseg.inference.segment import keep_largest_component
+from mambaseg.reporting.collect import read_run
+from mambaseg.reporting.report import write_report
+from reporting.fake_runs import heart, predicted
+from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
+
+SPACING = (10.0, 1.5, 1.25)  # z, y, x
+EVALUATION = {"empty": "penalty", "tolerance_mm": 3.0, "keep_largest": False}
+CASES = ["p1_ED", "p1_ES", "p2_ED", "p2_ES"]
+
+
+def write_labels(path, labels, *, origin=(0.0, 0.0, 0.0)):
+    affine = np.diag([-SPACING[2], -SPACING[1], SPACING[0], 1.0])
+    affine[:3, 3] = origin
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(labels.T, affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders of predictions (with what their labels mean) and of references, and the arrays."""
+    arrays, rng = {}, np.random.default_rng(0)
+    for case in CASES:
+        truth = heart(int(case[1]), case[-2:])
+        labels = predicted(truth, 0.5, rng)
+        if case == "p2_ES":
+            labels[labels == 1] = 0
+        write_labels(tmp_path / "labels" / f"{case}.nii.gz", labels)
+        write_labels(tmp_path / "truth" / f"{case}_gt.nii.gz", truth)
+        about = {"labels": {name: index for index, name in enumerate(CLASSES)}}
+        (tmp_path / "labels" / f"{case}.json").write_text(json.dumps(about))
+        arrays[case] = labels, truth
+    return tmp_path / "labels", tmp_path / "truth", arrays
+
+
+def scored(folders, **changes):
+    labels, truth, _ = folders
+    arguments = {"class_names": None, "evaluation": EVALUATION, "outputs": labels.parent / "runs"}
+    return score_folders(labels, truth, **{**arguments, **changes})[0]
+
+
+@pytest.mark.parametrize("keep_largest", [False, True])
+def test_every_row_is_what_the_metrics_say_of_the_arrays(folders, keep_largest):
+    folder = scored(folders, evaluation={**EVALUATION, "keep_largest": keep_largest})
+    run = read_run(folder.path)
+    expected = []
+    for case, (labels, truth) in folders[2].items():
+        labels = keep_largest_component(labels, 4) if keep_largest else labels
+        rows = score_case(
+            labels, truth, num_classes=4, spacing=SPACING, policy="penalty", tolerance_mm=3.0
+        )
+        identity = {"case": case, "patient": case[:2], "phase": case[-2:], "group": None}
+        expected += [{**identity, "class_name": CLASSES[row["class"]], **row} for row in rows]
+    assert list(run.rows) == expected
+    outcomes = {row["outcome"] for row in run.rows}
+    assert outcomes == {"scored", "missed"}
+    summary = summarise(expected, CLASSES)
+    assert folder.summary["foreground"] == summary["foreground"]
+    assert folder.summary["by_phase"].keys() == {"ED", "ES"}
+    assert (run.model, run.summary["data"]) == ("labels", "truth")
+
+
+def test_it_makes_the_same_page(folders):
+    folder = scored(folders)
+    page = write_report(folder.path.parent).read_text(encoding="utf-8")
+    assert "labels" in page and "truth, split all files" in page
+
+
+def test_the_same_files_are_scored_once_and_other_files_anew(folders):
+    first = scored(folders)
+    record = first.record
+    assert scored(folders).record == record
+    write_labels(folders[0] / "p1_ED.nii.gz", heart(1, "ED"))
+    assert scored(folders).path != first.path
+    assert scored(folders, evaluation={**EVALUATION, "empty": "strict"}).path != first.path
+
+
+def test_names_may_be_given_and_lie_in_subfolders_without_a_mark(tmp_path):
+    truth = heart(1, "ED")
+    for place in ("labels", "truth"):
+        write_labels(tmp_path / place / "p1" / "p1_frame01.nii.gz", truth)
+    (pair,) = find_pairs(tmp_path / "labels", tmp_path / "truth")
+    assert (pair.id, pair.patient, pair.phase) == ("p1/p1_frame01", "p1/p1", None)
+    folder = scored((tmp_path / "labels", tmp_path / "truth", None), class_names=list("ABCD"))
+    assert folder.summary["classes"]["D"]["dice"]["mean"] == 1.0
+
+
+def test_probabilities_beside_the_labels_are_not_scored(folders):
+    (folders[0] / "p1_ED_probabilities.nii.gz").write_bytes(b"whatever")
+    assert scored(folders).summary["cases"] == 4
+
+
+def predicted_files(tmp_path, name, write):
+    """A folder of all that predict.py writes for what `write` made, and an empty one."""
+    checkpoint = write_checkpoint(tmp_path / "tiny.ckpt")
+    write(tmp_path / name)
+    output, truth = tmp_path / "labels", tmp_path / "truth"
+    sources = find_images(str(tmp_path / name), outside=output)
+    restore_predictor([checkpoint], device="cpu", overlay=True, probabilities=True).predict(
+        sources, output
+    )
+    truth.mkdir()
+    return output, truth
+
+
+def rows_of(arrays, spacing):
+    """Dice and surface columns of (case, prediction, reference), straight from the metrics."""
+    return [
+        {"case": case, **row}
+        for case, labels, truth in arrays
+        for row in score_case(
+            labels, truth, num_classes=4, spacing=spacing, policy="penalty", tolerance_mm=3.0
+        )
+    ]
+
+
+def test_every_frame_of_a_predicted_cine_is_a_case(tmp_path):
+    def write(path):
+        voxels = np.random.default_rng(0).integers(0, 900, (21, 18, 3, 4)).astype(np.int16)
+        image = nibabel.Nifti1Image(voxels, np.diag([1.25, 1.5, 10.0, 1.0]))
+        image.header.set_xyzt_units("mm", "sec")
+        nibabel.save(image, path)
+
+    output, truth = predicted_files(tmp_path, "p1.nii.gz", write)
+    predicted = nibabel.load(output / "p1.nii.gz")
+    labels = np.asarray(predicted.dataobj)
+    reference = np.roll(labels, 1, axis=0)
+    nibabel.save(nibabel.Nifti1Image(reference, predicted.affine, predicted.header),
+                 truth / "p1.nii.gz")  # fmt: skip
+    run = read_run(scored((output, truth, None)).path)
+    frames = [(f"p1_frame{t + 1:02d}", labels[..., t].T, reference[..., t].T) for t in range(4)]
+    expected = rows_of(frames, SPACING)
+    assert [{key: row[key] for key in expected[0]} for row in run.rows] == expected
+    assert {row["patient"] for row in run.rows} == {"p1"}
+    write_labels(output / "p1_frame02.nii.gz", labels[..., 1].T)
+    write_labels(truth / "p1_frame02.nii.gz", labels[..., 1].T)
+    with pytest.raises(UserError, match="two cases of the name p1_frame02"):
+        scored((output, truth, None), rerun=True)
+
+
+def test_predicted_pictures_are_scored_one_by_one(tmp_path):
+    def write(path):
+        path.mkdir()
+        for name in "ab":
+            pixels = np.random.default_rng(ord(name)).integers(0, 255, (23, 31))
+            Pillow.fromarray(pixels.astype(np.uint8)).save(path / f"{name}.png")
+
+    output, truth = predicted_files(tmp_path, "images", write)
+    assert (output / "a_overlay.png").is_file()
+    arrays = []
+    for name in "ab":
+        labels = np.asarray(Pillow.open(output / f"{name}.png"))
+        reference = np.roll(labels, 2, axis=0)
+        picture = Pillow.fromarray(reference)
+        if name == "b":  # as other programs save theirs: indices of a palette
+            picture = picture.convert("P")
+            picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+        picture.save(truth / f"{name}_gt.png")
+        arrays.append((name, labels[None], reference[None]))
+    folder = scored((output, truth, None))
+    expected = rows_of(arrays, None)
+    run = read_run(folder.path)
+    assert [{key: row.get(key) for key in expected[0]} for row in run.rows] == expected
+    assert folder.summary["cases"] == 2
+    Pillow.new("RGB", (31, 23), (9, 200, 70)).save(truth / "b_gt.png")
+    with pytest.raises(UserError, match=r"b_gt\.png: .*colours"):
+        scored((output, truth, None))
+
+
+def damage(what, labels, truth):
+    volume = heart(1, "ED")
+    if what == "a prediction is missing":
+        (labels / "p1_ES.nii.gz").unlink()
+    elif what == "a reference is missing":
+        (truth / "p1_ES_gt.nii.gz").unlink()
+    elif what == "another shape":
+        write_labels(labels / "p1_ED.nii.gz", volume[:4])
+    elif what == "another place":
+        write_labels(labels / "p1_ED.nii.gz", volume, origin=(0, 0, 5))
+    elif what == "an unknown label":
+        write_labels(labels / "p1_ED.nii.gz", volume + np.uint8(7))
+    elif what == "other names":
+        (labels / "p2_ED.json").write_text('{"labels": {"background": 0, "LV": 1}}')
+    elif what == "no names":
+        for path in labels.glob("*.json"):
+            path.unlink()
+    elif what == "names that are none":
+        (labels / "p1_ED.json").write_text('{"labels": {"background": 0, "LV": [1]}}')
+    elif what == "twice":
+        write_labels(labels / "p1_ED.nii", volume)
+
+
+@pytest.mark.parametrize(("what", "message"), [
+    ("a prediction is missing", r"labels holds no partner of 1 .*\(p1_ES\)"),
+    ("a reference is missing", r"truth holds no partner of 1 .*\(p1_ES\)"),
+    ("another shape", r"p1_ED\.nii\.gz: the prediction has the shape .*p1_ED_gt.*the shape"),
+    ("another place", r"p1_ED\.nii\.gz: the prediction has the affine"),
+    ("an unknown label", r"p1_ED\.nii\.gz: the label map holds the value 10"),
+    ("other names", r"p2_ED\.json names the classes"),
+    ("no names", "give class_names"),
+    ("names that are none", r"p1_ED\.json names no classes"),
+    ("twice", "there twice"),
+])  # fmt: skip
+def test_what_does_not_belong_together_is_said_and_nothing_is_written(folders, what, message):
+    damage(what, *folders[:2])
+    with pytest.raises(UserError, match=message):
+        scored(folders)
+    assert not (folders[0].parent / "runs").exists()
+
+
+def test_a_folder_that_is_missing_or_empty_is_said(folders, tmp_path):
+    with pytest.raises(UserError, match=r"no folder .*absent"):
+        scored((tmp_path / "absent", *folders[1:]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no label map"):
+        scored((folders[0], tmp_path / "empty", None))
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def evaluate(monkeypatch, *words):
+    import evaluate as script
+
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
+    script.main()
+
+
+def test_the_command_prints_the_table_and_keeps_the_scores(folders, monkeypatch, capsys):
+    words = [f"predictions={folders[0]}", f"references={folders[1]}"]
+    evaluate(monkeypatch, *words, f"outputs={folders[0].parent}/outputs", "evaluation.empty=legacy")
+    assert "labels · truth" in capsys.readouterr().out
+    (path,) = (folders[0].parent / "outputs" / "evaluate").glob("*/cases.csv")
+    assert "legacy" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["predictions=x"], ["run=x", "predictions=x", "references=y"]]
+)
+def test_half_a_question_is_answered_with_the_whole_one(monkeypatch, capsys, words, tmp_path):
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, *words, f"outputs={tmp_path}")
+    error = capsys.readouterr().err
+    assert "give run=" in error and "references=" in error
+
+
+# ---- weights of the original repository ----------------------------------------------------------
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("evaluate", overrides=["logger=none", "~callbacks.progress", *overrides])
+
+
+UNET = ["model=unet", f"model.widths={WIDTHS}", "model.dropout=[0,0]"]
+
+
+def test_an_original_state_dict_is_scored_with_the_network_that_is_named(small_run, tmp_path):
+    network = tiny_unet()
+    torch.save(original_unet(network), tmp_path / "unet.pth")
+    with build(composed(f"run={tmp_path}/unet.pth", *UNET, *small_run)) as run:
+        loaded = run.task.network.state_dict()
+        assert loaded.keys() == network.state_dict().keys()
+        assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
+        run.evaluate()
+    assert run.folder.summary["checkpoint"].endswith("unet.pth")
+    assert not {"run", "predictions", "references", "class_names"} & run.config.keys()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (UNET[:1], "not one of UNet"),
+    (["model=segresnet"], "no such network"),
+    ([], "load_original_state_dict"),
+])  # fmt: skip
+def test_an_original_state_dict_of_another_network_is_refused(small_run, tmp_path, words, message):
+    torch.save(original_unet(tiny_unet()), tmp_path / "unet.pth")
+    with pytest.raises(UserError, match=message):
+        build(composed(f"run={tmp_path}/unet.pth", *words, *small_run))
+
+
+@pytest.mark.parametrize("where", ["class_names", "reference"])
+def test_labels_that_mean_something_else_on_the_other_side_are_refused(folders, where):
+    exchanged = ["background", "LV", "MYO", "RV"]
+    assert exchanged != list(CLASSES) and sorted(exchanged) == sorted(CLASSES)
+    if where == "reference":
+        about = {"labels": {name: index for index, name in enumerate(exchanged)}}
+        (folders[1] / "p1_ED_gt.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="mean the same"):
+        scored(folders, class_names=exchanged if where == "class_names" else None)
+    assert not (folders[0].parent / "runs").exists()

@@ -1,0 +1,209 @@
+"""Dehazing from the command's words to its scores, and the scores against their formulas."""
+
+import csv
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from scipy.ndimage import correlate1d
+
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import restore_network
+from mambaseg.data.phantoms.haze_phantom import write_haze_phantom
+from mambaseg.errors import UserError
+from mambaseg.models import AnySize
+from mambaseg.reporting.report import write_report
+from mambaseg.restoration.scores import HIGHEST, ImageScores, image_scores
+from mambaseg.restoration.task import RestorationTask
+
+# ---- scores
+
+
+def test_psnr_is_the_hand_computed_one():
+    clear = torch.full((1, 3, 12, 12), 0.5)
+    image = clear.clone()
+    image[0, 0, :6] += 0.3  # 72 of 432 values
+    expected = 10 * math.log10(1 / (0.09 * 72 / 432))
+    assert image_scores(image, clear)[0] == pytest.approx(expected, abs=1e-5)
+    assert image_scores(clear, clear) == (HIGHEST, pytest.approx(1.0))
+
+
+def ssim_by_formula(x, y):
+    """Wang et al. 2004, equation 13, in float64 where the 11 × 11 window fits; (H, W) arrays."""
+    window = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def local(a):
+        return correlate1d(correlate1d(a, window, axis=0), window, axis=1)[5:-5, 5:-5]
+
+    mx, my = local(x), local(y)
+    vx, vy, both = local(x * x) - mx**2, local(y * y) - my**2, local(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    top, bottom = (2 * mx * my + c1) * (2 * both + c2), (mx**2 + my**2 + c1) * (vx + vy + c2)
+    return (top / bottom).mean()
+
+
+def test_ssim_is_the_formula():
+    generator = np.random.default_rng(0)
+    clear = generator.uniform(size=(3, 30, 41)).cumsum(axis=2) / 41
+    image = np.clip(clear + generator.normal(0, 0.05, clear.shape), 0, 1)
+    expected = np.mean([ssim_by_formula(a, b) for a, b in zip(image, clear, strict=True)])
+    got = image_scores(torch.from_numpy(image)[None], torch.from_numpy(clear)[None])[1]
+    assert 0.2 < expected < 0.99 and got == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_image_that_comes_twice_counts_once():
+    scores = ImageScores()
+    clear = torch.rand(1, 3, 16, 16)
+    for name, noise in (("a", 0.1), ("b", 0.2), ("a", 0.1)):
+        image = (clear + noise).clamp(0, 1)
+        scores.update(SimpleNamespace(id=name, scene=name), image, clear, clear)
+    summary = scores.compute()
+    assert summary["cases"] == 2 and [row["case"] for row in scores.rows] == ["a", "b"]
+    mean = np.mean([row["psnr"] for row in scores.rows])
+    assert summary["scores"]["psnr"]["mean"] == pytest.approx(mean)
+
+
+# ---- residual output
+
+
+def test_a_residual_network_adds_the_image_at_any_size():
+    image = torch.rand(2, 3, 13, 18)
+    layer = torch.nn.Conv2d(3, 3, 1)
+    expected = image + layer(image)
+    torch.testing.assert_close(AnySize(layer, 8, residual=True)(image), expected)
+    with pytest.raises(UserError, match=r"model\.residual"):
+        AnySize(torch.nn.Conv2d(3, 4, 1), 8, residual=True)(image)
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def haze(tmp_path_factory):
+    root = tmp_path_factory.mktemp("haze") / "data"
+    return write_haze_phantom(root, scenes=5, height=32, width=40)
+
+
+def composed(*words):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(words))
+
+
+@pytest.fixture
+def words(haze, tmp_path, monkeypatch):
+    monkeypatch.delenv("HAZE_ROOT", raising=False)
+    return [
+        "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]", f"data.root={haze}",
+        "data.prepare={_target_: mambaseg.data.phantoms.haze_phantom.write_haze_phantom, "
+        "_partial_: true, scenes: 5, height: 32, width: 40}",
+        "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4",
+        "trainer.log_every_n_steps=1", "logger=csv",
+        "callbacks.progress=null", f"outputs={tmp_path / 'outputs'}",
+    ]  # fmt: skip
+
+
+def go(words):
+    with build(composed(*words)) as run:
+        if not run.finished:
+            run.fit()
+            run.evaluate()
+        run.report()
+    return run
+
+
+def table(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_those(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HAZE_ROOT", raising=False)
+    cfg = composed("experiment=dehazing")
+    assert cfg.model.name == "uvm_net" and cfg.data.name == "haze_phantom" and cfg.data.synthetic
+    assert cfg.optim.optimizer.lr == 2e-4 and "AdamW" in cfg.optim.optimizer._target_
+    assert "L1Loss" in cfg.loss._target_ and cfg.data.size == 128 and cfg.model.residual
+    monkeypatch.setenv("HAZE_ROOT", str(tmp_path))
+    assert composed("experiment=dehazing", "model=unet").data.name == "haze"
+    monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
+    assert composed("experiment=dehazing", "model=unet").data.name == "haze"  # which is an error
+
+
+def test_a_run_leaves_scores_figures_and_a_report(words, caplog, capsys):
+    caplog.set_level("INFO")
+    run = go([*words, "data.steps=40", "data.val_every=20", "optim.scheduler.max_lr=0.003"])
+    folder = run.folder.path
+    assert "synthetic haze, not RESIDE" in caplog.messages[0]
+    assert "HAZE_ROOT" in caplog.messages[0] and caplog.messages[-1] == caplog.messages[0]
+    losses = [
+        float(row["train/loss"]) for row in table(folder / "metrics.csv") if row["train/loss"]
+    ]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    rows = table(folder / "cases.csv")
+    assert len(rows) == 3 * run.data.counts["test"]["scenes"]
+    summary = json.loads((folder / "metrics.json").read_text())
+    for metric in ("psnr", "ssim", "psnr_hazy", "ssim_hazy"):
+        mean = np.mean([float(row[metric]) for row in rows])
+        assert summary["scores"][metric]["mean"] == pytest.approx(mean)
+    assert summary["task"] == "restoration" and summary["val_psnr"] == run.score
+    assert run.folder.record["val_psnr"] == run.score > 5
+    assert {path.name.split("_")[0] for path in (folder / "figures").glob("*.png")} == {
+        "worst", "median", "best",
+    }  # fmt: skip
+    assert run.folder.record["cost"]["image"] == [3, 32, 32]
+    said = capsys.readouterr().out
+    assert "PSNR dB" in said and "restored" in said
+    page = write_report(folder.parent)
+    assert "Image restoration" in page.read_text()
+    assert f"{summary['scores']['psnr']['mean']:.2f}" in (page.parent / "table.md").read_text()
+    again = go([*words, "data.steps=40", "data.val_every=20", "optim.scheduler.max_lr=0.003"])
+    assert again.finished and again.score == run.score
+
+
+def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(words):
+    words = [word for word in words if not word.startswith("model")]
+    run = go([*words, "data.steps=4", "model.widths=[4,4,4,4,4]", "model.grid=8"])
+    assert run.config["model"]["name"] == "uvm_net"
+    network, checkpoint = restore_network(run.folder.path)
+    assert checkpoint.about["task"] == "restoration"
+    pair = next(iter(run.data.test_dataloader()))
+    with torch.no_grad():
+        restored = network(pair["image"]).clamp(0, 1)
+    row = next(r for r in table(run.folder.path / "cases.csv") if r["case"] == pair["case"].id)
+    assert image_scores(restored, pair["clear"])[0] == pytest.approx(float(row["psnr"]), abs=1e-4)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        other = compose("evaluate", overrides=[f"checkpoint={run.folder.path}", "data=phantom"])
+    with pytest.raises(UserError, match="was trained for restoration, data=phantom"):
+        build(other)
+
+
+def test_an_interrupted_training_ends_as_an_undisturbed_one(words, tmp_path, monkeypatch):
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    whole = RestorationTask.training_step
+
+    def training_step(self, batch, index):
+        if batch["step"] == 5:
+            raise ZeroDivisionError("on purpose")
+        return whole(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RestorationTask, "training_step", training_step)
+        with pytest.raises(ZeroDivisionError):
+            go(words)
+    resumed = go(words)
+    assert [pause["step"] for pause in resumed.folder.record["resumed"]] == [4]
+    one, other = (
+        torch.load(run.folder.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (undisturbed, resumed)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("cases.csv", "metrics.csv"):
+        assert table(undisturbed.folder.path / name) == table(resumed.folder.path / name)

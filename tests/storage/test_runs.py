@@ -1,0 +1,105 @@
+import json
+import math
+
+import pytest
+
+from mambaseg.storage.identity import identity
+from mambaseg.storage.run_folder import RunFolder, code_changed, code_state, environment, slug
+
+CONFIG = {
+    "name": "default",
+    "outputs": "outputs",
+    "seed": 1,
+    "model": {"name": "unet"},
+    "data": {"root": "a", "size": 64, "num_workers": 0},
+    "trainer": {"devices": 1, "precision": "32-true", "max_time": None},
+}
+
+
+def key(config=CONFIG, split="s", data="d"):
+    return identity(config, split=split, data=data)
+
+
+def changed(group, **values):
+    return {**CONFIG, group: {**CONFIG[group], **values}}
+
+
+def test_identity_ignores_what_cannot_change_a_result():
+    assert key({**CONFIG, "name": "other", "outputs": "/elsewhere", "rerun": True}) == key()
+    assert key(changed("data", root="b", num_workers=7, cache_dir="x")) == key()
+    assert key(changed("trainer", devices=4, strategy="ddp", accelerator="gpu")) == key()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**CONFIG, "seed": 2},
+        changed("model", name="swin_unet"),
+        changed("data", size=96),
+        changed("trainer", precision="bf16-mixed"),
+        changed("trainer", anything_we_do_not_know=1),
+    ],
+)
+def test_identity_follows_what_can(config):
+    assert key(config) != key()
+
+
+def test_identity_follows_split_and_data():
+    assert len({key(), key(split="t"), key(data="e")}) == 3
+
+
+def test_slug_needs_no_quoting():
+    assert slug("synthetic phantom, not ACDC = ünsafe/..") == "synthetic-phantom-not-acdc-nsafe"
+
+
+def test_folder_goes_from_start_to_done(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start(key="1")
+    assert folder.record["status"] == "running" and not folder.finished
+    folder.write_json("metrics.json", {"x": math.nan, "y": (1, 2)})
+    folder.finish("done", extra=3)
+    assert folder.finished and folder.record["extra"] == 3 and folder.record["key"] == "1"
+    assert folder.summary == {"x": None, "y": [1, 2]}
+    assert not list(folder.path.glob("*.tmp"))
+
+
+def test_a_repeated_start_keeps_what_was_there(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start()
+    (folder.path / "precious").write_text("x")
+    folder.start()
+    assert (tmp_path / "run.previous" / "precious").read_text() == "x"
+    assert not (folder.path / "precious").exists()
+
+
+def test_damaged_record_counts_as_unfinished(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "run.json").write_text('{"status": "do')
+    assert folder.record == {} and not folder.finished
+
+
+def test_rows_have_the_union_of_columns(tmp_path):
+    path = RunFolder(tmp_path).write_rows("cases.csv", [{"a": 1}, {"a": 2, "b": "x,y"}])
+    assert path.read_text().splitlines() == ["a,b", "1,", '2,"x,y"']
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("metrics.json", {"a": 1})
+    with pytest.raises(TypeError):
+        folder.write_json("metrics.json", {"a": object()})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
+
+
+def test_environment_holds_versions_and_hardware_but_no_variables(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "secret-value")
+    record = environment()
+    assert record["versions"]["torch"] and record["hardware"]["cores"] >= 1
+    assert "secret-value" not in json.dumps(record)
+
+
+def test_code_change_is_said():
+    now = code_state()
+    assert code_changed(now, now) == ""
+    sentence = code_changed({"digest": "other", "commit": "abcdef1234567", "dirty": True}, now)
+    assert "abcdef1234 with local changes" in sentence and "rerun=true" in sentence

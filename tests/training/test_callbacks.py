@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mambaseg.reporting.views import SegmentationViews, drawn, overlay_slices, shown_slices
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.training.callbacks import RunRecorder
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    views = SegmentationViews(("background", "A", "B"))
+    recorder = RunRecorder(RunFolder(tmp_path), title="synthetic", header={}, views=views)
+    recorder._cases = {name: {} for name in "abcde"}
+    return recorder
+
+
+def rows(**dice):
+    """Rows of two foreground classes and a perfect background per case."""
+    return [
+        {"case": case, "class": label, "dice": value}
+        for case, values in dice.items()
+        for label, value in enumerate((1.0, *values))
+    ]
+
+
+def test_worst_median_and_best_case_are_shown_by_mean_foreground_dice(recorder):
+    found = rows(a=(0.1, 0.9), b=(0.9, 0.9), c=(0.2, 0.3), d=(0.8, 0.7), e=(0.4, 0.3))
+    assert recorder._shown(found) == {"worst": "c", "median": "a", "best": "b"}
+
+
+def test_undefined_scores_are_left_out_and_cases_of_other_ranks_are_not(recorder):
+    found = rows(a=(None, 0.5), b=(None, None), elsewhere=(0.0, 0.0))
+    assert recorder._shown(found) == {"worst": "elsewhere", "median": "a", "best": "a"}
+
+
+def test_no_scored_case_shows_nothing(recorder):
+    assert recorder._shown(rows(a=(None, None))) == {}
+
+
+class Case:
+    id = "patient001_ED"
+
+
+def volume(labelled, depth=10):
+    """(depth, 6, 5) labels with a voxel of class 2 in each of the slices named."""
+    labels = np.zeros((depth, 6, 5), np.int64)
+    labels[labelled, 3, 2] = 2
+    return labels
+
+
+def test_overlays_are_the_quarters_of_the_slices_with_foreground():
+    image = np.linspace(-1, 3, 300).reshape(10, 6, 5)
+    kept = overlay_slices(image, volume(range(1, 9)), volume([0]), spacing=None)
+    assert kept["slices"].tolist() == [3, 5, 7]
+    assert {kept[name].dtype for name in ("image", "truth", "prediction")} == {np.dtype(np.uint8)}
+    assert (kept["truth"] == 2).sum() == 3 and kept["prediction"].max() == 0
+    low, high = np.percentile(image, (1, 99))
+    expected = 255 * (image[5] - low) / (high - low)
+    assert np.abs(kept["image"][1] - expected).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "slices"), [([4], [0], [4]), ([], [2, 3], [2, 3]), ([], [], [2, 5, 7])]
+)
+def test_overlays_of_few_or_no_slices_with_foreground(truth, prediction, slices):
+    image = np.zeros((10, 6, 5))  # constant: nothing to divide by
+    kept = overlay_slices(image, volume(truth), volume(prediction))
+    assert kept["slices"].tolist() == slices and kept["image"].max() == 0
+
+
+def test_the_recorder_leaves_the_overlays_of_every_case(recorder, tmp_path):
+    recorder._cases.clear()
+    batch = {
+        "case": Case,
+        "image": torch.rand(10, 1, 6, 5),
+        "label": torch.from_numpy(volume(range(10))),
+        "spacing": None,
+    }
+    outputs = {"prediction": torch.from_numpy(volume([5]).astype(np.uint8))}
+    recorder.on_test_batch_end(None, None, outputs, batch, 0)
+    recorder.folder.write_arrays("overlays.npz", recorder._gather_overlays())
+    with np.load(tmp_path / "overlays.npz") as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {
+            "patient001_ED/image": (3, 6, 5),
+            "patient001_ED/truth": (3, 6, 5),
+            "patient001_ED/prediction": (3, 6, 5),
+            "patient001_ED/slices": (3,),
+        }
+        assert arrays["patient001_ED/prediction"].sum() == 2  # slice 5 alone
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_overlays_of_all_ranks_are_gathered(recorder, monkeypatch):
+    mine, other = overlay_slices(*[volume([1])] * 3), overlay_slices(*[volume([2])] * 3)
+
+    def gather(ranks, own):
+        assert list(own) == ["b"]
+        ranks[:] = [own, {"a": other}]
+
+    recorder._cases = {"b": shown_slices(*[volume([1])] * 3, None)}
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    overlays = recorder._gather_overlays()
+    assert overlays["a/slices"].tolist() == other["slices"].tolist()
+    assert overlays["b/slices"].tolist() == mine["slices"].tolist()
+
+
+# ---- pictures
+
+
+def picture(side, channels=3):
+    """A batch of one picture, left half red, and its outputs."""
+    image = torch.zeros(1, channels, side, side // 2)
+    image[:, 0, :, : side // 4] = 1
+    label = (image[:, 0] > 0).to(torch.uint8)
+    batch = {"case": Case, "image": image, "label": label, "spacing": None}
+    return batch, {"prediction": label.clone()}
+
+
+def test_a_picture_is_kept_small_and_in_colour():
+    views = SegmentationViews(("background", "A"))
+    kept = views.keep(*picture(600))
+    assert kept["overlay"]["image"].shape == (1, 200, 100, 3)
+    assert kept["overlay"]["image"][0, 0, 0].tolist() == [255, 0, 0]
+    assert kept["overlay"]["truth"].shape == (1, 200, 100)
+    media = views.media(kept)
+    assert media["image"].shape == (200, 100, 3) and media["image"].dtype == np.uint8
+    assert media["masks"]["truth"]["mask_data"].shape == (200, 100)
+
+
+def test_a_pictures_figure_shows_it_whole_and_in_colour(tmp_path):
+    views = SegmentationViews(("background", "A"))
+    kept = views.keep(*picture(120))
+    assert kept["view"].image.shape == (1, 120, 60, 3)
+    with Image.open(views.draw(kept, title="x", path=tmp_path / "a.png")) as figure:
+        pixels = np.asarray(figure.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (255, 0, 0)).all(axis=1).mean() > 0.02
+
+
+def test_a_grey_picture_stays_grey_and_scores_on_any_scale_have_colours():
+    batch, outputs = picture(40, channels=1)
+    assert SegmentationViews(("background", "A")).keep(batch, outputs)["view"].image.ndim == 3
+    z_scores = np.linspace(-2, 3, 48, dtype=np.float32).reshape(1, 3, 4, 4)
+    shown = drawn(z_scores)
+    assert shown.shape == (1, 4, 4, 3) and (shown.min(), shown.max()) == (0, 255)
+    assert drawn(np.zeros((2, 3, 4, 4))).shape == (2, 4, 4)  # a volume of three channels

@@ -1,0 +1,206 @@
+"""What cannot be trained is refused before the first step, with the leaf or file and a remedy."""
+
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import build_network
+from mambaseg.errors import UserError
+from mambaseg.models import AnySize
+from mambaseg.training.checks import require_logits
+
+LABEL = torch.zeros(2, 8, 8, dtype=torch.long)
+LEAVES = [leaf.stem for leaf in sorted((CONF / "model").glob("*.yaml"))]
+
+
+def composed(*words):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(words))
+
+
+def check(logits, label=LABEL):
+    require_logits(logits, label, num_classes=4, network="model=mine (conf/model/mine.yaml)")
+
+
+# ---- activated outputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spread", [0.0, 0.1, 100.0])
+def test_softmax_outputs_are_refused(dtype, spread):
+    with pytest.raises(UserError, match=r"conf/model/mine.yaml\) gives softmax outputs.*logits"):
+        check((spread * torch.randn(2, 4, 8, 8)).softmax(1).to(dtype))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0])
+def test_sigmoid_outputs_are_refused(spread):
+    with pytest.raises(UserError, match="sigmoid outputs"):
+        check((spread * torch.randn(2, 4, 8, 8)).sigmoid())
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        torch.zeros(2, 4, 8, 8),
+        torch.ones(2, 4, 8, 8),
+        torch.randn(2, 4, 8, 8),
+        torch.full((2, 4, 8, 8), 0.1),  # a bias alone
+        torch.rand(2, 4, 8, 8) * torch.tensor([0.1, 0.3, 0.6, 0.9]).view(4, 1, 1),
+        torch.randn(2, 4, 8, 8).log_softmax(1),  # softmax leaves it as it is
+        torch.full((2, 4, 8, 8), float("nan")),  # another check's business
+    ],
+)
+def test_logits_pass(logits):
+    check(logits)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_network_of_ours_passes_as_it_begins(leaf):
+    network, _ = build_network(composed("data=phantom", f"model={leaf}").model)
+    with torch.no_grad():
+        check(network.train()(torch.rand(2, 1, 64, 64)), torch.zeros(2, 64, 64, dtype=torch.long))
+
+
+# ---- shapes
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 8, 8), (2, 4, 4, 8), (1, 4, 8, 8), (2, 8)])
+def test_another_shape_is_refused(shape):
+    with pytest.raises(UserError, match=r"conf/model/mine.yaml\) gives .* expected .*\(2, 4, 8, 8"):
+        check(torch.randn(shape))
+
+
+class Gives(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, image):
+        return self.change(image)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda image: image[..., ::2, ::2], "a tensor (1, 1, 4, 4)"),
+        (lambda image: image.repeat(1, 1, 2, 2), "a tensor (1, 1, 16, 16)"),  # not just cropped
+        (lambda image: (image, image), "a tuple"),
+        (lambda image: {"out": image}, "a dict"),
+    ],
+)
+def test_outputs_of_another_size_or_kind_are_refused(change, said):
+    with pytest.raises(UserError, match="Gives gives") as refused:
+        AnySize(Gives(change), 4)(torch.rand(1, 1, 7, 8))
+    assert said in str(refused.value)
+
+
+# ---- in a training
+
+
+class Probabilities(nn.Module):
+    """A network that has its softmax in it, as a leaf may name it."""
+
+    def __init__(self, classes=4, softmax=True):
+        super().__init__()
+        self.layer, self.softmax = nn.Conv2d(1, classes, 1), softmax
+
+    def forward(self, image):
+        logits = self.layer(image)
+        return logits.softmax(1) if self.softmax else logits
+
+
+@pytest.fixture
+def trains_not(small_run, tmp_path):
+    """Trains in this process and gives the message with which that ends before a step is taken."""
+
+    def run(*words):
+        words = [*small_run, "logger=csv", "trainer.log_every_n_steps=1", *words]
+        with pytest.raises(UserError) as refused, build(composed(*words)) as run:
+            run.fit()
+        assert run.trainer.global_step == 0 and run.folder.record["status"] == "failed"
+        assert not list(run.folder.path.glob("checkpoints/*"))
+        return str(refused.value)
+
+    return run
+
+
+def mine(**arguments):
+    leaf = ["model=unet", "model._target_=test_checks.Probabilities", "~model.widths"]
+    leaf += ["~model.dropout", "~model.in_channels", "~model.num_classes", "+model.size_multiple=1"]
+    return [*leaf, *(f"+model.{key}={value}" for key, value in arguments.items())]
+
+
+def test_a_training_on_probabilities_does_not_begin(trains_not):
+    said = trains_not(*mine())
+    assert "conf/model/unet.yaml" in said and "softmax" in said
+
+
+def test_a_training_of_too_few_classes_does_not_begin(trains_not):
+    said = trains_not(*mine(classes=3, softmax="false"))
+    assert "(4, 3, 32, 32)" in said and "data.num_classes" in said
+
+
+@pytest.fixture
+def relabelled(phantom_root, tmp_path):
+    """A copy of the phantom whose labels of some patients are changed; returns words for it."""
+
+    def copy(change, patients):
+        root = tmp_path / "relabelled"
+        shutil.copytree(phantom_root, root)
+        (root / "phantom.json").unlink()
+        for patient in patients:
+            for path in root.glob(f"{patient}/*_gt.nii.gz"):
+                image = nibabel.load(path)
+                changed = change(np.asarray(image.dataobj)).astype(np.uint8)
+                nibabel.save(nibabel.Nifti1Image(changed, image.affine), path)
+        return ["model=unet", "data.prepare=null", f"data.root={root}"]
+
+    return copy
+
+
+@pytest.fixture
+def split(small_run):
+    """Who is in which part of the phantom."""
+    with build(composed("model=unet", "logger=csv", *small_run)) as run:
+        return run.data.split
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_without_foreground_is_found_before_the_first_step(
+    part, split, trains_not, relabelled
+):
+    patients = getattr(split, part)
+    said = trains_not(*relabelled(np.zeros_like, patients))
+    assert f"the {part} part of split random-seed0" in said and "no foreground" in said
+    assert patients[0] in said and "_gt.nii.gz" in said and "data.split" in said
+
+
+def test_a_class_that_is_never_trained_is_named(split, trains_not, relabelled):
+    said = trains_not(*relabelled(lambda label: np.where(label == 2, 3, label), split.train))
+    assert "class 2 (MYO)" in said and "train part" in said and "data.class_names" in said
+
+
+def test_a_class_that_only_the_other_parts_lack_is_no_error(split, relabelled, small_run):
+    words = relabelled(lambda label: np.where(label == 2, 3, label), [*split.val, *split.test])
+    with build(composed(*small_run, "logger=csv", "data.steps=1", "test=false", *words)) as run:
+        run.fit()
+    assert run.folder.record["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["data.steps=0", "data.val_every=0", "data.batch_size=0", "data.size=0",
+     "trainer.accumulate_grad_batches=0"],
+)  # fmt: skip
+def test_a_budget_of_nothing_is_refused(word, small_run):
+    with pytest.raises(Exception, match=r"0") as refused:
+        build(composed(*small_run, "model=unet", "logger=csv", word))
+    cause = refused.value.__cause__ or refused.value
+    assert isinstance(cause, UserError) and word.partition("=")[0].split(".")[1] in str(cause)

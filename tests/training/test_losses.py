@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from mambaseg.training.losses import DiceCE
+
+
+def batch(shape=(3, 4, 16, 20), seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+    label = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    return logits, label
+
+
+def published_dice(logits, label, smooth=1e-5):
+    """The formula, written out class by class in the dtype of the logits."""
+    probability = logits.softmax(1)
+    losses = []
+    for index in range(logits.shape[1]):
+        p, g = probability[:, index], (label == index).to(logits.dtype)
+        numerator = 2 * (p * g).sum() + smooth
+        losses.append(1 - numerator / ((p * p).sum() + (g * g).sum() + smooth))
+    return sum(losses) / len(losses)
+
+
+def published_loss(logits, label, ce=0.5, dice=0.5):
+    picked = logits.log_softmax(1).gather(1, label[:, None])
+    return -ce * picked.mean() + dice * published_dice(logits, label)
+
+
+@pytest.mark.parametrize("case", ["random", "confident", "class absent", "one slice"])
+def test_dice_ce_and_its_gradient_equal_the_published_formula_in_float64(case):
+    logits, label = batch(
+        shape=(1, 4, 9, 7) if case == "one slice" else (3, 4, 16, 20),
+        scale=30.0 if case == "confident" else 1.0,
+    )
+    if case == "class absent":
+        label[label == 3] = 0
+    exact = logits.clone().requires_grad_()
+    expected = published_loss(exact, label)
+    expected.backward()
+    ours = logits.float().requires_grad_()
+    value = DiceCE()(ours, label)
+    value.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-9)
+
+
+def test_dice_ce_of_a_hand_sized_batch():
+    # Two slices of one pixel, two classes. Pixel 0: p = (0.8, 0.2), class 0; pixel 1: p =
+    # (0.4, 0.6), class 1. Sums over both slices: class 0: I 0.8, p2 0.64 + 0.16, g2 1; class 1:
+    # I 0.6, p2 0.04 + 0.36, g2 1.
+    logits = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log().reshape(2, 2, 1, 1)
+    label = torch.tensor([0, 1]).reshape(2, 1, 1)
+    dice = 1 - (1.6 / 1.8 + 1.2 / 1.4) / 2
+    cross_entropy = -(math.log(0.8) + math.log(0.6)) / 2
+    assert DiceCE()(logits, label).item() == pytest.approx(0.5 * (cross_entropy + dice), rel=1e-5)
+    weighted = DiceCE(ce_weight=1.0, dice_weight=2.0)(logits, label)
+    assert weighted.item() == pytest.approx(cross_entropy + 2 * dice, rel=1e-5)
+
+
+def test_a_perfect_prediction_costs_nothing_also_where_a_class_is_absent():
+    label = torch.zeros(2, 8, 8, dtype=torch.long)
+    label[:, 2:5, 2:5] = 2
+    logits = 60.0 * F.one_hot(label, 4).movedim(-1, 1).float()
+    assert DiceCE()(logits, label).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_sums_run_over_the_whole_batch_not_slice_by_slice():
+    logits, label = batch()
+    label[0] = 0  # a slice without heart, as at the apex
+    together = DiceCE(ce_weight=0)(logits, label)
+    apart = torch.stack(
+        [DiceCE(ce_weight=0)(logits[i : i + 1], label[i : i + 1]) for i in range(3)]
+    )
+    assert together.item() == pytest.approx(0.5 * published_dice(logits, label).item(), rel=1e-6)
+    assert abs(together.item() - apart.mean().item()) > 0.01
+
+
+def test_dice_ce_stays_in_float32_under_autocast():
+    logits, label = batch(shape=(4, 4, 64, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = DiceCE()(logits.bfloat16(), label)
+    assert value.dtype == torch.float32
+    expected = published_loss(logits.bfloat16().double(), label)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_dice_ce_has_no_state_to_save():
+    assert DiceCE().state_dict() == {}
+
+
+def test_dice_ce_equals_monais():
+    from monai.losses import DiceCELoss
+
+    options = {"to_onehot_y": True, "softmax": True, "squared_pred": True, "batch": True}
+    oracle = DiceCELoss(**options, smooth_nr=1e-5, smooth_dr=1e-5, lambda_dice=0.5, lambda_ce=0.5)
+    logits, label = batch()
+    ours, theirs = (logits.float().requires_grad_() for _ in range(2))
+    value, expected = DiceCE()(ours, label), oracle(theirs, label[:, None])
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    value.backward(), expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_logits_without_bounds_give_no_nan():
+    logits = torch.tensor([1e38, -1e38]).reshape(1, 2, 1, 1).requires_grad_()
+    for label in (0, 1):
+        value = DiceCE()(logits, torch.full((1, 1, 1), label))
+        value.backward()
+        assert not value.isnan() and not logits.grad.isnan().any()
+
+
+def _half_of_a_batch(rank, store, folder):
+    """One of two processes: the loss of its half of the batch, and the gradient that DDP sends."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    logits, label = batch(shape=(4, 4, 16, 20))
+    mine = slice(2 * rank, 2 * rank + 2)
+    leaf = logits.float()[mine].requires_grad_()
+    value = DiceCE()(leaf, label[mine])
+    value.backward()
+    torch.save((value.detach(), leaf.grad / 2), f"{folder}/{rank}.pt")  # DDP takes the mean
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_of_the_whole_batch(tmp_path):
+    torch.multiprocessing.start_processes(
+        _half_of_a_batch, (tmp_path / "store", tmp_path), nprocs=2, start_method="spawn"
+    )
+    logits, label = batch(shape=(4, 4, 16, 20))
+    whole = logits.float().requires_grad_()
+    value = DiceCE()(whole, label)
+    value.backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert (parts[0][0] + parts[1][0]).item() / 2 == pytest.approx(value.item(), rel=1e-6)
+    gradient = torch.cat([part[1] for part in parts])
+    torch.testing.assert_close(gradient, whole.grad, rtol=1e-5, atol=1e-9)

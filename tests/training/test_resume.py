@@ -1,0 +1,340 @@
+"""A run that was interrupted goes on where it was and ends where it would have ended."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+from mambaseg.training import checkpoint_files
+from mambaseg.training.segmentation import SegmentationTask
+from small_disk import fill, no_space, small_disk
+
+ROOT = Path(__file__).parents[2]
+NETWORKS = {
+    "unet": ["model=unet"],
+    "swin_unet": ["model=swin_unet", "model.embed_dim=24", "model.depths=[1,1,1,1]"],
+    "mamba_unet": ["model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]"],
+    "one cycle": [  # of rate and momentum, warm-up included; two micro-batches per step
+        "model=unet", "trainer.accumulate_grad_batches=2", "~optim.scheduler.total_iters",
+        "~optim.scheduler.power", "optim.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
+        "+optim.scheduler.max_lr=0.05", "+optim.scheduler.total_steps=8",
+    ],
+}  # fmt: skip
+
+
+def go(words):
+    """Do what src/train.py does, in this process."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["logger=csv", *words])
+    with build(cfg) as run:
+        if not run.finished:
+            run.fit()
+            run.evaluate()
+    return run
+
+
+def stop_before(step, monkeypatch):
+    """Let the training die when a step begins, as often as it gets there."""
+    whole = SegmentationTask.training_step
+
+    def training_step(self, batch, index):
+        if batch["step"] == step:
+            raise ZeroDivisionError("on purpose")
+        return whole(self, batch, index)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
+
+
+def state(run):
+    """What a run ends with: weights, optimizer and schedule, and every row it logged."""
+    folder = run.folder.path
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    return {
+        "weights": last["state_dict"],
+        "optimizer": last["optimizer_states"],
+        "schedule": last["lr_schedulers"],
+        "step": last["global_step"],
+        "best": best["state_dict"],
+        "best step": best["global_step"],
+        "score": run.folder.record["val_dice"],
+        "rows": [row for row in csv.DictReader((folder / "metrics.csv").open()) if any(row)],
+        "cases": (folder / "cases.csv").read_text(),
+    }
+
+
+def assert_equal(one, other):
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert value.keys() == other[key].keys()
+            for name, tensor in value.items():
+                assert torch.equal(tensor, other[key][name]), (key, name)
+        else:
+            assert str(value) == str(other[key]), key
+
+
+@pytest.mark.parametrize(
+    ("network", "step"),  # amid two validations, and right after one
+    [("unet", 5), ("unet", 6), ("swin_unet", 5), ("mamba_unet", 5), ("one cycle", 5)],
+)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    network, step, small_run, tmp_path, monkeypatch
+):
+    words = [*small_run, "data.steps=8", "trainer.log_every_n_steps=1", *NETWORKS[network]]
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    with monkeypatch.context() as patch:
+        stop_before(step, patch)
+        with pytest.raises(ZeroDivisionError):
+            go(words)
+    resumed = go(words)
+    record = resumed.folder.record
+    assert record["status"] == "done" and "error" not in record
+    assert [pause["step"] for pause in record["resumed"]] == [step // 2 * 2]
+    assert resumed.folder.path.name == undisturbed.folder.path.name
+    assert_equal(state(undisturbed), state(resumed))
+
+
+def test_a_run_without_a_checkpoint_starts_again(small_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_before(1, patch)
+        with pytest.raises(ZeroDivisionError):
+            go(["model=unet", *small_run])
+    run = go(["model=unet", *small_run])
+    assert run.folder.record["status"] == "done" and "resumed" not in run.folder.record
+
+
+def test_a_run_that_died_in_its_test_part_is_only_tested(small_run, monkeypatch):
+    def broken(self, batch, index):
+        raise ZeroDivisionError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "test_step", broken)
+        with pytest.raises(ZeroDivisionError):
+            go(["model=unet", *small_run])
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", broken)
+        run = go(["model=unet", *small_run])
+    assert run.folder.finished and run.score is not None
+
+
+def test_a_run_without_a_test_part_is_tested_when_it_is_wanted(small_run, monkeypatch):
+    words = ["model=unet", *small_run]
+    first = go([*words, "test=false"])
+    assert go([*words, "test=false"]).finished and not first.folder.finished
+
+    def broken(self, batch, index):
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(SegmentationTask, "training_step", broken)
+    tested = go(words)
+    assert tested.folder.path == first.folder.path and tested.folder.finished
+    assert tested.score == first.score
+
+
+def flip(path):
+    """Change one bit in the middle of a file: in some weight."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def interrupted(words, step, monkeypatch):
+    """The checkpoints of a run that died when a step began."""
+    with monkeypatch.context() as patch:
+        stop_before(step, patch)
+        with pytest.raises(ZeroDivisionError):
+            go(words)
+    outputs = next(word[8:] for word in words if word.startswith("outputs="))
+    (last,) = Path(outputs).glob("default/*/checkpoints/last.ckpt")
+    return last.parent
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
+    small_run, tmp_path, monkeypatch, caplog
+):
+    words = ["model=unet", *small_run, "data.steps=6", "callbacks.checkpoint.every=1"]
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    folder = interrupted(words, 5, monkeypatch)
+    newest, before = folder / "step-00000005.ckpt", folder / "step-00000004.ckpt"
+    assert newest.samefile(folder / "last.ckpt")
+    flip(newest)
+    with caplog.at_level("WARNING"):
+        run = go(words)
+    assert f"{newest} is damaged: going on from {before} instead" in caplog.text
+    assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert_equal(state(undisturbed), state(run))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
+    name, small_run, tmp_path, monkeypatch
+):
+    """Nothing is left to train then, and the only validation was that of the last step."""
+    words = ["model=unet", *small_run, "data.val_every=4", "callbacks.checkpoint.every=1"]
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    whole = checkpoint_files.give_name
+
+    def dying(path, other):
+        if (path.name, other.name) == ("step-00000004.ckpt", name):
+            raise ZeroDivisionError("on purpose")
+        whole(path, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "give_name", dying)
+        with pytest.raises(ZeroDivisionError):
+            go(words)
+    run = go(words)
+    assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
+    assert state(run)["step"] == state(run)["best step"] == 4
+    assert_equal(state(undisturbed), state(run))
+
+
+def test_where_all_checkpoints_are_damaged_the_training_starts_again(
+    small_run, monkeypatch, caplog
+):
+    words = ["model=unet", *small_run]
+    last = interrupted(words, 3, monkeypatch) / "step-00000002.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with caplog.at_level("WARNING"):
+        run = go(words)
+    assert f"{last} is damaged: there is no other, the training starts anew" in caplog.text
+    assert run.folder.finished and "resumed" not in run.folder.record
+    assert run.folder.path.with_name(run.folder.path.name + ".previous").is_dir()
+
+
+def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
+    small_run, tmp_path, monkeypatch
+):
+    """As those of other packages do; ours are told what to drop."""
+    from mambaseg.training import task as base_task
+
+    monkeypatch.setattr(base_task, "drawing", lambda *_: contextlib.nullcontext())
+    words = ["model=unet", *small_run, "data.steps=6", "callbacks.checkpoint.every=1",
+             "data.num_workers=1"]  # fmt: skip
+    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    interrupted(words, 3, monkeypatch)
+    assert_equal(state(undisturbed), state(go(words)))
+
+
+def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, caplog):
+    words = ["model=unet", *small_run]
+    interrupted(words, 3, monkeypatch)
+    torch.set_num_threads(2)
+    with caplog.at_level("WARNING"):
+        record = go(words).folder.record
+    assert "threads 1, now 2" in caplog.text and "devices 1" not in caplog.text
+    assert (record["threads"], record["resumed"][0]["threads"]) == (1, 2)
+    assert record["devices"] == record["resumed"][0]["devices"] == 1
+
+
+def test_a_disk_that_fills_in_training_leaves_the_checkpoint_before(
+    small_run, tmp_path, monkeypatch
+):
+    words = ["model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=6",
+             "callbacks.checkpoint.every=1"]  # fmt: skip
+    undisturbed = go(words)
+    whole = SegmentationTask.training_step
+
+    def filling(self, batch, index):
+        if batch["step"] == 4:
+            fill(disk)
+        return whole(self, batch, index)
+
+    with small_disk(tmp_path / "disk", kibibytes=8192) as disk:
+        words = [*words, f"outputs={disk}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentationTask, "training_step", filling)
+            with no_space(disk, "outputs="):
+                go(words)
+        assert not list(disk.rglob(".*.tmp"))
+        (disk / "ballast").unlink()
+        run = go(words)
+        assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
+        assert_equal(state(undisturbed), state(run))
+
+
+def test_other_code_is_said_when_a_run_goes_on(small_run, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        with pytest.raises(ZeroDivisionError):
+            go(["model=unet", *small_run])
+    from mambaseg.training import run as module
+
+    other = {"digest": "0", "commit": "f" * 40, "dirty": False}
+    monkeypatch.setattr(module, "code_state", lambda: other)
+    with caplog.at_level("WARNING"):
+        go(["model=unet", *small_run])
+    assert "now ffffffffff" in caplog.text
+
+
+def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):
+    words = [word for word in small_run if not word.startswith("data.root=")]
+    root = tmp_path / "data"
+    shutil.copytree(phantom_root, root)
+    words = ["model=unet", *words, f"data.root={root}", "data.steps=2", "test=false"]
+    first = go(words)
+    path = next(p for p in sorted(root.rglob("*_frame*.nii.gz")) if "_gt" not in p.name)
+    image = nibabel.load(path)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] += 1
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine, image.header), path)
+    assert "data have changed" not in caplog.text
+    second = go(words)
+    assert not second.finished and second.folder.path != first.folder.path
+    assert f"data have changed since {first.folder.path}" in caplog.text
+
+
+@pytest.mark.timeout(900)  # several trainings in processes of their own
+def test_a_sweep_that_was_killed_does_only_what_is_left(small_run, tmp_path):
+    """SIGKILL amid the second of three jobs; the same command finishes the sweep."""
+    words = ["-m", "model=unet", "seed=1,2,3", *small_run, "data.steps=40", "logger=csv",
+             "data.val_every=10"]  # fmt: skip
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *words]
+    experiment = tmp_path / "outputs" / "default"
+    first = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    until = time.monotonic() + 240
+    while not list(experiment.glob("*-seed2-*/checkpoints/last.ckpt")):
+        assert first.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+
+    def records():
+        return {
+            json.loads(path.read_text())["key"]: json.loads(path.read_text())
+            for path in experiment.glob("*-seed*/run.json")
+        }
+
+    before = records()
+    assert sorted(record["status"] for record in before.values()) == ["done", "running"]
+    status = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "report.py"), "status", str(experiment)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for word in ("done", "interrupted", "missing", "seed=3"):
+        assert word in status
+    again = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already finished") == 1
+    assert again.stdout.count("going on from step") == 1
+    after = records()
+    assert {record["status"] for record in after.values()} == {"done"} and len(after) == 3
+    for key, record in before.items():
+        assert after[key]["started"] == record["started"]

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
+from mambaseg.models import MambaUNet, SwinUNet, UNet
+from mambaseg.training.segmentation import SegmentationTask
+from mambaseg.training.task import parameter_groups
+
+TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("network", [UNet(widths=(4, 8, 8, 8, 8)), MambaUNet(**TINY)])
+@pytest.mark.parametrize("decay", ["all", "matrices"])
+def test_every_parameter_is_optimised_once(network, decay):
+    grouped = [p for group in parameter_groups(network, decay) for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, network.parameters()))
+
+
+def test_the_published_recipe_decays_everything():
+    (group,) = parameter_groups(MambaUNet(**TINY), "all")
+    optimizer = torch.optim.SGD([group], lr=0.01, weight_decay=1e-4)
+    assert optimizer.param_groups[0]["weight_decay"] == 1e-4
+
+
+def test_matrices_spares_vectors_and_what_a_network_names():
+    for network in (MambaUNet(**TINY), SwinUNet(embed_dim=12, heads=(1, 2, 2, 4))):
+        decayed, spared = parameter_groups(network, "matrices")
+        names = {id(p): name for name, p in network.named_parameters()}
+        assert spared["weight_decay"] == 0.0 and "weight_decay" not in decayed
+        spared_names = {names[id(p)] for p in spared["params"]}
+        assert all(p.ndim >= 2 for p in decayed["params"])
+        for name in names.values():
+            last = name.rsplit(".", 1)[-1]
+            if last in ("A_logs", "Ds", "bias", "relative_position_bias_table"):
+                assert name in spared_names
+        assert {names[id(p)].rsplit(".", 1)[-1] for p in decayed["params"]} <= {
+            "weight", "x_proj_weight", "dt_projs_weight", "dt_projs_bias",
+        }  # fmt: skip
+
+
+def task_of(*layers):
+    network = nn.Sequential(*layers, nn.Conv2d(2, 2, 1))
+    return SegmentationTask(
+        network, nn.CrossEntropyLoss(), torch.optim.SGD, None,
+        preprocessing=Preprocessing("paper", 4), class_names=("background", "heart"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "remedy"),
+    [
+        (nn.InstanceNorm2d(2), 3, "data.size"),
+        (nn.BatchNorm2d(2), 1, "data.batch_size above 1"),
+    ],
+)
+def test_a_map_of_one_pixel_that_cannot_be_normalised_is_an_error_for_the_user(norm, batch, remedy):
+    task = task_of(nn.Conv2d(1, 2, 4, stride=4), norm)
+    assert task(torch.rand(batch, 1, 8, 8)).shape == (batch, 2, 2, 2)
+    with pytest.raises(UserError, match=f"4 × 4 pixels to a single one.*{remedy}"):
+        task(torch.rand(batch, 1, 4, 4))
+
+
+def test_other_errors_of_a_network_stay_as_they_are():
+    class Broken(nn.Module):
+        def forward(self, image):
+            raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        task_of(Broken())(torch.rand(1, 1, 4, 4))

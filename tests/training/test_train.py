@@ -1,0 +1,202 @@
+"""The commands people type, in processes of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def typed(*arguments, cwd=ROOT, timeout=280, script=ROOT / "src" / "train.py"):
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def folders(tmp_path, experiment="default"):
+    return sorted((tmp_path / "outputs" / experiment).glob("*-seed*"))
+
+
+def test_help_is_readable_and_quick():
+    done = typed("--help")
+    assert done.returncode == 0
+    for said in ("model: ", "mamba_unet", "experiment: ", "-m model=unet,swin_unet,mamba_unet"):
+        assert said in done.stdout
+    assert "Powered by Hydra" not in done.stdout
+
+
+def test_a_sweep_trains_three_networks_under_equal_conditions(small_run, tmp_path):
+    done = typed("-m", "model=unet,swin_unet,mamba_unet", *small_run, "data.steps=2")
+    assert done.returncode == 0, done.stderr
+    runs = folders(tmp_path)
+    assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs]
+    for part in ("data", "optim", "loss", "evaluation", "seed"):
+        assert configs[0][part] == configs[1][part] == configs[2][part]
+    wandb_ids = {next(run.glob("wandb/offline-run-*")).name.rsplit("-", 1)[-1] for run in runs}
+    assert len(wandb_ids) == 3  # one W&B run per job
+
+
+def test_synthetic_data_are_said_first_and_last(small_run):
+    done = typed("model=unet", *small_run, "data.steps=2", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert "synthetic phantom, not ACDC" in lines[0] and "ACDC_ROOT" in lines[0]
+    assert lines[-1].split(" ", 1)[1] == lines[0].split(" ", 1)[1]
+    assert "mean foreground Dice" in done.stdout and "median_" in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_run, tmp_path):
+    sizes = "data.batch_size=3,4"  # 3 cannot be halved
+    done = typed("-m", "model=unet", *small_run, sizes, "trainer.accumulate_grad_batches=2",
+                 "logger=csv", "test=false")  # fmt: skip
+    assert done.returncode == 1
+    assert "batch_size" in done.stderr and "Traceback" not in done.stderr
+    records = [json.loads((run / "run.json").read_text()) for run in folders(tmp_path)]
+    assert sorted(record["status"] for record in records) == ["done", "failed"]
+    assert all("batch_size" in r["error"] for r in records if r["status"] == "failed")
+    logs = [(run / "train.log").read_text() for run in folders(tmp_path)]
+    assert [("Traceback" in text) for text in logs] == [r["status"] == "failed" for r in records]
+
+
+@pytest.mark.timeout(900)  # four trainings in processes of their own
+def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path):
+    """The same global batches, dropped units and Dice sums: the same weights but for rounding."""
+    trained = {}
+    for devices in (1, 2):
+        outputs = tmp_path / str(devices)
+        done = typed(
+            "-m", "model=unet,swin_unet,mamba_unet", *small_run, f"outputs={outputs}",
+            "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "logger=csv",
+            script=ROOT / "tests" / "helpers" / "frozen_norms.py",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert not re.search("Warning|recommended|deprecated", done.stderr), done.stderr
+        runs = sorted((outputs / "default").glob("*-seed*"))
+        assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
+        for run in runs:
+            last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+            assert last["global_step"] == 4
+            assert len((run / "cases.csv").read_text().splitlines()) == 1 + 4 * 4  # each case once
+            trained.setdefault(run.name, []).append(last["state_dict"])
+    assert len(trained) == 3  # devices are no part of a run's identity
+    for name, (alone, together) in trained.items():
+        for key, weights in alone.items():
+            torch.testing.assert_close(
+                together[key], weights, rtol=1e-5, atol=1e-5, msg=f"{name} {key}"
+            )
+
+
+@pytest.mark.timeout(600)
+def test_more_processes_than_validation_cases_show_and_score_what_one_does(small_run, tmp_path):
+    """Two validation cases and four test cases for three processes; pictures are of all cases."""
+    seen = {}
+    for devices in (1, 2, 3):
+        outputs = tmp_path / str(devices)
+        done = typed(
+            "model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", *small_run, "logger=csv",
+            "data.batch_size=6", "data.steps=2", f"outputs={outputs}", "trainer=ddp",
+            "trainer.accelerator=cpu", f"trainer.devices={devices}",
+            script=ROOT / "tests" / "helpers" / "frozen_norms.py",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (run,) = (outputs / "default").glob("*-seed*")
+        seen[devices] = (
+            sorted(path.name for path in (run / "figures").iterdir()),
+            [line.split(",")[:2] for line in (run / "cases.csv").read_text().splitlines()],
+            json.loads((run / "run.json").read_text())["status"],
+        )
+    assert seen[1] == seen[2] == seen[3] and seen[3][2] == "done"
+
+
+def test_awkward_paths_work_as_documented(small_run, phantom_root, tmp_path):
+    root = tmp_path / "my = datä, all"
+    root.symlink_to(phantom_root)
+    done = typed("model=unet", *small_run, f'data.root="{root}"', "data.steps=2", "test=false",
+                 f'outputs="{tmp_path / "aus gabe = ü"}"', "logger=csv")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "aus gabe = ü" / "default").glob("*-seed*")
+    assert not any("=" in path.name for path in run.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model=vgg"], ["model/vgg", "mamba_unet"]),
+        (["experiment=acdc_paper"], ["ACDC", "data=phantom"]),
+        (["data=acdc", "data.root=empty"], ["patient", "data=phantom"]),
+    ],
+)
+def test_what_cannot_work_ends_in_one_message(arguments, said, tmp_path):
+    (tmp_path / "empty").mkdir()
+    env = {**os.environ, "ACDC_ROOT": str(tmp_path / "absent")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=env,
+    )  # fmt: skip
+    assert done.returncode == 1
+    for words in said:
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_loader_processes_and_the_threads_of_the_scan_get_along(small_run, tmp_path):
+    """No deadlock after a fork; and who asks for one thread gets one, not one per library."""
+    script = tmp_path / "timed.py"
+    script.write_text(
+        "import runpy, sys, time\n"
+        "sys.argv = sys.argv[1:]\n"
+        "started = time.perf_counter(), time.process_time()\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]\n"
+        "print('CPUs in use:', cpu / wall)\n"
+    )
+    words = ["model=mamba_unet", "model.scan_backend=numba", "data.num_workers=2", "logger=csv"]
+    done = subprocess.run(
+        [sys.executable, str(script), str(ROOT / "src" / "train.py"), *words, *small_run],
+        capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.rsplit("CPUs in use:", 1)[1]) < 1.2
+
+
+@pytest.mark.parametrize("words", [["logger=none"], ["~logger"], ["logger.wandb=null"]], ids=str)
+def test_a_training_needs_no_logger(words, small_run, tmp_path):
+    done = typed("model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=2", *words)
+    assert done.returncode == 0, done.stderr
+    (run,) = folders(tmp_path)
+    assert (run / "metrics.json").is_file()
+    assert (run / "metrics.csv").is_file() == (words == ["logger.wandb=null"])
+
+
+def test_a_precision_may_be_a_number(small_run, tmp_path):
+    words = ["model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=2", "logger=csv"]
+    done = typed(*words, "trainer.precision=64")
+    assert done.returncode == 0, done.stderr
+    (run,) = folders(tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["precision"] == "64-true"
+
+
+def test_a_folder_of_the_user_is_never_a_place_for_synthetic_data(tmp_path):
+    (tmp_path / "my_acdc").mkdir()
+    (tmp_path / "my_acdc" / "patient.nii.gz").write_bytes(b"precious")
+    here, nowhere = "data.root=my_acdc", "data.root=nowhere"
+    for words in ([here], ["data=phantom", here], [nowhere], ["data=acdc", nowhere],
+                  ["data=folder", nowhere], ["experiment=dehazing", nowhere]):  # fmt: skip
+        done = typed("model=unet", *words, cwd=tmp_path)
+        assert done.returncode == 1 and "data.root" in done.stderr, done.stderr
+        assert "elete" not in done.stderr and "Traceback" not in done.stderr
+        left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+        assert sorted(left) == ["my_acdc", "my_acdc/patient.nii.gz"]

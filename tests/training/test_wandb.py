@@ -1,0 +1,134 @@
+"""What W&B gets, read back from the files of offline runs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+from small_runs import small_overrides
+from wandb_file import curves, read_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["model=unet", "~callbacks.progress", *overrides])
+
+
+def csv_by_step(folder):
+    """Step -> cells of metrics.csv; a cell that stands there twice is an error."""
+    found = {}
+    with (folder / "metrics.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            cells = found.setdefault(int(row.pop("step")), {})
+            for name, text in row.items():
+                if text:
+                    assert name not in cells, (name, cells)
+                    cells[name] = float(text)
+    return found
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(shared_run):
+    """One finished run with both loggers; tests only read it."""
+    with build(composed(*shared_run, "trainer.log_every_n_steps=1", "name=some_sweep")) as run:
+        run.fit()
+        run.evaluate()
+    return run
+
+
+def test_an_offline_run_says_who_it_is(run):
+    said = read_run(run.folder.path)
+    assert said["run"].run_id == run.folder.record["wandb_id"]
+    assert said["run"].run_id.startswith(run.key)
+    assert said["run"].run_group == "some_sweep" and said["run"].project == "mambaseg"
+    assert said["run"].display_name == run.folder.path.name
+    assert set(said["run"].tags) == {"unet", "phantom", "synthetic phantom, not ACDC"}
+    assert said["exit_code"] == 0
+
+
+def test_an_offline_run_holds_the_configuration(run):
+    config = read_run(run.folder.path)["config"]
+    for group in ("data", "model", "optim", "evaluation"):
+        assert config[group] == json.loads(json.dumps(run.config[group]))
+
+
+def test_the_history_is_metrics_csv_row_for_row(run):
+    said = curves(read_run(run.folder.path))
+    assert [step for step, _ in said] == [0, 1, 2, 3, 4]
+    rows = csv_by_step(run.folder.path)
+    for step, row in said:
+        assert row.pop("trainer/global_step") == step
+        curve = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        assert curve == rows[step]
+    assert {"train/loss", "lr-SGD", "val/dice"} <= rows[3].keys() and "val/dice" not in rows[2]
+
+
+def test_the_step_is_the_axis_of_every_curve(run):
+    from wandb_file import records
+
+    (path,) = run.folder.path.glob("wandb/offline-run-*/*.wandb")
+    metrics = [r.metric for r in records(path) if r.WhichOneof("record_type") == "metric"]
+    axes = {m.glob_name or m.name: m.step_metric for m in metrics}
+    assert axes["*"] == "trainer/global_step"
+
+
+def test_images_table_and_summary_of_the_test_part_arrive(run):
+    said = read_run(run.folder.path)
+    step, row = curves(said)[-1]
+    assert step == 4 and "test/dice" in row
+    assert row["test/cases"]["_type"] == "table-file"
+    assert row["test/cases"]["nrows"] == len((run.folder.path / "cases.csv").open().readlines()) - 1
+    for place in ("worst", "median", "best"):
+        image = row[f"test/{place}"]
+        assert image["_type"] == "image-file" and image["masks"].keys() == {"truth", "prediction"}
+        (files,) = run.folder.path.glob("wandb/offline-run-*/files")
+        assert (files / image["path"]).is_file()
+        assert "synthetic phantom, not ACDC" in image["caption"]
+    assert said["summary"]["data"] == "synthetic phantom, not ACDC"
+    dice = run.folder.summary["foreground"]["dice"]["mean"]
+    assert said["summary"]["test"]["dice"]["mean"] == pytest.approx(dice)
+
+
+# ---- a sweep -------------------------------------------------------------------------------------
+
+
+def test_every_job_of_a_sweep_is_a_run_of_its_group_and_a_failed_one_says_so(
+    phantom_root, tmp_path
+):
+    words = small_overrides(phantom_root, tmp_path / "outputs")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py"), "-m", "model=unet", *words,
+         "data.batch_size=2,3,4", "trainer.accumulate_grad_batches=2",  # 3 cannot be halved
+         "test=false", "name=halves", "logger=default"],
+        capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, "WANDB_MODE": "offline"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    folders = sorted((tmp_path / "outputs" / "halves").glob("*-seed*"))
+    said = {read_run(p)["config"]["data"]["batch_size"]: read_run(p) for p in folders}
+    assert {size: one["exit_code"] for size, one in said.items()} == {2: 0, 3: 1, 4: 0}
+    assert {one["run"].run_group for one in said.values()} == {"halves"}
+    assert len({one["run"].run_id for one in said.values()}) == 3
+    assert not said[3]["history"] and all(len(said[size]["history"]) == 2 for size in (2, 4))
+
+
+def test_a_job_that_fails_before_it_has_a_trainer_finishes_its_run(small_run, tmp_path):
+    with (
+        pytest.raises(Exception, match="gradient_clip"),
+        build(composed(*small_run, "trainer.gradient_clip_val=abc")),
+    ):
+        pass
+    (folder,) = (tmp_path / "outputs" / "default").glob("unet-*")
+    assert read_run(folder)["exit_code"] == 1
