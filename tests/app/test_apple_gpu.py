@@ -8,8 +8,9 @@ from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mambaseg.app.build import _device_type, build
+from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
+from mambaseg.app.settle import device_type
 from mambaseg.data import sampling
 from mambaseg.errors import UserError
 from small_leaves import SMALL
@@ -37,7 +38,7 @@ def test_on_a_mac_the_scan_runs_where_the_trainer_runs(mac, small_run, trainer, 
     run = build(composed(*small_run, "model=mamba_unet", f"trainer={trainer}"))
     assert run.config["model"]["scan_backend"] == backend
     assert run.config["trainer"]["precision"] == "32-true"
-    assert _device_type(run.config["trainer"]["accelerator"]) == device
+    assert device_type(run.config["trainer"]["accelerator"]) == device
 
 
 def test_a_named_backend_that_cannot_run_on_a_mac_is_refused(mac, small_run):
@@ -52,7 +53,7 @@ def test_without_a_mac_the_choice_is_as_before(small_run, monkeypatch):
     with pytest.raises(UserError, match="no GPU of Apple"):
         build(composed(*small_run, "trainer.accelerator=mps"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [_device_type(name) for name in ("auto", "gpu", "cuda", "cpu")] == [
+    assert [device_type(name) for name in ("auto", "gpu", "cuda", "cpu")] == [
         "cuda", "cuda", "cuda", "cpu"
     ]  # fmt: skip
 
@@ -64,7 +65,7 @@ def test_the_choice_is_lightnings(mac, accelerator):
     connector = lightning._AcceleratorConnector
     chosen = {"auto": connector._choose_auto_accelerator,
               "gpu": connector._choose_gpu_accelerator_backend}[accelerator]()  # fmt: skip
-    assert _device_type(accelerator) == chosen == "mps"
+    assert device_type(accelerator) == chosen == "mps"
 
 
 class WithoutFloat64(TorchDispatchMode):

@@ -8,9 +8,10 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import _no_graph, build
+from mambaseg.app.build import build
 from mambaseg.app.check import checked
 from mambaseg.app.entry import CONF
+from mambaseg.app.settle import no_graph
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 
@@ -218,7 +219,7 @@ def test_graphs_without_a_gpu_are_left_out_with_the_reason_and_change_no_identit
 )
 def test_graphs_are_refused_where_they_would_be_wrong(words, reason):
     cfg = composed("model=unet", "trainer=gpu", "trainer.graph=true", *words)
-    why = _no_graph(cfg, gpu=True)
+    why = no_graph(cfg, gpu=True)
     assert reason in why and bool(why) == bool(reason)
 
 

@@ -13,8 +13,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import Logger
 
-from mambaseg.app.build import _wandb_mode, build
+from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
+from mambaseg.app.resolvers import wandb_mode
 from mambaseg.storage import files
 from mambaseg.storage.files import keep_caches
 from mambaseg.storage.run_folder import RunFolder
@@ -147,9 +148,9 @@ def test_a_netrc_in_any_encoding_is_looked_through(content, monkeypatch, tmp_pat
     if content is not None:
         (tmp_path / ".netrc").write_bytes(content)
     online = content is not None and b"api.wandb.ai" in content
-    assert _wandb_mode() == ("online" if online else "offline")
+    assert wandb_mode() == ("online" if online else "offline")
     monkeypatch.setenv("NETRC", "~nobody-of-this-name/netrc")
-    assert _wandb_mode() == "offline"
+    assert wandb_mode() == "offline"
 
 
 def test_wandb_keeps_what_the_user_has_set(monkeypatch, tmp_path):

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets
 from mambaseg.app.jobs import note_run
 from mambaseg.app.networks import network_with_weights, plain, read_with_leaf, without
+from mambaseg.app.resolvers import task_class
 from mambaseg.app.schema import EXTRAS
+from mambaseg.app.settle import device_type, require_unicode, settle
 from mambaseg.errors import UserError
-from mambaseg.storage.files import home_file
-from mambaseg.storage.untrusted import readable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,84 +30,7 @@ if TYPE_CHECKING:
 _SOURCES = ("run", "predictions", "references", "class_names")
 # precisions that convert the network itself, and torch's name of what it becomes
 _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
-# what the data are for (data.task), and the task that learns it
-_TASKS = {
-    "segmentation": "mambaseg.training.segmentation.SegmentationTask",
-    "restoration": "mambaseg.restoration.task.RestorationTask",
-}
 log = logging.getLogger(__name__)
-
-
-# ---- what the configuration may ask of the machine (nothing else reads the environment) ---------
-
-
-def _acdc_root() -> str:
-    return os.environ.get("ACDC_ROOT") or "data/ACDC"
-
-
-def _found_data() -> str:
-    named = os.environ.get("ACDC_ROOT")  # also a folder that is not there: then that is the error
-    return "acdc" if named or Path(_acdc_root()).is_dir() else "phantom"
-
-
-def _haze_root() -> str:
-    return os.environ.get("HAZE_ROOT") or "data/haze"
-
-
-def _found_haze() -> str:
-    named = os.environ.get("HAZE_ROOT")
-    return "haze" if named or Path(_haze_root()).is_dir() else "haze_phantom"
-
-
-def _wandb_mode() -> str:
-    if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    netrc = Path(named) if (named := os.environ.get("NETRC")) else home_file(".netrc")
-    try:
-        known = netrc is not None and b"api.wandb.ai" in netrc.expanduser().read_bytes()
-    except (OSError, RuntimeError):
-        known = False
-    return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
-
-
-def _monitor(*, _root_: DictConfig) -> str:
-    """The validation score by which the task of the data chooses its best checkpoint."""
-    return str(_task_class(_root_.data).monitor)
-
-
-def _nnunet(what: str, *, _root_: DictConfig) -> Any:
-    """What the data set at data.root, in nnU-Net's layout, says about itself.
-
-    Raises:
-        UserError: there is none, or its dataset.json cannot be used.
-    """
-    from mambaseg.data.readers.dataset_json import read_dataset_json
-    from mambaseg.data.readers.nnunet import split_of
-
-    if OmegaConf.is_missing(_root_.data, "root"):
-        raise UserError("data=nnunet: say where the data set is, data.root=<its folder>")
-    root = Path(_root_.data.root).expanduser()
-    if what == "title":
-        return re.sub(r"[^\w .+-]", "-", root.absolute().name)[:100]
-    if what == "split":
-        return split_of(root)
-    about = read_dataset_json(root)
-    if what == "in_channels":
-        return len(about.channels)
-    return len(about.class_names) if what == "num_classes" else list(about.class_names)
-
-
-_RESOLVERS: dict[str, Callable[..., Any]] = {
-    "monitor": _monitor,
-    "acdc_root": _acdc_root,
-    "found_data": _found_data,
-    "haze_root": _haze_root,
-    "found_haze": _found_haze,
-    "wandb_mode": _wandb_mode,
-    "nnunet": _nnunet,
-}
-for _name, _resolver in _RESOLVERS.items():
-    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
 # ---- cfg -> Run ---------------------------------------------------------------------------------
@@ -127,7 +47,7 @@ def build(cfg: DictConfig) -> Run:
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     _silence_libraries()
-    _require_unicode(cfg)
+    require_unicode(cfg)
     notice = _notice(cfg)
     if notice:
         log.warning(notice)
@@ -147,12 +67,12 @@ def build(cfg: DictConfig) -> Run:
         cfg.checkpoint = str(checkpoint.path)
         for key in _SOURCES:
             cfg.pop(key, None)
-    _settle(cfg)
+    settle(cfg)
     data = instantiate(without(cfg.data, *EXTRAS["data"]), _convert_="all")
     data.load()
     if checkpoint is None:
         data.split.require_training()
-        settle_callbacks(cfg, logged=_task_class(cfg.data).logged(data))
+        settle_callbacks(cfg, logged=task_class(cfg.data).logged(data))
     seen = _seen(cfg, data, checkpoint)
     config = plain(cfg)
     weights = weight_digests(config)
@@ -289,7 +209,7 @@ def _parts(
             same_split=bool(checkpoint and checkpoint.split_hash == data.split.hash),
         ).plain(),
     }
-    task = _task_class(cfg.data)(
+    task = task_class(cfg.data)(
         network,
         instantiate(cfg.loss),
         instantiate(cfg.optim.optimizer),
@@ -301,9 +221,7 @@ def _parts(
         **data.for_task(),
         evaluation=plain(cfg.evaluation),
     )
-    if (
-        _device_type(cfg.trainer.accelerator) == "cuda"
-    ):  # convolutions and their norms are several times as fast in this layout
+    if device_type(cfg.trainer.accelerator) == "cuda":
         channels_last(network)
     if cfg.trainer.precision in _TRUE:
         # Only the network: Lightning's own would also round the data and their augmentation.
@@ -332,105 +250,6 @@ def _parts(
     return task, trainer
 
 
-# ---- settling what a configuration leaves open --------------------------------------------------
-
-
-def _settle(cfg: DictConfig) -> None:
-    """Replaces every `auto` that can change a result, and refuses what cannot work."""
-    import torch
-
-    from mambaseg.inference.segment import choose_precision
-    from mambaseg.scan import choose_backend
-
-    device = _device_type(cfg.trainer.accelerator)
-    gpu = device == "cuda"
-    if gpu and not torch.cuda.is_available():
-        raise UserError(
-            "trainer: no CUDA device is visible to PyTorch. trainer=cpu runs without one; "
-            "otherwise install a CUDA build of torch and check nvidia-smi."
-        )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch finds no GPU of Apple here. "
-            "trainer=cpu runs without one."
-        )
-    if cfg.trainer.get("sync_batchnorm") == "auto":
-        cfg.trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
-    if cfg.trainer.get("graph") and (why := _no_graph(cfg, gpu=gpu)):
-        log.warning("trainer.graph=true: %s; the training runs without", why)
-        cfg.trainer.graph = False
-    if cfg.trainer.precision == "auto":
-        cfg.trainer.precision = choose_precision("auto", gpu=gpu)
-    float16 = str(cfg.trainer.precision).startswith("16")
-    if cfg.optim.optimizer.get("fused") and (float16 or cfg.trainer.get("gradient_clip_val")):
-        # Lightning clips no fused optimizer in mixed precision; and such a one takes the loss scale
-        # out of the gradient itself, after it was looked at
-        cfg.optim.optimizer.fused = False
-    if "scan_backend" in cfg.model:
-        if str(cfg.trainer.precision).startswith("16"):
-            raise UserError(
-                f"trainer.precision={cfg.trainer.precision}: float16 overflows in the selective "
-                "scan; use bf16-mixed or 32-true"
-            )
-        cfg.model.scan_backend = choose_backend(cfg.model.scan_backend, torch.device(device))
-        if cfg.trainer.get("deterministic") and cfg.model.scan_backend == "mamba_ssm":
-            raise UserError(
-                "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
-                "order; use model.scan_backend=triton or torch"
-            )
-    mps = torch.backends.mps.is_available()
-    if float16 and not gpu and cfg.trainer.accelerator in (("cpu",) if mps else ("cpu", "auto")):
-        # Lightning would take bfloat16 instead, and the run's tables call it float16
-        raise UserError(
-            f"trainer.precision={cfg.trainer.precision}: float16 needs a GPU, and this run is on "
-            "the CPU. Use trainer.precision=32-true or bf16-mixed."
-        )
-    if OmegaConf.is_missing(cfg.data, "root"):
-        raise UserError(f"data={cfg.data.name}: say where the data set is, data.root=<its folder>")
-    cfg.data.root = str(Path(cfg.data.root).expanduser())
-    cfg.data.cache_dir = str(Path(cfg.data.cache_dir).expanduser())
-    with_accumulation = {"accumulate": cfg.trainer.accumulate_grad_batches}
-    cfg.data = OmegaConf.merge(cfg.data, with_accumulation)
-
-
-def _device_type(accelerator: str) -> str:
-    """The kind of device that Lightning takes for `trainer.accelerator`: `cpu`, `cuda` or `mps`."""
-    import torch
-    from lightning.pytorch.accelerators import MPSAccelerator
-
-    if accelerator in ("auto", "gpu"):  # in Lightning's order
-        if MPSAccelerator.is_available():
-            return "mps"
-        return "cuda" if accelerator == "gpu" or torch.cuda.is_available() else "cpu"
-    return accelerator if accelerator in ("cuda", "mps") else "cpu"
-
-
-def _no_graph(cfg: DictConfig, *, gpu: bool) -> str:
-    """Why the training pass cannot be a CUDA graph; empty where it can."""
-    if not gpu:
-        return "CUDA graphs need an NVIDIA GPU"
-    if cfg.trainer.devices not in (1, "1", [0]) or cfg.trainer.get("num_nodes", 1) != 1:
-        return "CUDA graphs are for one device"
-    if cfg.trainer.accumulate_grad_batches != 1:
-        return "trainer.accumulate_grad_batches is not 1, and a graph overwrites its gradients"
-    return ""
-
-
-def _require_unicode(cfg: DictConfig) -> None:
-    """Refuses a folder that the files of a run could not name.
-
-    Raises:
-        UserError: the name of a folder is not UTF-8.
-    """
-    for key in ("data.root", "data.cache_dir", "outputs", "checkpoint"):
-        path = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if path is not None and readable(str(path)) != str(path):
-            raise UserError(
-                f"{key}={readable(str(path))}: the name is not UTF-8, so no file of the run can "
-                "hold it. Rename the folder, or give a link to it (files below may have any name)."
-            )
-
-
 def _notice(cfg: DictConfig) -> str:
     """What must be said first and last when the data are synthetic."""
     if not cfg.data.synthetic:
@@ -442,14 +261,6 @@ def _use_job_arguments() -> None:
     """Lets Lightning's DDP children repeat this job rather than the whole sweep."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         sys.argv[1:] = list(HydraConfig.get().overrides.task)
-
-
-def _task_class(data: DictConfig) -> Any:
-    """The task that learns what the data are for: `data.task`, segmentation where it is unsaid."""
-    kind = data.get("task", "segmentation")
-    if kind not in _TASKS:
-        raise UserError(f"data.task={kind}: choose one of {', '.join(_TASKS)}")
-    return get_class(_TASKS[kind])
 
 
 def _silence_libraries() -> None:

@@ -1,0 +1,102 @@
+"""What a configuration may ask of the machine: `${found_data:}`, `${nnunet:title}` and others.
+
+Nothing else reads the environment. Importing this module registers them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from mambaseg.errors import UserError
+from mambaseg.storage.files import home_file
+
+# what the data are for (data.task), and the task that learns it
+_TASKS = {
+    "segmentation": "mambaseg.training.segmentation.SegmentationTask",
+    "restoration": "mambaseg.restoration.task.RestorationTask",
+}
+
+
+def task_class(data: DictConfig) -> Any:
+    """The task that learns what the data are for: `data.task`, segmentation where it is unsaid."""
+    kind = data.get("task", "segmentation")
+    if kind not in _TASKS:
+        raise UserError(f"data.task={kind}: choose one of {', '.join(_TASKS)}")
+    return get_class(_TASKS[kind])
+
+
+def _acdc_root() -> str:
+    return os.environ.get("ACDC_ROOT") or "data/ACDC"
+
+
+def _found_data() -> str:
+    named = os.environ.get("ACDC_ROOT")  # also a folder that is not there: then that is the error
+    return "acdc" if named or Path(_acdc_root()).is_dir() else "phantom"
+
+
+def _haze_root() -> str:
+    return os.environ.get("HAZE_ROOT") or "data/haze"
+
+
+def _found_haze() -> str:
+    named = os.environ.get("HAZE_ROOT")
+    return "haze" if named or Path(_haze_root()).is_dir() else "haze_phantom"
+
+
+def wandb_mode() -> str:
+    """W&B's mode where no config says it: online with a key, otherwise offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    netrc = Path(named) if (named := os.environ.get("NETRC")) else home_file(".netrc")
+    try:
+        known = netrc is not None and b"api.wandb.ai" in netrc.expanduser().read_bytes()
+    except (OSError, RuntimeError):
+        known = False
+    return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
+
+
+def _monitor(*, _root_: DictConfig) -> str:
+    """The validation score by which the task of the data chooses its best checkpoint."""
+    return str(task_class(_root_.data).monitor)
+
+
+def _nnunet(what: str, *, _root_: DictConfig) -> Any:
+    """What the data set at data.root, in nnU-Net's layout, says about itself.
+
+    Raises:
+        UserError: there is none, or its dataset.json cannot be used.
+    """
+    from mambaseg.data.readers.dataset_json import read_dataset_json
+    from mambaseg.data.readers.nnunet import split_of
+
+    if OmegaConf.is_missing(_root_.data, "root"):
+        raise UserError("data=nnunet: say where the data set is, data.root=<its folder>")
+    root = Path(_root_.data.root).expanduser()
+    if what == "title":
+        return re.sub(r"[^\w .+-]", "-", root.absolute().name)[:100]
+    if what == "split":
+        return split_of(root)
+    about = read_dataset_json(root)
+    if what == "in_channels":
+        return len(about.channels)
+    return len(about.class_names) if what == "num_classes" else list(about.class_names)
+
+
+_RESOLVERS: dict[str, Callable[..., Any]] = {
+    "monitor": _monitor,
+    "acdc_root": _acdc_root,
+    "found_data": _found_data,
+    "haze_root": _haze_root,
+    "found_haze": _found_haze,
+    "wandb_mode": wandb_mode,
+    "nnunet": _nnunet,
+}
+for _name, _resolver in _RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
