@@ -7,13 +7,12 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
-from mambaseg.app.entry import CONF, explained_errors
+from mambaseg.app.entry import explained_errors
 from mambaseg.data import layouts
 from mambaseg.data.check import check_dataset, main
 from mambaseg.data.formats.images import find_images, group_channels
@@ -22,28 +21,11 @@ from mambaseg.data.proposal import _yaml, propose
 from mambaseg.data.readers import nnunet
 from mambaseg.errors import UserError
 from mambaseg.reporting.report import write_report
+from own_runs import SMALL, composed, trained
 from tiny_checkpoints import write_checkpoint
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
-SMALL = ["model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", "logger=csv", "data.size=32",
-         "data.batch_size=4", "data.steps=2", "data.val_every=1", "trainer=cpu"]  # fmt: skip
 MEMORY = (2**30, "1 GiB")
-
-
-def composed(name, folder, *overrides):
-    """With a folder of own leaves beside those of the project."""
-    words = [f"hydra.searchpath=[file://{folder}]", *overrides]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=words)
-
-
-def trained(folder, tmp_path, *overrides):
-    places = [f"outputs={tmp_path / 'outputs'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    with build(composed("config", folder, *SMALL, *places, *overrides)) as run:
-        run.fit()
-        run.evaluate()
-        run.report()
-    return run
 
 
 # ---- channels of images to predict --------------------------------------------------------------

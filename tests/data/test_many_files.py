@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import ROOT, typed
 
 from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.pairs import find_pairs
@@ -18,6 +17,7 @@ from mambaseg.inference.folder_scores import find_pairs as find_label_maps
 from mambaseg.inference.folder_scores import score_folders
 from tiny_nnunet import arrays, write_volume
 from tiny_pictures import blob, mask, save
+from typed import ROOT, typed
 
 
 def touch(root, *names):

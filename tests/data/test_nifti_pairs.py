@@ -13,6 +13,7 @@ from mambaseg.data.proposal import propose
 from mambaseg.data.readers import nifti_pairs
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.errors import UserError
+from own_runs import trained
 from tiny_nnunet import arrays, write_nnunet, write_volume
 from tiny_pictures import save
 
@@ -95,8 +96,6 @@ def test_what_is_wrong_is_said_for_each_file(tmp_path):
 
 
 def test_a_training_runs_on_what_is_proposed(tmp_path):
-    from test_own_data import trained
-
     names = ((f"c{number}.nii.gz", f"c{number}_seg.nii.gz") for number in range(5))
     root = write(tmp_path / "data", *names)
     assert main([str(root), "--write", str(tmp_path / "conf" / "data" / "own.yaml")]) == 0

@@ -5,20 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-ROOT = Path(__file__).parents[2]
-
-
-def typed(*arguments, cwd=ROOT, timeout=280, script=ROOT / "src" / "train.py"):
-    return subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True, text=True, timeout=timeout, cwd=cwd, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+from typed import ROOT, typed
 
 
 def folders(tmp_path, experiment="default"):
