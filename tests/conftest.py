@@ -1,6 +1,7 @@
 """Shared fixtures: quiet and repeatable runs, and the real data where they are at hand."""
 
 import locale
+import logging
 import os
 from pathlib import Path
 
@@ -30,6 +31,22 @@ def locale_kept():
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_kept():
+    """Entry scripts add handlers to the root logger; their streams end with the test."""
+    root = logging.getLogger()
+    before = [handler for handler in root.handlers if not _ended(handler)]
+    root.handlers[:] = before[:]
+    yield
+    for handler in root.handlers[:]:  # pytest's own are of other classes
+        if type(handler) is logging.StreamHandler and handler not in before:
+            root.removeHandler(handler)
+
+
+def _ended(handler: logging.Handler) -> bool:
+    return type(handler) is logging.StreamHandler and handler.stream.closed
 
 
 @pytest.fixture(scope="session")
