@@ -39,7 +39,7 @@ class GraphedNetwork:
         generator = torch.cuda.get_rng_state(device)
         dtype = torch.get_autocast_dtype("cuda")
         # The weights' casts belong in the graph: they change with every step. And a cache of casts
-        # would hold on to an autograd graph of another stream, which ends the recording.
+        # may hold on to an autograd graph of another stream, which would end the recording.
         torch.clear_autocast_cache()
         with (
             torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False),
