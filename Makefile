@@ -2,10 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.complete
-# for a GPU machine lent for minutes (docs/gpu.md)
-PYTHON_VERSION ?= 3.12
-PLATFORM ?= manylinux_2_28_x86_64
-WHEELS ?= hydra-core omegaconf antlr4-python3-runtime
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,18 +34,6 @@ sweep: setup ## The three-network comparison on whatever data are found
 
 models: setup ## Measure every network and write docs/models.md anew (minutes; keep the machine idle)
 	$(BIN)/python src/benchmark.py profile models=all threads=1 page=docs/models.md
-
-pack: setup ## Pack ACDC to travel with the checkout: make pack DATA=<root> (docs/gpu.md)
-	@test -n "$(DATA)" || { echo "usage: make pack DATA=<folder of ACDC>"; exit 2; }
-	$(BIN)/python -m mambaseg.data.pack "$(DATA)" data/acdc_pack
-
-wheels: setup ## Collect packages for a machine without a network: make wheels PYTHON_VERSION=3.12
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c constraints/cpu.txt \
-		-w wheels antlr4-python3-runtime
-	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-		--python-version $(PYTHON_VERSION) --platform $(PLATFORM) --platform manylinux2014_x86_64 \
-		-c constraints/cpu.txt --find-links wheels -d wheels $(WHEELS)
-	@du -ch wheels/*.whl
 
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

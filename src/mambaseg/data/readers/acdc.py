@@ -23,7 +23,6 @@ from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc_h5 import FILE_NAME, PHASES, survey_h5, volume_files
 from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
 from mambaseg.data.readers.acdc_info import read_info
-from mambaseg.data.readers.packed import INDEX, survey_packed
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
@@ -40,7 +39,7 @@ HOW_TO_GET = (
 KNOWN_LAYOUTS = (
     "Known layouts: official (patient001/patient001_frame01.nii.gz with _gt and Info.cfg, also "
     "under training/ and testing/), SSL4MIS (data/patient001_frame01.h5), WSL4MIS "
-    "(ACDC_training_volumes/patient001_frame01.h5), a pack (pack.json)."
+    "(ACDC_training_volumes/patient001_frame01.h5)."
 )
 
 
@@ -71,8 +70,6 @@ def _survey(root: Path) -> tuple[list[Case], list[DataError]]:
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "this folder does not exist"
         raise DataError(problem, root, HOW_TO_GET)
-    if (root / INDEX).exists():
-        return survey_packed(root), []
     folders, files = patient_folders(root), volume_files(root)
     if folders and files:
         remedy = f"Point data.root at one of them: {folders[0].parent} or {files[0].parent}."

@@ -13,7 +13,6 @@ from mambaseg.data.problems import Problem, counted
 from mambaseg.data.readers.acdc import FOLDERS, NAMES, frames_of, patient_folders, read_official
 from mambaseg.data.readers.acdc_h5 import FILE_NAME, read_h5, volume_files
 from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
-from mambaseg.data.readers.packed import INDEX
 from mambaseg.data.splits import LISTED, listed
 
 # Lists that come with the h5 layouts: which files make up a part of the split.
@@ -26,8 +25,6 @@ LISTS = {
 
 def recognises(root: Path) -> bool:
     """Whether anything below `root` is named as ACDC names it, also in other letters."""
-    if (root / INDEX).exists():
-        return True
     places = {root / folder for folder in (*FOLDERS, *H5_FOLDERS)}
     names = (path.name.lower() for place in places if place.is_dir() for path in place.iterdir())
     return any(pattern.fullmatch(name) for name in names for pattern in NAMES)
