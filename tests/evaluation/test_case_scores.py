@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
-from mambaseg.evaluation.metrics import score_case, summarise
+from mambaseg.evaluation.metrics import score_case
+from mambaseg.evaluation.summary import summarise
 
 CLASSES = ("background", "RV", "MYO")
 

@@ -15,7 +15,8 @@ from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import CONF
 from mambaseg.data.formats.images import find_images
 from mambaseg.errors import UserError
-from mambaseg.evaluation.metrics import score_case, summarise
+from mambaseg.evaluation.metrics import score_case
+from mambaseg.evaluation.summary import summarise
 from mambaseg.inference.folder_scores import find_pairs, score_folders
 from mambaseg.inference.segment import keep_largest_component
 from mambaseg.reporting.collect import read_run

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mambaseg.evaluation.metrics import score_case, summarise
+from mambaseg.evaluation.metrics import score_case
+from mambaseg.evaluation.summary import summarise
 from mambaseg.reporting.views import overlay_slices
 from mambaseg.storage.run_folder import RunFolder
 

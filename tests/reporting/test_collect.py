@@ -8,7 +8,7 @@ import yaml
 from fake_runs import NAMES, write_run
 
 from mambaseg.errors import UserError
-from mambaseg.evaluation.metrics import summarise
+from mambaseg.evaluation.summary import summarise
 from mambaseg.reporting.checks import cautions
 from mambaseg.reporting.collect import collect, read_run
 from mambaseg.reporting.labels import differences, labels

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mambaseg.evaluation.metrics import score_case, summarise
+from mambaseg.evaluation.metrics import score_case
+from mambaseg.evaluation.summary import summarise
 from mambaseg.reporting.tables import score_cells, score_table, to_markdown
 
 NAMES = ("background", "RV", "MYO", "LV")

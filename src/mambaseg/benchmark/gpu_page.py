@@ -9,7 +9,7 @@ from typing import Any
 
 from mambaseg.benchmark.tables import markdown, tables
 from mambaseg.benchmark.truth import compare_curves
-from mambaseg.evaluation.metrics import distance_unit
+from mambaseg.evaluation.summary import distance_unit
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_json
 

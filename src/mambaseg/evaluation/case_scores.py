@@ -9,7 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mambaseg.errors import UserError
-from mambaseg.evaluation.metrics import Policy, Row, score_case, summarise
+from mambaseg.evaluation.metrics import Metric as CaseMetric
+from mambaseg.evaluation.metrics import Policy, Row, score_case
+from mambaseg.evaluation.summary import summarise
 from mambaseg.evaluation.surface import Spacing
 
 
@@ -82,6 +84,7 @@ class CaseScores(CaseRows):
         tolerance_vox: tolerance of ``nsd_vox``.
         surface: False leaves the surface columns out.
         distances: unit in which distances are shown; None: mm where every case's spacing is known.
+        more: metrics beside the built-in ones.
     """
 
     def __init__(
@@ -93,9 +96,10 @@ class CaseScores(CaseRows):
         tolerance_vox: float = 1.0,
         surface: bool = True,
         distances: Literal["mm", "vox"] | None = None,
+        more: Sequence[CaseMetric] = (),
     ) -> None:
         super().__init__()
-        self.distances = distances
+        self.distances, self.more = distances, tuple(more)
         self.class_names = tuple(class_names)
         self.convention: dict[str, Any] = {
             "policy": policy,
@@ -129,6 +133,7 @@ class CaseScores(CaseRows):
                 reference.cpu().numpy(),
                 num_classes=len(self.class_names),
                 spacing=spacing,
+                more=self.more,
                 **self.convention,
             )
         except UserError as error:
@@ -141,5 +146,5 @@ class CaseScores(CaseRows):
         ]
 
     def summarise(self) -> dict[str, Any]:
-        """See `mambaseg.evaluation.metrics.summarise`."""
+        """See `mambaseg.evaluation.summary.summarise`."""
         return summarise(self.rows, self.class_names, distances=self.distances)

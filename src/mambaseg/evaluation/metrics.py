@@ -1,4 +1,4 @@
-"""Scores of one case, per class, on the whole volume at native resolution; and their summary.
+"""Scores of one case, per class, on the whole volume at native resolution.
 
 Columns of a row, one row per case and class. Undefined values are None, never NaN or 0:
 
@@ -41,8 +41,7 @@ published numbers only: it returns Dice 0 and HD95 0 for an empty prediction, an
 an error on a false positive (no ACDC volume lacks a class).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median, stdev
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -55,19 +54,88 @@ Policy = Literal["strict", "penalty", "legacy"]
 Row = dict[str, Any]
 Scores = dict[str, float | None]
 
-OVERLAP = ("dice", "iou", "accuracy", "precision", "sensitivity", "specificity")
-SURFACE = ("hd95", "hd", "asd", "assd", "nsd")
-VOLUME = ("volume_ml", "reference_volume_ml")
-METRICS = (
-    *OVERLAP,
-    *(f"{name}_vox" for name in SURFACE),
-    *(f"{name}_mm" for name in SURFACE),
-    *VOLUME,
-)
 OUTCOMES = ("scored", "missed", "false_positive", "both_empty")
-CONVENTION = ("policy", "tolerance_mm", "tolerance_vox")
 
-UNDEFINED_IF_EMPTY = ("dice", "iou", "precision", "sensitivity")
+
+class Metric:
+    """A column of cases.csv, and how tables show it.
+
+    A metric beside the built-in ones is a subclass with `measure`, and a config that names it
+    (docs/metrics.md).
+
+    Args:
+        name: the column, lower case with underscores.
+        title: heading in tables, without the unit.
+        unit: empty for numbers without one.
+        higher_is_better: None: a quantity, neither good nor bad.
+        decimals: digits after the point in tables.
+        empty: what an empty mask scores under a policy: as an `overlap`, as a `distance`, or what
+            `measure` returns for it (`measured`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        *,
+        unit: Literal["", "vox", "mm", "ml"] = "",
+        higher_is_better: bool | None = True,
+        decimals: int = 3,
+        empty: Literal["overlap", "distance", "measured"] = "overlap",
+    ) -> None:
+        self.name, self.title, self.unit = name, title, unit
+        self.higher_is_better, self.decimals, self.empty = higher_is_better, decimals, empty
+
+    def measure(
+        self,
+        prediction: npt.NDArray[np.bool_],
+        reference: npt.NDArray[np.bool_],
+        spacing: Spacing | None,
+    ) -> float | None:
+        """The score of one class in one case.
+
+        Args:
+            prediction: mask (Z, H, W) at native resolution.
+            reference: mask of the same shape.
+            spacing: voxel size (z, y, x) in mm, None where it is unknown.
+
+        Returns:
+            None where the score is undefined.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not measure masks")
+
+    def plain(self) -> dict[str, Any]:
+        """What tables need to know, for metrics.json."""
+        keys = ("name", "title", "unit", "higher_is_better", "decimals")
+        return {key: getattr(self, key) for key in keys}
+
+
+OVERLAP = [
+    Metric("dice", "Dice"),
+    Metric("iou", "IoU"),
+    Metric("accuracy", "accuracy", empty="measured"),
+    Metric("precision", "precision"),
+    Metric("sensitivity", "sensitivity"),
+    Metric("specificity", "specificity", empty="measured"),
+]
+SURFACE = [
+    metric
+    for unit in ("vox", "mm")
+    for metric in (
+        *(
+            Metric(f"{name}_{unit}", title, unit=unit, higher_is_better=False, decimals=2,
+                   empty="distance")
+            for name, title in (("hd95", "HD95"), ("hd", "HD"), ("asd", "ASD"), ("assd", "ASSD"))
+        ),
+        Metric(f"nsd_{unit}", "NSD", unit=unit),
+    )
+]  # fmt: skip
+VOLUME = [
+    Metric(name, title, unit="ml", higher_is_better=None, decimals=1, empty="measured")
+    for name, title in (("volume_ml", "volume"), ("reference_volume_ml", "reference volume"))
+]
+BUILT_IN = [*OVERLAP, *SURFACE, *VOLUME]
+"""The metrics that every case gets, in the order of their columns."""
 
 
 class Empty(NamedTuple):
@@ -140,6 +208,7 @@ def score_case(
     tolerance_vox: float = 1.0,
     policy: Policy = "strict",
     surface: bool = True,
+    more: Sequence[Metric] = (),
 ) -> list[Row]:
     """Score one case.
 
@@ -152,6 +221,7 @@ def score_case(
         tolerance_vox: tolerance of ``nsd_vox``.
         policy: what empty masks score; see the module's table.
         surface: False leaves the surface columns out, for a quick look.
+        more: metrics beside the built-in ones.
 
     Returns:
         One row per class 0..K-1, with the columns the module lists and ``class``, the index.
@@ -164,26 +234,23 @@ def score_case(
         raise UserError(f"There is no policy {policy!r} for empty masks; choose one of {names}.")
     predicted, expected = np.asarray(prediction), np.asarray(reference)
     counts = confusion_matrix(predicted, expected, num_classes)
-    convention = {"policy": policy, "tolerance_mm": tolerance_mm, "tolerance_vox": tolerance_vox}
     scales = [Scale("vox", (1.0, 1.0, 1.0), tolerance_vox)]
     if spacing is not None:
         scales.append(Scale("mm", spacing, tolerance_mm))
-    columns = METRICS if surface else (*OVERLAP, *VOLUME)
+    columns = [m.name for m in (*OVERLAP, *(SURFACE if surface else ()), *VOLUME, *more)]
     rows = []
     for index in range(num_classes):
-        outcome = _outcome(counts, index)
-        row: Row = {"class": index, "outcome": outcome, **dict.fromkeys(columns)}
-        row |= _overlap(counts, index)
-        row |= _voxels(counts, index)
-        if outcome != "scored":
-            row |= dict.fromkeys(UNDEFINED_IF_EMPTY, EMPTY[policy][outcome].overlap)
-        if surface and outcome == "scored":
-            row |= _surface(predicted == index, expected == index, scales)
+        masks = predicted == index, expected == index
+        row: Row = {"class": index, "outcome": _outcome(counts, index), **dict.fromkeys(columns)}
+        row |= _counted(counts, index, spacing)
+        row |= {metric.name: metric.measure(*masks, spacing) for metric in more}
+        if row["outcome"] != "scored":
+            row |= _empty(EMPTY[policy][row["outcome"]], expected.shape, scales, columns, more)
         elif surface:
-            row |= _empty_surface(EMPTY[policy][outcome], expected.shape, scales)
-        if spacing is not None:
-            row |= _volumes(counts, index, spacing)
-        rows.append(row | convention)
+            row |= _surface(*masks, scales)
+        rows.append(
+            {**row, "policy": policy, "tolerance_mm": tolerance_mm, "tolerance_vox": tolerance_vox}
+        )
     return rows
 
 
@@ -196,12 +263,15 @@ def _outcome(counts: npt.NDArray[np.int64], index: int) -> str:
     return "false_positive" if is_predicted else "both_empty"
 
 
-def _overlap(counts: npt.NDArray[np.int64], index: int) -> Scores:
-    total = int(counts.sum())
-    tp = int(counts[index, index])
-    fp = int(counts[:, index].sum()) - tp
-    fn = int(counts[index].sum()) - tp
+def _counted(
+    counts: npt.NDArray[np.int64], index: int, spacing: Spacing | None
+) -> dict[str, float | None]:
+    """The scores that follow from the numbers of voxels."""
+    total, tp = int(counts.sum()), int(counts[index, index])
+    voxels, reference_voxels = int(counts[:, index].sum()), int(counts[index].sum())
+    fp, fn = voxels - tp, reference_voxels - tp
     tn = total - tp - fp - fn
+    millilitres = None if spacing is None else float(np.prod(spacing)) / 1000
     return {
         "dice": _ratio(2 * tp, 2 * tp + fp + fn),
         "iou": _ratio(tp, tp + fp + fn),
@@ -209,6 +279,10 @@ def _overlap(counts: npt.NDArray[np.int64], index: int) -> Scores:
         "precision": _ratio(tp, tp + fp),
         "sensitivity": _ratio(tp, tp + fn),
         "specificity": _ratio(tn, tn + fp),  # undefined where the class fills the volume
+        "voxels": voxels,
+        "reference_voxels": reference_voxels,
+        "volume_ml": millilitres and voxels * millilitres,
+        "reference_volume_ml": millilitres and reference_voxels * millilitres,
     }
 
 
@@ -219,140 +293,33 @@ def _ratio(part: int, whole: int) -> float | None:
 def _surface(
     prediction: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_], scales: Sequence[Scale]
 ) -> Scores:
-    scores: Scores = {}
     measured = surface_distances(prediction, reference, [scale.spacing for scale in scales])
-    for scale, distances in zip(scales, measured, strict=True):
-        values = surface_scores(distances, scale.tolerance)
-        scores |= {f"{name}_{scale.unit}": values[name] for name in SURFACE}
-    return scores
+    return {
+        f"{name}_{scale.unit}": value
+        for scale, distances in zip(scales, measured, strict=True)
+        for name, value in surface_scores(distances, scale.tolerance).items()
+    }
 
 
-def _empty_surface(empty: Empty, shape: Sequence[int], scales: Sequence[Scale]) -> Scores:
+def _empty(
+    empty: Empty,
+    shape: Sequence[int],
+    scales: Sequence[Scale],
+    columns: Sequence[str],
+    more: Sequence[Metric],
+) -> Scores:
+    """What takes the place of scores where a mask is empty."""
+    distances: dict[str, float | None] = {
+        scale.unit: float(np.linalg.norm((np.asarray(shape) - 1) * np.asarray(scale.spacing)))
+        if empty.distance == "diagonal"
+        else empty.distance
+        for scale in scales
+    }
     scores: Scores = {}
-    for scale in scales:
-        diagonal = float(np.linalg.norm((np.asarray(shape) - 1) * np.asarray(scale.spacing)))
-        distance = diagonal if empty.distance == "diagonal" else empty.distance
-        scores |= {f"{name}_{scale.unit}": distance for name in SURFACE}
-        scores[f"nsd_{scale.unit}"] = empty.overlap  # a share, not a distance
+    for metric in (*BUILT_IN, *more):
+        measurable = metric.unit in ("", *distances)
+        if metric.name not in columns or metric.empty == "measured" or not measurable:
+            continue
+        is_overlap = metric.empty == "overlap"
+        scores[metric.name] = empty.overlap if is_overlap else distances[metric.unit or "vox"]
     return scores
-
-
-def _voxels(counts: npt.NDArray[np.int64], index: int) -> dict[str, int]:
-    return {
-        "voxels": int(counts[:, index].sum()),
-        "reference_voxels": int(counts[index].sum()),
-    }
-
-
-def _volumes(counts: npt.NDArray[np.int64], index: int, spacing: Spacing) -> Scores:
-    millilitres = float(np.prod(spacing)) / 1000
-    return {
-        "volume_ml": int(counts[:, index].sum()) * millilitres,
-        "reference_volume_ml": int(counts[index].sum()) * millilitres,
-    }
-
-
-def distance_unit(summary: Mapping[str, Any]) -> Literal["mm", "vox"]:
-    """The unit in which a summary's distances are shown: one for all of a run."""
-    unit = summary["convention"].get("distances")
-    if unit is None:  # written before it was recorded
-        known = summary["foreground"].get("volume_ml", {}).get("count", 0)
-        foreground = len(summary["classes"]) - 1
-        unit = "mm" if known == summary["cases"] * foreground else "vox"
-    return "mm" if unit == "mm" else "vox"
-
-
-def summarise(
-    rows: Iterable[Mapping[str, Any]],
-    class_names: Sequence[str],
-    *,
-    distances: Literal["mm", "vox"] | None = None,
-) -> dict[str, Any]:
-    """Averages over cases and classes, each beside the number of values it is made of.
-
-    ``classes[name][metric]`` is mean, sample sd, median and count over cases. ``foreground`` (all
-    classes but 0) and ``all`` average those means over classes, and say over how many classes and
-    values. Undefined values are left out, so a count below the number of cases says that some
-    were; ``counts`` says why (missed, false positive, both empty). ``by_phase`` and ``by_group``
-    hold the same three parts per phase and group, where rows carry them.
-
-    Args:
-        rows: of `score_case`, of any number of cases, all under one convention.
-        class_names: name of class 0, 1, ..., K-1; class 0 is the background.
-        distances: unit in which distances are to be shown; None: mm where every case's spacing is
-            known.
-
-    Returns:
-        Plain dicts, strings, numbers and None, ready for JSON.
-
-    Raises:
-        ValueError: no rows, or rows of different conventions.
-    """
-    table = list(rows)
-    conventions = {tuple(row[key] for key in CONVENTION) for row in table}
-    if len(conventions) != 1:
-        raise ValueError(f"rows must share one convention, but have {sorted(conventions)}")
-    if distances is None:
-        distances = "mm" if all(row.get("volume_ml") is not None for row in table) else "vox"
-    summary: dict[str, Any] = {
-        "convention": {
-            **dict(zip(CONVENTION, conventions.pop(), strict=True)),
-            "distances": distances,
-            "average": "per class over cases, then over classes",
-            "units": "_vox in voxels, _mm in mm, _ml in ml, everything else in [0, 1]",
-        },
-        **_parts(table, class_names),
-    }
-    for key in ("phase", "group"):
-        values = sorted({row[key] for row in table if row.get(key) is not None})
-        if values:
-            summary[f"by_{key}"] = {
-                value: _parts([row for row in table if row.get(key) == value], class_names)
-                for value in values
-            }
-    return summary
-
-
-def _parts(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
-    metrics = [name for name in METRICS if name in rows[0]]
-    classes: dict[str, dict[str, Any]] = {}
-    for index, name in enumerate(class_names):
-        own = [row for row in rows if row["class"] == index]
-        classes[name] = {"counts": _count_outcomes(own)}
-        for metric in metrics:
-            classes[name][metric] = _describe([row[metric] for row in own])
-    foreground = [classes[name] for name in class_names[1:]]
-    return {
-        "cases": sum(row["class"] == 0 for row in rows),
-        "classes": classes,
-        "foreground": _average(foreground, metrics),
-        "all": _average(list(classes.values()), metrics),
-    }
-
-
-def _count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
-
-
-def _describe(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    known = [float(value) for value in values if value is not None]
-    return {
-        "mean": fmean(known) if known else None,
-        "sd": stdev(known) if len(known) > 1 else None,
-        "median": median(known) if known else None,
-        "count": len(known),
-    }
-
-
-def _average(classes: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
-    average: dict[str, Any] = {
-        "counts": {key: sum(part["counts"][key] for part in classes) for key in OUTCOMES}
-    }
-    for metric in metrics:
-        means = [part[metric]["mean"] for part in classes if part[metric]["count"]]
-        average[metric] = {
-            "mean": fmean(means) if means else None,
-            "classes": len(means),
-            "count": sum(part[metric]["count"] for part in classes),
-        }
-    return average

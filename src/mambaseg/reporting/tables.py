@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-from mambaseg.evaluation.metrics import distance_unit
+from mambaseg.evaluation.summary import distance_unit
 from mambaseg.storage.untrusted import printable
 
 UNDEFINED = "–"
@@ -159,7 +159,7 @@ def score_table(
     Fits 80 characters.
 
     Args:
-        summary: of `mambaseg.evaluation.metrics.summarise`.
+        summary: of `mambaseg.evaluation.summary.summarise`.
         title: says which network and which dataset.
         class_names: names of the classes 0..K-1, the background first.
         note: line below the table, such as what the split is; the convention follows it.

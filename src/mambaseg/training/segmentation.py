@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.evaluation.case_scores import CaseScores
-from mambaseg.evaluation.metrics import distance_unit
+from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import keep_largest_component, predict_case
 from mambaseg.reporting.views import SegmentationViews
 from mambaseg.training.checks import require_logits
