@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mambaseg.data.formats.images import find_images, group_channels
-from mambaseg.data.pairs import find_pairs
+from mambaseg.restoration.pairs import find_pairs
 from mambaseg.data.patients import find_alike
 from mambaseg.data.readers import acdc, folder, mnms, nifti_pairs, nnunet, synapse
 from mambaseg.data.splits import make_split

@@ -14,7 +14,7 @@ from scipy.ndimage import correlate1d
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
-from mambaseg.data.phantoms.haze_phantom import write_haze_phantom
+from mambaseg.restoration.phantom import write_haze_phantom
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize
 from mambaseg.reporting.report import write_report
@@ -100,7 +100,7 @@ def words(haze, tmp_path, monkeypatch):
     monkeypatch.delenv("HAZE_ROOT", raising=False)
     return [
         "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]", f"data.root={haze}",
-        "data.prepare={_target_: mambaseg.data.phantoms.haze_phantom.write_haze_phantom, "
+        "data.prepare={_target_: mambaseg.restoration.phantom.write_haze_phantom, "
         "_partial_: true, scenes: 5, height: 32, width: 40}",
         "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4",
         "trainer.log_every_n_steps=1", "logger=csv",

@@ -18,7 +18,7 @@ from mambaseg.data.classes import check_class_names
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.fingerprint import file_digests, fingerprint
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
-from mambaseg.data.pairs import SMALLEST, Pair, check_pair, find_pairs
+from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, find_pairs
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import Draw
 from mambaseg.data.splits import Split, make_split
@@ -39,7 +39,7 @@ class RestorationDataModule(StepDataModule):
     Scenes, not images, are split: all hazy images of a scene are in one part.
 
     Args:
-        root: Folder of the pairs, see `mambaseg.data.pairs`.
+        root: Folder of the pairs, see `mambaseg.restoration.pairs`.
         prepare: Makes the data set in `root` on first use; None where it is just there.
         split_seed: Seed of a random split; the run's seed does not change what is tested.
         class_names: Of the output's channels.

@@ -36,7 +36,7 @@ CONVENTION = {
 
 
 class PairInfo(Protocol):
-    """What identifies a pair in a table; `mambaseg.data.pairs.Pair` has it."""
+    """What identifies a pair in a table; `mambaseg.restoration.pairs.Pair` has it."""
 
     @property
     def id(self) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mambaseg.data.pairs import find_pairs
+from mambaseg.restoration.pairs import find_pairs
 from mambaseg.data.slices import Draw
 from mambaseg.errors import UserError
 from mambaseg.restoration.data import CropDataset, RestorationDataModule

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambaseg.data.phantoms.haze_phantom import (
+from mambaseg.restoration.phantom import (
     FAR,
     add_haze,
     draw_scene,
