@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mambaseg.data.formats.images import find_images, group_channels
-from mambaseg.restoration.pairs import find_pairs
 from mambaseg.data.patients import find_alike
 from mambaseg.data.readers import acdc, folder, mnms, nifti_pairs, nnunet, synapse
 from mambaseg.data.splits import make_split
 from mambaseg.inference.folder_scores import find_pairs as find_label_maps
 from mambaseg.inference.folder_scores import score_folders
+from mambaseg.restoration.pairs import find_pairs
 from tiny_nnunet import arrays, write_volume
 from tiny_pictures import blob, mask, save
 from typed import ROOT, typed

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mambaseg.errors import UserError
 from mambaseg.restoration.phantom import (
     FAR,
     add_haze,
@@ -9,7 +10,6 @@ from mambaseg.restoration.phantom import (
     transmission,
     write_haze_phantom,
 )
-from mambaseg.errors import UserError
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mambaseg.restoration.pairs import find_pairs
 from mambaseg.data.slices import Draw
 from mambaseg.errors import UserError
 from mambaseg.restoration.data import CropDataset, RestorationDataModule
+from mambaseg.restoration.pairs import find_pairs
 
 
 def save(path, height=20, width=24, mode="RGB", seed=0):

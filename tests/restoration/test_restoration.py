@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import runpy
+import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +17,11 @@ from scipy.ndimage import correlate1d
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
-from mambaseg.restoration.phantom import write_haze_phantom
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize
 from mambaseg.reporting.report import write_report
+from mambaseg.reporting.tables import headline
+from mambaseg.restoration.phantom import write_haze_phantom
 from mambaseg.restoration.scores import HIGHEST, ImageScores, image_scores
 from mambaseg.restoration.task import RestorationTask
 
@@ -83,29 +87,27 @@ def test_a_residual_network_adds_the_image_at_any_size():
 
 # ---- runs
 
+WORDS = [
+    "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]",
+    "data.prepare={_target_: mambaseg.restoration.phantom.write_haze_phantom, "
+    "_partial_: true, scenes: 5, height: 32, width: 40}",
+    "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4",
+    "trainer.log_every_n_steps=1", "logger=csv", "callbacks.progress=null",
+]  # fmt: skip
+LONG = ["data.steps=40", "data.val_every=20", "optim.scheduler.max_lr=0.003"]
+
 
 @pytest.fixture(scope="module")
-def haze(tmp_path_factory):
-    root = tmp_path_factory.mktemp("haze") / "data"
-    return write_haze_phantom(root, scenes=5, height=32, width=40)
+def place(tmp_path_factory):
+    """The words of a small run on five scenes, and the folder of its outputs."""
+    place = tmp_path_factory.mktemp("dehazing")
+    write_haze_phantom(place / "data", scenes=5, height=32, width=40)
+    return [*WORDS, f"data.root={place / 'data'}", f"outputs={place / 'outputs'}"], place
 
 
-def composed(*words):
+def composed(*words, name="config"):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(words))
-
-
-@pytest.fixture
-def words(haze, tmp_path, monkeypatch):
-    monkeypatch.delenv("HAZE_ROOT", raising=False)
-    return [
-        "experiment=dehazing", "model=unet", "model.widths=[8,8,8,8,8]", f"data.root={haze}",
-        "data.prepare={_target_: mambaseg.restoration.phantom.write_haze_phantom, "
-        "_partial_: true, scenes: 5, height: 32, width: 40}",
-        "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4",
-        "trainer.log_every_n_steps=1", "logger=csv",
-        "callbacks.progress=null", f"outputs={tmp_path / 'outputs'}",
-    ]  # fmt: skip
+        return compose(name, overrides=list(words))
 
 
 def go(words):
@@ -115,6 +117,12 @@ def go(words):
             run.evaluate()
         run.report()
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A finished run."""
+    return go([*place[0], *LONG])
 
 
 def table(path):
@@ -132,45 +140,47 @@ def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_thos
     assert cfg.optim.optimizer.lr == 2e-4 and "AdamW" in cfg.optim.optimizer._target_
     assert "L1Loss" in cfg.loss._target_ and cfg.data.size == 128 and cfg.model.residual
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path))
-    assert composed("experiment=dehazing", "model=unet").data.name == "haze"
+    cfg = composed("experiment=dehazing", "model=unet")
+    assert cfg.data.name == "haze" and cfg.data.root == str(tmp_path)
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
     assert composed("experiment=dehazing", "model=unet").data.name == "haze"  # which is an error
 
 
-def test_a_run_leaves_scores_figures_and_a_report(words, caplog, capsys):
+def test_a_run_leaves_scores_figures_and_a_report(trained, place, caplog, capsys):
     caplog.set_level("INFO")
-    run = go([*words, "data.steps=40", "data.val_every=20", "optim.scheduler.max_lr=0.003"])
-    folder = run.folder.path
+    again = go([*place[0], *LONG])
+    assert again.finished and again.score == trained.score
     assert "synthetic haze, not RESIDE" in caplog.messages[0]
     assert "HAZE_ROOT" in caplog.messages[0] and caplog.messages[-1] == caplog.messages[0]
+    said = capsys.readouterr().out
+    assert "PSNR dB" in said and "Restored" in said
+    folder = trained.folder.path
     losses = [
         float(row["train/loss"]) for row in table(folder / "metrics.csv") if row["train/loss"]
     ]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     rows = table(folder / "cases.csv")
-    assert len(rows) == 3 * run.data.counts["test"]["scenes"]
+    assert len(rows) == 3 * trained.data.counts["test"]["scenes"]
     summary = json.loads((folder / "metrics.json").read_text())
     for metric in ("psnr", "ssim", "psnr_hazy", "ssim_hazy"):
         mean = np.mean([float(row[metric]) for row in rows])
         assert summary["scores"][metric]["mean"] == pytest.approx(mean)
-    assert summary["task"] == "restoration" and summary["val_psnr"] == run.score
-    assert run.folder.record["val_psnr"] == run.score > 5
+    assert headline(summary)[1] == summary["scores"]["psnr"]["mean"]
+    assert summary["task"] == "restoration" and summary["val_psnr"] == trained.score
+    assert trained.folder.record["val_psnr"] == trained.score > 5
     assert {path.name.split("_")[0] for path in (folder / "figures").glob("*.png")} == {
         "worst", "median", "best",
     }  # fmt: skip
-    assert run.folder.record["cost"]["image"] == [3, 32, 32]
-    said = capsys.readouterr().out
-    assert "PSNR dB" in said and "restored" in said
+    assert trained.folder.record["cost"]["image"] == [3, 32, 32]
     page = write_report(folder.parent)
     assert "Image restoration" in page.read_text()
     assert f"{summary['scores']['psnr']['mean']:.2f}" in (page.parent / "table.md").read_text()
-    again = go([*words, "data.steps=40", "data.val_every=20", "optim.scheduler.max_lr=0.003"])
-    assert again.finished and again.score == run.score
 
 
-def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(words):
-    words = [word for word in words if not word.startswith("model")]
-    run = go([*words, "data.steps=4", "model.widths=[4,4,4,4,4]", "model.grid=8"])
+def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
+    words = [word for word in place[0] if not word.startswith("model")]
+    run = go([*words, "data.steps=2", "data.val_every=2", "model.widths=[4,4,4,4,4]",
+              "model.grid=8"])  # fmt: skip
     assert run.config["model"]["name"] == "uvm_net"
     network, checkpoint = restore_network(run.folder.path)
     assert checkpoint.about["task"] == "restoration"
@@ -179,14 +189,34 @@ def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(words):
         restored = network(pair["image"]).clamp(0, 1)
     row = next(r for r in table(run.folder.path / "cases.csv") if r["case"] == pair["case"].id)
     assert image_scores(restored, pair["clear"])[0] == pytest.approx(float(row["psnr"]), abs=1e-4)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        other = compose("evaluate", overrides=[f"checkpoint={run.folder.path}", "data=phantom"])
+
+
+def test_data_for_another_task_are_refused(trained):
+    words = [f"checkpoint={trained.folder.path}", "data=phantom"]
     with pytest.raises(UserError, match="was trained for restoration, data=phantom"):
-        build(other)
+        build(composed(*words, name="evaluate"))
+    with pytest.raises(UserError, match="data=phantom is for segmentation"):
+        build(composed("data=phantom", "+data.task=restoration", "data.root=nowhere"))
 
 
-def test_an_interrupted_training_ends_as_an_undisturbed_one(words, tmp_path, monkeypatch):
-    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+def test_a_run_folder_of_before_scores_as_it_did(trained, place, monkeypatch, tmp_path):
+    """As it was while the computed haze was in another module and metrics.json had no columns."""
+    old = tmp_path / "old"
+    shutil.copytree(trained.folder.path, old)
+    text = (old / "config.yaml").read_text()
+    moved = text.replace("mambaseg.restoration.phantom", "mambaseg.data.phantoms.haze_phantom")
+    assert moved != text
+    (old / "config.yaml").write_text(moved)
+    words = [f"run={old}", f"outputs={tmp_path / 'outputs'}", "logger=csv", "trainer=cpu"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    runpy.run_path(str(CONF.parent / "src" / "evaluate.py"), run_name="__main__")
+    (again,) = (tmp_path / "outputs").glob("*/*/cases.csv")
+    assert table(again) == table(old / "cases.csv")
+
+
+def test_an_interrupted_training_ends_as_an_undisturbed_one(place, tmp_path, monkeypatch):
+    undisturbed = go(place[0])
     whole = RestorationTask.training_step
 
     def training_step(self, batch, index):
@@ -194,6 +224,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(words, tmp_path, mon
             raise ZeroDivisionError("on purpose")
         return whole(self, batch, index)
 
+    words = [*place[0], f"outputs={tmp_path / 'outputs'}"]
     with monkeypatch.context() as patch:
         patch.setattr(RestorationTask, "training_step", training_step)
         with pytest.raises(ZeroDivisionError):

@@ -68,11 +68,12 @@ def build(cfg: DictConfig) -> Run:
         for key in _SOURCES:
             cfg.pop(key, None)
     settle(cfg)
+    task = task_class(cfg.data)
     data = instantiate(without(cfg.data, *EXTRAS["data"]), _convert_="all")
     data.load()
     if checkpoint is None:
         data.split.require_training()
-        settle_callbacks(cfg, logged=task_class(cfg.data).logged(data))
+        settle_callbacks(cfg, logged=task.logged(data))
     seen = _seen(cfg, data, checkpoint)
     config = plain(cfg)
     weights = weight_digests(config)

@@ -330,7 +330,7 @@ def data(configuration: Any) -> Iterator[Finding]:
         said = f"{configuration.data.title}, {'in' if root.is_dir() else 'to be written to'} {root}"
         yield Finding("ok", "data", f"{said}; ACDC was not asked for or not found")
         return
-    if "find_cases" not in configuration.data:  # images in pairs: nothing to list
+    if "find_cases" not in configuration.data:  # of another task: nothing to list
         there = root.is_dir()
         said = f"{configuration.data.title} in {root}{'' if there else ', which is no folder'}"
         yield Finding("ok" if there else "error", "data", said, "" if there else "set data.root")

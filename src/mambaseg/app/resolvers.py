@@ -14,40 +14,36 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
 from mambaseg.storage.files import home_file
 
-# what the data are for (data.task), and the task that learns it
-_TASKS = {
-    "segmentation": "mambaseg.training.segmentation.SegmentationTask",
-    "restoration": "mambaseg.restoration.task.RestorationTask",
-}
+# of a data module that names no `tasks`: value of data.task -> the task that trains for it
+_TASKS = {"segmentation": "mambaseg.training.segmentation.SegmentationTask"}
 
 
 def task_class(data: DictConfig) -> Any:
-    """The task that learns what the data are for: `data.task`, segmentation where it is unsaid."""
+    """The task that trains on the data: of those that the data module names, `data.task`."""
+    tasks = getattr(import_target("data", data._target_), "tasks", _TASKS)
     kind = data.get("task", "segmentation")
-    if kind not in _TASKS:
-        raise UserError(f"data.task={kind}: choose one of {', '.join(_TASKS)}")
-    return get_class(_TASKS[kind])
+    if kind not in tasks:
+        raise UserError(f"data.task={kind}: data={data.name} is for {' or '.join(tasks)}")
+    return get_class(tasks[kind])
 
 
-def _acdc_root() -> str:
-    return os.environ.get("ACDC_ROOT") or "data/ACDC"
+def _data_root(variable: str = "ACDC_ROOT", folder: str = "data/ACDC") -> str:
+    return os.environ.get(variable) or folder
 
 
-def _found_data() -> str:
-    named = os.environ.get("ACDC_ROOT")  # also a folder that is not there: then that is the error
-    return "acdc" if named or Path(_acdc_root()).is_dir() else "phantom"
-
-
-def _haze_root() -> str:
-    return os.environ.get("HAZE_ROOT") or "data/haze"
-
-
-def _found_haze() -> str:
-    named = os.environ.get("HAZE_ROOT")
-    return "haze" if named or Path(_haze_root()).is_dir() else "haze_phantom"
+def _found_data(
+    variable: str = "ACDC_ROOT",
+    folder: str = "data/ACDC",
+    real: str = "acdc",
+    computed: str = "phantom",
+) -> str:
+    """Also real where the variable names a folder that is not there: then that is the error."""
+    there = os.environ.get(variable) or Path(folder).is_dir()
+    return real if there else computed
 
 
 def wandb_mode() -> str:
@@ -91,10 +87,9 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
 
 _RESOLVERS: dict[str, Callable[..., Any]] = {
     "monitor": _monitor,
-    "acdc_root": _acdc_root,
+    "data_root": _data_root,
+    "acdc_root": _data_root,
     "found_data": _found_data,
-    "haze_root": _haze_root,
-    "found_haze": _found_haze,
     "wandb_mode": wandb_mode,
     "nnunet": _nnunet,
 }

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.app.check import require_named_data
+from mambaseg.app.targets import moved
 from mambaseg.errors import UserError
 from mambaseg.reporting.collect import read_identity
 
@@ -90,7 +91,7 @@ def _take(leaf: DictConfig, used: Mapping[Any, Any], said: set[str], *, where: s
         if key in said or (isinstance(now, str) and "${data." in now):
             continue
         if key == "_target_" or (isinstance(value, Mapping) and "_target_" in value):
-            theirs = value if key == "_target_" else value["_target_"]
+            theirs = moved(str(value if key == "_target_" else value["_target_"]))
             ours = now if key == "_target_" else isinstance(now, dict) and now.get("_target_")
             if theirs != ours:
                 raise UserError(

@@ -47,7 +47,7 @@ TABLE: dict[str, Kind] = {
     "data.name": text(),
     "data.title": text(),
     "data.synthetic": flag,
-    "data.task": choice("segmentation", "restoration"),
+    "data.task": text("what the data are for"),
     "data.instead": text(),
     "data.root": text("the folder of the data set"),
     "data.cache_dir": text("a folder"),

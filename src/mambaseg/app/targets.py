@@ -28,8 +28,17 @@ MOVED = {
     "mambaseg.jobs": "mambaseg.app.jobs",
     "mambaseg.launching": "mambaseg.app.launching",
     "mambaseg.data.restoration": "mambaseg.restoration.data",
+    "mambaseg.data.pairs": "mambaseg.restoration.pairs",
+    "mambaseg.data.haze_phantom": "mambaseg.restoration.phantom",
+    "mambaseg.data.phantoms.haze_phantom": "mambaseg.restoration.phantom",
 }
 """Modules that configs of earlier versions name, and where these are now."""
+
+
+def moved(path: str) -> str:
+    """A dotted path as it is now."""
+    module, dot, name = path.rpartition(".")
+    return f"{MOVED.get(module, module)}{dot}{name}"
 
 
 def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -44,7 +53,7 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
         UserError: the target cannot be imported, takes no such argument or no such value, or needs
             one that is missing.
     """
-    target = _import(key, values["_target_"])
+    target = import_target(key, values["_target_"])
     takes, anything = _arguments(target)
     extras = _extras(key, node, target)
     arguments = [name for name in node if name not in (*_HYDRAS, *extras)]
@@ -69,15 +78,19 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
                 raise UserError(f"{key}.{one.name} is missing: {what} needs it")
 
 
-def _import(key: str, path: Any) -> Any:
+def import_target(key: str, path: Any) -> Any:
+    """What a `_target_` names.
+
+    Raises:
+        UserError: it cannot be imported; where it has moved, with its new place.
+    """
     try:
         return _locate(path)  # `get_object` would log the error too
     except Exception as error:  # whatever the user's own module raises when it is imported
         reason = str(error.__cause__ or error).splitlines()
         said = reason[0] if reason else type(error).__name__
-        module, _, name = str(path).rpartition(".")
-        if module in MOVED:
-            said = f"it is {MOVED[module]}.{name} now"
+        if moved(str(path)) != path:
+            said = f"it is {moved(path)} now"
         raise UserError(f"{key}._target_={path} cannot be imported: {said}") from error
 
 

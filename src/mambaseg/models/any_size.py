@@ -27,7 +27,7 @@ class AnySize(nn.Module):
         network: maps `(B, C, H, W)` to `(B, K, H, W)`; kept as `.network`. If it has an integer
             attribute `patch_size`, smaller images are refused rather than padded into existence.
         multiple: what height and width must be a multiple of.
-        residual: add the image to the output, for restoration; K must be C.
+        residual: add the image to the output: the network predicts a change of it; K must be C.
     """
 
     def __init__(self, network: nn.Module, multiple: int, *, residual: bool = False) -> None:
@@ -69,7 +69,7 @@ class AnySize(nn.Module):
                 raise UserError(
                     f"model.residual: the output of {type(self.network).__name__} has "
                     f"{logits.shape[1]} channels and is to be added to an image of "
-                    f"{image.shape[1]}. It is for restoration (experiment=dehazing)."
+                    f"{image.shape[1]}. Leave it out for networks that label."
                 )
             logits = logits + image
         return logits[..., :height, :width]

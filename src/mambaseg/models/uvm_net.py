@@ -1,7 +1,7 @@
 """UVM-Net: a U-Net whose every level looks at its whole map through Mamba blocks.
 
 Source: Zheng & Wu 2024, U-shaped Vision Mamba for Single Image Dehazing (arXiv 2402.04139), and its
-code. Made for image restoration: with `residual=True` the network adds the image to its output.
+code. With `residual=True` the network adds the image to its output, as its authors train it.
 
 As in the code:
 
@@ -122,8 +122,8 @@ class UVMNet(nn.Module):
 
     Args:
         in_channels: channels of the image; one is repeated to three.
-        num_classes: K, background included; in restoration, the channels of the image again.
-        residual: add the image to the output, for restoration.
+        num_classes: K, background included; with `residual` the channels of the image again.
+        residual: add the image to the output.
         widths: channels per encoder level; each level after the first halves the resolution.
         grid: side of the square map that the Bi-SSM blocks see, at every level.
         attention: keep the blocks' attention.
@@ -187,7 +187,7 @@ class UVMNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to `(B, K, H, W)`.
 
-        The output are logits, or with `residual` the restored image.
+        The output are logits, or with `residual` the changed image.
         """
         require_multiple(image, self.size_multiple, type(self).__name__)
         x = image.repeat(1, 3, 1, 1) if self.repeats_channel else image

@@ -281,10 +281,10 @@ def _value(key: str, text: str) -> Any:
         raise ForeignFileError(f"a cell of column {key} is not a number") from None
 
 
-def restores(path: Path) -> bool:
-    """Whether a finished run folder is of image restoration."""
+def is_other_task(path: Path) -> bool:
+    """Whether a finished run folder is of another task than segmentation."""
     try:
-        return bool(read_json(path / "metrics.json").get("task") == "restoration")
+        return read_json(path / "metrics.json").get("task", "segmentation") != "segmentation"
     except (OSError, ForeignFileError, AttributeError):
         return False
 
@@ -299,14 +299,14 @@ def collect(folder: str | Path) -> tuple[list[Comparison], list[str]]:
         Comparisons, the largest first, and what had to be left out, one sentence each.
 
     Raises:
-        UserError: there is no finished run with test scores, also none of restoration.
+        UserError: there is no finished run with test scores, of whatever task.
     """
     runs, problems, others = [], [], False
     for path in run_folders(folder):
         if not RunFolder(path).finished:
             continue  # `mambaseg.reporting.status` lists these, and why
-        if restores(path):
-            others = True  # `mambaseg.reporting.restoration` has these
+        if is_other_task(path):
+            others = True  # `mambaseg.reporting.tasks` reads these
             continue
         try:
             runs.append(read_run(path))

@@ -18,10 +18,10 @@ from mambaseg.reporting.other_tables import (
     paired_rows,
     settings_grid,
 )
-from mambaseg.reporting.restoration import restoration_grid, restoration_runs
 from mambaseg.reporting.score_tables import grids, tidy
 from mambaseg.reporting.status import RunState, states, status_grid
 from mambaseg.reporting.tables import Grid, cell_text, markdown_text
+from mambaseg.reporting.tasks import other_grids, other_runs
 from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder
 
@@ -79,9 +79,9 @@ def write_report(folder: str | Path) -> Path:
 
     folder = Path(folder)
     comparisons, problems = collect(folder)
-    restored, unread = restoration_runs(folder)
+    found, unread = other_runs(folder)
     problems += unread
-    others = [restoration_grid(restored)] if restored else []
+    others = other_grids(found)
     runs = states(folder)
     sections = [_section(comparison) for comparison in comparisons]
     place = folder / "report"

@@ -111,10 +111,8 @@ def run_table(
     summary: Mapping[str, Any], *, title: str, class_names: Sequence[str], note: str = ""
 ) -> Table:
     """The scores of a run as its task shows them; `summary` is what metrics.json holds."""
-    if summary.get("task") == "restoration":
-        from mambaseg.reporting.restoration import restoration_table
-
-        return restoration_table(summary, title=title, note=note)
+    if "foreground" not in summary:
+        return means_table(summary, title=title, note=note)
     return score_table(summary, title=title, class_names=class_names, note=note)
 
 
@@ -140,11 +138,42 @@ def seen_note(summary: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
     """The one score that stands for a test, in words and as a number."""
-    if summary.get("task") == "restoration":
-        psnr = summary["scores"]["psnr"]["mean"]
-        return f"mean PSNR {UNDEFINED if psnr is None else f'{psnr:.2f}'} dB", psnr
+    if "foreground" not in summary:
+        name, score = next(iter(summary["scores"].items()))
+        heading, digits = column_of(summary, name)
+        return f"mean {heading} {mean_text(score['mean'], None, digits)}", score["mean"]
     dice = summary["foreground"]["dice"]["mean"]
     return f"mean foreground Dice {UNDEFINED if dice is None else f'{dice:.4f}'}", dice
+
+
+def means_table(summary: Mapping[str, Any], *, title: str, note: str = "") -> Table:
+    """The scores of another task: means ± standard deviations over its cases, as a rich table."""
+    from rich import box
+    from rich.table import Table
+
+    said = f"{summary['cases']} cases, ± standard deviation over these."
+    caption = "\n".join(filter(None, [note, summary.get("note"), said]))
+    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD,
+                  min_width=72)  # fmt: skip
+    table.add_column("score")
+    table.add_column("mean", justify="right", no_wrap=True)
+    for name, score in summary["scores"].items():
+        heading, digits = column_of(summary, name)
+        table.add_row(heading, mean_text(score["mean"], score["sd"], digits))
+    return table
+
+
+def column_of(summary: Mapping[str, Any], name: str) -> tuple[str, int]:
+    """Heading and decimals of a score of another task."""
+    heading, digits = (summary.get("columns") or {}).get(name, (name, 4))
+    return heading, digits
+
+
+def mean_text(mean: float | None, spread: float | None, digits: int) -> str:
+    """`0.912 ± 0.034`, without the second where there is none."""
+    if mean is None:
+        return UNDEFINED
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def score_table(

@@ -99,27 +99,32 @@ def check_summary(summary: Any) -> None:
         _require(_is_number(summary["convention"].get(field)), f"convention.{field}")
 
 
-def check_image_summary(summary: Any, metrics: Sequence[str]) -> None:
-    """Of metrics.json of a restoration.
-
-    Args:
-        summary: what the file holds.
-        metrics: that have a mean and a standard deviation over the images.
+def check_means(summary: Any) -> None:
+    """Of metrics.json of another task, which has means of scores.
 
     Raises:
         ForeignFileError: naming the field.
     """
     _require_origin(summary)
+    _require(_is_text(summary.get("task")), "task")
     count = summary.get("cases")
     _require(isinstance(count, int) and _is_number(count) and count >= 0, "cases")
-    scores = summary.get("scores")
-    _require(isinstance(scores, Mapping), "scores")
-    for metric in metrics:
-        own = scores.get(metric)
-        _require(isinstance(own, Mapping), f"scores.{metric}")
+    scores, columns = summary.get("scores"), summary.get("columns") or {}
+    _require(isinstance(scores, Mapping) and 0 < len(scores) <= 256, "scores")
+    for name, own in scores.items():
+        _require(isinstance(own, Mapping) and {"mean", "sd"} <= own.keys(), f"scores.{name}")
         for field in ("mean", "sd"):
-            value = own.get(field)
-            _require(value is None or _is_number(value), f"scores.{metric}.{field}")
+            value = own[field]
+            _require(value is None or _is_number(value), f"scores.{name}.{field}")
+    for field in ("title", "note"):
+        _require(_is_text(summary.get(field) or ""), field)
+    _require(isinstance(columns, Mapping), "columns")
+    for name, own in columns.items():
+        two = isinstance(own, list) and len(own) == 2
+        _require(
+            two and _is_text(own[0]) and type(own[1]) is int and own[1] in range(10),
+            f"columns.{name}",
+        )
 
 
 def _require_origin(summary: Any) -> None:

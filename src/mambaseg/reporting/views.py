@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 SIDE = 256  # pixels that what is kept of a 2-D image has at most
 
@@ -62,40 +61,6 @@ class SegmentationViews:
             for kind in ("truth", "prediction")
         }
         return {"image": middle["image"][0], "masks": masks}
-
-
-class RestorationViews:
-    """Hazy, restored and clear image, at most `SIDE` pixels a side."""
-
-    def keep(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Three small copies, (H, W, 3) uint8; nothing for reports, which show scores alone."""
-        images = {
-            "hazy": batch["image"], "restored": outputs["restored"], "clear": batch["clear"]
-        }  # fmt: skip
-        return {"overlay": {}, **{kind: _small(image[0]) for kind, image in images.items()}}
-
-    def ranking(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """PSNR."""
-        return {row["case"]: row["psnr"] for row in rows if np.isfinite(row["psnr"])}
-
-    def draw(self, kept: Mapping[str, Any], *, title: str, path: Path) -> Path:
-        """Hazy | restored | clear | error."""
-        from mambaseg.reporting.restoration import pair_figure
-
-        images = {kind: kept[kind] for kind in ("hazy", "restored", "clear")}
-        return pair_figure(images, title=title, path=path)
-
-    def media(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """The three images side by side."""
-        images = [kept[kind] for kind in ("hazy", "restored", "clear")]
-        return {"image": np.concatenate(images, axis=1), "masks": None}
-
-
-def _small(image: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> bytes (H, W, 3) of every n-th pixel, n so that `SIDE` is kept."""
-    step = -(-max(image.shape[-2:]) // SIDE)
-    pixels = image[:, ::step, ::step].float().permute(1, 2, 0).cpu().numpy()
-    return np.round(255 * np.nan_to_num(pixels)).astype(np.uint8)
 
 
 def drawn(image: np.ndarray) -> np.ndarray:

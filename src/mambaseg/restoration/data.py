@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from mambaseg.data.classes import check_class_names
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.fingerprint import file_digests, fingerprint
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
-from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, find_pairs
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import Draw
 from mambaseg.data.splits import Split, make_split
 from mambaseg.errors import UserError
+from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, find_pairs
 
 VALIDATION = 0.1  # of the training scenes, where the folders name no validation part
 log = logging.getLogger(__name__)
@@ -47,6 +47,10 @@ class RestorationDataModule(StepDataModule):
         cache_dir: Not used: images are decoded as they are needed.
         **options: See `StepDataModule`; `size` is the side of the crops.
     """
+
+    tasks: ClassVar[Mapping[str, str]] = {
+        "restoration": "mambaseg.restoration.task.RestorationTask"
+    }
 
     def __init__(
         self,

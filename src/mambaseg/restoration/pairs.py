@@ -1,8 +1,8 @@
-"""Pairs of a degraded and a clear image of the same scene: where they are, and how they are read.
+"""Pairs of a degraded and a clear image of the same scene: how to find and read them.
 
 | folders | which belong together |
 |---|---|
-| `low/` `high/` | files of one name (LOL) |
+| `low/` `high/` | files with the same name (LOL) |
 | `hazy/` `clear/` or `hazy/` `gt/` | `<scene>_<n>_<beta>` and `<scene>` (RESIDE) |
 
 Either in the root, or in `train/`, `test/` and perhaps `val/` below it. Images are 8-bit RGB PNG or
@@ -12,20 +12,23 @@ JPEG of any size.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.case import DataError
 from mambaseg.data.files import AGAIN, check_file, unlisted
+from mambaseg.data.loaders import PARTS
 from mambaseg.storage.untrusted import readable
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 SMALLEST = 11  # pixels: the window of SSIM
-LAYOUTS = (("low", "high"), ("hazy", "clear"), ("hazy", "gt"))
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_LAYOUTS = (("low", "high"), ("hazy", "clear"), ("hazy", "gt"))
 _EXPECTED = (
     "Expected is low/ and high/ with files of the same names, or hazy/ (<scene>_<n>_<beta>.png) "
     "and clear/ (<scene>.png), in the folder itself or in its train/ and test/. data.root names "
@@ -39,9 +42,9 @@ class Pair:
     """A degraded image and its clear one; holds paths, no pixels.
 
     Attributes:
-        id: unique, the degraded file's name without its ending, after its part where there is one.
-        scene: what both show; splits go by it.
-        part: `train`, `val`, `test`, or empty where the folder does not say.
+        id: unique: the degraded file's name without its suffix, after its part where there is one.
+        scene: what both show; splits keep a scene together.
+        part: `train`, `val`, `test`, or empty where no folder names it.
         image_path: the degraded image.
         clear_path: the clear one.
     """
@@ -53,16 +56,20 @@ class Pair:
     clear_path: Path
 
     def sources(self) -> tuple[Path, ...]:
-        """Its files."""
+        """The two files."""
         return self.image_path, self.clear_path
 
-    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def read(self) -> tuple[NDArray[np.uint8], ...]:
         """The degraded and the clear image, (H, W, 3) each.
 
         Raises:
             UserError: a file cannot be decoded.
         """
-        return read_image(self.image_path), read_image(self.clear_path)
+        images = []
+        for path in self.sources():
+            with _opened(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        return tuple(images)
 
 
 def find_pairs(root: Path) -> list[Pair]:
@@ -73,47 +80,41 @@ def find_pairs(root: Path) -> list[Pair]:
     """
     if not root.is_dir():
         raise DataError("no such folder", root, _EXPECTED)
-    parts = [part for part in ("train", "val", "test") if (root / part).is_dir()]
-    if not parts:
-        return sorted(_pairs_in(root, ""), key=lambda pair: pair.id)
-    for needed in ("train", "test"):
-        if needed not in parts:
-            raise DataError(
-                f"there is {', '.join(f'{part}/' for part in parts)} but no {needed}/",
-                root, f"Add {needed}/, or put all pairs into one folder: they are then split here.",
-            )  # fmt: skip
-    found = [pair for part in parts for pair in _pairs_in(root / part, part)]
+    parts = [part for part in PARTS if (root / part).is_dir()]
+    if missing := {"train", "test"}.difference(parts) if parts else ():
+        raise DataError(
+            f"there is {', '.join(f'{part}/' for part in parts)} but no {min(missing)}/", root,
+            "Add it, or put all pairs into one folder: they are split at random then.",
+        )  # fmt: skip
+    found = [pair for part in parts or [""] for pair in _pairs_in(root / part, part)]
     return sorted(found, key=lambda pair: pair.id)
 
 
 def _pairs_in(folder: Path, part: str) -> Iterator[Pair]:
-    for degraded, clear in LAYOUTS:
-        if (folder / degraded).is_dir() and (folder / clear).is_dir():
-            break
-    else:
+    layouts = (two for two in _LAYOUTS if all((folder / name).is_dir() for name in two))
+    degraded, clear = next(layouts, ("", ""))
+    if not degraded:
         raise DataError("holds no pairs of images", folder, _EXPECTED)
     images, partners = _images(folder / degraded), _images(folder / clear)
-    scene_of: Callable[[str], str] = str if degraded == "low" else _reside_scene
-    unused = set(partners)
+    prefix, used = f"{part}-" if part else "", set()
     for name, path in images.items():
-        scene = scene_of(name)
+        scene = name if degraded == "low" else name.partition("_")[0]
         if scene not in partners:
             raise DataError(
                 f"its clear image {clear}/{scene} is missing", path,
                 "Put it there, or move this one out.",
             )  # fmt: skip
-        unused.discard(scene)
-        prefix = f"{part}-" if part else ""
+        used.add(scene)
         yield Pair(prefix + name, prefix + scene, part, path, partners[scene])
-    if unused:
-        log.warning("%s: %d images belong to nothing in %s/ and are not used, %s first",
+    if unused := partners.keys() - used:
+        log.warning("%s: %d images have no partner in %s/ and are not used, %s first",
                     folder / clear, len(unused), degraded, min(unused))  # fmt: skip
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """Name without ending -> file, of the images of a folder."""
+    """Name without suffix -> file, of the images of a folder."""
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     except OSError as error:
         raise unlisted(folder, error) from error
     if not files:
@@ -127,72 +128,51 @@ def _images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _reside_scene(name: str) -> str:
-    return name.partition("_")[0]
-
-
-def check_pair(pair: Pair, *, smallest: int = SMALLEST) -> None:
-    """Look at the heads of both files, without decoding them.
+def check_pair(pair: Pair, *, smallest: int) -> None:
+    """Compare the heads of both files, without decoding them.
 
     Args:
         pair: which.
-        smallest: least height and width.
+        smallest: least height and width, pixels.
 
     Raises:
-        UserError: a file cannot be read, is not RGB, is too small, or the two differ in size.
+        UserError: a file cannot be read, is not RGB or too small, or the two differ in size.
     """
-    sizes = [image_size(path) for path in pair.sources()]
-    if sizes[0] != sizes[1]:
+    sizes = []
+    for path in pair.sources():
+        check_file(path)
+        with _opened(path) as image:
+            mode, size = image.mode, (image.height, image.width)
+        if mode != "RGB":
+            kind = "a grey" if mode in ("1", "L", "LA", "F", "I", "I;16") else "no RGB"
+            raise DataError(
+                f"is {kind} image (mode {mode}); red, green and blue are needed",
+                path,
+                "Convert it: python -c \"from PIL import Image; Image.open('in').convert('RGB')"
+                ".save('out.png')\"",
+            )  # fmt: skip
+        sizes.append(size)
+    (height, width), other = sizes
+    if (height, width) != other:
         raise DataError(
-            f"{sizes[0][0]} × {sizes[0][1]} pixels, but {pair.clear_path} has {sizes[1][0]} × "
-            f"{sizes[1][1]}", pair.image_path, "Crop or resize one of them to show the same."
+            f"{height} × {width} pixels, but {pair.clear_path} has {other[0]} × {other[1]}",
+            pair.image_path, "Crop or resize one of them to show the same.",
         )  # fmt: skip
-    if min(sizes[0]) < smallest:
+    if min(height, width) < smallest:
         raise DataError(
-            f"{sizes[0][0]} × {sizes[0][1]} pixels; at least {smallest} × {smallest} are needed",
+            f"{height} × {width} pixels; at least {smallest} × {smallest} are needed",
             pair.image_path, f"Choose a smaller crop (data.size, not below {SMALLEST}), or move "
             "the pair out.",
         )  # fmt: skip
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an RGB image, from its head.
-
-    Raises:
-        UserError: it cannot be read or is not RGB.
-    """
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from PIL import Image
 
-    check_file(path)
     try:
         with Image.open(path) as image:
-            mode, size = image.mode, image.size
+            yield image
     except Exception as error:  # Pillow raises a zoo of types for damaged files
-        raise _undecodable(path, error) from error
-    if mode != "RGB":
-        kind = "a grey image" if mode in ("1", "L", "LA", "F", "I", "I;16") else "no RGB image"
-        raise DataError(
-            f"is {kind} (mode {mode}); red, green and blue are needed", path,
-            "Convert it: python -c \"from PIL import Image; Image.open('in').convert('RGB')"
-            ".save('out.png')\"",
-        )  # fmt: skip
-    return size[1], size[0]
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an RGB image: (H, W, 3).
-
-    Raises:
-        UserError: it cannot be decoded.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # as above
-        raise _undecodable(path, error) from error
-
-
-def _undecodable(path: Path, error: Exception) -> DataError:
-    return DataError(f"cannot be read as an image ({type(error).__name__})", path, AGAIN)
+        problem = f"cannot be read as an image ({type(error).__name__})"
+        raise DataError(problem, path, AGAIN) from error

@@ -24,6 +24,7 @@ from mambaseg.errors import UserError
 Array = NDArray[np.float64]
 
 MANIFEST = "haze_phantom.json"
+_GENERATOR = "mambaseg.data.phantoms.haze_phantom"  # where it was when the name was first written
 VERSION = 1  # of the generator: raise it whenever the same parameters give other files
 FAR = 1.5  # depth of the sky
 VARIANTS = 3  # hazy images per scene
@@ -126,7 +127,7 @@ def write_haze_phantom(
         raise UserError(f"The haze phantom needs a seed >= 0 (is {seed}) and images of 16 × 16 "
                         f"pixels or more (are {height} × {width}).")  # fmt: skip
     parameters = {
-        "generator": __name__, "version": VERSION,
+        "generator": _GENERATOR, "version": VERSION,
         "scenes": scenes, "seed": seed, "height": height, "width": width,
     }  # fmt: skip
 

@@ -4,13 +4,12 @@ Conventions: the restored image is clipped to [0, 1] and not rounded to 8 bits; 
 PSNR is of the mean squared error over all pixels and channels, and at most `HIGHEST` dB (equal
 images). SSIM (Wang et al., IEEE TIP 13(4), 2004) has a Gaussian window of 11 × 11, sigma 1.5, K1 =
 0.01, K2 = 0.03; it is taken per channel in RGB where the window lies inside the image, as in the
-paper, and averaged.
-Both are computed in float64, at the image's own size.
+paper, and averaged. Both are computed in float64, at the image's own size.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,30 +20,25 @@ from torchmetrics.functional.image import (
 )
 
 from mambaseg.evaluation.case_scores import CaseRows
+from mambaseg.restoration.pairs import Pair
 
 HIGHEST = 100.0  # dB
 _BORDER = 5  # pixels, half a window
-METRICS = ("psnr", "ssim", "psnr_hazy", "ssim_hazy")
-CONVENTION = {
-    "data_range": 1.0,
-    "rounded": False,
-    "colour": "RGB",
-    "ssim_window": 11,
-    "ssim_sigma": 1.5,
-    "psnr_highest": HIGHEST,
-}
-
-
-class PairInfo(Protocol):
-    """What identifies a pair in a table; `mambaseg.restoration.pairs.Pair` has it."""
-
-    @property
-    def id(self) -> str:
-        """Unique name."""
-
-    @property
-    def scene(self) -> str:
-        """What it shows."""
+# column of cases.csv -> its heading and decimals in tables
+METRICS = {
+    "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4),
+    "psnr_hazy": ("PSNR dB (hazy)", 2), "ssim_hazy": ("SSIM (hazy)", 4),
+}  # fmt: skip
+_ABOUT = {
+    "title": "Image restoration",
+    "note": "Restored images at their own size, RGB in [0, 1], not rounded; SSIM: Gaussian 11 × "
+    "11. (hazy): of the untreated images.",
+    "columns": METRICS,
+    "convention": {
+        "data_range": 1.0, "rounded": False, "colour": "RGB", "ssim_window": 11,
+        "ssim_sigma": 1.5, "psnr_highest": HIGHEST,
+    },
+}  # fmt: skip
 
 
 def image_scores(image: Tensor, clear: Tensor) -> tuple[float, float]:
@@ -65,11 +59,11 @@ def image_scores(image: Tensor, clear: Tensor) -> tuple[float, float]:
 class ImageScores(CaseRows):
     """A row per image: `case`, `scene`, `psnr`, `ssim`, and the same of the untreated image."""
 
-    def update(self, case: PairInfo, restored: Tensor, clear: Tensor, hazy: Tensor) -> None:
+    def update(self, case: Pair, restored: Tensor, clear: Tensor, hazy: Tensor) -> None:
         """Score one image.
 
         Args:
-            case: its identity.
+            case: its `id` and `scene` identify it.
             restored: (1, C, H, W) in [0, 1].
             clear: what it should be.
             hazy: what it was made from.
@@ -80,12 +74,11 @@ class ImageScores(CaseRows):
 
     def summarise(self) -> dict[str, Any]:
         """Mean and standard deviation (n - 1) over images, None where there are too few."""
-        rows = self.rows
         scores = {}
         for metric in METRICS:
-            values = np.array([row[metric] for row in rows], dtype=np.float64)
+            values = np.array([row[metric] for row in self.rows], dtype=np.float64)
             scores[metric] = {
                 "mean": float(values.mean()) if len(values) else None,
                 "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
             }
-        return {"cases": len(rows), "scores": scores, "convention": CONVENTION}
+        return {"cases": len(self.rows), "scores": scores, **_ABOUT}

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mambaseg.reporting.views import RestorationViews
+from mambaseg.errors import UserError
 from mambaseg.restoration.scores import ImageScores
-from mambaseg.training.checks import require_image
-from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
+from mambaseg.restoration.views import RestorationViews
+from mambaseg.training.task import Task
 
 
 class RestorationTask(Task):
@@ -21,29 +21,26 @@ class RestorationTask(Task):
     Args:
         network: image (B, 3, H, W) in [0, 1] -> restored image (B, 3, H, W).
         loss: (restored, clear) -> scalar; the restored image is not clipped.
-        optimizer: see `Task`, like all that is not named here.
-        scheduler: likewise.
-        **common: `decay`, `seed`, `description`; `evaluation` has nothing that applies.
+        *common: see `Task`; nothing of `evaluation` applies.
+        **named: likewise.
     """
 
     monitor: ClassVar[str] = "val/psnr"
     truth: ClassVar[str] = "clear"
 
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: nn.Module,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        **common: Any,
-    ) -> None:
-        super().__init__(network, loss, optimizer, scheduler, **common)
+    def __init__(self, *common: Any, **named: Any) -> None:
+        super().__init__(*common, **named)
         self.views = RestorationViews()
         self.scores = nn.ModuleDict({stage: ImageScores() for stage in ("val", "test")})
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
-        """Makes sure that the network gives an image."""
-        require_image(output, batch["clear"], network=self.network_name())
+        """Makes sure that the output can be compared with the clear image (B, C, H, W)."""
+        if output.shape != batch["clear"].shape:
+            raise UserError(
+                f"{self.network_name()} gives {tuple(output.shape)} where images "
+                f"{tuple(batch['clear'].shape)} are to be restored. Set the network's number of "
+                "output channels to ${data.num_classes} in its config."
+            )
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """The restored image (1, 3, H, W), clipped to [0, 1]."""

@@ -29,32 +29,13 @@ def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: 
         raise UserError(
             f"{network} gives {tuple(logits.shape)} for labels {tuple(label.shape)}; expected is "
             f"(B, K, H, W) = {expected} with K = data.num_classes. Set the network's number of "
-            "output channels to ${data.num_classes} in its leaf."
+            "output channels to ${data.num_classes} in its config."
         )
     if function := _activation(logits):
         raise UserError(
             f"{network} gives {function} outputs: before its first step they all lie in [0, 1]. "
             "The loss applies softmax itself and needs logits. Leave the last activation out of "
-            "the network, or switch it off in its leaf."
-        )
-
-
-def require_image(output: Tensor, clear: Tensor, *, network: str) -> None:
-    """Makes sure that a network's output can be compared with an image.
-
-    Args:
-        output: what the network gave for a training batch.
-        clear: (B, C, H, W).
-        network: its name, for the message.
-
-    Raises:
-        UserError: another shape.
-    """
-    if output.shape != clear.shape:
-        raise UserError(
-            f"{network} gives {tuple(output.shape)} where images {tuple(clear.shape)} are to be "
-            "restored. Set the network's number of output channels to ${data.num_classes} in its "
-            "leaf."
+            "the network, or switch it off in its config."
         )
 
 

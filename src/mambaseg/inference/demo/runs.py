@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.collect import restores
+from mambaseg.reporting.collect import is_other_task
 from mambaseg.storage.run_folder import RunFolder
 
 
@@ -23,7 +23,7 @@ def newest_run(outputs: Path) -> Path:
         folder = RunFolder(path.parent.parent)
         if folder.path.suffix == ".previous":
             continue
-        if folder.trained and not restores(folder.path):
+        if folder.trained and not is_other_task(folder.path):
             ended.append((str(folder.record.get("ended", "")), folder.path))
     if not ended:
         raise UserError(

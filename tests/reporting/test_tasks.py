@@ -1,11 +1,14 @@
-"""Restoration runs in a report: what a damaged or lying folder does to it."""
+"""Runs of other tasks than segmentation in a report, also damaged and lying ones."""
 
 import json
 
 import pytest
 import yaml
 
-from mambaseg.reporting.restoration import METRICS_OF_BOTH, restoration_runs
+from mambaseg.reporting.report import write_report
+from mambaseg.reporting.tasks import other_runs
+
+METRICS = ("psnr", "ssim", "psnr_hazy", "ssim_hazy")
 
 
 def write_run(folder):
@@ -19,7 +22,7 @@ def write_run(folder):
         "data": "haze",
         "cases": 3,
         "split": {"name": "random", "hash": "abc"},
-        "scores": {metric: {"mean": 20.0, "sd": 1.0} for metric in METRICS_OF_BOTH},
+        "scores": {metric: {"mean": 20.0, "sd": 1.0} for metric in METRICS},
     }
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"status": "done", "parameters": 5}))
@@ -41,7 +44,7 @@ def change(summary, path, value):
 
 def test_a_whole_run_is_read(tmp_path):
     write_run(tmp_path / "one")
-    runs, problems = restoration_runs(tmp_path)
+    runs, problems = other_runs(tmp_path)
     assert [run.summary["cases"] for run in runs] == [3] and not problems
 
 
@@ -51,12 +54,15 @@ def test_a_whole_run_is_read(tmp_path):
         ("scores.psnr.mean", "20"),
         ("scores.psnr.mean", 1e300),
         ("scores.ssim_hazy.sd", True),
-        ("scores.ssim", None),
+        ("scores.ssim.mean", None),
         ("scores", [1]),
         ("split.hash", {"a": 1}),
         ("split", None),
         ("data", 7),
         ("cases", "3"),
+        ("columns", {"psnr": "dB"}),
+        ("columns", {"psnr": ["dB", "2"]}),
+        ("note", ["a"]),
     ],
 )
 def test_a_run_whose_summary_lies_is_left_out_and_named(tmp_path, path, value):
@@ -64,7 +70,7 @@ def test_a_run_whose_summary_lies_is_left_out_and_named(tmp_path, path, value):
     summary = write_run(tmp_path / "bad")
     change(summary, path, value)
     (tmp_path / "bad" / "metrics.json").write_text(json.dumps(summary))
-    runs, problems = restoration_runs(tmp_path)
+    runs, problems = other_runs(tmp_path)
     assert [run.path.name for run in runs] == ["good"]
     assert len(problems) == 1 and str(tmp_path / "bad" / "metrics.json") in problems[0]
 
@@ -72,7 +78,7 @@ def test_a_run_whose_summary_lies_is_left_out_and_named(tmp_path, path, value):
 def test_a_run_without_its_configuration_is_left_out_and_named(tmp_path):
     write_run(tmp_path / "bad")
     (tmp_path / "bad" / "config.yaml").write_text("seed: [")
-    runs, problems = restoration_runs(tmp_path)
+    runs, problems = other_runs(tmp_path)
     assert not runs
     assert len(problems) == 1 and "config.yaml" in problems[0]
 
@@ -80,5 +86,19 @@ def test_a_run_without_its_configuration_is_left_out_and_named(tmp_path):
 def test_a_copy_of_a_run_does_not_count_twice(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / name)
-    runs, problems = restoration_runs(tmp_path)
+    runs, problems = other_runs(tmp_path)
     assert len(runs) == 1 and "left out: one has the setting" in problems[0]
+
+
+def test_the_table_shows_what_the_summary_says_of_itself_and_else_its_names(tmp_path):
+    summary = write_run(tmp_path / "new")
+    summary |= {"title": "Fog", "columns": {"psnr": ["PSNR dB", 1]}, "note": "Not rounded."}
+    (tmp_path / "new" / "metrics.json").write_text(json.dumps(summary))
+    table = (write_report(tmp_path).parent / "table.md").read_text()
+    assert "## Fog" in table and "| PSNR dB | ssim |" in table and "| 20.0 | 20.0000 |" in table
+    assert "Not rounded." in table
+    for key in ("title", "columns", "note"):  # as runs of before
+        del summary[key]
+    (tmp_path / "new" / "metrics.json").write_text(json.dumps(summary))
+    table = (write_report(tmp_path).parent / "table.md").read_text()
+    assert "## restoration" in table and "| psnr | ssim |" in table
