@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.case import Case, Volume
+from mambaseg.data.case import Case
+from mambaseg.data.formats.volume import Volume
 
 GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 

@@ -118,7 +118,7 @@ def test_a_patient_without_labels_is_found_and_reading_says_so_where_one_is_need
     case = find_cases(patient.parent)[0]
     assert case.label_path is None
     assert case.read().label is None
-    with pytest.raises(UserError, match=r"patient001_frame01\.nii\.gz: patient001_ED has no label"):
+    with pytest.raises(UserError, match=r"patient001_frame01\.nii\.gz: the image has no label"):
         case.read(4)
 
 
@@ -247,7 +247,7 @@ def test_nan_in_an_image_is_an_error(patient):
     image = pixels(0)[0].astype(np.float32)
     image[0, 0, 0] = np.nan
     write_nifti(patient / "patient001_frame01.nii.gz", image)
-    with pytest.raises(UserError, match=r"frame01\.nii\.gz: .*1 of 90 voxels that are NaN"):
+    with pytest.raises(UserError, match=r"frame01\.nii\.gz: .*1 of 90 voxels of the image are NaN"):
         find_cases(patient.parent)[0].read()
 
 

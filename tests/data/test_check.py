@@ -51,11 +51,10 @@ def test_all_problems_are_listed_and_not_only_the_first(root, capsys):
     errors = "\n".join(told(report, "error"))
     for line in (
         "patient001_ED: patient001/patient001_frame01.nii.gz: truncated",
-        "patient001_ES: patient001/patient001_frame12_gt.nii.gz: the label of patient001_ES "
-        "holds value 7",
-        "patient002_ED: patient002/patient002_frame01.nii.gz: the image of patient002_ED has 15",
-        "patient002_ES: patient002/patient002_frame12_gt.nii.gz: the label of patient002_ES has",
-        "patient003_ED: patient003/patient003_frame01.nii.gz: patient003_ED has no label",
+        "patient001_ES: patient001/patient001_frame12_gt.nii.gz: the label holds value 7",
+        "patient002_ED: patient002/patient002_frame01.nii.gz: 15 of 90 voxels",
+        "patient002_ES: patient002/patient002_frame12_gt.nii.gz: the label has",
+        "patient003_ED: patient003/patient003_frame01.nii.gz: the image has no label",
         "patient003: patient003/patient003_frame12.nii.gz: the file is missing",
     ):
         assert line in errors

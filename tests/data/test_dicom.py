@@ -44,7 +44,7 @@ def test_every_pixel_lies_where_its_header_says(tmp_path, axes, step):
     folder = write_series(tmp_path / "s", axes=axes, at=lambda k: at[0] + k * at[1])
     image = read(folder, tmp_path)
     assert_same_voxels(image, folder)
-    assert image.spacing == pytest.approx((abs(step), 1.5, 1.25)) and image.frames.dtype == np.int16
+    assert image.spacing == pytest.approx((abs(step), 1.5, 1.25)) and image.image.dtype == np.int16
 
 
 def test_the_order_of_names_and_numbers_does_not_matter(tmp_path):
@@ -56,7 +56,7 @@ def test_the_order_of_names_and_numbers_does_not_matter(tmp_path):
     folder = write_series(tmp_path / "s", name=lambda k, file: f"{order[k]}.dcm", edit=number)
     image = read(folder, tmp_path)
     assert_same_voxels(image, folder)
-    assert np.array_equal(image.frames[0, :, 0], voxels(5))
+    assert np.array_equal(image.image[0, :, 0], voxels(5))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_files_are_found_whatever_their_names(tmp_path, name):
     )
     assert_same_voxels(read(folder, tmp_path), folder)
     one = next(folder.iterdir())
-    assert found(one, tmp_path)[0].read().frames.shape == (1, 1, 1, 9, 7)
+    assert found(one, tmp_path)[0].read().image.shape == (1, 1, 1, 9, 7)
     assert len(found(folder / "*", tmp_path)) == 5
 
 
@@ -116,7 +116,7 @@ def test_what_is_no_image_is_left_out(tmp_path):
 
     write_series(folder, 1, edit=report, name=lambda k, file: "sr.dcm")
     image = read(folder, tmp_path)
-    assert np.array_equal(image.frames[0, :, 0], voxels(5))
+    assert np.array_equal(image.image[0, :, 0], voxels(5))
 
 
 def test_folders_that_are_links_are_searched_once(tmp_path):
@@ -128,7 +128,7 @@ def test_folders_that_are_links_are_searched_once(tmp_path):
     (scans / "a" / "up").symlink_to(scans, target_is_directory=True)
     sources = found(scans, tmp_path)
     assert [source.name for source in sources] == ["a", "b"]
-    assert np.array_equal(sources[1].read().frames[0, :, 0], voxels(5))
+    assert np.array_equal(sources[1].read().image[0, :, 0], voxels(5))
 
 
 def test_phases_at_one_position_are_a_cine(tmp_path):
@@ -138,7 +138,7 @@ def test_phases_at_one_position_are_a_cine(tmp_path):
     folder = write_series(tmp_path / "s", 8, at=lambda k: (1, 2, 3), edit=phase)
     image = read(folder, tmp_path)
     assert image.spacing == (8.0, 1.5, 1.25)  # as thick as the header says
-    assert np.array_equal(image.frames[:, 0, 0], voxels(8)[::-1])
+    assert np.array_equal(image.image[:, 0, 0], voxels(8)[::-1])
     assert_same_voxels(image, folder)
 
 
@@ -149,7 +149,7 @@ def test_phases_at_several_positions_are_a_cine(tmp_path, by):
         edit=lambda k, file: setattr(file, by, 10 * (k // 4)),
     )  # fmt: skip
     image = read(folder, tmp_path)
-    assert np.array_equal(image.frames[:, :, 0], voxels(12).reshape(3, 4, 9, 7))
+    assert np.array_equal(image.image[:, :, 0], voxels(12).reshape(3, 4, 9, 7))
     assert_same_voxels(image, folder)
 
 
@@ -245,7 +245,7 @@ def test_no_voxel_size_is_made_up(tmp_path):
 
     write_series(tmp_path / "b", 1, edit=no_thickness)
     image = read(tmp_path / "b", tmp_path)
-    assert image.spacing is None and image.geometry["xyzt_units"] == 0
+    assert image.spacing is None and image.header["xyzt_units"] == 0
     assert_same_voxels(image, tmp_path / "b")
 
     def x_ray(k, file):
@@ -253,7 +253,7 @@ def test_no_voxel_size_is_made_up(tmp_path):
 
     write_series(tmp_path / "c", 1, edit=x_ray)
     image = read(tmp_path / "c", tmp_path)
-    assert image.spacing is None and image.geometry["xyzt_units"] == 0
+    assert image.spacing is None and image.header["xyzt_units"] == 0
 
 
 @pytest.mark.parametrize("slopes", [[1, 0.25, 0.25, 0.25, 0.25], [0.5, 1, 2, 4, 0.125]])
@@ -277,7 +277,7 @@ def test_pixels_of_few_bits_with_and_without_sign(tmp_path, bits, signed):
         file.PixelData = (values & (2**bits - 1)).astype("<u2").tobytes()
 
     write_series(tmp_path / "s", 1, edit=store)
-    assert np.array_equal(read(tmp_path / "s", tmp_path).frames[0, 0], values)
+    assert np.array_equal(read(tmp_path / "s", tmp_path).image[0, 0], values)
 
     def inverse(k, file):
         store(k, file)
@@ -285,7 +285,7 @@ def test_pixels_of_few_bits_with_and_without_sign(tmp_path, bits, signed):
 
     write_series(tmp_path / "m", 1, edit=inverse)
     brightest = -1 if signed else 2**bits - 1
-    assert np.array_equal(read(tmp_path / "m", tmp_path).frames[0, 0], brightest - values)
+    assert np.array_equal(read(tmp_path / "m", tmp_path).image[0, 0], brightest - values)
 
 
 @pytest.mark.parametrize("kind", [tiny_dicom.ENHANCED_MR, ENHANCED_CT])
@@ -306,7 +306,7 @@ def test_frames_of_several_times_are_a_cine(tmp_path, slices_first):
     image = read(folder, tmp_path)
     stored = voxels(12).reshape((4, 3, 9, 7) if slices_first else (3, 4, 9, 7))
     expected = stored if slices_first else stored.swapaxes(0, 1)
-    assert np.array_equal(image.frames[:, :, 0], expected)
+    assert np.array_equal(image.image[:, :, 0], expected)
     assert_same_voxels(image, folder)
 
 
@@ -343,7 +343,7 @@ def test_frames_that_are_no_grid_are_refused(tmp_path):
 
     write_enhanced(tmp_path / "e", [0, 8, 16], edit=ultrasound)
     image = read(tmp_path / "e", tmp_path)
-    assert np.array_equal(image.frames[:, 0, 0], voxels(3)) and image.spacing is None
+    assert np.array_equal(image.image[:, 0, 0], voxels(3)) and image.spacing is None
 
 
 def test_two_series_and_a_localiser_in_one_folder(tmp_path):
@@ -352,7 +352,7 @@ def test_two_series_and_a_localiser_in_one_folder(tmp_path):
     write_series(
         tmp_path / "s", 3, axes=SAGITTAL, seed=2, size=(5, 5), name=lambda k, file: f"loc{k}.dcm"
     )
-    images = [source.read().frames[0, :, 0] for source in found(tmp_path / "s", tmp_path)]
+    images = [source.read().image[0, :, 0] for source in found(tmp_path / "s", tmp_path)]
     expected = [voxels(5), voxels(5, seed=1), voxels(3, (5, 5), seed=2)]
     assert sorted(map(np.ndarray.tobytes, images)) == sorted(map(np.ndarray.tobytes, expected))
 
@@ -389,7 +389,7 @@ def test_transfer_syntaxes(tmp_path, syntax):
         pydicom.dcmwrite(path, file, little_endian=uid.is_little_endian,
                          implicit_vr=uid.is_implicit_VR, force_encoding=True)  # fmt: skip
     image = read(folder, tmp_path)
-    assert np.array_equal(image.frames[0, :, 0], voxels(5, (40, 33)))
+    assert np.array_equal(image.image[0, :, 0], voxels(5, (40, 33)))
 
 
 def test_files_of_pydicom(tmp_path):
@@ -402,12 +402,12 @@ def test_files_of_pydicom(tmp_path):
     ]
     images = [found(path, tmp_path)[0].read() for path in paths]
     for image in images:
-        assert np.array_equal(image.frames[0, 0, 0], pydicom.dcmread(paths[0]).pixel_array)
+        assert np.array_equal(image.image[0, 0, 0], pydicom.dcmread(paths[0]).pixel_array)
         assert image.spacing == (0.8, 0.3125, 0.3125)
     for name in ("JPEG-lossy", "JPEG2000", "JPEGLSNearLossless_16", "CT_small", "693_J2KI"):
         path = pydicom.data.get_testdata_file(f"{name}.dcm", download=False)
         expected = sitk.GetArrayFromImage(sitk.ReadImage(path))
-        assert np.array_equal(found(path, tmp_path)[0].read().frames[0, :, 0], expected)
+        assert np.array_equal(found(path, tmp_path)[0].read().image[0, :, 0], expected)
     for name in ("MR_truncated", "SC_rgb_rle", "examples_palette", "rtplan", "no_meta"):
         path = pydicom.data.get_testdata_file(f"{name}.dcm", download=False)
         with pytest.raises(UserError, match=name):
@@ -439,7 +439,7 @@ def test_lossless_jpeg(tmp_path, slope):
                                                     pydicom.uid.JPEGLossless)  # fmt: skip
         file.RescaleSlope, file.RescaleIntercept = slope, 0
         file.save_as(path)
-    assert np.array_equal(read(folder, tmp_path).frames[0, :, 0], values * slope)
+    assert np.array_equal(read(folder, tmp_path).image[0, :, 0], values * slope)
     path = sorted(folder.iterdir())[1]
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 300])
@@ -460,10 +460,10 @@ def test_a_compression_that_is_not_read_is_named(tmp_path):
 def test_a_pipe_blocks_nothing(tmp_path):
     write_series(tmp_path / "s")
     os.mkfifo(tmp_path / "s" / "pipe")
-    assert read(tmp_path / "s", tmp_path).frames.shape == (1, 5, 1, 9, 7)
+    assert read(tmp_path / "s", tmp_path).image.shape == (1, 5, 1, 9, 7)
 
 
 def test_slices_are_sorted_along_their_normal(tmp_path):
     write_series(tmp_path / "s", axes=OBLIQUE, step=-8.0)
-    axes = affine_of(read(tmp_path / "s", tmp_path).geometry)[:3, :3]
+    axes = affine_of(read(tmp_path / "s", tmp_path).header)[:3, :3]
     assert np.linalg.det(axes) > 0

@@ -249,7 +249,7 @@ def test_numbers_of_classes_are_taken_as_they_are_or_mapped(tmp_path):
 def load_mapped(root, options):
     from dataclasses import replace
 
-    from mambaseg.data.case import checked_label_map
+    from mambaseg.data.validation import checked_label_map
 
     (case,) = find_cases(root, **options)
     mapping = checked_label_map(options["label_map"], options["num_classes"])

@@ -8,11 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from mambaseg.data.case import as_label, sayings
 from mambaseg.data.check import check_dataset
-from mambaseg.data.formats.nifti import read_frames, read_nifti
-from mambaseg.data.formats.volumes import read_volume
+from mambaseg.data.formats.files import read_volume
+from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.readers import nifti_pairs, nnunet
+from mambaseg.data.validation import as_label, collected_warnings
 from mambaseg.errors import UserError
 from mambaseg.inference.folder_scores import score_folders
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
@@ -27,7 +27,7 @@ def test_labels_within_a_thousandth_of_a_whole_number_are_rounded_and_said(tmp_p
     assert as_label(values, path).tolist() == [0, 2, 1, 0]
     assert "a_seg.nii.gz: the label holds values -1e-07, 0.9999999, 2.00007, rounded" in caplog.text
     caplog.clear()
-    with sayings() as said:
+    with collected_warnings() as said:
         as_label(values.astype(np.float32), path)
         as_label(np.array([0.0, 1.0]), path)
     assert len(said) == 1 and not caplog.text
@@ -87,8 +87,8 @@ def test_a_slope_that_says_nothing_scales_nothing(pairs, slope):
     image, label = arrays(0)
     assert np.array_equal(volume.image[:, 0], image[0].T)
     assert np.array_equal(volume.label, label.T)
-    frames = read_frames(pairs / "images" / "c0.nii.gz")
-    assert np.array_equal(frames.array[0], image[0].T)
+    stored = read_nifti(pairs / "images" / "c0.nii.gz")
+    assert np.array_equal(stored.image[0, :, 0], image[0].T)
 
 
 def test_a_quaternion_that_rounding_made_too_long_is_read(tmp_path):
@@ -105,7 +105,7 @@ def test_a_quaternion_that_rounding_made_too_long_is_read(tmp_path):
         nibabel.load(path)  # so it was refused as a damaged download
     nifti = read_nifti(path)
     assert np.allclose(nifti.affine, turned, atol=1e-5) and nifti.orientation == "LPS"
-    assert read_frames(path).spacing == pytest.approx((8.0, 1.25, 1.5))
+    assert nifti.spacing == pytest.approx((8.0, 1.25, 1.5))
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])

@@ -63,7 +63,7 @@ def same_as_simpleitk(read, image, tmp_path, *, tolerance=0.0):
     """Compares voxels and place with the NIfTI file that SimpleITK makes of the same image."""
     sitk.WriteImage(image, str(tmp_path / "theirs.nii.gz"))
     (tmp_path / "ours.nii.gz").write_bytes(
-        to_nifti((read.frames[:, :, 0] % 251).astype(np.uint8), read.geometry)
+        to_nifti((read.image[:, :, 0] % 251).astype(np.uint8), read.header)
     )
     theirs, ours = (nibabel.load(tmp_path / f"{who}.nii.gz") for who in ("theirs", "ours"))
     voxels = np.asarray(theirs.dataobj) % 251
@@ -88,7 +88,7 @@ def test_a_meta_image_of_a_cine_keeps_its_frames(tmp_path):
     image = sitk.JoinSeries([oblique(), oblique() + 1, oblique() + 2], 0.0, 31.0)
     sitk.WriteImage(image, str(tmp_path / "cine.mha"))
     read = found(tmp_path / "cine.mha", tmp_path)[0].read()
-    assert read.frames.shape == (3, 4, 1, 12, 9)
+    assert read.image.shape == (3, 4, 1, 12, 9)
     same_as_simpleitk(read, image, tmp_path)
 
 
@@ -108,14 +108,14 @@ def test_series_in_one_folder_are_told_apart(tmp_path):
     write_series(tmp_path / "both", oblique() + 1, series=SERIES + ".9", prefix="other")
     one, other = found(tmp_path, tmp_path)
     assert (one.name, other.name) == ("both_1", "both_2")
-    assert np.array_equal(one.read().frames + 1, other.read().frames)
+    assert np.array_equal(one.read().image + 1, other.read().image)
 
 
 def test_a_single_dicom_file_is_an_image(tmp_path):
     folder = write_series(tmp_path / "series", oblique())
     path = sorted(folder.glob("*.dcm"))[0]
     (source,) = found(path, tmp_path)
-    assert source.read().frames.shape == (1, 1, 1, 12, 9)
+    assert source.read().image.shape == (1, 1, 1, 12, 9)
 
 
 def test_a_series_with_a_hole_is_refused(tmp_path):
@@ -185,13 +185,13 @@ def test_a_header_that_gives_no_voxel_size_has_none(tmp_path, name):
         head = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 2 3 4\nendian: little\nencoding: raw\n"
         path.write_bytes(head.encode() + b"\n" + voxels)
     image = read_one(path, tmp_path)
-    assert image.spacing is None and image.geometry["xyzt_units"] == 0
+    assert image.spacing is None and image.header["xyzt_units"] == 0
 
 
 def test_a_flat_image_has_no_thickness(tmp_path):
     sitk.WriteImage(oblique((9, 12)), str(tmp_path / "a.mha"))
     image = read_one(tmp_path / "a.mha", tmp_path)
-    assert image.spacing is None and image.frames.shape == (1, 1, 1, 12, 9)
+    assert image.spacing is None and image.image.shape == (1, 1, 1, 12, 9)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_voxels_of_other_files(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
         read_one(tmp_path / "b.nrrd", tmp_path)
     (tmp_path / "b.nrrd").write_text(f"{nrrd}data file: a.raw\n")
-    assert read_one(tmp_path / "b.nrrd", tmp_path).frames.tobytes() == voxels
+    assert read_one(tmp_path / "b.nrrd", tmp_path).image.tobytes() == voxels
 
 
 def test_a_list_of_slices_is_read(tmp_path):
@@ -254,8 +254,8 @@ def test_a_nrrd_lies_where_its_space_says(tmp_path, space, to_ras, big):
     )
     (tmp_path / "a.nrrd").write_bytes(text.encode() + voxels.tobytes())
     image = read_one(tmp_path / "a.nrrd", tmp_path)
-    assert np.array_equal(image.frames[0, :, 0], voxels) and image.spacing == (8.0, 1.25, 1.5)
-    rows = np.array([image.geometry[name] for name in ("srow_x", "srow_y", "srow_z")])
+    assert np.array_equal(image.image[0, :, 0], voxels) and image.spacing == (8.0, 1.25, 1.5)
+    rows = np.array([image.header[name] for name in ("srow_x", "srow_y", "srow_z")])
     np.testing.assert_allclose(rows[:, :3], (axes * to_ras).T, atol=1e-6)
     np.testing.assert_allclose(rows[:, 3], np.array([10, -20, 30]) * to_ras, atol=1e-6)
     for old, new, message in [
@@ -284,7 +284,7 @@ def test_a_training_set_is_another_one_when_voxels_beside_a_header_change(tmp_pa
     """`Case` names the header alone; the fingerprint and the cache must see its voxels too."""
     from mambaseg.data.case import Case
     from mambaseg.data.fingerprint import fingerprint
-    from mambaseg.data.formats.volumes import read_volume
+    from mambaseg.data.formats.files import read_volume
 
     sitk.WriteImage(oblique(), str(tmp_path / "a.mhd"))
     case = Case("a", "a", None, None, tmp_path / "a.mhd", None, lambda case: read_volume(case.path))

@@ -36,9 +36,9 @@ def assert_same(path, tmp_path):
     """Voxels and both forms as nibabel has them, in the label map too."""
     image, theirs = read(path, tmp_path), nib.load(path)
     voxels = np.asarray(theirs.dataobj)
-    assert np.array_equal(image.frames[0, :, 0].T, voxels)
-    labels = np.zeros(image.frames.shape[:2] + image.frames.shape[3:], np.uint8)
-    (tmp_path / "labels.nii.gz").write_bytes(to_nifti(labels, image.geometry, label=True))
+    assert np.array_equal(image.image[0, :, 0].T, voxels)
+    labels = np.zeros(image.image.shape[:2] + image.image.shape[3:], np.uint8)
+    (tmp_path / "labels.nii.gz").write_bytes(to_nifti(labels, image.header, label=True))
     ours = nib.load(tmp_path / "labels.nii.gz")
     assert np.array_equal(ours.affine, theirs.affine)
     for form in ("get_qform", "get_sform"):
@@ -103,7 +103,7 @@ def test_slopes(tmp_path, slope, intercept, factor):
             read(tmp_path / "a.nii.gz", tmp_path)
     else:
         expected = VOXELS * factor + (intercept if factor != 1 else 0)
-        assert np.array_equal(assert_same(tmp_path / "a.nii.gz", tmp_path).frames[0, :, 0].T,
+        assert np.array_equal(assert_same(tmp_path / "a.nii.gz", tmp_path).image[0, :, 0].T,
                               expected)  # fmt: skip
 
 

@@ -266,9 +266,9 @@ def test_channels_and_labels_that_do_not_fit_are_errors(tmp_path):
     write_volume(root / "labelsTr/case_004.nii.gz", np.stack([label] * 2, -1), (1.5, 1.25, 8.0))
     told = {one.where: one.problem for one in check_dataset(root).of("error")}
     for case, said in {
-        "case_000": "the channel of case_000 has axes",
+        "case_000": "has axes",
         "case_001": "the channel has shape",
-        "case_002": "the label of case_002 has voxel size",
+        "case_002": "has voxel size",
         "case_003": "the label holds value",
         "case_004": "the label has 2 channels",
     }.items():

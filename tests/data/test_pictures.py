@@ -148,4 +148,4 @@ def test_a_picture_claims_no_millimetres(tmp_path):
 
     Image.fromarray(numbers("u1")).save(tmp_path / "a.png")
     image = read_picture(tmp_path / "a.png")
-    assert image.spacing is None and image.geometry["xyzt_units"] == 0
+    assert image.spacing is None and image.header["xyzt_units"] == 0

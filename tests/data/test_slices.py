@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from mambaseg.data import cache as cache_module
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
-from mambaseg.data.case import Volume
 from mambaseg.data.fingerprint import fingerprint
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slices import Collate, Draw, SliceDataset, StepSampler
 from mambaseg.errors import UserError

@@ -126,7 +126,7 @@ def planes(folder):
 
 
 def affine_of(geometry):
-    """The 4x4 affine of `Image.geometry`, in DICOM's axes."""
+    """The 4x4 affine of `Image.header`, in DICOM's axes."""
     affine = np.eye(4)
     affine[:3] = [geometry[row] for row in ("srow_x", "srow_y", "srow_z")]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
@@ -134,8 +134,8 @@ def affine_of(geometry):
 
 def assert_same_voxels(image, folder, *, tolerance=0.01):
     """Every pixel that pydicom reads lies in the image where its header says, with its value."""
-    affine = affine_of(image.geometry)
-    left = [list(at) for at in np.ndindex(*image.frames.shape[:2])]
+    affine = affine_of(image.header)
+    left = [list(at) for at in np.ndindex(*image.image.shape[:2])]
     for pixels, position, axes, size in planes(folder):
         o, (height, width), p = np.array(axes, float), map(float, size), np.array(position, float)
         rows, columns = np.indices(pixels.shape)
@@ -150,7 +150,7 @@ def assert_same_voxels(image, folder, *, tolerance=0.01):
         assert np.abs(off).max() <= tolerance
         x, y, z = np.moveaxis(near, -1, 0)
         times = [t for t, at in left if at == z[0, 0] and np.allclose(
-            image.frames[t, z, 0, y, x], pixels, rtol=1e-6, atol=0)]  # fmt: skip
+            image.image[t, z, 0, y, x], pixels, rtol=1e-6, atol=0)]  # fmt: skip
         assert times, f"no frame at slice {z[0, 0]} has these pixels"
         left.remove([times[0], z[0, 0]])
     assert not left

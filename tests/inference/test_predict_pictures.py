@@ -84,7 +84,7 @@ def test_a_network_is_shown_what_evaluation_shows_it(tmp_path):
     member = red("modern", longest_side=50)
     (source,) = find_images(str(tmp_path / "a.png"), outside=tmp_path / "out")
     image = source.read(3)
-    shown = Predictor._scaled(image.frames[0], image, member)
+    shown = Predictor._scaled(image.image[0], image, member)
     cached = reduced(read_pixels(tmp_path / "a.png", 3), 50).astype(np.float32)
     assert np.array_equal(shown[0].numpy(), member.preprocessing.scale_intensity(cached[None])[0])
 

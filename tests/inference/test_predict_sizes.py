@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.data.formats.images import find_images
-from mambaseg.data.formats.nifti import geometry_of, to_nifti
+from mambaseg.data.formats.nifti import place_of, to_nifti
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.inference.segment import Member, segment
 from tiny_checkpoints import write_checkpoint
@@ -86,7 +86,7 @@ def header(shape, affine):
 def test_a_nifti_file_is_nibabels_byte_for_byte(shape):
     array = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     cine = shape[0] > 1
-    geometry = geometry_of(header((3, 4, 5, 3) if cine else (3, 4, 5), np.diag([2, 3, 4, 1])))
+    geometry = place_of(header((3, 4, 5, 3) if cine else (3, 4, 5), np.diag([2, 3, 4, 1])))
     written = gzip.decompress(to_nifti(array, geometry, slope=1 / 255))
     voxels = np.moveaxis(array.T, 3, -1) if array.ndim == 5 else array.T
     voxels = voxels if cine else voxels[:, :, :, 0]
@@ -100,7 +100,7 @@ def test_a_nifti_file_is_nibabels_byte_for_byte(shape):
 
 def test_probabilities_of_a_large_volume_are_written_without_a_copy_of_all():
     array = np.zeros((1, 14, 40, 256, 256), np.uint8)
-    geometry = geometry_of(header((256, 256, 40), np.eye(4)))
+    geometry = place_of(header((256, 256, 40), np.eye(4)))
     tracemalloc.start()
     to_nifti(array, geometry, slope=1 / 255)
     peak = tracemalloc.get_traced_memory()[1]

@@ -29,10 +29,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mambaseg.data.case import Case, sayings
+from mambaseg.data.case import Case
 from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_digests
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprint_of
+from mambaseg.data.validation import collected_warnings
 from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCache
 from mambaseg.errors import UserError
 from mambaseg.storage.files import remove_abandoned, writing
@@ -192,7 +193,7 @@ def _decode(
     channels: int,
     said: list[str],
 ) -> _Decoded:
-    with sayings() as own:
+    with collected_warnings() as own:
         volume = case.read(num_classes, channels)
     said += own
     assert volume.label is not None  # read() with a number of classes demands it

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError
+from mambaseg.data.case import Case
 from mambaseg.data.check_report import Report
 from mambaseg.data.examined import Examined, examine
 from mambaseg.data.fingerprint import THREADS
@@ -25,6 +25,7 @@ from mambaseg.data.patients import Alike, find_alike
 from mambaseg.data.problems import Level, Problem, counted, whose
 from mambaseg.data.proposal import propose
 from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from mambaseg.storage.files import print_any_name, whole_file
 

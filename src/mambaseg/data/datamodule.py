@@ -12,7 +12,7 @@ import torch
 
 from mambaseg.data.augment import Augmentation
 from mambaseg.data.cache import open_cache
-from mambaseg.data.case import Case, checked_label_map
+from mambaseg.data.case import Case
 from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
 from mambaseg.data.device_slices import DeviceSlices, fits
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
@@ -25,6 +25,7 @@ from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
 from mambaseg.data.slicing import check_rule
 from mambaseg.data.splits import known_duplicates, make_split
+from mambaseg.data.validation import checked_label_map
 from mambaseg.data.volume_cache import VolumeCache
 from mambaseg.errors import UserError
 

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mambaseg.data.case import (
-    Case,
-    DataError,
-    Volume,
-    as_label,
-    find_problems,
-    label_problems,
-    sayings,
-)
+from mambaseg.data.case import Case
 from mambaseg.data.formats.nifti import read_nifti
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.plausibility import remarks
+from mambaseg.data.validation import (
+    DataError,
+    as_label,
+    collected_warnings,
+    label_problems,
+)
 
 Remarks = Callable[[Volume, int], Iterable[str]]
 
@@ -51,9 +50,9 @@ class Examined:
 def examine(case: Case, num_classes: int, further: Remarks) -> Examined:
     """Read a case; `further` are the remarks of its layout."""
     try:
-        with sayings() as said:
+        with collected_warnings() as said:
             volume = case.load()
-        errors = list(find_problems(case, volume, num_classes))
+        errors = list(case.problems(volume, num_classes))
         if errors:
             return Examined(case, errors=tuple(errors))
         content = hashlib.sha256(str(volume.image.shape).encode())
@@ -85,7 +84,7 @@ def _label_errors(case: Case, error: DataError, num_classes: int) -> list[DataEr
     if not path.name.endswith((".nii", ".nii.gz")):
         return []
     try:
-        label = as_label(read_nifti(path).array, path)
+        label = as_label(read_nifti(path).image[0, :, 0], path)
     except DataError as second:
         return [second]
-    return list(label_problems(case, label, num_classes))
+    return list(label_problems(label, path, num_classes))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mambaseg.data.case import Case
-from mambaseg.data.files import check_file
+from mambaseg.data.validation import check_file
 from mambaseg.errors import UserError
 
 _HEADERS = (".mhd", ".mha", ".nrrd")  # their voxels may lie in other files

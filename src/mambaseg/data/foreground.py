@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from mambaseg.data.case import Case, DataError
+from mambaseg.data.case import Case
 from mambaseg.data.splits import Split, listed
+from mambaseg.data.validation import DataError
 from mambaseg.data.volume_cache import VolumeCache
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError, Volume
-from mambaseg.data.files import unlisted
+from mambaseg.data.case import Case
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.plausibility import cardiac_remarks
 from mambaseg.data.problems import Problem
 from mambaseg.data.readers import (
@@ -25,6 +25,7 @@ from mambaseg.data.readers import (
     synapse,
 )  # fmt: skip
 from mambaseg.data.splits import listed
+from mambaseg.data.validation import DataError, unlisted
 
 
 def _no_names(root: Path) -> tuple[str, ...] | None:

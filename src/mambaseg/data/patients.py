@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mambaseg.data.case import Case, DataError
+from mambaseg.data.case import Case
+from mambaseg.data.validation import DataError
 
 SEPARATORS = "_. -"
 FEWEST = 3  # names without a number that are patients: fewer are kinds of images

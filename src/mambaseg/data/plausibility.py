@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mambaseg.data.case import Volume
+from mambaseg.data.formats.volume import Volume
 
 IN_PLANE_MM, BETWEEN_SLICES_MM = (0.2, 5.0), (0.5, 20.0)  # ACDC: 0.7 to 1.9, 5 to 10
 MYOCARDIUM, LEFT_VENTRICLE = 2, 3

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mambaseg.data.case import Case, DataError
+from mambaseg.data.case import Case
+from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import readable
 
 Level = Literal["error", "warning", "info"]

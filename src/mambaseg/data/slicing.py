@@ -21,7 +21,6 @@ from mambaseg.errors import UserError
 
 RULES = ("stored", "spacing")
 CLEARLY = 1.5  # times the voxel size along each other axis
-AXES = "zyx"
 
 
 def check_rule(rule: str) -> str:
@@ -47,28 +46,3 @@ def slice_axis(spacing: Sequence[float] | None, rule: str) -> int:
     axis = int(np.argmax(spacing))
     others = [side for index, side in enumerate(spacing) if index != axis]
     return axis if spacing[axis] >= CLEARLY * max(others) else 0
-
-
-def order_of(axis: int) -> tuple[int, int, int]:
-    """The axes (z, y, x) as slices, rows and columns, when slices are stacked along `axis`."""
-    first, second = (other for other in range(3) if other != axis)
-    return axis, first, second
-
-
-def inverse(order: Sequence[int]) -> tuple[int, int, int]:
-    """The order that undoes `order`."""
-    one, two, three = (int(place) for place in np.argsort(order))
-    return one, two, three
-
-
-def reordered(array: np.ndarray, order: Sequence[int], spatial: Sequence[int]) -> np.ndarray:
-    """An array whose axes `spatial` (z, y, x) are put into another order; the others stay.
-
-    In the order that they have it is the array itself.
-    """
-    if tuple(order) == (0, 1, 2):
-        return array
-    axes = list(range(array.ndim))
-    for place, source in zip(spatial, order, strict=True):
-        axes[place] = spatial[source]
-    return np.ascontiguousarray(array.transpose(axes))

@@ -7,16 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mambaseg.data.case import DataError, as_label
 from mambaseg.data.fingerprint import digest_of
-from mambaseg.data.formats.images import NIFTI, OVERLAY, PROBABILITIES, without_ending
-from mambaseg.data.formats.nifti import read_nifti
+from mambaseg.data.formats.files import NIFTI, read_label, without_ending
+from mambaseg.data.formats.images import OVERLAY, PROBABILITIES
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.seen import (
     EARLIER,
     PUBLISHED,
@@ -24,6 +24,7 @@ from mambaseg.data.seen import (
     VALIDATED,
     require_unseen,
 )
+from mambaseg.data.validation import DataError, as_label
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.inference.segment import keep_largest_component
@@ -321,7 +322,7 @@ def _scores(
         class_names=names, policy=evaluation["empty"], tolerance_mm=evaluation["tolerance_mm"]
     )
     for pair in track(pairs, description="label maps"):
-        prediction, reference = _read(pair.prediction), _read(pair.reference)
+        prediction, reference = read_label(pair.prediction), read_label(pair.reference)
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))
         expected = _labels(pair.reference, reference, len(names))
@@ -343,53 +344,30 @@ def _cases(pair: Pair, frames: int) -> list[Pair]:
     return [replace(pair, id=f"{pair.id}_frame{t:0{digits}d}") for t in range(1, frames + 1)]
 
 
-class _Map(NamedTuple):
-    """A label map as stored.
-
-    Attributes:
-        array: (T, Z, H, W).
-        spacing: mm (z, y, x); None when unknown.
-        affine: 4x4, None when the spacing is unknown.
-    """
-
-    array: npt.NDArray[Any]
-    spacing: tuple[float, float, float] | None
-    affine: npt.NDArray[Any] | None
-
-
-def _read(path: Path) -> _Map:
-    if not path.name.lower().endswith(_PICTURES):
-        nifti = read_nifti(path, dimensions=(3, 4))
-        array = nifti.array if nifti.array.ndim == 4 else nifti.array[None]
-        return _Map(array, nifti.spacing, None if nifti.spacing is None else nifti.affine)
-    from mambaseg.data.formats.pictures import read_mask
-
-    numbers, lossy = read_mask(path)
-    if lossy:
-        remedy = "Save it as PNG before JPEG has blurred its numbers."
-        raise DataError("a JPEG file cannot hold class numbers", path, remedy)
-    return _Map(numbers[None, None], None, None)
-
-
-def _labels(path: Path, read: _Map, num_classes: int) -> npt.NDArray[np.uint8]:
-    labels = as_label(read.array, path)
+def _labels(path: Path, read: Volume, num_classes: int) -> npt.NDArray[np.uint8]:
+    labels = as_label(read.image[:, :, 0], path)
     if (highest := int(labels.max())) >= num_classes:
         problem = f"the label map holds the value {highest}; the classes are 0..{num_classes - 1}"
         raise DataError(problem, path, "Name all classes in class_names=[...], or map the labels.")
     return np.ascontiguousarray(labels)
 
 
-def _require_same_grid(pair: Pair, prediction: _Map, reference: _Map) -> None:
+def _require_same_grid(pair: Pair, prediction: Volume, reference: Volume) -> None:
     """Raise `UserError` unless both lie on one grid; a header never filled in says no place."""
-    if prediction.array.shape != reference.array.shape:
-        theirs, ours = (f"the shape {read.array.shape}" for read in (prediction, reference))
-    elif prediction.affine is None or reference.affine is None:
+    if prediction.image.shape != reference.image.shape:
+        theirs, ours = (f"the shape {read.image.shape}" for read in (prediction, reference))
+    elif (
+        prediction.spacing is None
+        or reference.spacing is None
+        or prediction.affine is None
+        or reference.affine is None
+    ):
         return
-    elif not np.allclose(prediction.affine, reference.affine, rtol=0, atol=_TOLERANCE):
-        affines = (prediction.affine, reference.affine)
-        theirs, ours = (f"the affine {affine.round(3).tolist()}" for affine in affines)
     else:
-        return
+        one, other = affines = [np.array(read.affine) for read in (prediction, reference)]
+        if np.allclose(one, other, rtol=0, atol=_TOLERANCE):
+            return
+        theirs, ours = (f"the affine {affine.round(3).tolist()}" for affine in affines)
     raise DataError(
         f"the prediction has {theirs}, its reference ({pair.reference}) {ours}",
         pair.prediction,

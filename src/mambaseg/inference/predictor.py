@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mambaseg.data.case import DataError
 from mambaseg.data.formats import dicom_seg
-from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
+from mambaseg.data.formats.volume import Volume, unsliced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
-from mambaseg.data.slicing import inverse, order_of, reordered, slice_axis
+from mambaseg.data.slicing import slice_axis
+from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from mambaseg.inference.segment import Member, keep_largest_component, segment
 from mambaseg.reporting.views import drawn
@@ -32,7 +32,6 @@ from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, r
 _DRAWN = 1024  # pixels of a picture that are drawn
 _OTHERWISE = "choose another folder with output=..."
 _INSTEAD = f"{_OTHERWISE}, or rerun=true to replace it"
-_Spacing = tuple[float, float, float]
 log = logging.getLogger(__name__)
 
 
@@ -183,35 +182,34 @@ class Predictor:
         _write_json(files["about"], {**about, "unfinished": True})
         if prediction.probabilities is not None:
             _write(files["probabilities"],
-                   to_nifti(prediction.probabilities, image.geometry, slope=1 / 255))  # fmt: skip
+                   to_nifti(prediction.probabilities, image.header, slope=1 / 255))  # fmt: skip
         if self.options.overlay:
             self._draw(source, image, prediction, files["overlay"])
         _write(files["labels"], label_map(image, prediction.labels))
         if source.series and self.options.dicom_seg:
             self._write_dicom_seg(source, prediction, output)
         _write_json(files["about"], about)
-        frames, *sides = np.delete(image.frames.shape, 2)
-        return int(frames * sides[self._order(image)[0]]), voxels
+        return int(len(image.image) * image.image.shape[(1, 3, 4)[self._axis(image)]]), voxels
 
-    def _seen(self, image: Image) -> dict[str, Any]:
+    def _seen(self, image: Volume) -> dict[str, Any]:
         """Whether the networks have learnt from an image: what scores of its labels must say."""
         sides = {member.preprocessing.longest_side for member in self.members}
         prints = {
             fingerprint_of(reduced(frame, side) if image.flat else frame)
-            for frame in image.frames
+            for frame in image.image
             for side in sides
         }
         checked = bool(self.seen) and all(seen.complete for seen in self.seen)
         return {"checked": checked, "how": how_seen(sorted(prints), self.seen)}
 
-    def read(self, source: Source) -> Image:
+    def read(self, source: Source) -> Volume:
         """An image as the networks take it.
 
         Raises:
             UserError: it cannot be read, or has another number of channels.
         """
         image = source.read(self.channels)
-        if (channels := image.frames.shape[2]) != self.channels:
+        if (channels := image.image.shape[2]) != self.channels:
             raise DataError(
                 f"the image has {channels} channels, the networks take {self.channels}",
                 source.path,
@@ -219,19 +217,20 @@ class Predictor:
             )
         return image
 
-    def segment(self, image: Image) -> Prediction:
+    def segment(self, image: Volume) -> Prediction:
         """Every frame on its own, as a volume of a training set is; on the image's own grid."""
-        order = self._order(image)
+        axis = self._axis(image)
+        image = image.sliced(axis)
         labels, probabilities = [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
-        for frame in reordered(image.frames, order, (1, 3, 4)):
+        for frame in image.image:
             scaled = [self._scaled(frame, image, member) for member in self.members]
             with self._autocast(device):
                 found = segment(
                     self.members,
                     scaled,
                     shape=(frame.shape[-2], frame.shape[-1]),
-                    spacing=_in_order(image.spacing, order),
+                    spacing=image.spacing,
                     probabilities=self.options.probabilities,
                     batch_size=self.options.batch_size,
                 )
@@ -241,18 +240,17 @@ class Predictor:
             labels.append(volume.cpu().numpy())
             if found.probabilities is not None:
                 probabilities.append(found.probabilities.numpy().swapaxes(0, 1))
-        back = inverse(order)
         return Prediction(
-            reordered(np.stack(labels), back, (1, 2, 3)),
-            reordered(_stacked(probabilities), back, (2, 3, 4)) if probabilities else None,
+            unsliced(np.stack(labels), axis, 1),
+            unsliced(_stacked(probabilities), axis, 2) if probabilities else None,
         )
 
-    def _order(self, image: Image) -> tuple[int, int, int]:
-        """The axes (z, y, x) of an image as slices, rows and columns."""
-        return order_of(slice_axis(image.spacing, self.slicing))
+    def _axis(self, image: Volume) -> int:
+        """Which of the axes (z, y, x) of an image its slices are stacked along."""
+        return slice_axis(image.spacing, self.slicing)
 
     @staticmethod
-    def _scaled(frame: npt.NDArray[Any], image: Image, member: Member) -> torch.Tensor:
+    def _scaled(frame: npt.NDArray[Any], image: Volume, member: Member) -> torch.Tensor:
         """What one network is shown of a frame; of pictures as large as those it learnt from."""
         used = member.preprocessing
         seen = reduced(frame, used.longest_side) if image.flat else frame
@@ -263,22 +261,23 @@ class Predictor:
             return torch.autocast(device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _draw(self, source: Source, image: Image, prediction: Prediction, path: Path) -> None:
+    def _draw(self, source: Source, image: Volume, prediction: Prediction, path: Path) -> None:
         """Draws the slices as the networks saw them."""
         from mambaseg.reporting.figures import case_figure
 
-        order = self._order(image)
-        frame = ", first frame" if len(image.frames) > 1 else ""
-        step = -(-max(image.frames.shape[3:]) // _DRAWN) if image.flat else 1
+        axis = self._axis(image)
+        image = image.sliced(axis)
+        frame = ", first frame" if len(image.image) > 1 else ""
+        step = -(-max(image.image.shape[3:]) // _DRAWN) if image.flat else 1
         part = (..., slice(None, None, step), slice(None, None, step))
         case_figure(
-            drawn(reordered(image.frames[0], order, (0, 2, 3))[part]),
+            drawn(image.image[0][part]),
             None,
-            reordered(prediction.labels[0], order, (0, 1, 2))[part],
+            np.moveaxis(prediction.labels[0], axis, 0)[part],
             class_names=self.class_names,
             title=printable(f"{source.name}{frame} · {self.title}, no reference"),
             path=path,
-            spacing=_in_order(image.spacing, order),
+            spacing=image.spacing,
         )
 
     def _write_dicom_seg(self, source: Source, prediction: Prediction, output: Path) -> None:
@@ -359,16 +358,11 @@ def _stacked(frames: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     return frames[0][None] if len(frames) == 1 else np.stack(frames)
 
 
-def label_map(image: Image, labels: npt.NDArray[np.uint8]) -> bytes:
+def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:
     """The content of the file that holds an image's labels (T, Z, H, W): PNG or .nii.gz."""
     if image.flat:
         return label_picture(labels[0, 0])
-    return to_nifti(labels, image.geometry, label=True)
-
-
-def _in_order(spacing: _Spacing | None, order: tuple[int, int, int]) -> _Spacing | None:
-    z, y, x = order
-    return None if spacing is None else (spacing[z], spacing[y], spacing[x])
+    return to_nifti(labels, image.header, label=True)
 
 
 def _write_json(path: Path, about: Mapping[str, Any]) -> None:

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import AGAIN, check_file, unlisted
 from mambaseg.data.loaders import PARTS
+from mambaseg.data.validation import AGAIN, DataError, check_file, unlisted
 from mambaseg.storage.untrusted import readable
 
 SMALLEST = 11  # pixels: the window of SSIM

@@ -1,7 +1,7 @@
 """Losses: functions of (logits (B, K, H, W), label (B, H, W)) -> scalar.
 
 Labels are class indices 0..K-1. Whether they are is checked where a case is read
-(`mambaseg.data.case.validate_volume`), not here: looking at them each step would make a GPU wait.
+(`mambaseg.data.validation`), not here: looking at them each step would make a GPU wait.
 
 Plain cross entropy needs no code of ours: ``conf/loss/cross_entropy.yaml`` names torch's own.
 """

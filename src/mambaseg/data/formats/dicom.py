@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import AGAIN
 from mambaseg.data.formats.dicom_stack import (
     Frame,
     header_of,
@@ -23,9 +21,10 @@ from mambaseg.data.formats.dicom_stack import (
     unreadable,
     value_of,
 )
-from mambaseg.data.formats.image import Image
 from mambaseg.data.formats.itk import read_pixels
-from mambaseg.data.formats.nifti import geometry_on
+from mambaseg.data.formats.nifti import place_on
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.validation import AGAIN, DataError
 
 _IDENTITY = ("SOPClassUID", "SeriesInstanceUID", "Rows", "Columns")
 # JPEG of 12 bits and lossless JPEG, for which pydicom needs further packages
@@ -57,7 +56,7 @@ def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     return [tuple(sorted([*files, *damaged])) for _, files in sorted(series.items())]
 
 
-def read_dicom(paths: Sequence[Path]) -> Image:
+def read_dicom(paths: Sequence[Path]) -> Volume:
     """Read the files of one series, or a single file, as a volume or a cine.
 
     Slices are sorted by their position along the normal of their plane, and at each position by
@@ -77,8 +76,8 @@ def read_dicom(paths: Sequence[Path]) -> Image:
     frames = np.array(
         [[pixels[frame.path, frame.number] for frame in slices] for slices in found.frames]
     )
-    geometry = geometry_on(frames.shape, found.affine, found.spacing)
-    return Image(frames[:, :, None], found.spacing, geometry)
+    header = place_on(frames.shape, found.affine, found.spacing)
+    return Volume(frames[:, :, None], None, found.spacing, found.affine, header=header)
 
 
 def _measured(path: Path, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.case import DataError
 from mambaseg.data.formats.dicom_stack import stack
+from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 
 # What names of classes mean in SNOMED CT: (code, meaning). Others are called tissue, the most

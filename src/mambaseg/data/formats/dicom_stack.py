@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import AGAIN, check_array, check_file
-from mambaseg.data.formats.nifti import voxel_size
+from mambaseg.data.validation import AGAIN, DataError, check_array, check_file, voxel_size
 from mambaseg.errors import UserError
 
 TOLERANCE_MM = 0.1  # of a corner of a slice from its place on the grid

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import check_grey_values
 from mambaseg.data.fingerprint import content_digest
-from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.nifti import read_frames
+from mambaseg.data.formats.files import DICOM, ENDINGS, PICTURES, read_image, without_ending
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.validation import (
+    DataError,
+    check_grey_values,
+    check_same_geometry,
+    not_finite,
+    unlisted,
+)
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
 
-NIFTI = (".nii.gz", ".nii")
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-META_IMAGE = (".mha", ".mhd", ".nrrd")
-DICOM = (".dcm", ".ima")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 PROBABILITIES = "_probabilities.nii.gz"
 OVERLAY = "_overlay.png"
@@ -32,9 +33,8 @@ DICOM_SEG = "_seg.dcm"
 _REFERENCE = re.compile(r"(.+)_(gt|scribble)")  # ACDC's, beside the image
 _MARKED = re.compile(r"(.+)_(seg|segmentation|labels?|mask)")  # where the image is there too
 _REFERENCES = {"labels", "labelstr", "labelsts", "labelsval", "masks"}  # folders beside images*
+KNOWN = (*ENDINGS, *DICOM)
 log = logging.getLogger(__name__)
-WITHOUT_SERIES = (*NIFTI, *PICTURES, *META_IMAGE)  # whose files are images on their own
-KNOWN = (*WITHOUT_SERIES, *DICOM)
 
 
 @dataclass(frozen=True)
@@ -66,53 +66,39 @@ class Source:
         """
         return content_digest(self.series or (self.path, *self.further), self.name)
 
-    def read(self, channels: int = 1) -> Image:
-        """Read the image.
+    def read(self, channels: int = 1) -> Volume:
+        """Read the image as (T, Z, C, H, W) of its own data type.
 
         Args:
             channels: how many are asked for; it decides what becomes of a picture's colours. The
                 image may have another number: that is for the caller to look at.
 
         Raises:
-            UserError: it cannot be read, has colours where one channel is asked for, or voxels
-                that are not finite or that float32 cannot tell apart.
+            UserError: it cannot be read, has colours where one channel is asked for, channels on
+                different grids, or voxels that are not finite or that float32 cannot tell apart.
         """
-        image = self._read(1 if self.further else channels)
-        for path in self.further:
-            image = _joined(image, replace(self, path=path, further=()).read(), path)
-        if image.frames.shape[2] == 1 < channels == len(image.frames):
-            image = _fourth_axis_as_channels(image)
-        finite = np.isfinite(image.frames)
-        if not finite.all():
-            count = image.frames.size - int(np.count_nonzero(finite))
-            raise DataError(
-                f"{count} of {image.frames.size} voxels are NaN or infinite",
-                self.path,
-                "Export the image again without them.",
-            )
-        check_grey_values(self.path, image.frames)
-        return image
-
-    def _read(self, channels: int) -> Image:
         if self.series:
             from mambaseg.data.formats.dicom import read_dicom
 
-            return read_dicom(self.series)
-        name = self.path.name.lower()
-        if name.endswith(PICTURES):
-            from mambaseg.data.formats.pictures import read_picture
-
-            return read_picture(self.path, channels)
-        if name.endswith(META_IMAGE):
-            from mambaseg.data.formats.itk import read_file
-
-            return read_file(self.path)
-        if name.endswith(NIFTI):
-            read = read_frames(self.path)
-            return Image(read.array[:, :, None], read.spacing, read.geometry)
-        from mambaseg.data.formats.dicom import read_dicom
-
-        return read_dicom((self.path,))
+            image = read_dicom(self.series)
+        else:
+            image = read_image(self.path, 1 if self.further else channels)
+        arrays = [image.image]
+        for path in self.further:
+            other = read_image(path)
+            if other.image.shape != image.image.shape:
+                problem = f"the channel has shape {other.image.shape}, the first {arrays[0].shape}"
+                raise DataError(problem, path, "Resample it onto the first, as for training.")
+            check_same_geometry(image, other, self.path, path)
+            arrays.append(other.image)
+        if self.further:
+            image = replace(image, image=np.concatenate(arrays, axis=2))
+        if image.image.shape[2] == 1 < channels == len(image.image):
+            image = image.with_times_as_channels()
+        for found in not_finite(image.image, self.path):
+            raise found
+        check_grey_values(self.path, image.image)
+        return image
 
 
 def find_images(place: str, *, outside: Path) -> list[Source]:
@@ -131,12 +117,11 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
         UserError: there is nothing, or two images would have one name.
     """
     path = Path(place).expanduser()
+    known = ", ".join(KNOWN)
     if path.is_file():
         if not _is_image(path):
-            raise UserError(
-                f"input: {path} is no DICOM file and has none of the endings {', '.join(KNOWN)}"
-            )
-        found = [Source(readable(_stem(path)), path)]
+            raise UserError(f"input: {path} is no DICOM file and has none of the endings {known}")
+        found = [Source(_name(path, path.parent), path)]
     elif path.is_dir():
         found = list(_below(path))
     elif glob.has_magic(str(path)):
@@ -144,65 +129,62 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     else:
         raise UserError(f"input: there is no file or folder {path}")
     results = outside.resolve()
-    inside = {source for source in found if results in source.path.resolve().parents}
-    found = [source for source in found if source not in inside]
-    left_out = "" if path.is_file() else _leave_out(found)
-    if not found:
-        why = f"; {left_out}" if left_out else ""
-        if inside:
-            why += f"; {len(inside)} image(s) are in the folder of the results ({outside})"
-        raise UserError(f"input: {path} holds no image (known endings: {', '.join(KNOWN)}){why}")
-    if left_out:
-        log.info("%s. A file that is named alone is predicted", left_out)
-    found.sort(key=lambda source: source.name)
-    for one, other in itertools.pairwise(found):
+    inputs = [source for source in found if results not in source.path.resolve().parents]
+    images, notes = (inputs, []) if path.is_file() else _without_labels(inputs)
+    if len(inputs) < len(found):
+        count = len(found) - len(inputs)
+        notes.append(f"{count} image(s) are in the folder of the results ({outside})")
+    if not images:
+        why = "".join(f"; {note}" for note in notes)
+        raise UserError(f"input: {path} holds no image (known endings: {known}){why}")
+    if notes:
+        log.info("%s. A file that is named alone is predicted", "; ".join(notes))
+    images.sort(key=lambda source: source.name)
+    for one, other in itertools.pairwise(images):
         if one.name == other.name:
             raise UserError(
                 f"input: {one.path} and {other.path} would both give {one.name}: predict them "
                 "into two folders"
             )
-    return found
+    return images
 
 
-def _leave_out(sources: list[Source]) -> str:
-    """Removes what is no image to predict from a list; returns a sentence about it."""
+def _without_labels(sources: list[Source]) -> tuple[list[Source], list[str]]:
+    """The images among files, and what was left out as reference or earlier result."""
     names = {source.name for source in sources}
-    split = [name.lower().split("/") for name in names]
     with_images = {
-        "/".join(parts[:depth])
-        for parts in split
-        for depth, folder in enumerate(parts[:-1])
-        if folder.startswith("images")
+        parent
+        for name in names
+        for folder in Path(name.lower()).parents
+        if folder.name.startswith("images")
+        for parent in [folder.parent]
     }
-    kinds: dict[str, list[Source]] = {"reference": [], "earlier result": []}
+    images: list[Source] = []
+    left_out = defaultdict(list)
     for source in sources:
-        if source.series:
-            continue
-        if _is_result(source):
-            kinds["earlier result"].append(source)
-        elif _is_reference(source.name, names, with_images):
-            kinds["reference"].append(source)
-    gone = {source for some in kinds.values() for source in some}
-    sources[:] = [source for source in sources if source not in gone]
-    told = []
-    for kind, some in kinds.items():
-        if some:
-            few = ", ".join(source.path.name for source in some[:3]) + ", ..." * (len(some) > 3)
-            told.append(f"{len(some)} {kind}{'s' * (len(some) > 1)} ({few})")
-    return printable("left out: " + " and ".join(told)) if told else ""
+        if not source.series and _is_result(source):
+            left_out["earlier result"].append(source.path.name)
+        elif not source.series and _is_reference(source.name, names, with_images):
+            left_out["reference"].append(source.path.name)
+        else:
+            images.append(source)
+    notes = [
+        printable(
+            f"left out: {len(files)} {kind}{'s' * (len(files) > 1)} ({', '.join(files[:3])}"
+            f"{', ...' * (len(files) > 3)})"
+        )
+        for kind, files in sorted(left_out.items())
+    ]
+    return images, notes
 
 
-def _is_reference(name: str, names: set[str], with_images: set[str]) -> bool:
+def _is_reference(name: str, names: set[str], with_images: set[Path]) -> bool:
     """Whether a name among others is that of labels; some folders have a folder of images."""
-    if _REFERENCE.fullmatch(name):
+    match = _MARKED.fullmatch(name)
+    if _REFERENCE.fullmatch(name) or (match and {match[1], f"{match[1]}_0000"} & names):
         return True
-    if (match := _MARKED.fullmatch(name)) and {match[1], f"{match[1]}_0000"} & names:
-        return True
-    *folders, _ = name.lower().split("/")
-    return any(
-        folder in _REFERENCES and "/".join(folders[:depth]) in with_images
-        for depth, folder in enumerate(folders)
-    )
+    folders = Path(name.lower()).parents
+    return any(one.name in _REFERENCES and one.parent in with_images for one in folders)
 
 
 def _is_result(source: Source) -> bool:
@@ -210,9 +192,8 @@ def _is_result(source: Source) -> bool:
     name = source.path.name
     if name.endswith((PROBABILITIES, OVERLAY, DICOM_SEG)):
         return True
-    beside = source.path.with_name(without_ending(name, KNOWN) + ".json")
     try:
-        about = read_json(beside)
+        about = read_json(source.path.with_name(without_ending(name) + ".json"))
     except (OSError, ForeignFileError):
         return False
     return isinstance(about, dict) and {"labels", "image", "made_by"} <= about.keys()
@@ -225,44 +206,26 @@ def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
     `scan_0000` is `scan` where there is no `scan_0001`: then the numbers are no channels, and
     neither are they where one is missing, or where pictures are more or fewer than the channels.
     """
-    groups: dict[str, list[tuple[int, Source]]] = defaultdict(list)
+    groups: dict[str, list[Source]] = defaultdict(list)
     found = []
     names = {source.name for source in sources}
-    for source in sources:
+    for source in sorted(sources, key=lambda source: source.name):
         match = None if source.series else CHANNEL.fullmatch(source.name)
         if match and match[1] not in names:
-            groups[match[1]].append((int(match[2]), source))
+            groups[match[1]].append(source)
         else:
             found.append(source)
     for name, files in groups.items():
-        files.sort(key=lambda one: one[0])
-        (_, first), *others = files
-        numbered = [number for number, _ in files] == list(range(len(files)))
-        if numbered and (len(files) in (1, channels) or (channels > 1 and not first.is_picture)):
-            found.append(Source(name, first.path, (), tuple(one.path for _, one in others)))
+        numbered = [source.name for source in files] == [
+            f"{name}_{number:04d}" for number in range(len(files))
+        ]
+        volumes = channels > 1 and not files[0].is_picture
+        if numbered and (len(files) in (1, channels) or volumes):
+            first, *others = (source.path for source in files)
+            found.append(Source(name, first, (), tuple(others)))
         else:
-            found += [source for _, source in files]
+            found += files
     return sorted(found, key=lambda source: source.name)
-
-
-def _joined(image: Image, other: Image, path: Path) -> Image:
-    """An image with the channels of another file."""
-    rows = [(image.geometry[row], other.geometry[row]) for row in ("srow_x", "srow_y", "srow_z")]
-    same = all(np.allclose(one, two, atol=0.01) for one, two in rows)  # mm
-    if other.frames.shape != image.frames[:, :, :1].shape or not same:
-        raise DataError(
-            "the channel does not lie on the grid of the first one",
-            path,
-            "Resample it onto the first channel, as for training.",
-        )
-    return replace(image, frames=np.concatenate([image.frames, other.frames], axis=2))
-
-
-def _fourth_axis_as_channels(image: Image) -> Image:
-    """A 4-D file of as many volumes as the networks take channels, as the MSD has them."""
-    geometry = {name: value.copy() for name, value in image.geometry.items()}
-    geometry["dim"][0], geometry["dim"][4] = 3, 1
-    return replace(image, frames=image.frames.swapaxes(0, 2), geometry=geometry)
 
 
 def _matching(pattern: Path) -> Iterator[Source]:
@@ -274,9 +237,9 @@ def _matching(pattern: Path) -> Iterator[Source]:
         if match.name.startswith(".") and not rest.name.startswith("."):
             continue  # as in a shell; macOS leaves `._scan.nii.gz` beside `scan.nii.gz`
         if _is_image(match):
-            yield Source(_relative(match, base), match)
+            yield Source(_name(match, base), match)
         elif match.is_dir():
-            yield from _series(match, base)
+            yield from _series(match, base, sorted(match.iterdir()))
 
 
 def _below(base: Path) -> Iterator[Source]:
@@ -288,49 +251,40 @@ def _below(base: Path) -> Iterator[Source]:
             if (place := folder.resolve(strict=True)) in seen:
                 continue
             seen.add(place)
-            entries = sorted(folder.iterdir())
+            entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
-            raise UserError(
-                f"input: {folder} cannot be read ({error.strerror or error})"
-            ) from error
-        yield from _series(folder, base)
+            raise unlisted(folder, error) from error
+        yield from _series(folder, base, entries)
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             if entry.is_dir():
                 (folders.append if entry.is_symlink() else folders.appendleft)(entry)
-            elif entry.name.lower().endswith(WITHOUT_SERIES):
-                yield Source(_relative(entry, base), entry)
+            elif entry.name.lower().endswith(ENDINGS):
+                yield Source(_name(entry, base), entry)
 
 
-def _series(folder: Path, base: Path) -> Iterator[Source]:
-    files = _dicom_files(folder)
-    if not files:
-        return
-    from mambaseg.data.formats.dicom import series_in
-
-    name = folder.name if folder == base else folder.relative_to(base).as_posix()
-    found = series_in(files)
-    for number, series in enumerate(found, start=1):
-        name = readable(name)
-        yield Source(name if len(found) == 1 else f"{name}_{number}", folder, series)
-
-
-def _dicom_files(folder: Path) -> list[Path]:
-    """Files with an ending or the mark of DICOM, and those that are named like these.
+def _series(folder: Path, base: Path, entries: list[Path]) -> Iterator[Source]:
+    """The DICOM series of a folder: files with DICOM's ending or mark, and those named like them.
 
     A file that lost its content has no mark, and may be a slice all the same.
     """
     files = [
         path
-        for path in sorted(folder.iterdir())
-        if not path.name.lower().endswith(WITHOUT_SERIES)
+        for path in entries
+        if not path.name.lower().endswith(ENDINGS)
         and not path.name.startswith(".")
         and not path.is_dir()
     ]
     marked = {path for path in files if _is_dicom(path)}
     kinds = {_kind(path) for path in marked if path.name != "DICOMDIR"}
-    return [path for path in files if path in marked or _kind(path) in kinds]
+    files = [path for path in files if path in marked or _kind(path) in kinds]
+    if not files:
+        return
+    from mambaseg.data.formats.dicom import series_in
+
+    name = readable(folder.name if folder == base else folder.relative_to(base).as_posix())
+    found = series_in(files)
+    for number, series in enumerate(found, start=1):
+        yield Source(name if len(found) == 1 else f"{name}_{number}", folder, series)
 
 
 def _kind(path: Path) -> str:
@@ -349,7 +303,7 @@ def _is_dicom(path: Path) -> bool:
     if path.suffix.lower() in DICOM:
         return True
     try:
-        if not path.is_file():
+        if not path.is_file():  # a pipe would block
             return False
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
@@ -357,17 +311,5 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _relative(path: Path, base: Path) -> str:
-    return readable((path.parent.relative_to(base) / _stem(path)).as_posix())
-
-
-def _stem(path: Path) -> str:
-    return without_ending(path.name, KNOWN)
-
-
-def without_ending(name: str, endings: Iterable[str]) -> str:
-    """A file's name without its ending, of those given the first that fits."""
-    for ending in endings:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+def _name(path: Path, base: Path) -> str:
+    return readable((path.parent.relative_to(base) / without_ending(path.name, KNOWN)).as_posix())

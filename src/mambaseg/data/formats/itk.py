@@ -12,34 +12,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import AGAIN, check_array, check_file
-from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.nifti import check_affine, geometry_on, voxel_size
+from mambaseg.data.formats.nifti import place_on
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.validation import (
+    AGAIN,
+    DataError,
+    check_affine,
+    check_array,
+    check_file,
+    voxel_size,
+)
 from mambaseg.errors import UserError
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes of the patient, and NIfTI's
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes of the patient, and NIfTI's
 _MAX_HEADER = 2**20  # bytes
 _FILES = ("elementdatafile", "data file", "datafile")
 _SIZES = ("elementspacing", "elementsize", "spacings", "space directions")
 _UNITS = ("distanceunits", "space units", "units")
 _SKIPS = ("headersize", "byte skip", "line skip")  # voxels that do not begin with their file
-_ONE_FILE = "Save the image as one .mha or .nrrd file."
 
 
-def _simpleitk() -> Any:
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise UserError(
-            "MetaImage and NRRD are read with SimpleITK: pip install -e '.[images]'"
-        ) from error
-    SimpleITK.ProcessObject_GlobalWarningDisplayOff()  # what is wrong ends in an error of ours
-    return SimpleITK
-
-
-def read_file(path: Path) -> Image:
-    """Read a `.mha`, `.mhd` or `.nrrd` file: 2-D, 3-D, or 4-D with the time last.
+def read_itk(path: Path) -> Volume:
+    """Read a `.mha`, `.mhd` or `.nrrd` file, 2-D, 3-D, or 4-D: `image` (T, Z, 1, H, W).
 
     The spacing is unknown where the header gives none, and of a 2-D image.
 
@@ -57,19 +51,18 @@ def read_file(path: Path) -> Image:
     try:
         reader.ReadImageInformation()
         pixel = sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID()))
+        size, channels = reader.GetSize(), reader.GetNumberOfComponents()
+        if channels != 1:
+            raise DataError(f"the image has {channels} channels", path, "Use a grey-scale image.")
+        padded = (*size, 1) if len(size) == 2 else size
+        check_array(path, padded, np.dtype(np.float64), "image", dimensions=(3, 4))
+        _check_length(path, header, files, int(np.prod(size)) * pixel.itemsize)
+        image = reader.Execute()
+    except DataError:
+        raise
     except Exception as error:  # ITK has one type for all that can be wrong
         raise _unreadable(path, error) from error
-    if (channels := reader.GetNumberOfComponents()) != 1:
-        raise DataError(f"the image has {channels} channels", path, "Use a grey-scale image.")
-    size = reader.GetSize()
-    padded = (*size, 1) if len(size) == 2 else size
-    check_array(path, padded, np.dtype(np.float64), "image", dimensions=(3, 4))
-    _check_length(path, header, files, int(np.prod(size)) * pixel.itemsize)
-    try:
-        image = reader.Execute()
-    except Exception as error:  # as above
-        raise _unreadable(path, error) from error
-    return _as_image(path, image, in_mm=_in_mm(path, header.fields))
+    return _as_volume(path, image, in_mm=_in_mm(path, header.fields))
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -81,9 +74,30 @@ def read_pixels(path: Path) -> np.ndarray:
     sitk = _simpleitk()
     try:
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
-    except Exception as error:  # ITK has one type for all that can be wrong
+    except Exception as error:  # as above
         raise _unreadable(path, error) from error
     return array.reshape(-1, *array.shape[-2:])
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The files that hold the voxels of a MetaImage or NRRD header: itself, or others beside it.
+
+    Raises:
+        UserError: it names files that are not read.
+    """
+    check_file(path)
+    return _voxel_files(path, _text_header(path))
+
+
+def _simpleitk() -> Any:
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise UserError(
+            "MetaImage and NRRD are read with SimpleITK: pip install -e '.[images]'"
+        ) from error
+    SimpleITK.ProcessObject_GlobalWarningDisplayOff()  # what is wrong ends in an error of ours
+    return SimpleITK
 
 
 class _Header(NamedTuple):
@@ -103,7 +117,7 @@ def _text_header(path: Path) -> _Header:
     length = 0
     for line in content.splitlines(keepends=True):
         length += len(line)
-        key, _, value = line.decode("latin-1").strip().partition(":" if nrrd else "=")
+        key, _, value = line.decode("latin-1").partition(":" if nrrd else "=")
         key, value = key.strip().lower(), value.strip()
         if nrrd and not key:
             break
@@ -113,28 +127,20 @@ def _text_header(path: Path) -> _Header:
     return _Header(fields, content[length:].decode("latin-1").split(), length)
 
 
-def voxel_files(path: Path) -> list[Path]:
-    """The files that hold the voxels of a MetaImage or NRRD header: itself, or others beside it.
-
-    Raises:
-        UserError: it names files that are not read.
-    """
-    check_file(path)
-    return _voxel_files(path, _text_header(path))
-
-
 def _voxel_files(path: Path, header: _Header) -> list[Path]:
     """The files that hold the voxels, of which ITK would open any that the header names."""
-    fields = header.fields
-    name = next((fields[key] for key in _FILES if key in fields), "LOCAL")
+    name = next((header.fields[key] for key in _FILES if key in header.fields), "LOCAL")
     if name.upper() == "LOCAL":
         return [path]
     names = header.rest if name.upper().startswith("LIST") else [name]
+    problem = ""
     if not names or "%" in name:
-        raise DataError(f"its header names no voxel file but {name!r}", path, _ONE_FILE)
+        problem = f"its header names no voxel file but {name!r}"
     for one in names:
         if PurePath(one).is_absolute() or ".." in PurePath(one).parts:
-            raise DataError(f"its header names a file outside its folder: {one}", path, _ONE_FILE)
+            problem = f"its header names a file outside its folder: {one}"
+    if problem:
+        raise DataError(problem, path, "Save the image as one .mha or .nrrd file.")
     return [path.parent / one for one in names]
 
 
@@ -143,25 +149,21 @@ def _check_length(path: Path, header: _Header, files: list[Path], promised: int)
     for file in files:
         check_file(file)
     fields = header.fields
-    if any(fields.get(key, "0") != "0" for key in _SKIPS):
-        return
     packed = fields.get("compresseddata", "").lower() == "true"
     encoding = fields.get("encoding", "zlib" if packed else "raw").lower()
-    if fields.get("binarydata", "true").lower() == "false" or encoding not in (
-        "raw", "zlib", "gz", "gzip",
-    ):  # fmt: skip
-        return  # text, which ITK counts
+    text = fields.get("binarydata", "true").lower() == "false"  # which ITK counts
+    if text or any(fields.get(key, "0") != "0" for key in _SKIPS):
+        return
     held = 0
     for file in files:
         skipped = header.length if file == path else 0
         if encoding == "raw":
             held += file.stat().st_size - skipped
-            continue
-        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, by its first bytes
-        try:
+        elif encoding in ("zlib", "gz", "gzip"):
+            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, by its first bytes
             held += len(unpack.decompress(file.read_bytes()[skipped:], promised + 1))
-        except zlib.error as error:
-            raise _unreadable(file, error) from error
+        else:
+            return  # text as well
     if held != promised:
         more = "more" if held > promised else f"only {held}"
         problem = f"its header promises {promised} bytes of voxels, there are {more}"
@@ -177,25 +179,27 @@ def _in_mm(path: Path, fields: dict[str, str]) -> bool:
     return any(key in fields for key in _SIZES)
 
 
-def _as_image(path: Path, image: Any, *, in_mm: bool) -> Image:
+def _as_volume(path: Path, image: Any, *, in_mm: bool) -> Volume:
+    import nibabel
     import SimpleITK
 
     array = SimpleITK.GetArrayFromImage(image)  # (T, Z, H, W), as far as there are so many
     array = array.reshape((1,) * (4 - array.ndim) + array.shape)
     dimension = image.GetDimension()
-    sides, origin = np.ones(3), np.zeros(3)
-    axes = np.eye(3)
     given = min(dimension, 3)
-    sides[:given], origin[:given] = image.GetSpacing()[:given], image.GetOrigin()[:given]
-    axes[:given, :given] = np.reshape(image.GetDirection(), (dimension, -1))[:given, :given]
-    affine = np.eye(4)
-    affine[:3, :3] = _LPS_TO_RAS @ axes @ np.diag(sides)
-    affine[:3, 3] = _LPS_TO_RAS @ origin
+    sides, affine = np.ones(3), np.eye(4)
+    sides[:given] = image.GetSpacing()[:given]
+    affine[:given, 3] = image.GetOrigin()[:given]
+    axes = np.reshape(image.GetDirection(), (dimension, -1))
+    affine[:given, :given] = axes[:given, :given] * sides[:given]
+    affine = _LPS_TO_RAS @ affine
     spacing = voxel_size(path, sides[::-1].tolist())
     check_affine(path, affine, sides.tolist())
     known = spacing if in_mm and given == 3 else None
     time = image.GetSpacing()[3] if dimension == 4 else None
-    return Image(array[:, :, None], known, geometry_on(array.shape, affine, known, time=time))
+    orientation = known and "".join(nibabel.aff2axcodes(affine))
+    header = place_on(array.shape, affine, known, time=time)
+    return Volume(array[:, :, None], None, known, affine, orientation, header)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

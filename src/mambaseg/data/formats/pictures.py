@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import check_array, check_file
-from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.nifti import geometry_on
+from mambaseg.data.formats.nifti import place_on
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.validation import DataError, check_array, check_file
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,
@@ -31,7 +30,7 @@ _LOSSY = ("JPEG", "MPO")  # MPO is a JPEG of several; the first is the picture
 _CHROMA = 16  # what JPEG makes of grey: channels that differ by less are equal
 
 
-def read_picture(path: Path, channels: int = 1) -> Image:
+def read_picture(path: Path, channels: int = 1) -> Volume:
     """Read one picture for a network that takes `channels` (see `read_pixels`).
 
     The spacing is unknown. As NIfTI (for probabilities) its pixels have the size 1, in no unit.
@@ -41,8 +40,8 @@ def read_picture(path: Path, channels: int = 1) -> Image:
     """
     pixels = read_pixels(path, channels)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # rows go down, columns right
-    geometry = geometry_on((1, 1, *pixels.shape[1:]), affine, None)
-    return Image(pixels[None, None], None, geometry, flat=True)
+    header = place_on((1, 1, *pixels.shape[1:]), affine, None)
+    return Volume(pixels[None, None], header=header, flat=True)
 
 
 def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:

@@ -13,16 +13,17 @@ Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import as_float32, unlisted
+from mambaseg.data.case import Case
 from mambaseg.data.formats.nifti import read_nifti
-from mambaseg.data.formats.volumes import check_same_geometry
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc_h5 import FILE_NAME, PHASES, survey_h5, volume_files
 from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
 from mambaseg.data.readers.acdc_info import read_info
+from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry, unlisted
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
@@ -204,7 +205,6 @@ def read_official(case: Case) -> Volume:
     label = None
     if case.label_path is not None:
         label_file = read_nifti(case.label_path)
-        check_same_geometry(case, image, label_file, case.label_path)
-        label = as_label(label_file.array, case.label_path)
-    array = as_float32(case.image_path, image.array)
-    return Volume(array[:, None], label, image.spacing, image.affine, image.orientation)
+        check_same_geometry(image, label_file, case.image_path, case.label_path)
+        label = as_label(label_file.image[0, :, 0], case.label_path)
+    return replace(image, image=as_float32(case.image_path, image.image[0]), label=label)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError
-from mambaseg.data.files import check_file
+from mambaseg.data.case import Case
 from mambaseg.data.problems import Problem, counted
 from mambaseg.data.readers.acdc import FOLDERS, NAMES, frames_of, patient_folders, read_official
 from mambaseg.data.readers.acdc_h5 import FILE_NAME, read_h5, volume_files
 from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
 from mambaseg.data.splits import LISTED, listed
+from mambaseg.data.validation import DataError, check_file
 
 # Lists that come with the h5 layouts: which files make up a part of the split.
 LISTS = {

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import AGAIN, as_float32, check_array, check_file
+from mambaseg.data.case import Case
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.validation import AGAIN, DataError, as_float32, as_label, check_array, check_file
 
 # SSL4MIS (and Mamba-UNet) and WSL4MIS; "" is one of these folders given as root itself.
 FOLDERS = ("data", "ACDC_training_volumes", "")

@@ -7,9 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data.case import DataError
-from mambaseg.data.files import check_file
 from mambaseg.data.readers.acdc_h5 import PHASES
+from mambaseg.data.validation import DataError, check_file
 
 FRAME_NUMBER = re.compile(r"\d{1,6}")
 MAX_BYTES = 2**16  # that are read; real ones have about 100

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambaseg.data.case import DataError
-from mambaseg.data.formats.volumes import ENDINGS
+from mambaseg.data.formats.files import ENDINGS
 from mambaseg.data.problems import counted
 from mambaseg.data.splits import listed
+from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json
 
 NAME = "dataset.json"

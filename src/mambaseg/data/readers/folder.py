@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError, Volume
-from mambaseg.data.formats.images import PICTURES
+from mambaseg.data.case import Case
+from mambaseg.data.formats.files import PICTURES
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import parts_of, with_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
 from mambaseg.data.readers.masks import NotBinaryError, read_pair
 from mambaseg.data.readers.matching import Matcher, Pair
+from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 
 LOOKED_AT = 20  # masks that say what all hold

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import as_float32
+from mambaseg.data.case import Case
 from mambaseg.data.formats.pictures import (
     orientation_of,
     read_mask,
@@ -17,6 +16,8 @@ from mambaseg.data.formats.pictures import (
     reduced,
     reduced_labels,
 )
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.validation import DataError, as_float32, as_label
 
 SOLID = 0.05  # share of a mask, or of what is not black in it: more of one grey are no border
 FEW = 16  # greys: blurring leaves more, or none beside black and white

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError
-from mambaseg.data.files import unlisted
-from mambaseg.data.formats.images import CHANNEL, without_ending
+from mambaseg.data.case import Case
+from mambaseg.data.formats.files import without_ending
+from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.problems import counted
+from mambaseg.data.validation import DataError, unlisted
 from mambaseg.storage.untrusted import readable
 
 IMAGES = ("images", "image", "imgs", "img", "volumes", "volume", "scans", "scan")

@@ -11,13 +11,15 @@ which `data.label_map` of conf/data/mnms.yaml turns round.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import as_float32, unlisted
-from mambaseg.data.formats.volumes import check_same_geometry, read_volume
+from mambaseg.data.case import Case
+from mambaseg.data.formats.files import read_volume
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.problems import cases_or_first_problem
+from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry, unlisted
 from mambaseg.storage.untrusted import ForeignFileError, read_table, readable
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}
@@ -129,11 +131,11 @@ def read_frame(case: Case, *, frame: int) -> Volume:
     image = read_volume(case.image_path)
     assert case.label_path is not None  # or there would be no case
     label = read_volume(case.label_path)
-    check_same_geometry(case, image, label, case.label_path)
+    check_same_geometry(image, label, case.image_path, case.label_path)
     for path, found in ((case.image_path, image), (case.label_path, label)):
         if frame >= found.image.shape[1]:
             problem = f"has {found.image.shape[1]} frames; {case.phase} is said to be {frame}"
             raise DataError(problem, path, "Frames count from 0: correct the list of subjects.")
     array = as_float32(case.image_path, image.image[:, frame : frame + 1])
     numbers = as_label(label.image[:, frame], case.label_path)
-    return Volume(array, numbers, image.spacing, image.affine, image.orientation)
+    return replace(image, image=array, label=numbers)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mambaseg.data.case import Case, DataError
-from mambaseg.data.formats.images import META_IMAGE, NIFTI
+from mambaseg.data.case import Case
+from mambaseg.data.formats.files import META_IMAGE, NIFTI
 from mambaseg.data.patients import parts_of, with_patients
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.matching import Matcher, Pair
 from mambaseg.data.readers.nnunet import read
+from mambaseg.data.validation import DataError
 
 ENDINGS = (*NIFTI, *META_IMAGE)
 EXPECTED = (

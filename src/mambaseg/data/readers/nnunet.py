@@ -21,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import as_float32, unlisted
-from mambaseg.data.formats.images import CHANNEL, PICTURES
-from mambaseg.data.formats.volumes import check_same_geometry, read_label, read_volume
+from mambaseg.data.case import Case
+from mambaseg.data.formats.files import PICTURES, read_label, read_volume
+from mambaseg.data.formats.images import CHANNEL
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import with_patients
 from mambaseg.data.problems import Problem, cases_or_first_problem
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json
 from mambaseg.data.readers.nnunet_folds import parts_of_fold, splits_file
+from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry, unlisted
 from mambaseg.storage.untrusted import readable
 
 WHOLE = -1  # in place of a channel's number: one file with all channels
@@ -200,18 +201,18 @@ def read(case: Case, *, channels: int = 1) -> Volume:
         if one.image.shape != image.image.shape:
             problem = f"the channel has shape {one.image.shape}, the first one {image.image.shape}"
             raise DataError(f"{problem} (z, channel, y, x)", path, "Resample it onto the first.")
-        check_same_geometry(case, image, one, path)
+        check_same_geometry(image, one, case.image_path, path)
     grey = [as_float32(path, one.image) for path, one in zip(paths, (image, *others), strict=True)]
     array = np.concatenate(grey, axis=1)
     label = None
     if case.label_path is not None:
         file = read_label(case.label_path)
-        if file.image.shape[1] != 1:
-            problem = f"the label has {file.image.shape[1]} channels"
+        if len(file.image) != 1:
+            problem = f"the label has {len(file.image)} channels"
             raise DataError(problem, case.label_path, "A label has one number per voxel.")
-        check_same_geometry(case, image, file, case.label_path)
-        label = as_label(file.image[:, 0], case.label_path)
-    return Volume(array, label, image.spacing, image.affine, image.orientation)
+        check_same_geometry(image, file, case.image_path, case.label_path)
+        label = as_label(file.image[0, :, 0], case.label_path)
+    return replace(image, image=array, label=label)
 
 
 # ---- what data-check adds -----------------------------------------------------------------------

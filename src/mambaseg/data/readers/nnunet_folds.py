@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mambaseg.data.case import DataError
+from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 NAME = "splits_final.json"

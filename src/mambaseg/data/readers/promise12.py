@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.case import Case, DataError, Volume, as_label
-from mambaseg.data.files import as_float32, unlisted
+from mambaseg.data.case import Case
+from mambaseg.data.formats.volume import Volume
 from mambaseg.data.problems import cases_or_first_problem
 from mambaseg.data.readers.acdc_h5 import read_h5
+from mambaseg.data.validation import DataError, as_float32, as_label, unlisted
 
 VAL = (2, 7, 22, 31, 46)
 TEST = (5, 9, 16, 30, 34, 36, 38, 43, 45, 49)
@@ -107,24 +108,24 @@ def read_mhd(case: Case) -> Volume:
     Raises:
         UserError: a file is missing or damaged, or image and label lie on different grids.
     """
-    from mambaseg.data.formats.itk import read_file
+    from mambaseg.data.formats.itk import read_itk
 
-    image = read_file(case.image_path)
-    array = as_float32(case.image_path, image.frames[0])
+    image = read_itk(case.image_path)
+    array = as_float32(case.image_path, image.image[0])
     if case.label_path is None:
         return Volume(array, None, image.spacing)
-    label = read_file(case.label_path)
+    label = read_itk(case.label_path)
     for one in (image, label):
-        if len(one.frames) > 1:
+        if len(one.image) > 1:
             raise DataError("is a series of volumes", case.image_path, "Use one volume per case.")
-    rows = [(image.geometry[name], label.geometry[name]) for name in ("srow_x", "srow_y", "srow_z")]
-    if not all(np.allclose(one, other, atol=MAX_SHIFT_MM) for one, other in rows):
+    assert image.affine is not None and label.affine is not None  # an ITK image has one
+    if not np.allclose(image.affine, label.affine, atol=MAX_SHIFT_MM):
         raise DataError(
             f"the label of {case.id} lies on another grid than the image ({case.image_path.name})",
             case.label_path,
             "Take image and label from the same download.",
         )
-    return Volume(array, as_label(label.frames[0, :, 0], case.label_path), image.spacing)
+    return Volume(array, as_label(label.image[0, :, 0], case.label_path), image.spacing)
 
 
 def _files(root: Path) -> list[Path]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.case import DataError
-from mambaseg.data.formats.image import Image
-from mambaseg.data.formats.images import DICOM, NIFTI, PICTURES, Source, without_ending
+from mambaseg.data.formats.files import DICOM, NIFTI, PICTURES, without_ending
+from mambaseg.data.formats.images import Source
+from mambaseg.data.formats.volume import Volume as StoredVolume
+from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Predictor, label_map
 from mambaseg.reporting.clinical import DENSITY, MYOCARDIUM, VENTRICLES, ejection_fraction
@@ -35,7 +36,7 @@ class Segmented:
     """
 
     name: str
-    image: Image
+    image: StoredVolume
     labels: npt.NDArray[np.uint8]
     windows: list[tuple[float, float]]
     label_map: bytes
@@ -96,7 +97,7 @@ def segment_file(predictor: Predictor, path: Path) -> Segmented:
     except DataError as error:
         raise UserError(f"{name}: {error.problem}. {error.remedy}".strip()) from error
     labels = predictor.segment(image).labels
-    ranges = (np.percentile(grey(frame), (0.5, 99.5)) for frame in image.frames)
+    ranges = (np.percentile(grey(frame), (0.5, 99.5)) for frame in image.image)
     windows = [(float(low), float(high)) for low, high in ranges]
     return Segmented(name, image, labels, windows, label_map(image, labels))
 
@@ -121,7 +122,7 @@ def volumes_of(first: Segmented | None, second: Segmented | None = None) -> list
         captions = []
     pairs = [(file, t) for file in files for t in range(len(file.labels))]
     return [
-        Volume(caption, grey(file.image.frames[t]), file.labels[t], file.image.spacing,
+        Volume(caption, grey(file.image.image[t]), file.labels[t], file.image.spacing,
                file.windows[t])
         for caption, (file, t) in zip(captions, pairs, strict=True)
     ]  # fmt: skip

@@ -1,0 +1,72 @@
+"""The one container for voxels and where they lie, from a file to the label map made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels with their place; "z" is the axis along which slices are stacked.
+
+    Attributes:
+        image: `(Z, C, H, W)` of a case, in the file's own intensity units; `(T, Z, C, H, W)` of a
+            file that may be a cine, T = 1 for a volume.
+        label: `(Z, H, W)` uint8, or None for a case without one.
+        spacing: voxel size in mm as (z, y, x); None when the file does not tell.
+        affine: 4x4, from voxel (x, y, z) to the header's unit; None when the file has none.
+        orientation: axis codes of (x, y, z) such as "LPS"; None when unknown.
+        header: a nibabel NIfTI header with the place of the grid and nothing else, for label maps
+            on it; None where none are written.
+        flat: whether it is one 2-D picture, whose labels are a picture too.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None = None
+    spacing: Spacing | None = None
+    affine: np.ndarray | None = None
+    orientation: str | None = None
+    header: Any = None
+    flat: bool = False
+
+    @property
+    def affine_in_mm(self) -> np.ndarray:
+        """The affine, which a header may hold in metres or microns, unlike `spacing`."""
+        assert self.spacing is not None and self.affine is not None
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        ratio = float(np.mean(np.array(self.spacing[::-1]) / lengths))
+        unit = 1000.0 ** round(np.log(ratio) / np.log(1000.0))
+        return np.diag([unit, unit, unit, 1.0]) @ self.affine
+
+    def sliced(self, axis: int) -> Volume:
+        """The volume with its slices stacked along another axis of (z, y, x); the header stays."""
+        if axis == 0:
+            return self
+        order = axis, *(other for other in range(3) if other != axis)
+        columns = [2 - place for place in reversed(order)]  # of (x, y, z)
+        image = np.moveaxis(self.image.swapaxes(-4, -3), axis - 3, -3).swapaxes(-4, -3)
+        label, spacing, affine = self.label, self.spacing, self.affine
+        return replace(
+            self,
+            image=np.ascontiguousarray(image),
+            label=None if label is None else np.ascontiguousarray(np.moveaxis(label, axis, 0)),
+            spacing=spacing and (spacing[order[0]], spacing[order[1]], spacing[order[2]]),
+            affine=None if affine is None else affine[:, [*columns, 3]],
+            orientation=self.orientation and "".join(self.orientation[c] for c in columns),
+        )
+
+    def with_times_as_channels(self) -> Volume:
+        """(T, Z, 1, H, W) as one volume of T channels, which the MSD stores as a fourth axis."""
+        header = self.header.copy()
+        header["dim"][0], header["dim"][4] = 3, 1
+        return replace(self, image=self.image.swapaxes(0, 2), header=header)
+
+
+def unsliced(array: np.ndarray, axis: int, at: int) -> np.ndarray:
+    """Undo `Volume.sliced` for an array whose axes `at`, at + 1, at + 2 are spatial."""
+    return np.ascontiguousarray(np.moveaxis(array, at, at + axis))

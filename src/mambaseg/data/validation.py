@@ -1,0 +1,421 @@
+"""What may be used: regular files of a bounded size, arrays that fit, grey values, labels, places.
+
+A pipe in place of an image would block for ever, a device never ends, and a few bytes of gzip or
+HDF5 can claim more voxels than any machine holds. All of this is found before anything is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+
+import numpy as np
+
+from mambaseg.data.formats.volume import Spacing, Volume
+from mambaseg.errors import UserError
+from mambaseg.storage.untrusted import readable
+
+AGAIN = "The download or copy was probably cut off: get the file again."
+MAX_VOXELS = 2**28  # 512 × 512 × 1024; 1 GiB as float32
+MAX_ITEM_BYTES = 8  # float64
+MAX_FILE_BYTES = MAX_VOXELS * MAX_ITEM_BYTES + 2**24  # and what comes before the voxels
+SPACING_MM = (0.01, 100.0)  # beyond these it is no scan of a body
+MAX_COSINE = 0.01  # between two axes of a rectangular grid
+LEVELS = 256  # steps of float32's rounding that the grey values of an image must span
+ROUNDED = 1e-3  # how far a label's value may be from the whole number that it stands for
+_WARNINGS: ContextVar[list[str] | None] = ContextVar("_WARNINGS", default=None)
+log = logging.getLogger(__name__)
+
+
+class DataError(UserError):
+    """A file or folder of the data set cannot be used; the parts of the message stay apart.
+
+    Args:
+        problem: what is wrong, without a full stop.
+        path: the file or folder it is about.
+        remedy: what to do, one or more sentences.
+    """
+
+    def __init__(self, problem: str, path: Path | None = None, remedy: str = "") -> None:
+        where = f"{readable(str(path))}: " if path is not None else ""
+        super().__init__(f"{where}{problem}. {remedy}" if remedy else f"{where}{problem}")
+        self.problem = problem
+        self.path = path
+        self.remedy = remedy
+
+
+# ---- files and the arrays that they claim to hold ------------------------------------------------
+
+
+def unlisted(path: Path, error: OSError) -> DataError:
+    """The error for a file or folder that cannot be read."""
+    problem = f"cannot be read ({error.strerror or error})"
+    return DataError(problem, path, "Check its permissions, links and the disk.")
+
+
+def check_file(path: Path) -> None:
+    """Make sure that `path` is a regular file that can be opened, and is neither empty nor huge.
+
+    Raises:
+        UserError: with what is there instead.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+            raise DataError(f"is {kind}; a file was expected", path, "Put the file itself there.")
+        path.open("rb").close()
+    except FileNotFoundError as error:
+        problem = "is a link to a file that does not exist" if path.is_symlink() else "is missing"
+        remedy = "Put the file itself there, or get it again."
+        raise DataError(f"the file {problem}", path, remedy) from error
+    except OSError as error:
+        raise unlisted(path, error) from error
+    if status.st_size == 0:
+        raise DataError("the file is empty", path, AGAIN)
+    if status.st_size > MAX_FILE_BYTES:
+        size, limit = (f"{number / 2**30:.1f} GiB" for number in (status.st_size, MAX_FILE_BYTES))
+        problem = f"the file has {size}; at most {limit} are read"
+        raise DataError(problem, path, "Use the file of one frame.")
+
+
+def check_array(
+    path: Path,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    name: str = "volume",
+    *,
+    dimensions: tuple[int, ...] = (3,),
+) -> None:
+    """Make sure that a claimed array is one grey-scale or label volume that fits into memory.
+
+    Args:
+        path: the file that makes the claim.
+        shape: as claimed.
+        dtype: as claimed.
+        name: what the file calls the array.
+        dimensions: how many it may have; 4 is a volume per time.
+
+    Raises:
+        UserError: other dimensions, one of them empty, too many voxels, or a data type that is
+            no real number of at most 64 bits.
+    """
+    sizes = tuple(int(size) for size in shape)
+    if len(sizes) not in dimensions:
+        expected = " or ".join(f"{number}-D" for number in dimensions)
+        problem = f"the {name} is {len(sizes)}-D (shape {sizes}); expected is {expected}"
+        remedy = "Use the file of one frame (patientXXX_frameFF), not the whole cine (_4d)."
+    elif min(sizes) < 1:
+        problem, remedy = f"the {name} is empty (shape {sizes})", "Get the file again."
+    elif np.prod(sizes, dtype=object) > MAX_VOXELS:
+        problem = (
+            f"the {name} claims shape {sizes}, more than the {MAX_VOXELS} voxels that are read"
+        )
+        remedy = "The header is damaged, or this is no volume of one frame: get the file again."
+    elif dtype.kind not in "biuf" or dtype.itemsize > MAX_ITEM_BYTES:
+        problem = f"the {name} has data type {dtype}"
+        remedy = "Use a grey-scale image or a label map of numbers of at most 64 bits per voxel."
+    else:
+        return
+    raise DataError(problem, path, remedy)
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def check_grey_values(path: Path, array: np.ndarray) -> None:
+    """Make sure that float32, in which images are computed with, tells grey values apart.
+
+    An array that holds NaN or infinity is left for others to reject.
+
+    Raises:
+        UserError: values beyond its range, or so close together that its rounding would show.
+    """
+    if not array.size or array.dtype.itemsize < 4 or array.dtype == np.float32:
+        return  # exact
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        return
+    with np.errstate(over="ignore"):
+        step = float(np.spacing(np.float32(max(abs(low), abs(high)))))  # NaN beyond the range
+    if not (high - low >= LEVELS * step or (low == high and np.isfinite(step))):
+        raise DataError(
+            f"the grey values ({low:g} to {high:g}) cannot be told apart as 32-bit floats",
+            path,
+            "Rescale them, such as to 0..1000, and save the image again.",
+        )
+
+
+def as_float32(path: Path, array: np.ndarray) -> np.ndarray:
+    """Grey values as float32.
+
+    Raises:
+        UserError: see `check_grey_values`.
+    """
+    check_grey_values(path, array)
+    return array.astype(np.float32, copy=False)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect what reading in this thread remarks on sound files; else it is logged."""
+    found: list[str] = []
+    token = _WARNINGS.set(found)
+    try:
+        yield found
+    finally:
+        _WARNINGS.reset(token)
+
+
+def as_label(array: np.ndarray, path: Path) -> np.ndarray:
+    """Class numbers as uint8; a label stored as float is accepted when its values are whole.
+
+    Values within `ROUNDED` of a whole number are rounded with a warning: a header's scale (2.00007)
+    or arithmetic (0.9999999) made them so.
+
+    Raises:
+        UserError: NaN, fractions, or values outside 0..255.
+    """
+    if array.dtype in (np.uint8, np.bool_):
+        return array.astype(np.uint8, copy=False)
+    wrong = f"data type {array.dtype}"
+    if array.dtype.kind in "iuf":
+        with np.errstate(invalid="ignore"):
+            whole = np.rint(array) if array.dtype.kind == "f" else array
+            off = np.abs(array - whole)  # NaN for NaN and infinity, which are not below the limit
+        bad = ~(off <= ROUNDED) | (whole < 0) | (whole > 255)
+        if not bad.any():
+            if off.any():
+                examples = _listed(array[off > 0], digits=7)
+                sentence = f"{path.name}: the label holds {examples}, rounded to whole numbers"
+                if (found := _WARNINGS.get()) is None:
+                    log.warning(sentence)
+                else:
+                    found.append(sentence)
+            return whole.astype(np.uint8)
+        wrong = _listed(array[bad])
+    remedy = "Labels are whole class numbers: replace the file by the original label map."
+    raise DataError(f"the label holds {wrong}", path, remedy)
+
+
+def _listed(values: np.ndarray | list[int], limit: int = 4, *, digits: int = 6) -> str:
+    """Distinct values in words: "value 7", "values 4, 5, ..."."""
+    distinct = np.unique(np.asarray(values))
+    shown = ", ".join(f"{value:.{digits}g}" for value in distinct[:limit])
+    more = ", ..." if len(distinct) > limit else ""
+    return f"value{'s' if len(distinct) > 1 else ''} {shown}{more}"
+
+
+def mapped(label: np.ndarray, mapping: Mapping[int, int], path: Path) -> np.ndarray:
+    """The classes of a label by `data.label_map`.
+
+    Raises:
+        UserError: the map does not name a value.
+    """
+    if unknown := sorted(set(np.unique(label).tolist()) - mapping.keys()):
+        raise DataError(
+            f"the label holds {_listed(unknown)}, not named in data.label_map ({dict(mapping)})",
+            path,
+            "Name every value of the files; what is to be background is mapped to 0.",
+        )
+    classes = np.zeros(256, np.uint8)
+    classes[list(mapping)] = list(mapping.values())
+    return classes[label]
+
+
+def checked_label_map(
+    mapping: Mapping[int, int] | None, num_classes: int
+) -> tuple[tuple[int, int], ...] | None:
+    """`data.label_map` as a case carries it.
+
+    Raises:
+        UserError: a value is no byte, or a class is not one of 0..num_classes-1.
+    """
+    if mapping is None:
+        return None
+    for value, index in mapping.items():
+        if not (type(value) is type(index) is int and value in range(256)):
+            raise UserError(f"data.label_map: {value}: {index} does not map 0..255 to a class")
+        if index not in range(num_classes):
+            raise UserError(
+                f"data.label_map: {value} is mapped to {index}, classes are 0..{num_classes - 1}"
+            )
+    return tuple(sorted(mapping.items()))
+
+
+# ---- what a case may hold ------------------------------------------------------------------------
+
+
+def find_problems(
+    volume: Volume,
+    image: Path,
+    label: Path | None,
+    num_classes: int | None = None,
+    channels: int | None = None,
+) -> Iterator[DataError]:
+    """All that speaks against using a case, the image first.
+
+    The image is (Z, C, H, W) with as many channels as asked for, not empty and finite; the label
+    has its shape. With `num_classes` a label is required and may hold only 0..num_classes-1.
+
+    Args:
+        volume: the case.
+        image: its image's file.
+        label: its label's file.
+        num_classes: None: only what is there is checked.
+        channels: None: any number.
+    """
+    pixels = volume.image
+    if pixels.ndim != 4 or pixels.size == 0:
+        problem = f"the image has shape {pixels.shape}; expected is (z, channel, y, x), not empty"
+        yield DataError(problem, image, "Use the file of one frame, or get it again.")
+    elif channels is not None and pixels.shape[1] != channels:
+        yield DataError(
+            f"the image has {pixels.shape[1]} channels, the data set has {channels}",
+            image,
+            "Give every case the same channels, or set data.in_channels to what they have.",
+        )
+    yield from not_finite(pixels, image)
+    if volume.label is None:
+        if num_classes is not None:
+            remedy = "Training and scoring need one: put the _gt file beside it, or leave it out."
+            yield DataError("the image has no label", image, remedy)
+        return
+    if volume.label.shape != (grid := (*pixels.shape[:1], *pixels.shape[2:])):
+        yield DataError(
+            f"the label has shape {volume.label.shape} but the image ({image.name}) has {grid} "
+            "(z, y, x)",
+            label or image,
+            "The two files do not belong together: take both from the same download.",
+        )
+    yield from label_problems(volume.label, label or image, num_classes)
+
+
+def not_finite(image: np.ndarray, path: Path) -> Iterator[DataError]:
+    """NaN or infinity in an image."""
+    if count := image.size - int(np.count_nonzero(np.isfinite(image))):
+        problem = f"{count} of {image.size} voxels of the image are NaN or infinite"
+        yield DataError(problem, path, "Get the file again, or export it again without NaN.")
+
+
+def label_problems(label: np.ndarray, path: Path, num_classes: int | None) -> Iterator[DataError]:
+    """Values that are no class of the data set."""
+    if num_classes is not None and label.size and int(label.max()) >= num_classes:
+        values = np.unique(label).tolist()
+        wrong = [value for value in values if value >= num_classes]
+        share = np.count_nonzero(label >= num_classes) / label.size
+        pairs = [f"{value}: {value if value < num_classes else '?'}" for value in values[:6]]
+        more = ", ..." if len(values) > 6 else ""
+        yield DataError(
+            f"the label holds {_listed(wrong)} (in {share:.2%} of it); allowed are "
+            f"0..{num_classes - 1}",
+            path,
+            "Replace the file by the original, or map its labels to the data set's classes, every "
+            f"value of all files: 'data.label_map={{{', '.join(pairs)}{more}}}'.",
+        )
+
+
+# ---- places --------------------------------------------------------------------------------------
+
+
+def voxel_size(path: Path, sides: Sequence[float]) -> Spacing:
+    """A voxel size in mm, if it can be that of a scan.
+
+    Args:
+        path: of the file.
+        sides: (z, y, x).
+
+    Raises:
+        UserError: it cannot.
+    """
+    low, high = SPACING_MM
+    z, y, x = (float(side) for side in sides)
+    if not all(low <= side <= high for side in (z, y, x)):  # also for NaN
+        raise DataError(
+            f"the voxel size is ({x:g}, {y:g}, {z:g}) mm (x, y, z); possible are {low:g} to "
+            f"{high:g}",
+            path,
+            "Write the scanner's voxel size into the header, or export the file again.",
+        )
+    return z, y, x
+
+
+def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None:
+    """Make sure that an affine is that of a rectangular grid with this voxel size.
+
+    Args:
+        path: of the file.
+        affine: 4x4.
+        sides: of a voxel (x, y, z), in the unit of the affine; NaN where there is no distance.
+
+    Raises:
+        UserError: it is singular or not finite, its axes are not at right angles (0.5 degrees are
+            let pass), or their lengths are other than `sides` by more than 1 %.
+    """
+    axes = affine[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(affine).all() and lengths.all()):
+        problem = f"the header's affine is singular or not finite ({axes.tolist()})"
+        remedy = "Export the file again with a valid orientation (sform or qform)."
+        raise DataError(problem, path, remedy)
+    cosine = np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3)).max()
+    if cosine > MAX_COSINE:
+        off = np.degrees(np.arcsin(min(1.0, cosine)))
+        problem = (
+            f"the header's axes are {off:.2g} degrees off right angles: the voxels are sheared"
+        )
+        raise DataError(problem, path, "Resample the image to a rectangular grid.")
+    if (np.abs(lengths / sides - 1) > 0.01).any():  # False for NaN
+        given, shown = (", ".join(f"{x:g}" for x in some) for some in (sides, lengths))
+        raise DataError(
+            f"the header contradicts itself: the voxel size is ({given}) (x, y, z), and ({shown}) "
+            "by its affine",
+            path,
+            "Write the true one into both, or export the file again.",
+        )
+
+
+def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Path) -> None:
+    """Make sure that two arrays whose voxels are paired by index show the same place.
+
+    A header that was never filled in says nothing.
+
+    Args:
+        image: of the case.
+        other: its label, or a further channel.
+        image_path: the image's file.
+        path: the other's file.
+
+    Raises:
+        UserError: the axes, the voxel sizes or directions (by more than 1 %), or the places of the
+            first voxel (by more than half a voxel) differ.
+    """
+    if image.spacing is None or other.spacing is None:
+        return
+    name = f"the image ({image_path.name})"
+    if image.orientation != other.orientation:
+        problem = f"has axes {other.orientation} but {name} has {image.orientation}"
+    elif not np.allclose(image.spacing, other.spacing, rtol=0.01):
+        problem = f"has voxel size {other.spacing} (z, y, x) but {name} has {image.spacing}"
+    elif image.affine is None or other.affine is None:
+        return
+    else:
+        ours, theirs = image.affine_in_mm, other.affine_in_mm
+        between = np.linalg.solve(ours, theirs)  # voxels of `other` to voxels of the image
+        shift, turned = np.abs(between[:3, 3]).max(), np.abs(between - np.eye(4))[:3, :3].max()
+        if shift <= 0.5 and turned <= 0.01:
+            return
+        problem = f"is turned or sheared against {name} by the headers' affines"
+        if shift > 0.5:
+            first = f"({', '.join(f'{place:.4g}' for place in theirs[:3, 3])})"
+            problem = f"has its first voxel at {first} mm, {shift:.3g} voxels from that of {name}"
+    raise DataError(
+        problem,
+        path,
+        "Voxels are paired by index: bring both files to the same axes and the same place, or take "
+        "both from the same download. If only the header is wrong, copy the image's into the file.",
+    )
