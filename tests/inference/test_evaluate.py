@@ -10,7 +10,7 @@ from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
-from mambaseg.reporting.collect import read_run
+from mambaseg.reporting.runs import read_run
 
 
 def composed(name, *overrides):

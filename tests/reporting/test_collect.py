@@ -9,17 +9,18 @@ from fake_runs import NAMES, write_run
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.summary import summarise
-from mambaseg.reporting.checks import cautions
-from mambaseg.reporting.collect import collect, read_run
+from mambaseg.reporting.cautions import cautions
+from mambaseg.reporting.collect import collect
 from mambaseg.reporting.labels import differences, labels
-from mambaseg.reporting.score_tables import cell
+from mambaseg.reporting.paired import value_scores
+from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.scores import (
     best_middle_worst,
     estimate,
     outcomes,
     patient_scores,
-    value_scores,
 )
+from mambaseg.reporting.tables import cell
 
 FEW = {"patients": (1, 2), "size": 16}
 
@@ -57,18 +58,20 @@ def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds):
     mamba = comparison.entries[1]
     assert outcomes(mamba) == {"scored": 20, "missed": 4, "false_positive": 0, "both_empty": 0}
     assert estimate(mamba, "dice").undefined == 0
-    distance = estimate(mamba, "hd95_mm", keep=lambda row: row["class"] == 1)
+    distance = estimate(mamba, "hd95_mm", class_name="RV")
     assert (distance.values, distance.undefined) == (4, 4)
-    assert any("mamba_unet missed 4 of 24 structures" in said for said in cautions(comparison))
+    assert any(
+        "mamba_unet found nothing for 4 of 24 structures" in said for said in cautions(comparison)
+    )
 
 
 def test_a_mean_over_some_seeds_only_says_so(tmp_path):
     write_run(tmp_path, seed=1, **FEW)
     write_run(tmp_path, seed=2, misses=[(1, 1), (2, 1)], **FEW)
     (comparison,), _ = collect(tmp_path)
-    score = estimate(comparison.entries[0], "hd95_mm", keep=lambda row: row["class"] == 1)
-    assert cell(score, "hd95_mm").endswith(" (1 of 2 seeds)") and "±" not in cell(score, "hd95_mm")
-    assert "seeds" not in cell(estimate(comparison.entries[0], "dice"), "dice")
+    score = estimate(comparison.entries[0], "hd95_mm", class_name="RV")
+    assert cell(score, 2).endswith(" (1 of 2 seeds)") and "±" not in cell(score, 2)
+    assert "seeds" not in cell(estimate(comparison.entries[0], "dice"), 3)
 
 
 def test_pooled_dice_is_that_of_all_voxels_at_once(seeds):
@@ -102,14 +105,15 @@ def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
 def test_a_structure_that_a_seed_misses_has_no_distance_to_compare(seeds):
     (comparison,), _ = collect(seeds)
     unet, mamba = (value_scores(entry, "hd95_mm") for entry in comparison.entries)
-    assert mamba["patient002"]["patient002_ES", 1] is None
+    structure = ("patient002", "patient002_ES", 1)
+    assert mamba[structure] is None
     both = [
         row["hd95_mm"]
         for rows in comparison.entries[0].by_seed.values()
         for row in rows
         if (row["case"], row["class"]) == ("patient002_ES", 1)
     ]
-    assert len(both) == 2 and unet["patient002"]["patient002_ES", 1] == pytest.approx(fmean(both))
+    assert len(both) == 2 and unet[structure] == pytest.approx(fmean(both))
 
 
 def test_folds_are_pooled_over_patients_not_averaged(tmp_path):
@@ -132,7 +136,7 @@ def test_other_settings_are_rows_of_their_own_and_named(tmp_path):
         write_run(folder, optim=optim, **FEW)
     (comparison,), _ = collect(folder)
     assert [e.label for e in comparison.entries] == ["unet · AdamW lr=0.001", "unet · SGD lr=0.01"]
-    assert any("A single seed" in said for said in cautions(comparison))
+    assert any("Only one seed was trained" in said for said in cautions(comparison))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_other_images_for_the_networks_are_said(tmp_path):
     said = " ".join(cautions(comparison))
     assert "differ in data.preprocessing" in said
     assert "mamba_unet · preprocessing=paper was not tested on 1 of 2 patients" in said
-    assert "different hardware: a CPU, a GPU" in said
+    assert "so times differ: a CPU, a GPU" in said
 
 
 def test_a_copy_of_a_run_does_not_count_twice_and_superseded_ones_never(seeds, tmp_path):

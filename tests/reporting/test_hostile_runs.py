@@ -14,12 +14,13 @@ import yaml
 from fake_runs import write_run
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.collect import collect, read_run
+from mambaseg.reporting.collect import collect
+from mambaseg.reporting.grid import Grid, cell_text, markdown_text
 from mambaseg.reporting.overlays import _load, overlay_pictures
 from mambaseg.reporting.plots import _metrics, _points
 from mambaseg.reporting.report import write_report
+from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.status import states, status_table
-from mambaseg.reporting.tables import Grid, cell_text, markdown_text
 from mambaseg.reporting.wandb_report import describe, find_runs
 from mambaseg.storage.run_folder import RunFolder
 from payload import armed, claiming_npy, npz, object_npy

@@ -71,7 +71,7 @@ def test_a_report_amid_a_training_says_what_still_runs(live):
     assert not problems
     assert process.is_alive()
     assert "Not all runs are finished (1 done, 1 running)" in page
-    assert "unet-live" in page and 'state-running">running<' in page
+    assert "unet-live" in page and '<tr class="state-running">' in page
     assert [(run.name, run.state) for run in states(experiment)] == [
         ("unet-sgd-seed1", "done"),
         ("unet-live", "running"),

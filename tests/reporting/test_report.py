@@ -10,15 +10,16 @@ import pytest
 from fake_runs import write_run
 from scipy import stats
 
-from mambaseg.reporting.clinical import agreement, indices
-from mambaseg.reporting.collect import collect, read_run
-from mambaseg.reporting.other_tables import clinical_grid, cost_grid, paired, paired_grids
+from mambaseg.reporting.clinical import agreement, clinical_grid, indices
+from mambaseg.reporting.collect import collect
+from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.overlays import mosaic
-from mambaseg.reporting.page import _table
+from mambaseg.reporting.page import page
+from mambaseg.reporting.paired import pairs, verdict
 from mambaseg.reporting.plots import HATCHES, LINES, _again, _colour
-from mambaseg.reporting.report import write_report
-from mambaseg.reporting.statistics import verdict
-from mambaseg.reporting.tables import Grid, signed
+from mambaseg.reporting.report import section_of, write_report
+from mambaseg.reporting.runs import read_run
+from mambaseg.reporting.tables import cost_grid
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,9 @@ def test_the_page_says_what_a_reader_must_know(experiment):
     text = " ".join(Page((experiment / "report" / "index.html").read_text()).text)
     for said in (
         "a<b", "boom <x>", "Not all runs are finished", "numbers of different sections are not",
-        "mamba_unet missed 2 of 42 structures", "A single seed: mamba_unet", "(quoted)",
-        "too few seeds to say", ".9281", "The worst patient", "arXiv 2402.05079",
+        "mamba_unet found nothing for 2 of 42 structures",
+        "Only one seed was trained for mamba_unet", "(quoted)",
+        "seed-to-seed variation is unknown", ".9281", "The worst patient", "arXiv 2402.05079",
     ):  # fmt: skip
         assert said in text
     assert "prefers-color-scheme: dark" in (experiment / "report" / "index.html").read_text()
@@ -153,12 +155,12 @@ def test_holm_counts_all_pairs_of_the_table(tmp_path):
     for name, error in (("unet", 0.1), ("swin_unet", 0.9), ("mamba_unet", 0.6)):
         write_run(tmp_path, name, error=error, patients=range(1, 7), size=16)
     (comparison,), _ = collect(tmp_path)
-    pairs = paired(comparison, "dice")
-    smallest = min(pairs, key=lambda pair: pair.p)
-    assert len(pairs) == 3 and smallest.p_holm == pytest.approx(min(1, 3 * smallest.p))
+    found = pairs(comparison, comparison.metrics[0])
+    smallest = min(found, key=lambda pair: pair.p)
+    assert len(found) == 3 and smallest.p_holm == pytest.approx(min(1, 3 * smallest.p))
     # six patients are enough for one pair, not for three
-    assert {pair.p_least for pair in pairs} == {3 / 32}
-    assert all("too few patients (6)" in verdict(pair) for pair in pairs)
+    assert {pair.p_least for pair in found} == {3 / 32}
+    assert all("too few patients (6)" in verdict(pair) for pair in found)
 
 
 def test_clinical_numbers_are_averaged_over_seeds(experiment):
@@ -186,7 +188,7 @@ def test_a_seed_without_any_value_is_counted_rather_than_left_out(tmp_path):
     half, none = cells["RV EF (%)", "unet"], cells["RV EF (%)", "mamba_unet"]
     assert half[0] == "6" and half[1].endswith("(1 of 2 seeds)") and half[-1] == "6"
     assert none[:3] == ["0", "– (0 of 2 seeds)", "–"] and none[-1] == "12"
-    (dice, distance) = paired_grids(comparison)
+    dice, distance = section_of(comparison).grids[1:3]
     assert len(dice.rows) == 1 and not distance.rows
     assert any("unet − mamba_unet" in note for note in distance.notes)
     assert "agreement-ef" in {
@@ -241,4 +243,5 @@ def test_more_networks_than_colours_are_told_apart():
 
 @pytest.mark.parametrize(("rows", "tall"), [(30, False), (31, True)])
 def test_a_long_table_scrolls_on_its_own(rows, tall):
-    assert ('class="scroll tall"' in _table(Grid("pairs", ["pair"], [["a − b"]] * rows))) == tall
+    grid = Grid("pairs", ["pair"], [["a − b"]] * rows)
+    assert ('class="scroll tall"' in page("name", [], [grid], [], [])) == tall

@@ -2,24 +2,27 @@
 
 import math
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from mambaseg.reporting.statistics import (
+from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.collect import Entry
+from mambaseg.reporting.paired import (
     Paired,
     bootstrap_interval,
     compare,
     holm,
-    mean_sd,
     patient_differences,
-    rank_biserial,
     seed_margin,
+    signed_ranks,
     verdict,
-    wilcoxon,
 )
+from mambaseg.reporting.runs import RunData
+from mambaseg.reporting.scores import mean_sd
 
 
 def test_mean_and_sample_sd():
@@ -33,13 +36,13 @@ def test_wilcoxon_counts_sign_patterns():
     sums = [sum(r for r, s in zip((1, 2, 3, 4, 5, 6), signs, strict=True) if s)
             for signs in product((0, 1), repeat=6)]  # fmt: skip
     exact = 2 * sum(total <= 1 for total in sums) / len(sums)
-    assert wilcoxon(differences) == pytest.approx(exact) == pytest.approx(4 / 64)
+    assert signed_ranks(differences)[0] == pytest.approx(exact) == pytest.approx(4 / 64)
 
 
 def test_wilcoxon_drops_zeros_and_is_one_without_any_difference():
     differences = [0.3, -0.1, 0.4, 0.6, 0.0, 0.2, 0.5]
-    assert wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences).pvalue)
-    assert wilcoxon([0.0, 0.0, 0.0]) == 1.0
+    assert signed_ranks(differences)[0] == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert signed_ranks([0.0, 0.0, 0.0]) == (1.0, 0.0)
 
 
 def test_holm_by_hand():
@@ -49,11 +52,16 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_rank_biserial_by_hand():
-    assert rank_biserial([0.3, -0.1, 0.4]) == pytest.approx((2 - 1 + 3) / 6)
-    assert rank_biserial([0.2, -0.2, 0.0]) == 0.0  # a tie of ranks, a zero that counts nothing
-    assert rank_biserial([1.0, -2.0, 2.0, 3.0]) == pytest.approx((1 - 2.5 + 2.5 + 4) / 10)
-    assert rank_biserial([0.0]) == 0.0
+@pytest.mark.parametrize(
+    ("differences", "share"),
+    [
+        ([0.3, -0.1, 0.4], (2 - 1 + 3) / 6),
+        ([0.2, -0.2, 0.0], 0.0),  # a tie of ranks, a zero that counts nothing
+        ([1.0, -2.0, 2.0, 3.0], (1 - 2.5 + 2.5 + 4) / 10),
+    ],
+)
+def test_rank_biserial_by_hand(differences, share):
+    assert signed_ranks(differences)[1] == pytest.approx(share)
 
 
 def test_the_bootstrap_interval_is_repeatable_and_that_of_a_mean():
@@ -69,59 +77,70 @@ def test_the_bootstrap_interval_is_repeatable_and_that_of_a_mean():
 def test_what_seeds_alone_explain_is_welchs_interval():
     first, second = [0.80, 0.82, 0.81], [0.75, 0.79]
     margin = seed_margin(first, second)
-    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    assert margin == pytest.approx((interval.high - interval.low) / 2)
+    parts = 0.0001 / 3, 0.0008 / 2  # variances over numbers
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
+    assert margin == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts)))
     assert seed_margin([0.8], second) is None
     assert seed_margin([0.8, 0.8], [0.7, 0.7]) == 0.0
 
 
-def scores(values):
-    """A case and a class per patient."""
-    return {f"p{i}": {(f"p{i}_ED", 1): value} for i, value in enumerate(values)}
+DICE = Metric("dice", "Dice")
+DISTANCE = Metric("hd95_mm", "HD95", unit="mm", higher_is_better=False, decimals=2)
+
+
+def entry(name, *seeds):
+    """A network with the given scores, a case and a class per patient: a list per seed."""
+    runs = []
+    for seed, values in enumerate(seeds):
+        rows = [{"patient": f"p{i}", "case": f"p{i}_ED", "class": 1, "dice": value,
+                 "hd95_mm": value} for i, value in enumerate(values)]  # fmt: skip
+        runs.append(RunData(Path(), {}, {"seed": seed}, {}, tuple(rows)))
+    return Entry(name, tuple(runs))
 
 
 def test_a_comparison_uses_patients_that_both_have():
-    a, b = (
-        scores([0.9, 0.8, None, 0.7]),
-        {**scores([0.8, 0.9, 0.5, 0.7]), "p9": {("p9_ED", 1): 0.1}},
-    )
-    pair = compare(("a", a, [0.8]), ("b", b, [0.7, 0.9]))
+    a = entry("a", [0.9, 0.8, None, 0.7])
+    b = entry("b", [0.8, 0.9, 0.5, 0.7, 0.1], [0.8, 0.9, 0.5, 0.7, 0.1])
+    pair = compare(a, b, DICE)
     assert (pair.patients, pair.left_out, pair.undefined) == (3, 2, 2)
     assert (pair.wins, pair.losses) == (1, 1)
     assert pair.difference == pytest.approx(fmean([0.1, -0.1, 0.0]))
-    assert pair.seed_margin is None
-    assert compare(("a", scores([None]), []), ("b", scores([0.5]), [])) is None
+    assert pair.seeds == 1 and pair.seed_margin is None
+    assert compare(entry("a", [None]), entry("b", [0.5]), DICE) is None
 
 
 def test_a_structure_that_one_misses_does_not_count_for_the_other():
-    found = {"p": {("p_ED", 1): 40.0, ("p_ED", 2): 2.0, ("p_ES", 2): 4.0}}
-    missed = {"p": {("p_ED", 1): None, ("p_ED", 2): 3.0, ("p_ES", 2): 4.0}}
+    found = {("p", "p_ED", 1): 40.0, ("p", "p_ED", 2): 2.0, ("p", "p_ES", 2): 4.0}
+    missed = {("p", "p_ED", 1): None, ("p", "p_ED", 2): 3.0, ("p", "p_ES", 2): 4.0}
     assert patient_differences(found, missed) == ([-0.5], 0, 1)
 
 
 def test_smaller_distances_win():
-    pair = compare(("a", scores([2.0, 3.0]), []), ("b", scores([4.0, 1.0]), []),
-                   higher_is_better=False)  # fmt: skip
-    assert (pair.wins, pair.losses, pair.effect) == (1, 1, 0.0)
+    pair = compare(entry("a", [2.0, 3.0, 1.0]), entry("b", [4.0, 1.0, 4.0]), DISTANCE)
+    assert (pair.wins, pair.losses) == (2, 1)
 
 
 def pair(**changes):
     numbers = {"patients": 20, "left_out": 0, "undefined": 0, "difference": 0.02,
                "low": 0.01, "high": 0.03, "p": 0.001, "p_holm": 0.003, "p_least": 1e-5,
-               "effect": 0.8, "wins": 18, "losses": 2, "seed_margin": 0.005}  # fmt: skip
+               "effect": 0.8, "wins": 18, "losses": 2, "seeds": 2,
+               "seed_margin": 0.005}  # fmt: skip
     return Paired("a", "b", **{**numbers, **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "a is better, by more than"),
-        ({"difference": -0.02, "low": -0.03, "high": -0.01}, "b is better, by more than"),
+        ({}, "a scores better, by more than"),
+        ({"difference": -0.02, "low": -0.03, "high": -0.01}, "b scores better, by more than"),
         ({"p_holm": 0.2}, "within noise"),
         ({"low": -0.001}, "within noise"),
         ({"patients": 5, "p_least": 1 / 16}, "too few patients (5)"),
-        ({"seed_margin": None}, "too few seeds to say"),
-        ({"seed_margin": 0.04}, "by no more than seeds alone explain (0.04)"),
+        ({"seed_margin": None}, "with a single seed"),
+        (
+            {"seed_margin": 0.04},
+            "this could be seed-to-seed variation (up to 0.04)",
+        ),
     ],
 )
 def test_verdicts(changes, said):
@@ -129,8 +148,8 @@ def test_verdicts(changes, said):
 
 
 def test_of_a_distance_the_smaller_is_better():
-    assert verdict(pair(), higher_is_better=False).startswith("b is better")
+    assert verdict(pair(), higher_is_better=False).startswith("b scores better")
 
 
 def test_six_patients_can_reach_significance_and_five_cannot():
-    assert wilcoxon([1, 2, 3, 4, 5, 6]) < 0.05 < wilcoxon([1, 2, 3, 4, 5])
+    assert signed_ranks([1, 2, 3, 4, 5, 6])[0] < 0.05 < signed_ranks([1, 2, 3, 4, 5])[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaseg.reporting.status import counted, states
+from mambaseg.reporting.status import states, summary
 from mambaseg.storage.run_folder import this_host
 
 NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
@@ -69,7 +69,7 @@ def test_every_state_is_told_with_its_cause(experiment):
     found = {run.name: (run.state, run.cause) for run in states(experiment, now=NOW)}
     assert found["alive"] == ("running", "")
     assert found["elsewhere"] == ("running", "")
-    assert found["silent"] == ("interrupted", "no sign of life for 1 h 1 min")
+    assert found["silent"] == ("interrupted", "no heartbeat for 1 h 1 min")
     assert found["gone"][0] == "interrupted" and "is gone" in found["gone"][1]
     assert found["failed"] == ("failed", "UserError: no data")
     assert found["stopped"] == ("interrupted", "stopped by SIGINT")
@@ -95,7 +95,7 @@ def test_time_commit_and_overrides_stand_beside(experiment):
     runs = {run.name: run for run in states(experiment, now=NOW)}
     assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "seed=1"
     assert runs["alive"].time == "3 h 20 min" and runs["alive"].commit == "0123456789+"
-    assert counted(list(runs.values())) == (
+    assert summary(list(runs.values())) == (
         "1 done, 2 running, 3 interrupted, 2 failed, 1 damaged, 2 missing"
     )
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mambaseg.app.check import require_named_data
 from mambaseg.app.targets import moved
 from mambaseg.errors import UserError
-from mambaseg.reporting.collect import read_identity
+from mambaseg.reporting.runs import read_identity
 
 _CHOOSING = ("data", "experiment")  # groups that decide what the data are
 

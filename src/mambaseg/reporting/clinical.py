@@ -11,12 +11,14 @@ prediction - reference, the limits are bias ± 1.96 sample standard deviations.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import StatisticsError, correlation, fmean, stdev
+from typing import Any, NamedTuple
+
+from mambaseg.reporting.collect import Comparison, Entry
+from mambaseg.reporting.grid import UNDEFINED, Grid, of_seeds, plus_minus, signed
+from mambaseg.reporting.scores import mean_sd
 
 DENSITY = 1.05  # g/ml, of myocardium
 VENTRICLES = ("LV", "RV")
@@ -24,12 +26,11 @@ MYOCARDIUM = "MYO"
 UNITS = {"EDV": "ml", "ESV": "ml", "SV": "ml", "EF": "%", "mass": "g"}
 
 
-@dataclass(frozen=True)
-class Index:
+class Index(NamedTuple):
     """One index of one patient.
 
     Attributes:
-        patient: whom.
+        patient: id.
         name: such as `LV EDV`.
         unit: `ml`, `%` or `g`.
         prediction: None where it is undefined (an ejection fraction of an empty ventricle).
@@ -43,8 +44,7 @@ class Index:
     reference: float | None
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """Prediction against reference over patients.
 
     Attributes:
@@ -79,9 +79,11 @@ def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
     found: list[Index] = []
     for patient, own in sorted(table.items()):
         for ventricle in VENTRICLES:
-            diastole, systole = own.get((ventricle, "ED")), own.get((ventricle, "ES"))
-            if diastole is not None and systole is not None:
-                found += _ventricle(patient, ventricle, diastole, systole)
+            phases = own.get((ventricle, "ED")), own.get((ventricle, "ES"))
+            predicted, expected = _ventricle(*phases, ""), _ventricle(*phases, "reference_")
+            for name, value in predicted.items():
+                named = f"{ventricle} {name}", UNITS[name]
+                found.append(Index(patient, *named, value, expected[name]))
         muscle = own.get((MYOCARDIUM, "ED"))
         if muscle is not None and muscle.get("volume_ml") is not None:
             masses = (DENSITY * muscle["volume_ml"], DENSITY * muscle["reference_volume_ml"])
@@ -90,28 +92,20 @@ def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
 
 
 def _ventricle(
-    patient: str, name: str, diastole: Mapping[str, Any], systole: Mapping[str, Any]
-) -> list[Index]:
-    found = []
-    sizes = [_sizes(row, "volume_ml") for row in (diastole, systole)]
-    if None not in (*sizes[0], *sizes[1]):
-        pairs = list(zip(*sizes, strict=True))  # (EDV, ESV) of prediction, of reference
-        found = [
-            Index(patient, f"{name} EDV", "ml", pairs[0][0], pairs[1][0]),
-            Index(patient, f"{name} ESV", "ml", pairs[0][1], pairs[1][1]),
-            Index(patient, f"{name} SV", "ml", *(edv - esv for edv, esv in pairs)),
-        ]
-    counts = [_sizes(row, "voxels") for row in (diastole, systole)]
-    if None in (*counts[0], *counts[1]):
-        counts = sizes  # rows written before voxels were counted
-    if None not in (*counts[0], *counts[1]):
-        fractions = [ejection_fraction(*pair) for pair in zip(*counts, strict=True)]
-        found.append(Index(patient, f"{name} EF", "%", fractions[0], fractions[1]))
+    diastole: Mapping[str, Any] | None, systole: Mapping[str, Any] | None, prefix: str
+) -> dict[str, float | None]:
+    """Indices of the prediction, or with the prefix of the columns of the reference."""
+    if diastole is None or systole is None:
+        return {}
+    found: dict[str, float | None] = {}
+    edv, esv = (row.get(f"{prefix}volume_ml") for row in (diastole, systole))
+    if edv is not None and esv is not None:
+        found = {"EDV": edv, "ESV": esv, "SV": edv - esv}
+    counts = [row.get(f"{prefix}voxels") for row in (diastole, systole)]
+    full, empty = (edv, esv) if None in counts else counts  # voxels were not always counted
+    if full is not None and empty is not None:
+        found["EF"] = ejection_fraction(full, empty)
     return found
-
-
-def _sizes(row: Mapping[str, Any], column: str) -> tuple[Any, Any]:
-    return row.get(column), row.get(f"reference_{column}")
 
 
 def ejection_fraction(edv: float, esv: float) -> float | None:
@@ -127,6 +121,10 @@ def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement:
     errors = [p - r for p, r in known]
     bias = fmean(errors)
     spread = 1.96 * stdev(errors) if len(errors) > 1 else None
+    try:
+        r = correlation(*zip(*known, strict=True))
+    except StatisticsError:  # fewer than two pairs, or no variation
+        r = None
     return Agreement(
         patients=len(known),
         undefined=len(pairs) - len(known),
@@ -134,17 +132,71 @@ def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement:
         low=None if spread is None else bias - spread,
         high=None if spread is None else bias + spread,
         mae=fmean(abs(error) for error in errors),
-        r=pearson(known),
+        r=r,
     )
 
 
-def pearson(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Pearson's correlation; None with fewer than two pairs or without variation."""
-    if len(pairs) < 2:
+def clinical_grid(comparison: Comparison) -> Grid | None:
+    """Agreement of clinical indices; None where no patient has both phases."""
+    found = {entry.label: _agreement_of(entry) for entry in comparison.entries}
+    names = dict.fromkeys(name for own in found.values() for name in own)
+    rows = [
+        [f"{name} ({UNITS[name.rsplit(' ', 1)[-1]]})", label, *_cells(own[name])]
+        for name in names
+        for label, own in found.items()
+        if name in own
+    ]
+    if not rows:
         return None
-    first, second = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
-    together = sum((a - first) * (b - second) for a, b in pairs)
-    alone = [sum((pair[i] - m) ** 2 for pair in pairs) for i, m in ((0, first), (1, second))]
-    if alone[0] <= 0 or alone[1] <= 0:
-        return None
-    return together / math.sqrt(alone[0] * alone[1])
+    header = [
+        "index", "network", "patients", "bias", "95 % limits of agreement", "MAE", "Pearson r",
+        "undefined",
+    ]  # fmt: skip
+    notes = [
+        "Prediction − reference per patient; numbers of each seed, averaged over seeds (± standard "
+        "deviation). EF is a ratio of voxel counts on one grid and needs no spacing; volumes and "
+        "mass (myocardium at ED × 1.05 g/ml) need it.",
+        "Limits: bias ± 1.96 standard deviations (Bland and Altman). undefined: an EF of a "
+        "ventricle that is empty at ED, over all seeds.",
+    ]
+    return Grid("Clinical indices", header, rows, notes, wide=2)
+
+
+def _agreement_of(entry: Entry) -> dict[str, list[Agreement]]:
+    """Index -> agreement of each seed (all its folds together)."""
+    found: dict[str, list[Agreement]] = defaultdict(list)
+    for rows in entry.by_seed.values():
+        values: dict[str, list[tuple[float | None, float | None]]] = defaultdict(list)
+        for index in indices(rows):
+            values[index.name].append((index.prediction, index.reference))
+        for name, pairs in values.items():
+            found[name].append(agreement(pairs))
+    return found
+
+
+def _cells(seeds: Sequence[Agreement]) -> list[str]:
+    def known(name: str) -> list[float]:
+        return [value for seed in seeds if (value := getattr(seed, name)) is not None]
+
+    def over_seeds(name: str, digits: int, *, sign: bool = False) -> str:
+        values = known(name)
+        text = plus_minus(*mean_sd(values), digits, sign=sign)
+        return text + of_seeds(len(values), len(seeds))
+
+    lows, highs = known("low"), known("high")
+    return [
+        str(max(seed.patients for seed in seeds)),
+        over_seeds("bias", 1, sign=True),
+        f"{signed(fmean(lows), 1)} … {signed(fmean(highs), 1)}" if lows else UNDEFINED,
+        over_seeds("mae", 1),
+        over_seeds("r", 3),
+        str(sum(seed.undefined for seed in seeds)),
+    ]
+
+
+def clinical_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Every patient's indices, for clinical.csv."""
+    for entry in comparison.entries:
+        for seed, rows in entry.by_seed.items():
+            about = {"comparison": comparison.title, "network": entry.label, "seed": seed}
+            yield from ({**about, **index._asdict()} for index in indices(rows))

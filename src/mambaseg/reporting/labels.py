@@ -7,7 +7,7 @@ from typing import Any
 
 Setting = tuple[str, Mapping[str, Any]]
 
-_ABSENT = object()
+_ABSENT = "–"
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -31,20 +31,20 @@ def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     Args:
         settings: (network, flat configuration) of each.
     """
-    keys = sorted({key for _, flat in settings for key in flat}, key=_importance)
     found: dict[str, list[str]] = {}
-    for key in keys:
-        values = [_text(key, flat.get(key, _ABSENT)) for _, flat in settings]
-        if key.startswith("model."):
-            varies = any(
-                len({v for (name, _), v in zip(settings, values, strict=True) if name == model}) > 1
-                for model in {name for name, _ in settings}
-            )
-        else:
-            varies = len(set(values)) > 1
+    for key in sorted({key for _, flat in settings for key in flat}, key=_importance):
+        values = [_text(key, flat[key]) if key in flat else _ABSENT for _, flat in settings]
+        varies = any(_varies_for(model, key, settings, values) for model, _ in settings)
         if varies and values not in found.values():
             found[key] = values
     return found
+
+
+def _varies_for(model: str, key: str, settings: Sequence[Setting], values: Sequence[str]) -> bool:
+    """Whether a key's value differs, for a network's argument: between its own settings."""
+    everyone = not key.startswith("model.")
+    own = {v for (name, _), v in zip(settings, values, strict=True) if everyone or name == model}
+    return len(own) > 1
 
 
 def labels(settings: Sequence[Setting]) -> list[str]:
@@ -54,50 +54,38 @@ def labels(settings: Sequence[Setting]) -> list[str]:
     optimizer) are named only where they are needed to tell two settings apart.
     """
     different = differences(settings)
-    shared = [key for key, values in different.items() if "–" not in values]
+    shared = [key for key, values in different.items() if _ABSENT not in values]
     optional = [key for key in different if key not in shared]
-    names = _compose(settings, different, shared)
-    for key in optional:
-        if len(set(names)) == len(names):
-            break
-        shared.append(key)
-        names = _compose(settings, different, shared)
-    return names
+    while True:
+        names = [_label(index, settings, different, shared) for index in range(len(settings))]
+        if not optional or len(set(names)) == len(names):
+            return names
+        shared.append(optional.pop(0))
 
 
-def _compose(
-    settings: Sequence[Setting], different: Mapping[str, Sequence[str]], keys: Sequence[str]
-) -> list[str]:
-    names = []
-    for index, (model, flat) in enumerate(settings):
-        words = []
-        for key in keys:
-            if key.startswith("model.") and not _varies_for(model, key, settings, different):
-                continue
-            value = different[key][index]
+def _label(
+    index: int,
+    settings: Sequence[Setting],
+    different: Mapping[str, Sequence[str]],
+    keys: Sequence[str],
+) -> str:
+    model, flat = settings[index]
+    words = []
+    for key in keys:
+        value = different[key][index]
+        if value != _ABSENT and _varies_for(model, key, settings, different[key]):
             short = _short(key, keys)
-            words.append(value if short == "_target_" or value == "–" else f"{short}={value}")
-        if "checkpoint" in flat and not any(word.startswith("checkpoint=") for word in words):
-            words.append(f"checkpoint={_text('checkpoint', flat['checkpoint'])}")
-        words = [word for word in words if word != "–"]
-        names.append(f"{model} · {' '.join(words)}" if words else model)
-    return names
-
-
-def _varies_for(
-    model: str, key: str, settings: Sequence[Setting], different: Mapping[str, Sequence[str]]
-) -> bool:
-    own = {v for (name, _), v in zip(settings, different[key], strict=True) if name == model}
-    return len(own) > 1
+            words.append(value if short == "_target_" else f"{short}={value}")
+    if "checkpoint" in flat and not any(word.startswith("checkpoint=") for word in words):
+        words.append(f"checkpoint={_text('checkpoint', flat['checkpoint'])}")
+    return f"{model} · {' '.join(words)}" if words else model
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
     """The last part of a dotted key, more of it where another key ends alike."""
     parts = key.split(".")
-    if parts[-1] == "_target_":
-        return "_target_"
-    same = [other for other in keys if other.split(".")[-1] == parts[-1]]
-    return parts[-1] if len(same) == 1 else ".".join(parts[-2:])
+    alike = [other for other in keys if other.split(".")[-1] == parts[-1]]
+    return parts[-1] if len(alike) == 1 or parts[-1] == "_target_" else ".".join(parts[-2:])
 
 
 def _importance(key: str) -> tuple[int, int, str]:
@@ -109,15 +97,13 @@ def _importance(key: str) -> tuple[int, int, str]:
 
 
 def _text(key: str, value: Any) -> str:
-    if value is _ABSENT:
-        return "–"
     if key.endswith("_target_"):
         return str(value).rsplit(".", 1)[-1]
     if key == "checkpoint":  # .../<run folder>/checkpoints/best.ckpt
         parts = [part for part in str(value).split("/") if part and part != "checkpoints"]
         return "/".join(parts[-2:])
     if isinstance(value, str) and "/" in value:
-        return value.rstrip("/").rsplit("/", 1)[-1]  # a file's place says nothing elsewhere
+        return value.rstrip("/").rsplit("/", 1)[-1]  # a file's folder means nothing elsewhere
     if isinstance(value, float):
         return f"{value:g}"
     return str(value).replace(" ", "")

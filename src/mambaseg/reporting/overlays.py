@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.reporting.collect import Comparison, Entry, RunData
+from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.figures import (
     CLASS_COLOURS,
     ERROR_COLOURS,
@@ -22,6 +22,7 @@ from mambaseg.reporting.figures import (
     overlay,
     save_png,
 )
+from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import best_middle_worst, patient_scores
 from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 

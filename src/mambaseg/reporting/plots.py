@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
-from mambaseg.reporting.collect import Comparison, Entry, RunData
+from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.figures import save_png
-from mambaseg.reporting.tables import signed
-from mambaseg.reporting.valid import SIZE
+from mambaseg.reporting.grid import signed
+from mambaseg.reporting.runs import SIZE, RunData
 from mambaseg.storage.untrusted import read_table
 
 if TYPE_CHECKING:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mambaseg.reporting.checks import cautions
+from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.cautions import cautions
+from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
-from mambaseg.reporting.other_tables import (
-    clinical_grid,
-    clinical_rows,
+from mambaseg.reporting.grid import Grid, cell_text, markdown_text
+from mambaseg.reporting.paired import Paired, paired_grid, pairs, verdict
+from mambaseg.reporting.status import states, status_grid
+from mambaseg.reporting.tables import (
+    compared_metrics,
     cost_grid,
-    paired_grids,
-    paired_rows,
+    score_grids,
     settings_grid,
+    tidy,
 )
-from mambaseg.reporting.score_tables import grids, tidy
-from mambaseg.reporting.status import RunState, states, status_grid
-from mambaseg.reporting.tables import Grid, cell_text, markdown_text
 from mambaseg.reporting.tasks import other_grids, other_runs
 from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder
 
-_TABLES = {"table.csv": tidy, "paired.csv": paired_rows, "clinical.csv": clinical_rows}
+if TYPE_CHECKING:
+    from mambaseg.reporting.plots import Picture
+
 _UNFINISHED = ".unfinished-"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,31 +37,42 @@ class Section:
     """A comparison with everything that is shown of it.
 
     Attributes:
-        comparison: whose.
+        comparison: of which entries.
         cautions: sentences on top.
-        scores: tables of scores, the main one first.
-        pairs: paired comparisons; empty with one entry.
-        clinical: None where no patient has both phases.
-        cost: parameters, operations, time.
-        settings: None where the entries differ in nothing but the network.
+        pairs: paired comparisons on each metric, Dice first; empty with one entry.
+        grids: all tables in the order of the page, that of the scores first.
         figures: filled in when they are drawn.
     """
 
     comparison: Comparison
     cautions: list[str]
-    scores: list[Grid]
-    pairs: list[Grid]
-    clinical: Grid | None
-    cost: Grid
-    settings: Grid | None
-    figures: list[Any] = field(default_factory=list)
+    pairs: list[tuple[Metric, list[Paired]]]
+    grids: list[Grid]
+    figures: list[Picture] = field(default_factory=list)
 
     @property
-    def grids(self) -> list[Grid]:
-        """All tables in the order of the page."""
-        main, *details = self.scores
-        rest = (self.clinical, self.cost, self.settings)
-        return [main, *self.pairs, *details, *(grid for grid in rest if grid is not None)]
+    def blocks(self) -> list[Grid | Picture]:
+        """Tables and figures in the order of the page."""
+        agreements = [picture for picture in self.figures if "agreement" in picture.path.stem]
+        curves = [picture for picture in self.figures if "curves" in picture.path.stem]
+        scores, *grids = self.grids
+        blocks: list[Grid | Picture] = [scores]
+        blocks += [p for p in self.figures if p not in agreements and p not in curves]
+        for grid in grids:
+            blocks += [grid, *(agreements if grid.title == "Clinical indices" else ())]
+        return [*blocks, *curves]
+
+
+def section_of(comparison: Comparison) -> Section:
+    """Everything but the figures."""
+    found: list[tuple[Metric, list[Paired]]] = []
+    if len(comparison.entries) > 1:
+        found = [(metric, pairs(comparison, metric)) for metric in compared_metrics(comparison)]
+    scores, *details = score_grids(comparison)
+    others = [clinical_grid(comparison), cost_grid(comparison), settings_grid(comparison)]
+    paired = [paired_grid(comparison, metric, own) for metric, own in found]
+    grids = [scores, *paired, *details, *(grid for grid in others if grid is not None)]
+    return Section(comparison, cautions(comparison), found, grids)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -83,14 +96,14 @@ def write_report(folder: str | Path) -> Path:
     problems += unread
     others = other_grids(found)
     runs = states(folder)
-    sections = [_section(comparison) for comparison in comparisons]
+    sections = [section_of(comparison) for comparison in comparisons]
     place = folder / "report"
     with writing(place, otherwise="run report.py on a copy of the folder; an earlier report stays"):
         place.mkdir(exist_ok=True)
         remove_abandoned(place, f"{_UNFINISHED}*")
         with TemporaryDirectory(prefix=_UNFINISHED, dir=place) as unfinished:
             report = RunFolder(unfinished)  # for its writing of whole files
-            _write_tables(report, sections, others, runs, problems)
+            _write_tables(report, sections, others, status_grid(runs), problems)
             for index, section in enumerate(sections):
                 prefix = f"{index + 1}-" if len(sections) > 1 else ""
                 section.figures.extend(draw(section.comparison, report.path / "figures", prefix))
@@ -100,55 +113,58 @@ def write_report(folder: str | Path) -> Path:
     return place / "index.html"
 
 
-def _publish(unfinished: Path, place: Path) -> None:
-    """Puts the files of a new report over those of the last one; this takes no more space."""
-    for table in _TABLES:
-        if not (unfinished / table).exists():  # nothing to say any more
-            (place / table).unlink(missing_ok=True)
-    for path in sorted(unfinished.rglob("*")):
-        target = place / path.relative_to(unfinished)
-        if path.is_dir():
-            target.mkdir(exist_ok=True)
-        else:
-            path.replace(target)
+def _paired_rows(section: Section) -> Iterator[dict[str, Any]]:
+    for metric, found in section.pairs:
+        for pair in found:
+            yield {
+                "comparison": section.comparison.title,
+                "metric": metric.name,
+                **pair._asdict(),
+                "verdict": verdict(pair, higher_is_better=bool(metric.higher_is_better)),
+            }
 
 
-def _section(comparison: Comparison) -> Section:
-    return Section(
-        comparison=comparison,
-        cautions=cautions(comparison),
-        scores=grids(comparison),
-        pairs=paired_grids(comparison),
-        clinical=clinical_grid(comparison),
-        cost=cost_grid(comparison),
-        settings=settings_grid(comparison),
-    )
+# unrounded numbers
+_CSV: dict[str, Callable[[Section], Iterable[dict[str, Any]]]] = {
+    "table.csv": lambda section: tidy(section.comparison),
+    "paired.csv": _paired_rows,
+    "clinical.csv": lambda section: clinical_rows(section.comparison),
+}
 
 
 def _write_tables(
     report: RunFolder,
-    sections: list[Section],
-    others: list[Grid],
-    runs: list[RunState],
-    problems: list[str],
+    sections: Sequence[Section],
+    others: Sequence[Grid],
+    runs: Grid,
+    problems: Sequence[str],
 ) -> None:
     text = []
     for section in sections:
         text += [f"## {markdown_text(section.comparison.title)}", ""]
         text += [*(f"- {markdown_text(caution)}" for caution in section.cautions), ""]
         text += [grid.markdown() for grid in section.grids]
-    text += [grid.markdown(level=2) for grid in others]
-    text += [
-        status_grid(runs).markdown(level=2),
-        *(f"- {markdown_text(problem)}" for problem in problems),
-    ]
+    text += [grid.markdown(level=2) for grid in (*others, runs)]
+    text += [f"- {markdown_text(problem)}" for problem in problems]
     report.write_text("table.md", "\n".join(text).rstrip() + "\n")
-    head = "% needs \\usepackage{booktabs}\n"
-    latex = [grid.latex() for section in sections for grid in section.grids]
-    latex += [grid.latex() for grid in others]
-    report.write_text("table.tex", head + "\n".join(latex))
-    for name, rows_of in _TABLES.items():
-        found = [row for section in sections for row in rows_of(section.comparison)]
-        rows = [{key: cell_text(value) for key, value in row.items()} for row in found]
-        if rows:
+    grids = [*(grid for section in sections for grid in section.grids), *others]
+    latex = ["% needs \\usepackage{booktabs}", *(grid.latex() for grid in grids)]
+    report.write_text("table.tex", "\n".join(latex))
+    for name, rows_of in _CSV.items():
+        found = [row for section in sections for row in rows_of(section)]
+        if found:
+            rows = ({key: cell_text(value) for key, value in row.items()} for row in found)
             report.write_rows(name, rows)
+
+
+def _publish(unfinished: Path, place: Path) -> None:
+    """Puts the files of a new report over those of the last one; this takes no more space."""
+    for name in _CSV:
+        if not (unfinished / name).exists():  # nothing to tell any more
+            (place / name).unlink(missing_ok=True)
+    for path in sorted(unfinished.rglob("*")):
+        target = place / path.relative_to(unfinished)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            path.replace(target)

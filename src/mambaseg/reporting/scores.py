@@ -10,29 +10,24 @@ The four averages, by name. Undefined values are left out of a mean and counted.
 ============  ====================================================================================
 
 Folds of a cross-validation are put together before averaging: each patient counts once per seed.
+Functions that take `where` use the rows with these values only, `phase="ED"` for example.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
-from mambaseg.reporting.collect import Entry, Row
-from mambaseg.reporting.statistics import mean_sd
+from mambaseg.evaluation.metrics import OUTCOMES
+from mambaseg.reporting.collect import Entry
+from mambaseg.reporting.runs import Row
 
-OVERLAP = ("dice", "iou", "accuracy", "precision", "sensitivity", "specificity")
-SURFACE = ("hd95", "hd", "asd", "assd", "nsd")
 AVERAGES = ("cases", "background", "patients", "pooled")
-OUTCOMES = ("scored", "missed", "false_positive", "both_empty")
-
-Keep = Callable[[Row], bool]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A score over seeds.
 
     Attributes:
@@ -41,7 +36,7 @@ class Estimate:
         per_seed: the seeds' scores.
         values: case × class values that entered, all seeds together.
         undefined: values left out because they are undefined.
-        seeds: how many there are, also those without any defined value.
+        seeds: number of seeds, those without any defined value included.
     """
 
     mean: float | None
@@ -52,53 +47,54 @@ class Estimate:
     seeds: int
 
 
-def metrics_of(rows: Sequence[Row], unit: str) -> list[str]:
-    """Metrics that a table of these rows can show, distances in one unit."""
-    names = [*OVERLAP, *(f"{name}_{unit}" for name in SURFACE)]
-    return [name for name in names if name in rows[0]]
+def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where there are too few values."""
+    return fmean(values) if values else None, stdev(values) if len(values) > 1 else None
 
 
-def estimate(
-    entry: Entry, metric: str, *, average: str = "cases", keep: Keep | None = None
-) -> Estimate:
+def estimate(entry: Entry, metric: str, *, average: str = "cases", **where: str) -> Estimate:
     """One score of an entry.
 
     Args:
         entry: its runs.
         metric: a column of cases.csv.
         average: one of `AVERAGES`.
-        keep: which rows count, e.g. those of one class or phase; all by default.
+        where: column -> value of the rows that count.
     """
     per_seed: list[float] = []
     values = undefined = 0
     for rows in entry.by_seed.values():
-        own = [
-            row
-            for row in rows
-            if (average == "background" or row["class"]) and (keep is None or keep(row))
-        ]
+        own = rows_where(rows, where, background=average == "background")
         known = [row for row in own if row.get(metric) is not None]
         values += len(known)
         undefined += len(own) - len(known)
-        score = _AVERAGE[average](known, metric)
+        score = _average(known, metric, average)
         if score is not None:
             per_seed.append(score)
     return Estimate(*mean_sd(per_seed), tuple(per_seed), values, undefined, len(entry.by_seed))
 
 
-def _over_cases(rows: Sequence[Row], metric: str) -> float | None:
-    classes = _grouped(rows, "class", metric)
-    return fmean(fmean(values) for values in classes.values()) if classes else None
+def rows_where(
+    rows: Iterable[Row], where: Mapping[str, str] | None = None, *, background: bool = False
+) -> list[Row]:
+    """Rows of the foreground classes, or of all, that have these values."""
+    return [
+        row
+        for row in rows
+        if (background or row["class"]) and all(row.get(k) == v for k, v in (where or {}).items())
+    ]
 
 
-def _over_patients(rows: Sequence[Row], metric: str) -> float | None:
-    patients = _grouped(rows, "patient", metric)
-    return fmean(fmean(values) for values in patients.values()) if patients else None
+def _average(rows: Sequence[Row], metric: str, average: str) -> float | None:
+    if average == "pooled":
+        return _pooled(rows) if metric == "dice" else None
+    groups = _grouped(rows, "patient" if average == "patients" else "class", metric)
+    return fmean(fmean(values) for values in groups.values()) if groups else None
 
 
-def _over_voxels(rows: Sequence[Row], metric: str) -> float | None:
+def _pooled(rows: Sequence[Row]) -> float | None:
     """2 Σ|A∩B| / Σ(|A|+|B|) per class; the overlap is a case's Dice times its (|A|+|B|) / 2."""
-    if metric != "dice" or any(row.get("voxels") is None for row in rows):
+    if any(row.get("voxels") is None for row in rows):
         return None
     overlaps: dict[int, float] = defaultdict(float)
     totals: dict[int, int] = defaultdict(int)
@@ -110,14 +106,6 @@ def _over_voxels(rows: Sequence[Row], metric: str) -> float | None:
     return fmean(parts) if parts else None
 
 
-_AVERAGE: dict[str, Callable[[Sequence[Row], str], float | None]] = {
-    "cases": _over_cases,
-    "background": _over_cases,
-    "patients": _over_patients,
-    "pooled": _over_voxels,
-}
-
-
 def _grouped(rows: Iterable[Row], key: str, metric: str) -> dict[Any, list[float]]:
     groups: dict[Any, list[float]] = defaultdict(list)
     for row in rows:
@@ -125,67 +113,33 @@ def _grouped(rows: Iterable[Row], key: str, metric: str) -> dict[Any, list[float
     return groups
 
 
-def outcomes(entry: Entry, *, keep: Keep | None = None) -> dict[str, int]:
+def outcomes(entry: Entry, **where: str) -> dict[str, int]:
     """How often foreground structures were scored, missed, invented or absent, over all runs."""
-    rows = [
-        row
-        for run in entry.runs
-        for row in run.rows
-        if row["class"] and (keep is None or keep(row))
-    ]
+    rows = rows_where(entry.rows, where)
     return {name: sum(row["outcome"] == name for row in rows) for name in OUTCOMES}
 
 
-def patient_scores(
-    entry: Entry, metric: str, *, keep: Keep | None = None
-) -> dict[str, float | None]:
+def values_of(entry: Entry, key: str) -> list[str]:
+    """Phases or groups of an entry's rows, ED before ES."""
+    return sorted({row[key] for row in entry.rows if row.get(key)})
+
+
+def patient_scores(entry: Entry, metric: str) -> dict[str, float | None]:
     """Patient -> mean foreground score, averaged over the patient's cases, then over seeds.
 
     None for a patient without any defined value.
     """
     per_seed: dict[str, list[float]] = {patient: [] for patient in entry.patients}
     for rows in entry.by_seed.values():
-        known = [
-            row
-            for row in rows
-            if row["class"] and row.get(metric) is not None and (keep is None or keep(row))
-        ]
+        known = [row for row in rows_where(rows) if row.get(metric) is not None]
         for patient, values in _grouped(known, "patient", metric).items():
             per_seed[patient].append(fmean(values))
     return {patient: fmean(v) if v else None for patient, v in sorted(per_seed.items())}
 
 
-def value_scores(entry: Entry, metric: str) -> dict[str, dict[tuple[str, int], float | None]]:
-    """Patient -> (case, foreground class) -> score averaged over seeds; None if any has none.
-
-    What paired comparisons are made of: both networks have to be scored on the same structures, or
-    one that misses the difficult ones would look better on the rest.
-    """
-    per_seed: dict[str, dict[tuple[str, int], list[float | None]]] = defaultdict(dict)
-    for rows in entry.by_seed.values():
-        for row in rows:
-            if row["class"]:
-                own = per_seed[row["patient"]].setdefault((row["case"], row["class"]), [])
-                own.append(row.get(metric))
-    return {
-        patient: {key: _mean_of_all(values) for key, values in own.items()}
-        for patient, own in per_seed.items()
-    }
-
-
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
-
-
-def values_of(entry: Entry, key: str) -> list[str]:
-    """Phases or groups that an entry's rows carry, ED before ES."""
-    return sorted({row[key] for run in entry.runs for row in run.rows if row.get(key)})
-
-
 def best_middle_worst(entries: Sequence[Entry]) -> dict[str, str]:
     """Which patients a reader is shown, by the mean over networks of a patient's mean Dice."""
-    scores: Mapping[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
     for entry in entries:
         for patient, value in patient_scores(entry, "dice").items():
             if value is not None:

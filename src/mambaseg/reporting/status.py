@@ -1,19 +1,17 @@
-"""What became of an experiment's runs: done, running, interrupted, failed, missing, damaged."""
+"""State of an experiment's runs: done, running, interrupted, failed, missing, damaged."""
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mambaseg.reporting.collect import run_folders
-from mambaseg.reporting.other_tables import duration
-from mambaseg.reporting.tables import UNDEFINED, Grid
+from mambaseg.reporting.grid import UNDEFINED, Grid, duration
+from mambaseg.reporting.runs import run_folders
 from mambaseg.storage.run_folder import RunFolder, this_host
-from mambaseg.storage.untrusted import printable, read_json
+from mambaseg.storage.untrusted import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,24 +20,23 @@ STATES = ("done", "running", "interrupted", "failed", "damaged", "missing")
 SILENT = 3600.0  # s without a heartbeat after which a run counts as interrupted
 
 
-@dataclass(frozen=True)
-class RunState:
-    """What became of one run.
+class RunState(NamedTuple):
+    """State of one run.
 
     Attributes:
         name: its folder, or the overrides of a job that has none.
         state: one of `STATES`.
-        cause: why it is not done; for a done run what is missing of it.
+        cause: why it is not done; for a done run what is missing.
         time: how long it took, or has been running.
         commit: of the code, `+` for local changes.
-        overrides: the job's words in a sweep, empty where no sweep lists it.
+        overrides: of the job in a sweep, empty where no sweep lists it.
     """
 
     name: str
     state: str
-    cause: str
-    time: str
-    commit: str
+    cause: str = ""
+    time: str = ""
+    commit: str = ""
     overrides: str = ""
 
 
@@ -59,52 +56,53 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     folder = Path(folder)
     now = now or datetime.datetime.now(datetime.UTC)
     jobs = _jobs(folder)
-    overrides = {job["run"]: " ".join(job["overrides"]) for job in jobs if job["run"]}
+    overrides = {run: words for words, run, _ in jobs if run}
     found = [_state(path, overrides.get(path.name, ""), now) for path in run_folders(folder)]
     known = {run.name for run in found}
-    for job in jobs:
-        if job["run"] not in known:
-            words, error = " ".join(job["overrides"]), _first_line(str(job["error"] or ""))
-            cause = error or (f"no folder {job['run']}" if job["run"] else "not started")
-            found.append(RunState(words, "failed" if error else "missing", cause, "", "", words))
+    for words, run, error in jobs:
+        if run not in known:
+            cause = error or (f"no folder {run}" if run else "not started")
+            state = "failed" if error else "missing"
+            found.append(RunState(words, state, cause, overrides=words))
     return sorted(found, key=lambda run: (STATES.index(run.state), run.name))
 
 
-def _jobs(folder: Path) -> list[dict[str, Any]]:
-    """What sweeps noted of each job: `overrides`, `run`, `error`; nothing without a sweep.
+def _jobs(folder: Path) -> list[tuple[str, str, str]]:
+    """Overrides, run folder and error of each job of the sweeps; nothing without a sweep.
 
-    Words that all jobs share are left out: an experiment's table shows what differs.
+    Overrides that all jobs share are left out: an experiment's table shows what differs.
     """
-    jobs: list[dict[str, Any]] = []
+    jobs: list[tuple[list[str], str, str]] = []
     for file in sorted((folder / ".jobs").glob("*.json")):
         try:
             job = read_json(file)
-            run, error = (None if job[key] is None else str(job[key]) for key in ("run", "error"))
-            jobs.append({"overrides": [str(w) for w in job["overrides"]], "run": run,
-                         "error": error})  # fmt: skip
+            run, error = (str(job[key] or "") for key in ("run", "error"))
+            jobs.append(([str(word) for word in job["overrides"]], run, _first_line(error)))
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a list in pieces must not hide the runs
-    if len(jobs) > 1:
-        shared = set.intersection(*(set(job["overrides"]) for job in jobs))
-        for job in jobs:
-            job["overrides"] = [word for word in job["overrides"] if word not in shared]
-    return jobs
+            continue  # a damaged list must not hide the runs
+    shared = set.intersection(*(set(words) for words, _, _ in jobs)) if len(jobs) > 1 else set()
+    return [
+        (" ".join(word for word in words if word not in shared), run, error)
+        for words, run, error in jobs
+    ]
 
 
 def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
     record = RunFolder(path).record
     state, cause = str(record.get("status", "damaged")), ""
+    error = _first_line(str(record.get("error") or "").strip())[:1000]
     if state == "running":
         state, cause = _alive(path, record, now)
-    elif state == "failed":
-        cause = _first_line(str(record.get("error") or "no error recorded").strip())[:1000]
-    elif state == "interrupted":
-        cause = _first_line(str(record.get("error") or "").strip())[:1000]
+    elif state in ("failed", "interrupted"):
+        cause = error or ("no error recorded" if state == "failed" else "")
     elif state == "done":
         cause = "" if RunFolder(path).finished else "no test scores (test=false)"
-    elif state not in STATES or not record:
+    else:
         state, cause = "damaged", "run.json cannot be read"
-    return RunState(path.name, state, cause, _time(record, now), _commit(record), overrides)
+    code = record.get("code")
+    code = code if isinstance(code, Mapping) else {}
+    commit = str(code.get("commit") or "")[:10] + ("+" if code.get("dirty") else "")
+    return RunState(path.name, state, cause, _time(record, now), commit, overrides)
 
 
 def _first_line(error: str) -> str:
@@ -118,10 +116,14 @@ def _alive(path: Path, record: Mapping[str, Any], now: datetime.datetime) -> tup
     single = isinstance(pid, int) and 0 < pid < 1 << 31  # others mean groups of processes
     if single and host == this_host() and not _process_lives(int(pid or 0)):
         return "interrupted", f"process {pid} is gone"
-    beat = _parse(record.get("heartbeat")) or _last_change(path)
+    beat = _parse(record.get("heartbeat"))
+    if beat is None:  # the files that a run writes meanwhile
+        files = [path / name for name in ("run.json", "metrics.csv", "train.log")]
+        newest = max(file.stat().st_mtime for file in files if file.is_file())
+        beat = datetime.datetime.fromtimestamp(newest, datetime.UTC)
     silence = (now - beat).total_seconds()
     if silence > SILENT:
-        return "interrupted", f"no sign of life for {duration(silence)}"
+        return "interrupted", f"no heartbeat for {duration(silence)}"
     step = record.get("steps")
     return "running", f"step {step}" if isinstance(step, int) else ""
 
@@ -141,13 +143,6 @@ def _process_lives(pid: int) -> bool:
         return True
 
 
-def _last_change(path: Path) -> datetime.datetime:
-    """Of the files a run writes while it goes on: for records without a heartbeat."""
-    files = [path / name for name in ("run.json", "metrics.csv", "train.log")]
-    newest = max(file.stat().st_mtime for file in files if file.is_file())
-    return datetime.datetime.fromtimestamp(newest, datetime.UTC)
-
-
 def _parse(text: Any) -> datetime.datetime | None:
     try:
         moment = datetime.datetime.fromisoformat(str(text))
@@ -157,62 +152,36 @@ def _parse(text: Any) -> datetime.datetime | None:
 
 
 def _time(record: Mapping[str, Any], now: datetime.datetime) -> str:
-    started = _parse(record.get("started"))
-    if started is None:
-        return ""
-    ended = _parse(record.get("ended"))
-    if ended is None:
-        ended = now if record.get("status") == "running" else None
-    return duration((ended - started).total_seconds()) if ended else ""
+    started, ended = _parse(record.get("started")), _parse(record.get("ended"))
+    if ended is None and record.get("status") == "running":
+        ended = now
+    return duration((ended - started).total_seconds()) if started and ended else ""
 
 
-def _commit(record: Mapping[str, Any]) -> str:
-    code = record.get("code")
-    code = code if isinstance(code, dict) else {}
-    return str(code.get("commit") or "")[:10] + ("+" if code.get("dirty") else "")
-
-
-def counted(runs: list[RunState]) -> str:
+def summary(runs: Sequence[RunState]) -> str:
     """`4 done, 1 failed`."""
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
-def status_grid(runs: list[RunState]) -> Grid:
+def _marks(runs: Sequence[RunState]) -> dict[int, str]:
+    return {index: f"state-{run.state}" for index, run in enumerate(runs)}
+
+
+def status_grid(runs: Sequence[RunState]) -> Grid:
     """For the page and table.md."""
-    rows = [
-        [
-            run.name,
-            run.state,
-            run.cause or UNDEFINED,
-            run.time or UNDEFINED,
-            run.commit or UNDEFINED,
-        ]
-        for run in runs
-    ]
+    rows = [[cell or UNDEFINED for cell in run[:5]] for run in runs]
+    notes = [f"{summary(runs)}. +: with local changes."]
     header = ["run", "state", "cause", "time", "commit"]
-    return Grid("Runs", header, rows, [f"{counted(runs)}. +: with local changes."], wide=5)
+    return Grid("Runs", header, rows, notes, wide=5, marks=_marks(runs))
 
 
-def status_table(runs: list[RunState], *, title: str) -> Table:
-    """For the terminal: states in colour; overrides and cause below the name, in full."""
-    from rich import box
-    from rich.table import Table
-
-    colours = dict(zip(STATES, ("green", "cyan", "yellow", "red", "red", "magenta"), strict=True))
-    table = Table(title=_plain(title), caption=counted(runs), box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("state", "run", "time", "commit"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "run")
+def status_table(runs: Sequence[RunState], *, title: str) -> Table:
+    """For the terminal: a colour per state; overrides and cause below the name, in full."""
+    rows = []
     for run in runs:
-        overrides = run.overrides if run.overrides != run.name else ""
-        lines = [run.name, *(f"  {line}" for line in (overrides, run.cause) if line)]
-        state = f"[{colours[run.state]}]{run.state}[/]"
-        table.add_row(state, _plain("\n".join(lines)), run.time, _plain(run.commit))
-    return table
-
-
-def _plain(text: str) -> str:
-    """Brackets of overrides are not rich's markup."""
-    from rich.markup import escape
-
-    return escape(printable(text))
+        lines = [run.overrides if run.overrides != run.name else "", run.cause]
+        name = "\n".join([run.name, *(f"  {line}" for line in lines if line)])
+        rows.append([run.state, name, run.time, run.commit])
+    header = ["state", "run", "time", "commit"]
+    return Grid(title, header, rows, [summary(runs)], wide=2, marks=_marks(runs)).terminal()

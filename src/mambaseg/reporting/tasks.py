@@ -7,26 +7,59 @@ missing.
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.collect import (
+from mambaseg.reporting.collect import entry_labels, grouped, is_other_task, without_repeats
+from mambaseg.reporting.grid import UNDEFINED, Grid, plus_minus
+from mambaseg.reporting.runs import (
+    ORIGIN,
+    Check,
     RunData,
-    entry_labels,
-    is_other_task,
+    is_mapping,
+    is_number,
+    is_text,
+    optional,
+    read_file,
     read_identity,
     run_folders,
-    without_repeats,
 )
-from mambaseg.reporting.tables import UNDEFINED, Grid, column_of, mean_text, seen_note
-from mambaseg.reporting.valid import check_means, reading
+from mambaseg.reporting.scores import mean_sd
+from mambaseg.reporting.tables import column_of, seen_note
 from mambaseg.storage.run_folder import RunFolder
-from mambaseg.storage.untrusted import read_json
+
+
+def _are_means(scores: Any) -> bool:
+    return is_mapping(scores) and 0 < len(scores) <= 256 and all(map(_is_mean, scores.values()))
+
+
+def _is_mean(score: Any) -> bool:
+    known = is_mapping(score) and {"mean", "sd"} <= score.keys()
+    return known and all(optional(is_number)(score[field]) for field in ("mean", "sd"))
+
+
+def _are_columns(columns: Any) -> bool:
+    return is_mapping(columns) and all(
+        isinstance(column, list)
+        and len(column) == 2
+        and is_text(column[0])
+        and type(column[1]) is int
+        and column[1] in range(10)
+        for column in columns.values()
+    )
+
+
+_SUMMARY: dict[str, Check] = {
+    **ORIGIN,
+    "task": is_text,
+    "cases": lambda value: type(value) is int and is_number(value) and value >= 0,
+    "scores": _are_means,
+    "columns": optional(_are_columns),
+    "title": optional(is_text),
+    "note": optional(is_text),
+}
 
 
 def other_runs(folder: str | Path) -> tuple[list[RunData], list[str]]:
@@ -40,9 +73,7 @@ def other_runs(folder: str | Path) -> tuple[list[RunData], list[str]]:
         if RunFolder(path).finished and is_other_task(path):
             try:
                 record, config = read_identity(path)
-                with reading(path / "metrics.json") as file:
-                    summary = read_json(file)
-                    check_means(summary)
+                summary = read_file(path / "metrics.json", _SUMMARY)
                 runs.append(RunData(path, record, config, summary, ()))
             except UserError as error:
                 problems.append(f"left out: {error}")
@@ -57,18 +88,13 @@ def _setting(run: RunData) -> list[Any]:
 
 def other_grids(runs: Sequence[RunData]) -> list[Grid]:
     """A table per task and set of scores; see `_grid`."""
-    tasks: dict[str, list[RunData]] = defaultdict(list)
-    for run in runs:
-        tasks[json.dumps([run.summary["task"], list(run.summary["scores"])])].append(run)
-    return [_grid(members) for _, members in sorted(tasks.items())]
+    tasks = grouped(runs, lambda run: [run.summary["task"], list(run.summary["scores"])])
+    return [_grid(members) for members in sorted(tasks, key=lambda own: own[0].summary["task"])]
 
 
 def _grid(runs: Sequence[RunData]) -> Grid:
     """One row per network, setting and data; ± standard deviation over seeds."""
-    entries: dict[str, list[RunData]] = defaultdict(list)
-    for run in runs:
-        entries[json.dumps(_setting(run), sort_keys=True, default=str)].append(run)
-    groups, about = list(entries.values()), runs[-1].summary
+    groups, about = grouped(runs, _setting), runs[-1].summary
     columns = {name: column_of(about, name) for name in about["scores"]}
     rows = []
     for name, members in sorted(zip(entry_labels(groups), groups, strict=True), key=lambda e: e[0]):
@@ -76,8 +102,7 @@ def _grid(runs: Sequence[RunData]) -> Grid:
         for score, (_, digits) in columns.items():
             means = [run.summary["scores"][score]["mean"] for run in members]
             known = [mean for mean in means if mean is not None]
-            spread = stdev(known) if len(known) > 1 else None
-            cells.append(mean_text(fmean(known) if known else None, spread, digits))
+            cells.append(plus_minus(*mean_sd(known), digits))
         split = f"{first.split['name']} ({first.split['hash']})" + ", SEEN CASES" * first.saw_cases
         count = first.record.get("parameters")
         texts = [name, str(first.summary["data"]), split, *cells, str(first.summary["cases"])]

@@ -1,0 +1,284 @@
+"""Paired comparisons of two networks on the same patients, and what may be concluded.
+
+The patient is the unit: ED and ES of one heart are not independent, and neither are two seeds
+scored on one heart, so a patient's scores are averaged first: over seeds, then over the structures
+that both networks have a score for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.collect import Comparison, Entry
+from mambaseg.reporting.grid import Grid, heading, signed
+from mambaseg.reporting.scores import estimate, rows_where
+
+Structure = tuple[str, str, int]  # patient, case, class
+
+RESAMPLES = 10_000
+LEVEL = 0.05
+
+
+class Paired(NamedTuple):
+    """One network against another on one score.
+
+    Attributes:
+        first: label of the one.
+        second: label of the other.
+        patients: pairs that both have a score for.
+        left_out: patients without a structure that both have a score for.
+        undefined: values (case × class) of one or both left out because the other has none.
+        difference: mean over patients of first - second.
+        low: lower end of the bootstrap 95 % interval of that mean.
+        high: upper end.
+        p: of the two-sided Wilcoxon signed-rank test.
+        p_holm: the same, corrected for all pairs of the comparison.
+        p_least: what `p_holm` would be if in every pair all patients favoured one network.
+        effect: matched-pairs rank-biserial correlation, -1..1.
+        wins: patients for whom first is better.
+        losses: patients for whom second is better; the rest are ties.
+        seeds: of the network that has fewer.
+        seed_margin: how large a difference seeds alone explain (95 %), None with a single seed.
+    """
+
+    first: str
+    second: str
+    patients: int
+    left_out: int
+    undefined: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    p_least: float
+    effect: float
+    wins: int
+    losses: int
+    seeds: int
+    seed_margin: float | None
+
+
+def signed_ranks(differences: Sequence[float]) -> tuple[float, float]:
+    """Wilcoxon's signed-rank test and the matched-pairs rank-biserial correlation (Kerby 2014).
+
+    Zeros are dropped (Wilcoxon 1945). The test is exact for up to 50 differences without ties or
+    zeros, otherwise the normal approximation, as SciPy decides.
+
+    Returns:
+        Two-sided p, 1 where all differences are 0; and the share of ranks for minus against: 1
+        where every patient favours the first, 0 for no preference, -1 for the second.
+    """
+    from scipy import stats
+
+    values = np.asarray([value for value in differences if value != 0], float)
+    if values.size == 0:
+        return 1.0, 0.0
+    ranks = stats.rankdata(np.abs(values))
+    effect = (ranks * np.sign(values)).sum() / ranks.sum()
+    return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue), float(effect)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979), in the order given."""
+    values = np.asarray(p_values, float)
+    order = np.argsort(values, kind="stable")
+    steps = np.arange(len(values), 0, -1) * values[order]
+    values[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return values.tolist()
+
+
+def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of the mean over resampled patients; the same at every call."""
+    from scipy import stats
+
+    if len(differences) == 1:
+        return differences[0], differences[0]
+    found = stats.bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
+
+
+def seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Half the width of Welch's 95 % interval of a difference of means over seeds.
+
+    Few seeds have a wide one: with two each it is up to 4.3 standard errors (one network's spread
+    alone: 12.7).
+
+    Args:
+        first: the score of each seed of one network.
+        second: of the other.
+
+    Returns:
+        None when either has a single seed.
+    """
+    from scipy import stats
+
+    if min(len(first), len(second)) < 2:
+        return None
+    if len(set(first)) == len(set(second)) == 1:
+        return 0.0
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return float(interval.high - interval.low) / 2
+
+
+def value_scores(entry: Entry, metric: str) -> dict[Structure, float | None]:
+    """Foreground structure -> score averaged over seeds; None if any seed has none."""
+    per_seed: dict[Structure, list[float | None]] = defaultdict(list)
+    for rows in entry.by_seed.values():
+        for row in rows_where(rows):
+            per_seed[row["patient"], row["case"], row["class"]].append(row.get(metric))
+    return {
+        structure: None if None in values else fmean(v for v in values if v is not None)
+        for structure, values in per_seed.items()
+    }
+
+
+def patient_differences(
+    first: Mapping[Structure, float | None], second: Mapping[Structure, float | None]
+) -> tuple[list[float], int, int]:
+    """Per patient the mean difference over the structures that both networks have a score for.
+
+    Otherwise a network that misses the difficult structures would look better on the rest.
+
+    Returns:
+        first - second of each patient that has such structures, in order of their names; how many
+        patients have none; how many structures are left out.
+    """
+    patients: dict[str, list[float]] = {}
+    undefined = 0
+    for structure in sorted(first.keys() | second.keys()):
+        own = patients.setdefault(structure[0], [])
+        a, b = first.get(structure), second.get(structure)
+        if a is None or b is None:
+            undefined += 1
+        else:
+            own.append(a - b)
+    differences = [fmean(own) for own in patients.values() if own]
+    return differences, len(patients) - len(differences), undefined
+
+
+def compare(first: Entry, second: Entry, metric: Metric) -> Paired | None:
+    """Compares two networks; `p_holm` and `p_least` are not corrected yet.
+
+    Returns:
+        None when no patient has scores of both.
+    """
+    found = patient_differences(value_scores(first, metric.name), value_scores(second, metric.name))
+    differences, left_out, undefined = found
+    if not differences:
+        return None
+    p, effect = signed_ranks(differences)
+    low, high = bootstrap_interval(differences)
+    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    seeds = [estimate(entry, metric.name).per_seed for entry in (first, second)]
+    return Paired(
+        first=first.label,
+        second=second.label,
+        patients=len(differences),
+        left_out=left_out,
+        undefined=undefined,
+        difference=fmean(differences),
+        low=low,
+        high=high,
+        p=p,
+        p_holm=p,
+        p_least=min(1.0, 2.0 ** (1 - len(differences))),  # of 2 ** n equally likely signs, two
+        effect=effect,
+        wins=above if metric.higher_is_better else below,
+        losses=below if metric.higher_is_better else above,
+        seeds=min(map(len, seeds)),
+        seed_margin=seed_margin(*seeds),
+    )
+
+
+def pairs(comparison: Comparison, metric: Metric) -> list[Paired]:
+    """Every pair of entries on patients' mean foreground score, Holm over all of these pairs."""
+    found = [compare(a, b, metric) for a, b in combinations(comparison.entries, 2)]
+    known = [pair for pair in found if pair is not None]
+    corrected = holm([pair.p for pair in known])
+    least = holm([pair.p_least for pair in known])
+    return [
+        pair._replace(p_holm=p, p_least=q)
+        for pair, p, q in zip(known, corrected, least, strict=True)
+    ]
+
+
+def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
+    """What the numbers allow to conclude, in plain words."""
+    if pair.p_least >= LEVEL:
+        return (
+            f"too few patients ({pair.patients}): even if all of them favoured one network, "
+            f"p (Holm) would be {pair.p_least:.2f}"
+        )
+    if pair.p_holm >= LEVEL or pair.low <= 0 <= pair.high:
+        return "within noise: these patients show no clear difference"
+    better = pair.first if (pair.difference > 0) == higher_is_better else pair.second
+    if pair.seed_margin is None:
+        return (
+            f"{better} scores better on these patients, but with a single seed per network "
+            "seed-to-seed variation is unknown"
+        )
+    if abs(pair.difference) <= pair.seed_margin:
+        return (
+            f"{better} scores better, but with {pair.seeds} seeds per network this could be "
+            f"seed-to-seed variation (up to {pair.seed_margin:.2g})"
+        )
+    return f"{better} scores better, by more than patients and seeds vary"
+
+
+def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired]) -> Grid:
+    """The comparisons on one score; `found` is of `pairs`."""
+    higher, digits = bool(metric.higher_is_better), metric.decimals
+    subject = comparison.subject
+    header = [
+        "pair", "verdict", f"{subject}s", "difference", "95 % interval", "p", "p (Holm)",
+        "rank-biserial", "first better", "second better", f"{subject}s left out",
+        "values left out",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"{pair.first} − {pair.second}",
+            verdict(pair, higher_is_better=higher),
+            str(pair.patients),
+            signed(pair.difference, digits),
+            f"{signed(pair.low, digits)} … {signed(pair.high, digits)}",
+            *("<0.001" if p < 0.001 else f"{p:.3f}" for p in (pair.p, pair.p_holm)),
+            signed(pair.effect, 2),
+            *map(str, (pair.wins, pair.losses, pair.left_out, pair.undefined)),
+        ]
+        for pair in found
+    ]
+    notes = [
+        f"Per {subject}: mean over seeds, then over cases and foreground classes; difference: mean "
+        f"over {subject}s, first − second; interval: bootstrap over {subject}s, {RESAMPLES} "
+        "resamples, fixed seed; p: two-sided Wilcoxon signed-rank test, Holm over the pairs of "
+        "this table; effect size: matched-pairs rank-biserial correlation (+1: first larger in "
+        f"every {subject}).",
+        'Only structures for which both networks have a score of every seed count. "values left '
+        f'out" counts the other structures, "{subject}s left out" those without any.',
+    ]
+    compared = {(pair.first, pair.second) for pair in found}
+    labels = combinations([entry.label for entry in comparison.entries], 2)
+    if alone := [" − ".join(pair) for pair in labels if pair not in compared]:
+        notes.append(f"No {subject} has a structure that both score: {', '.join(alone)}.")
+    if not higher:
+        notes.append(
+            f"Smaller is better. {metric.title} ignores missed structures; always read it "
+            'together with the "missed" column.'
+        )
+    if any(pair.seed_margin is None for pair in found):
+        notes.append(
+            "A network with a single seed stands for one training: the test compares these "
+            "trained networks, not the architectures."
+        )
+    return Grid(f"Paired comparison of {heading(metric)}", header, rows, notes, wide=2)
