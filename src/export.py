@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from mambaseg.app.entry import entry
 
 log = logging.getLogger(__name__)
-_TOLD = ("model", "preprocessing", "slicing", "augmentation", "classes", "data", "seen")
+_TOLD = ("model", "preprocessing", "slicing", "views", "classes", "data", "seen")
 
 
 @entry("export")

@@ -95,7 +95,7 @@ def test_training_and_scoring_use_no_float64_on_the_device(
     small_run, model, preprocessing, monkeypatch
 ):
     small = [f"model.{key}={value}" for key, value in SMALL[model].items()]
-    words = [f"model={model}", *small, "trainer=cpu", "data.augmentation=modern"]
+    words = [f"model={model}", *small, "trainer=cpu", "augmentation=modern"]
     words += ["model.scan_backend=torch"] if "mamba" in model else []
     words.append(f"data.preprocessing={preprocessing}")
     with build(composed(*small_run, *words)) as run:

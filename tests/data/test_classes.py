@@ -81,7 +81,7 @@ def test_sides_of_one_structure_are_found_by_their_names(names, pairs):
 
 @pytest.mark.parametrize(("augmentation", "said"), [("paper", True), ("none", False)])
 def test_a_training_that_mirrors_sides_is_told_so(small_run, caplog, augmentation, said):
-    words = [*small_run, "model=unet", f"data.augmentation={augmentation}", "logger=csv",
+    words = [*small_run, "model=unet", f"augmentation={augmentation}", "logger=csv",
              "data.class_names=[background,left atrium,MYO,right atrium]"]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
         build(compose("config", overrides=words))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 from torch.nn import functional
 
-from mambaseg.data.augment import Augmentation
+from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError

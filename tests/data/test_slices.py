@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mambaseg.data import cache as cache_module
-from mambaseg.data.augment import Augmentation
+from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.fingerprint import fingerprint
 from mambaseg.data.formats.volume import Volume

@@ -25,10 +25,16 @@ from mambaseg.storage.run_folder import RunFolder
 
 # By design these change a number in cases.csv, or the cases and classes that it has rows of.
 IN = """
+augmentation.flip._target_ augmentation.flip.probability augmentation.rotate._target_
+augmentation.rotate.degrees augmentation.scale._target_ augmentation.scale.smallest
+augmentation.shift._target_ augmentation.shift.share augmentation.tone._target_
+augmentation.tone.brightness augmentation.tone.contrast augmentation.tone.gamma
+augmentation.tone.probability augmentation.turn_or_rotate._target_
+augmentation.turn_or_rotate.degrees
 callbacks.checkpoint._target_ callbacks.checkpoint.mode callbacks.checkpoint.monitor
 callbacks.nonfinite._target_ callbacks.progress._target_ callbacks.rate._target_
 checkpoint
-data._target_ data.augmentation data.batch_size data.class_names data.class_remarks._partial_
+data._target_ data.batch_size data.class_names data.class_remarks._partial_
 data.class_remarks._target_ data.find_cases._partial_ data.find_cases._target_
 data.find_cases.channels data.find_cases.fold data.find_cases.label_map
 data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
@@ -80,10 +86,10 @@ trainer.log_every_n_steps trainer.num_sanity_val_steps trainer.strategy trainer.
 """
 # Where a checkpoint is scored nothing is trained, so these do not count either.
 ONLY_TRAINING = (
-    "callbacks.", "loss.", "optim.", "data.augmentation", "data.batch_size", "data.steps",
+    "callbacks.", "loss.", "optim.", "augmentation.", "data.batch_size", "data.steps",
     "data.val_every", "trainer.accumulate", "trainer.gradient",
 )  # fmt: skip
-GROUPS = ("model", "data", "loss", "optim", "optim/own", "trainer",
+GROUPS = ("model", "data", "augmentation", "loss", "optim", "optim/own", "trainer",
           "callbacks", "logger", "experiment", "hparams_search")  # fmt: skip
 EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/dice, patience: 3}"
 OLD = Path(__file__).with_name("old_run.yaml")

@@ -69,7 +69,11 @@ def build(cfg: DictConfig) -> Run:
             cfg.pop(key, None)
     settle(cfg)
     task = task_class(cfg.data)
-    data = instantiate(without(cfg.data, *EXTRAS["data"]), _convert_="all")
+    data = instantiate(
+        without(cfg.data, *EXTRAS["data"]),
+        augmentation=cfg.get("augmentation") or {},
+        _convert_="all",
+    )
     data.load()
     if checkpoint is None:
         data.split.require_training()
@@ -200,7 +204,7 @@ def _parts(
         "task": cfg.data.get("task", "segmentation"),
         "preprocessing": data.describe(),
         "slicing": cfg.data.get("slicing", "stored"),
-        "augmentation": cfg.data.get("augmentation"),
+        "views": data.views,
         "classes": list(cfg.data.class_names),
         "data": {"name": cfg.data.name, "title": cfg.data.title, "fingerprint": data.fingerprint},
         "split": {"name": data.split.name, "hash": data.split.hash},

@@ -82,6 +82,8 @@ def keys_of(script: str) -> tuple[dict[str, Any], dict[str, Any]]:
             inherited = keys_of(entry)
             own, groups = own | inherited[0], groups | inherited[1]
     file.pop("hydra", None)
+    if "data" in groups:
+        groups["augmentation"] = None  # which the configs of conf/data name
     return own | {key: value for key, value, _ in flat(file)}, groups
 
 

@@ -13,7 +13,7 @@ from mambaseg.app.networks import restore_network
 from mambaseg.data.slicing import check_rule
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Options, Predictor
-from mambaseg.inference.segment import Member, choose_precision, choose_views
+from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
 from mambaseg.storage.run_folder import file_digest
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def restore_predictor(
                 f"ensemble: {checkpoint.path} slices as {cut}, those before it as {slicing}"
             )
         channels, slicing, classes = takes, cut, names
-        views = choose_views(tta, about.get("augmentation"), checkpoint.path.name)
+        views = choose_views(tta, learnt_views(about), checkpoint.path.name)
         members.append(Member(network.to(where), checkpoint.preprocessing, views))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})

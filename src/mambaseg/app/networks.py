@@ -164,7 +164,7 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
         "classes": list(data.class_names),
         "data": {"name": data.name, "title": data.title},
         "task": data.get("task", "segmentation"),
-        "augmentation": data.get("augmentation"),
+        "views": data.get("views"),
     }
     return Checkpoint(path, about, network.state_dict())
 

@@ -59,6 +59,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     job = HydraConfig.get().job.config_name
     cfg = compose(job, overrides=[*words, f"data={name}"])
     said = {key.removeprefix("data.") for key in keys if key.startswith("data.")}
+    used = {key: value for key, value in used.items() if key != "augmentation"}  # of earlier runs
     with open_dict(cfg):
         _take(cfg.data, used, said, where=f"{folder / 'config.yaml'}: data")
     require_named_data(cfg, words)

@@ -66,7 +66,10 @@ TABLE: dict[str, Kind] = {
     "data.spacing": maybe(number(above=0)),
     "data.window": maybe(listed(anything)),  # `Preprocessing` says what a window is
     "data.longest_side": maybe(whole(1)),
-    "data.augmentation": text("the name of a preset"),
+    "data.augmentation": instead(
+        "set augmentation=none|paper|modern; of predict.py and demo.py data.views=none|flips|all"
+    ),
+    "data.views": choice("none", "flips", "rot90", "all"),
     "data.accumulate": instead("set trainer.accumulate_grad_batches"),
     "data.size": whole(1),
     "data.batch_size": whole(1),
@@ -74,6 +77,7 @@ TABLE: dict[str, Kind] = {
     "data.val_every": whole(1),
     "data.num_workers": whole(0),
     "data.on_device": choice("auto", True, False),
+    "augmentation.scale.smallest": number(above=0),
     "model.name": text(),
     "model.pretrained": maybe(text("a file of weights")),
     "model.mirror_encoder": flag,
@@ -154,7 +158,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "trainer": ("graph",),
 }
 # groups of named entries, each with a `_target_` or null
-NAMED = ("callbacks", "logger")
+NAMED = ("augmentation", "callbacks", "logger")
 # folders that are read, and where something is written
 READ = ("data.root", "predictions", "references")
 WRITTEN = ("outputs", "data.cache_dir")

@@ -27,6 +27,7 @@ MOVED = {
     "mambaseg.loggers": "mambaseg.training.loggers",
     "mambaseg.jobs": "mambaseg.app.jobs",
     "mambaseg.launching": "mambaseg.app.launching",
+    "mambaseg.data.augment": "mambaseg.data.augmentation",
     "mambaseg.data.restoration": "mambaseg.restoration.data",
     "mambaseg.data.pairs": "mambaseg.restoration.pairs",
     "mambaseg.data.haze_phantom": "mambaseg.restoration.phantom",

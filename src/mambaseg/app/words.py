@@ -117,6 +117,8 @@ def composition_error(error: BaseException, script: str, words: Sequence[str]) -
         return _missing_config(error.missing_cfg_file, error.options or (), words)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return "one config of a group must be chosen, such as model=unet; null is none"
+    if "Could not override 'augmentation'" in str(error):
+        return "augmentation: these data draw their own crops, and take no operations"
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = str(cause.full_key or "")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mambaseg.data.augment import Augmentation
+from mambaseg.data.augmentation import Augmentation, Operation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.case import Case
 from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
@@ -54,7 +54,7 @@ class SegmentationDataModule(StepDataModule):
         window: [low, high] of an intensity window.
         spacing: Side of a pixel in mm, of the preset `spacing`.
         longest_side: What `find_cases` reduces pictures to, so that prediction does too.
-        augmentation: Preset of `Augmentation`.
+        augmentation: Operations, see `Augmentation`.
         size: Side S of the network's grid.
         batch_size: Slices per optimizer step, over all devices and micro-batches.
         steps: Optimizer steps of the whole training.
@@ -93,7 +93,7 @@ class SegmentationDataModule(StepDataModule):
         window: Window | None = None,
         spacing: float | None = None,
         longest_side: int | None = None,
-        augmentation: str = "paper",
+        augmentation: str | Mapping[str, Operation | None] = "paper",
         size: int = 224,
         batch_size: int = 24,
         steps: int = 10_000,
@@ -135,6 +135,7 @@ class SegmentationDataModule(StepDataModule):
             longest_side=longest_side,
         )
         self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
+        self.views = self.augmentation.views
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)
         self._class_remarks = class_remarks
@@ -213,12 +214,14 @@ class SegmentationDataModule(StepDataModule):
                 "names begin or end alike (%s); each case counts as a patient. If a patient has "
                 "several, add %s", ", ".join(alike.examples), alike.override,
             )  # fmt: skip
-        if self.augmentation.mirrors and (pairs := sides_of_one(self.class_names)):
+        if self.augmentation.views in ("flips", "all") and (
+            pairs := sides_of_one(self.class_names)
+        ):
             log.warning(
-                "data.augmentation=%s mirrors images and keeps their labels, so a network cannot "
-                "tell %s apart by the side; data.augmentation=none does not mirror",
-                self.augmentation.preset, ", ".join(" and ".join(pair) for pair in pairs),
-            )  # fmt: skip
+                "the augmentation mirrors images and keeps their labels, so a network cannot tell "
+                "%s apart by the side; augmentation=none does not mirror",
+                ", ".join(" and ".join(pair) for pair in pairs),
+            )
         for part, counts in self.counts.items():
             log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
         sizes = self._class_sizes(self._cache)

@@ -52,10 +52,12 @@ class StepDataModule(L.LightningDataModule):
         split: Who is in which part; after `load`, like the next two.
         fingerprint: Of what the files hold.
         counts: Part -> what -> how many.
+        views: That training makes alike to a network, see `Augmentation`; None: it is not known.
     """
 
     split: Split
     fingerprint: str
+    views: str | None = None
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from mambaseg.data.augment import Augmentation
+from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.case import Case
 from mambaseg.data.counter import ORDER, draws
 from mambaseg.data.volume_cache import VolumeCache

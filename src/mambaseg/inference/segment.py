@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,7 @@ VIEWS: dict[str, tuple[tuple[int, bool], ...]] = {
 }
 """Names of test-time augmentations: quarter turns, and whether the image is mirrored before."""
 _LEARNT = {"none": "none", "modern": "flips", "paper": "all"}
-"""Presets of `data.augmentation` -> the views that training has made alike to a network.
-
-`paper` mirrors along both axes and both diagonals, which together give all eight symmetries."""
+"""What checkpoints of earlier versions call their augmentation -> its views."""
 log = logging.getLogger(__name__)
 OVERLAP = 0.5  # of neighbouring windows on an image that is larger than the grid
 
@@ -45,7 +43,14 @@ def choose_precision(name: str, *, gpu: bool) -> str:
     return name
 
 
-def choose_views(tta: bool | str, augmentation: str | None, network: str) -> str:
+def learnt_views(about: Mapping[str, Any]) -> str | None:
+    """The views that the training of a checkpoint has made alike; None: it does not record them."""
+    views = about.get("views") or _LEARNT.get(str(about.get("augmentation")), "none")
+    recorded = about.get("views") or about.get("augmentation")
+    return (views if views in VIEWS else "none") if recorded else None
+
+
+def choose_views(tta: bool | str, learnt: str | None, network: str) -> str:
     """The name of the views in which a network sees each slice.
 
     A network that was trained without flips may tell classes apart by their side: in a mirrored
@@ -53,14 +58,13 @@ def choose_views(tta: bool | str, augmentation: str | None, network: str) -> str
 
     Args:
         tta: a name of `VIEWS`; `True` follows the training, `False` is `none`.
-        augmentation: the preset that the network was trained with; None: it is not known.
+        learnt: the views that training has made alike to the network; None: it is not known.
         network: what messages call it.
 
     Raises:
         UserError: there is no such name, or the training is to be followed and is not known.
     """
     name = "none" if tta is False else tta
-    learnt = None if augmentation is None else _LEARNT.get(augmentation, "none")
     if name is True:
         if learnt is None:
             raise UserError(
@@ -69,16 +73,15 @@ def choose_views(tta: bool | str, augmentation: str | None, network: str) -> str
                 "without flips, choose none: left and right classes could be exchanged"
             )
         if learnt == "none":
-            log.warning("tta=true: %s was trained with data.augmentation=%s, without flips or "
-                        "rotations by 90 degrees: each slice is seen once, as it is",
-                        network, augmentation)  # fmt: skip
+            log.warning("tta=true: %s was trained without flips or rotations by 90 degrees: each "
+                        "slice is seen once, as it is", network)  # fmt: skip
         return learnt
     if not isinstance(name, str) or name not in VIEWS:
         raise UserError(f"tta={tta}: choose true, {', '.join(VIEWS)} or false")
     if learnt is not None and (unknown := set(VIEWS[name]) - set(VIEWS[learnt])):
-        log.warning("tta=%s: %s was trained with data.augmentation=%s and has not learnt from %d "
-                    "of these %d views: %s", name, network, augmentation, len(unknown),
-                    len(VIEWS[name]), "classes that differ by their side can be exchanged"
+        log.warning("tta=%s: %s has not learnt from %d of these %d views: %s", name, network,
+                    len(unknown), len(VIEWS[name]),
+                    "classes that differ by their side can be exchanged"
                     if learnt == "none" else "they can be labelled worse")  # fmt: skip
     return name
 

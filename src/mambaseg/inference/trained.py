@@ -35,7 +35,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`,
-            `augmentation`, `classes`, `data`, `split`, `seen`.
+            `views`, `classes`, `data`, `split`, `seen`.
         weights: state dict of the network as `build_network` makes it.
     """
 
@@ -132,7 +132,7 @@ def _wrong_field(about: dict[str, Any]) -> str:
         return "its preprocessing"
     if not _is_name(about.get("slicing", "stored")):
         return "its slicing"
-    if not _is_name(about.get("augmentation") or "none"):
+    if not all(_is_name(about.get(key) or "none") for key in ("augmentation", "views")):
         return "its augmentation"
     if not _is_name(about.get("task", "segmentation")):
         return "its task"

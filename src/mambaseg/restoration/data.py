@@ -44,6 +44,7 @@ class RestorationDataModule(StepDataModule):
         split_seed: Seed of a random split; the run's seed does not change what is tested.
         class_names: Of the output's channels.
         num_classes: Channels of the output; the images have 3.
+        augmentation: None but those of the crops.
         cache_dir: Not used: images are decoded as they are needed.
         **options: See `StepDataModule`; `size` is the side of the crops.
     """
@@ -60,6 +61,7 @@ class RestorationDataModule(StepDataModule):
         num_classes: int = 3,
         prepare: Callable[[Path], object] | None = None,
         split_seed: int = 0,
+        augmentation: Mapping[str, object] | None = None,
         cache_dir: str | Path | None = None,
         **options: Any,
     ) -> None:
@@ -69,6 +71,11 @@ class RestorationDataModule(StepDataModule):
             raise UserError(
                 f"data.in_channels={self.in_channels}, data.num_classes={num_classes}: images are "
                 "restored from three channels to three"
+            )
+        if augmentation:
+            raise UserError(
+                f"augmentation: data={self.name} draws crops and mirrors them; the operations of "
+                "conf/augmentation are for segmentation, choose augmentation=none"
             )
         if self.size < SMALLEST:
             raise UserError(f"data.size={self.size}: crops have at least {SMALLEST} pixels a side")

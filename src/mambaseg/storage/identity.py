@@ -41,12 +41,15 @@ _LEFT_OUT = frozenset({
 # Likewise where a checkpoint is scored: nothing is trained.
 _OF_TRAINING = frozenset({
     "loss", "optim", "data.steps", "data.val_every", "data.batch_size", "data.accumulate",
-    "data.augmentation", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
-    "trainer.gradient_clip_algorithm", "trainer.max_time",
+    "augmentation", "data.augmentation", "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_time",
 })  # fmt: skip
 # Keys that were not always there, and the value with which all is as it was before: with that value
 # they are no part of the identity, so that older run folders keep theirs.
 _ADDED: dict[str, Any] = {}
+
+# What conf/augmentation holds, by its text, and what the key data.augmentation called the same.
+_PRESETS = {"3833238a": "none", "656339af": "paper", "79a6d3bc": "modern"}
 
 _CHECKPOINTS, _NON_FINITE = "mambaseg Checkpoints", "mambaseg NonFinite"
 # callbacks that look on: ours, and Lightning's by the names of their classes
@@ -65,6 +68,25 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = _without(config, left_out)
     if not config.get("checkpoint"):
         kept["callbacks"] = _chosen(config)
+        kept = _with_preset(kept)
+    return kept
+
+
+def _with_preset(kept: dict[str, Any]) -> dict[str, Any]:
+    """The augmentation as operations in their order, or as the key of data that presets were."""
+    if "augmentation" not in kept:  # of an earlier version
+        return kept
+    operations = [one for one in kept.pop("augmentation").values() if one]
+    preset = _PRESETS.get(hashlib.blake2b(_text(operations).encode(), digest_size=4).hexdigest())
+    if preset is None:
+        names = (str(one["_target_"]).rpartition(".")[2] for one in operations)
+        by_place = {
+            f"{place} {name}": one
+            for place, (name, one) in enumerate(zip(names, operations, strict=True))
+        }
+        return {**kept, "augmentation": by_place}
+    if "preprocessing" in kept["data"]:  # other data sets had no such key
+        kept["data"] = {**kept["data"], "augmentation": preset}
     return kept
 
 

@@ -1,14 +1,21 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from scipy.ndimage import rotate, zoom
 
-from mambaseg.data.augment import Augmentation
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
+from own_runs import composed
 
 COMBINATIONS = [
     (geometry, preset)
@@ -291,5 +298,78 @@ def test_the_random_numbers_are_those_of_philox_for_ever():
 
 
 def test_an_unknown_preset_is_a_clear_error():
-    with pytest.raises(UserError, match=r"'strong'.*none, paper, modern"):
+    with pytest.raises(UserError, match=r"augmentation=strong: choose one of none, paper, modern"):
         Augmentation("strong", Preprocessing("paper", 32), 0)
+    with pytest.raises(UserError, match=r"augmentation\.noise: int is no operation"):
+        Augmentation({"noise": 3}, Preprocessing("paper", 32), 0)
+
+
+DIGESTS = {
+    "none": "a8636e8c519834cb", "paper": "185a868de41f3aa2", "modern": "3d94ee6c950c8a45"
+}  # fmt: skip
+"""Of positions, images and labels, as they were before there were operations."""
+
+
+@pytest.mark.parametrize("preset", DIGESTS)
+def test_the_configs_give_the_bits_that_they_always_gave(preset):
+    operations = instantiate(OmegaConf.load(CONF / f"augmentation/{preset}.yaml"), _convert_="all")
+    digest = hashlib.sha256()
+    images, labels, shapes = batch_of([(64, 48), (50, 70), (40, 40), (130, 110)])
+    pixels = [(1.0, 2.0), (0.7, 0.7), (1.5, 1.5), (1.1, 0.9)]
+    for geometry, more in (("paper", {}), ("zscore", {}), ("spacing", {"spacing": 1.3})):
+        for seed, step in ((0, 0), (1337, 3), (1337, 9999)):
+            augmentation = Augmentation(operations, Preprocessing(geometry, 57, **more), seed)
+            drawn = augmentation.draw(step, range(7, 11), shapes.numpy(), pixels)
+            grid, mask = augmentation(images, labels, shapes, torch.from_numpy(drawn))
+            for array in (drawn[:, :8].round(9) + 0, grid.numpy().round(4) + 0, mask.numpy()):
+                digest.update(array.tobytes())
+            same = Augmentation(preset, augmentation.preprocessing, seed)
+            assert np.array_equal(drawn, same.draw(step, range(7, 11), shapes.numpy(), pixels))
+    assert digest.hexdigest()[:16] == DIGESTS[preset]
+
+
+OWN = """
+import torch
+from dataclasses import dataclass
+from mambaseg.data.augmentation import Intensity, Spatial
+
+@dataclass
+class Shear(Spatial):
+    most: float = 0.2
+    def move(self, view, u):
+        view.matrix = view.matrix @ [[1, self.most * (2 * u[0] - 1)], [0, 1]]
+
+@dataclass
+class Invert(Intensity):
+    probability: float = 0.5
+    def paint(self, image, drawn, *, unit):
+        return torch.where(drawn[0] < self.probability, 1 - image, image)
+"""
+CHOSEN = """
+shear: {_target_: own_operations.Shear, most: 0.4}
+invert: {_target_: own_operations.Invert, probability: 1.0}
+"""
+
+
+def test_an_augmentation_of_ones_own_is_a_file_and_a_config(shared_run, tmp_path, monkeypatch):
+    (tmp_path / "own_operations.py").write_text(OWN)
+    (tmp_path / "augmentation").mkdir()
+    (tmp_path / "augmentation/sheared.yaml").write_text(CHOSEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*shared_run, "model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "logger=csv"]
+    own = composed("config", tmp_path, *words, "augmentation=sheared")
+    run = build(own)
+    names = [type(operation).__name__ for operation in run.data.augmentation.operations]
+    assert names == ["Shear", "Invert"] and run.data.views == "none"
+    (batch, *_) = run.data.train_dataloader()
+    sheared = run.data.on_after_batch_transfer(dict(batch), 0)
+    plain = build(composed("config", tmp_path, *words, "augmentation=none"))
+    (batch, *_) = plain.data.train_dataloader()
+    straight = plain.data.on_after_batch_transfer(dict(batch), 0)
+    assert sheared["case"] == straight["case"]
+    assert not torch.equal(sheared["label"], straight["label"])
+    assert sheared["image"].mean() > straight["image"].mean()  # dark images become bright
+    assert run.key != plain.key
+    words += ["augmentation=sheared", "augmentation.shear=null", "augmentation.invert=null"]
+    less = build(composed("config", tmp_path, *words))
+    assert less.key == plain.key

@@ -1,0 +1,356 @@
+"""Augmentation: drawn per sample by a counter, applied to a whole batch on its device.
+
+An operation moves the image (`Spatial`) or changes its intensities (`Intensity`). The spatial ones
+are affine maps, composed with the way onto the grid (`Preprocessing`), so each image is read once.
+The map runs backwards, from where a pixel of the augmented native-size image is to where it comes
+from; positions are (row, column) in pixels, and centres are at (size - 1) / 2.
+
+B: batch, H, W: native size padded to the batch's largest, S: side of the grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mambaseg.data.counter import AUGMENTATION, uniforms
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.resampling import Pixel
+from mambaseg.data.sampling import bilinear, look_up_or_zero, nearest_pixel, precision
+from mambaseg.errors import UserError
+
+Array = NDArray[np.float64]
+
+_MATRIX, _OFFSET, _SHAPE, _DRAWN = slice(0, 4), slice(4, 6), slice(6, 8), 8  # columns of `draw`
+_WINDOW = [9, 10]  # of a sample's random numbers: where the grid lies in a larger image
+
+_QUARTER_TURN = np.array([[0.0, 1.0], [-1.0, 0.0]])  # np.rot90, backwards
+_FLIPS = (np.diag([-1.0, 1.0]), np.diag([1.0, -1.0]))  # of the rows, of the columns
+
+
+@dataclass
+class View:
+    """How the augmented image is read from the native one, about the centres of both."""
+
+    matrix: Array = field(default_factory=lambda: np.eye(2))
+    shift: Array = field(default_factory=lambda: np.zeros(2))  # as a share of the native size
+
+
+class Operation:
+    """One step of an augmentation, a pure function of random numbers in [0, 1).
+
+    Attributes:
+        numbers: How many random numbers a sample takes.
+        mirrors: Whether training shows images mirrored along each axis.
+        turns: Whether training shows images turned by multiples of 90 degrees.
+    """
+
+    numbers = 1
+    mirrors = turns = False
+
+
+class Spatial(Operation):
+    """Moves the image and its label."""
+
+    def move(self, view: View, u: Array) -> None:
+        """Change the view, given `numbers` random numbers."""
+        raise NotImplementedError
+
+
+class Intensity(Operation):
+    """Changes the intensities of an image on the grid."""
+
+    def draw(self, u: Array) -> Sequence[float]:
+        """Return `numbers` parameters of a sample, given as many random numbers."""
+        return u.tolist()
+
+    def paint(self, image: Tensor, drawn: Tensor, *, unit: bool) -> Tensor:
+        """Return the changed image (B, C, S, S); what lies outside the native image stays zero.
+
+        Args:
+            image: (B, C, S, S) float32.
+            drawn: (numbers, B, 1, 1, 1): the parameters.
+            unit: Whether the intensities are scaled to [0, 1].
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Rotate(Spatial):
+    """Rotation by up to `degrees` in both directions."""
+
+    degrees: float = 30
+
+    def move(self, view: View, u: Array) -> None:
+        """Rotate."""
+        view.matrix = view.matrix @ _rotation(2 * self.degrees * u[0] - self.degrees)
+
+
+@dataclass(frozen=True)
+class Scale(Spatial):
+    """Scaling by `smallest` to 1 / `smallest`, reduction as likely as enlargement."""
+
+    smallest: float = 0.8
+
+    def move(self, view: View, u: Array) -> None:
+        """Scale."""
+        view.matrix = view.matrix / self.smallest ** (1 - 2 * u[0])
+
+
+@dataclass(frozen=True)
+class Flip(Spatial):
+    """Mirroring of each axis with a probability."""
+
+    probability: float = 0.5
+    numbers = 2
+    mirrors = True
+
+    def move(self, view: View, u: Array) -> None:
+        """Mirror the rows, the columns, both or neither."""
+        for flip, coin in zip(_FLIPS, u, strict=True):
+            view.matrix = view.matrix @ flip if coin < self.probability else view.matrix
+
+
+@dataclass(frozen=True)
+class Shift(Spatial):
+    """Translation along each axis by up to a share of the native size."""
+
+    share: float = 0.05
+    numbers = 2
+
+    def move(self, view: View, u: Array) -> None:
+        """Translate."""
+        view.shift = view.shift + (2 * self.share * u - self.share)
+
+
+@dataclass(frozen=True)
+class TurnOrRotate(Spatial):
+    """The augmentation of Mamba-UNet (after SSL4MIS), at native aspect before the resize.
+
+    50 %: np.rot90 by 0-3 quarter turns, then always a flip of axis 0 or 1; otherwise, 50 %:
+    rotation by a whole number of degrees in [-`degrees`, `degrees`), zeros outside.
+
+    The original samples twice by nearest neighbour: scipy.ndimage.rotate with order 0, then zoom
+    with order 0. Here the two index maps are composed, with the rounding in between, and the image
+    is read once: flips, quarter turns and the identity equal the two steps exactly, and rotations
+    do up to positions that floating point cannot tell from a tie. (Rounding once, at the end, would
+    be the other way to compose them; it moves the border of a structure by at most a pixel.) Our
+    differences: the random numbers, and that the original's worker seeding repeats the same coin
+    flips every epoch.
+    """
+
+    degrees: int = 20
+    numbers = 5
+    mirrors = turns = True
+
+    def move(self, view: View, u: Array) -> None:
+        """Turn and mirror, or rotate, or neither."""
+        if u[0] < 0.5:
+            turns = np.linalg.matrix_power(_QUARTER_TURN, int(4 * u[1]))
+            view.matrix = view.matrix @ turns @ _FLIPS[int(2 * u[2])]
+        elif u[3] < 0.5:
+            degrees = int(2 * self.degrees * u[4]) - self.degrees
+            view.matrix = view.matrix @ _rotation(degrees)
+
+
+@dataclass(frozen=True)
+class Tone(Intensity):
+    """Contrast and gamma (factor and exponent) and brightness, each on a part of the samples.
+
+    About the middle of the intensity range; a z-score has no range and no gamma.
+    """
+
+    contrast: Sequence[float] = (0.75, 1.25)
+    brightness: Sequence[float] = (-0.1, 0.1)
+    gamma: Sequence[float] = (0.7, 1.5)
+    probability: float = 0.5
+    numbers = 3
+
+    def draw(self, u: Array) -> Sequence[float]:
+        """Return contrast, brightness and gamma."""
+        ranges = (self.contrast, 1.0), (self.brightness, 0.0), (self.gamma, 1.0)
+        return [
+            low + (high - low) * (number / self.probability) if number < self.probability else same
+            for number, ((low, high), same) in zip(u, ranges, strict=True)
+        ]
+
+    def paint(self, image: Tensor, drawn: Tensor, *, unit: bool) -> Tensor:
+        """Change the tone."""
+        contrast, brightness, gamma = drawn
+        if not unit:
+            return image * contrast + brightness
+        return ((image - 0.5) * contrast + 0.5 + brightness).clamp(0, 1) ** gamma
+
+
+PRESETS: dict[str, tuple[Operation, ...]] = {
+    "none": (),
+    "paper": (TurnOrRotate(),),
+    "modern": (Rotate(), Scale(), Flip(), Shift(), Tone()),
+}
+"""The operations of `conf/augmentation/`, for use without a configuration."""
+
+
+class Augmentation:
+    """Operations in their order: a pure function of (seed, step, position in the global batch).
+
+    Images are read as `preprocessing` reads them (nearest neighbour or bilinear), so training sees
+    what evaluation sees; labels always by nearest neighbour. Where an image may be larger than the
+    grid (`Preprocessing.windowed`), the map is one of lengths rather than of pixels, so that what
+    is turned keeps its form, and of a larger image the grid shows a part that lies within it (as
+    it is before it is turned or scaled): any such part, all equally likely, or the middle where
+    there is no operation. Parts with foreground are not preferred.
+
+    Args:
+        operations: A name of `PRESETS`, or operations by names of their own; None leaves one out.
+        preprocessing: The way onto the grid.
+        seed: Seed of the run.
+
+    Attributes:
+        views: The views that it makes alike to a network: none, flips, rot90 or all.
+
+    Raises:
+        UserError: There is no such preset, or something is no operation.
+    """
+
+    def __init__(
+        self,
+        operations: str | Mapping[str, Operation | None],
+        preprocessing: Preprocessing,
+        seed: int,
+    ) -> None:
+        if isinstance(operations, str):
+            if operations not in PRESETS:
+                raise UserError(f"augmentation={operations}: choose one of {', '.join(PRESETS)}")
+            operations = dict(enumerate(PRESETS[operations]))  # type: ignore[arg-type]
+        for name, operation in operations.items():
+            if not isinstance(operation, Spatial | Intensity | None):
+                raise UserError(
+                    f"augmentation.{name}: {type(operation).__name__} is no operation; it must be "
+                    "a Spatial or an Intensity of mambaseg.data.augmentation"
+                )
+        self.operations = tuple(one for one in operations.values() if one is not None)
+        self.preprocessing, self.seed = preprocessing, seed
+        mirrors = any(one.mirrors for one in self.operations)
+        turns = any(one.turns for one in self.operations)
+        self.views = ("all" if turns else "flips") if mirrors else ("rot90" if turns else "none")
+
+    def draw(
+        self,
+        step: int,
+        positions: Sequence[int],
+        shapes: NDArray[np.integer],
+        pixels: Sequence[Pixel | None] | None = None,
+    ) -> Array:
+        """Draw what happens to each sample of a (part of a) batch.
+
+        Args:
+            step: Optimizer step.
+            positions: Places of the samples in the global batch of that step.
+            shapes: (B, 2) native height and width.
+            pixels: B times height and width of a native pixel in mm, None where unknown; all of
+                them are unknown if not given.
+
+        Returns:
+            (B, 8 + P): matrix (2x2) and offset (2) from the augmented image (of a `windowed`
+            preprocessing, from the grid) to the native one, height and width of the augmented image
+            (the grid), and the parameters of the intensity operations.
+
+        Raises:
+            UserError: The preprocessing needs to know a pixel's size.
+        """
+        count = 11 + sum(operation.numbers for operation in self.operations)
+        rows = []
+        for position, shape, pixel in zip(
+            positions, shapes, pixels or [None] * len(shapes), strict=True
+        ):
+            u = uniforms(self.seed, AUGMENTATION, step=step, position=position, count=count)
+            rows.append(self._parameters(np.delete(u, _WINDOW), u[_WINDOW], shape, pixel))
+        return np.array(rows)
+
+    def _parameters(
+        self, u: Array, window: Array, shape: NDArray[np.integer], pixel: Pixel | None
+    ) -> list[float]:
+        """Return what `draw` returns for one sample."""
+        view = View()
+        drawn: list[float] = []
+        for operation in self.operations:
+            own, u = np.split(u, [operation.numbers])
+            if isinstance(operation, Spatial):
+                operation.move(view, own)
+            elif isinstance(operation, Intensity):
+                drawn += operation.draw(own)
+        native, matrix = shape.astype(np.float64), view.matrix
+        # An odd number of quarter turns exchanges height and width.
+        turned = slice(None, None, -1 if matrix[0, 0] == 0 == matrix[1, 1] else 1)
+        extent, centre = native[turned], (native - 1) / 2
+        if self.preprocessing.windowed:
+            image = self.preprocessing.resampled((int(shape[0]), int(shape[1])), pixel)
+            resampled = np.array(image.shape[turned])
+            room = resampled - self.preprocessing.size
+            lead = room // 2
+            if self.operations:
+                lead = np.where(room > 0, np.floor(window * (room + 1)), lead)
+            matrix = np.array(image.step)[:, None] * matrix
+            offset = centre + matrix @ (lead + 0.5 - resampled / 2)
+            extent = np.full(2, self.preprocessing.size)
+        else:
+            offset = centre - matrix @ ((extent - 1) / 2)
+        return [*matrix.ravel(), *(offset + native * view.shift), *extent, *drawn]
+
+    def __call__(
+        self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Augment a batch and bring it onto the grid, all tensors on one device.
+
+        Args:
+            image: (B, C, H, W) float32, intensity-scaled, padded at the bottom and right.
+            label: (B, H, W) uint8, likewise.
+            shapes: (B, 2) integers, the true height and width.
+            parameters: (B, 8 + P) from `draw`.
+
+        Returns:
+            Image (B, C, S, S) float32 and label (B, S, S) int64.
+        """
+        # One image's index map fits a CPU's cache, a batch's does not. The results are the same.
+        size = 1 if image.device.type == "cpu" else len(image)
+        parts = zip(*(x.split(size) for x in (image, label, shapes, parameters)), strict=True)
+        images, labels = zip(*(self._apply(*part) for part in parts), strict=True)
+        return torch.cat(images), torch.cat(labels).long()
+
+    def _apply(
+        self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return image (B, C, S, S) float32 and label (B, S, S) uint8."""
+        if self.preprocessing.windowed:
+            count, device = self.preprocessing.size, image.device
+            rows = columns = torch.arange(count, device=device, dtype=precision(device))[None]
+        else:
+            rows, columns = self.preprocessing.grid_positions(parameters[:, _SHAPE])
+        row, column = rows[:, :, None], columns[:, None, :]
+        m = parameters[:, _MATRIX, None, None].to(rows.dtype)
+        offset = parameters[:, _OFFSET, None, None].to(rows.dtype)
+        native_rows = m[:, 0] * row + (m[:, 1] * column + offset[:, 0])  # (B, S, S)
+        native_columns = m[:, 2] * row + (m[:, 3] * column + offset[:, 1])
+        pixel = nearest_pixel(native_rows, native_columns, shapes, image.shape)
+        if self.preprocessing.interpolation == "nearest":
+            grid = look_up_or_zero(image, pixel)
+        else:
+            grid = bilinear(image, native_rows, native_columns)
+        painted, drawn = grid, parameters[:, _DRAWN:, None, None, None].to(grid.dtype).movedim(1, 0)
+        for operation in self.operations:
+            if isinstance(operation, Intensity):
+                own, drawn = drawn.tensor_split([operation.numbers])
+                unit = self.preprocessing.intensity != "zscore"
+                painted = operation.paint(painted, own, unit=unit)
+        if painted is not grid:
+            grid = torch.where(pixel[:, None] < image[0, 0].numel(), painted, grid)
+        return grid, look_up_or_zero(label[:, None], pixel)[:, 0]
+
+
+def _rotation(degrees: float) -> Array:
+    """Return the matrix with which scipy.ndimage.rotate reads, for axes (1, 0)."""
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[cosine, sine], [-sine, cosine]])
