@@ -120,7 +120,7 @@ def test_a_single_dicom_file_is_an_image(tmp_path):
 
 def test_a_series_with_a_hole_is_refused(tmp_path):
     write_series(tmp_path / "series", oblique((9, 12, 5)), keep=lambda z: z != 2)
-    with pytest.raises(UserError, match="4 slices of the series are not equally spaced"):
+    with pytest.raises(UserError, match="4 slices of the series are no regular grid"):
         found(tmp_path / "series", tmp_path)[0].read()
 
 

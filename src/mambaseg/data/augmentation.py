@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaseg.data.counter import AUGMENTATION, uniforms
-from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.resampling import Pixel
+from mambaseg.data.geometry import Pixel, Preprocessing
 from mambaseg.data.sampling import bilinear, look_up_or_zero, nearest_pixel, precision
 from mambaseg.errors import UserError
 

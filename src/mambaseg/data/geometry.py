@@ -15,9 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaseg.data.intensity import SCALINGS, WINDOW, Window, is_window, through_window
-from mambaseg.data.resampling import COARSEST, FINEST, Pixel, Resampled, is_spacing, steps
-from mambaseg.data.sampling import bilinear, nearest, nearest_positions, precision
+from mambaseg.data.sampling import (
+    bilinear,
+    look_up_or_zero,
+    nearest_pixel,
+    nearest_positions,
+    precision,
+)
+from mambaseg.data.validation import SPACING_MM
 from mambaseg.errors import UserError
+
+Pixel = tuple[float, float]  # height and width in mm
+LARGEST_SIDE = 8192  # pixels of a resampled image
 
 # preset -> (intensity, geometry)
 _PRESETS = {
@@ -28,7 +37,84 @@ _PRESETS = {
     "spacing": ("percentile", "spacing"),
     "native": ("percentile", "native"),
 }
-_WINDOWED = ("spacing", "native")  # geometries in which an image may be larger than the grid
+
+
+def is_spacing(value: Any) -> bool:
+    """Whether a value is the side of a pixel in mm."""
+    low, high = SPACING_MM
+    return isinstance(value, (int, float)) and low <= value <= high  # not so of nan
+
+
+class Resampled:
+    """One image at another spacing, in the middle of the zeros that fill the network's grid.
+
+    The centres of the native and the resampled image coincide. Positions are in native pixels; the
+    first pixel's centre is at 0.
+
+    Args:
+        native: Height and width in native pixels.
+        step: Native pixels per pixel, down and across.
+        least: Rows and columns that there are at least.
+
+    Attributes:
+        shape: Height and width in pixels, at least one.
+        extent: Rows and columns with the zeros around it.
+
+    Raises:
+        UserError: It has more than `LARGEST_SIDE` pixels on a side, and more than natively.
+    """
+
+    def __init__(self, native: tuple[int, int], step: tuple[float, float], least: int) -> None:
+        self.native, self.step = native, step
+        height, width = (max(1, round(side / s)) for side, s in zip(native, step, strict=True))
+        self.shape, self.extent = (height, width), (max(height, least), max(width, least))
+        if max(self.shape) > max(LARGEST_SIDE, *native):
+            raise UserError(
+                f"a slice of {native[0]} × {native[1]} pixels would become {height} × {width}: "
+                "choose a larger data.spacing"
+            )
+        # Whole pixels apart from the image's first one, so that nothing is interpolated where the
+        # spacings are the same.
+        self._first = [
+            -((side - all_) // 2) for side, all_ in zip(self.shape, self.extent, strict=True)
+        ]
+        self._start = [
+            (side - 1) / 2 + s * (0.5 - first - count / 2)
+            for side, s, first, count in zip(native, step, self._first, self.shape, strict=True)
+        ]
+
+    def positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where rows (1, height) and columns (1, width) of its extent lie in native pixels."""
+        rows, columns = (
+            (step * _count(extent, device) + start)[None]
+            for step, start, extent in zip(self.step, self._start, self.extent, strict=True)
+        )
+        return rows, columns
+
+    def positions_of_native(
+        self, shape: tuple[int, int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Where rows (1, H) and columns (1, W) of the native image lie in its extent.
+
+        Beyond the image its border takes their place: its own logits count there, not those of the
+        zeros around it.
+
+        Args:
+            shape: H and W; others than `native` where the image was reduced before.
+            device: Of the result.
+        """
+        rows, columns = (
+            (((_count(side, device) + 0.5) * (native / side) - 0.5 - start) / step)
+            .clamp(first, first + count - 1)[None]
+            for side, native, start, step, first, count in zip(
+                shape, self.native, self._start, self.step, self._first, self.shape, strict=True
+            )
+        )  # fmt: skip
+        return rows, columns
+
+
+def _count(number: int, device: torch.device) -> Tensor:
+    return torch.arange(number, device=device, dtype=precision(device))
 
 
 @dataclass(frozen=True)
@@ -76,49 +162,40 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.name not in _PRESETS:
+            known = ", ".join(_PRESETS)
+            raise UserError(f"unknown preprocessing {self.name!r}: choose one of {known}")
+        if self.size < 1 or (self.longest_side or 1) < 1 or self.longest_side == 0:
             raise UserError(
-                f"unknown preprocessing {self.name!r}: choose one of {', '.join(_PRESETS)}"
-            )
-        if self.size < 1:
-            raise UserError(f"the size of the network's grid must be positive, not {self.size}")
-        if self.longest_side is not None and self.longest_side < 1:
-            raise UserError(
-                f"data.longest_side={self.longest_side}: give pixels, or null for native size"
-            )
-        if self.window is not None and not is_window(self.window):
-            raise UserError(
-                f"data.window={self.window}: give the lowest and the highest grey value, such as "
-                "[-125, 275] for the abdomen in CT or [0, 255] for pictures of 8 bits"
+                f"data.size={self.size}, data.longest_side={self.longest_side}: give positive "
+                "numbers of pixels, or null for pictures of any size"
             )
         if self.window is not None:
+            if not is_window(self.window):
+                raise UserError(
+                    f"data.window={self.window}: give the lowest and the highest grey value, such "
+                    "as [-125, 275] for the abdomen in CT or [0, 255] for pictures of 8 bits"
+                )
             low, high = map(float, self.window)
             object.__setattr__(self, "window", (low, high))
         implied = _PRESETS[self.name][0] if self.window is None else WINDOW
         object.__setattr__(self, "intensity", self.intensity or implied)
-        if self.intensity not in (*SCALINGS, WINDOW):
+        if self.intensity not in ((WINDOW,) if self.window else SCALINGS):
             raise UserError(
-                f"data.intensity={self.intensity}: choose one of {', '.join(SCALINGS)}, {WINDOW}"
+                f"data.intensity={self.intensity} with data.window={self.window}: choose one of "
+                f"{', '.join(SCALINGS)} without a window; a window needs its two grey values"
             )
-        if (self.intensity == WINDOW) != (self.window is not None):
-            raise UserError(
-                f"data.intensity={self.intensity} with data.window={self.window}: a window needs "
-                "its two grey values, another intensity scaling has none"
-            )
-        if (self.geometry == "spacing") != (self.spacing is not None):
+        resamples = self.geometry == "spacing"
+        if not (is_spacing(self.spacing) if resamples else self.spacing is None):
+            low, high = SPACING_MM
             raise UserError(
                 f"data.preprocessing={self.name} with data.spacing={self.spacing}: the preset "
-                "spacing needs the side of a pixel in mm, such as data.spacing=1.25; others have "
-                "none"
-            )
-        if self.spacing is not None and not is_spacing(self.spacing):
-            raise UserError(
-                f"data.spacing={self.spacing}: give the side of a pixel in mm, "
-                f"{FINEST} to {COARSEST}"
+                f"spacing needs the side of a pixel in mm ({low} to {high:g}), such as "
+                "data.spacing=1.25; others have none"
             )
 
     @classmethod
     def restored(cls, description: Mapping[str, Any]) -> "Preprocessing":
-        """Make the preprocessing that `describe` told of; what it left unsaid is the preset's.
+        """Make the preprocessing of a `describe`; what it left unsaid is the preset's.
 
         Raises:
             UserError: There is none like that.
@@ -137,22 +214,24 @@ class Preprocessing:
         """How images are sampled: `nearest` or `bilinear`. Labels are always `nearest`."""
         return "nearest" if self.geometry == "stretch" else "bilinear"
 
+    @property
+    def windowed(self) -> bool:
+        """Whether an image may be larger than the grid, which is then a window on it."""
+        return self.geometry in ("spacing", "native")
+
     def describe(self) -> dict[str, Any]:
         """Return plain data that says what is done, for checkpoints and results."""
-        description: dict[str, Any] = {
+        description = {
             "name": self.name,
             "size": self.size,
             "intensity": self.intensity,
             "geometry": self.geometry,
             "interpolation": self.interpolation,
+            "window": self.window and list(self.window),
+            "spacing": self.spacing,
+            "longest_side": self.longest_side,
         }
-        if self.window is not None:
-            description["window"] = list(self.window)
-        if self.spacing is not None:
-            description["spacing"] = self.spacing
-        if self.longest_side is not None:
-            description["longest_side"] = self.longest_side
-        return description
+        return {key: value for key, value in description.items() if value is not None}
 
     def settings(self) -> dict[str, Any]:
         """Return the values of `data.*` that ask for this; None where the preset decides."""
@@ -177,11 +256,6 @@ class Preprocessing:
         scale = SCALINGS[self.intensity]
         return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 
-    @property
-    def windowed(self) -> bool:
-        """Whether an image may be larger than the grid, which is then a window on it."""
-        return self.geometry in _WINDOWED
-
     def resampled(self, shape: tuple[int, int], pixel: Pixel | None = None) -> Resampled:
         """Say how one image lies at the spacing of a `windowed` geometry.
 
@@ -193,14 +267,16 @@ class Preprocessing:
             UserError: The geometry needs to know them, or the image would be far too large.
         """
         if self.spacing is None:
-            return Resampled(shape, (1.0, 1.0))
+            return Resampled(shape, (1.0, 1.0), self.size)
         if pixel is None:
             raise UserError(
                 "the voxel size is unknown, and the preprocessing resamples to "
                 f"{self.spacing:g} mm. Use files whose headers hold it, or train with another "
                 "preset: data.preprocessing=native or modern"
             )
-        return Resampled(shape, steps(pixel, self.spacing))
+        # Headers hold float32: six digits are what they mean, so that 0.7 mm is 0.7 mm.
+        down, across = (max(round(self.spacing / side, 6), 1e-6) for side in pixel)
+        return Resampled(shape, (down, across), self.size)
 
     def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:
         """Say where in each native image the rows and columns of the grid lie, if all of it does.
@@ -215,7 +291,7 @@ class Preprocessing:
         if self.geometry == "stretch":
             heights, widths = shapes.unbind(1)
             return nearest_positions(heights, self.size), nearest_positions(widths, self.size)
-        grid = torch.arange(self.size, device=shapes.device, dtype=precision(shapes.device))
+        grid = _count(self.size, shapes.device)
         native = shapes.to(grid.dtype)
         step = native.amax(dim=1, keepdim=True) / self.size  # native pixels per pixel of the grid
         centred = (grid + 0.5 - self.size / 2) * step  # (B, S)
@@ -237,41 +313,11 @@ class Preprocessing:
         """
         shape = torch.tensor([image.shape[-2:]], device=image.device)
         if self.windowed:
-            whole = self.resampled((image.shape[-2], image.shape[-1]), pixel).whole(self.size)
-            rows, columns = whole.native_positions(image.device)
+            whole = self.resampled((image.shape[-2], image.shape[-1]), pixel)
+            rows, columns = whole.positions(image.device)
         else:
             rows, columns = self.grid_positions(shape)
-        rows, columns = rows[:, :, None], columns[:, None, :]
-        if self.interpolation == "nearest":
-            return nearest(image, rows, columns, shape)
-        return bilinear(image, rows, columns)
-
-    def labels_to_native(
-        self,
-        logits: Tensor,
-        shape: tuple[int, int],
-        pixel: Pixel | None = None,
-        *,
-        seen: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Decide the class of each native pixel.
-
-        Args:
-            logits: (Z, K, ...) of what `to_grid` made of the slices.
-            shape: Native height and width.
-            pixel: As for `to_grid`.
-            seen: Height and width of what `to_grid` got, where larger slices were reduced to it.
-
-        Returns:
-            Labels (Z, H, W) uint8.
-        """
-        rows, columns, extent = self._native_positions(shape, pixel, seen or shape, logits.device)
-        if self.geometry == "stretch":
-            labels = logits.argmax(dim=1, keepdim=True).to(torch.uint8)
-            return nearest(labels, rows, columns, extent)[:, 0]
-        # Slice by slice: K native-size maps at a time are enough to hold.
-        native = [bilinear(one.float(), rows, columns).argmax(dim=1) for one in logits.split(1)]
-        return torch.cat(native).to(torch.uint8)
+        return self._read(image, rows, columns, shape)
 
     def logits_to_native(
         self,
@@ -281,40 +327,54 @@ class Preprocessing:
         *,
         seen: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Bring logits (Z, K, ...) back to native pixels: (Z, K, H, W) float32.
+        """Bring logits back to native pixels.
 
-        Their argmax over K is `labels_to_native`. A pixel whose sample reads as zero (see
-        `nearest_index`) has the logit 0 for every class.
+        Args:
+            logits: (Z, K, ...) of what `to_grid` made of the slices.
+            shape: Native height and width.
+            pixel: As for `to_grid`.
+            seen: Height and width of what `to_grid` got, where larger slices were reduced to it.
+
+        Returns:
+            (Z, K, H, W) float32. A pixel whose sample reads as zero (see `nearest_positions`) has
+            the logit 0 for every class.
         """
-        rows, columns, extent = self._native_positions(shape, pixel, seen or shape, logits.device)
-        if self.geometry == "stretch":
-            return nearest(logits.float(), rows, columns, extent)
-        return bilinear(logits.float(), rows, columns)
-
-    def _native_positions(
-        self,
-        shape: tuple[int, int],
-        pixel: Pixel | None,
-        seen: tuple[int, int],
-        device: torch.device,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Where on the grid native rows (1, H, 1) and columns (1, 1, W) lie; its extent (1, 2)."""
+        device = logits.device
         extent = torch.tensor([[self.size, self.size]], device=device)
         if self.geometry == "stretch":
-            rows, columns = (
-                nearest_positions(side, target)
-                for side, target in zip(extent.unbind(1), shape, strict=True)
-            )
+            rows, columns = (nearest_positions(extent[:, 0], target) for target in shape)
         elif self.windowed:
-            whole = self.resampled(seen, pixel).whole(self.size)
-            rows, columns = whole.positions_of_native(shape, device)
+            rows, columns = self.resampled(seen or shape, pixel).positions_of_native(shape, device)
         else:
-            scale = self.size / max(shape)
+            scale, last = self.size / max(shape), self.size - 1
+            # in float32: it decides ties as every earlier result did
             rows, columns = (
-                (
-                    (torch.arange(target, device=device) + 0.5 - target / 2) * scale
-                    + (self.size - 1) / 2
-                ).clamp(0, self.size - 1)[None]
-                for target in shape
-            )
-        return rows[:, :, None], columns[:, None, :], extent
+                ((torch.arange(side, device=device) + 0.5 - side / 2) * scale + last / 2)
+                .clamp(0, last)[None]
+                for side in shape
+            )  # fmt: skip
+        return self._read(logits.float(), rows, columns, extent)
+
+    def labels_to_native(
+        self,
+        logits: Tensor,
+        shape: tuple[int, int],
+        pixel: Pixel | None = None,
+        *,
+        seen: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Decide the class of each native pixel, from what `logits_to_native` takes.
+
+        Returns:
+            Labels (Z, H, W) uint8.
+        """
+        # Slice by slice: K native-size maps at a time are enough to hold.
+        maps = (self.logits_to_native(one, shape, pixel, seen=seen) for one in logits.split(1))
+        return torch.cat([one.argmax(dim=1) for one in maps]).to(torch.uint8)
+
+    def _read(self, image: Tensor, rows: Tensor, columns: Tensor, shape: Tensor) -> Tensor:
+        """Images (Z, C, ...) at the crossings of rows (1, S) and columns (1, T)."""
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        if self.interpolation == "bilinear":
+            return bilinear(image, rows, columns)
+        return look_up_or_zero(image, nearest_pixel(rows, columns, shape, image.shape))

@@ -10,19 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def nearest_index(source: int, target: int) -> Tensor:
-    """Return which of `source` pixels each of `target` pixels copies: (target,) int64.
+def nearest_positions(source: Tensor, target: int) -> Tensor:
+    """Return which pixel of `source` ones (B,) each of `target` pixels copies: float64 (B, target).
 
     This is the index map of `scipy.ndimage.zoom(order=0, grid_mode=False)`, on which the published
     pipelines stand: the centres of the corner pixels coincide, halves round up. For some pairs of
     sizes floating-point rounding carries SciPy's last sample past the last pixel's centre, and it
-    then reads as zero; there the index is -1.
+    then reads as zero; there the position is NaN.
     """
-    return nearest_positions(torch.tensor([source]), target)[0].nan_to_num(nan=-1).long()
-
-
-def nearest_positions(source: Tensor, target: int) -> Tensor:
-    """Return `nearest_index` for sizes (B,) as float64 (B, target), with NaN for -1."""
     index = torch.arange(target, device=source.device, dtype=precision(source.device))
     last = source.to(index.dtype)[:, None] - 1
     position = index * (last / (target - 1) if target > 1 else torch.ones_like(last))
@@ -57,27 +52,18 @@ def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return upper * (1 - down) + lower * down
 
 
-def nearest(image: Tensor, rows: Tensor, columns: Tensor, shapes: Tensor) -> Tensor:
-    """Read images at their nearest pixels; what lies outside, or is NaN, reads as zero.
-
-    Args:
-        image: (B, C, H, W), each image in the upper left corner of what is given.
-        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
-        columns: Column positions in pixels.
-        shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
-
-    Returns:
-        (B, C, S, T) in the dtype of `image`.
-    """
-    return look_up_or_zero(image, nearest_pixel(rows, columns, shapes, image.shape))
-
-
 def nearest_pixel(
     rows: Tensor, columns: Tensor, shapes: Tensor, image_shape: Sequence[int]
 ) -> Tensor:
     """Return which pixel of a flattened image (H*W) each position falls in; H*W for none.
 
     As in SciPy, a position even slightly beyond the centres of the outermost pixels is in none.
+
+    Args:
+        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T); or NaN.
+        columns: Column positions in pixels.
+        shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
+        image_shape: (B, C, H, W), each image in the upper left corner of what is given.
     """
     height, width = image_shape[-2:]
     last_row, last_column = (shapes[:, :, None, None] - 1).unbind(1)

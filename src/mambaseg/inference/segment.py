@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.resampling import Pixel
+from mambaseg.data.geometry import Pixel, Preprocessing
 from mambaseg.errors import UserError
 
 Labels = TypeVar("Labels", Tensor, npt.NDArray[np.uint8])
@@ -230,7 +229,7 @@ def _windows(preprocessing: Preprocessing, shape: tuple[int, int], pixel: Pixel 
     if not preprocessing.windowed:
         return 1
     size = preprocessing.size
-    extent = preprocessing.resampled(shape, pixel).whole(size).extent
+    extent = preprocessing.resampled(shape, pixel).extent
     stride = max(1, int(size * (1 - OVERLAP)))
     return math.prod(1 + math.ceil((side - size) / stride) for side in extent)
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mambaseg.data.classes import check_class_names
-from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.geometry import Preprocessing, is_spacing
 from mambaseg.data.intensity import is_window
-from mambaseg.data.resampling import COARSEST, is_spacing
 from mambaseg.data.seen import Seen
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import printable
@@ -125,7 +124,7 @@ def _wrong_field(about: dict[str, Any]) -> str:
         return "its preprocessing"
     if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
         return "its preprocessing"
-    if not is_spacing(used.get("spacing", COARSEST)):
+    if not is_spacing(used.get("spacing", 1.0)):
         return "its preprocessing"
     side = used.get("longest_side", 1)
     if type(side) is not int or not 0 < side <= LARGEST_PICTURE:

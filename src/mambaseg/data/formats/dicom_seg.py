@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.formats.dicom_stack import stack
+from mambaseg.data.formats.dicom import stack
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 
@@ -74,13 +74,10 @@ def to_dicom_seg(
     from pydicom.uid import ExplicitVRLittleEndian
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every step
-
     headers, labels = _sources(files, labels)
     release = version("mambaseg")
-    described = highdicom.AlgorithmIdentificationSequence(
-        name=algorithm[:64], family=_code("123110", "Artificial Intelligence", "DCM"),
-        version=release,
-    )  # fmt: skip
+    family = _code("123110", "Artificial Intelligence", "DCM")
+    made_by = highdicom.AlgorithmIdentificationSequence(algorithm[:64], family, release)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names and numbers that the series brings along
@@ -89,7 +86,16 @@ def to_dicom_seg(
                 pixel_array=labels,
                 segmentation_type="BINARY",
                 segment_descriptions=[
-                    _segment(number, name, described)
+                    highdicom.seg.SegmentDescription(
+                        segment_number=number,
+                        segment_label=name[:64],
+                        segmented_property_category=_code(
+                            *(_STRUCTURE if name in _ANATOMY else _TISSUE)
+                        ),
+                        segmented_property_type=_code(*_ANATOMY.get(name, _TISSUE)),
+                        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                        algorithm_identification=made_by,
+                    )
                     for number, name in enumerate(class_names[1:], start=1)
                 ],
                 series_instance_uid=highdicom.UID(),
@@ -106,10 +112,8 @@ def to_dicom_seg(
                 series_description="Automatic segmentation, for research only",
             )
     except (AttributeError, ValueError, TypeError) as error:  # what foreign headers may lack
-        raise DataError(
-            f"the series lacks what a DICOM segmentation refers to ({error})", files[0].parent,
-            _WITHOUT,
-        ) from error  # fmt: skip
+        problem = f"the series lacks what a DICOM segmentation refers to ({error})"
+        raise DataError(problem, files[0].parent, _WITHOUT) from error
     shared = segmentation.SharedFunctionalGroupsSequence[0]
     if len(labels) == 1 and "PixelMeasuresSequence" in shared:  # 1 mm apart, says highdicom
         shared.PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
@@ -122,43 +126,32 @@ def _sources(
     files: Sequence[Path], labels: npt.NDArray[np.uint8]
 ) -> tuple[list[Any], npt.NDArray[np.uint8]]:
     """Headers in which what may be empty is there, and labels (frames, H, W) in their order."""
-    found = stack(files)
-    frames = [frame for slices in found.frames for frame in slices]
+    times, _, spacing = stack(files)
+    frames = times[0]
     headers = [frame.header for frame in frames]
-    if len(found.frames) > 1:
-        raise DataError("holds several times: a segmentation has one", files[0].parent, _WITHOUT)
-    if len(frames) > 1 and len(files) == 1:  # labels in the order of the file
+    problem = ""
+    if len(times) > 1:
+        problem = "the series holds several times: a segmentation has one"
+    elif len(frames) > 1 and len(files) == 1:  # labels in the order of the file
         labels = labels[:, np.argsort([frame.number for frame in frames])]
         headers = headers[:1]
     elif len(frames) != len(files):
-        raise DataError("has several files of several frames", files[0].parent, _WITHOUT)
-    for path, header in zip(files, headers, strict=False):
-        if "FrameOfReferenceUID" not in header:
-            raise DataError("has no frame of reference (0020,0052)", path, _WITHOUT)
+        problem = "the series has several files of several frames"
+    if any("FrameOfReferenceUID" not in header for header in headers):
+        problem = "the series has no frame of reference (0020,0052)"
+    if problem:
+        raise DataError(problem, files[0].parent, _WITHOUT)
+    for header in headers:
         for name in _TYPE_2:
             if name not in header:
                 setattr(header, name, "")
         # of one slice nothing is known; of several the positions count: some writers put the gap
         # there. DICOM has 16 characters for a number.
-        if len(headers) > 1 and found.spacing:
-            header.SpacingBetweenSlices = round(found.spacing[0], 6)
-        if header.get("SliceThickness") is None and found.spacing:
-            header.SliceThickness = round(found.spacing[0], 6)
+        if len(headers) > 1 and spacing:
+            header.SpacingBetweenSlices = round(spacing[0], 6)
+        if header.get("SliceThickness") is None and spacing:
+            header.SliceThickness = round(spacing[0], 6)
     return headers, labels[0]
-
-
-def _segment(number: int, name: str, algorithm: Any) -> Any:
-    import highdicom
-
-    known = name in _ANATOMY
-    return highdicom.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=name[:64],
-        segmented_property_category=_code(*(_STRUCTURE if known else _TISSUE)),
-        segmented_property_type=_code(*_ANATOMY.get(name, _TISSUE)),
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-    )
 
 
 def _code(value: str, meaning: str, scheme: str = "SCT") -> Any:

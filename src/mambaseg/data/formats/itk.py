@@ -24,7 +24,7 @@ from mambaseg.data.validation import (
 )
 from mambaseg.errors import UserError
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes of the patient, and NIfTI's
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes of the patient, and NIfTI's
 _MAX_HEADER = 2**20  # bytes
 _FILES = ("elementdatafile", "data file", "datafile")
 _SIZES = ("elementspacing", "elementsize", "spacings", "space directions")
@@ -192,7 +192,7 @@ def _as_volume(path: Path, image: Any, *, in_mm: bool) -> Volume:
     affine[:given, 3] = image.GetOrigin()[:given]
     axes = np.reshape(image.GetDirection(), (dimension, -1))
     affine[:given, :given] = axes[:given, :given] * sides[:given]
-    affine = _LPS_TO_RAS @ affine
+    affine = LPS_TO_RAS @ affine
     spacing = voxel_size(path, sides[::-1].tolist())
     check_affine(path, affine, sides.tolist())
     known = spacing if in_mm and given == 3 else None
