@@ -230,7 +230,7 @@ def backbone_weights(network):
         for theirs, ours in network.backbone_names().items():
             if key.startswith(ours):
                 name = theirs + key.removeprefix(ours)
-                for their_part, our_part in network.original_block_names.items():
+                for their_part, our_part in network.original_parts.items():
                     name = name.replace(our_part, their_part)
                 weights[name] = torch.full_like(value, 0.125)
     return weights

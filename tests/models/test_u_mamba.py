@@ -43,22 +43,6 @@ def test_only_the_coarse_heads_are_frozen():
     assert frozen == {f"heads.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
 
 
-def test_all_scales_are_those_of_the_decoder_and_the_first_is_the_output():
-    network = UMamba(**SMALL).eval()
-    image = torch.rand(1, 1, 16, 32)
-    with torch.no_grad():
-        scales = network.all_scales(image)
-        assert [scale.shape for scale in scales] == [
-            (1, 4, 16, 32),
-            (1, 4, 8, 16),
-            (1, 4, 4, 8),
-        ]
-        assert torch.equal(scales[0], network(image))
-    network.heads.requires_grad_()
-    sum(scale.sum() for scale in network.all_scales(image)).backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
-
-
 @pytest.mark.parametrize("mamba", ["bottom", "encoder", "none"])
 def test_only_the_encoder_variant_begins_with_closed_branches(mamba):
     blocks = [m for m in UMamba(mamba=mamba, **SMALL).modules() if isinstance(m, ResidualBlock)]

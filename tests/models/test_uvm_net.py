@@ -7,7 +7,7 @@ from mambaseg.errors import UserError
 from mambaseg.models import UVMNet
 from mambaseg.models.uvm_net import BiSSM
 
-RESTORATION = {"in_channels": 3, "num_classes": 3, "residual": True}
+COLOUR = {"in_channels": 3, "num_classes": 3}
 SMALL = {"widths": (4, 8, 16), "grid": 4, "d_state": 3}
 BLOCK = {"wide_scan": False, "d_state": 3, "scan_backend": "auto"}
 
@@ -16,8 +16,8 @@ BLOCK = {"wide_scan": False, "d_state": 3, "scan_backend": "auto"}
     ("options", "parameters"),
     [
         ({}, 56_166_825),
-        (RESTORATION, 56_166_760),
-        (RESTORATION | {"wide_scan": True}, 1_003_940_200),
+        (COLOUR, 56_166_760),
+        (COLOUR | {"wide_scan": True}, 1_003_940_200),
     ],
     ids=str,
 )
@@ -46,26 +46,13 @@ def test_attention_that_is_the_same_everywhere_changes_nothing():
         torch.testing.assert_close(with_attention(x), without(x))
 
 
-def test_restoration_adds_the_image():
-    network = UVMNet(**RESTORATION, **SMALL)
-    torch.nn.init.zeros_(network.head.weight)
-    torch.nn.init.zeros_(network.head.bias)
-    image = torch.rand(1, 3, 8, 12)
-    assert torch.equal(network(image), image)
-
-
-def test_restoration_needs_as_many_channels_out_as_in():
-    with pytest.raises(UserError, match=r"num_classes=4 must equal in_channels=3"):
-        UVMNet(3, 4, residual=True)
-
-
 def test_sizes_that_do_not_fit_name_the_wrapper():
     with pytest.raises(UserError, match=r"multiples of 4, got 10 × 8.*AnySize"):
         UVMNet(**SMALL)(torch.rand(1, 1, 10, 8))
 
 
 def test_wide_scan_runs_and_learns():
-    network = UVMNet(**RESTORATION, wide_scan=True, **SMALL)
+    network = UVMNet(**COLOUR, wide_scan=True, **SMALL)
     network(torch.rand(2, 3, 8, 12)).square().sum().backward()
     assert all(parameter.grad.any() for parameter in network.parameters())
 

@@ -1,15 +1,17 @@
-"""Networks: image `(B, C, H, W)` to logits `(B, K, H, W)`, one per file, usable on their own."""
+"""Networks: image `(B, C, H, W)` to logits `(B, K, H, W)`, one per file, usable on their own.
+
+A new network needs no line here: a config names it by its own file.
+"""
 
 from mambaseg.models.any_size import AnySize
 from mambaseg.models.attention_unet import AttentionUNet
-from mambaseg.models.decay import names_without_decay
 from mambaseg.models.gpu import GraphedNetwork, channels_last
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
-from mambaseg.models.selective import ScanBlock, has_scan
+from mambaseg.models.selective import ScanBlock, has_scan, names_without_decay
 from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
 from mambaseg.models.swin_umamba import SwinUMamba
 from mambaseg.models.swin_umamba_d import SwinUMambaD
@@ -22,37 +24,3 @@ from mambaseg.models.uvm_net import UVMNet
 from mambaseg.models.vm_unet import VMUNet
 from mambaseg.models.vss import SS2D, VSSBlock
 from mambaseg.models.window_attention import SwinBlock, WindowAttention
-
-__all__ = [
-    "SS2D",
-    "AnySize",
-    "AttentionUNet",
-    "DropPath",
-    "Dropout",
-    "GraphedNetwork",
-    "LoadReport",
-    "Mamba1d",
-    "MambaUNet",
-    "MambaUNetNoScan",
-    "PatchEmbed",
-    "PatchExpand",
-    "PatchMerging",
-    "ScanBlock",
-    "SwinBlock",
-    "SwinUMamba",
-    "SwinUMambaD",
-    "SwinUNet",
-    "TransUNet",
-    "UMamba",
-    "UNet",
-    "UShape",
-    "UVMNet",
-    "VMUNet",
-    "VSSBlock",
-    "WindowAttention",
-    "channels_last",
-    "drawing",
-    "has_scan",
-    "names_without_decay",
-    "stochastic_layers",
-]

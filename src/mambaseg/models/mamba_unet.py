@@ -3,7 +3,7 @@
 Source: Wang et al. 2024, arXiv 2402.05079.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from mambaseg.models.ushape import UShape
@@ -27,8 +27,8 @@ class MambaUNet(UShape):
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
 
-    original_prefix = "mamba_unet."
-    original_block_names: ClassVar[Mapping[str, str]] = ORIGINAL_NAMES
+    original_wrapper = "mamba_unet."
+    original_parts: ClassVar[dict[str, str]] = ORIGINAL_NAMES
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ class MambaUNetNoScan(UShape):
         drop_path_rate: of the last encoder block.
     """
 
-    original_block_names = MambaUNet.original_block_names  # of the backbone, for what they share
+    original_parts = MambaUNet.original_parts  # of the backbone, for what they share
 
     def __init__(
         self,

@@ -76,21 +76,8 @@ class PatchExpand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, dim)` to `(B, factor H, factor W, out_dim)`."""
-        return rearrange(
-            self.pixels(x),
-            "b h w (p q) c -> b (h p) (w q) c",
-            p=self.factor,
-            q=self.factor,
-        )
-
-
-def place_pixels(pixels: Tensor, factor: int) -> Tensor:
-    """Put a token's pixels in their places: `(B, H, W, factor², C)` to an image.
-
-    Returns:
-        `(B, C, factor H, factor W)`.
-    """
-    return rearrange(pixels, "b h w (p q) c -> b c (h p) (w q)", p=factor, q=factor)
+        p = self.factor
+        return rearrange(self.pixels(x), "b h w (p q) c -> b (h p) (w q) c", p=p, q=p)
 
 
 class PixelHead(nn.Conv2d):
@@ -102,3 +89,12 @@ class PixelHead(nn.Conv2d):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map `(..., in)` to `(..., out)`."""
         return F.linear(pixels, self.weight.flatten(1), self.bias)
+
+
+def pixel_logits(head: PixelHead, expand: PatchExpand, x: Tensor) -> Tensor:
+    """Expand tokens `(B, H, W, C)` and classify each pixel: `(B, K, factor H, factor W)`.
+
+    The head works on single pixels: so K channels are put in their places rather than C.
+    """
+    p = expand.factor
+    return rearrange(head(expand.pixels(x)), "b h w (p q) c -> b c (h p) (w q)", p=p, q=p)

@@ -1,13 +1,17 @@
 """Foreign weights: checkpoints of the original repositories and ImageNet backbones.
 
-Names are translated by two small maps: prefixes (first that fits) and parts inside a name. Nothing
-in a file is ever executed: pickles are read with `weights_only=True`.
+A network translates names by two small maps: prefixes (the first that fits) and parts inside a
+name. Nothing in a file is ever executed: pickles are read with `weights_only=True`.
 """
 
+import zipfile
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +23,8 @@ DERIVED = ("relative_position_index", "attn_mask")
 
 SENSIBLE_SHARE = 0.5
 """Least share of the encoder's parameters that a pretrained file must fill."""
+
+UNPACKED = 1 << 30  # bytes that an .npz may unpack to; R50+ViT-B/16 has half of it
 
 
 @dataclass(frozen=True)
@@ -48,23 +54,139 @@ class LoadReport:
 
     def summary(self) -> str:
         """Describe the load in a few lines, for the log."""
-        rows = {
-            "loaded into the encoder": ("loaded", self.loaded),
-            "mirrored to the decoder": ("mirrored", self.mirrored),
-            "left as initialised": ("missing", self.missing),
-            "ignored in the file": ("ignored", self.ignored),
-        }
         lines = [f"pretrained weights from {self.path}:"]
-        lines += [
-            f"  {text:<25}{self.parameters[name]:>12,} parameters, {len(keys)} keys"
-            for text, (name, keys) in rows.items()
-        ]
+        for name, text in (
+            ("loaded", "loaded into the encoder"),
+            ("mirrored", "mirrored to the decoder"),
+            ("missing", "left as initialised"),
+            ("ignored", "ignored in the file"),
+        ):
+            count, keys = self.parameters[name], len(getattr(self, name))
+            lines.append(f"  {text:<25}{count:>12,} parameters, {keys} keys")
         if self.mismatched:
             lines.append("  of another shape: " + "; ".join(self.mismatched))
         return "\n".join(lines)
 
 
-def rename(key: str, prefixes: Mapping[str, str], parts: Mapping[str, str]) -> str:
+class Original(nn.Module):
+    """A network that takes the weights of its original repository's network."""
+
+    original_parts: ClassVar[Mapping[str, str]] = {}
+    """Original part of a key -> ours."""
+    original_wrapper: ClassVar[str] = ""
+    """Prefix that all keys may or may not carry: of the original's wrapper class."""
+    original_unused: tuple[str, ...] = ()
+    """Parts of the keys that are left out: no such module here, or named twice there."""
+
+    @abstractmethod
+    def original_names(self) -> dict[str, str]:
+        """Map the original network's key prefixes to ours."""
+
+    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load the original network's weights, strictly; on an error the network stays as it was.
+
+        Raises:
+            UserError: a key is missing or left over, or a shape differs.
+        """
+        names = self.original_names()
+        translated = {
+            _renamed(key.removeprefix(self.original_wrapper), names, self.original_parts): value
+            for key, value in _without_derived(state_dict).items()
+            if not any(part in key for part in self.original_unused)
+        }
+        own = self.state_dict()
+        problems = [f"{key} is missing" for key in own if key not in translated]
+        problems += [f"{key} is left over" for key in translated if key not in own]
+        problems += _mismatches(own, translated)
+        if problems:
+            more = f"; and {len(problems) - 5} more" if problems[5:] else ""
+            raise UserError(
+                f"the state dict is not one of {type(self).__name__} with these settings: "
+                f"{'; '.join(problems[:5])}{more}. Check the network's kind, depths, channels and "
+                "number of classes."
+            )
+        self.load_state_dict(translated)
+
+
+class Pretrained(nn.Module):
+    """A network whose encoder takes an ImageNet backbone's weights."""
+
+    backbone: ClassVar[str] = "VMamba-T (vssmtiny_dp01_ckpt_epoch_292.pth)"
+    """Which weights, for messages."""
+    original_parts: ClassVar[Mapping[str, str]] = {}
+    """The backbone's part of a key -> ours."""
+
+    @abstractmethod
+    def backbone_names(self) -> dict[str, str]:
+        """Map the backbone's key prefixes to the encoder's; other keys are ignored."""
+
+    def mirrored_names(self) -> dict[str, str]:
+        """Map encoder prefixes to decoder prefixes that get the same weights."""
+        return {}
+
+    def read_backbone(self, path: Path) -> dict[str, Tensor]:
+        """Read a file of weights."""
+        return read_weights(path)
+
+    def load_pretrained_encoder(self, path: str | Path, *, mirror: bool = True) -> LoadReport:
+        """Fill what fits of the encoder from a backbone's weights.
+
+        Args:
+            path: weights with the backbone's own key names, as `.pth` or `.safetensors` at the top
+                or under `model`; TransUNet takes the published `.npz`.
+            mirror: also give each encoder block's weights to the decoder block of the same width
+                and index, where the original's code does.
+
+        Raises:
+            UserError: not a weights file, or less than half of the encoder's parameters matched;
+                the network is unchanged then.
+        """
+        prefixes, mirrored = self.backbone_names(), self.mirrored_names() if mirror else {}
+        file = _without_derived(self.read_backbone(Path(path)))
+        names = {
+            key: _renamed(key, prefixes, self.original_parts)
+            for key in file
+            if key.startswith(tuple(prefixes))
+        }
+        direct = {name: file[key] for key, name in names.items()}
+        reflected = {
+            _renamed(key, mirrored, {}): value
+            for key, value in direct.items()
+            if key.startswith(tuple(mirrored))
+        }
+        own = self.state_dict()
+        loaded, copied = (
+            {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+            for weights in (direct, reflected)
+        )
+        missing = tuple(key for key in own if key not in loaded and key not in copied)
+        ignored = tuple(key for key in file if names.get(key) not in loaded)
+        encoder = [value for k, value in own.items() if k.startswith(tuple(prefixes.values()))]
+        share = _count(loaded.values()) / _count(encoder)
+        if share < SENSIBLE_SHARE:
+            raise UserError(
+                f"model.pretrained: {path} fills only {share:.0%} of the encoder of "
+                f"{type(self).__name__}, which takes {self.backbone} (not used: "
+                f"{', '.join(ignored[:3])}, ...)."
+            )
+        self.load_state_dict(loaded | copied, strict=False)
+        return LoadReport(
+            path=str(path),
+            loaded=tuple(loaded),
+            mirrored=tuple(copied),
+            missing=missing,
+            mismatched=tuple(_mismatches(own, direct | reflected)),
+            ignored=ignored,
+            parameters={
+                "loaded": _count(loaded.values()),
+                "mirrored": _count(copied.values()),
+                "missing": _count(own[key] for key in missing),
+                "ignored": _count(file[key] for key in ignored),
+            },
+        )
+
+
+def _renamed(key: str, prefixes: Mapping[str, str], parts: Mapping[str, str]) -> str:
     """Translate one key: the first prefix that fits, then every part."""
     for old, new in prefixes.items():
         if key.startswith(old):
@@ -76,7 +198,6 @@ def rename(key: str, prefixes: Mapping[str, str], parts: Mapping[str, str]) -> s
 
 
 def _without_derived(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the entries that are computed here."""
     return {key: value for key, value in weights.items() if not key.endswith(DERIVED)}
 
 
@@ -89,47 +210,12 @@ def _mismatches(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> li
     ]
 
 
-def load_renamed(
-    network: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    prefixes: Mapping[str, str],
-    parts: Mapping[str, str] | None = None,
-    *,
-    wrapper: str = "",
-) -> None:
-    """Load a state dict with other key names, strictly; on an error the network stays as it was.
-
-    Args:
-        network: gets the weights.
-        state_dict: original key -> tensor.
-        prefixes: original prefix -> ours.
-        parts: original part of a key -> ours.
-        wrapper: prefix that all keys may or may not carry.
-
-    Raises:
-        UserError: a key is missing or left over, or a shape differs.
-    """
-    translated = {
-        rename(key.removeprefix(wrapper), prefixes, parts or {}): value
-        for key, value in _without_derived(state_dict).items()
-    }
-    own = network.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in translated]
-    problems += [f"{key} is left over" for key in translated if key not in own]
-    problems += _mismatches(own, translated)
-    if problems:
-        shown = "; ".join(problems[:5]) + (
-            f"; and {len(problems) - 5} more" if problems[5:] else ""
-        )
-        raise UserError(
-            f"the state dict is not one of {type(network).__name__} with these settings: {shown}. "
-            f"Check the network's kind, depths, channels and number of classes."
-        )
-    network.load_state_dict(translated)
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.safetensors` or `.pth` file, at the top or under `model`.
+    """Read the tensors of a `.safetensors`, `.npz` or `.pth` file, at the top or under `model`.
 
     Raises:
         UserError: the file does not exist or holds no weights that can be read safely.
@@ -137,33 +223,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     path = path.expanduser()
     if not path.is_file():
         raise UserError(
-            f"there is no weights file {path}: give the path of a .pth or .safetensors file."
+            f"there is no weights file {path}: give the path of a .pth, .safetensors or .npz file."
         )
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler raise nearly anything
+        content = _content(path)
+    except Exception as error:  # foreign bytes make the readers raise nearly anything
         reason = printable(str(error).strip().partition("\n")[0][:300])
         raise UserError(
-            f"{path} cannot be read as weights ({reason}). It must be a .safetensors file or a "
-            f".pth that holds tensors only; if it holds other objects too and you trust its "
-            f"source, save its 'model' entry alone with torch.save."
+            f"{path} cannot be read as weights ({reason}). It must be a .safetensors file, an "
+            ".npz of plain arrays, or a .pth that holds tensors only; if it holds other objects "
+            "too and you trust its source, save its 'model' entry alone with torch.save."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
-    tensors = (
-        {
-            printable(key): value
-            for key, value in content.items()
-            if isinstance(key, str) and isinstance(value, Tensor)
-        }
-        if isinstance(content, Mapping)
-        else {}
-    )
+    entries = content.items() if isinstance(content, Mapping) else ()
+    tensors = {
+        printable(key): value
+        for key, value in entries
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise UserError(
             f"{path} holds no tensors, neither at the top nor under 'model': give a weights file."
@@ -171,77 +249,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_encoder(
-    network: nn.Module,
-    path: Path,
-    prefixes: Mapping[str, str],
-    parts: Mapping[str, str],
-    *,
-    mirrored: Mapping[str, str],
-    weights: Mapping[str, Tensor] | None = None,
-) -> LoadReport:
-    """Fill what fits of a U-shaped network from a backbone's weights file.
+def _content(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
-    Args:
-        network: gets the weights; its encoder is what the file's own keys translate to.
-        path: of the file.
-        prefixes: the backbone's key prefixes -> the encoder's; other keys are ignored.
-        parts: the backbone's parts of a key -> the encoder's.
-        mirrored: encoder prefixes -> decoder prefixes that get the same weights.
-        weights: what the file holds, where another reader is needed; None: it is read here.
-
-    Raises:
-        UserError: not a weights file, or too little of it fits; the network is unchanged then.
-    """
-    file = _without_derived(read_weights(path) if weights is None else weights)
-    names = {key: rename(key, prefixes, parts) for key in file if key.startswith(tuple(prefixes))}
-    direct = {name: file[key] for key, name in names.items()}
-    reflected = {
-        rename(key, mirrored, {}): value
-        for key, value in direct.items()
-        if key.startswith(tuple(mirrored))
-    }
-    own, encoder = network.state_dict(), tuple(prefixes.values())
-
-    def fitting(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-
-    loaded, copied = fitting(direct), fitting(reflected)
-    report = LoadReport(
-        path=str(path),
-        loaded=tuple(loaded),
-        mirrored=tuple(copied),
-        missing=tuple(key for key in own if key not in loaded and key not in copied),
-        mismatched=tuple(_mismatches(own, direct | reflected)),
-        ignored=tuple(key for key in file if names.get(key) not in loaded),
-        parameters={},
-    )
-    report.parameters.update(
-        loaded=_count(loaded, report.loaded),
-        mirrored=_count(copied, report.mirrored),
-        missing=_count(own, report.missing),
-        ignored=_count(file, report.ignored),
-    )
-    share = report.parameters["loaded"] / _count(own, [k for k in own if k.startswith(encoder)])
-    _require_sensible(network, report, share)
-    network.load_state_dict(loaded | copied, strict=False)
-    return report
-
-
-def _count(tensors: Mapping[str, Tensor], keys: Iterable[str]) -> int:
-    """Add up the numbers in the tensors of these keys."""
-    return sum(tensors[key].numel() for key in keys)
-
-
-def _require_sensible(network: nn.Module, report: LoadReport, share: float) -> None:
-    """Raise `UserError` when a file fills less than `SENSIBLE_SHARE` of the encoder."""
-    if share < SENSIBLE_SHARE:
-        name = type(network).__name__
-        raise UserError(
-            f"model.pretrained: {report.path} fills only {share:.0%} of the encoder of {name}, so "
-            f"it does not hold weights of its backbone (not used: "
-            f"{', '.join(report.ignored[:3])}, ...). Mamba-UNet and "
-            f"Swin-UMamba take VMamba-T (vssmtiny_dp01_ckpt_epoch_292.pth), VM-UNet takes "
-            f"VMamba-S (vssmsmall_dp03_ckpt_epoch_238.pth), Swin-UNet takes Swin-T "
-            f"(swin_tiny_patch4_window7_224.pth), TransUNet takes R50+ViT-B/16 (R50+ViT-B_16.npz)."
-        )
+        return load_file(path)
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as packed:
+            if sum(info.file_size for info in packed.infolist()) > UNPACKED:
+                raise ValueError(f"it unpacks to more than {UNPACKED >> 20} MiB")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    return torch.load(path, map_location="cpu", weights_only=True)

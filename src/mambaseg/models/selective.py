@@ -74,3 +74,20 @@ class ScanBlock(nn.Module, ABC):
 def has_scan(network: nn.Module) -> bool:
     """Say whether a network holds a selective scan, and so must not run in float16."""
     return any(isinstance(module, ScanBlock) for module in network.modules())
+
+
+def names_without_decay(network: nn.Module) -> set[str]:
+    """Name the parameters that pull to zero would harm: what a module lists in `no_weight_decay`.
+
+    These are the scan's `A_logs` and `Ds` (as in Mamba) and the relative position biases (as in
+    Swin). The published protocol decays every parameter; other recipes may use this.
+
+    Returns:
+        Names as in `network.named_parameters()`.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in network.named_modules()
+        if isinstance(names := getattr(module, "no_weight_decay", None), tuple)
+        for name in names
+    }

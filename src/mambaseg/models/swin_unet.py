@@ -27,7 +27,8 @@ class SwinUNet(UShape):
         drop_path_rate: of the last encoder block.
     """
 
-    original_prefix = "swin_unet."
+    backbone = "Swin-T (swin_tiny_patch4_window7_224.pth)"
+    original_wrapper = "swin_unet."
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
-from mambaseg.models.pretrained import LoadReport, load_encoder
+from mambaseg.models.pretrained import Pretrained
 from mambaseg.models.stochastic import Dropout
 from mambaseg.models.vit_weights import read_hybrid_vit
 
@@ -203,7 +203,7 @@ class UpStage(nn.Module):
         return joined
 
 
-class TransUNet(nn.Module):
+class TransUNet(Pretrained):
     """TransUNet R50-ViT-B/16, 105,276,356 parameters for one channel, four classes and 224².
 
     Args:
@@ -223,6 +223,7 @@ class TransUNet(nn.Module):
     """
 
     size_multiple = PATCH
+    backbone = "R50+ViT-B/16 (R50+ViT-B_16.npz)"
 
     def __init__(
         self,
@@ -266,17 +267,10 @@ class TransUNet(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
-    def load_pretrained_encoder(self, path: str | Path) -> LoadReport:
-        """Fill the encoder with ImageNet-21k weights of R50+ViT-B/16, as `.npz`.
+    def backbone_names(self) -> dict[str, str]:
+        """Map the names that `read_backbone` gives to ours: they are the same."""
+        return {"encoder.": "encoder."}
 
-        Args:
-            path: the published `R50+ViT-B_16.npz`, with the keys of its JAX implementation. Its
-                position embedding is resized to this network's grid, its classifier left out.
-
-        Raises:
-            UserError: not such a file, or less than half of the encoder's parameters matched.
-        """
-        weights = read_hybrid_vit(Path(path), grid=self.encoder.position.shape[-1])
-        return load_encoder(
-            self, Path(path), {"encoder.": "encoder."}, {}, mirrored={}, weights=weights
-        )
+    def read_backbone(self, path: Path) -> dict[str, Tensor]:
+        """Read the published `.npz`, its position embedding resized to this network's grid."""
+        return read_hybrid_vit(path, grid=self.encoder.position.shape[-1])

@@ -11,14 +11,15 @@ As in the original code, the Mamba layer has no residual connection: it replaces
 Differences:
 
 * The coarse heads, which deep supervision trains, are there (they are in the published counts and
-  checkpoints), but frozen: `forward` gives full resolution only. `all_scales` gives all.
+  checkpoints), but frozen and not used.
 * nnU-Net plans strides, kernels and depth per dataset and axis; here every kernel is 3 × 3, and
   every stage but the first halves height and width.
 * Mamba runs under autocast like the rest: the scan keeps its state and what it decays by in
   float32. (The original's encoder variant switches autocast off around Mamba, for it gave NaN.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -28,21 +29,20 @@ from torch import Tensor, nn
 from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.mamba1d import Mamba1d
-from mambaseg.models.pretrained import load_renamed
+from mambaseg.models.pretrained import Original
 
 SLOPE = 0.01  # of the leaky ReLU
 
 Placement = Literal["bottom", "encoder", "none"]
 
 
-class ConvNorm(nn.Module):
-    """Convolution and instance norm."""
+class ConvNorm(nn.Sequential):
+    """Convolution and instance norm: `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1
     ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
+        conv = nn.Conv2d(
             in_channels,
             out_channels,
             kernel_size,
@@ -50,12 +50,8 @@ class ConvNorm(nn.Module):
             padding=kernel_size // 2,
             bias=kernel_size > 1,  # the projection of a shortcut has none
         )
-        self.norm = nn.InstanceNorm2d(out_channels, eps=1e-5, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, in_channels, H, W)` to `(B, out_channels, H / stride, W / stride)`."""
-        out: Tensor = self.norm(self.conv(x))
-        return out
+        norm = nn.InstanceNorm2d(out_channels, eps=1e-5, affine=True)
+        super().__init__(OrderedDict(conv=conv, norm=norm))
 
 
 class ResidualBlock(nn.Module):
@@ -117,7 +113,7 @@ class DecoderStage(nn.Module):
         return joined
 
 
-class UMamba(nn.Module):
+class UMamba(Original):
     """U-Mamba_Bot, U-Mamba_Enc and their twin without Mamba.
 
     Parameters for one channel and four classes: 40,506,676 with Mamba at the bottom, 42,800,180
@@ -135,6 +131,8 @@ class UMamba(nn.Module):
         d_state: states per channel of the scan.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
+
+    original_unused = (".all_modules.", "decoder.encoder.")  # further names of the same tensors
 
     def __init__(
         self,
@@ -174,7 +172,7 @@ class UMamba(nn.Module):
         self.apply(_init_convolution)
         if mamba == "encoder":
             self.apply(_close_branch)
-        self.heads[:-1].requires_grad_(False)  # only deep supervision would train them
+        self.heads[:-1].requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to logits `(B, K, H, W)`.
@@ -182,19 +180,6 @@ class UMamba(nn.Module):
         Raises:
             UserError: height and width are not multiples of `size_multiple`, or both no larger.
         """
-        logits: Tensor = self.heads[-1](self._decode(image)[-1])
-        return logits
-
-    def all_scales(self, image: Tensor) -> list[Tensor]:
-        """Map `(B, C, H, W)` to the logits of every decoder stage, the finest first.
-
-        For deep supervision, which needs the coarse heads trainable: `heads.requires_grad_()`.
-        """
-        maps = self._decode(image)
-        return [head(x) for head, x in zip(self.heads, maps, strict=True)][::-1]
-
-    def _decode(self, image: Tensor) -> list[Tensor]:
-        """Give the maps of every decoder stage, the coarsest first."""
         self._require_size(image)
         x = self.nonlin(self.stem(image))
         skips = []
@@ -202,11 +187,10 @@ class UMamba(nn.Module):
             x = mamba(stage(x))
             skips.append(x)
         x = skips.pop()
-        maps = []
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
-            maps.append(x)
-        return maps
+        logits: Tensor = self.heads[-1](x)
+        return logits
 
     def _require_size(self, image: Tensor) -> None:
         """Raise `UserError` for an image that does not fit or comes down to a single pixel."""
@@ -220,7 +204,10 @@ class UMamba(nn.Module):
             )
 
     def original_names(self) -> dict[str, str]:
-        """Map the original networks' key prefixes to ours."""
+        """Map the key prefixes of `UMambaBot` and `UMambaEnc` (January 2024) to ours.
+
+        In nnU-Net's checkpoint files their weights are the entry `network_weights`.
+        """
         bottom = len(self.encoder) - 1
         names = {
             "encoder.stem.convs.0.": "stem.",
@@ -236,22 +223,6 @@ class UMamba(nn.Module):
             names[f"decoder.transpconvs.{stage}."] = f"decoder.{stage}.expand."
         return names
 
-    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load weights of `UMambaBot` or `UMambaEnc` (January 2024), strictly.
-
-        These hold most tensors under several names, which count once. In nnU-Net's checkpoint
-        files they are the entry `network_weights`.
-
-        Raises:
-            UserError: a key is missing or left over, or a shape differs.
-        """
-        once = {
-            key: value
-            for key, value in state_dict.items()
-            if ".all_modules." not in key and not key.startswith("decoder.encoder.")
-        }
-        load_renamed(self, once, self.original_names())
-
 
 def _init_convolution(module: nn.Module) -> None:
     """Set a convolution to He's normal for the leaky ReLU and zero bias; Mamba's stays as it is."""
@@ -264,5 +235,5 @@ def _init_convolution(module: nn.Module) -> None:
 def _close_branch(module: nn.Module) -> None:
     """Let a residual block begin as its shortcut alone."""
     if isinstance(module, ResidualBlock):
-        nn.init.zeros_(module.conv2.norm.weight)
-        nn.init.zeros_(module.conv2.norm.bias)
+        for parameter in module.conv2[1].parameters():
+            nn.init.zeros_(parameter)

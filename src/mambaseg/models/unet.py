@@ -5,14 +5,14 @@ batch norm, leaky ReLU, element-wise dropout that grows with depth, and bilinear
 1×1 convolution. (Its configuration offers transposed convolutions but never uses them.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
-from mambaseg.models.pretrained import load_renamed
+from mambaseg.models.pretrained import Original
 from mambaseg.models.stochastic import Dropout
 
 
@@ -50,7 +50,7 @@ class UpBlock(nn.Module):
         return joined
 
 
-class UNet(nn.Module):
+class UNet(Original):
     """UNet with five levels, 1,813,764 parameters for one channel and four classes.
 
     Args:
@@ -93,16 +93,11 @@ class UNet(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
-    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load weights of the original repository's `UNet`, strictly.
-
-        Raises:
-            UserError: a key is missing or left over, or a shape differs.
-        """
-        renames = {"encoder.in_conv.conv_conv.": "encoder.0."}
+    def original_names(self) -> dict[str, str]:
+        """Map the original network's key prefixes to ours."""
+        names = {"encoder.in_conv.conv_conv.": "encoder.0.", "decoder.out_conv.": "head."}
         for level in range(1, len(self.encoder)):
-            renames[f"encoder.down{level}.maxpool_conv.1.conv_conv."] = f"encoder.{level}."
-            renames[f"decoder.up{level}.conv1x1."] = f"decoder.{level - 1}.reduce."
-            renames[f"decoder.up{level}.conv.conv_conv."] = f"decoder.{level - 1}.block."
-        renames["decoder.out_conv."] = "head."
-        load_renamed(self, state_dict, renames)
+            names[f"encoder.down{level}.maxpool_conv.1.conv_conv."] = f"encoder.{level}."
+            names[f"decoder.up{level}.conv1x1."] = f"decoder.{level - 1}.reduce."
+            names[f"decoder.up{level}.conv.conv_conv."] = f"decoder.{level - 1}.block."
+        return names

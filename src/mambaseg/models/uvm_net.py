@@ -1,7 +1,7 @@
 """UVM-Net: a U-Net whose every level looks at its whole map through Mamba blocks.
 
 Source: Zheng & Wu 2024, U-shaped Vision Mamba for Single Image Dehazing (arXiv 2402.04139), and its
-code. With `residual=True` the network adds the image to its output, as its authors train it.
+code. Its authors train it to predict a change of the image, as `AnySize(..., residual=True)` does.
 
 As in the code:
 
@@ -27,15 +27,15 @@ Differences:
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.mamba1d import Mamba1d
-from mambaseg.models.pretrained import load_renamed
+from mambaseg.models.pretrained import Original
 
 
 class BiSSM(nn.Module):
@@ -114,7 +114,7 @@ class Level(nn.Module):
         return out
 
 
-class UVMNet(nn.Module):
+class UVMNet(Original):
     """UVM-Net with five levels.
 
     56,166,760 parameters for three channels in and out, 1,003,940,200 with the wide scan; for
@@ -122,25 +122,30 @@ class UVMNet(nn.Module):
 
     Args:
         in_channels: channels of the image; one is repeated to three.
-        num_classes: K, background included; with `residual` the channels of the image again.
-        residual: add the image to the output.
+        num_classes: K, background included.
         widths: channels per encoder level; each level after the first halves the resolution.
         grid: side of the square map that the Bi-SSM blocks see, at every level.
         attention: keep the blocks' attention.
         wide_scan: keep the blocks' scan across tokens.
         d_state: states per channel of the scans.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
-
-    Raises:
-        UserError: a residual network of unequal channels in and out.
     """
+
+    original_parts: ClassVar[Mapping[str, str]] = {
+        ".double_conv.": ".convs.",
+        ".ub.convb.": ".bi_ssm.local.",
+        ".ub.ln.": ".bi_ssm.norm.",
+        ".ub.model1.": ".bi_ssm.scan.",
+        ".ub.model2.": ".bi_ssm.attention.",
+        ".ub.model3.": ".bi_ssm.wide_scan.",
+        ".ub.smooth.": ".bi_ssm.smooth.",
+    }
 
     def __init__(
         self,
         in_channels: int = 1,
         num_classes: int = 4,
         *,
-        residual: bool = False,
         widths: Sequence[int] = (64, 128, 256, 512, 512),
         grid: int = 64,
         attention: bool = True,
@@ -149,25 +154,16 @@ class UVMNet(nn.Module):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        if residual and in_channels != num_classes:
-            raise UserError(
-                f"model.residual adds the image to the output: num_classes={num_classes} must "
-                f"equal in_channels={in_channels}"
-            )
-        self.residual = residual
-        self.attention = attention
+        if not attention:  # of no effect in the original on a batch of one
+            self.original_unused = (".ub.model2.",)
         self.repeats_channel = in_channels == 1
         self.size_multiple = 2 ** (len(widths) - 1)
 
         def level(inputs: int, middle: int, outputs: int) -> Level:
             bi_ssm = BiSSM(
-                inputs,
-                grid,
-                attention=attention,
-                wide_scan=wide_scan,
-                d_state=d_state,
-                scan_backend=scan_backend,
-            )
+                inputs, grid, attention=attention, wide_scan=wide_scan,
+                d_state=d_state, scan_backend=scan_backend,
+            )  # fmt: skip
             return Level(inputs, middle, outputs, grid, bi_ssm)
 
         channels = [3 if self.repeats_channel else in_channels, *widths]
@@ -185,10 +181,7 @@ class UVMNet(nn.Module):
         self.head = nn.Conv2d(below, num_classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to `(B, K, H, W)`.
-
-        The output are logits, or with `residual` the changed image.
-        """
+        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
         require_multiple(image, self.size_multiple, type(self).__name__)
         x = image.repeat(1, 3, 1, 1) if self.repeats_channel else image
         levels = [self.encoder[0](x)]
@@ -198,33 +191,15 @@ class UVMNet(nn.Module):
         for level, skip in zip(self.decoder, reversed(levels), strict=True):
             x = level(torch.cat([skip, self.upsample(x)], dim=1))
         out: Tensor = self.head(x)
-        return out + image if self.residual else out
+        return out
 
-    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load weights of the original repository's `UNet`, strictly.
-
-        Those have the wide scan. Without `attention`, its weights are left over and ignored: in
-        the original they have no effect on a batch of one.
-
-        Raises:
-            UserError: a key is missing or left over, or a shape differs.
-        """
-        prefixes = {"inc.": "encoder.0.", "outc.conv.": "head."}
+    def original_names(self) -> dict[str, str]:
+        """Map the original network's key prefixes to ours; it has the wide scan."""
+        names = {"inc.": "encoder.0.", "outc.conv.": "head."}
         for level in range(1, len(self.encoder)):
-            prefixes[f"down{level}.maxpool_conv.1."] = f"encoder.{level}."
-            prefixes[f"up{level}.conv."] = f"decoder.{level - 1}."
-        parts = {
-            ".double_conv.": ".convs.",
-            ".ub.convb.": ".bi_ssm.local.",
-            ".ub.ln.": ".bi_ssm.norm.",
-            ".ub.model1.": ".bi_ssm.scan.",
-            ".ub.model2.": ".bi_ssm.attention.",
-            ".ub.model3.": ".bi_ssm.wide_scan.",
-            ".ub.smooth.": ".bi_ssm.smooth.",
-        }
-        if not self.attention:
-            state_dict = {key: t for key, t in state_dict.items() if ".ub.model2." not in key}
-        load_renamed(self, state_dict, prefixes, parts)
+            names[f"down{level}.maxpool_conv.1."] = f"encoder.{level}."
+            names[f"up{level}.conv."] = f"decoder.{level - 1}."
+        return names
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

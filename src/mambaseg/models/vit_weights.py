@@ -6,20 +6,15 @@ The format (google-research/vision_transformer): one `.npz` of arrays named by p
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaseg.errors import UserError
-from mambaseg.storage.untrusted import printable
+from mambaseg.models.pretrained import read_weights
 
-UNPACKED = 1 << 30  # bytes; the published file has half of it
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _ATTENTION = "MultiHeadDotProductAttention_1"
 _BLOCK = {
@@ -47,20 +42,7 @@ def read_hybrid_vit(path: Path, *, grid: int) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, or no archive of plain arrays.
     """
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}: give the path of R50+ViT-B_16.npz")
-    try:
-        with zipfile.ZipFile(path) as packed:
-            if sum(info.file_size for info in packed.infolist()) > UNPACKED:
-                raise ValueError(f"it unpacks to more than {UNPACKED >> 20} MiB")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # foreign bytes make zipfile and NumPy raise nearly anything
-        raise UserError(
-            f"{path} cannot be read as weights ({printable(str(error)[:300])}): it must be the "
-            ".npz of R50+ViT-B/16, an archive of plain arrays"
-        ) from error
+    arrays = read_weights(path)
     weights: dict[str, Tensor] = {}
     for name, array in arrays.items():
         if f"{_ATTENTION}/query/" in name:
@@ -70,7 +52,7 @@ def read_hybrid_vit(path: Path, *, grid: int) -> dict[str, Tensor]:
     return weights
 
 
-def _translated(name: str, array: NDArray[np.generic], grid: int) -> dict[str, Tensor]:
+def _translated(name: str, array: Tensor, grid: int) -> dict[str, Tensor]:
     if name == "Transformer/posembed_input/pos_embedding":
         return {"encoder.position": _position(array, grid)}
     stem, _, part = name.rpartition("/")
@@ -83,36 +65,30 @@ def _translated(name: str, array: NDArray[np.generic], grid: int) -> dict[str, T
     elif stem in _TOP:
         target = _TOP[stem]
     else:
-        return {name: torch.from_numpy(array)}
-    return {f"encoder.{target}.{_PARTS.get(part, part)}": _laid_out(array, part)}
-
-
-def _laid_out(array: NDArray[np.generic], part: str) -> Tensor:
-    """Bring an array into torch's order of axes."""
-    tensor = torch.from_numpy(np.asarray(array))
+        return {name: array}
     if part != "kernel":
-        return tensor.flatten()
-    if tensor.ndim == 4:
-        return tensor.permute(3, 2, 0, 1)
-    return tensor.flatten(0, -2).T  # (heads, channels, out) or (in, out)
+        array = array.flatten()
+    elif array.ndim == 4:
+        array = array.permute(3, 2, 0, 1)
+    else:
+        array = array.flatten(0, -2).T  # (heads, channels, out) or (in, out)
+    return {f"encoder.{target}.{_PARTS.get(part, part)}": array}
 
 
-def _fused(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
+def _fused(name: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Join query, key and value, (in, heads, channels) each, to one (3 heads channels, in)."""
     index = name.split("/")[1].removeprefix("encoderblock_")
     parts = [name.replace("/query/", f"/{which}/") for which in ("query", "key", "value")]
     if any(part not in arrays for part in parts):
         return {}
-    joined = [torch.from_numpy(arrays[part]) for part in parts]
-    if name.endswith("/kernel"):
-        fused = torch.cat([kernel.flatten(1).T for kernel in joined])
-        return {f"encoder.blocks.{index}.attention.qkv.weight": fused}
-    return {f"encoder.blocks.{index}.attention.qkv.bias": torch.cat([b.flatten() for b in joined])}
+    kernel = name.endswith("/kernel")
+    joined = torch.cat([arrays[p].flatten(1).T if kernel else arrays[p].flatten() for p in parts])
+    return {f"encoder.blocks.{index}.attention.qkv.{'weight' if kernel else 'bias'}": joined}
 
 
-def _position(array: NDArray[np.generic], grid: int) -> Tensor:
+def _position(array: Tensor, grid: int) -> Tensor:
     """Resize (1, 1 + G², C) to (1, C, grid, grid), bilinear between corners as the original."""
-    tokens = torch.from_numpy(np.asarray(array))[:, 1:]
+    tokens = array[:, 1:]
     side = round(tokens.shape[1] ** 0.5)
     square = tokens.transpose(1, 2).unflatten(2, (side, -1))
     return F.interpolate(square, (grid, grid), mode="bilinear", align_corners=True)

@@ -12,39 +12,20 @@ What differs from Mamba-UNet, which has the same encoder:
 Differs from the original in returning logits for a single class too (there: probabilities).
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
-from mambaseg.models.patch import PatchEmbed, PatchExpand, PixelHead, place_pixels
-from mambaseg.models.pretrained import LoadReport, load_encoder, load_renamed
-from mambaseg.models.stochastic import falling_schedule, linear_schedule
-from mambaseg.models.ushape import encoder_names, init_linear, make_blocks, make_encoder
+from mambaseg.models.patch import PatchExpand, PixelHead, pixel_logits
+from mambaseg.models.stochastic import falling_schedule
+from mambaseg.models.ushape import PatchEncoder, init_linear, make_blocks
 from mambaseg.models.vss import ORIGINAL_NAMES, vss_blocks
 
 
-class DecoderStage(nn.Module):
-    """Up from the coarser resolution (except at the bottom), then blocks.
-
-    Maps `(B, H/2, W/2, 2C)` to `(B, H, W, C)`; at the bottom `(B, H, W, C)` to itself.
-    """
-
-    def __init__(self, dim: int, blocks: Sequence[nn.Module], *, upsample: bool) -> None:
-        super().__init__()
-        self.expand: nn.Module = nn.Identity()
-        if upsample:  # blocks add to its output
-            self.expand = PatchExpand(2 * dim, dim, factor=2, keeps_float32=True)
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Expand and run the blocks, see above."""
-        out: Tensor = self.blocks(self.expand(x))
-        return out
-
-
-class VMUNet(nn.Module):
+class VMUNet(PatchEncoder):
     """VM-UNet, 27,427,636 parameters for one channel and four classes.
 
     With `depths=(2, 2, 9, 2)` and `decoder_depths=(2, 9, 2, 2)`, the defaults of the original's
@@ -65,6 +46,10 @@ class VMUNet(nn.Module):
     Raises:
         ValueError: encoder and decoder have different numbers of stages.
     """
+
+    backbone = "VMamba-S (vssmsmall_dp03_ckpt_epoch_238.pth)"
+    original_wrapper = "vmunet."
+    original_parts: ClassVar[Mapping[str, str]] = ORIGINAL_NAMES
 
     def __init__(
         self,
@@ -87,23 +72,23 @@ class VMUNet(nn.Module):
             )
         self.repeats_channel = in_channels == 1
         self.patch_size = patch_size
-        self.size_multiple = patch_size * 2 ** (len(depths) - 1)
-        dims = [embed_dim * 2**stage for stage in range(len(depths))]
-        bottom = len(depths) - 1
         make_block = vss_blocks(d_state, scan_backend)
-        self.patch_embed = PatchEmbed(
-            3 if self.repeats_channel else in_channels, embed_dim, patch_size
+        self._embed(
+            in_channels,
+            make_block,
+            embed_dim=embed_dim,
+            depths=depths,
+            patch_size=patch_size,
+            drop_path_rate=drop_path_rate,
         )
-        self.encoder = make_encoder(make_block, dims, linear_schedule(drop_path_rate, (*depths,)))
-        rates = falling_schedule(drop_path_rate, (*decoder_depths,))
-        self.decoder = nn.ModuleList(
-            DecoderStage(
-                dims[stage],
-                make_blocks(make_block, dims[stage], stage, rates[bottom - stage]),
-                upsample=stage < bottom,
-            )
-            for stage in reversed(range(len(dims)))
-        )
+        rates = falling_schedule(drop_path_rate, (*decoder_depths,))[::-1]  # by stage
+        self.decoder = nn.ModuleList()
+        for stage, dim in reversed([*enumerate(self.dims)]):
+            blocks = make_blocks(make_block, dim, stage, rates[stage])
+            expand: nn.Module = nn.Identity()
+            if stage < len(self.dims) - 1:  # blocks add to its output
+                expand = PatchExpand(2 * dim, dim, factor=2, keeps_float32=True)
+            self.decoder.append(nn.Sequential(OrderedDict(expand=expand, blocks=blocks)))
         self.final_expand = PatchExpand(embed_dim, embed_dim // patch_size, factor=patch_size)
         self.head = PixelHead(embed_dim // patch_size, num_classes, kernel_size=1)
         self.apply(init_linear)
@@ -111,49 +96,21 @@ class VMUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
         require_multiple(image, self.size_multiple, type(self).__name__)
-        if self.repeats_channel:
-            image = image.repeat(1, 3, 1, 1)
-        x = self.patch_embed(image)
-        skips = []
-        for stage in self.encoder:
-            skips.append(x)
-            x = stage(x)
+        skips, x = self._stage_inputs(image)
         x = self.decoder[0](x)
         for stage, skip in zip(self.decoder[1:], reversed(skips[1:]), strict=True):
             x = stage(x + skip)
-        return place_pixels(self.head(self.final_expand.pixels(x)), self.patch_size)
+        return pixel_logits(self.head, self.final_expand, x)
 
-    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load weights of the original repository's `VMUNet`, strictly.
-
-        Raises:
-            UserError: a key is missing or left over, or a shape differs.
-        """
-        names = encoder_names(len(self.encoder))
+    def original_names(self) -> dict[str, str]:
+        """Map the original network's key prefixes to ours."""
+        names = self.backbone_names()
         for stage in range(len(self.decoder)):
             names[f"layers_up.{stage}.blocks."] = f"decoder.{stage}.blocks."
             names[f"layers_up.{stage}.upsample."] = f"decoder.{stage}.expand."
-        names |= {"final_up.": "final_expand.", "final_conv.": "head."}
-        load_renamed(self, state_dict, names, ORIGINAL_NAMES, wrapper="vmunet.")
+        return names | {"final_up.": "final_expand.", "final_conv.": "head."}
 
-    def load_pretrained_encoder(self, path: str | Path, *, mirror: bool = True) -> LoadReport:
-        """Fill the encoder from VMamba (version 0; the original takes VMamba-S, epoch 238).
-
-        Args:
-            path: `.pth` or `.safetensors` with the backbone's keys, at the top or under `model`.
-                Blocks beyond a stage's depth are left out.
-            mirror: also give each encoder block's weights to the decoder block of the same width
-                and index, as the original does, at stride 32 too.
-
-        Raises:
-            UserError: not a weights file, or less than half of the encoder's parameters matched.
-        """
+    def mirrored_names(self) -> dict[str, str]:
+        """Map each encoder stage's blocks to the decoder's, at stride 32 too."""
         last = len(self.encoder) - 1
-        mirrored = {f"encoder.{i}.blocks.": f"decoder.{last - i}.blocks." for i in range(last + 1)}
-        return load_encoder(
-            self,
-            Path(path),
-            encoder_names(last + 1),
-            ORIGINAL_NAMES,
-            mirrored=mirrored if mirror else {},
-        )
+        return {f"encoder.{i}.blocks.": f"decoder.{last - i}.blocks." for i in range(last + 1)}

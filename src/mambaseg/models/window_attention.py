@@ -10,6 +10,8 @@ effect where the original runs at all (maps that are whole windows, 224² images
 Glossary: T = tokens of a window (window²), n = windows of a map.
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -139,20 +141,6 @@ class WindowAttention(nn.Module):
         return out
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU in between, on the last dimension."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(..., dim)` to `(..., dim)`."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
 class SwinBlock(nn.Module):
     """Window attention and an MLP, each a pre-normed residual branch.
 
@@ -171,7 +159,8 @@ class SwinBlock(nn.Module):
         self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window, shifted=shifted)
         self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
+        fc1, fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
