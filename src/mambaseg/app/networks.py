@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -178,17 +179,20 @@ def _preprocessing_of(data: dict[str, Any]) -> dict[str, Any]:
 def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
     """The leaf that a checkpoint names, with its plain arguments.
 
-    Nothing of a foreign file is instantiated: the leaf is one of the installed conf/model, and a
-    checkpoint may set those arguments of it that are plain values.
+    Nothing of a foreign file is instantiated: the config is one of the installed conf/model, or of
+    a folder that the user names. A checkpoint may set those arguments of it that are plain values.
     """
     from mambaseg.inference.trained import plain_argument
 
     about, path = checkpoint.about, checkpoint.path
-    leaves = {leaf.stem: leaf for leaf in (CONF / "model").glob("*.yaml")}
+    configs = _model_configs()
     name = about["model"].get("name")
-    if name not in leaves:
-        raise UserError(f"checkpoint: {path} names the network {name!r}; known: {sorted(leaves)}")
-    model = OmegaConf.load(leaves[name])
+    if name not in configs:
+        raise UserError(
+            f"checkpoint: {path} was trained with model={name}, but there is no conf/model/"
+            f"{name}.yaml. Pass the folder that has model/{name}.yaml: --config-dir=<folder>"
+        )
+    model = OmegaConf.load(configs[name])
     assert isinstance(model, DictConfig)
     if "residual" in about["model"].get("arguments", {}):
         model.residual = False  # an argument that every network may have
@@ -203,6 +207,17 @@ def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
             continue
         model[key] = value
     return model
+
+
+def _model_configs() -> dict[str, Path]:
+    """Name -> file, of conf/model and of the folders added with --config-dir."""
+    places = [CONF]
+    if GlobalHydra.instance().is_initialized():
+        found = GlobalHydra.instance().config_loader().get_search_path().get_path()
+        paths = [str(one.path) for one in found if str(one.path).startswith("file://")]
+        places += [Path(path.removeprefix("file://")) for path in paths]
+    files = [file for place in places[::-1] for file in (place / "model").glob("*.yaml")]
+    return {file.stem: file for file in files}
 
 
 def without(cfg: DictConfig, *keys: str) -> DictConfig:
