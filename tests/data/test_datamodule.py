@@ -12,9 +12,9 @@ import torch
 from fake_cases import find_fakes, find_unreadable, read_npz, write_cases
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mambaseg.data.batches import RankSampler
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.loaders import RankSampler
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.errors import UserError
 

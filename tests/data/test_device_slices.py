@@ -14,9 +14,8 @@ from test_datamodule import (
     training_batches,
 )
 
-from mambaseg.data import device_slices
-from mambaseg.data.device_slices import DeviceSlices, fits
-from mambaseg.data.slices import SliceDataset
+from mambaseg.data import slices as slices_module
+from mambaseg.data.slices import DeviceSlices, SliceDataset
 from mambaseg.errors import UserError
 
 
@@ -76,11 +75,11 @@ def test_what_is_beyond_a_slice_is_zero_and_no_slice_is_mixed_up(root):
 def test_auto_wants_a_gpu_with_room(root, monkeypatch):
     module = module_on(root)
     slices = SliceDataset(module.cache, [case.id for case in module.cases["train"]])
-    assert not fits(slices, torch.device("cpu"))
+    assert not DeviceSlices.fit(slices, torch.device("cpu"))
     needed = DeviceSlices.size(slices)
-    for free, wanted in ((needed / device_slices.SHARE + 1, True), (needed, False)):
+    for free, wanted in ((needed / slices_module.SHARE + 1, True), (needed, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
-        assert fits(slices, torch.device("cuda")) is wanted
+        assert DeviceSlices.fit(slices, torch.device("cuda")) is wanted
 
 
 def test_the_memory_is_given_back_when_the_training_is_over(root):

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from mambaseg.data import cache as cache_module
 from mambaseg.data.augmentation import Augmentation
+from mambaseg.data.batches import Draw, StepSampler
 from mambaseg.data.cache import open_cache
 from mambaseg.data.fingerprint import fingerprint
 from mambaseg.data.formats.volume import Volume
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.slices import Collate, Draw, SliceDataset, StepSampler
+from mambaseg.data.slices import Collate, SliceDataset
 from mambaseg.errors import UserError
 
 PAPER = Preprocessing("paper", 32)
@@ -171,10 +172,10 @@ def test_a_build_that_fails_leaves_nothing_behind(root, tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_behind(root, tmp_path, monkeypatch):
-    def no_space(self, array):
+    def no_space(file, array, kind):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module._NpyWriter, "append", no_space)
+    monkeypatch.setattr(cache_module, "_append", no_space)
     with pytest.raises(UserError, match=r"No space left.*cache_dir"):
         opened(find_fakes(root), tmp_path)
     assert folders(tmp_path) == []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mambaseg.data.slices import Draw
+from mambaseg.data.batches import Draw
 from mambaseg.errors import UserError
 from mambaseg.restoration.data import CropDataset, RestorationDataModule
 from mambaseg.restoration.pairs import find_pairs

@@ -15,14 +15,14 @@ one, the first to rename wins and the other uses that.
 import contextlib
 import json
 import logging
+import math
 import shutil
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,20 +34,165 @@ from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_di
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprint_of
 from mambaseg.data.validation import collected_warnings
-from mambaseg.data.volume_cache import FILES, DamagedCacheError, Entry, VolumeCache
 from mambaseg.errors import UserError
 from mambaseg.storage.files import remove_abandoned, writing
+from mambaseg.storage.untrusted import read_text
 
 FORMAT = 4
 SECONDS_BETWEEN_REPORTS = 5
+_FILES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "image": ("images.npy", np.dtype("<f4")),
+    "label": ("labels.npy", np.dtype("u1")),
+}
 _TEMPORARY = ".building-"
-_OTHERWISE = (
-    "choose another folder with data.cache_dir=... (5 bytes per voxel, 4 more per further channel)"
-)
+_INDEX_LIMIT = 256 << 20  # bytes: half a million cases
+_ATTEMPTS = 3  # a process that discards a damaged cache may take away a new one
 
 log = logging.getLogger(__name__)
 
 _Decoded = tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None, str]
+
+
+class DamagedCacheError(Exception):
+    """A cache folder does not hold what its index promises."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one case lies in the two flat arrays, and what it must look like there."""
+
+    case: str
+    shape: tuple[int, int, int, int]  # (Z, C, H, W)
+    offset: int  # in voxels of one channel
+    spacing: tuple[float, float, float] | None  # mm (z, y, x)
+    source: str  # content hash of the case's files
+    content: str  # what its image shows, see `seen.fingerprint_of`
+    image_crc: int
+    label_crc: int
+    class_voxels: tuple[int, ...]  # of each class 0..K-1
+
+    @property
+    def label_shape(self) -> tuple[int, int, int]:
+        """(Z, H, W)."""
+        depth, _, height, width = self.shape
+        return depth, height, width
+
+    @property
+    def pixel(self) -> tuple[float, float] | None:
+        """Height and width of a pixel in mm."""
+        return None if self.spacing is None else self.spacing[1:]
+
+    @property
+    def stop(self) -> int:
+        """Offset of what follows."""
+        return self.offset + math.prod(self.label_shape)
+
+
+class VolumeCache:
+    """A complete cache folder, opened read-only.
+
+    Only the folder's path is pickled: a worker process maps the files itself.
+
+    Raises:
+        DamagedCacheError: A file is missing, has another size or type, or the index was changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads(read_text(folder / "index.json", limit=_INDEX_LIMIT))
+            if index["digest"] != digest_of(index["cases"]):
+                raise ValueError("index.json was changed")
+            self.entries = _entries(index["cases"])
+            self._arrays = {kind: self._map(kind) for kind in _FILES}
+        except Exception as error:  # foreign bytes make NumPy raise nearly anything
+            raise DamagedCacheError(str(error) or type(error).__name__) from error
+        self._positions = {entry.case: i for i, entry in enumerate(self.entries)}
+
+    def __reduce__(self) -> tuple[type["VolumeCache"], tuple[Path]]:
+        return VolumeCache, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def position(self, case: str) -> int:
+        """Return the number of a case, given its id."""
+        return self._positions[case]
+
+    def entry(self, case: str) -> Entry:
+        """Return the entry of a case, given its id."""
+        return self.entries[self._positions[case]]
+
+    def image(self, number: int) -> NDArray[np.float32]:
+        """Return the intensity-scaled image (Z, C, H, W) of a case as a read-only view."""
+        entry = self.entries[number]
+        return self._flat("image", entry).reshape(entry.shape)
+
+    def label(self, number: int) -> NDArray[np.uint8]:
+        """Return the label (Z, H, W) of a case as a read-only view."""
+        entry = self.entries[number]
+        return self._flat("label", entry).reshape(entry.label_shape)
+
+    def verify(self) -> None:
+        """Compare every stored voxel with its checksum.
+
+        Raises:
+            DamagedCacheError: Naming the first case that differs.
+        """
+
+        def intact(entry: Entry) -> bool:
+            found = (zlib.crc32(self._flat(kind, entry).data) for kind in _FILES)
+            return tuple(found) == (entry.image_crc, entry.label_crc)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            for entry, same in zip(self.entries, pool.map(intact, self.entries), strict=True):
+                if not same:
+                    raise DamagedCacheError(f"the data of {entry.case} have changed")
+
+    def _map(self, kind: str) -> NDArray[Any]:
+        name, dtype = _FILES[kind]
+        array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        length = self.entries[-1].stop * self._channels(kind)
+        if array.dtype != dtype or array.shape != (length,):
+            raise ValueError(f"{name} holds {array.dtype} {array.shape}, not {dtype} ({length},)")
+        return np.asarray(array)  # a plain view of the map: memmap's own slicing is slow
+
+    def _channels(self, kind: str) -> int:
+        return self.entries[0].shape[1] if kind == "image" else 1
+
+    def _flat(self, kind: str, entry: Entry) -> NDArray[Any]:
+        channels = self._channels(kind)
+        return self._arrays[kind][entry.offset * channels : entry.stop * channels]
+
+
+def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
+    """The volumes follow each other, so a case never shows a part of another one.
+
+    Raises:
+        ValueError: An entry cannot be.
+    """
+    entries: list[Entry] = []
+    for values in cases:
+        spacing = None if values["spacing"] is None else tuple(map(float, values["spacing"]))
+        shape, voxels = tuple(values["shape"]), tuple(map(int, values["class_voxels"]))
+        sound = (
+            isinstance(values["case"], str)
+            and type(values["offset"]) is int
+            and values["offset"] == (entries[-1].stop if entries else 0)
+            and len(shape) == 4
+            and all(type(side) is int and side > 0 for side in shape)
+            and (not entries or shape[1] == entries[0].shape[1])
+            and (spacing is None or len(spacing) == 3)
+            and all(0 < side < math.inf for side in spacing or ())
+        )
+        if not sound:
+            raise ValueError(f"index.json says of {values['case']} what cannot be")
+        known: Any = {"shape": shape, "spacing": spacing, "class_voxels": voxels}
+        entries.append(Entry(**{**values, **known}))
+    return tuple(entries)
+
+
+# ---- opening and building -----------------------------------------------------------------------
 
 
 def open_cache(
@@ -73,39 +218,43 @@ def open_cache(
         UserError: A case cannot be read or used, or the cache cannot be written.
     """
     digests = digests or source_digests(cases)
-    recipes = sorted({case.recipe for case in cases})
-    files, scaling = fingerprint(cases, digests), preprocessing.intensity
+    scaling = preprocessing.intensity
     if preprocessing.window is not None:
         scaling = f"{scaling} {preprocessing.window}"
-    identity = [files, recipes, scaling, num_classes, channels, FORMAT]
+    recipes = sorted({case.recipe for case in cases})
+    identity = [fingerprint(cases, digests), recipes, scaling, num_classes, channels, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
-    damage: DamagedCacheError
-    with writing(folder, otherwise=_OTHERWISE):
-        for _ in range(2):  # a process that discards a damaged one may take away a new one
-            if folder.exists():
-                try:
-                    return _open_verified(folder, digests)
-                except DamagedCacheError as error:
-                    log.warning("decoded cache %s is damaged (%s): building it again",
-                                folder, error)  # fmt: skip
-                    _discard(folder, digests)
-            said: list[str] = []
-            decode = partial(
-                _decode, preprocessing=preprocessing, num_classes=num_classes, channels=channels,
-                said=said,
-            )  # fmt: skip
-            _build(cases, decode, num_classes, digests, folder)
-            if said:
-                log.warning("%s%s", min(said),
-                            f" ({len(said) - 1} more like this)" if said[1:] else "")  # fmt: skip
+    remarks: list[str] = []
+
+    def decode(case: Case) -> _Decoded:
+        with collected_warnings() as own:
+            volume = case.read(num_classes, channels)
+        remarks.extend(own)
+        assert volume.label is not None  # read() with a number of classes demands it
+        scaled, content = preprocessing.scale_intensity(volume.image), fingerprint_of(volume.image)
+        return scaled, volume.label, volume.spacing, content
+
+    room = "5 bytes per voxel, 4 more per further channel"
+    with writing(folder, otherwise=f"choose another folder with data.cache_dir=... ({room})"):
+        for attempt in range(_ATTEMPTS):
+            if not folder.exists():
+                remarks.clear()
+                _build(cases, decode, num_classes, digests, folder)
+                if remarks:
+                    more = f" ({len(remarks) - 1} more like this)" if remarks[1:] else ""
+                    log.warning("%s%s", min(remarks), more)
             try:
                 return _open_verified(folder, digests)
             except DamagedCacheError as error:
-                damage = error
-    raise UserError(
-        f"the decoded cache {folder} reads back differently than it was written ({damage}). "
-        "Check the disk, or choose another folder with data.cache_dir=..."
-    ) from damage
+                if attempt == _ATTEMPTS - 1:
+                    raise UserError(
+                        f"the decoded cache {folder} reads back differently than it was written "
+                        f"({error}). Check the disk, or choose another folder with "
+                        "data.cache_dir=..."
+                    ) from error
+                log.warning("decoded cache %s is damaged (%s): building it again", folder, error)
+                _discard(folder, digests)
+    raise AssertionError  # the last attempt returns or raises
 
 
 def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
@@ -119,9 +268,9 @@ def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
 def _discard(folder: Path, digests: dict[str, str]) -> None:
     """Remove a damaged cache; it leaves its name in one step, so nobody opens half of it.
 
-    Where another process has built it again meanwhile, that one is put back.
+    If another process has built it again meanwhile, put that one back.
     """
-    grave = _workshop(folder)
+    grave = _beside(folder)
     with contextlib.suppress(OSError):  # gone already, or there is a newer one
         folder.rename(grave)
         with contextlib.suppress(DamagedCacheError):
@@ -130,8 +279,8 @@ def _discard(folder: Path, digests: dict[str, str]) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def _workshop(folder: Path) -> Path:
-    """Return an unused name beside `folder`, on the same file system."""
+def _beside(folder: Path) -> Path:
+    """Return an unused name on the same file system."""
     return folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
 
 
@@ -142,37 +291,11 @@ def _build(
     digests: dict[str, str],
     folder: Path,
 ) -> None:
-    workshop = _workshop(folder)
+    workshop = _beside(folder)
     workshop.mkdir(parents=True)
     remove_abandoned(folder.parent, f"{_TEMPORARY}*")
     try:
-        entries: list[Entry] = []
-        with (
-            _NpyWriter(workshop, "image") as images,
-            _NpyWriter(workshop, "label") as labels,
-        ):
-            for case, (image, label, spacing, content) in zip(
-                cases, _in_threads(decode, cases), strict=True
-            ):
-                _, image_crc = images.append(image)
-                offset, label_crc = labels.append(label)
-                depth, channels, height, width = image.shape
-                entries.append(
-                    Entry(
-                        case=case.id,
-                        shape=(depth, channels, height, width),
-                        offset=offset,
-                        spacing=spacing,
-                        source=digests[case.id],
-                        content=content,
-                        image_crc=image_crc,
-                        label_crc=label_crc,
-                        class_voxels=tuple(
-                            np.bincount(label.ravel(), minlength=num_classes).tolist()
-                        ),
-                    )
-                )
-        plain = [asdict(entry) for entry in entries]
+        plain = [asdict(entry) for entry in _write(cases, decode, num_classes, digests, workshop)]
         index = {"format": FORMAT, "digest": digest_of(plain), "cases": plain}
         (workshop / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         try:
@@ -185,64 +308,63 @@ def _build(
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _decode(
-    case: Case,
-    *,
-    preprocessing: Preprocessing,
+def _write(
+    cases: Sequence[Case],
+    decode: Callable[[Case], _Decoded],
     num_classes: int,
-    channels: int,
-    said: list[str],
-) -> _Decoded:
-    with collected_warnings() as own:
-        volume = case.read(num_classes, channels)
-    said += own
-    assert volume.label is not None  # read() with a number of classes demands it
-    scaled, content = preprocessing.scale_intensity(volume.image), fingerprint_of(volume.image)
-    return scaled, volume.label, volume.spacing, content
+    digests: dict[str, str],
+    workshop: Path,
+) -> list[Entry]:
+    """Write both arrays; their headers say how long they are when all is written."""
+    entries: list[Entry] = []
+    with contextlib.ExitStack() as stack:
+        files = {k: stack.enter_context((workshop / n).open("wb")) for k, (n, _) in _FILES.items()}
+        for kind, file in files.items():
+            _write_header(file, kind, 0)
+        offset = 0
+        for case, (image, label, spacing, content) in zip(
+            cases, _in_threads(decode, cases), strict=True
+        ):
+            entry = Entry(
+                case=case.id,
+                shape=image.shape,  # (Z, C, H, W)
+                offset=offset,
+                spacing=spacing,
+                source=digests[case.id],
+                content=content,
+                image_crc=_append(files["image"], image, "image"),
+                label_crc=_append(files["label"], label, "label"),
+                class_voxels=tuple(np.bincount(label.ravel(), minlength=num_classes).tolist()),
+            )
+            entries.append(entry)
+            offset = entry.stop
+        for kind, file in files.items():
+            file.seek(0)
+            channels = entries[0].shape[1] if kind == "image" else 1
+            _write_header(file, kind, offset * channels)
+    return entries
 
 
-def _in_threads(decode: Any, cases: Sequence[Case]) -> Iterator[Any]:
-    """Decode in parallel and in order, a few cases ahead of the writer, and log how far it is."""
+def _append(file: IO[bytes], array: NDArray[Any], kind: str) -> int:
+    """Write an array; return the checksum of its bytes."""
+    flat = np.ascontiguousarray(array, dtype=_FILES[kind][1]).reshape(-1)
+    file.write(flat.data)
+    return zlib.crc32(flat.data)
+
+
+def _write_header(file: IO[bytes], kind: str, length: int) -> None:
+    """NumPy pads its headers so that the length can grow in place."""
+    description = {"descr": _FILES[kind][1].str, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, description)
+
+
+def _in_threads(decode: Callable[[Case], _Decoded], cases: Sequence[Case]) -> Iterator[_Decoded]:
+    """Decode in parallel and in order, a few cases ahead of the writer; log the progress."""
     log.info("decoding %d cases once", len(cases))
-    block, said = 2 * THREADS, time.monotonic()
+    block, logged = 2 * THREADS, time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(cases), block):
             yield from pool.map(decode, cases[start : start + block])
-            done = min(start + block, len(cases))
-            if time.monotonic() - said > SECONDS_BETWEEN_REPORTS:
-                said = time.monotonic()
-                log.info("decoded %d of %d cases", done, len(cases))
-
-
-class _NpyWriter:
-    """A one-dimensional .npy file of unknown length, written piece by piece."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        name, self._dtype = FILES[kind]
-        self._path, self._length = folder / name, 0
-
-    def __enter__(self) -> "_NpyWriter":
-        self._file: IO[bytes] = self._path.open("wb")
-        self._header()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with contextlib.closing(self._file):
-            if kind is None:
-                self._file.seek(0)
-                self._header()  # NumPy pads its headers so that the length can grow in place
-
-    def append(self, array: NDArray[Any]) -> tuple[int, int]:
-        """Write an array; return its offset in elements and the checksum of its bytes."""
-        flat = np.ascontiguousarray(array, dtype=self._dtype).reshape(-1)
-        offset, self._length = self._length, self._length + flat.size
-        self._file.write(flat.data)
-        return offset, zlib.crc32(flat.data)
-
-    def _header(self) -> None:
-        description = {
-            "descr": self._dtype.str,
-            "fortran_order": False,
-            "shape": (self._length,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, description)
+            if time.monotonic() - logged > SECONDS_BETWEEN_REPORTS:
+                logged = time.monotonic()
+                log.info("decoded %d of %d cases", min(start + block, len(cases)), len(cases))

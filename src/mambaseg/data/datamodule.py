@@ -11,22 +11,20 @@ import numpy as np
 import torch
 
 from mambaseg.data.augmentation import Augmentation, Operation
-from mambaseg.data.cache import open_cache
+from mambaseg.data.cache import VolumeCache, open_cache
 from mambaseg.data.case import Case
 from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
-from mambaseg.data.device_slices import DeviceSlices, fits
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
 from mambaseg.data.foreground import require_foreground
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
-from mambaseg.data.patients import find_alike, parts_of
+from mambaseg.data.patients import Alike, find_alike, parts_of
 from mambaseg.data.seen import Known
-from mambaseg.data.slices import CaseDataset, Collate, SliceDataset
+from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.slicing import check_rule
 from mambaseg.data.splits import known_duplicates, make_split
 from mambaseg.data.validation import checked_label_map
-from mambaseg.data.volume_cache import VolumeCache
 from mambaseg.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -42,7 +40,6 @@ class SegmentationDataModule(StepDataModule):
     on the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
 
     Args:
-        name: Name of the data set, for results.
         find_cases: Lists the cases of a root folder.
         root: Folder of the data set.
         prepare: Makes the data set in `root` on first use; None where it is just there.
@@ -55,16 +52,8 @@ class SegmentationDataModule(StepDataModule):
         spacing: Side of a pixel in mm, of the preset `spacing`.
         longest_side: What `find_cases` reduces pictures to, so that prediction does too.
         augmentation: Operations, see `Augmentation`.
-        size: Side S of the network's grid.
-        batch_size: Slices per optimizer step, over all devices and micro-batches.
-        steps: Optimizer steps of the whole training.
-        val_every: Optimizer steps between validations.
-        num_workers: Worker processes per loader; the cache is memory-mapped, few are enough.
-        accumulate: Micro-batches per optimizer step.
-        seed: Seed of the order and of the augmentation.
         class_names: One per class, background first.
         num_classes: K; labels must lie in 0..K-1.
-        in_channels: C, channels of every image.
         label_map: Value in the label files -> class, for labels in another order; every value that
             occurs must be named. None takes them as they are.
         slicing: Along which axis of a file the slices are cut, a rule of `slicing`.
@@ -73,12 +62,12 @@ class SegmentationDataModule(StepDataModule):
             which changes no value; `auto`: on a CUDA device with room for them.
         class_remarks: (class names, class -> median voxels of a case that has it) -> what is odd
             about the sizes, for data sets that circulate in several orders of classes.
+        **options: See `StepDataModule`; `size` is the side S of the network's grid.
     """
 
     def __init__(
         self,
         *,
-        name: str,
         find_cases: Callable[[Path], list[Case]],
         root: str | Path,
         cache_dir: str | Path,
@@ -94,30 +83,13 @@ class SegmentationDataModule(StepDataModule):
         spacing: float | None = None,
         longest_side: int | None = None,
         augmentation: str | Mapping[str, Operation | None] = "paper",
-        size: int = 224,
-        batch_size: int = 24,
-        steps: int = 10_000,
-        val_every: int = 200,
-        num_workers: int = 0,
-        accumulate: int = 1,
-        seed: int = 1337,
-        in_channels: int = 1,
         label_map: Mapping[int, int] | None = None,
         on_device: bool | Literal["auto"] = "auto",
         class_remarks: Callable[[Sequence[str], Mapping[str, float]], list[str]] | None = None,
         slicing: str = "stored",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name=name,
-            in_channels=in_channels,
-            size=size,
-            batch_size=batch_size,
-            steps=steps,
-            val_every=val_every,
-            num_workers=num_workers,
-            accumulate=accumulate,
-            seed=seed,
-        )
+        super().__init__(**options)
         check_class_names(class_names, "data.class_names")
         if len(class_names) != num_classes:
             raise UserError(
@@ -128,13 +100,13 @@ class SegmentationDataModule(StepDataModule):
         self.class_names, self.num_classes = class_names, num_classes
         self.preprocessing = Preprocessing(
             preprocessing,
-            size,
+            self.size,
             intensity=intensity or "",
             window=window,
             spacing=spacing,
             longest_side=longest_side,
         )
-        self.augmentation = Augmentation(augmentation, self.preprocessing, seed)
+        self.augmentation = Augmentation(augmentation, self.preprocessing, self.seed)
         self.views = self.augmentation.views
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)
@@ -197,59 +169,44 @@ class SegmentationDataModule(StepDataModule):
         groups = patients_with_same_images(used, contents)
         if copies := [group for group in groups if group not in known_duplicates(group)]:
             self.split = split(duplicates=copies)
-            log.warning(
-                "the same images belong to more than one patient: %s. %s",
-                "; ".join(", ".join(group) for group in copies),
-                self.split.note,
-            )
-        parts = {part: set(getattr(self.split, part)) for part in PARTS}
+            listed = "; ".join(", ".join(group) for group in copies)
+            note = self.split.note
+            log.warning("the same images belong to more than one patient: %s. %s", listed, note)
         self.cases: Mapping[str, list[Case]] = {
-            part: [case for case in used if case.patient in own] for part, own in parts.items()
+            part: [case for case in used if case.patient in getattr(self.split, part)]
+            for part in PARTS
         }
         self.fingerprint = fingerprint(used, digests)
-        self._cache = cache
-        self._require_spacings()
-        if alike:
-            log.warning(
-                "names begin or end alike (%s); each case counts as a patient. If a patient has "
-                "several, add %s", ", ".join(alike.examples), alike.override,
-            )  # fmt: skip
-        if self.augmentation.views in ("flips", "all") and (
-            pairs := sides_of_one(self.class_names)
-        ):
-            log.warning(
-                "the augmentation mirrors images and keeps their labels, so a network cannot tell "
-                "%s apart by the side; augmentation=none does not mirror",
-                ", ".join(" and ".join(pair) for pair in pairs),
-            )
-        for part, counts in self.counts.items():
-            log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
-        sizes = self._class_sizes(self._cache)
-        log.info("median voxels of a case: %s",
-                 ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items()))  # fmt: skip
-        for remark in self._class_remarks(self.class_names, sizes) if self._class_remarks else ():
-            log.warning(remark)
-
-    def _class_sizes(self, cache: VolumeCache) -> dict[str, float]:
-        """Foreground class -> median voxels of the cases that have it: shows exchanged names."""
-        counts = np.array([entry.class_voxels for entry in cache.entries])[:, 1:]
-        columns = zip(self.class_names[1:], counts.T, strict=True)
-        return {name: float(np.median(c[c > 0])) if c.any() else 0.0 for name, c in columns}
-
-    def _require_spacings(self) -> None:
-        """See before the first step whether the preprocessing can deal with every case.
-
-        Raises:
-            UserError: Naming the first case with which it cannot.
-        """
-        if not self.preprocessing.windowed:
-            return
-        for case in sorted((c for part in self.cases.values() for c in part), key=lambda c: c.id):
-            entry = self.cache.entries[self.cache.position(case.id)]
+        for case in used if self.preprocessing.windowed else ():
+            entry = cache.entry(case.id)
             try:
                 self.preprocessing.resampled(entry.label_shape[1:], entry.pixel)
             except UserError as error:
                 raise UserError(f"{case.image_path}: {error}") from error
+        self._cache = cache
+        self._log(cache, alike)
+
+    def _log(self, cache: VolumeCache, alike: Alike | None) -> None:
+        """Say what the parts hold, and what about it is odd."""
+        if alike:
+            log.warning("names begin or end alike (%s); each case counts as a patient. If a "
+                        "patient has several, add %s",
+                        ", ".join(alike.examples), alike.override)  # fmt: skip
+        pairs = sides_of_one(self.class_names)
+        if pairs and self.augmentation.views in ("flips", "all"):
+            log.warning("the augmentation mirrors images and keeps their labels, so a network "
+                        "cannot tell %s apart by the side; augmentation=none does not mirror",
+                        ", ".join(" and ".join(pair) for pair in pairs))  # fmt: skip
+        for part, counts in self.counts.items():
+            log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
+        voxels = np.array([entry.class_voxels for entry in cache.entries])[:, 1:]
+        columns = zip(self.class_names[1:], voxels.T, strict=True)
+        # of the cases that have the class: shows exchanged names
+        sizes = {n: float(np.median(c[c > 0])) if c.any() else 0.0 for n, c in columns}
+        log.info("median voxels of a case: %s",
+                 ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items()))  # fmt: skip
+        for remark in self._class_remarks(self.class_names, sizes) if self._class_remarks else ():
+            log.warning(remark)
 
     @property
     def cache(self) -> VolumeCache:
@@ -265,12 +222,9 @@ class SegmentationDataModule(StepDataModule):
         counts = {}
         for part, cases in self.cases.items():
             known = not any(case.patient_assumed for case in cases)
-            depths = (cache.entries[cache.position(case.id)].shape[0] for case in cases)
-            counts[part] = {
-                **({"patients": len({case.patient for case in cases})} if known else {}),
-                "cases": len(cases),
-                "slices": sum(depths),
-            }
+            counts[part] = {"patients": len({case.patient for case in cases})} if known else {}
+            slices = sum(cache.entry(case.id).shape[0] for case in cases)
+            counts[part] |= {"cases": len(cases), "slices": slices}
         return counts
 
     # ---- Lightning's hooks
@@ -282,21 +236,17 @@ class SegmentationDataModule(StepDataModule):
             UserError: A part that will be used has no foreground, or the training part lacks a
                 class.
         """
-        cache = self.cache
         used = {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ())
-        require_foreground(
-            {part: self.cases[part] for part in used},
-            cache,
-            split=self.split,
-            class_names=self.class_names,
-        )
+        cache = self.cache
+        parts = {part: self.cases[part] for part in used}
+        require_foreground(parts, cache, split=self.split, class_names=self.class_names)
 
     def training_data(self) -> tuple[SliceDataset, Collate]:
         """Return the slices of the training cases, and what makes a batch of them."""
         slices = SliceDataset(self.cache, [case.id for case in self.cases["train"]])
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self._device_slices = None
-        if fits(slices, device) if self._on_device == "auto" else self._on_device:
+        if DeviceSlices.fit(slices, device) if self._on_device == "auto" else self._on_device:
             slices.arrays = False
             self._device_slices = DeviceSlices(slices, device)
             log.info("training slices are in the memory of %s: %d MiB",
@@ -313,8 +263,7 @@ class SegmentationDataModule(StepDataModule):
 
     def transferred(self, batch: Batch) -> Sequence[str]:
         """Name what the network needs; labels of evaluation cases stay where they are scored."""
-        evaluating = isinstance(batch["case"], Case)
-        if evaluating:
+        if isinstance(batch["case"], Case):  # evaluation
             return ("image",)
         slices = ("image", "label") if self._device_slices is None else ("item",)
         return (*slices, "shape", "augmentation")
@@ -330,11 +279,8 @@ class SegmentationDataModule(StepDataModule):
 
     def known(self, part: str) -> list[Known]:
         """Return the cases of a part with what their images show."""
-        cache = self.cache
-        return [
-            Known(case.id, case.patient, (cache.entries[cache.position(case.id)].content,))
-            for case in self.cases[part]
-        ]
+        cache, cases = self.cache, self.cases[part]
+        return [Known(case.id, case.patient, (cache.entry(case.id).content,)) for case in cases]
 
     def describe(self) -> dict[str, Any]:
         """Return the preprocessing as plain data."""

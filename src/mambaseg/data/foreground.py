@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from mambaseg.data.cache import VolumeCache
 from mambaseg.data.case import Case
 from mambaseg.data.splits import Split, listed
 from mambaseg.data.validation import DataError
-from mambaseg.data.volume_cache import VolumeCache
 
 
 def require_foreground(
@@ -48,5 +48,5 @@ def require_foreground(
 
 
 def _classes(cases: Sequence[Case], cache: VolumeCache) -> set[int]:
-    entries = (cache.entries[cache.position(case.id)] for case in cases)
+    entries = (cache.entry(case.id) for case in cases)
     return {k for entry in entries for k, count in enumerate(entry.class_voxels) if count}

@@ -3,15 +3,15 @@
 import signal
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from mambaseg.data.batches import RankSampler, StepSampler
 from mambaseg.data.seen import Known
-from mambaseg.data.slices import StepSampler
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
 
@@ -63,14 +63,14 @@ class StepDataModule(L.LightningDataModule):
         self,
         *,
         name: str,
-        in_channels: int,
-        size: int,
-        batch_size: int,
-        steps: int,
-        val_every: int,
-        num_workers: int,
-        accumulate: int,
-        seed: int,
+        in_channels: int = 1,
+        size: int = 224,
+        batch_size: int = 24,
+        steps: int = 10_000,
+        val_every: int = 200,
+        num_workers: int = 0,
+        accumulate: int = 1,
+        seed: int = 1337,
     ) -> None:
         super().__init__()
         counts = {"steps": steps, "val_every": val_every, "batch_size": batch_size}
@@ -210,26 +210,6 @@ class StepLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing."""
-
-
-class RankSampler(Sampler[int]):
-    """Every `world_size`-th index, from `rank` on: each is drawn once over all ranks.
-
-    A rank beyond the last index draws one that another rank has too, because Lightning leaves out
-    the hooks of a rank without a batch, in which the others wait for it. Scores know a case by its
-    id and count it once.
-    """
-
-    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
-        self._indices = range(rank, length, world_size)
-        if length and not self._indices:
-            self._indices = range(rank % length, rank % length + 1)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -1,27 +1,23 @@
-"""Slices for training, whole cases for evaluation, and which slices make up which step."""
+"""Slices for training, in the loader or in the device's memory, and whole cases for evaluation."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from mambaseg.data.augmentation import Augmentation
+from mambaseg.data.batches import Draw
+from mambaseg.data.cache import VolumeCache
 from mambaseg.data.case import Case
-from mambaseg.data.counter import ORDER, draws
-from mambaseg.data.volume_cache import VolumeCache
 from mambaseg.errors import UserError
 
-
-class Draw(NamedTuple):
-    """One sample of one training step."""
-
-    item: int  # number of the slice in the data set
-    step: int  # optimizer step, from 0
-    position: int  # in the global batch of that step, 0..batch_size-1
+SHARE = 0.25
+"""Of a GPU's free memory that `auto` takes for slices; the rest is the network's."""
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -51,19 +47,17 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return len(self.case_numbers)
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
-        index = key.item if isinstance(key, Draw) else key
+        index, place = key, {}
+        if isinstance(key, Draw):
+            index, place = key.item, {"step": key.step, "position": key.position}
         number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
         entry = self.cache.entries[number]
-        item: dict[str, Any] = {
-            "shape": entry.shape[2:], "pixel": entry.pixel, "case": entry.case, "slice": z
-        }  # fmt: skip
         if self.arrays:
-            item |= {"image": self.cache.image(number)[z], "label": self.cache.label(number)[z]}
+            what = {"image": self.cache.image(number)[z], "label": self.cache.label(number)[z]}
         else:
-            item["item"] = index
-        return (
-            item | {"step": key.step, "position": key.position} if isinstance(key, Draw) else item
-        )
+            what = {"item": index}
+        where = {"shape": entry.shape[2:], "pixel": entry.pixel, "case": entry.case, "slice": z}
+        return {**where, **what, **place}
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -90,79 +84,6 @@ class CaseDataset(Dataset[dict[str, Any]]):
         }
 
 
-class StepSampler(Sampler[list[Draw]]):
-    """Which slices make up each training step: a pure function of (seed, step).
-
-    The global order is one endless row of epochs, each a permutation keyed by (seed, epoch); step
-    s takes the next `batch_size` of it. Ranks take consecutive equal parts of that batch, and
-    micro-batches consecutive equal parts of a rank's part, so W devices and A micro-batches see
-    together what one device sees at once.
-
-    Difference to the original code, which ends each epoch with a short batch (16 of 24 slices on
-    the SSL4MIS split): here a batch may span two epochs, so that all of them are full.
-
-    Args:
-        length: Number of slices.
-        batch_size: Slices per optimizer step, over all ranks and micro-batches.
-        steps: Optimizer steps of the whole training.
-        seed: Seed of the run.
-        rank: This process.
-        world_size: Number of processes.
-        accumulate: Micro-batches per optimizer step and process.
-        start_step: Step to begin with, after a resume. The length stays that of the whole
-            training, because Lightning goes on counting where the checkpoint stopped.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        *,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
-        start_step: int = 0,
-    ) -> None:
-        if length < 1:
-            raise UserError("there is no slice to train on")
-        if batch_size < 1 or batch_size % (world_size * accumulate):
-            raise UserError(
-                f"batch_size={batch_size} is the global batch and must be a multiple of devices × "
-                f"accumulate = {world_size} × {accumulate}: change one of the three"
-            )
-        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
-        self.rank, self.accumulate, self.start_step = rank, accumulate, start_step
-        self.micro_batch_size = batch_size // (world_size * accumulate)
-        self._permutation = lru_cache(maxsize=2)(self._permute)
-
-    def __len__(self) -> int:
-        """Return the number of micro-batches of the whole training, on this rank."""
-        return self.steps * self.accumulate
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        """Yield this rank's micro-batches, step after step."""
-        size = self.micro_batch_size
-        first = self.rank * self.accumulate * size
-        for step in range(self.start_step, self.steps):
-            batch = self.batch(step)
-            for start in range(first, first + self.accumulate * size, size):
-                yield batch[start : start + size]
-
-    def batch(self, step: int) -> list[Draw]:
-        """Return the global batch of a step."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [
-            Draw(int(self._permutation(place // self.length)[place % self.length]), step, position)
-            for position, place in enumerate(places)
-        ]
-
-    def _permute(self, epoch: int) -> NDArray[np.int64]:
-        raw = draws(self.seed, ORDER, step=epoch, count=self.length)
-        return np.argsort(raw, kind="stable")
-
-
 class Collate:
     """Makes a training batch of slices, still at native size, with its augmentation drawn.
 
@@ -178,37 +99,107 @@ class Collate:
         Returns:
             `image` (B, C, H, W) float32 and `label` (B, H, W) uint8, padded with zeros at the
             bottom and right to the largest slice; `shape` (B, 2): their true sizes; `augmentation`
-            (B, 11): what `Augmentation` is to do; `step` (int) and `position` (B,): the places in
-            the global batch; `case` (list of ids) and `slice` (list of numbers). Of items without
-            arrays, `item` (B,) and `padded` (the size of the padded batch) in place of both.
+            (B, 8 + P): what `Augmentation` is to do; `step` (int) and `position` (B,): the places
+            in the global batch; `case` (list of ids) and `slice` (list of numbers). Of items
+            without arrays, `item` (B,) and `padded` (the size of the padded batch) in place of
+            image and label.
         """
-        shapes = np.array([item["shape"] for item in items])
-        step = items[0]["step"]
-        positions = [item["position"] for item in items]
-        pixels = [item["pixel"] for item in items]
+        columns = {key: [item[key] for item in items] for key in items[0]}
+        shapes = np.array(columns["shape"])
+        step, positions = columns["step"][0], columns["position"]
+        drawn = self.augmentation.draw(step, positions, shapes, columns["pixel"])
+        height, width = map(int, shapes.max(axis=0))
+        what: dict[str, Any]
+        if "image" in columns:
+            what = {
+                key: torch.from_numpy(_padded(columns[key], (height, width)))
+                for key in ("image", "label")
+            }
+        else:
+            what = {"item": torch.tensor(columns["item"]), "padded": (height, width)}
         return {
-            **(_padded(items, shapes) if "image" in items[0] else _numbered(items, shapes)),
+            **what,
             "shape": torch.from_numpy(shapes),
-            "augmentation": torch.from_numpy(
-                self.augmentation.draw(step, positions, shapes, pixels)
-            ),
+            "augmentation": torch.from_numpy(drawn),
             "step": step,
             "position": torch.tensor(positions),
-            "case": [item["case"] for item in items],
-            "slice": [item["slice"] for item in items],
+            "case": columns["case"],
+            "slice": columns["slice"],
         }
 
 
-def _padded(items: Sequence[dict[str, Any]], shapes: NDArray[np.int64]) -> dict[str, Any]:
-    height, width = shapes.max(axis=0)
-    images = np.zeros((len(items), len(items[0]["image"]), height, width), np.float32)
-    labels = np.zeros((len(items), height, width), np.uint8)
-    for i, (item, (rows, columns)) in enumerate(zip(items, shapes, strict=True)):
-        images[i, :, :rows, :columns] = item["image"]
-        labels[i, :rows, :columns] = item["label"]
-    return {"image": torch.from_numpy(images), "label": torch.from_numpy(labels)}
+def _padded(arrays: Sequence[NDArray[Any]], size: tuple[int, int]) -> NDArray[Any]:
+    """Arrays (..., h, w) as one (B, ..., H, W), zero beyond each."""
+    joined = np.zeros((len(arrays), *arrays[0].shape[:-2], *size), arrays[0].dtype)
+    for place, array in zip(joined, arrays, strict=True):
+        place[..., : array.shape[-2], : array.shape[-1]] = array
+    return joined
 
 
-def _numbered(items: Sequence[dict[str, Any]], shapes: NDArray[np.int64]) -> dict[str, Any]:
-    numbers = torch.tensor([item["item"] for item in items])
-    return {"item": numbers, "padded": tuple(map(int, shapes.max(axis=0)))}
+class DeviceSlices:
+    """What `Collate` makes of slices on the CPU, made of the same values on the device.
+
+    Args:
+        slices: The training's slices, at native size.
+        device: Whose memory they are kept in, 5 bytes per voxel of one channel.
+    """
+
+    def __init__(self, slices: SliceDataset, device: torch.device) -> None:
+        cache, numbers = slices.cache, _case_numbers(slices)
+        self.channels = cache.entries[numbers[0]].shape[1]
+        images = [cache.image(number).ravel() for number in numbers]
+        labels = [cache.label(number).ravel() for number in numbers]
+        # one zero more, for what lies beyond a slice
+        image = np.concatenate([*images, np.zeros(1, np.float32)])
+        label = np.concatenate([*labels, np.zeros(1, np.uint8)])
+        self.image, self.label = (torch.from_numpy(flat).to(device) for flat in (image, label))
+        starts = np.zeros(len(cache), np.int64)  # of a case in the flat label
+        starts[numbers] = np.cumsum([0, *map(len, labels)])[:-1]
+        areas = np.array([math.prod(entry.shape[2:]) for entry in cache.entries])
+        places = starts[slices.case_numbers] + slices.slice_numbers * areas[slices.case_numbers]
+        self.places = torch.from_numpy(places).to(device)
+
+    @staticmethod
+    def size(slices: SliceDataset) -> int:
+        """Bytes that they would take."""
+        entries = [slices.cache.entries[number] for number in _case_numbers(slices)]
+        return sum(4 * math.prod(entry.shape) + math.prod(entry.label_shape) for entry in entries)
+
+    @classmethod
+    def fit(cls, slices: SliceDataset, device: torch.device) -> bool:
+        """Whether `auto` puts them on the device: a CUDA device with room enough."""
+        if device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return cls.size(slices) <= SHARE * free
+
+    def gather(
+        self, items: Tensor, shapes: Tensor, padded: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the slices `items` (B,) as one batch, padded with zeros at the bottom and right.
+
+        Args:
+            items: Numbers of slices, on the device like `shapes`.
+            shapes: (B, 2) their heights and widths.
+            padded: The largest of both, known on the host: nothing waits for the device.
+
+        Returns:
+            Image (B, C, H, W) float32 and label (B, H, W) uint8.
+        """
+        height, width = padded
+        heights, widths = (sides[:, None, None] for sides in shapes.unbind(1))
+        rows = torch.arange(height, device=shapes.device)[None, :, None]
+        columns = torch.arange(width, device=shapes.device)[None, None, :]
+        inside = (rows < heights) & (columns < widths)
+        pixel = rows * widths + columns  # within one channel of a slice
+        place = self.places[items][:, None, None]
+        label = self.label[torch.where(inside, place + pixel, len(self.label) - 1)]
+        channel = torch.arange(self.channels, device=shapes.device)[None, :, None, None]
+        size = (heights * widths)[:, None]
+        pixel = (place * self.channels + pixel)[:, None] + channel * size
+        image = self.image[torch.where(inside[:, None], pixel, len(self.image) - 1)]
+        return image, label
+
+
+def _case_numbers(slices: SliceDataset) -> list[int]:
+    return list(dict.fromkeys(slices.case_numbers.tolist()))

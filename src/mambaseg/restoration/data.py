@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mambaseg.data.batches import Draw
 from mambaseg.data.classes import check_class_names
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.fingerprint import file_digests, fingerprint
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.seen import Known
-from mambaseg.data.slices import Draw
 from mambaseg.data.splits import Split, make_split
 from mambaseg.errors import UserError
 from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, find_pairs

@@ -1,0 +1,113 @@
+"""Which samples make up which batch, for any number of processes and after any resume."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from mambaseg.data.counter import ORDER, draws
+from mambaseg.errors import UserError
+
+
+class Draw(NamedTuple):
+    """One sample of one training step."""
+
+    item: int  # number of the slice in the data set
+    step: int  # optimizer step, from 0
+    position: int  # in the global batch of that step, 0..batch_size-1
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Which slices make up each training step: a pure function of (seed, step).
+
+    The global order is one endless row of epochs, each a permutation keyed by (seed, epoch); step
+    s takes the next `batch_size` of it. Ranks take consecutive equal parts of that batch, and
+    micro-batches consecutive equal parts of a rank's part, so W devices and A micro-batches see
+    together what one device sees at once.
+
+    Difference to the original code, which ends each epoch with a short batch (16 of 24 slices on
+    the SSL4MIS split): here a batch may span two epochs, so that all of them are full.
+
+    Args:
+        length: Number of slices.
+        batch_size: Slices per optimizer step, over all ranks and micro-batches.
+        steps: Optimizer steps of the whole training.
+        seed: Seed of the run.
+        rank: This process.
+        world_size: Number of processes.
+        accumulate: Micro-batches per optimizer step and process.
+        start_step: Step to begin with, after a resume. The length stays that of the whole
+            training, because Lightning continues to count where the checkpoint stopped.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        if length < 1:
+            raise UserError("there is no slice to train on")
+        if batch_size < 1 or batch_size % (world_size * accumulate):
+            raise UserError(
+                f"batch_size={batch_size} is the global batch and must be a multiple of devices × "
+                f"accumulate = {world_size} × {accumulate}: change one of the three"
+            )
+        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
+        self.rank, self.accumulate, self.start_step = rank, accumulate, start_step
+        self.micro_batch_size = batch_size // (world_size * accumulate)
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of the whole training, on this rank."""
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield this rank's micro-batches, step after step."""
+        size = self.micro_batch_size
+        first = self.rank * self.accumulate * size
+        for step in range(self.start_step, self.steps):
+            batch = self.batch(step)
+            for start in range(first, first + self.accumulate * size, size):
+                yield batch[start : start + size]
+
+    def batch(self, step: int) -> list[Draw]:
+        """Return the global batch of a step."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [
+            Draw(int(self._permutation(place // self.length)[place % self.length]), step, position)
+            for position, place in enumerate(places)
+        ]
+
+    def _permute(self, epoch: int) -> NDArray[np.int64]:
+        raw = draws(self.seed, ORDER, step=epoch, count=self.length)
+        return np.argsort(raw, kind="stable")
+
+
+class RankSampler(Sampler[int]):
+    """Every `world_size`-th index, from `rank` on: each is drawn once over all ranks.
+
+    A rank beyond the last index draws one that another rank has too, because Lightning leaves out
+    the hooks of a rank without a batch, in which the others wait for it. Scores know a case by its
+    id and count it once.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
+        self._indices = list(range(length))[rank::world_size]
+        if length and not self._indices:
+            self._indices = [rank % length]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
