@@ -69,7 +69,7 @@ def tables_of(folder):
 def test_a_home_folder_that_cannot_exist(phantom_root, tmp_path):
     folder, said = train("/proc/nope", phantom_root, tmp_path)
     assert tables_of(folder)
-    assert "the home folder cannot be written" in said and "failed" not in said
+    assert "The home folder is not writable" in said and "failed" not in said
 
 
 def test_a_home_folder_is_left_as_it_is(phantom_root, tmp_path):

@@ -180,7 +180,7 @@ def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
     "evaluation.batch_size=0", "rerun=yes", "test=1", "name=null", "name=''", "outputs=true",
     "trainer.precision=63", "trainer.precision=half", "trainer.accumulate_grad_batches=0",
     "trainer.gradient_clip_val=-1", "trainer.devices=0.5", "callbacks.checkpoint.mode=best",
-    "callbacks.checkpoint.every=0",
+    "callbacks.checkpoint.every=0", "callbacks.nonfinite.most_in_a_row=0",
 ])  # fmt: skip
 def test_a_value_of_another_kind_is_refused_by_its_key(word):
     said = refusal("data=phantom", word)
@@ -191,6 +191,7 @@ def test_a_value_of_another_kind_is_refused_by_its_key(word):
 @pytest.mark.parametrize("word", [
     "model.embed_dim=abc", "model.depths=3", "model.depths=[2,a]", "model.drop_path_rate=null",
     "loss.ce_weight=abc", "optim.optimizer.fused=7", "callbacks.progress.refresh_rate=often",
+    "callbacks.nonfinite.on_nonfinite=ignore", "callbacks.nonfinite.late=perhaps",
     "data.prepare.patients=many", "optim.scheduler.power=[1]",
 ])  # fmt: skip
 def test_a_value_that_an_argument_does_not_take_is_refused_by_its_key(word):

@@ -50,7 +50,7 @@ def tell(pipe, answers):
     Else a training of milliseconds would be over on a busy machine before its signal is sent.
     """
     from mambaseg.storage.run_folder import RunFolder
-    from mambaseg.training import checkpoint_files
+    from mambaseg.training import checkpoints
     from mambaseg.training.segmentation import SegmentationTask
 
     def before(owner, name, say):
@@ -69,8 +69,8 @@ def tell(pipe, answers):
     before(SegmentationTask, "training_step", lambda task, batch, i: f"step {batch['step']} {i}")
     before(SegmentationTask, "validation_step", scored("val"))
     before(SegmentationTask, "test_step", scored("test"))
-    before(checkpoint_files.torch, "save", lambda content, _: f"save {content['global_step']}")
-    before(checkpoint_files, "give_name", lambda path, name: f"name {path.stem} {name.stem}")
+    before(checkpoints.torch, "save", lambda content, _: f"save {content['global_step']}")
+    before(checkpoints, "give_name", lambda path, name: f"name {path.stem} {name.stem}")
     before(RunFolder, "write_rows", lambda folder, name, rows: f"write {name}")
     before(RunFolder, "write_arrays", lambda folder, name, arrays: f"write {name}")
 

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
-from mambaseg.training import checkpoint_files
+from mambaseg.training import checkpoints
 from mambaseg.training.segmentation import SegmentationTask
 from small_disk import fill, no_space, small_disk
 
@@ -174,7 +174,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     flip(newest)
     with caplog.at_level("WARNING"):
         run = go(words)
-    assert f"{newest} is damaged: going on from {before} instead" in caplog.text
+    assert f"{newest} is damaged: resuming from {before} instead" in caplog.text
     assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
     assert_equal(state(undisturbed), state(run))
@@ -187,7 +187,7 @@ def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
     """Nothing is left to train then, and the only validation was that of the last step."""
     words = ["model=unet", *small_run, "data.val_every=4", "callbacks.checkpoint.every=1"]
     undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
-    whole = checkpoint_files.give_name
+    whole = checkpoints.give_name
 
     def dying(path, other):
         if (path.name, other.name) == ("step-00000004.ckpt", name):
@@ -195,7 +195,7 @@ def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
         whole(path, other)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_files, "give_name", dying)
+        patch.setattr(checkpoints, "give_name", dying)
         with pytest.raises(ZeroDivisionError):
             go(words)
     run = go(words)
@@ -212,7 +212,10 @@ def test_where_all_checkpoints_are_damaged_the_training_starts_again(
     last.write_bytes(last.read_bytes()[:1000])
     with caplog.at_level("WARNING"):
         run = go(words)
-    assert f"{last} is damaged: there is no other, the training starts anew" in caplog.text
+    assert (
+        f"{last} is damaged: there is no other, the training starts from the beginning"
+        in caplog.text
+    )
     assert run.folder.finished and "resumed" not in run.folder.record
     assert run.folder.path.with_name(run.folder.path.name + ".previous").is_dir()
 

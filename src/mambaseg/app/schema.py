@@ -110,6 +110,7 @@ TABLE: dict[str, Kind] = {
     "callbacks.checkpoint.mode": maybe(choice("max", "min")),
     "callbacks.checkpoint.every": maybe(whole(1)),
     "callbacks.checkpoint.keep": whole(1),
+    "callbacks.nonfinite.most_in_a_row": whole(1),
     # ---- what has been trained (conf/predict.yaml, conf/demo.yaml, conf/export.yaml)
     "ensemble": listed(text(_RUN)),
     "input": text("a file, a folder or a pattern"),

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; a full disk and a home folder that takes no files."""
+"""Files written whole or not at all; what to do about a full disk or an unusable home folder."""
 
 import atexit
 import contextlib
@@ -15,26 +15,27 @@ from pathlib import Path
 
 from mambaseg.errors import UserError
 
+_FREE, _RIGHT = "Free some space there", "Give yourself the right to write there"
 _REMEDIES = {
-    errno.ENOSPC: "Free some space there",
-    errno.EDQUOT: "Free some space there (your quota is used up)",
-    errno.EACCES: "Give yourself the right to write there",
-    errno.EPERM: "Give yourself the right to write there",
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: f"{_FREE} (your quota is used up)",
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
     errno.EROFS: "Mount it for writing",
 }
+_OUTPUTS = "choose another folder with outputs=..."
 _CACHES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_HOME",
            "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
-_PROBE = bytes(1 << 16)  # on a full disk an empty file can still be made
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, otherwise: str) -> Iterator[None]:
+def writing(path: Path, *, otherwise: str = _OUTPUTS) -> Iterator[None]:
     """Explains what keeps the block from writing.
 
     Args:
         path: what is written, named in the message.
-        otherwise: what else the user can do: `choose another folder with outputs=...`.
+        otherwise: what else the user can do.
 
     Raises:
         UserError: for an `OSError` of the block.
@@ -42,18 +43,18 @@ def writing(path: Path, *, otherwise: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "Look after the disk")
+        remedy = _REMEDIES.get(error.errno or 0, "Check the disk")
         raise UserError(
             f"cannot write {path}: {error.strerror or error}. {remedy}, or {otherwise}"
         ) from error
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, otherwise: str) -> Iterator[Path]:
-    """Gives a temporary name beside `path`, which becomes `path` when the block ends well.
+def whole_file(path: Path, *, otherwise: str = _OUTPUTS, durable: bool = False) -> Iterator[Path]:
+    """Gives a temporary name beside `path`, which becomes `path` when the block succeeds.
 
-    When it does not, what stood at `path` stands there still and nothing else is left. Folders are
-    made.
+    When it fails, an earlier file at `path` is untouched and nothing else is left. Missing folders
+    are created. With `durable` the file is then on the disk, even if the machine fails.
 
     Raises:
         UserError: the disk is full, or the place cannot be written.
@@ -63,11 +64,25 @@ def whole_file(path: Path, *, otherwise: str) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if durable:
+                synchronise(temporary)
             temporary.replace(path)
+            if durable and os.name == "posix":
+                with contextlib.suppress(OSError):  # some network file systems refuse for folders
+                    synchronise(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def synchronise(path: Path) -> None:
+    """Returns once a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
@@ -87,11 +102,11 @@ def home_file(name: str) -> Path | None:
 
 
 def keep_caches() -> None:
-    """Sends the caches of matplotlib, numba, Triton and PyTorch elsewhere if home takes no files.
+    """Redirects the caches of matplotlib, numba, Triton and PyTorch if home takes no files.
 
     A home folder that is absent, read-only or full is usual in containers and on clusters. The
-    caches then lie in a temporary folder that is removed at the end of the process; a variable
-    that is set stays as it is. What libraries read from the home folder they still find there.
+    caches then lie in a temporary folder that is removed at the end of the process; variables that
+    are set stay as they are, and libraries still read what they keep in the home folder.
     """
     if all(name in os.environ for name in _CACHES) or _home_takes_files():
         return
@@ -109,7 +124,7 @@ def keep_caches() -> None:
             Path(os.environ[name]).mkdir()
     if home_file("") is None:
         os.environ["HOME"] = folder  # W&B asks for one
-    log.info("the home folder cannot be written: caches are kept in %s for now", folder)
+    log.info("The home folder is not writable: caches go to %s for this run", folder)
 
 
 def _home_takes_files() -> bool:
@@ -119,14 +134,14 @@ def _home_takes_files() -> bool:
     cache = home / ".cache"
     try:
         with tempfile.TemporaryFile(dir=cache if cache.is_dir() else home) as file:
-            file.write(_PROBE)
+            file.write(bytes(1 << 16))  # a full disk still takes an empty file
     except OSError:
         return False
     return True
 
 
 def print_any_name() -> None:
-    """Let names of files that are not UTF-8 be printed and logged, with escapes."""
+    """Lets file names that are not UTF-8 be printed and logged, with escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,12 +1,13 @@
 """Which run is which: what by design changes a number in cases.csv makes another run, nothing else.
 
-Whatever is not listed here counts, also what we do not know (`+trainer.max_time=...`, a callback of
-the user's): a run that is trained once too often does less harm than a wrong one that is taken for
-the result. `tests/storage/test_identity.py` states the side of every key of the configuration.
+Whatever is not listed here counts, including what we do not know (`+trainer.max_time=...`, a user's
+callback): training once too often does less harm than taking a wrong run for the result.
+`tests/storage/test_identity.py` states the side of every key of the configuration.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -51,14 +52,12 @@ _ADDED: dict[str, Any] = {}
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.
 _PRESETS = {"3833238a": "none", "656339af": "paper", "79a6d3bc": "modern"}
 
-_CHECKPOINTS, _NON_FINITE = "mambaseg Checkpoints", "mambaseg NonFinite"
-# callbacks that look on: ours, and Lightning's by the names of their classes
+# Lightning's callbacks that look on, by the names of their classes
+_LIGHTNINGS = ("lightning.pytorch.callbacks", "pytorch_lightning.callbacks")
 _ONLOOKERS = {
-    "lightning.pytorch.callbacks": {
-        "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
-        "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar",
-        "ThroughputMonitor", "TQDMProgressBar",
-    },
+    "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
+    "OnExceptionCheckpoint", "ProgressBar", "RichModelSummary", "RichProgressBar",
+    "ThroughputMonitor", "TQDMProgressBar",
 }  # fmt: skip
 
 
@@ -117,34 +116,26 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     others = []
     callbacks = config.get("callbacks")
-    for leaf in callbacks.values() if isinstance(callbacks, Mapping) else ():
-        target = str(_by_name(leaf.get("_target_", ""))) if isinstance(leaf, Mapping) else ""
-        if target == _CHECKPOINTS:
-            chosen["checkpoint"] = {key: leaf.get(key) for key in ("monitor", "mode")}
-        elif target == _NON_FINITE:
+    for callback in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        named = callback.get("_target_") if isinstance(callback, Mapping) else None
+        target = str(_by_name(named or ""))
+        if target == "mambaseg Checkpoints":
+            chosen["checkpoint"] = {key: callback.get(key) for key in ("monitor", "mode")}
+        elif target == "mambaseg NonFinite":
             chosen["nonfinite"] = True
         elif target and not _looks_on(target):
-            others.append(_without_place(leaf, str(config.get("run_dir"))))
-    for leaf in sorted(others, key=_text):
-        name = str(leaf["_target_"]).rpartition(".")[2]
-        chosen[name if name not in chosen else f"{name} {len(chosen)}"] = leaf
+            others.append(_without_place(callback, str(config.get("run_dir"))))
+    for callback in sorted(others, key=_text):
+        name = str(callback["_target_"]).rpartition(".")[2]
+        chosen[name if name not in chosen else f"{name} {len(chosen)}"] = callback
     return chosen
 
 
-def monitor_of(config: Mapping[str, Any]) -> str:
-    """The logged value that chooses a run's best state; empty where nothing is trained."""
-    monitor: str = scientific(config).get("callbacks", {}).get("checkpoint", {}).get("monitor", "")
-    return monitor
-
-
 def _looks_on(target: str) -> bool:
-    if target == "mambaseg ProgressBar":
-        return True
-    module, _, name = target.replace("pytorch_lightning.", "lightning.pytorch.", 1).rpartition(".")
-    return any(
-        name in names and f"{module}.".startswith(f"{package}.")
-        for package, names in _ONLOOKERS.items()
-    )
+    """Whether a callback changes no number: our progress bar and some of Lightning's."""
+    package, _, name = target.rpartition(".")
+    lightnings = package.startswith(_LIGHTNINGS) and name in _ONLOOKERS
+    return lightnings or target == "mambaseg ProgressBar"
 
 
 def _without_place(value: Any, run_dir: str) -> Any:
@@ -157,6 +148,12 @@ def _without_place(value: Any, run_dir: str) -> Any:
     return "<run folder>" + value[len(run_dir) :] if inside else value
 
 
+def monitor_of(config: Mapping[str, Any]) -> str:
+    """The logged value that chooses a run's best state; empty where nothing is trained."""
+    monitor: str = scientific(config).get("callbacks", {}).get("checkpoint", {}).get("monitor", "")
+    return monitor
+
+
 def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
     """The configuration with the content of weights in place of their path.
 
@@ -167,7 +164,7 @@ def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[
     changed = dict(config)
     if digest := digests.get("checkpoint"):
         changed["checkpoint"] = digest
-    # a key that every network has: whether its leaf names weights or has none to name is the same
+    # always there, so that a network without the key and one with `pretrained: null` are the same
     model = config["model"]
     changed["model"] = {**model, "pretrained": digests.get("pretrained", model.get("pretrained"))}
     return changed
@@ -175,11 +172,11 @@ def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[
 
 def weight_digests(config: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the files of weights that a configuration names: `pretrained`, `checkpoint`."""
-    named = (
-        ("pretrained", config["model"].get("pretrained")),
-        ("checkpoint", config.get("checkpoint")),
-    )
-    files = {name: Path(path).expanduser() for name, path in named if path}
+    named = {
+        "pretrained": config["model"].get("pretrained"),
+        "checkpoint": config.get("checkpoint"),
+    }
+    files = {name: Path(path).expanduser() for name, path in named.items() if path}
     return {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
@@ -199,7 +196,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-# ---- run folders by what is in them -------------------------------------------------------------
+# ---- run folders by their content
 
 
 def same_run(folder: Path, key: str) -> Path:
@@ -214,9 +211,10 @@ def same_run(folder: Path, key: str) -> Path:
     """
     if (folder / "run.json").is_file():
         return folder
-    found = [other for other, theirs, _, _ in _alike(folder, key) if theirs == key]
+    found = [RunFolder(other) for other, theirs, _, _ in _alike(folder, key) if theirs == key]
     # of several the finished one, else the one that was begun last
-    return max(found, key=_progress, default=folder)
+    found.sort(key=lambda one: (one.finished, one.trained, str(one.record.get("started"))))
+    return found[-1].path if found else folder
 
 
 def made_from_other_data(folder: Path, key: str, design: str, fingerprint: str) -> Path | None:
@@ -237,28 +235,18 @@ def made_from_other_data(folder: Path, key: str, design: str, fingerprint: str) 
 def _alike(folder: Path, key: str) -> Iterator[tuple[Path, str, str, str]]:
     """Run folders of the same readable name: path, identity, design, fingerprint of the data."""
     name = folder.name.removesuffix(key)
-    for path in sorted(folder.parent.glob("*/run.json")):
-        hexadecimal = path.parent.name.removeprefix(name)
-        if path.parent.name != name + hexadecimal or len(hexadecimal) != len(key):
+    for path in sorted(file.parent for file in folder.parent.glob("*/run.json")):
+        if not path.name.startswith(name) or len(path.name) != len(name + key):
             continue
-        record = RunFolder(path.parent).record
-        try:
-            data = str(record["data"]["fingerprint"])
-            yield path.parent, *_identities(path.parent, record), data
-        except (OSError, ForeignFileError, KeyError, TypeError, AttributeError):
-            continue  # not one of ours, or damaged: reports name it
-
-
-def _identities(path: Path, record: Mapping[str, Any]) -> tuple[str, str]:
-    """Identity and design of a run folder by the present rule."""
-    if record.get("rule") == RULE:
-        return str(record["key"]), str(record["design"])
-    config = read_yaml(path / "config.yaml")
-    config = with_digests(config, record.get("weights") or weight_digests(config))
-    split, data = record["split"]["hash"], record["data"]["fingerprint"]
-    return identity(config, split=split, data=data), identity(config, split=split, data="")
-
-
-def _progress(path: Path) -> tuple[bool, bool, str]:
-    folder = RunFolder(path)
-    return folder.finished, folder.trained, str(folder.record.get("started"))
+        record = RunFolder(path).record
+        with contextlib.suppress(OSError, ForeignFileError, KeyError, TypeError, AttributeError):
+            data = str(record["data"]["fingerprint"])  # of a damaged folder reports tell
+            if record.get("rule") == RULE:
+                yield path, str(record["key"]), str(record["design"]), data
+                continue
+            config = read_yaml(path / "config.yaml")
+            config = with_digests(config, record.get("weights") or weight_digests(config))
+            hashes = [
+                identity(config, split=record["split"]["hash"], data=each) for each in (data, "")
+            ]
+            yield path, hashes[0], hashes[1], data

@@ -4,13 +4,13 @@ A folder's name is a function of the scientific configuration, the split and the
 clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
 
     config.yaml    the resolved configuration
-    run.json       identity, status, code, versions, hardware
+    run.json       identity, status, code, versions, hardware; only `RunFolder` writes it
     train.log      everything that was logged
     metrics.csv    live curves
-    cases.csv      case x class x metric, test part
-    metrics.json   summary of the test part
+    cases.csv      case x class x metric, test set
+    metrics.json   summary of the test set
     overlays.npz   three slices per test case: image, truth, prediction (for reports)
-    checkpoints/   best.ckpt, last.ckpt (more while a training goes on: `checkpoint_files`)
+    checkpoints/   best.ckpt, last.ckpt (more during a training: `mambaseg.training.checkpoints`)
     figures/       image | truth | prediction | error
 """
 
@@ -21,9 +21,12 @@ import datetime
 import hashlib
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,6 @@ _PACKAGES = (
     "mambaseg", "torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "einops",
     "numpy", "scipy", "nibabel", "numba", "wandb", "triton", "mamba-ssm", "causal-conv1d",
 )  # fmt: skip
-
-
-_OTHERWISE = "choose another folder with outputs=..."
 
 
 def slug(text: str) -> str:
@@ -51,10 +51,8 @@ def file_name(text: str) -> str:
 
 def file_digest(path: str | Path) -> str:
     """BLAKE2 digest (32 hex) of a file's content."""
-    digest = hashlib.blake2b(digest_size=16)
     with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
     return digest.hexdigest()
 
 
@@ -75,12 +73,12 @@ class RunFolder:
 
     @property
     def trained(self) -> bool:
-        """Whether the run has ended well, the test part scored or not (`test=false`)."""
+        """Whether the run has ended well, with its test set scored or not (`test=false`)."""
         return self.record.get("status") == "done"
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended well and the summary of its test part is there."""
+        """Whether the run has ended well and the summary of its test set exists."""
         return self.trained and (self.path / "metrics.json").is_file()
 
     @property
@@ -90,46 +88,48 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The newest state of an unfinished run; None where there is nothing to go on from."""
+        """The newest state of an unfinished run; None where there is nothing to resume from."""
         path = self.path / "checkpoints" / "last.ckpt"
         return path if path.is_file() and self.record else None
 
+    # ---- run.json
+
     def start(self, **fields: Any) -> None:
-        """Makes a fresh folder; what stood there is kept as `<name>.previous`."""
-        with writing(self.path, otherwise=_OTHERWISE):
+        """Makes a fresh folder; an earlier one is kept as `<name>.previous`."""
+        with writing(self.path):
             if self.path.exists():
                 previous = self.path.with_name(self.path.name + ".previous")
                 if previous.exists():
-                    _remove(previous)
+                    shutil.rmtree(previous)
                 self.path.rename(previous)
             (self.path / "checkpoints").mkdir(parents=True)
-        self.update(status="running", started=_now(), notes=[], **fields)
-        self.beat()
+        self.beat(status="running", started=_now(), **fields)
 
     def resume(self, **fields: Any) -> None:
-        """Goes on with an unfinished run; `resumed` in its record lists when, and what is told."""
-        record = self.record
+        """Resumes an unfinished run; `resumed` in its record lists when, with these fields."""
+        record = {k: v for k, v in self.record.items() if k not in ("error", "ended")}
         resumed = [*record.get("resumed", []), {"at": _now(), **fields}]
-        kept = {key: value for key, value in record.items() if key not in ("error", "ended")}
-        self.write_json("run.json", {**kept, "status": "running", "resumed": resumed})
+        self.write_json("run.json", {**record, "status": "running", "resumed": resumed})
         self.beat()
 
     def beat(self, **fields: Any) -> None:
-        """Says that the run is alive, and in which process."""
+        """Notes that the run is alive, and in which process."""
         self.update(heartbeat=_now(), pid=os.getpid(), host=this_host(), **fields)
-
-    def update(self, **fields: Any) -> None:
-        """Adds or replaces fields of `run.json`."""
-        self.write_json("run.json", {**self.record, **fields})
 
     def finish(self, status: str, **fields: Any) -> None:
         """Ends the run as `done`, `failed` or `interrupted`."""
         self.update(status=status, ended=_now(), **fields)
 
+    def update(self, **fields: Any) -> None:
+        """Adds or replaces fields of `run.json`."""
+        self.write_json("run.json", {**self.record, **fields})
+
+    # ---- other files
+
     def write_text(self, name: str, text: str) -> Path:
         """Writes a text file as a whole or not at all."""
         path = self.path / name
-        with whole_file(path, otherwise=_OTHERWISE) as temporary:
+        with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return path
 
@@ -142,11 +142,8 @@ class RunFolder:
         rows = list(rows)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         path = self.path / name
-        with (
-            whole_file(path, otherwise=_OTHERWISE) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as stream,
-        ):
-            writer = csv.DictWriter(stream, fieldnames=columns)
+        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as to:
+            writer = csv.DictWriter(to, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)
         return path
@@ -156,99 +153,9 @@ class RunFolder:
         import numpy as np
 
         path = self.path / name
-        with whole_file(path, otherwise=_OTHERWISE) as temporary, temporary.open("wb") as stream:
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
         return path
-
-
-def this_host() -> str:
-    """Eight hex digits that tell this machine from others: records hold no names."""
-    import platform
-
-    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process. No environment variables, no user or host name."""
-    import platform
-    from importlib import metadata
-
-    import torch
-
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-    }
-    return {"versions": versions, "hardware": hardware}
-
-
-def code_state() -> dict[str, Any]:
-    """Which code runs: a digest of the package's sources, git commit, uncommitted changes."""
-    package = Path(__file__).resolve().parents[1]
-    digest = hashlib.blake2b(digest_size=8)
-    for source in sorted(package.rglob("*.py")):
-        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes())
-    state: dict[str, Any] = {"digest": digest.hexdigest(), "commit": None, "dirty": None}
-    try:
-        commit = _git(package, "rev-parse", "HEAD")
-        state.update(commit=commit, dirty=bool(_git(package, "status", "--porcelain", "-uno")))
-    except (OSError, subprocess.SubprocessError):
-        pass  # installed without git: the digest alone tells
-    return state
-
-
-def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """One sentence when the code differs from the code that made a run, otherwise an empty text."""
-    if not before or before.get("digest") == now.get("digest"):
-        return ""
-
-    return (
-        f"made by other code ({code_name(before)}; now {code_name(now)}): rerun=true trains again"
-    )
-
-
-def code_name(state: Mapping[str, Any]) -> str:
-    """A `code_state` in a few words."""
-    commit = str(state.get("commit") or "unknown commit")[:10]
-    return commit + (" with local changes" if state.get("dirty") else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    answer = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=10,
-    )
-    return answer.stdout.strip()
-
-
-def _cpu_name() -> str:
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _plain(value: Any) -> Any:
@@ -263,7 +170,78 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _remove(folder: Path) -> None:
-    import shutil
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
-    shutil.rmtree(folder)
+
+# ---- what a run was made with
+
+
+def this_host() -> str:
+    """Eight hex digits that tell this machine from others: records hold no names."""
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process. No environment variables, no user or host name."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    hardware = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
+    return {"versions": versions, "hardware": hardware}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name")
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def code_state() -> dict[str, Any]:
+    """Which code runs: a digest of the package's sources, git commit, uncommitted changes."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes())
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    state: dict[str, Any] = {"digest": digest.hexdigest(), "commit": None, "dirty": None}
+    try:
+        commit = git("rev-parse", "HEAD")
+        state.update(commit=commit, dirty=bool(git("status", "--porcelain", "-uno")))
+    except (OSError, subprocess.SubprocessError):
+        pass  # installed without git: the digest alone tells
+    return state
+
+
+def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One sentence when the code differs from the code that made a run, otherwise an empty text."""
+    if not before or before.get("digest") == now.get("digest"):
+        return ""
+    return (
+        f"made by other code ({code_name(before)}; now {code_name(now)}): rerun=true trains again"
+    )
+
+
+def code_name(state: Mapping[str, Any]) -> str:
+    """A `code_state` in a few words."""
+    commit = str(state.get("commit") or "unknown commit")[:10]
+    return commit + (" with local changes" if state.get("dirty") else "")

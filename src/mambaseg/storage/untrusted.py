@@ -1,10 +1,9 @@
 """Files that somebody else may have written, read without executing anything and within bounds.
 
-Whatever is read back from a run folder, a sweep's list or a cache goes through here. A file gives
-plain data: dicts with text as keys, lists, text, numbers, booleans, None. No object is made of it,
-no name in it is imported, nothing in it is interpolated; its size, its depth and what its aliases
-unfold to are bounded before memory is spent. Messages name the problem and never quote the file,
-which may be a link to somebody's password.
+Everything read back from a run folder, a sweep's list or a cache goes through here. A file gives
+plain data: dicts, lists, text, numbers, booleans, None. No object is made of it, no name in it is
+imported, nothing in it is interpolated, and its size and depth are bounded before memory is spent.
+Messages name the problem and never quote the file, which may be a link to somebody's password.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ CSV_LIMIT = 32 << 20  # bytes; a hundred thousand rows have 10 MiB
 ARRAY_LIMIT = 16 << 20  # bytes of one unpacked array
 DEPTH = 64  # of nesting
 NODES = 200_000  # of plain data
-YAML_NODES = 10_000  # the same of a configuration, its aliases unfolded; ours have some hundred
+YAML_EVENTS = 20_000  # of a configuration's parser; ours have some hundred
 # what reorders or hides the text around it; line feeds and tabs apart
 _UNSEEN = ("Cc", "Cs", "Cf", "Zl", "Zp")
+_TOO_DEEP = f"nested deeper than {DEPTH}, or too many values"
 
 
 class ForeignFileError(ValueError):
@@ -42,8 +43,7 @@ def read_text(path: Path, *, limit: int = JSON_LIMIT) -> str:
         ForeignFileError: too large, not a regular file (a pipe would never end), not UTF-8.
         OSError: it is missing or may not be read.
     """
-    if path.exists() and not path.is_file():
-        raise ForeignFileError("not a regular file")
+    _require_regular(path)
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
@@ -52,6 +52,11 @@ def read_text(path: Path, *, limit: int = JSON_LIMIT) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ForeignFileError(f"no text in UTF-8 (byte {error.start})") from None
+
+
+def _require_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ForeignFileError("not a regular file")
 
 
 def read_json(path: Path) -> Any:
@@ -63,18 +68,19 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        return _plain(json.loads(text, parse_constant=lambda _: None))
     except json.JSONDecodeError as error:
         raise ForeignFileError(f"no JSON (line {error.lineno}, column {error.colno})") from None
-    except RecursionError:
-        raise ForeignFileError(f"nested deeper than {DEPTH}") from None
-    except ValueError:
-        raise ForeignFileError("a number in it has thousands of digits") from None
-    return _plain(value)
+    except ForeignFileError:
+        raise
+    except (RecursionError, ValueError):  # ValueError: a number with thousands of digits
+        raise ForeignFileError(f"no JSON of ours ({_TOO_DEEP})") from None
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain data of a YAML file: no tags of Python, aliases only as far as they unfold to little.
+    """Plain data of a YAML file without tags of Python and without aliases.
+
+    Aliases of aliases would unfold to gigabytes; our own files have none.
 
     Raises:
         ForeignFileError: not YAML, something else than plain data in it, or beyond the bounds.
@@ -85,91 +91,51 @@ def read_yaml(path: Path) -> Any:
     # libyaml's parser where it was built in: ten times faster
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = read_text(path)
+    depth = 0
     try:
-        _bound_yaml(yaml.parse(text, Loader=loader))
-        value = yaml.load(text, Loader=loader)  # a safe loader
+        # unlike `load`, this does not recurse
+        for count, event in enumerate(yaml.parse(text, Loader=loader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise ForeignFileError("not plain data: an alias in it")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH or count > YAML_EVENTS:
+                raise ForeignFileError(_TOO_DEEP)
+        return _plain(yaml.load(text, Loader=loader))  # a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1})" if mark else ""
-        tag = "constructor" in str(error.problem)
-        problem = "it asks for an object, plain data is taken only" if tag else "no YAML"
-        raise ForeignFileError(problem + where) from None
+        raise ForeignFileError(f"not YAML with plain data alone{where}") from None
+    except ForeignFileError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ForeignFileError):
-            raise
         raise ForeignFileError(f"no YAML ({type(error).__name__})") from None
-    return _plain(value)
-
-
-def _bound_yaml(events: Iterable[Any]) -> None:
-    """Counts what a document unfolds to, without unfolding it.
-
-    Aliases of aliases grow exponentially with the length of the text (the billion laughs), and so
-    does what merge keys copy.
-    """
-    import yaml
-
-    sizes: dict[str, int] = {}  # anchor -> nodes
-    opened: list[tuple[str | None, int]] = []  # (anchor, nodes before it)
-    nodes = 0
-    for event in events:
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                raise ForeignFileError("an alias in it refers to itself or to nothing")
-            nodes += sizes[event.anchor]
-        elif isinstance(event, yaml.ScalarEvent):
-            nodes += 1
-            if event.anchor:
-                sizes[event.anchor] = 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            sizes.pop(event.anchor, None)
-            opened.append((event.anchor, nodes))
-            nodes += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = opened.pop()
-            if anchor:
-                sizes[anchor] = nodes - before
-        if nodes > YAML_NODES:
-            raise ForeignFileError(f"more than {YAML_NODES} values, its aliases unfolded")
-        if len(opened) > DEPTH:
-            raise ForeignFileError(f"nested deeper than {DEPTH}")
 
 
 def _plain(value: Any) -> Any:
-    """The value itself, when it is plain data within the bounds.
-
-    Raises:
-        ForeignFileError: it is not.
-    """
+    """The value itself, when it is plain data within the bounds."""
     left: list[tuple[Any, int]] = [(value, 0)]
     count = 0
     while left:
         one, depth = left.pop()
         count += 1
         if depth > DEPTH or count > NODES:
-            raise ForeignFileError(f"nested deeper than {DEPTH}, or more than {NODES} values")
+            raise ForeignFileError(_TOO_DEEP)
         if isinstance(one, dict):
-            if {type(key) for key in one} not in (
-                {str},
-                {int},
-                set(),
-            ):  # data.label_map has numbers
+            kinds = {type(key) for key in one}
+            if kinds and kinds != {str} and kinds != {int}:  # data.label_map has numbers
                 raise ForeignFileError("its keys are neither all text nor all whole numbers")
             left += [(each, depth + 1) for pair in one.items() for each in pair]
         elif isinstance(one, list):
             left += [(each, depth + 1) for each in one]
         elif isinstance(one, str):
-            _check_text(one)
+            if not one.isascii() and any(0xD800 <= ord(letter) < 0xE000 for letter in one):
+                raise ForeignFileError("a text in it is no Unicode (half a surrogate pair)")
         elif isinstance(one, int) and abs(one) >= 1 << 63:
             raise ForeignFileError("a number in it is beyond 64 bits")
         elif not isinstance(one, (int, float, type(None))):
             raise ForeignFileError(f"a value in it is a {type(one).__name__}, not plain data")
     return value
-
-
-def _check_text(text: str) -> None:
-    if not text.isascii() and any(0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise ForeignFileError("a text in it is no Unicode (half a surrogate pair)")
 
 
 def read_table(path: Path, *, growing: bool = False) -> tuple[list[str], list[dict[str, str]]]:
@@ -190,7 +156,7 @@ def read_table(path: Path, *, growing: bool = False) -> tuple[list[str], list[di
     try:
         columns = next(reader, [])
         if len(set(columns)) != len(columns) or len(columns) > 1000:
-            raise ForeignFileError("a column stands in it twice, or there are over a thousand")
+            raise ForeignFileError("it has a column twice, or over a thousand columns")
         rows = []
         for row in filter(None, reader):
             if len(row) != len(columns):
@@ -220,8 +186,7 @@ def read_arrays(
         ForeignFileError: not an .npz file of plain numbers, or beyond the bounds.
         OSError: it is missing or may not be read.
     """
-    if path.exists() and not path.is_file():
-        raise ForeignFileError("not a regular file")
+    _require_regular(path)
     try:
         with zipfile.ZipFile(path) as file:
             members = {info.filename: info for info in file.infolist()}
@@ -240,27 +205,18 @@ def read_arrays(
 def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
     if info.file_size > ARRAY_LIMIT:
         raise ForeignFileError(f"an array in it has more than {ARRAY_LIMIT >> 20} MiB")
-    with file.open(info) as packed:
-        stream = io.BytesIO(packed.read(ARRAY_LIMIT + 1))  # zipfile stops at info.file_size
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[np.lib.format.read_magic(stream)]
-    shape, fortran, dtype = read_header(stream)
-    left = stream.getbuffer().nbytes - stream.tell()
+    content = file.read(info)  # zipfile stops at info.file_size
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ForeignFileError("an array in it has a header that numbers do not need")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     if dtype.hasobject or not dtype.isnative or dtype.kind not in "biuf":
         raise ForeignFileError(f"an array in it holds {dtype}, not numbers")
-    if any(side < 0 for side in shape) or _product(shape) * dtype.itemsize != left:
+    claimed = math.prod(map(int, shape)) * dtype.itemsize
+    if any(side < 0 for side in shape) or claimed != len(content) - stream.tell():
         raise ForeignFileError("an array in it claims another shape than it has")
     flat = np.frombuffer(stream.read(), dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
-
-
-def _product(shape: Iterable[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= int(side)  # Python's integers: NumPy's would wrap around
-    return product
 
 
 def printable(text: str) -> str:
@@ -275,8 +231,6 @@ def printable(text: str) -> str:
 
 def readable(name: str) -> str:
     """The name of a file as text that can be written: bytes that are not UTF-8 become escapes."""
-    if name.isascii():
-        return name
     return "".join(
         f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter
         for letter in name

@@ -1,16 +1,30 @@
-"""The callback that saves a training's state, and where a training goes on from it.
+"""Checkpoints: when a training saves its state, how the file is written, which one is resumed.
 
 A state is saved between two optimizer steps only: when the next one begins, after everything about
 the last one has been logged, validated and judged. All that Lightning counts is then a function of
 the number of steps, and a resumed training is set to it (`_set_loops`) rather than to what
 Lightning infers from half-counted batches: it validates and logs at the same steps.
+
+During a training `<run folder>/checkpoints` holds
+
+    step-00000200.ckpt   the last few states, and the best ones that they refer to
+    last.ckpt            another name (hard link) of the newest
+    best.ckpt            another name of the one with the best validation score
+
+and after its end the last two. A .ckpt file is torch's zip archive with a CRC-32 of each record;
+torch does not look at them when it reads, `damage` does. Nothing here executes anything of a file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+import shutil
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -18,7 +32,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mambaseg.errors import UserError
-from mambaseg.training import checkpoint_files as files
+from mambaseg.storage.files import whole_file
+
+STATE_KEY = "Checkpoints"  # of the callback's state in a checkpoint, as Lightning names it
+_AGAIN = (
+    "choose another folder with outputs=...; once there is space, the same command resumes from "
+    "the checkpoint before"
+)
+log = logging.getLogger(__name__)
 
 
 def better(monitor: str) -> Literal["max", "min"]:
@@ -26,34 +47,14 @@ def better(monitor: str) -> Literal["max", "min"]:
     return "min" if any(word in monitor for word in ("loss", "hd95", "assd")) else "max"
 
 
-class CheckedIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints here: atomically, and never a damaged one."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        """Writes one; `UserError` where that fails, see `checkpoint_files.write`."""
-        files.write(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Reads one.
-
-        Raises:
-            UserError: its bytes are not those that were written.
-        """
-        if reason := files.damage(Path(path)):
-            raise UserError(
-                f"checkpoint: {path} is damaged ({reason}). Put a good copy there, or train again "
-                "(rerun=true)."
-            )
-        return super().load_checkpoint(path, *args, **kwargs)
+# ---- the callback
 
 
 class Checkpoints(Checkpoint):
     """Saves the state of a training: every so many steps, after each validation, and at its end.
 
     Args:
-        folder: for the files, see `checkpoint_files`.
+        folder: for the files.
         monitor: the logged value that makes a state the best; nan never does.
         mode: whether more of it is better (`max`) or less (`min`); None: see `better`.
         every: optimizer steps between two states; None: only validations and the end save one.
@@ -74,15 +75,9 @@ class Checkpoints(Checkpoint):
         every: int | None = 100,
         keep: int = 2,
     ) -> None:
-        mode = better(monitor) if mode is None else mode
-        if mode not in ("max", "min"):
-            raise UserError(f"callbacks.checkpoint.mode={mode!r}: choose max or min")
-        if every is not None and every < 1:
-            raise UserError(f"callbacks.checkpoint.every={every}: at least 1, or null")
-        if keep < 1:
-            raise UserError(f"callbacks.checkpoint.keep={keep}: at least 1")
         self.folder = Path(folder)
-        self.monitor, self.mode, self.every, self.keep = monitor, mode, every, keep
+        self.monitor, self.mode = monitor, mode or better(monitor)
+        self.every, self.keep = every, keep
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.ended = False
@@ -90,13 +85,6 @@ class Checkpoints(Checkpoint):
         self._saved = 0  # step of the newest state
         self._best_of: dict[int, int | None] = {}  # step of a state -> that of its best one
         self._generators: dict[str, Any] | None = None  # to be set at the first step
-
-    # ---- what is saved
-
-    @property
-    def state_key(self) -> str:
-        """Under which a checkpoint holds this state."""
-        return files.STATE_KEY
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation, and torch's generators for networks that draw from them."""
@@ -111,24 +99,22 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again; the generators once the loaders have drawn their seeds."""
+        """Restores them; the generators once the loaders have drawn their seeds."""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self._generators = state_dict["generators"]
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Sets Lightning's counters, before it reads them."""
+        """Sets Lightning's counters before it reads them."""
         step = self._saved = checkpoint["global_step"]
         if step < trainer.max_steps:
             _set_loops(checkpoint["loops"]["fit_loop"], step, trainer.accumulate_grad_batches)
 
-    # ---- when
-
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves in the folder what the state refers to that the training goes on from.
+        """Leaves in the folder only what the loaded state refers to.
 
-        Not when the training starts: it does not where no step is left, and the process may have
+        Not in `on_train_start`: that is not called where no step is left, and the process may have
         died before the last state had its names.
         """
         if self._saved and trainer.is_global_zero:
@@ -155,7 +141,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Saves the state between two steps."""
         if batch_idx % trainer.accumulate_grad_batches:
-            return  # amid a step
+            return  # within a step
         if self._generators:
             torch.set_rng_state(self._generators["cpu"])
             if "cuda" in self._generators and torch.cuda.is_initialized():
@@ -169,8 +155,6 @@ class Checkpoints(Checkpoint):
         self.ended = True
         self.save(trainer)
 
-    # ---- how
-
     def save(self, trainer: L.Trainer) -> None:
         """Saves the state, between two steps; every rank has to call this."""
         step, self._validated = trainer.global_step, False
@@ -179,41 +163,40 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:  # no state is on the disk before the rows that lead to it
             if hasattr(logger, "sync"):
                 logger.sync()
-        trainer.save_checkpoint(files.step_file(self.folder, step))
+        trainer.save_checkpoint(step_file(self.folder, step))
         self._saved, self._best_of[step] = step, self.best_step
         if trainer.is_global_zero:
             self._name()
 
     def _arrange(self) -> None:
-        """Drops what came after the state that is loaded, and finds what the older ones refer to.
+        """Drops what came after the loaded state, and finds what the older ones refer to.
 
         The names of the loaded state and of its best one may be all that is left of them.
         """
         self._best_of = {self._saved: self.best_step}
-        for step, path in files.step_files(self.folder).items():
-            progress = files.read_progress(path) if step <= self._saved else None
+        for step, path in step_files(self.folder).items():
+            progress = read_progress(path) if step <= self._saved else None
             if progress:
                 self._best_of[step] = progress.best_step
             else:
                 path.unlink()
         for name, needed in (("last.ckpt", self._saved), ("best.ckpt", self.best_step)):
-            if needed is not None and not files.step_file(self.folder, needed).exists():
-                files.give_name(self.folder / name, files.step_file(self.folder, needed))
+            if needed is not None and not step_file(self.folder, needed).exists():
+                give_name(self.folder / name, step_file(self.folder, needed))
         self._name()
 
     def _name(self) -> None:
         """Gives newest and best state their names and removes those that nothing refers to."""
         if self.best_step is not None:
-            files.give_name(files.step_file(self.folder, self.best_step), self.folder / "best.ckpt")
-        files.give_name(files.step_file(self.folder, self._saved), self.folder / "last.ckpt")
+            give_name(step_file(self.folder, self.best_step), self.folder / "best.ckpt")
+        give_name(step_file(self.folder, self._saved), self.folder / "last.ckpt")
         newest = sorted(self._best_of)[-self.keep :]
-        best_ones = {best for step in newest if (best := self._best_of[step]) is not None}
-        files.clear(self.folder, keep={*newest, *best_ones})
         self._best_of = {step: self._best_of[step] for step in newest}
+        clear(self.folder, keep={*newest, *self._best_of.values()})
 
 
 def _set_loops(fit_loop: dict[str, Any], step: int, accumulate: int) -> None:
-    """Sets what Lightning counts to what it is after the hooks of the last batch of a step.
+    """Sets what Lightning counts to its values after the hooks of the last batch of a step.
 
     Lightning then counts that batch as done, a validation after it as past, and trains the next.
     """
@@ -224,3 +207,147 @@ def _set_loops(fit_loop: dict[str, Any], step: int, accumulate: int) -> None:
         fit_loop[key].update(total=dict(counts), current=dict(counts))
     fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
+
+
+# ---- files
+
+
+class CheckedIO(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints here: atomically, and never a damaged one."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Writes one, see `write`."""
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads one.
+
+        Raises:
+            UserError: its bytes are not those that were written.
+        """
+        if reason := damage(Path(path)):
+            raise UserError(
+                f"checkpoint: {path} is damaged ({reason}). Put a good copy there, or train again "
+                "(rerun=true)."
+            )
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a checkpoint; when this returns it is on the disk, even if the machine then fails.
+
+    Raises:
+        UserError: it could not be written, e.g. the disk is full; an earlier file is untouched.
+    """
+    whole = whole_file(path, otherwise=_AGAIN, durable=True)
+    with whole as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(dict(content), stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides a full disk behind its own
+                raise error.__context__ from error
+            raise
+
+
+def give_name(path: Path, name: Path) -> None:
+    """Gives a file another name, replacing what has it; a copy where there are no hard links."""
+    if name.exists() and name.samefile(path):
+        return
+    with whole_file(name, otherwise=_AGAIN, durable=True) as temporary:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The file of the state after so many steps."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """All states of a folder by step, the newest first."""
+    paths = sorted(folder.glob(f"step-{'[0-9]' * 8}.ckpt"), reverse=True)
+    return {int(path.stem.removeprefix("step-")): path for path in paths}
+
+
+def clear(folder: Path, *, keep: set[int | None]) -> None:
+    """Removes what killed processes left half-written, and all states but those of some steps.
+
+    A file that cannot be removed costs room and nothing else.
+    """
+    old = [path for step, path in step_files(folder).items() if step not in keep]
+    for path in (*folder.glob(".*.tmp"), *old):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+# ---- which one to resume from
+
+
+class Progress(NamedTuple):
+    """How far a training was: its steps, those behind its best validation, whether it had ended."""
+
+    step: int
+    best_step: int | None
+    ended: bool = False
+
+
+def damage(path: Path) -> str:
+    """Why a checkpoint's bytes cannot be what was written; empty: they are.
+
+    Reads the whole file: about half a second per gigabyte where it is in memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except Exception as error:  # zipfile and zlib have a zoo of types for damaged files
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return f"wrong checksum of {record}" if record else ""
+
+
+def read_progress(path: Path) -> Progress | None:
+    """How far the training of a checkpoint was; None: it is damaged, or not of a training."""
+    if damage(path):
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = content["callbacks"][STATE_KEY]
+        best, ended = state["best_step"], bool(state.get("ended"))
+        return Progress(int(content["global_step"]), None if best is None else int(best), ended)
+    except Exception:  # torch raises a zoo of types for files it cannot read
+        return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest state that a training can resume from exactly; None: there is none.
+
+    That is one which is intact, as is the best one it refers to. The log names those passed over.
+    """
+    states = list(step_files(folder).values())
+    last = folder / "last.ckpt"
+    if last.is_file() and not any(last.samefile(path) for path in states):
+        states.insert(0, last)  # the training had come to its end
+    aside: list[str] = []
+    for path in states:
+        progress = read_progress(path)
+        if progress and _best_is_intact(folder, progress):
+            if aside:
+                log.warning("%s: resuming from %s instead", "; ".join(aside), path)
+            return path
+        missing = f"the best checkpoint of {path} is damaged or gone"
+        aside.append(missing if progress else f"{path} is damaged")
+    if aside:
+        log.warning("%s: there is no other, the training starts from the beginning",
+                    "; ".join(aside))  # fmt: skip
+    return None
+
+
+def _best_is_intact(folder: Path, progress: Progress) -> bool:
+    if progress.best_step in (None, progress.step):
+        return True
+    files = (step_file(folder, progress.best_step), folder / "best.ckpt")
+    found = (read_progress(file) for file in files if file.is_file())
+    return any(one and one.step == progress.best_step for one in found)

@@ -1,4 +1,4 @@
-"""Where numbers stopped being finite: a training step's forward pass once more, module by module.
+"""Where numbers stopped being finite: a step's forward pass again, module by module.
 
 What is augmented and dropped is a function of seed, step and position, so the pass is the same.
 Networks of other packages may drop by torch's generator: theirs can differ in that.
@@ -6,19 +6,20 @@ Networks of other packages may drop by torch's generator: theirs can differ in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves  # plain nesting; Lightning uses it too
+
+_PLACES = ("weights", "image", "module", "backward")  # the first is nearest to the cause
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Where it began, on one device.
 
     Attributes:
@@ -37,33 +38,22 @@ class Finding:
     @property
     def order(self) -> int:
         """Smaller is nearer to the cause."""
-        return ("weights", "image", "module", "backward").index(self.place)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        return _PLACES.index(self.place)
 
     def sentence(self, norms: Sequence[Mapping[str, Any]]) -> str:
         """The finding in words; `norms` as from `gradient_norms`."""
         where = f" in {', '.join(self.samples[:4])}" if self.samples else ""
-        more = f" and {len(self.samples) - 4} more" if len(self.samples) > 4 else ""
-        if self.place == "weights":
-            return (
-                f"The weights were not finite before: {self.name} is the first. The file that they "
-                "were loaded from is damaged, or holds a training that had failed."
-            )
-        if self.place == "image":
-            return f"The augmented image is not finite{where}{more}."
-        if self.place == "module":
-            return (
-                f"The first module whose output is not finite is {self.name} ({self.kind})"
-                f"{where}{more}."
-            )
+        where += f" and {len(self.samples) - 4} more" if len(self.samples) > 4 else ""
         worst = ", ".join(f"{norm['parameter']} ({norm['norm']})" for norm in norms[:3])
-        return (
-            "The output of every module is finite, so it began in the backward pass. "
-            f"Largest gradient norms: {worst}."
-        )
+        return {
+            "weights": f"The weights were not finite before: {self.name} is the first. The file "
+            "that they were loaded from is damaged, or from a training that had failed.",
+            "image": f"The augmented image is not finite{where}.",
+            "module": f"The first module whose output is not finite is {self.name} ({self.kind})"
+            f"{where}.",
+            "backward": "The output of every module is finite, so it began in the backward pass. "
+            f"Largest gradient norms: {worst}.",
+        }[self.place]
 
 
 def names_of_samples(batch: Mapping[str, Any]) -> list[str]:
@@ -77,9 +67,9 @@ def step_arrays(batches: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]
     """The micro-batches of a step one after the other, as arrays without objects.
 
     Returns:
-        `image` (N, C, S, S) float32 and what is true of it (`label` (N, S, S) int64, or `clear`
-        like the image), augmented; `case` (N,) text, `slice` (N,) where there are slices,
-        `position` (N,) in the global batch, `step` ().
+        `image` (N, C, S, S) float32 and its truth (`label` (N, S, S) int64, or `clear` like the
+        image), augmented; `case` (N,) text, `slice` (N,) where there are slices, `position` (N,)
+        in the global batch, `step` ().
     """
     arrays = {"step": np.array(batches[0]["step"])}
     for key, value in batches[0].items():
@@ -102,24 +92,28 @@ def diagnose(task: Any, batches: Sequence[Mapping[str, Any]]) -> Finding:
     findings = [_in_batch(task, batch) for batch in batches]
     for name, parameter in task.network.named_parameters(prefix="network"):
         if not parameter.isfinite().all():
-            return Finding("weights", name, "")
+            return Finding("weights", name)
     return min(findings, key=lambda finding: finding.order)
 
 
 def _in_batch(task: Any, batch: Mapping[str, Any]) -> Finding:
     names = names_of_samples(batch)
     bad: list[Finding] = []
-    modules = {
-        **dict(task.network.named_modules(prefix="network")),
-        **dict(task.loss.named_modules(prefix="loss")),
-    }
 
-    def look(module: str, kind: str, output: Any) -> None:
-        if not bad and not all(tensor.isfinite().all() for tensor in _tensors(output)):
-            samples = _samples(output, names)
-            bad.append(Finding("module", module, kind, samples))
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = (t for t in tree_leaves(output) if isinstance(t, Tensor))
+            wrong = () if bad else [tensor for tensor in tensors if not tensor.isfinite().all()]
+            if wrong:
+                kind = type(module).__name__
+                bad.append(Finding("module", name, kind, _samples(wrong[0], names)))
 
-    with torch.no_grad(), _watched(modules, look):
+        return look
+
+    with torch.no_grad(), ExitStack() as hooks:  # called in the order in which modules end
+        for part in ("network", "loss"):
+            for name, module in getattr(task, part).named_modules(prefix=part):
+                hooks.enter_context(module.register_forward_hook(hook(name)))
         task.training_loss(batch)
     image = batch["image"]
     if not image.isfinite().all():
@@ -127,60 +121,30 @@ def _in_batch(task: Any, batch: Mapping[str, Any]) -> Finding:
     return bad[0] if bad else Finding("backward")
 
 
-@contextmanager
-def _watched(modules: Mapping[str, nn.Module], look: Any) -> Iterator[None]:
-    """Calls `look(name, kind, output)` after each module, in the order in which they end."""
-
-    def hook(name: str) -> Any:
-        return lambda module, inputs, output: look(name, type(module).__name__, output)
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The floating-point tensors of what a module returns."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors(tuple(output.values()))
-    elif isinstance(output, Iterable) and not isinstance(output, str):
-        for part in output:
-            yield from _tensors(part)
-
-
-def _samples(output: Any, names: Sequence[str]) -> tuple[str, ...]:
+def _samples(tensor: Tensor, names: Sequence[str]) -> tuple[str, ...]:
     """Which samples are not finite; all of them where the first dimension is not the batch's.
 
     Windows or patches of a sample that follow one another in the first dimension are its own.
     """
-    for tensor in _tensors(output):
-        if not tensor.isfinite().all():
-            if tensor.ndim and tensor.shape[0] and tensor.shape[0] % len(names) == 0:
-                finite = tensor.reshape(len(names), -1).isfinite().all(1).tolist()
-                return tuple(name for name, good in zip(names, finite, strict=True) if not good)
-            break
-    return tuple(names)
+    if not tensor.ndim or not len(tensor) or len(tensor) % len(names):
+        return tuple(names)
+    finite = tensor.reshape(len(names), -1).isfinite().all(1).tolist()
+    return tuple(name for name, good in zip(names, finite, strict=True) if not good)
 
 
 def gradient_norms(task: Any) -> list[dict[str, Any]]:
     """Euclidean norms of the gradients, the worst first: not finite ones, then the largest.
 
     Returns:
-        `parameter` (as in the checkpoint), `norm` (number, or text where it is not finite) and
-        `nonfinite` (how many elements are not) for each parameter that has a gradient.
+        `parameter` (as in the checkpoint), `norm` (as text) and `nonfinite` (how many elements are
+        not) for each parameter that has a gradient.
     """
     rows = []
     for name, parameter in task.network.named_parameters(prefix="network"):
         if parameter.grad is not None:
             gradient = parameter.grad.detach().cpu().double()
-            bad = int((~gradient.isfinite()).sum())
-            norm = float(gradient.norm())
-            rows.append({"parameter": name, "norm": f"{norm:.4g}", "nonfinite": bad, "_": norm})
-    rows.sort(key=lambda row: (row["nonfinite"] == 0, -row["_"] if row["nonfinite"] == 0 else 0))
-    return [{key: value for key, value in row.items() if key != "_"} for row in rows]
+            rows.append((int((~gradient.isfinite()).sum()), float(gradient.norm()), name))
+    rows.sort(key=lambda row: (row[0] == 0, -row[1] if row[0] == 0 else 0))
+    return [
+        {"parameter": name, "norm": f"{norm:.4g}", "nonfinite": bad} for bad, norm, name in rows
+    ]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from mambaseg.errors import UserError
@@ -37,25 +36,25 @@ class NonFiniteError(UserError):
     """A loss or gradient was not finite; the message says where it began and what to try."""
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose answer is still on its way from the device, and all that explains it."""
+@dataclass
+class _Step:
+    """An optimizer step, and all that explains it."""
 
-    step: int
-    batches: list[dict[str, Any]]
-    losses: list[Tensor]
-    before: list[Tensor]
-    gradients: list[tuple[nn.Parameter, Tensor]]
-    bad: Tensor  # on the CPU, once `known` has come to pass
-    known: torch.cuda.Event | None
+    number: int
+    buffers: list[Tensor]  # running statistics before it
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    gradients: dict[torch.nn.Parameter, Tensor] = field(default_factory=dict)
+    bad: Tensor | None = None  # the answer of a device; on the CPU once `known` has happened
+    known: torch.cuda.Event | None = None
 
 
 class NonFinite(Callback):
     """Looks at the loss and the gradient of each optimizer step before it is taken.
 
     All devices decide alike. One number per step is read back from the device, after the backward
-    pass: without it the step would be taken before anybody knows, and neither the weights nor the
-    module where it began could be had any more.
+    pass: otherwise the step would be taken before anybody knows, and both the weights and the
+    module where it began would be lost.
 
     Waiting for that number costs a GPU the time in which nothing is queued for it. With `late` the
     optimizer's own kernels read it on the device, where a bad step changes nothing, and it is read
@@ -69,8 +68,8 @@ class NonFinite(Callback):
         folder: the run folder.
         on_nonfinite: `stop`: the run ends as failed, with `nonfinite.npz` (the step's augmented
             batch) and `nonfinite.json` (what was found) in its folder. `skip`: the step changes
-            nothing, but counts: step number, learning-rate schedule and order of the data go on as
-            if it had been taken. Skipped steps are listed in run.json and counted in the curve
+            nothing, but counts: step number, learning-rate schedule and order of the data advance
+            as if it had been taken. Skipped steps are listed in run.json and counted in the curve
             `train/skipped`, and both follow the checkpoint when a run is resumed.
         most_in_a_row: with so many skipped steps in a row the run ends all the same.
         late: read one step late; needs `stop`, one process, a fused optimizer, and neither loss
@@ -85,44 +84,30 @@ class NonFinite(Callback):
         most_in_a_row: int = 10,
         late: bool | Literal["auto"] = "auto",
     ) -> None:
-        if on_nonfinite not in ("stop", "skip"):
-            raise UserError(
-                f"callbacks.nonfinite.on_nonfinite={on_nonfinite!r}: choose stop or skip"
-            )
-        if most_in_a_row < 1:
-            raise UserError(f"callbacks.nonfinite.most_in_a_row={most_in_a_row}: at least 1")
-        if late not in (True, False, "auto"):
-            raise UserError(f"callbacks.nonfinite.late={late!r}: choose auto, true or false")
-        self.late = late
-        self._pending: _Pending | None = None
         self.folder = RunFolder(folder)
-        self.on_nonfinite, self.most_in_a_row = on_nonfinite, most_in_a_row
+        self.on_nonfinite, self.most_in_a_row, self.late = on_nonfinite, most_in_a_row, late
         self.skipped: list[dict[str, Any]] = []
         self._in_a_row = 0
-        self._batches: list[dict[str, Any]] = []  # micro-batches of the step
-        self._losses: list[Tensor] = []
-        self._buffers: list[Tensor] = []
-        self._before: list[Tensor] = []  # the buffers at the start of the step
-
-    # ---- Lightning's hooks
+        self._buffers: list[Tensor] = []  # running statistics
+        self._step: _Step | None = None  # the current one
+        self._asked: _Step | None = None  # the one before, whose answer is still on its way
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the steps skipped so far."""
         return {"skipped": list(self.skipped), "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the count where the checkpoint was made."""
-        self.skipped = list(state_dict["skipped"])
-        self._in_a_row = state_dict["in_a_row"]
+        """Restores the count of the checkpoint."""
+        self.skipped, self._in_a_row = list(state_dict["skipped"]), state_dict["in_a_row"]
+
+    # ---- Lightning's hooks
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Finds the running statistics, which a forward pass changes before any optimizer does."""
         network = pl_module.network
         kept = network.state_dict().keys()
         self._buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
-        self._batches.clear()
-        self._losses.clear()
-        self._pending = None
+        self._step = self._asked = None
         if self.late is True and (why := self._not_late(trainer)):
             raise UserError(f"callbacks.nonfinite.late=true: not {why}")
         if trainer.is_global_zero and self.folder.record.get("skipped", []) != self.skipped:
@@ -132,15 +117,16 @@ class NonFinite(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the micro-batch until its step is over."""
-        if not self._batches:
-            self._before = [buffer.clone() for buffer in self._buffers]
-        self._batches.append(batch)
+        if self._step is None:
+            self._step = _Step(trainer.global_step, [buffer.clone() for buffer in self._buffers])
+        self._step.batches.append(batch)
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
         """Keeps the loss of the micro-batch, on its device."""
-        self._losses.append(loss.detach())
+        assert self._step is not None  # a batch has started
+        self._step.losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
@@ -150,23 +136,25 @@ class NonFinite(Callback):
         Raises:
             NonFiniteError: the loss or the gradient is not finite, and the step is not skipped.
         """
-        on_cuda = pl_module.device.type == "cuda"
+        step, self._step = self._step, None
+        assert step is not None
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        step.gradients = {p: p.grad for p in parameters if p.grad is not None}
+        bad = _is_bad(step)
+        on_cuda = bad.device.type == "cuda"
         if self.late is True or (self.late == "auto" and on_cuda and not self._not_late(trainer)):
             self._settle(trainer, pl_module)
-            self._ask(trainer, optimizer)
-            return
-        if self._looks_finite(optimizer) or (found := self._confirm(trainer, optimizer)) is None:
+            self._ask(step, bad, optimizer, graph=pl_module.graph)
+        elif not bad:
             self._in_a_row = 0
         else:
-            self._restore_buffers()
-            self._in_a_row += 1
+            found = self._found(trainer, step)
             only_scale = found["loss_finite"] and _loss_scaler(trainer) is not None
             skip = self.on_nonfinite == "skip" or only_scale
             if not skip or self._in_a_row >= self.most_in_a_row:
-                raise self._explained(trainer, pl_module, found)
-            self._skip(trainer, optimizer, found)
-        self._batches.clear()
-        self._losses.clear()
+                raise self._explained(trainer, pl_module, step, found)
+            optimizer.zero_grad(set_to_none=True)  # it then changes nothing, not even its state
+            self._note_skipped(trainer, found)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Settles the last step before anything is scored."""
@@ -195,28 +183,20 @@ class NonFinite(Callback):
         fused = all(rule.defaults.get("fused") for rule in trainer.optimizers)
         return "" if fused else "without optim.optimizer.fused=true"
 
-    def _ask(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the optimizer's kernels leave a bad step, and asks whether it was one."""
-        gradients = [(p, p.grad) for group in optimizer.param_groups for p in group["params"]
-                     if p.grad is not None]  # fmt: skip
-        if trainer.lightning_module.graph:  # the next launch writes there
-            gradients = [(parameter, gradient.clone()) for parameter, gradient in gradients]
-        tensors = [gradient for _, gradient in gradients]
-        # not finite: the largest is infinite, or a sum of squares, which may overflow, is NaN
-        largest, norm = get_total_norm(tensors, math.inf), get_total_norm(tensors)
-        finite = torch.stack([value.isfinite() for value in (*self._losses, largest)])
-        bad = (~finite.all() | norm.isnan()).float()
+    def _ask(
+        self, step: _Step, bad: Tensor, optimizer: torch.optim.Optimizer, *, graph: bool
+    ) -> None:
+        """Lets the optimizer's kernels leave a bad step; the answer comes to `_settle`."""
+        if graph:  # the next launch writes there
+            step.gradients = {p: gradient.clone() for p, gradient in step.gradients.items()}
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
-        host, known = bad, None
+        step.bad = bad
         if bad.device.type == "cuda":
-            host = torch.empty_like(bad, device="cpu", pin_memory=True)
-            host.copy_(bad, non_blocking=True)
-            known = torch.cuda.Event()
-            known.record()
-        self._pending = _Pending(
-            trainer.global_step, self._batches, self._losses, self._before, gradients, host, known
-        )
-        self._batches, self._losses = [], []
+            step.bad = torch.empty_like(bad, device="cpu", pin_memory=True)
+            step.bad.copy_(bad, non_blocking=True)
+            step.known = torch.cuda.Event()
+            step.known.record()
+        self._asked = step
 
     def _settle(self, trainer: L.Trainer, task: Any) -> None:
         """Reads the answer about the last step; nothing has changed the weights since.
@@ -224,138 +204,109 @@ class NonFinite(Callback):
         Raises:
             NonFiniteError: it was a bad one.
         """
-        pending, self._pending = self._pending, None
-        if pending is None:
+        step, self._asked = self._asked, None
+        if step is None:
             return
-        if pending.known is not None:
-            pending.known.synchronize()
-        if not pending.bad:
-            return
-        task.network.zero_grad(set_to_none=True)
-        for parameter, gradient in pending.gradients:
-            parameter.grad = gradient
-        self._batches, self._losses = pending.batches, pending.losses
-        self._before = pending.before
-        found = self._confirm(trainer, trainer.optimizers[0], step=pending.step)
-        assert found is not None  # the device has looked at the same numbers
-        self._restore_buffers()
-        self._in_a_row += 1
-        raise self._explained(trainer, task, found)
-
-    # ---- is it finite
-
-    def _looks_finite(self, optimizer: torch.optim.Optimizer) -> bool:
-        """One answer for all devices. The norm of finite gradients may overflow: see `_confirm`."""
-        norm = get_total_norm(_gradients(optimizer))
-        finite = torch.stack([value.isfinite() for value in (*self._losses, norm)]).all()
-        if _several_processes():
-            finite = finite.to(torch.int32)
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        return bool(finite)
-
-    def _confirm(
-        self, trainer: L.Trainer, optimizer: torch.optim.Optimizer, *, step: int | None = None
-    ) -> dict[str, Any] | None:
-        """What is not finite, number by number; None: everything is."""
-        scaler = _loss_scaler(trainer)
-        factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1.0)
-        ranks = _gathered(
-            {
-                "losses": [float(loss) * factor for loss in self._losses],
-                "gradient_finite": all(bool(g.isfinite().all()) for g in _gradients(optimizer)),
-                "cases": [name for batch in self._batches for name in names_of_samples(batch)],
-            }
-        )
-        losses = [loss for rank in ranks for loss in rank["losses"]]
-        found = {
-            "step": trainer.global_step if step is None else step,
-            "losses": [f"{loss:.6g}" for loss in losses],
-            "cases": [case for rank in ranks for case in rank["cases"]],
-            "loss_finite": all(map(math.isfinite, losses)),
-            "gradient_finite": all(rank["gradient_finite"] for rank in ranks),
-        }
-        return None if found["loss_finite"] and found["gradient_finite"] else found
+        if step.known is not None:
+            step.known.synchronize()
+        if step.bad:
+            for parameter in task.network.parameters():
+                parameter.grad = step.gradients.get(parameter)
+            raise self._explained(trainer, task, step, self._found(trainer, step))
 
     # ---- what follows
 
-    def _restore_buffers(self) -> None:
-        for buffer, before in zip(self._buffers, self._before, strict=True):
+    def _found(self, trainer: L.Trainer, step: _Step) -> dict[str, Any]:
+        """What is not finite over all devices, for nonfinite.json; the step counts as a bad one."""
+        self._restore_buffers(step)
+        self._in_a_row += 1
+        scaler = _loss_scaler(trainer)
+        factor = trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1.0)
+        own = {
+            "losses": [float(loss) * factor for loss in step.losses],
+            "cases": [name for batch in step.batches for name in names_of_samples(batch)],
+            "finite": [bool(gradient.isfinite().all()) for gradient in step.gradients.values()],
+        }
+        ranks = _gathered(own)
+        losses, cases, finite = ([one for rank in ranks for one in rank[key]] for key in own)
+        return {
+            "step": step.number,
+            "losses": [f"{loss:.6g}" for loss in losses],
+            "cases": cases,
+            "loss_finite": all(map(math.isfinite, losses)),
+            "gradient_finite": all(finite),
+        }
+
+    def _restore_buffers(self, step: _Step) -> None:
+        for buffer, before in zip(self._buffers, step.buffers, strict=True):
             buffer.copy_(before)
 
-    def _skip(
-        self, trainer: L.Trainer, optimizer: torch.optim.Optimizer, found: Mapping[str, Any]
-    ) -> None:
-        """Leaves the optimizer no gradient: it then changes neither weights nor its own state."""
-        optimizer.zero_grad(set_to_none=True)
+    def _note_skipped(self, trainer: L.Trainer, found: dict[str, Any]) -> None:
         self.skipped.append({key: found[key] for key in ("step", "losses", "cases")})
-        batch, count = ", ".join(found["cases"]), len(self.skipped)
+        count = len(self.skipped)
         log.warning("step %d skipped: %s, in the batch %s; %d skipped so far",
-                    found["step"], _what(found), batch, count)  # fmt: skip
+                    found["step"], _what(found), ", ".join(found["cases"]), count)  # fmt: skip
         for logger in trainer.loggers:
             logger.log_metrics({"train/skipped": float(count)}, step=found["step"])
         if trainer.is_global_zero:
             self.folder.update(skipped=self.skipped)
 
-    def _explained(self, trainer: L.Trainer, task: Any, found: Mapping[str, Any]) -> NonFiniteError:
-        """Writes down what was found; every rank its batch, the first one the rest."""
+    def _explained(
+        self, trainer: L.Trainer, task: Any, step: _Step, found: dict[str, Any]
+    ) -> NonFiniteError:
+        """Records what was found: every rank its batch, the first one the rest."""
         ending = f"-rank{trainer.global_rank}" if _several_processes() else ""
-        arrays = f"nonfinite{ending}.npz"
-        self.folder.write_arrays(arrays, step_arrays(self._batches))
+        batch = self.folder.write_arrays(f"nonfinite{ending}.npz", step_arrays(step.batches))
         with trainer.precision_plugin.train_step_context(), task.module_by_module():
-            mine = diagnose(task, self._batches)
-        self._restore_buffers()  # the diagnosis has run the network again
+            mine = diagnose(task, step.batches)
+        self._restore_buffers(step)  # the diagnosis has run the network again
         ranks: list[Finding] = _gathered(mine)
         norms = gradient_norms(task)
-        began = min(ranks, key=lambda finding: finding.order)
+        skipped = self._in_a_row - 1
         if trainer.is_global_zero:
-            self.folder.write_json(
-                "nonfinite.json",
-                {
-                    **found,
-                    "skipped_in_a_row": self._in_a_row - 1,
-                    "ranks": [finding.as_dict() for finding in ranks],
-                    "gradient_norms": norms,
-                },
-            )
+            record = {
+                **found, "skipped_in_a_row": skipped,
+                "ranks": [finding._asdict() for finding in ranks], "gradient_norms": norms,
+            }  # fmt: skip
+            self.folder.write_json("nonfinite.json", record)
         if _several_processes():
             dist.barrier()  # nobody ends the others while they write
-        return NonFiniteError(self._message(trainer, found, began, norms, arrays))
-
-    def _message(
-        self,
-        trainer: L.Trainer,
-        found: Mapping[str, Any],
-        began: Finding,
-        norms: list[dict[str, Any]],
-        arrays: str,
-    ) -> str:
+        began = min(ranks, key=lambda finding: finding.order)
         last = self.folder.last_checkpoint
-        again = f"The same command goes on from {last}." if last else "There is no checkpoint yet."
-        row = f", after {self._in_a_row - 1} skipped in a row" if self._in_a_row > 1 else ""
+        again = f"The same command resumes from {last}." if last else "There is no checkpoint yet."
         tries = ["a lower rate (optim.optimizer.lr)"]
         if trainer.precision != "32-true":
             tries.append("trainer.precision=32-true")
         if self.on_nonfinite == "stop":
             tries.append("callbacks.nonfinite.on_nonfinite=skip")
-        look = " and ".join(began.samples[:3] or found["cases"][:3])
-        return (
-            f"step {found['step']}{row}: {_what(found)}. The step was not taken. "
-            f"{began.sentence(norms)}\n"
-            f"The augmented batch is in {self.folder.path / arrays}, the gradient norms are in "
+        return NonFiniteError(
+            f"step {step.number}{f', after {skipped} skipped in a row' if skipped else ''}: "
+            f"{_what(found)}. The step was not taken. {began.sentence(norms)}\n"
+            f"The augmented batch is in {batch}, the gradient norms are in "
             f"{self.folder.path / 'nonfinite.json'}. {again}\n"
-            f"Try {', '.join(tries)}; look at {look}."
+            f"Try {', '.join(tries)}; look at "
+            f"{' and '.join(began.samples[:3] or found['cases'][:3])}."
         )
 
 
-def _what(found: Mapping[str, Any]) -> str:
-    if not found["loss_finite"]:
-        return f"the loss is not finite ({', '.join(found['losses'])})"
-    return f"the gradient is not finite (loss {', '.join(found['losses'])})"
+def _is_bad(step: _Step) -> Tensor:
+    """1.0 where a loss or a gradient is not finite, else 0.0; one answer for all devices.
+
+    The largest number tells, NaN included; a sum of squares of finite numbers may overflow.
+    """
+    largest = get_total_norm(step.gradients.values(), math.inf)
+    finite = torch.stack([value.isfinite() for value in (*step.losses, largest)]).all()
+    bad = (~finite).float()
+    if _several_processes():
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    return bad
 
 
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    return [p.grad for p in parameters if p.grad is not None]
+def _what(found: dict[str, Any]) -> str:
+    losses = ", ".join(found["losses"])
+    if found["loss_finite"]:
+        return f"the gradient is not finite (loss {losses})"
+    return f"the loss is not finite ({losses})"
 
 
 def _loss_scaler(trainer: L.Trainer) -> Any:

@@ -24,7 +24,7 @@ from mambaseg.storage.identity import RULE, made_from_other_data, monitor_of
 from mambaseg.storage.lock import RunLock
 from mambaseg.storage.run_folder import RunFolder, code_changed, code_name, code_state, environment
 from mambaseg.storage.untrusted import ForeignFileError, read_yaml
-from mambaseg.training import checkpoint_files
+from mambaseg.training import checkpoints
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
 from mambaseg.training.loggers import MetricsCsv, describe_to_wandb, finish_wandb, new_wandb_id
@@ -166,7 +166,7 @@ class Run:
     def _record_end(self, error: BaseException | None) -> None:
         """Writes how the run ended; on a full disk an error that came first is the one to tell."""
         if error is None:
-            checkpoint_files.clear(self.folder.path / "checkpoints", keep=set())
+            checkpoints.clear(self.folder.path / "checkpoints", keep=set())
             self.folder.finish("done")
             return
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
@@ -307,8 +307,8 @@ class Run:
         """Looks for the state that an unfinished run in this folder goes on from."""
         if self.config.get("rerun") or not self.folder.record:
             return
-        last = checkpoint_files.newest(self.folder.path / "checkpoints")
-        progress = checkpoint_files.read_progress(last) if last else None
+        last = checkpoints.newest(self.folder.path / "checkpoints")
+        progress = checkpoints.read_progress(last) if last else None
         if progress:
             self._last, self.step, self._ended = last, progress.step, progress.ended
 

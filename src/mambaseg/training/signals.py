@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run; as exit codes of shells, 128 and its number.
+    """A signal ended the run; the exit code is 128 and its number, as in shells.
 
     Not an `Exception`: it ends a whole sweep, not just a job.
     """
@@ -31,17 +31,17 @@ class Interrupted(SystemExit):
         self.name = signal.Signals(number).name
 
     def __str__(self) -> str:
-        """What run.json says."""
+        """The cause in run.json."""
         return f"stopped by {self.name}"
 
 
 class Interruption(Callback):
-    """Takes SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 while a run goes on.
+    """Takes SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 during a run.
 
-    In a training the first of them lets the step (or the validation) come to its end and saves the
-    state; a second one, and any outside a training, ends at once. Then whoever had taken the signal
-    before gets it (submitit's handler queues the job again; if that returns, so does the training);
-    if nobody had, the run ends with `Interrupted`. A signal that is ignored (nohup) stays so.
+    In a training the first of them lets the step (or the validation) finish and saves the state; a
+    second one, and any outside a training, ends at once. Then the handler that was there before
+    gets it (submitit's queues the job again; if that returns, so does the training); without one
+    the run ends with `Interrupted`. A signal that is ignored (nohup) stays so.
 
     Args:
         requeue: called at the end after a SIGUSR1; None: nothing.
@@ -64,17 +64,15 @@ class Interruption(Callback):
                 signal.signal(number, self._end)
 
     def give_back(self) -> None:
-        """Puts the handlers back that were there before."""
+        """Restores the earlier handlers."""
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
 
-    # ---- Lightning's hooks
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Waits for ends of steps from now on, instead of Lightning, which does not save."""
         for number in self._before:
-            signal.signal(number, self._note)  # Lightning puts `_end` back when the fit is over
+            signal.signal(number, self._note)  # Lightning restores `_end` when the fit is over
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -94,22 +92,23 @@ class Interruption(Callback):
         states = [one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints)]
         if states and trainer.global_step:
             states[0].save(trainer)
-            log.warning("%d steps are saved; the same command goes on from there",
+            log.warning("Stopped and saved at step %d. Run the same command to resume.",
                         trainer.global_step)  # fmt: skip
         number, self._received = self._received, None
         self._end(signal.SIGTERM if number is None else number, None)  # None: another rank has it
 
-    # ---- handlers
-
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Handler during a training."""
         if self._received is not None and time.monotonic() - self._at > _AGAIN:
             self._end(number, frame)
         elif self._received is None:
             self._received, self._at = number, time.monotonic()
-            log.warning("%s: this step is finished and saved (again: at once, unsaved)",
-                        signal.Signals(number).name)  # fmt: skip
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            log.warning("%s: finishing and saving the current step. Press Ctrl-C again (or repeat "
+                        "the signal) to quit now without saving.", name)  # fmt: skip
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        """Handler outside a training."""
         if self._requeue and number == getattr(signal, "SIGUSR1", None):
             self._requeue()
         before = self._before.get(number)

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from mambaseg.training import checkpoint_files as files
+from mambaseg.training import checkpoints as files
 from small_disk import no_space, small_disk
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_one_is_passed_over_and_both_are_named(folder, keep, caplog):
     bend(newest, keep)
     (folder / "last.ckpt").unlink()
     assert files.newest(folder) == before
-    assert f"{newest} is damaged: going on from {before} instead" in caplog.text
+    assert f"{newest} is damaged: resuming from {before} instead" in caplog.text
 
 
 def test_one_without_its_best_is_passed_over(folder, caplog):
@@ -128,7 +128,7 @@ def leave_the_file_before(disk):
     path = disk / "last.ckpt"
     files.write(content(1), path)
     big = {**content(2), "more": torch.zeros(4_000_000)}
-    with no_space(path, "goes on from the checkpoint before"):
+    with no_space(path, "resumes from the checkpoint before"):
         files.write(big, path)
     assert [p.name for p in disk.iterdir()] == ["last.ckpt"]
     assert files.read_progress(path) == files.Progress(1, None)
