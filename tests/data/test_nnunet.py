@@ -268,7 +268,7 @@ def test_channels_and_labels_that_do_not_fit_are_errors(tmp_path):
     for case, said in {
         "case_000": "has axes",
         "case_001": "the channel has shape",
-        "case_002": "has voxel size",
+        "case_002": "voxel size (5.0",
         "case_003": "the label holds value",
         "case_004": "the label has 2 channels",
     }.items():

@@ -63,24 +63,24 @@ def check_file(path: Path) -> None:
     Raises:
         UserError: with what is there instead.
     """
+    problem = ""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-            raise DataError(f"is {kind}; a file was expected", path, "Put the file itself there.")
-        path.open("rb").close()
-    except FileNotFoundError as error:
+            problem = "is a folder" if path.is_dir() else "is a pipe, a socket or a device"
+        else:
+            path.open("rb").close()
+            if status.st_size == 0:
+                problem = "is empty"
+            elif status.st_size > MAX_FILE_BYTES:
+                problem = f"has {status.st_size / 2**30:.1f} GiB, more than is read"
+    except FileNotFoundError:
         problem = "is a link to a file that does not exist" if path.is_symlink() else "is missing"
-        remedy = "Put the file itself there, or get it again."
-        raise DataError(f"the file {problem}", path, remedy) from error
     except OSError as error:
         raise unlisted(path, error) from error
-    if status.st_size == 0:
-        raise DataError("the file is empty", path, AGAIN)
-    if status.st_size > MAX_FILE_BYTES:
-        size, limit = (f"{number / 2**30:.1f} GiB" for number in (status.st_size, MAX_FILE_BYTES))
-        problem = f"the file has {size}; at most {limit} are read"
-        raise DataError(problem, path, "Use the file of one frame.")
+    if problem:
+        remedy = f"Put the file itself there, of a cine that of one frame. {AGAIN}"
+        raise DataError(f"the file {problem}", path, remedy)
 
 
 def check_array(
@@ -108,20 +108,18 @@ def check_array(
     if len(sizes) not in dimensions:
         expected = " or ".join(f"{number}-D" for number in dimensions)
         problem = f"the {name} is {len(sizes)}-D (shape {sizes}); expected is {expected}"
-        remedy = "Use the file of one frame (patientXXX_frameFF), not the whole cine (_4d)."
     elif min(sizes) < 1:
-        problem, remedy = f"the {name} is empty (shape {sizes})", "Get the file again."
+        problem = f"the {name} is empty (shape {sizes})"
     elif np.prod(sizes, dtype=object) > MAX_VOXELS:
-        problem = (
-            f"the {name} claims shape {sizes}, more than the {MAX_VOXELS} voxels that are read"
-        )
-        remedy = "The header is damaged, or this is no volume of one frame: get the file again."
+        problem = f"the {name} claims shape {sizes}, more than {MAX_VOXELS} voxels"
     elif dtype.kind not in "biuf" or dtype.itemsize > MAX_ITEM_BYTES:
         problem = f"the {name} has data type {dtype}"
-        remedy = "Use a grey-scale image or a label map of numbers of at most 64 bits per voxel."
     else:
         return
-    raise DataError(problem, path, remedy)
+    remedy = (
+        "Use the file of one frame (_frameFF, not _4d), grey-scale or labels of at most 64 bits"
+    )
+    raise DataError(problem, path, f"{remedy}, or get the file again.")
 
 
 # ---- values --------------------------------------------------------------------------------------
@@ -143,10 +141,9 @@ def check_grey_values(path: Path, array: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         step = float(np.spacing(np.float32(max(abs(low), abs(high)))))  # NaN beyond the range
     if not (high - low >= LEVELS * step or (low == high and np.isfinite(step))):
+        problem = f"the grey values ({low:g} to {high:g}) cannot be told apart as 32-bit floats"
         raise DataError(
-            f"the grey values ({low:g} to {high:g}) cannot be told apart as 32-bit floats",
-            path,
-            "Rescale them, such as to 0..1000, and save the image again.",
+            problem, path, "Rescale them, such as to 0..1000, and save the image again."
         )
 
 
@@ -217,11 +214,9 @@ def mapped(label: np.ndarray, mapping: Mapping[int, int], path: Path) -> np.ndar
         UserError: the map does not name a value.
     """
     if unknown := sorted(set(np.unique(label).tolist()) - mapping.keys()):
-        raise DataError(
-            f"the label holds {_listed(unknown)}, not named in data.label_map ({dict(mapping)})",
-            path,
-            "Name every value of the files; what is to be background is mapped to 0.",
-        )
+        problem = f"the label holds {_listed(unknown)}, not named in data.label_map ({mapping})"
+        remedy = "Name every value of the files; what is to be background is mapped to 0."
+        raise DataError(problem, path, remedy)
     classes = np.zeros(256, np.uint8)
     classes[list(mapping)] = list(mapping.values())
     return classes[label]
@@ -235,16 +230,14 @@ def checked_label_map(
     Raises:
         UserError: a value is no byte, or a class is not one of 0..num_classes-1.
     """
-    if mapping is None:
-        return None
-    for value, index in mapping.items():
-        if not (type(value) is type(index) is int and value in range(256)):
-            raise UserError(f"data.label_map: {value}: {index} does not map 0..255 to a class")
-        if index not in range(num_classes):
+    for value, index in (mapping or {}).items():
+        whole = type(value) is type(index) is int
+        if not (whole and 0 <= value < 256 and 0 <= index < num_classes):
             raise UserError(
-                f"data.label_map: {value} is mapped to {index}, classes are 0..{num_classes - 1}"
+                f"data.label_map: {value}: {index} does not map a value 0..255 to a class "
+                f"0..{num_classes - 1}"
             )
-    return tuple(sorted(mapping.items()))
+    return None if mapping is None else tuple(sorted(mapping.items()))
 
 
 # ---- what a case may hold ------------------------------------------------------------------------
@@ -274,24 +267,20 @@ def find_problems(
         problem = f"the image has shape {pixels.shape}; expected is (z, channel, y, x), not empty"
         yield DataError(problem, image, "Use the file of one frame, or get it again.")
     elif channels is not None and pixels.shape[1] != channels:
-        yield DataError(
-            f"the image has {pixels.shape[1]} channels, the data set has {channels}",
-            image,
-            "Give every case the same channels, or set data.in_channels to what they have.",
-        )
+        problem = f"the image has {pixels.shape[1]} channels, the data set has {channels}"
+        remedy = "Give every case the same channels, or set data.in_channels to what they have."
+        yield DataError(problem, image, remedy)
     yield from not_finite(pixels, image)
     if volume.label is None:
         if num_classes is not None:
             remedy = "Training and scoring need one: put the _gt file beside it, or leave it out."
             yield DataError("the image has no label", image, remedy)
         return
-    if volume.label.shape != (grid := (*pixels.shape[:1], *pixels.shape[2:])):
-        yield DataError(
-            f"the label has shape {volume.label.shape} but the image ({image.name}) has {grid} "
-            "(z, y, x)",
-            label or image,
-            "The two files do not belong together: take both from the same download.",
-        )
+    shape, grid = volume.label.shape, (*pixels.shape[:1], *pixels.shape[2:])
+    if shape != grid:
+        problem = f"the label has shape {shape} (z, y, x) but the image ({image.name}) has {grid}"
+        remedy = "The two files do not belong together: take both from the same download."
+        yield DataError(problem, label or image, remedy)
     yield from label_problems(volume.label, label or image, num_classes)
 
 
@@ -310,9 +299,10 @@ def label_problems(label: np.ndarray, path: Path, num_classes: int | None) -> It
         share = np.count_nonzero(label >= num_classes) / label.size
         pairs = [f"{value}: {value if value < num_classes else '?'}" for value in values[:6]]
         more = ", ..." if len(values) > 6 else ""
+        allowed = f"allowed are 0..{num_classes - 1}"
+        problem = f"the label holds {_listed(wrong)} (in {share:.2%} of it); {allowed}"
         yield DataError(
-            f"the label holds {_listed(wrong)} (in {share:.2%} of it); allowed are "
-            f"0..{num_classes - 1}",
+            problem,
             path,
             "Replace the file by the original, or map its labels to the data set's classes, every "
             f"value of all files: 'data.label_map={{{', '.join(pairs)}{more}}}'.",
@@ -323,24 +313,17 @@ def label_problems(label: np.ndarray, path: Path, num_classes: int | None) -> It
 
 
 def voxel_size(path: Path, sides: Sequence[float]) -> Spacing:
-    """A voxel size in mm, if it can be that of a scan.
-
-    Args:
-        path: of the file.
-        sides: (z, y, x).
+    """A voxel size (z, y, x) in mm.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be that of a scan.
     """
     low, high = SPACING_MM
     z, y, x = (float(side) for side in sides)
     if not all(low <= side <= high for side in (z, y, x)):  # also for NaN
-        raise DataError(
-            f"the voxel size is ({x:g}, {y:g}, {z:g}) mm (x, y, z); possible are {low:g} to "
-            f"{high:g}",
-            path,
-            "Write the scanner's voxel size into the header, or export the file again.",
-        )
+        problem = f"the voxel size is ({x:g}, {y:g}, {z:g}) mm (x, y, z), not {low:g} to {high:g}"
+        remedy = "Write the scanner's voxel size into the header, or export the file again."
+        raise DataError(problem, path, remedy)
     return z, y, x
 
 
@@ -349,8 +332,8 @@ def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None
 
     Args:
         path: of the file.
-        affine: 4x4.
-        sides: of a voxel (x, y, z), in the unit of the affine; NaN where there is no distance.
+        affine: 4x4, voxel (x, y, z) to any unit.
+        sides: of a voxel (x, y, z), in that unit; NaN where there is no distance.
 
     Raises:
         UserError: it is singular or not finite, its axes are not at right angles (0.5 degrees are
@@ -358,37 +341,24 @@ def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None
     """
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
+    problem = ""
     if not (np.isfinite(affine).all() and lengths.all()):
         problem = f"the header's affine is singular or not finite ({axes.tolist()})"
-        remedy = "Export the file again with a valid orientation (sform or qform)."
-        raise DataError(problem, path, remedy)
-    cosine = np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3)).max()
-    if cosine > MAX_COSINE:
+    elif (cosine := np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3)).max()) > MAX_COSINE:
         off = np.degrees(np.arcsin(min(1.0, cosine)))
-        problem = (
-            f"the header's axes are {off:.2g} degrees off right angles: the voxels are sheared"
-        )
-        raise DataError(problem, path, "Resample the image to a rectangular grid.")
-    if (np.abs(lengths / sides - 1) > 0.01).any():  # False for NaN
+        problem = f"the header's axes are {off:.2g} degrees off right angles: sheared voxels"
+    elif (np.abs(lengths / sides - 1) > 0.01).any():  # False for NaN
         given, shown = (", ".join(f"{x:g}" for x in some) for some in (sides, lengths))
-        raise DataError(
-            f"the header contradicts itself: the voxel size is ({given}) (x, y, z), and ({shown}) "
-            "by its affine",
-            path,
-            "Write the true one into both, or export the file again.",
-        )
+        problem = f"the header contradicts itself: voxels of ({given}) (x, y, z), and ({shown})"
+    if problem:
+        remedy = "Export the file again with the true voxel size and a valid orientation."
+        raise DataError(problem, path, f"{remedy} Resample sheared voxels.")
 
 
 def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Path) -> None:
-    """Make sure that two arrays whose voxels are paired by index show the same place.
+    """Make sure that a label or a further channel at `path` lies where its image lies.
 
-    A header that was never filled in says nothing.
-
-    Args:
-        image: of the case.
-        other: its label, or a further channel.
-        image_path: the image's file.
-        path: the other's file.
+    Voxels are paired by index. A header that was never filled in says nothing.
 
     Raises:
         UserError: the axes, the voxel sizes or directions (by more than 1 %), or the places of the
@@ -396,26 +366,18 @@ def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Pa
     """
     if image.spacing is None or other.spacing is None:
         return
-    name = f"the image ({image_path.name})"
-    if image.orientation != other.orientation:
-        problem = f"has axes {other.orientation} but {name} has {image.orientation}"
-    elif not np.allclose(image.spacing, other.spacing, rtol=0.01):
-        problem = f"has voxel size {other.spacing} (z, y, x) but {name} has {image.spacing}"
-    elif image.affine is None or other.affine is None:
-        return
-    else:
-        ours, theirs = image.affine_in_mm, other.affine_in_mm
-        between = np.linalg.solve(ours, theirs)  # voxels of `other` to voxels of the image
-        shift, turned = np.abs(between[:3, 3]).max(), np.abs(between - np.eye(4))[:3, :3].max()
-        if shift <= 0.5 and turned <= 0.01:
-            return
-        problem = f"is turned or sheared against {name} by the headers' affines"
-        if shift > 0.5:
-            first = f"({', '.join(f'{place:.4g}' for place in theirs[:3, 3])})"
-            problem = f"has its first voxel at {first} mm, {shift:.3g} voxels from that of {name}"
-    raise DataError(
-        problem,
-        path,
-        "Voxels are paired by index: bring both files to the same axes and the same place, or take "
-        "both from the same download. If only the header is wrong, copy the image's into the file.",
-    )
+    same = image.orientation == other.orientation
+    same = same and np.allclose(image.spacing, other.spacing, rtol=0.01)
+    if same and image.affine is not None and other.affine is not None:
+        between = np.linalg.solve(image.affine_in_mm, other.affine_in_mm)  # voxels to voxels
+        same = np.abs(between - np.eye(4))[:3, :3].max() <= 0.01
+        same = same and np.abs(between[:3, 3]).max() <= 0.5
+    if not same:
+        remedy = (
+            "Bring both files to the same axes and the same place. If only the header is wrong, "
+        )
+        raise DataError(
+            f"has {other.place} but the image ({image_path.name}) has {image.place}",
+            path,
+            f"{remedy}copy the image's into the file.",
+        )

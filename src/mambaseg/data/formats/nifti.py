@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 
 from mambaseg.data.formats.volume import Spacing, Volume
@@ -55,11 +56,8 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Volume:
             says; no volume of real numbers; without a usable voxel size or affine.
     """
     check_file(path)
-    import nibabel
-
     try:
-        content = _with_unit_quaternion(_content(path, dimensions))
-        file = nibabel.Nifti1Image.from_bytes(content)
+        file = nibabel.Nifti1Image.from_bytes(_content(path, dimensions))
         array = np.asarray(file.dataobj).T
     except DataError:
         raise
@@ -70,25 +68,16 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Volume:
     header, affine = file.header, np.asarray(file.affine)
     zooms, unit = [float(zoom) for zoom in header.get_zooms()[:3]], header.get_xyzt_units()[0]
     check_affine(path, affine, np.where(np.array(file.shape[:3]) > 1, zooms, np.nan).tolist())
-    spacing: Spacing | None = None
-    if unit != "unknown" or zooms != [1.0, 1.0, 1.0]:
-        x, y, z = (zoom * MM_PER_UNIT[unit] for zoom in zooms)
-        spacing = z, y, x
+    x, y, z = (zoom * MM_PER_UNIT[unit] for zoom in zooms)
+    spacing = None if unit == "unknown" and zooms == [1.0, 1.0, 1.0] else (z, y, x)
     placed = header["sform_code"] > 0 or header["qform_code"] > 0
-    return Volume(
-        (array if array.ndim == 4 else array[None])[:, :, None],
-        None,
-        spacing,
-        affine if placed else None,
-        spacing and "".join(nibabel.aff2axcodes(affine)),
-        place_of(header),
-    )
+    orientation = spacing and "".join(nibabel.aff2axcodes(affine))
+    array = array.reshape(-1, *array.shape[-3:])[:, :, None]
+    return Volume(array, None, spacing, affine if placed else None, orientation, place_of(header))
 
 
 def place_of(header: Any) -> Any:
     """A new header with the place of a nibabel NIfTI-1 header's grid and nothing else."""
-    import nibabel
-
     place = nibabel.Nifti1Header()
     for name in _GEOMETRY:
         place[name] = header[name]
@@ -106,8 +95,6 @@ def place_on(
         spacing: of the volume.
         time: from one volume to the next, in no known unit; None where it is unknown.
     """
-    import nibabel
-
     header = nibabel.Nifti1Header()
     cine = time is not None or shape[0] > 1
     header.set_data_shape(shape[::-1] if cine else shape[:0:-1])
@@ -129,8 +116,6 @@ def to_nifti(array: np.ndarray, place: Any, *, slope: float = 1.0, label: bool =
         slope: what the numbers are to be multiplied with.
         label: whether to mark the file as a label map.
     """
-    import nibabel
-
     header = place.copy()
     header.set_data_dtype(np.uint8)
     voxels = array.T  # (W, H, Z[, K], T)
@@ -160,9 +145,12 @@ def _content(path: Path, dimensions: tuple[int, ...]) -> bytes:
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if packed else file
         try:
-            promised = _promised_bytes(path, stream.read(HEADER_BYTES), dimensions)
-            stream.seek(0)
-            blocks, left = [], promised + 1
+            head = nibabel.Nifti1Header(stream.read(HEADER_BYTES), check=False)
+            promised = _promised_bytes(path, head, dimensions)
+            blocks, left = (
+                [bytes(_with_unit_quaternion(head).binaryblock)],
+                promised + 1 - HEADER_BYTES,
+            )
             while left and (block := stream.read(min(left, BLOCK))):
                 blocks.append(block)
                 left -= len(block)
@@ -174,40 +162,30 @@ def _content(path: Path, dimensions: tuple[int, ...]) -> bytes:
     return b"".join(blocks)
 
 
-def _promised_bytes(path: Path, head: bytes, dimensions: tuple[int, ...]) -> int:
+def _promised_bytes(path: Path, header: Any, dimensions: tuple[int, ...]) -> int:
     """How long the (unpacked) file must be, from a header that is worth reading on."""
-    import nibabel
-
-    header = nibabel.Nifti1Header(head, check=False)
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     offset, zooms = int(header["vox_offset"]), header["pixdim"][1:4].astype(float)
-    factor = MM_PER_UNIT[header.get_xyzt_units()[0]]
     if bytes(header["magic"]) not in (b"n+1", b"n+1\0"):
         raise ValueError("no NIfTI-1 header")
     if not HEADER_BYTES <= offset <= MAX_OFFSET:
         raise ValueError(f"voxels begin at byte {offset}")
     check_array(path, shape, dtype, dimensions=dimensions)
+    sides = zooms * MM_PER_UNIT[header.get_xyzt_units()[0]]
     # along an axis of one voxel there is no distance; nnU-Net's 2-D images have 999 mm there
     free = (np.array(shape[:3]) == 1) & (zooms > 0) & np.isfinite(zooms)
-    voxel_size(path, np.where(free, 1.0, zooms * factor)[::-1].tolist())
+    voxel_size(path, np.where(free, 1.0, sides)[::-1].tolist())
     return offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
-def _with_unit_quaternion(content: bytes) -> bytes:
-    """The file with a quaternion of at most unit length: rounding may leave it a little longer.
-
-    nibabel refuses it then, as far as it is not within its own narrower limit.
-    """
-    import nibabel
-
-    header = nibabel.Nifti1Header(content[:HEADER_BYTES], check=False)
+def _with_unit_quaternion(header: Any) -> Any:
+    """A header with a quaternion of at most unit length: nibabel refuses what rounding adds."""
     names = ("quatern_b", "quatern_c", "quatern_d")
     length = float(np.sqrt(sum(float(header[name]) ** 2 for name in names)))
-    if not 1 < length <= MAX_QUATERNION:
-        return content
-    for name in names:
-        header[name] = header[name] / length
-    return bytes(header.binaryblock) + content[HEADER_BYTES:]
+    if 1 < length <= MAX_QUATERNION:
+        for name in names:
+            header[name] = header[name] / length
+    return header
 
 
 def _unreadable(path: Path, error: Exception | str) -> DataError:

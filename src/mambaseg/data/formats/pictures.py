@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 from mambaseg.data.formats.nifti import place_on
 from mambaseg.data.formats.volume import Volume
@@ -25,13 +26,13 @@ _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I
 _COLOUR = ("P", "LA", "RGB", "RGBA")
 _ORIENTATION = 274  # EXIF's and TIFF's tag
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF's
-_BLACK_IS_0 = "Save it with black as 0 (photometric interpretation BlackIsZero)."
 _LOSSY = ("JPEG", "MPO")  # MPO is a JPEG of several; the first is the picture
 _CHROMA = 16  # what JPEG makes of grey: channels that differ by less are equal
+_AS = "Save it as PNG or TIFF of 8 or 16 bits"
 
 
 def read_picture(path: Path, channels: int = 1) -> Volume:
-    """Read one picture for a network that takes `channels` (see `read_pixels`).
+    """Read one picture as (1, 1, C, H, W) for a network of `channels` (see `read_pixels`).
 
     The spacing is unknown. As NIfTI (for probabilities) its pixels have the size 1, in no unit.
 
@@ -58,27 +59,21 @@ def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
         UserError: missing, damaged, too large, of several pages, transparent, or coloured where
             one channel is asked for.
     """
+    pixels: npt.NDArray[Any]
     with _opened(path) as (picture, stored):
-        coloured = picture.mode in _COLOUR
-        pixels = np.asarray(picture.convert("RGBA") if coloured else picture)
-    if not coloured:
-        pixels = _numbers(picture, stored, pixels)
-        if pixels.dtype == np.uint16:
-            pixels = pixels.astype(np.float32) / np.float32(257)
-        elif picture.mode == "1":
-            pixels *= np.uint8(255)
-        pixels = pixels[None]
-    else:
-        _require_opaque(path, pixels)
-        pixels = pixels[..., :3].transpose(2, 0, 1)
-        if (pixels[1:] == pixels[0]).all():
-            pixels = pixels[:1]
-        elif channels == 1:
-            raise DataError(
-                "the picture has colours, the networks take one grey channel",
-                path,
-                "Convert it to grey as the training images were, or train with data.in_channels=3.",
-            )
+        if picture.mode in _COLOUR:
+            pixels = _opaque(path, picture).transpose(2, 0, 1)
+            if (pixels[1:] == pixels[0]).all():
+                pixels = pixels[:1]
+            elif channels == 1:
+                problem = "the picture has colours, the networks take one grey channel"
+                raise DataError(problem, path, f"{_AS}, grey, or train with data.in_channels=3.")
+        else:
+            pixels = _numbers(picture, stored)[None]
+            if pixels.dtype == np.uint16:
+                pixels = pixels.astype(np.float32) / np.float32(257)
+            elif picture.mode == "1":
+                pixels *= np.uint8(255)
     if len(pixels) == 1 and channels == 3:
         pixels = np.repeat(pixels, 3, axis=0)
     return np.ascontiguousarray(pixels)
@@ -94,30 +89,36 @@ def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
         UserError: missing, damaged, too large, of several pages, transparent, or coloured other
             than by a palette.
     """
+    problem = ""
     with _opened(path) as (picture, stored):
         lossy = picture.format in _LOSSY
         if picture.mode in _GREY or picture.mode == "P":
+            pixels = _numbers(picture, stored)
             if _tag(picture, _PHOTOMETRIC, 1) == 0 and picture.mode != "1":
                 problem = "the mask is stored with white as 0: its numbers are not what it shows"
-                raise DataError(problem, path, _BLACK_IS_0)
-            return _numbers(picture, stored, np.asarray(picture)), lossy
-        if "16" in stored:
-            problem = "the mask has colours of 16 bits, of which numbers below 256 are lost"
-            raise DataError(problem, path, "Save it with the numbers of the classes as grey.")
-        pixels = np.asarray(picture.convert("RGBA"))
-    _require_opaque(path, pixels)
-    spread = np.ptp(pixels[..., :3].astype(np.int16), axis=-1).max(initial=0)
-    if spread > (_CHROMA if lossy else 0):
-        raise DataError(
-            "the mask has colours: which class is which cannot be known",
-            path,
-            "Save it with the numbers of the classes as grey values, or as a palette picture.",
-        )
-    return pixels[..., 0], lossy
+        else:
+            colours = _opaque(path, picture)
+            pixels = colours[..., 0]
+            if "16" in stored:
+                problem = "the mask has colours of 16 bits, of which numbers below 256 are lost"
+            elif np.ptp(colours.astype(np.int16), axis=-1).max(initial=0) > lossy * _CHROMA:
+                problem = "the mask has colours: which class is which cannot be known"
+    if problem:
+        raise DataError(problem, path, f"{_AS}, class numbers as grey values or a palette.")
+    return pixels, lossy
 
 
-def _numbers(picture: Any, stored: str, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _opaque(path: Path, picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """Colours (H, W, 3); behind transparency the colour would be anybody's guess."""
+    pixels = np.asarray(picture.convert("RGBA"))
+    if (pixels[..., 3] != 255).any():
+        raise DataError("the picture is transparent", path, f"{_AS} without an alpha channel.")
+    return pixels[..., :3]
+
+
+def _numbers(picture: Any, stored: str) -> npt.NDArray[Any]:
     """Grey pixels, or indices of a palette, in the data type that their file has."""
+    pixels = np.asarray(picture)
     if stored.startswith("I;16") and not stored.endswith("S"):  # older Pillows widen them
         return pixels.astype(np.uint16)
     pixels = pixels.astype(_GREY.get(picture.mode, np.uint8))
@@ -127,38 +128,33 @@ def _numbers(picture: Any, stored: str, pixels: npt.NDArray[Any]) -> npt.NDArray
     return pixels
 
 
-def _stored(picture: Any) -> str:
-    """Pillow's name of how the pixels are stored, which it forgets when it loads them."""
-    arguments = picture.tile[0][3] if picture.tile else ""
-    return str(arguments if isinstance(arguments, str) or not arguments else arguments[0])
-
-
 def _tag(picture: Any, number: int, default: int) -> int:
     """The first value of a TIFF tag; the default for other formats."""
     value = getattr(picture, "tag_v2", {}).get(number, default)
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _check_samples(path: Path, picture: Any) -> None:
-    """Refuse what Pillow shows other than it is stored."""
-    bits, planes = _tag(picture, _BITS, 8), _tag(picture, _PLANAR, 1)
+def _problem(picture: Any) -> str:
+    """Why a picture cannot be used, such as that Pillow shows it other than it is stored."""
+    bits = _tag(picture, _BITS, 8)
+    if picture.mode not in (*_GREY, *_COLOUR):
+        return f"the picture has the mode {picture.mode}"
+    if getattr(picture, "n_frames", 1) > 1 and picture.format not in _LOSSY:
+        return f"the file holds {picture.n_frames} pages"
     if _tag(picture, _PHOTOMETRIC, 1) == 0 and picture.mode not in ("1", "L"):
-        problem = f"the picture has {bits} bits with white as 0"
-        raise DataError(problem, path, _BLACK_IS_0)
+        return f"the picture has {bits} bits with white as 0"
     if bits == 8 and _tag(picture, _SAMPLE_FORMAT, 1) == 2:
-        raise DataError("the picture has signed bytes", path, "Save it with 16 bits per pixel.")
-    if bits == 16 and planes == 2:
-        problem = "the picture has colours of 16 bits in planes"
-        raise DataError(problem, path, "Save it with colours pixel by pixel, or with 8 bits.")
+        return "the picture has signed bytes"
+    if bits == 16 and _tag(picture, _PLANAR, 1) == 2:
+        return "the picture has colours of 16 bits in planes"
     if "transparency" in picture.info and picture.mode in _GREY:
-        raise DataError("the picture is transparent", path, "Save it without transparency.")
+        return "the picture is transparent"
+    return ""
 
 
 def orientation_of(path: Path) -> int:
     """The EXIF orientation of a picture that can be read; 1 is as stored."""
-    from PIL import Image as Pillow
-
-    with Pillow.open(path, formats=FORMATS) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         return int(picture.getexif().get(_ORIENTATION, 1))
 
 
@@ -168,14 +164,12 @@ def reduced(pixels: npt.NDArray[Any], longest_side: int | None) -> npt.NDArray[A
     The aspect is kept; pixels are averaged under a triangle (bilinear with antialiasing). Smaller
     images, and all with None, are returned as they are.
     """
-    from PIL import Image as Pillow
-
     height, width = pixels.shape[-2:]
-    target = reduced_size((height, width), longest_side)
+    target = _reduced_size((height, width), longest_side)
     if target == (height, width):
         return pixels
     images = [
-        np.asarray(Pillow.fromarray(image).resize(target[::-1], Pillow.Resampling.BILINEAR))
+        np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BILINEAR))
         for image in pixels.reshape(-1, height, width)
     ]
     return np.stack(images).reshape(*pixels.shape[:-2], *target)
@@ -187,32 +181,27 @@ def reduced_labels(
     """Labels (H, W) on the grid of `reduced`: each pixel takes the nearest one."""
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(int), old - 1)
-        for old, new in zip(labels.shape, reduced_size(labels.shape, longest_side), strict=True)
+        for old, new in zip(labels.shape, _reduced_size(labels.shape, longest_side), strict=True)
     )
     return labels[np.ix_(rows, columns)]
 
 
-def reduced_size(size: tuple[int, ...], longest_side: int | None) -> tuple[int, int]:
-    """Height and width after `reduced`."""
+def _reduced_size(size: tuple[int, ...], longest_side: int | None) -> tuple[int, int]:
     height, width = size
-    if longest_side is None or max(size) <= longest_side:
-        return height, width
-    scale = longest_side / max(size)
+    scale = min(1.0, (longest_side or max(size)) / max(size))
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def label_picture(labels: npt.NDArray[np.uint8]) -> bytes:
     """A PNG whose grey values are the labels (H, W)."""
-    from PIL import Image as Pillow
-
     stream = io.BytesIO()
-    Pillow.fromarray(labels).save(stream, format="PNG")
+    Image.fromarray(labels).save(stream, format="PNG")
     return stream.getvalue()
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, str]]:
-    """A picture as Pillow has it, turned as it is shown, and how its pixels are stored.
+    """A picture as Pillow has it, turned as it is shown, and Pillow's name of how it is stored.
 
     What goes wrong while it is open is the file's fault.
 
@@ -220,35 +209,20 @@ def _opened(path: Path) -> Iterator[tuple[Any, str]]:
         UserError: it is none that can be used.
     """
     check_file(path)
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
     try:
-        with Pillow.open(path, formats=FORMATS) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             width, height = picture.size
-            if picture.mode not in (*_GREY, *_COLOUR):
-                remedy = "Save it as grey or RGB."
-                raise DataError(f"the picture has the mode {picture.mode}", path, remedy)
             dtype = np.dtype(_GREY.get(picture.mode, np.uint8))
             check_array(path, (1, height, width), dtype, "picture")
-            pages = getattr(picture, "n_frames", 1)
-            if pages > 1 and picture.format not in _LOSSY:
-                problem = f"the file holds {pages} pages"
-                raise DataError(problem, path, "Save one picture per file, or the stack as NIfTI.")
-            _check_samples(path, picture)
-            stored = _stored(picture)
+            if problem := _problem(picture):
+                raise DataError(problem, path, f"{_AS}, grey (black is 0) or RGB, one per file.")
+            # which Pillow forgets when it loads the pixels
+            stored = picture.tile[0][3] if picture.tile else ""
+            stored = stored if isinstance(stored, str) or not stored else stored[0]
             ImageOps.exif_transpose(picture, in_place=True)
-            yield picture, stored
+            yield picture, str(stored)
     except DataError:
         raise
     except Exception as error:  # foreign bytes make Pillow raise nearly anything
-        kinds = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
-        problem = f"not a readable {kinds} picture ({type(error).__name__})"
-        remedy = "Get the file again, or save it as PNG or TIFF, grey or RGB, of 8 or 16 bits."
-        raise DataError(problem, path, remedy) from error
-
-
-def _require_opaque(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Pixels (H, W, 4) without transparency; the colour behind it would be anybody's guess."""
-    if (pixels[..., 3] != 255).any():
-        raise DataError("the picture is transparent", path, "Save it without an alpha channel.")
+        problem = f"not a readable {', '.join(FORMATS)} picture ({type(error).__name__})"
+        raise DataError(problem, path, f"Get the file again. {_AS}, grey or RGB.") from error

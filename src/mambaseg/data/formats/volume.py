@@ -43,6 +43,16 @@ class Volume:
         unit = 1000.0 ** round(np.log(ratio) / np.log(1000.0))
         return np.diag([unit, unit, unit, 1.0]) @ self.affine
 
+    @property
+    def place(self) -> str:
+        """Axes, voxel size and place of the first voxel in words."""
+        first = "an unknown place"
+        if self.affine is not None:
+            x, y, z = (f"{place:.4g}" for place in self.affine_in_mm[:3, 3] + 0.0)
+            first = f"({x}, {y}, {z}) mm"
+        axes = f"axes {self.orientation}, voxel size {self.spacing} mm (z, y, x)"
+        return f"{axes}, first voxel at {first}"
+
     def sliced(self, axis: int) -> Volume:
         """The volume with its slices stacked along another axis of (z, y, x); the header stays."""
         if axis == 0:
