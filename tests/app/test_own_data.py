@@ -203,7 +203,8 @@ def test_a_split_by_case_is_called_so_in_log_table_and_report(tmp_path, caplog, 
     root = write_nnunet(tmp_path / "Dataset001_Own", ids=ids)
     with caplog.at_level(logging.INFO):
         run = trained(tmp_path, tmp_path, "data=nnunet", f"data.root={root}", "name=by_case")
-    read_first = "Ours: drawn by case with seed 0; 7/1/2 cases. The names suggest several cases"
+    read_first = ("Not a published split: drawn by case with seed 0; 7/1/2 cases. "
+                  "The names suggest several cases")  # fmt: skip
     assert read_first in caplog.text
     assert read_first in " ".join(capsys.readouterr().out.split())
     page = write_report(run.folder.path.parent).read_text()
@@ -212,7 +213,9 @@ def test_a_split_by_case_is_called_so_in_log_table_and_report(tmp_path, caplog, 
 
     assert main([str(root), "--write", str(tmp_path / "conf" / "data" / "own.yaml")]) == 0
     run = trained(tmp_path / "conf", tmp_path, "data=own", "name=by_patient")
-    assert run.folder.summary["split"]["note"].startswith("Ours: drawn by patient with seed 0;")
+    assert run.folder.summary["split"]["note"].startswith(
+        "Not a published split: drawn by patient with seed 0;"
+    )
     parts = [getattr(run.data.split, part) for part in ("train", "val", "test")]
     assert sorted(patient for part in parts for patient in part) == [f"p{n}" for n in range(5)]
     assert run.data.counts["train"]["cases"] == 2 * len(parts[0])

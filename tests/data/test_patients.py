@@ -118,13 +118,13 @@ def test_a_split_says_whether_it_is_by_patient_or_by_case(tmp_path, caplog):
         return module
 
     by_case = loaded(None).split
-    assert by_case.note.startswith("Ours: drawn by case with seed 0; 5/1/2 cases.")
+    assert by_case.note.startswith("Not a published split: drawn by case with seed 0; 5/1/2 cases.")
     assert "The names suggest several cases per patient, of which patient00" in by_case.note
     assert "train: 5 cases" in caplog.text and "patients" not in caplog.text
     assert find_alike(nnunet.find_cases(root)).override in caplog.text
     caplog.clear()
     by_patient = loaded(r"^(patient\d+)").split
-    assert by_patient.note == "Ours: drawn by patient with seed 0; 2/1/1 patients."
+    assert by_patient.note == "Not a published split: drawn by patient with seed 0; 2/1/1 patients."
     assert "train: 2 patients, 4 cases" in caplog.text and "begin" not in caplog.text
     given = loaded(None, "given").split  # nnU-Net's own draw, by case as well
     assert "The names suggest several cases per patient" in given.note

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,9 +29,7 @@ from mambaseg.errors import UserError
 
 PARTS = ("train", "val", "test")
 Groups = Sequence[Sequence[str]]
-Parts = tuple[list[int], list[int], list[int]]
 
-FOLDS = 5
 LISTED = 5  # patients that a message names
 # In ACDC itself: identical images at ED and ES, labels that differ slightly.
 DUPLICATES = (("patient074", "patient076"),)
@@ -44,7 +43,7 @@ TRANSUNET_TEST = (2, 3, 8, 9, 12, 14, 17, 24, 42, 48, 49, 53, 55, 64, 67, 79, 81
 
 @dataclass(frozen=True)
 class Split:
-    """Who is in which part.
+    """Who trains, who validates and who is tested.
 
     Attributes:
         name: the split, with its fold or seed: "ssl4mis", "nnunet-fold0", "random-seed0".
@@ -88,13 +87,13 @@ class Split:
         """
         if not self.train:
             raise UserError(
-                f"split {self.name}: nobody trains in it ({len(self.test)} are tested). It is for "
-                "src/evaluate.py; to train on these data use data.split=random."
+                f"split {self.name}: nobody trains in it ({len(self.test)} are tested). Use it "
+                "with src/evaluate.py; to train on these data use data.split=random."
             )
 
     @property
     def _validates_on_test(self) -> bool:
-        return self.name.partition("-")[0] in (*VALIDATES_ON_TEST, "given")
+        return self.name.partition("-")[0] in ("nnunet", "wsl4mis", "given")
 
     @property
     def hash(self) -> str:
@@ -102,6 +101,59 @@ class Split:
         parts = {"train": sorted(self.train), "val": sorted(self.val), "test": sorted(self.test)}
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A split of ACDC's patients 1..`last`.
+
+    Attributes:
+        note: what a reader must know about it.
+        parts: fold -> the numbers of validation and test; the others train.
+        folds: of a cross-validation, whose validation part is its test part.
+    """
+
+    note: str
+    parts: Callable[[int], tuple[Iterable[int], Iterable[int]]]
+    folds: int = 1
+    last: int = 100
+
+
+def _nnunet(fold: int) -> tuple[Iterable[int], Iterable[int]]:
+    order = np.arange(1, 101)
+    # The published order: numpy's legacy generator, whose stream is frozen for good.
+    np.random.RandomState(1234).shuffle(order)
+    test = order[fold::5].tolist()
+    return test, test
+
+
+PUBLISHED = {
+    "ssl4mis": _Published(
+        "As published by SSL4MIS and used by Mamba-UNet: 70/10/20 patients; the test set is uneven "
+        "over pathologies (DCM 5, HCM 3, MINF 2, NOR 6, RV 4).",
+        lambda fold: (SSL4MIS_VAL, SSL4MIS_TEST),
+    ),
+    "transunet": _Published(
+        "As published with MT-UNet, nnFormer and MSVM-UNet: 70/10/20 patients; the test set is "
+        "uneven over pathologies (DCM 7, HCM 1, MINF 5, NOR 3, RV 4).",
+        lambda fold: (TRANSUNET_VAL, TRANSUNET_TEST),
+    ),
+    "nnunet": _Published(
+        "As published by nnU-Net v2 (Dataset027_ACDC): 80/20 patients.", _nnunet, folds=5
+    ),
+    "wsl4mis": _Published(
+        "As published by WSL4MIS: 80/20 patients; the 20 are one pathology group, which the "
+        "network never saw in training.",
+        lambda fold: (range(20 * fold + 1, 20 * fold + 21), range(20 * fold + 1, 20 * fold + 21)),
+        folds=5,
+    ),
+    "official": _Published(
+        "The challenge's 100 training and 50 test patients. It names no validation set: every "
+        "tenth training patient is our choice, two of each pathology.",
+        lambda fold: (range(10, 101, 10), range(101, 151)),
+        last=150,
+    ),
+}
 
 
 def known_duplicates(patients: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -132,7 +184,7 @@ def make_split(
             `given_fold`.
         seed: of the random split; published splits do not depend on it.
         duplicates: groups of patients with the same images, beyond the known ones. The random
-            split keeps a group in one part; a published one stays as it is, and its note tells.
+            split keeps a group together; a published one stays as it is, and its note tells.
         given: patient -> `train`, `val` or `test`, where the data set itself says so; patients that
             it does not name are left out.
         given_fold: that these parts are of; None where the data set has no folds.
@@ -148,108 +200,53 @@ def make_split(
     groups = tuple(dict.fromkeys((*known_duplicates(present), *map(tuple, duplicates))))
     given = given or {}
     if name == "auto":
-        parts = set(given.values())
-        name = "given" if parts & {"val", "test"} else "random"
-    if name == "given":
-        _check_fold(name, fold, [given_fold or 0])
-        split = _given_split(given, given_fold, groups)
-    elif name == "random":
-        _check_fold(name, fold, [0])
-        split = _random_split(present, seed, groups, unit)
-    elif name == "test":
-        _check_fold(name, fold, [0])
-        note = f"Ours: all {len(present)} {unit}s are tested; none of them trains or validates."
-        split = Split(name, (), (), tuple(present), note)
-    else:
-        split = _published_split(name, present, fold, groups)
-    return replace(split, note=" ".join([split.note, *_torn(alike or {}, split)]))
-
-
-# ---- published splits: fold -> patient numbers of train, validation, test
-
-
-def _published_split(name: str, present: Sequence[str], fold: int, groups: Groups) -> Split:
-    if name not in PUBLISHED:
+        name = "given" if {"val", "test"} & set(given.values()) else "random"
+    if name not in (*PUBLISHED, "given", "random", "test"):
         names = ", ".join([*PUBLISHED, "random", "given", "auto", "test"])
         raise UserError(f"unknown split {name!r}: data.split is one of {names}")
-    folds = FOLDS if name in VALIDATES_ON_TEST else 1
-    _check_fold(name, fold, range(folds))
-    train, val, test = (tuple(_ids(part)) for part in PUBLISHED[name](fold))
-    needed = {*train, *val, *test}
-    missing = needed.difference(present)
+    folds = range(PUBLISHED[name].folds) if name in PUBLISHED else [0]
+    if name == "given":
+        folds = [given_fold or 0]
+    if fold not in folds:
+        allowed = f"0..{folds[-1]}" if len(folds) > 1 else "0: it has no folds"
+        raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
+    if name == "given":
+        split = _given_split(given, given_fold)
+    elif name == "random":
+        split = _random_split(present, seed, groups, unit)
+    elif name == "test":
+        note = f"Not a published split: all {len(present)} {unit}s are tested; none of them "
+        split = Split(name, (), (), tuple(present), note + "trains or validates.")
+    else:
+        split = _published_split(name, present, fold)
+    return replace(split, note=" ".join([split.note, *_torn_apart(split, groups, alike or {})]))
+
+
+def _published_split(name: str, present: Sequence[str], fold: int) -> Split:
+    published = PUBLISHED[name]
+    val, test = (tuple(f"patient{n:03d}" for n in sorted(part)) for part in published.parts(fold))
+    everybody = [f"patient{n:03d}" for n in range(1, published.last + 1)]
+    missing = set(everybody).difference(present)
     if missing:
         raise UserError(
-            f"split {name} needs {len(needed)} ACDC patients; missing are {listed(missing)}: not "
-            f"in the folder ({len(present)} patients). Complete the data set, or use "
+            f"split {name} needs {len(everybody)} ACDC patients; missing are {listed(missing)}: "
+            f"not in the folder ({len(present)} patients). Complete the data set, or use "
             "data.split=random, which takes the patients that are there."
         )
-    note = NOTES[name]
-    if folds > 1:
-        note = f"fold {fold} of 0..{folds - 1}. {note} Validation = test: scores are optimistic."
-    note = " ".join([note, *_separated(groups, train, val, test)])
-    return Split(f"{name}-fold{fold}" if folds > 1 else name, train, val, test, note)
+    train = tuple(patient for patient in everybody if patient not in {*val, *test})
+    if published.folds == 1:
+        return Split(name, train, val, test, published.note)
+    note = f"fold {fold} of 0..{published.folds - 1}. {published.note}"
+    note += " Validation = test: scores are optimistic."
+    return Split(f"{name}-fold{fold}", train, val, test, note)
 
 
-def _ssl4mis(fold: int) -> Parts:
-    return _rest_trains(100, SSL4MIS_VAL, SSL4MIS_TEST)
-
-
-def _transunet(fold: int) -> Parts:
-    return _rest_trains(100, TRANSUNET_VAL, TRANSUNET_TEST)
-
-
-def _official(fold: int) -> Parts:
-    # Every tenth patient: two of each pathology group, because groups are runs of twenty.
-    return _rest_trains(150, range(10, 101, 10), range(101, 151))
-
-
-def _wsl4mis(fold: int) -> Parts:
-    test = range(20 * fold + 1, 20 * fold + 21)
-    return _rest_trains(100, test, test)
-
-
-def _nnunet(fold: int) -> Parts:
-    order = np.arange(1, 101)
-    # The published order: numpy's legacy generator, whose stream is frozen for good.
-    np.random.RandomState(1234).shuffle(order)
-    test = order[fold::FOLDS].tolist()
-    return _rest_trains(100, test, test)
-
-
-def _rest_trains(count: int, val: Iterable[int], test: Iterable[int]) -> Parts:
-    """Those of 1..count in neither part train."""
-    val, test = sorted(val), sorted(test)
-    return [n for n in range(1, count + 1) if n not in {*val, *test}], val, test
-
-
-PUBLISHED: dict[str, Callable[[int], Parts]] = {
-    "ssl4mis": _ssl4mis,
-    "transunet": _transunet,
-    "nnunet": _nnunet,
-    "wsl4mis": _wsl4mis,
-    "official": _official,
-}
-VALIDATES_ON_TEST = ("nnunet", "wsl4mis")
-NOTES = {
-    "ssl4mis": "As published by SSL4MIS and used by Mamba-UNet: 70/10/20 patients; the test part "
-    "is uneven over pathologies (DCM 5, HCM 3, MINF 2, NOR 6, RV 4).",
-    "transunet": "As published with MT-UNet, nnFormer and MSVM-UNet: 70/10/20 patients; the test "
-    "part is uneven over pathologies (DCM 7, HCM 1, MINF 5, NOR 3, RV 4).",
-    "nnunet": "As published by nnU-Net v2 (Dataset027_ACDC): 80/20 patients.",
-    "wsl4mis": "As published by WSL4MIS: 80/20 patients; the 20 are one pathology group, which "
-    "the network never saw in training.",
-    "official": "The challenge's 100 training and 50 test patients. It names no validation part: "
-    "every tenth training patient is ours, two of each pathology.",
-}
-
-
-def _given_split(given: Mapping[str, str], fold: int | None, duplicates: Groups) -> Split:
-    """The parts that the data set names; a missing validation or test part is the other one."""
-    parts: dict[str, tuple[str, ...]] = {
-        part: tuple(sorted(patient for patient, its in given.items() if its == part))
-        for part in PARTS
-    }
-    if not (parts["val"] or parts["test"]):
+def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
+    """The parts that the data set names; a missing validation or test set is the other one."""
+    train, val, test = (
+        tuple(sorted(patient for patient, its in given.items() if its == part)) for part in PARTS
+    )
+    if not (val or test):
         raise UserError(
             "split given: the data set does not say who trains and who is tested. Use "
             "data.split=random, or add the files that say so (docs/own-data.md); data.split=test "
@@ -259,18 +256,13 @@ def _given_split(given: Mapping[str, str], fold: int | None, duplicates: Groups)
         "As published for the data set, or as its own files say; in nnU-Net's layout without a "
         "file of splits, as nnU-Net draws it."
     )
-    if not parts["train"]:
+    if not train:
         note += " Nobody trains or validates in it."
-        parts["val"], parts["test"] = (), parts["test"] or parts["val"]
-    elif not (parts["val"] and parts["test"]):
-        parts["val"] = parts["test"] = parts["val"] or parts["test"]
+        val, test = (), test or val
+    elif not (val and test):
+        val = test = val or test
         note += " Validation = test: scores are optimistic."
-    train, val, test = parts["train"], parts["val"], parts["test"]
-    note = " ".join([note, *_separated(duplicates, train, val, test)])
     return Split("given" if fold is None else f"given-fold{fold}", train, val, test, note)
-
-
-# ---- ours
 
 
 def _random_split(patients: list[str], seed: int, duplicates: Groups, unit: str) -> Split:
@@ -280,6 +272,7 @@ def _random_split(patients: list[str], seed: int, duplicates: Groups, unit: str)
     not on the order or the presence of other patients.
     """
     units = _units(patients, duplicates)
+    kept = [listed(unit) for unit in units if len(unit) > 1]
     if len(units) < 3:
         raise UserError(
             f"split random needs 3 or more distinct {unit}s for train, val and test; there are "
@@ -291,8 +284,7 @@ def _random_split(patients: list[str], seed: int, duplicates: Groups, unit: str)
     val = _take(units, val_count, leave=1)
     train = [patient for unit in units for patient in unit]
     sizes = f"{len(train)}/{len(val)}/{len(test)}"
-    note = f"Ours: drawn by {unit} with seed {seed}; {sizes} {unit}s."
-    kept = [listed(unit) for unit in _units(patients, duplicates) if len(unit) > 1]
+    note = f"Not a published split: drawn by {unit} with seed {seed}; {sizes} {unit}s."
     if kept:
         note += f" Same images, kept in one part: {'; '.join(kept)}."
     train, val, test = sorted(train), sorted(val), sorted(test)
@@ -318,48 +310,32 @@ def _units(patients: list[str], duplicates: Groups) -> list[list[str]]:
     return [unit for patient, unit in unit_of.items() if patient == unit[0]]
 
 
-# ---- words
+def _torn_apart(split: Split, groups: Groups, alike: Mapping[str, str]) -> list[str]:
+    """Sentences on who should be in one part of a split and is not.
 
-
-def _ids(numbers: Iterable[int]) -> list[str]:
-    return [f"patient{number:03d}" for number in numbers]
-
-
-def _check_fold(name: str, fold: int, folds: Sequence[int]) -> None:
-    if fold not in folds:
-        allowed = f"0..{folds[-1]}" if len(folds) > 1 else "0: it has no folds"
-        raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
-
-
-def _separated(
-    groups: Groups, train: tuple[str, ...], val: tuple[str, ...], test: tuple[str, ...]
-) -> list[str]:
-    """A sentence for each group of patients with the same images that a split tears apart."""
-    parts = {"train": train, "test": test, "val": val}  # test before val: they may be the same
+    Args:
+        split: the split.
+        groups: patients with the same images.
+        alike: case -> the patient that its name suggests.
+    """
+    parts = {"val": split.val, "test": split.test, "train": split.train}  # val may be test
+    part_of = {patient: part for part, patients in parts.items() for patient in patients}
     sentences = []
     for group in groups:
-        places = [next((n for n, part in parts.items() if p in part), "") for p in group]
-        if len({place for place in places if place}) > 1:
-            told = [f"{p} in {place}" for p, place in zip(group, places, strict=True) if place]
-            sentences.append(f"The same images are in different parts: {', '.join(told)}.")
+        places = {patient: part_of[patient] for patient in group if patient in part_of}
+        if len(set(places.values())) > 1:
+            told = ", ".join(f"{patient} in {part}" for patient, part in places.items())
+            sentences.append(f"The same images are in different parts: {told}.")
+    found: dict[str, set[str]] = defaultdict(set)
+    for case, part in part_of.items():
+        found[alike.get(case, case)].add(part)
+    if torn := [patient for patient, places in found.items() if len(places) > 1]:
+        sentences.append(
+            f"The names suggest several cases per patient, of which {listed(torn)} would be in "
+            "more than one part: then scores are too high, and data.patient_pattern has to say who "
+            "the patients are (docs/own-data.md)."
+        )
     return sentences
-
-
-def _torn(alike: Mapping[str, str], split: Split) -> list[str]:
-    """A sentence when cases that seem to be of one patient are in different parts of a split."""
-    places: dict[str, set[str]] = {}
-    for part in ("train", "test", "val"):
-        for case in getattr(split, part):
-            if part != "val" or split.val != split.test:
-                places.setdefault(alike.get(case, case), set()).add(part)
-    torn = [patient for patient, parts in places.items() if len(parts) > 1]
-    if not torn:
-        return []
-    return [
-        f"The names suggest several cases per patient, of which {listed(torn)} would be in more "
-        "than one part: then scores are too high, and data.patient_pattern has to say who the "
-        "patients are (docs/own-data.md)."
-    ]
 
 
 def listed(patients: Iterable[str], total: int | None = None) -> str:
