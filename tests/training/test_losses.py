@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import pytest
@@ -5,7 +6,9 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from mambaseg.training.losses import DiceCE
+from mambaseg.errors import UserError
+from mambaseg.training.checks import require_settings
+from mambaseg.training.losses import DiceCE, taken_label
 
 
 def batch(shape=(3, 4, 16, 20), seed=0, scale=3.0):
@@ -138,3 +141,69 @@ def test_two_processes_have_the_loss_of_the_whole_batch(tmp_path):
     assert (parts[0][0] + parts[1][0]).item() / 2 == pytest.approx(value.item(), rel=1e-6)
     gradient = torch.cat([part[1] for part in parts])
     torch.testing.assert_close(gradient, whole.grad, rtol=1e-5, atol=1e-9)
+
+
+# ---- losses of others
+
+
+def test_monais_losses_get_the_label_with_a_channel():
+    from monai import losses
+
+    class Mine(losses.DiceLoss):
+        pass
+
+    _, label = batch()
+    for loss in (losses.DiceFocalLoss(), losses.FocalLoss(), Mine()):
+        assert torch.equal(taken_label(loss, label), label[:, None])
+    for loss in (DiceCE(), torch.nn.CrossEntropyLoss()):
+        assert taken_label(loss, label) is label
+
+
+@pytest.mark.parametrize("kind", ["DiceLoss", "DiceCELoss", "DiceFocalLoss", "TverskyLoss"])
+def test_a_loss_of_monai_is_set_up_for_logits_and_class_indices(kind):
+    kind = getattr(importlib.import_module("monai.losses"), kind)
+    require_settings(kind(softmax=True, to_onehot_y=True))
+    with pytest.raises(UserError, match=r"loss\.softmax=true"):
+        require_settings(kind(to_onehot_y=True))
+    with pytest.raises(UserError, match=r"loss\.to_onehot_y=true"):
+        require_settings(kind(softmax=True))
+    require_settings(torch.nn.CrossEntropyLoss())
+
+
+OWN = """
+import torch
+
+class Squares(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits, label):
+        truth = torch.nn.functional.one_hot(label, logits.shape[1]).movedim(-1, 1)
+        return self.factor * (logits.softmax(1) - truth).square().mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("dice_focal", None),  # ours, which names MONAI's
+        ("cross_entropy", None),
+        ("squares", "_target_: own_loss_file.Squares\nfactor: 2.0\n"),
+        ("tversky", "_target_: monai.losses.TverskyLoss\nto_onehot_y: true\nsoftmax: true\n"),
+    ],
+)
+def test_a_loss_is_a_file_and_a_config_from_outside_too(
+    name, config, phantom_root, tmp_path, monkeypatch
+):
+    from own_runs import trained
+
+    (tmp_path / "own_loss_file.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    if config:
+        (tmp_path / "conf" / "loss" / f"{name}.yaml").write_text(config)
+    words = ["data=phantom", f"data.root={phantom_root}", "data.prepare.patients=8", "test=false"]
+    run = trained(tmp_path / "conf", tmp_path, f"loss={name}", *words)
+    assert run.folder.trained and run.task.results["stage"] == "val"
+    assert type(run.task.loss).__name__ == run.config["loss"]["_target_"].rpartition(".")[2]

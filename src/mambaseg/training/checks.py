@@ -1,13 +1,12 @@
-"""What a network must give before it is trained: logits of the right classes, not probabilities."""
+"""What must hold before the first step: logits of the right classes, and a loss that takes them."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaseg.errors import UserError
-
-_ROUNDING = 1e-2  # of a sum of probabilities in 16 bits
+from mambaseg.training.losses import of_monai
 
 
 def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: str) -> None:
@@ -16,7 +15,7 @@ def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: 
     Looks at the values, so a GPU has to wait: once, before the first step.
 
     Args:
-        logits: what the network gave for a training batch, (B, K, H, W) if all is well.
+        logits: the output for a training batch, (B, K, H, W) if all is well.
         label: (B, H, W).
         num_classes: K.
         network: its name, for the message.
@@ -48,9 +47,31 @@ def _activation(logits: Tensor) -> str | None:
     values = logits.detach().float()
     if not ((values >= 0) & (values <= 1)).all():
         return None
-    if ((values.sum(1) - 1).abs() < _ROUNDING).all():
+    if ((values.sum(1) - 1).abs() < 1e-2).all():  # rounded to 16 bits
         return "softmax"
     means = values.mean((0, 2, 3))
     inside = ((values > 0) & (values < 1)).all()
     about_half = ((means > 0.25) & (means < 0.75)).all()
     return "sigmoid" if torch.logical_and(inside, about_half) else None
+
+
+def require_settings(loss: nn.Module) -> None:
+    """Makes sure that a loss of MONAI is set up for logits and class indices; its defaults are not.
+
+    Raises:
+        UserError: it would take logits for probabilities, or indices for one-hot maps.
+    """
+    missing = [
+        "softmax"
+        for part in filter(of_monai, loss.modules())
+        if [getattr(part, key, None) for key in ("softmax", "sigmoid", "other_act")]
+        == [False, False, None]
+    ]
+    labelled = loss if hasattr(loss, "to_onehot_y") else getattr(loss, "dice", None)
+    if of_monai(loss) and getattr(labelled, "to_onehot_y", True) is False:
+        missing.append("to_onehot_y")
+    if missing:
+        raise UserError(
+            f"loss: {type(loss).__name__} is not set up for logits and class indices. "
+            f"Set loss.{missing[0]}=true (see conf/loss/dice_focal.yaml)."
+        )

@@ -1,9 +1,8 @@
 """Losses: functions of (logits (B, K, H, W), label (B, H, W)) -> scalar.
 
-Labels are class indices 0..K-1. Whether they are is checked where a case is read
-(`mambaseg.data.validation`), not here: looking at them each step would make a GPU wait.
-
-Plain cross entropy needs no code of ours: ``conf/loss/cross_entropy.yaml`` names torch's own.
+Any class with that signature is a loss, whose config in `conf/loss/` names it, and so is any of
+`monai.losses`: see `taken_label`. Labels are class indices 0..K-1. Whether they are is checked
+where a case is read (`mambaseg.data.validation`): a look at each step would make a GPU wait.
 """
 
 from typing import Any
@@ -11,6 +10,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+def of_monai(loss: nn.Module) -> bool:
+    """Whether a loss, or a class that it derives from, is MONAI's."""
+    return any(kind.__module__.startswith("monai.") for kind in type(loss).__mro__)
+
+
+def taken_label(loss: nn.Module, label: Tensor) -> Tensor:
+    """A label (B, H, W) as a loss takes it: those of MONAI want (B, 1, H, W)."""
+    return label.unsqueeze(1) if of_monai(loss) else label
 
 
 class DiceCE(nn.Module):
@@ -62,9 +71,8 @@ def _sum_over_devices(sums: Tensor) -> Tensor:
     The gradient is summed likewise; DDP's average over processes then gives that of one process
     with the whole batch.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return sums
-    total: Tensor = _AllReduce.apply(sums)
+    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+    total: Tensor = sums if alone else _AllReduce.apply(sums)
     return total
 
 
@@ -79,7 +87,4 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        total = gradient.contiguous().clone()  # all_reduce works in place
-        dist.all_reduce(total)
-        return total
+        return _AllReduce.forward(ctx, gradients[0].contiguous())

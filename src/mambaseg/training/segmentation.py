@@ -12,7 +12,8 @@ from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import keep_largest_component, predict_case
 from mambaseg.reporting.views import SegmentationViews
-from mambaseg.training.checks import require_logits
+from mambaseg.training.checks import require_logits, require_settings
+from mambaseg.training.losses import taken_label
 from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
 
 
@@ -21,7 +22,7 @@ class SegmentationTask(Task):
 
     Args:
         network: image (B, C, H, W) -> logits (B, K, H, W).
-        loss: (logits (B, K, H, W), label (B, H, W)) -> scalar.
+        loss: (logits (B, K, H, W), label (B, H, W)) -> scalar, or one of MONAI.
         optimizer: see `Task`, like all that is not named here.
         scheduler: likewise.
         preprocessing: the way to the network's grid and back; one for all stages.
@@ -67,13 +68,18 @@ class SegmentationTask(Task):
         )
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
-        """Makes sure that the network gives logits, K of them per pixel."""
+        """Makes sure that the network gives K logits per pixel, and that the loss takes them."""
         require_logits(
             output,
             batch["label"],
             num_classes=len(self.class_names),
             network=self.network_name(),
         )
+        require_settings(self.loss)
+
+    def target(self, batch: Mapping[str, Any]) -> Tensor:
+        """The label as the loss takes it."""
+        return taken_label(self.loss, batch["label"])
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Labels (Z, H, W) of a case."""

@@ -92,6 +92,11 @@ class Task(L.LightningModule, ABC):
             UserError: it does not.
         """
 
+    def target(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the loss compares the output of a training batch with."""
+        truth: Tensor = batch[self.truth]
+        return truth
+
     @abstractmethod
     def predict(self, batch: dict[str, Any]) -> Any:
         """What the network makes of one case; this is what is timed."""
@@ -154,7 +159,7 @@ class Task(L.LightningModule, ABC):
             if not self._checked:
                 self.check(output, batch)
                 self._checked = True
-            loss: Tensor = self.loss(output, batch[self.truth])
+            loss: Tensor = self.loss(output, self.target(batch))
         return loss
 
     def _drawing(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
