@@ -40,7 +40,7 @@ def execute(line, monkeypatch):
     found = sorted(str(path) for path in Path("outputs/default").glob("*-seed*"))
     words = shlex.split(line.replace("outputs/default/<run folder>", "".join(found)))
     if words[:2] == ["make", "data-check"]:
-        from mambaseg.data.check import main
+        from mambaseg.data.check.__main__ import main
 
         given = dict(word.split("=", 1) for word in words[2:])
         assert main([given["DATA"], *shlex.split(given["ARGS"])]) == 0

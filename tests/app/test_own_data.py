@@ -13,11 +13,10 @@ from omegaconf import OmegaConf
 from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import explained_errors
-from mambaseg.data import layouts
-from mambaseg.data.check import check_dataset, main
+from mambaseg.data.check import check_dataset
+from mambaseg.data.check.__main__ import main
+from mambaseg.data.check.proposal import _yaml, propose
 from mambaseg.data.formats.images import find_images, group_channels
-from mambaseg.data.layouts import Layout
-from mambaseg.data.proposal import _yaml, propose
 from mambaseg.data.readers import nnunet
 from mambaseg.errors import UserError
 from mambaseg.reporting.report import write_report
@@ -102,8 +101,7 @@ def test_numbers_that_nobody_named_are_classes_in_their_order(tmp_path, monkeypa
     for path in (root / "labelsTr").glob("case*"):
         label = np.asarray(nibabel.load(path).dataobj)
         write_volume(path, np.uint8([0, 255, 7])[label], (1.5, 1.25, 8.0))
-    unnamed = Layout("nnunet", "", nnunet.recognises, nnunet.survey, slicing="spacing")
-    monkeypatch.setattr(layouts, "LAYOUTS", (unnamed,))
+    monkeypatch.setattr(nnunet.find_cases, "class_names", lambda root: None)
     leaf = proposed(root)
     assert leaf["label_map"] == {0: 0, 7: 1, 255: 2} and leaf["num_classes"] == 3
     assert leaf["class_names"] == ["background", "class_1", "class_2"]
@@ -153,7 +151,7 @@ def test_channels_that_differ_between_cases_are_an_error(tmp_path):
     [
         ([], r"say where the data set is, data\.root="),
         (["data.root={place}/none"], "dataset.json: the file is missing"),
-        (["data.root={place}/regions"], "'all' is a region"),
+        (["data.root={place}/regions"], "labels is .*all"),
     ],
 )
 def test_a_data_set_that_does_not_say_what_it_is_ends_in_one_message(tmp_path, words, message):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -6,11 +7,11 @@ import numpy as np
 import pytest
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
-from mambaseg.data import layouts
-from mambaseg.data.check import check_dataset, main
-from mambaseg.data.layouts import Layout, layout_named
-from mambaseg.data.readers.acdc import survey
-from mambaseg.errors import UserError
+from mambaseg.data.check import check_dataset
+from mambaseg.data.check.__main__ import main
+from mambaseg.data.check.layouts import Layout
+from mambaseg.data.readers.acdc import find_cases
+from mambaseg.data.readers.reader import Reader
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_all_problems_are_listed_and_not_only_the_first(root, capsys):
         "patient002_ED: patient002/patient002_frame01.nii.gz: 15 of 90 voxels",
         "patient002_ES: patient002/patient002_frame12_gt.nii.gz: the label has",
         "patient003_ED: patient003/patient003_frame01.nii.gz: the image has no label",
-        "patient003: patient003/patient003_frame12.nii.gz: the file is missing",
+        "patient003_frame12.nii.gz: patient003/patient003_frame12.nii.gz: the file is missing",
     ):
         assert line in errors
     assert len(report.of("error")) == 6
@@ -156,7 +157,7 @@ def test_a_missing_h5_frame_is_an_error_and_the_rest_is_still_checked(tmp_path):
     path.write_bytes(b"no h5")
     report = check_dataset(tmp_path)
     assert [line.split(":")[0] for line in told(report, "error")] == [
-        "patient001",
+        "patient001_frame01.h5",
         "patient002_ES",
     ]
 
@@ -174,24 +175,25 @@ def test_a_folder_one_level_too_high_is_told_where_the_data_are(tmp_path):
     assert f"Did you mean {root}? " in one.remedy
 
 
-def test_a_layout_can_be_named_where_it_is_not_recognised(tmp_path, capsys):
+def test_a_layout_can_be_named_where_it_is_not_recognised(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "999")
     assert main([str(tmp_path), "--layout", "acdc"]) == 1
-    assert "no ACDC patients here" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"choose one of .*acdc"):
-        layout_named("ACDC")
+    assert "no cases of this data set here" in capsys.readouterr().out
+    assert main([str(tmp_path), "--layout", "ACDC"]) == 1
+    assert "choose one of acdc, " in capsys.readouterr().out
 
 
-def test_what_only_acdc_has_is_not_asked_of_other_layouts(root, monkeypatch):
-    """Numbers with a gap, labels that are no heart, classes that nobody named."""
-    write_patient(root / "patient006", seed=6, zooms=(9.0, 9.0, 30.0))
+def test_what_only_acdc_has_is_not_asked_of_other_layouts(root):
+    """Labels that are no heart, classes that nobody named."""
+    write_patient(root / "patient004", seed=6, zooms=(9.0, 9.0, 30.0))
     label = pixels(0)[1]
     label[0, 0, 0] = 7
     write_nifti(root / "patient001" / "patient001_frame01_gt.nii.gz", label)
     assert not check_dataset(root).ok
-    other = Layout("other", "anything", recognises=lambda root: True, survey=survey)
-    monkeypatch.setattr(layouts, "LAYOUTS", (other,))
-    assert check_dataset(root).problems == ()
-    assert [p.level for p in check_dataset(root, num_classes=4).problems] == ["error"]
+    other = Layout("other", Reader(find_cases.scan), {})
+    assert check_dataset(root, layout=other).problems == ()
+    problems = check_dataset(root, num_classes=4, layout=other).problems
+    assert [one.level for one in problems] == ["error"]
 
 
 def test_other_numbers_of_classes_can_be_asked_for(root):
@@ -206,12 +208,12 @@ def test_the_module_runs_as_a_command(tmp_path):
         [sys.executable, "-m", "mambaseg.data.check", str(root)],
         capture_output=True,
         text=True,
-        env={"COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
         check=False,
     )
     assert done.returncode == 1, done.stderr
     assert "patient001/Info.cfg" in done.stdout
-    assert f"0 cases of 1 patient in {root}: 1 error, 0 warnings" in done.stdout
+    assert f"2 cases of 1 patient in {root}: 1 error, 0 warnings" in done.stdout
     assert done.stderr == ""
 
 

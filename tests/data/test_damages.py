@@ -144,7 +144,7 @@ def test_what_claims_to_be_huge_is_examined_in_little_memory(tmp_path):
 
 AS_NOBODY = """
 import os, sys
-from mambaseg.data.check import main
+from mambaseg.data.check.__main__ import main
 main([sys.argv[1]])
 os.setgroups([])
 os.setgid(65534)

@@ -34,7 +34,7 @@ def load(root, cache, **options):
     channels = options.setdefault("in_channels", 3)
     data = SegmentationDataModule(
         name="folder",
-        find_cases=partial(find_cases, channels=channels, **reading),
+        find_cases=partial(find_cases, channels=channels, num_classes=2, **reading),
         root=root,
         cache_dir=cache,
         class_names=["background", "foreground"],
@@ -154,8 +154,9 @@ def one(root, numbers, *, ending=".png", size=SIZE, **options):
     picture = numbers if isinstance(numbers, Image.Image) else Image.fromarray(numbers)
     (root / "masks").mkdir(exist_ok=True)
     picture.save(root / "masks" / f"a{ending}")
+    options = {"num_classes": 2, **options}
     (case,) = find_cases(root, **options)
-    return case.read(options.get("num_classes", 2), 3).label[0]
+    return case.read(options["num_classes"], 3).label[0]
 
 
 DISC = blob(0)[1]
@@ -411,7 +412,7 @@ def test_a_folder_without_masks_says_what_is_expected(make, tmp_path):
 def test_an_empty_images_folder_is_said(tmp_path):
     write_two_folders(tmp_path, 1)
     (tmp_path / "images" / "a0.jpg").unlink()
-    with pytest.raises(UserError, match="images: holds no images"):
+    with pytest.raises(UserError, match="masks: holds masks without images"):
         find_cases(tmp_path)
 
 

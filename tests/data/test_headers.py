@@ -54,7 +54,7 @@ def pairs(tmp_path):
 
 
 def test_scaled_labels_train_score_and_are_said_everywhere(pairs, tmp_path, caplog):
-    from test_own_data import trained
+    from own_runs import trained
 
     for number in (1, 2):
         scaled(pairs / "labels" / f"c{number}.nii.gz", 1.00004)

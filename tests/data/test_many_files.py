@@ -69,7 +69,7 @@ READERS = {
         names("a{0}/images/a{0}.png", "a{0}/masks/x.png"), folder.find_cases,
     ),
     "pictures, folders": (names("b/a{}.png", "b/a{}_mask.png"), folder.find_cases),
-    "recognised": (names("a{}.png", "a{}_mask.png"), folder.recognises),
+    "recognised": (names("a{}.png", "a{}_mask.png"), folder.find_cases.recognises),
     "volumes, suffix": (names("a{}.nii.gz", "a{}_seg.nii.gz"), nifti_pairs.find_cases),
     "volumes, channels": (
         names("images/a{}_0000.nii", "images/a{}_0001.nii", "labels/a{}.nii"),

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from test_patients import find_alike
 
-from mambaseg.data.check import check_dataset, main
-from mambaseg.data.layouts import find_layout
-from mambaseg.data.proposal import propose
+from mambaseg.data.check import check_dataset, find_layout
+from mambaseg.data.check.__main__ import main
+from mambaseg.data.check.proposal import propose
 from mambaseg.data.readers import nifti_pairs
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.errors import UserError
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_said_for_each_file(tmp_path):
     assert {one.problem.partition(": ")[0] for one in report.of("error")} == {
         "images/b.nii.gz", "labels/a_seg_1.nii.gz",
     }  # fmt: skip
-    with pytest.raises(UserError, match="no images with masks here"):
+    with pytest.raises(UserError, match="no cases of this data set here"):
         nifti_pairs.find_cases(root / "images")
 
 

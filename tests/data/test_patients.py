@@ -13,9 +13,9 @@ from test_datamodule import module_on
 
 from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset
+from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.patients import find_alike, with_patients
-from mambaseg.data.proposal import propose
+from mambaseg.data.patients import find_alike, with_patient
 from mambaseg.data.readers import folder, nnunet
 from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
@@ -27,7 +27,7 @@ NUMBERS = range(1, 5)
 
 def cases_named(ids):
     cases = [Case(id_, id_, None, None, Path(id_), None, find_fakes) for id_ in ids]
-    return with_patients(cases, None)
+    return [with_patient(case, None) for case in cases]
 
 
 def names(form, *further):
@@ -75,7 +75,7 @@ def test_names_of_several_cases_of_a_patient_are_seen(ids):
     # what is printed survives the shell, then Hydra's grammar, and finds the same patients
     (word,) = shlex.split(alike.override)
     pattern = OverridesParser.create().parse_override(word).value()
-    told = with_patients(cases_named(ids), pattern)
+    told = [with_patient(case, pattern) for case in cases_named(ids)]
     assert {case.id: case.patient for case in told} == alike.patients
     assert find_alike(told) is None  # somebody has said it
 

@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import without
-from mambaseg.data.check import check_dataset
-from mambaseg.data.layouts import find_layout
+from mambaseg.data.check import check_dataset, find_layout
+from mambaseg.data.fingerprint import source_digests
 from mambaseg.data.readers import promise12, synapse
 from mambaseg.errors import UserError
 
@@ -86,7 +86,7 @@ def test_the_archives_slices_become_volumes_and_its_volumes_are_tested(tmp_path)
 def test_a_case_that_lacks_a_slice_or_is_in_both_parts_is_named(tmp_path):
     root = write_archive(tmp_path, test=("0001", "0006"))
     (root / "train_npz" / "case0005_slice001.npz").unlink()
-    cases, problems = synapse.survey(root)
+    cases, problems, _ = synapse.find_cases.survey(root)
     assert [case.id for case in cases] == ["case0001", "case0006"]
     assert ["case0005 lacks slice 001" in str(p) for p in problems] == [True, False]
     assert "case0006 is in train_npz too" in str(problems[1])
@@ -153,9 +153,12 @@ def test_promise12s_own_files_are_found_below_the_root_with_the_published_parts(
     assert np.array_equal(read.image[:, 0], (image * 1000).astype(np.int16))
     assert np.array_equal(read.label, label)
     assert read.spacing == pytest.approx((3.6, 0.6, 0.6))
-    names = [path.name for path in cases[2].sources()]
-    assert names == ["Case05.mhd", "Case05.raw", "Case05_segmentation.mhd",
-                     "Case05_segmentation.raw"]  # fmt: skip
+    before = source_digests(cases)
+    voxels = tmp_path / "Part2" / "Case05.raw"
+    voxels.write_bytes(bytes(voxels.stat().st_size))
+    assert source_digests(cases).items() ^ before.items() == {
+        ("Case05", digests["Case05"]) for digests in (before, source_digests(cases))
+    }
 
 
 def test_promise12_as_h5_is_read_too(tmp_path):
@@ -171,7 +174,7 @@ def test_what_is_wrong_with_a_case_of_promise12_is_said(tmp_path):
     write_mhd(tmp_path / "a", "Case01", label=False)
     write_mhd(tmp_path / "a", "Case03")
     (tmp_path / "a" / "Case03.mhd").unlink()
-    cases, problems = promise12.survey(tmp_path)
+    cases, problems, _ = promise12.find_cases.survey(tmp_path)
     assert cases == [] and len(problems) == 3
     with pytest.raises(UserError, match=r"Case00 is there twice.*\(2 more like this"):
         promise12.find_cases(tmp_path)
@@ -182,19 +185,19 @@ def test_what_is_wrong_with_a_case_of_promise12_is_said(tmp_path):
 
 def test_a_label_on_another_grid_is_refused(tmp_path):
     write_mhd(tmp_path, "Case00", origin=(5.0, 0.0, 0.0))
-    with pytest.raises(UserError, match=r"Case00_segmentation\.mhd: .*another grid"):
+    with pytest.raises(UserError, match=r"Case00_segmentation\.mhd: .*first voxel"):
         promise12.find_cases(tmp_path)[0].read(2)
 
 
 # ---- both
 
 
-@pytest.mark.parametrize("survey", [synapse.survey, synapse.survey_btcv, promise12.survey])
-def test_a_folder_without_them_says_what_is_expected(tmp_path, survey):
-    with pytest.raises(UserError, match=r"no (Synapse|PROMISE12) cases here\. Known layouts"):
-        survey(tmp_path)
+@pytest.mark.parametrize("find", [synapse.find_cases, synapse.find_btcv, promise12.find_cases])
+def test_a_folder_without_them_says_what_is_expected(tmp_path, find):
+    with pytest.raises(UserError, match=r"no cases .* here\. Expected: (Synapse|BTCV|PROMISE12)"):
+        find(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        survey(tmp_path / "gone")
+        find(tmp_path / "gone")
 
 
 def test_data_check_knows_them(tmp_path):

@@ -30,19 +30,13 @@ class Alike:
 
     Attributes:
         pattern: `data.patient_pattern` that finds the patient; without quotes and backslashes.
-        patients: case -> its patient by that pattern.
+        patients: Case -> its patient by that pattern.
+        examples: Two cases of the first patient that has several.
     """
 
     pattern: str
     patients: dict[str, str]
-
-    @property
-    def examples(self) -> list[str]:
-        """Two cases of the first patient that has several."""
-        cases: dict[str, list[str]] = defaultdict(list)
-        for case, patient in sorted(self.patients.items()):
-            cases[patient].append(case)
-        return next(group[:2] for group in cases.values() if len(group) > 1)
+    examples: list[str]
 
     @property
     def override(self) -> str:
@@ -50,40 +44,31 @@ class Alike:
         return f"""'data.patient_pattern="{self.pattern}"'"""
 
 
-def name_patients(cases: Sequence[str], pattern: str | None) -> dict[str, str]:
-    """Case -> patient.
+def with_patient(case: Case, pattern: str | None) -> Case:
+    """Return the case under the name of its patient.
 
     Args:
-        cases: their ids.
-        pattern: regular expression that finds the patient in an id, by its first group or as a
-            whole; None takes every case for a patient of its own.
+        case: Any.
+        pattern: Regular expression that finds the patient in the case's id, by its first group or
+            as a whole; None takes every case for a patient of its own.
 
     Raises:
-        UserError: the pattern is none, or a case's id does not hold it.
+        UserError: The pattern is none, or the case's id does not hold it.
     """
-    if pattern is None:
-        return {case: case for case in cases}
+    patient = case.id if pattern is None else _found(case.id, pattern)
+    if not patient:
+        remedy = r"It must fit every case, as (patient\d+) fits patient01_a."
+        problem = f"data.patient_pattern={pattern!r} finds no patient in {case.id}"
+        raise DataError(problem, remedy=remedy)
+    return replace(case, patient=patient, patient_assumed=pattern is None)
+
+
+def _found(id_: str, pattern: str) -> str:
     try:
-        compiled = re.compile(pattern)
+        match = re.search(pattern, id_)
     except re.error as error:
         raise DataError(f"data.patient_pattern={pattern!r} is no pattern ({error})") from error
-    found = {case: compiled.search(case) for case in cases}
-    patients = {case: match[match.re.groups and 1] for case, match in found.items() if match}
-    without = [case for case in cases if not patients.get(case)]
-    if without:
-        problem = f"data.patient_pattern={pattern!r} finds no patient in {without[0]}"
-        raise DataError(
-            problem, remedy=r"It must fit every case, as (patient\d+) fits patient01_a."
-        )
-    return patients
-
-
-def with_patients(cases: Sequence[Case], pattern: str | None) -> list[Case]:
-    """The cases under the names of their patients, see `name_patients`."""
-    patients = name_patients([case.id for case in cases], pattern)
-    return [
-        replace(case, patient=patients[case.id], patient_assumed=pattern is None) for case in cases
-    ]
+    return (match[match.re.groups and 1] or "") if match else ""
 
 
 def parts_of(cases: Sequence[Case]) -> dict[str, str]:
@@ -107,7 +92,7 @@ def parts_of(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def find_alike(cases: Sequence[Case]) -> Alike | None:
-    """Cases whose names look like several of one patient; None where the patients are known.
+    """Find cases whose names look like several of one patient; None where patients are known.
 
     Several names must begin (or, after a frame or slice, end) alike: `p01_s1` and `p01_s2`. What
     all names begin with is the data set's, and of several possible patients the one with most cases
@@ -117,20 +102,22 @@ def find_alike(cases: Sequence[Case]) -> Alike | None:
     if not ids or not all(case.patient_assumed for case in cases):
         return None
     for pattern in _candidates(ids):
-        try:
-            patients = name_patients(ids, pattern)
-        except DataError:
+        patients = {id_: _found(id_, pattern) for id_ in ids}
+        if not all(patients.values()):
             continue
-        members: dict[str, set[str]] = defaultdict(set)
-        for case, patient in patients.items():
-            members[patient].add(re.sub(f"^{PART}", "", case))
-        several = {patient: len(group) for patient, group in members.items() if len(group) > 1}
+        members: dict[str, dict[str, str]] = defaultdict(dict)  # patient -> name -> case
+        for id_, patient in sorted(patients.items()):
+            members[patient].setdefault(re.sub(f"^{PART}", "", id_), id_)
+        several = {
+            patient: list(cases.values()) for patient, cases in members.items() if len(cases) > 1
+        }
         if not several or len(members) == 1:
             continue
         # letters alone name a kind of image rather than a patient, where many share them
         numbered = sum(map(_has_digit, several)) * 2 > len(several)
-        if numbered or (len(members) >= FEWEST and max(several.values()) * 3 <= len(ids)):
-            return Alike(pattern, patients)
+        most = max(map(len, several.values()))
+        if numbered or (len(members) >= FEWEST and most * 3 <= len(ids)):
+            return Alike(pattern, patients, next(iter(several.values()))[:2])
     return None
 
 

@@ -1,6 +1,4 @@
-"""ACDC (Bernard et al., IEEE TMI 37(11), 2018): which cases a folder holds.
-
-The layout is recognised by looking at the folder; no image is opened for it. Official layout:
+"""ACDC (Bernard et al., IEEE TMI 37(11), 2018): the official folders, or h5 files (`acdc_h5`).
 
     [database/][training/ | testing/]patient001/
         Info.cfg                        ED: 1, ES: 12, Group: DCM, ...
@@ -13,193 +11,188 @@ Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.formats.volume import Volume
-from mambaseg.data.problems import cases_or_first_problem
-from mambaseg.data.readers.acdc_h5 import FILE_NAME, PHASES, survey_h5, volume_files
-from mambaseg.data.readers.acdc_h5 import FOLDERS as H5_FOLDERS
-from mambaseg.data.readers.acdc_info import read_info
-from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry, unlisted
+from mambaseg.data.readers import acdc_h5
+from mambaseg.data.readers.cardiac import cardiac_remarks
+from mambaseg.data.readers.reader import Found, Problem, counted, reader
+from mambaseg.data.splits import LISTED, listed
+from mambaseg.data.validation import (
+    DataError,
+    as_float32,
+    as_label,
+    check_file,
+    check_same_geometry,
+    unlisted,
+)
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.
 FRAME = re.compile(r"(patient\d+)_frame(\d+)(_gt)?\.nii(?:\.gz)?")
-NAMES = (PATIENT, FRAME, FILE_NAME, re.compile(r"info\.cfg"))
+NAMES = (PATIENT, FRAME, acdc_h5.FILE_NAME, re.compile(r"info\.cfg"))
 FOLDERS = ("", "training", "testing", "database/training", "database/testing")
+INFO_BYTES = 2**16  # of an Info.cfg that are read; real ones have about 100
 
-HOW_TO_GET = (
-    "ACDC is free after accepting its terms: "
+
+def _entries(root: Path, folders: Iterable[str]) -> Iterator[Path]:
+    places = (root / folder for folder in sorted(set(folders)))
+    return chain.from_iterable(place.iterdir() for place in places if place.is_dir())
+
+
+def _recognises(root: Path) -> bool:
+    """Whether anything is named as ACDC names it, also in other letters."""
+    names = (path.name.lower() for path in _entries(root, (*FOLDERS, *acdc_h5.FOLDERS)))
+    return any(pattern.fullmatch(name) for name in names for pattern in NAMES)
+
+
+@reader(
+    example="ACDC (patient001/patient001_frame01.nii.gz or data/patient001_frame01.h5)",
+    remedy="Known layouts: official (patient001/patient001_frame01.nii.gz with _gt and Info.cfg, "
+    "also under training/ and testing/), SSL4MIS (data/patient001_frame01.h5), WSL4MIS "
+    "(ACDC_training_volumes/patient001_frame01.h5). ACDC is free after accepting its terms: "
     "https://humanheart-project.creatis.insa-lyon.fr/database/#collection/637218c173e9f0047faa00fb "
     "(cite Bernard et al., IEEE TMI 2018). Unpack it and point data.root (or ACDC_ROOT) at the "
-    "folder that holds training/ and testing/. To try without it: data=phantom."
+    "folder that holds training/ and testing/. To try without it: data=phantom.",
+    recognises=_recognises,
+    split=lambda root: "random",
+    remarks=cardiac_remarks,
 )
-KNOWN_LAYOUTS = (
-    "Known layouts: official (patient001/patient001_frame01.nii.gz with _gt and Info.cfg, also "
-    "under training/ and testing/), SSL4MIS (data/patient001_frame01.h5), WSL4MIS "
-    "(ACDC_training_volumes/patient001_frame01.h5)."
-)
-
-
-def find_cases(root: Path | str) -> list[Case]:
-    """All cases below `root`, sorted by id ("patient001_ED", "patient001_ES", ...).
-
-    Raises:
-        UserError: no patients there, or a patient without its ED or ES frame or its Info.cfg.
-    """
-    cases, problems = survey(root)
-    return cases_or_first_problem(cases, problems, Path(root))
-
-
-def survey(root: Path | str) -> tuple[list[Case], list[DataError]]:
-    """Like `find_cases`, but goes on after a patient with a problem and returns them all.
-
-    Raises:
-        UserError: `root` is no folder, cannot be listed, holds no patients, or holds two layouts.
-    """
-    root = Path(root).expanduser()
-    try:
-        return _survey(root)
-    except OSError as error:
-        raise unlisted(Path(error.filename or root), error) from error
-
-
-def _survey(root: Path) -> tuple[list[Case], list[DataError]]:
-    if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "this folder does not exist"
-        raise DataError(problem, root, HOW_TO_GET)
-    folders, files = patient_folders(root), volume_files(root)
+def find_cases(root: Path) -> Iterator[Found]:
+    """ED and ES of every patient: "patient001_ED", "patient001_ES", ..."""
+    folders = sorted(
+        (path for path in _entries(root, FOLDERS) if PATIENT.fullmatch(path.name)),
+        key=lambda path: (path.name, path),
+    )
+    files = acdc_h5.volume_files(root)
     if folders and files:
         remedy = f"Point data.root at one of them: {folders[0].parent} or {files[0].parent}."
         raise DataError("holds both NIfTI patient folders and h5 volumes", root, remedy)
-    places = {root / folder for folder in (*FOLDERS, *H5_FOLDERS)}
-    misnamed = [problem for place in sorted(places) for problem in _misnamed(place)]
-    if folders:
-        cases, problems = _survey_official(folders)
-    elif files:
-        cases, problems = survey_h5(files)
-    elif misnamed:
-        cases, problems = [], []
-    else:
-        hint = _nested_hint(root)
-        raise DataError("no ACDC patients here", root, f"{hint}{KNOWN_LAYOUTS} {HOW_TO_GET}")
-    return sorted(cases, key=lambda case: case.id), [*misnamed, *problems]
+    yield from _misnamed(_entries(root, (*FOLDERS, *acdc_h5.FOLDERS)))
+    found = list(_official(folders) if folders else acdc_h5.find_volumes(files))
+    yield from found
+    patients = {one.patient for one in found if isinstance(one, Case)}
+    yield from acdc_h5.list_problems(root, patients)
+    yield from _gaps(patients)
 
 
-def patient_folders(root: Path) -> list[Path]:
-    """What is named as a patient's folder below `root`, sorted by patient, usable or not."""
-    found: list[Path] = []
-    for folder in FOLDERS:
-        place = root / folder
-        if place.is_dir():
-            found += [path for path in place.iterdir() if PATIENT.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (path.name, path))
-
-
-def _misnamed(place: Path) -> list[DataError]:
-    """What is named like ours but for upper and lower case; left alone, it would be lost."""
-    if not place.is_dir():
-        return []
-    names = {path.name for path in place.iterdir()}
-    problems = []
-    for name in sorted(names):
-        ours = name.lower().capitalize() if name.lower() == "info.cfg" else name.lower()
-        is_data = any(pattern.fullmatch(name.lower()) for pattern in NAMES)
+def _misnamed(entries: Iterable[Path]) -> Iterator[DataError]:
+    """Errors for what is named like ours but for upper and lower case; it would be overlooked."""
+    for path in sorted(entries):
+        name = path.name.lower()
+        ours = path.with_name("Info.cfg" if name == "info.cfg" else name)
+        known = any(pattern.fullmatch(name) for pattern in NAMES)
         # A disk that ignores case opens the file by our name too: then nothing is lost.
-        if is_data and name != ours and (ours in names or not (place / ours).exists()):
-            remedy = f"Rename it to {ours}, or move it out of the data set."
-            problems.append(DataError("is not spelt as ACDC spells it", place / name, remedy))
-    return problems
+        if known and path != ours and not (ours.exists() and ours.samefile(path)):
+            remedy = f"Rename it to {ours.name}, or move it out of the data set."
+            yield DataError("is not spelt as ACDC spells it", path, remedy)
 
 
-def _nested_hint(root: Path) -> str:
-    """Archives are often unpacked one level deeper: say so when that is the case."""
-    for child in sorted(root.iterdir()):
-        if child.is_dir() and (patient_folders(child) or volume_files(child)):
-            return f"Did you mean {child}? "
-    return ""
-
-
-def _survey_official(folders: list[Path]) -> tuple[list[Case], list[DataError]]:
-    """Cases of all patient folders; a patient with a problem does not hide the others."""
-    cases: list[Case] = []
-    problems: list[DataError] = []
+def _official(folders: Iterable[Path]) -> Iterator[Case | DataError]:
+    """The cases of all patients' folders; a problem of one does not hide the others."""
     seen: dict[str, Path] = {}
     for folder in folders:
-        if folder.name in seen:
+        if seen.setdefault(folder.name, folder) != folder:
             problem = f"{folder.name} is there twice, also as {seen[folder.name]}"
-            problems.append(DataError(problem, folder, "Keep one of the two folders."))
-            continue
-        seen[folder.name] = folder
-        try:
-            found, wrong = _patient(folder)
-        except DataError as error:
-            found, wrong = [], [error]
-        except OSError as error:
-            found, wrong = [], [unlisted(folder, error)]
-        cases += found
-        problems += wrong
-    return cases, problems
-
-
-def _patient(folder: Path) -> tuple[list[Case], list[DataError]]:
-    """ED and ES of one patient."""
-    if not folder.is_dir():
-        target = "leads to nothing" if folder.is_symlink() else "is a file"
-        remedy = "Put the patient's folder there, or move this out of the data set."
-        raise DataError(f"is named as a patient's folder and {target}", folder, remedy)
-    images, labels, problems = frames_of(folder)
-    try:
-        info = read_info(folder / "Info.cfg")
-    except DataError as error:
-        return [], [*problems, error]
-    cases: list[Case] = []
-    for phase, frame in zip(PHASES, (info.ed, info.es), strict=True):
-        if frame in images:
-            id_, label = f"{folder.name}_{phase}", labels.get(frame)
-            cases.append(
-                Case(id_, folder.name, phase, info.group, images[frame], label, read_official)
-            )
+            yield DataError(problem, folder, "Keep one of the two folders.")
+        elif not folder.is_dir():
+            target = "leads to nothing" if folder.is_symlink() else "is a file"
+            remedy = "Put the patient's folder there, or move this out of the data set."
+            yield DataError(f"is named as a patient's folder and {target}", folder, remedy)
         else:
-            problems.append(_missing_frame(folder, phase, frame, sorted(images)))
-    return cases, problems
+            try:
+                yield from _patient(folder)
+            except OSError as error:
+                yield unlisted(folder, error)
 
 
-def frames_of(folder: Path) -> tuple[dict[int, Path], dict[int, Path], list[DataError]]:
-    """Frame number to image file, and to label file; and files that are two for one frame."""
+def _patient(folder: Path) -> Iterator[Case | DataError]:
+    """ED and ES of one patient; every frame where Info.cfg does not say which these are."""
+    patient = folder.name
     images: dict[int, Path] = {}
     labels: dict[int, Path] = {}
-    problems = _misnamed(folder)
+    yield from _misnamed(folder.iterdir())
     for path in sorted(folder.iterdir()):
         match = FRAME.fullmatch(path.name)
-        if match and match[1] == folder.name:
+        if match and match[1] == patient:
             files, frame = labels if match[3] else images, int(match[2])
-            if frame in files:
+            if files.setdefault(frame, path) != path:
                 problem = f"there are two files for frame {frame}, also {files[frame].name}"
-                problems.append(DataError(problem, path, "Keep one of the two files."))
-            files.setdefault(frame, path)
-    return images, labels, problems
+                yield DataError(problem, path, "Keep one of the two files.")
+    try:
+        phases, group = _read_info(folder / "Info.cfg")
+    except DataError as error:
+        yield error
+        phases, group = {f"frame{frame:02d}": frame for frame in images}, None
+    for phase, frame in phases.items():
+        image, label = images.get(frame), labels.get(frame)
+        if image:
+            yield Case(f"{patient}_{phase}", patient, phase, group, image, label, read_official)
+        else:
+            present = ", ".join(f"{number:02d}" for number in sorted(images)) or "none"
+            yield DataError(
+                f"the file is missing; Info.cfg says that {phase} is frame {frame} "
+                f"(frames here: {present})",
+                folder / f"{patient}_frame{frame:02d}.nii.gz",
+                f"Get {patient} again, or correct {phase} in its Info.cfg.",
+            )
 
 
-def _missing_frame(folder: Path, phase: str, frame: int, present: list[int]) -> DataError:
-    """The frame that Info.cfg names is not in the folder."""
-    have = ", ".join(f"{number:02d}" for number in present) or "none"
-    return DataError(
-        f"the file is missing; Info.cfg says that {phase} is frame {frame} (frames here: {have})",
-        folder / f"{folder.name}_frame{frame:02d}.nii.gz",
-        f"Get {folder.name} again, or correct {phase} in its Info.cfg.",
-    )
+def _read_info(path: Path) -> tuple[dict[str, int], str | None]:
+    """Frame numbers of ED and ES, and the pathology group, of a file of lines "key: value".
+
+    Raises:
+        UserError: it is missing or unreadable; ED or ES is absent, there twice, no number, or the
+            same frame.
+    """
+    remedy = 'It comes with the patient\'s images and has lines such as "ED: 1" and "ES: 12".'
+    if not (path.exists() or path.is_symlink()):
+        problem = f"{path.parent.name} has no Info.cfg, which says what frames are ED and ES"
+        raise DataError(problem, path, remedy)
+    check_file(path)
+    with path.open("rb") as file:
+        text = file.read(INFO_BYTES).decode("utf-8-sig", errors="replace")
+    fields: dict[str, set[str]] = defaultdict(set)
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields[key.strip()].add(value.strip())
+    frames: dict[str, int] = {}
+    for phase in acdc_h5.PHASES:
+        said = ", ".join(sorted(fields[phase]))
+        if len(fields[phase]) > 1:
+            problem = f"there are different frame numbers for {phase} ({said})"
+            raise DataError(problem, path, remedy)
+        if not re.fullmatch(r"\d{1,6}", said):
+            raise DataError(f"there is no frame number for {phase} (found {said!r})", path, remedy)
+        frames[phase] = int(said)
+    if frames["ED"] == frames["ES"]:
+        raise DataError(f"ED and ES are the same frame ({frames['ED']})", path, remedy)
+    return frames, min(fields["Group"], default="") or None
+
+
+def _gaps(patients: set[str]) -> Iterator[Problem]:
+    """A warning where patients, who are numbered without gaps, were probably lost."""
+    numbers = sorted({int(patient.removeprefix("patient")) for patient in patients})
+    gaps = [range(one + 1, other) for one, other in pairwise(numbers) if other > one + 1]
+    if gaps:  # a number with a typing error makes a gap of millions: name a few only
+        count = sum(map(len, gaps))
+        names = listed((f"patient{n:03d}" for n in islice(chain(*gaps), LISTED)), total=count)
+        remedy = "Complete the data set; published splits need every patient."
+        yield Problem("warning", names, f"{counted(count, 'patient')} missing", remedy)
 
 
 def read_official(case: Case) -> Volume:
-    """Read a case of the official layout; the geometry is the image's.
+    """Read a NIfTI image with its label; the geometry is the image's.
 
     Raises:
-        UserError: a file that is missing, truncated, damaged, a label that holds no classes, or
-            one whose header has other axes or another voxel size than the image's.
+        UserError: A file is missing, truncated or damaged, a label holds no classes, or its header
+            has other axes or another voxel size than the image's.
     """
     image = read_nifti(case.image_path)
     label = None

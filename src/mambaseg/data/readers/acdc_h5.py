@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +18,89 @@ import numpy as np
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.volume import Volume
+from mambaseg.data.readers.reader import Problem
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import AGAIN, DataError, as_float32, as_label, check_array, check_file
 
 # SSL4MIS (and Mamba-UNet) and WSL4MIS; "" is one of these folders given as root itself.
 FOLDERS = ("data", "ACDC_training_volumes", "")
 FILE_NAME = re.compile(r"(patient\d+)_frame(\d+)\.h5")
-PHASES = ("ED", "ES")
+PHASES: tuple[str, ...] = ("ED", "ES")
+# Lists that come with the files: who is in a part of the split.
+LISTS = {"train": ("train.list", "train_slices.list"), "val": ("val.list",), "test": ("test.list",)}
 GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 
 
 def volume_files(root: Path) -> list[Path]:
-    """The volume files below `root`.
+    """List the volume files below `root`.
 
     Raises:
-        UserError: more than one of the known folders holds some.
+        UserError: More than one of the known folders holds some.
     """
-    found: list[list[Path]] = []
-    for place in (root / folder for folder in FOLDERS):
-        if place.is_dir():
-            files = sorted(path for path in place.iterdir() if FILE_NAME.fullmatch(path.name))
-            found += [files] if files else []
-    if len(found) > 1:
-        remedy = f"Point data.root at one of them, such as {found[0][0].parent}."
+    places = [root / folder for folder in FOLDERS if (root / folder).is_dir()]
+    files = [
+        path
+        for place in places
+        for path in sorted(place.iterdir())
+        if FILE_NAME.fullmatch(path.name)
+    ]
+    if len({path.parent for path in files}) > 1:
+        remedy = f"Point data.root at one of them, such as {files[0].parent}."
         raise DataError("holds h5 volumes in more than one folder", root, remedy)
-    return found[0] if found else []
+    return files
 
 
-def survey_h5(files: list[Path]) -> tuple[list[Case], list[DataError]]:
-    """The cases in `files`, and what is wrong with the rest.
+def find_volumes(files: Iterable[Path]) -> Iterator[Case | DataError]:
+    """The cases in volume files, and what is wrong with the rest.
 
     The frame number says which phase comes first, not which frame it was: SSL4MIS calls every ES
     frame 02, WSL4MIS keeps the number of the cine. In both, ED is the lower one (it is so for all
     100 patients), hence phases go by rank within the patient.
     """
-    frames: dict[str, list[tuple[int, Path]]] = defaultdict(list)
-    for path in files:
-        match = FILE_NAME.fullmatch(path.name)
-        if match:
-            frames[match[1]].append((int(match[2]), path))
-    cases: list[Case] = []
-    problems: list[DataError] = []
+    frames: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(files, key=lambda path: int(re.findall(r"\d+", path.name)[1])):
+        frames[path.name.partition("_")[0]].append(path)
     for patient, found in sorted(frames.items()):
+        phases = PHASES
         if len(found) != len(PHASES):
-            names = ", ".join(path.name for _, path in sorted(found))
+            names = ", ".join(path.name for path in found)
             problem = f"{patient} should have two frames (ED and ES), found {len(found)}: {names}"
             remedy = "Add the missing file, or take the extra one away."
-            problems.append(DataError(problem, found[0][1].parent, remedy))
-            continue
+            yield DataError(problem, found[-1], remedy)
+            phases = tuple(path.stem.partition("_")[2] for path in found)
         group = training_group(patient)
-        for phase, (_, path) in zip(PHASES, sorted(found), strict=True):
-            cases.append(Case(f"{patient}_{phase}", patient, phase, group, path, path, read_h5))
-    return cases, problems
+        for phase, path in zip(phases, found, strict=True):
+            yield Case(f"{patient}_{phase}", patient, phase, group, path, path, read_h5)
 
 
 def training_group(patient: str) -> str | None:
     """Pathology group of the official training patients 1..100, twenty each; None for others."""
     number = int(patient.removeprefix("patient"))
     return GROUPS[(number - 1) // 20] if 1 <= number <= 100 else None
+
+
+def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
+    """Errors in the lists beside h5 files: absent patients, and patients in two of them."""
+    parts: dict[str, set[str]] = {}
+    for part, names in LISTS.items():
+        path = next((root / name for name in names if (root / name).is_file()), None)
+        if path is None:
+            continue
+        try:
+            check_file(path)
+        except DataError as error:
+            yield Problem("error", path.name, error.problem, error.remedy)
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        parts[part] = set(re.findall(r"^(patient\d+)_", text, flags=re.MULTILINE))
+        if absent := parts[part] - patients:
+            problem = f"names {listed(absent)}, not in the folder"
+            yield Problem("error", path.name, problem, "Add the files, or use the matching list.")
+    for one, other in combinations(parts, 2):
+        if both := parts[one] & parts[other]:
+            problem = f"{listed(both)} in both lists"
+            remedy = "A patient belongs in one part; the lists are not used by data.split."
+            yield Problem("error", f"{one}.list, {other}.list", problem, remedy)
 
 
 def read_h5(case: Case) -> Volume:
@@ -82,8 +110,8 @@ def read_h5(case: Case) -> Volume:
     any file of the machine.
 
     Raises:
-        UserError: missing, truncated, not h5, without `image` or `label`, or one of them is not a
-            3-D volume of real numbers stored in this file.
+        UserError: The file is missing, truncated, not h5, or has no `image` and `label` that are
+            3-D volumes of real numbers stored in it.
     """
     import h5py
 

@@ -2,148 +2,97 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import PICTURES
-from mambaseg.data.formats.volume import Volume
-from mambaseg.data.patients import parts_of, with_patients
-from mambaseg.data.problems import Problem, cases_or_first_problem
+from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.masks import NotBinaryError, read_pair
 from mambaseg.data.readers.matching import Matcher, Pair
+from mambaseg.data.readers.reader import Found, Problem, reader
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 
+MATCHER = Matcher(PICTURES)
 LOOKED_AT = 20  # masks that say what all hold
 KINDS = ("auto", "binary", "instances", "classes")
-EXPECTED = (
-    "Expected are images/ and masks/ with files of the same names (docs/own-data.md names the "
-    "other layouts), in the folder itself or in its train/, val/ and test/; files end in "
-    f"{', '.join(PICTURES)}."
+
+
+@reader(
+    example="images/ and masks/ with pictures of the same names, or a.png beside a_mask.png",
+    remedy="Also in train/, val/ and test/; docs/own-data.md names the other layouts. Files end in "
+    f"{', '.join(PICTURES)}.",
+    recognises=MATCHER.recognises,
+    any_names=True,
+    class_names=lambda root: None,
 )
-log = logging.getLogger(__name__)
-
-
 def find_cases(
-    root: Path | str,
+    root: Path,
     *,
     masks: str = "auto",
-    num_classes: int = 2,
+    num_classes: int | None = None,
     label_map: Mapping[int, int] | None = None,
     channels: int = 3,
     longest_side: int | None = None,
     patient_pattern: str | None = None,
-) -> list[Case]:
-    """All images with their masks below `root`, sorted by id.
+) -> Iterator[Found]:
+    """All images with their masks.
 
     Args:
-        root: the folder.
-        masks: what the numbers in a mask are, see `read_pair`; `auto` is `binary` for two classes
-            without a label map, else `classes`.
-        num_classes: K.
+        root: The folder.
+        masks: What the numbers in a mask are, see `read_pair`; `auto` is `binary` for two classes
+            without a label map, else `classes`, and where nobody knows the classes what some masks
+            look like.
+        num_classes: K, None where nobody knows.
         label_map: `data.label_map`, which maps the numbers of `classes`.
         channels: 1 or 3, of every image.
-        longest_side: pixels; larger images are reduced to it when they are read.
-        patient_pattern: see `name_patients`; None takes every image for a patient of its own.
+        longest_side: Pixels; larger images are reduced to it when they are read.
+        patient_pattern: See `with_patient`.
 
     Raises:
-        UserError: no such folder or layout, an image without mask, two files for one thing, a
-            patient in two parts, an unknown option.
+        UserError: An unknown kind of masks.
     """
     if masks not in KINDS:
         raise UserError(f"data.masks={masks}: choose one of {', '.join(KINDS)}")
+    unknown = masks == "auto" and num_classes is None
     if masks == "auto":
-        masks = "binary" if num_classes == 2 and label_map is None else "classes"
-    reader = functools.partial(read_pair, masks=masks, channels=channels, longest_side=longest_side)
-    root = Path(root).expanduser()
-    cases = cases_or_first_problem(*survey(root, reader), root)
-    cases = with_patients(cases, patient_pattern)
-    parts_of(cases)
-    return cases
-
-
-def survey(
-    root: Path, reader: functools.partial[Volume] | None = None
-) -> tuple[list[Case], list[DataError]]:
-    """Like `find_cases`, but goes on after a problem and returns them all.
-
-    Args:
-        root: the folder.
-        reader: `read_pair` with its options; None, for data-check, for those that fit the masks.
-
-    Raises:
-        UserError: `root` is no folder, cannot be listed, or holds no images with masks.
-    """
+        binary = (num_classes or 2) == 2 and label_map is None
+        masks = "binary" if binary else "classes"
+    read = functools.partial(read_pair, channels=channels, longest_side=longest_side)
 
     def make(pair: Pair) -> Case:
-        return Case(
+        case = Case(
             pair.id,
-            patient=pair.id,
+            pair.id,
             phase=None,
             group=pair.group,
             image_path=pair.image,
             label_path=pair.labels[0],
-            reader=reader or _reader("binary"),
-            part=pair.part,
+            reader=functools.partial(read, masks=masks),
             more_labels=pair.labels[1:],
-            patient_assumed=True,
+            part=pair.part,
         )
+        return with_patient(case, patient_pattern)
 
-    ordered, problems, notes = _matcher().cases(root, make)
-    for note in notes:
-        log.warning(note)
-    if reader is None:
-        fitting = _reader(_kind_of(ordered))
-        ordered = [replace(case, reader=fitting) for case in ordered]
-    return ordered, problems
-
-
-def _reader(masks: str) -> functools.partial[Volume]:
-    return functools.partial(read_pair, masks=masks, channels=3, longest_side=None)
+    found = list(MATCHER.find_cases(root, make))
+    cases = [one for one in found if isinstance(one, Case)]
+    error = _not_binary(cases[:: max(1, len(cases) // LOOKED_AT)]) if unknown else None
+    if error:
+        masks = "instances" if any(case.more_labels for case in cases) else "classes"
+        found = list(MATCHER.find_cases(root, make))
+        yield Problem("info", "masks", error.problem, error.remedy)
+    yield from found
 
 
-def _kind_of(cases: Sequence[Case]) -> str:
-    """What the masks are of cases that are read as binary, by a few of them."""
-    for case in _some(cases):
+def _not_binary(cases: Sequence[Case]) -> NotBinaryError | None:
+    """Why the masks of some cases, read as black and white, are not; the first reason."""
+    for case in cases:
         try:
             case.load()
-        except NotBinaryError:
-            return "instances" if any(one.more_labels for one in cases) else "classes"
+        except NotBinaryError as error:
+            return error
         except DataError:  # which the case is reported with
             continue
-    return "binary"
-
-
-def _some(cases: Sequence[Case]) -> Sequence[Case]:
-    return cases[:: max(1, len(cases) // LOOKED_AT)]
-
-
-def recognises(root: Path) -> bool:
-    """Whether images and masks are told apart by the names in a folder; see `Matcher`."""
-    return _matcher().recognises(root)
-
-
-def _matcher() -> Matcher:
-    return Matcher(PICTURES, EXPECTED)
-
-
-def numbers_in_masks(root: Path, cases: Sequence[Case]) -> Iterator[Problem]:
-    """What training has to be told of masks that are not black and white; looks at a few."""
-    largest = 0
-    for case in _some(cases):
-        with contextlib.suppress(DataError):  # which the case itself is reported with
-            label = case.load().label
-            largest = max(largest, 0 if label is None else int(label.max()))
-    if largest > 1:
-        yield Problem(
-            "info",
-            "masks",
-            f"they hold numbers up to {largest}",
-            "Of classes: name these with data.class_names and data.num_classes. Of single objects: "
-            "data.masks=instances makes all of them foreground.",
-        )
+    return None

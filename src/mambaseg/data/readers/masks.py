@@ -28,43 +28,36 @@ class NotBinaryError(DataError):
 
 
 def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None) -> Volume:
-    """Read an image and its mask as a volume of one slice.
+    """Read an image and its masks as a volume of one slice.
 
-    Both are as they are shown, each by its own EXIF orientation. An image whose longer side
-    exceeds `longest_side` is reduced with antialiasing, its mask by nearest neighbour.
+    All are as they are shown, each by its own EXIF orientation. An image whose longer side exceeds
+    `longest_side` is reduced with antialiasing, its mask by nearest neighbour.
 
     Args:
-        case: the files.
+        case: The files; the foreground of several masks is joined.
         masks: `binary`: 0 and 1, or black and white divided at half (128 of 0..255); `instances`:
             every number but 0 is foreground; `classes`: the numbers of the classes.
-        channels: of the image, see `read_pixels`.
-        longest_side: pixels, None for native size.
+        channels: Of the image, see `read_pixels`.
+        longest_side: Pixels, None for native size.
 
     Raises:
-        UserError: a file that cannot be read or used, a mask of another size or kind.
+        UserError: A file that cannot be read or used, a mask of another size or kind.
     """
     image = read_pixels(case.image_path, channels)
-    label = _read_label(case, masks, image.shape[1:])
-    image = as_float32(case.image_path, reduced(image, longest_side))
-    return Volume(image[None], reduced_labels(label, longest_side)[None])
-
-
-def _read_label(case: Case, kind: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """The classes (H, W) of the mask's files."""
-    assert case.label_path is not None  # the survey has no case without
-    paths = (case.label_path, *case.more_labels)
-    if kind == "classes" and len(paths) > 1:
+    paths = [path for path in (case.label_path, *case.more_labels) if path is not None]
+    if masks == "classes" and len(paths) > 1:
         remedy = "Join them into one file of class numbers; several can only be joined as binary."
         raise DataError(f"is one of {len(paths)} masks of {case.id}", paths[1], remedy)
-    joined = np.zeros(shape, np.uint8)
+    label = np.zeros(image.shape[1:], np.uint8)
     for path in paths:
         numbers, lossy = read_mask(path)
-        if numbers.shape != shape:
-            raise _other_size(case, path, shape, numbers.shape)
+        if numbers.shape != label.shape:
+            raise _other_size(case, path, label.shape, numbers.shape)
         if numbers.dtype.kind == "f":
             numbers = as_label(numbers, path)
-        np.maximum(joined, _classes(numbers, path, kind, lossy=lossy), out=joined)
-    return joined
+        np.maximum(label, _classes(numbers, path, masks, lossy=lossy), out=label)
+    image = as_float32(case.image_path, reduced(image, longest_side))
+    return Volume(image[None], reduced_labels(label, longest_side)[None])
 
 
 def _classes(
@@ -78,14 +71,9 @@ def _classes(
             remedy = "Save it as PNG before JPEG has blurred its numbers."
             raise DataError("a JPEG file cannot hold class numbers", path, remedy)
         return as_label(numbers, path)
-    return _at_half(numbers, path, lossy=lossy).astype(np.uint8)
-
-
-def _at_half(numbers: npt.NDArray[Any], path: Path, *, lossy: bool) -> npt.NDArray[np.bool_]:
-    """Foreground of a black and white mask of any range."""
     largest = int(numbers.max(initial=0))
     if largest <= 1 and not lossy:
-        return numbers == 1
+        return (numbers == 1).astype(np.uint8)
     white = 255 if largest < 256 else 65535
     if not lossy and (largest < white / 2 or _solid_greys(numbers, white)):
         found = np.unique(numbers)
@@ -98,7 +86,7 @@ def _at_half(numbers: npt.NDArray[Any], path: Path, *, lossy: bool) -> npt.NDArr
             "named with data.class_names and data.num_classes, or mapped with data.label_map, such "
             f"as 'data.label_map={{0: 0, {largest}: 1}}' with every number of the files.",
         )
-    return numbers > white / 2
+    return (numbers > white / 2).astype(np.uint8)
 
 
 def _solid_greys(numbers: npt.NDArray[Any], white: int) -> bool:

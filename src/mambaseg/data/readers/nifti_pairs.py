@@ -10,69 +10,41 @@ of one file. NIfTI, MetaImage and NRRD are read.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import META_IMAGE, NIFTI
-from mambaseg.data.patients import parts_of, with_patients
-from mambaseg.data.problems import cases_or_first_problem
+from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.matching import Matcher, Pair
 from mambaseg.data.readers.nnunet import read
+from mambaseg.data.readers.reader import Found, reader
 from mambaseg.data.validation import DataError
 
-ENDINGS = (*NIFTI, *META_IMAGE)
-EXPECTED = (
-    "Expected are images/ and labels/ with files of the same names, or a.nii.gz beside "
-    "a_seg.nii.gz (docs/own-data.md names the other layouts), in the folder itself or in its "
-    f"train/, val/ and test/; files end in {', '.join(ENDINGS)}."
+MATCHER = Matcher((*NIFTI, *META_IMAGE), channels=True)
+
+
+@reader(
+    example="images/ and labels/ with volumes of the same names, or a.nii.gz beside a_seg.nii.gz",
+    remedy="Also in train/, val/ and test/; docs/own-data.md names the other layouts. Files end in "
+    f"{', '.join(MATCHER.endings)}.",
+    recognises=MATCHER.recognises,
+    any_names=True,
+    class_names=lambda root: None,
 )
-log = logging.getLogger(__name__)
-
-
-def find_cases(root: Path | str, *, patient_pattern: str | None = None) -> list[Case]:
-    """All volumes with their label maps below `root`, sorted by id.
+def find_cases(root: Path, *, patient_pattern: str | None = None) -> Iterator[Found]:
+    """All volumes with their label maps.
 
     Args:
-        root: the folder.
-        patient_pattern: see `name_patients`; None takes every case for a patient of its own.
-
-    Raises:
-        UserError: no such folder or layout, an image without a label, two files for one thing, a
-            patient in two parts.
+        root: The folder.
+        patient_pattern: See `with_patient`.
     """
-    root = Path(root).expanduser()
-    cases = with_patients(cases_or_first_problem(*survey(root), root), patient_pattern)
-    parts_of(cases)
-    return cases
-
-
-def survey(root: Path) -> tuple[list[Case], list[DataError]]:
-    """Like `find_cases`, but goes on after a problem and returns them all.
-
-    Raises:
-        UserError: `root` is no folder, cannot be listed, or holds no images with labels.
-    """
-    cases, problems, notes = _matcher().cases(root, _case)
-    for note in notes:
-        log.warning(note)
-    return cases, problems
-
-
-def recognises(root: Path) -> bool:
-    """Whether volumes and label maps are told apart by the names in a folder; see `Matcher`."""
-    return _matcher().recognises(root)
-
-
-def _matcher() -> Matcher:
-    return Matcher(ENDINGS, EXPECTED, channels=True)
+    yield from MATCHER.find_cases(root, lambda pair: with_patient(_case(pair), patient_pattern))
 
 
 def _case(pair: Pair) -> Case:
     if len(pair.labels) > 1:
         problem = f"is one of {len(pair.labels)} label maps of {pair.id}"
         raise DataError(problem, pair.labels[1], "Join them into one file of class numbers.")
-    return Case(
-        pair.id, pair.id, None, None, pair.image, pair.labels[0], read, pair.channels,
-        part=pair.part, patient_assumed=True,
-    )  # fmt: skip
+    label, channels = pair.labels[0], pair.channels
+    return Case(pair.id, pair.id, None, None, pair.image, label, read, channels, part=pair.part)

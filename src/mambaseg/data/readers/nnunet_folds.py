@@ -1,27 +1,26 @@
-"""Who trains, validates and is tested in a data set of nnU-Net.
+"""Who trains and who validates in a data set of nnU-Net.
 
-A fold of `splits_final.json` says who trains and validates. Without the file it is the fold that
-nnU-Net draws itself (v2, `generate_crossval_split`): the sorted ids, shuffled with a fixed seed, in
-five parts.
+A fold of `splits_final.json` says it. Without the file it is the fold that nnU-Net draws itself
+(v2, `generate_crossval_split`): the sorted ids, shuffled with a fixed seed, in five parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mambaseg.data.readers.dataset_json import read_plain
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError
-from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 NAME = "splits_final.json"
 FOLDS, SEED = 5, 12345  # nnU-Net's
 
 
 def splits_file(root: Path) -> Path | None:
-    """`splits_final.json` in the data set's folder, or in nnU-Net's preprocessed folder beside it.
+    """Find `splits_final.json` in the data set's folder or in nnU-Net's preprocessed one beside it.
 
     That is nnUNet_preprocessed/<name> where the data set is nnUNet_raw/<name>.
     """
@@ -32,64 +31,40 @@ def splits_file(root: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def parts_of_fold(
-    root: Path, fold: int, patients: Mapping[str, str]
-) -> tuple[dict[str, str], list[DataError]]:
-    """Which training cases train and which validate.
+def parts_of_fold(root: Path, fold: int, patients: Mapping[str, str]) -> dict[str, str]:
+    """Say which training cases train and which validate.
 
     Args:
-        root: folder of the data set.
-        fold: which of the cross-validation.
-        patients: case -> patient, of the training cases.
+        root: Folder of the data set.
+        fold: Which of the cross-validation.
+        patients: Case -> patient, of the training cases.
 
     Returns:
-        Case -> `train` or `val`, without cases that a file of splits does not name; what is wrong.
+        Case -> `train` or `val`, without cases that a file of splits does not name.
 
     Raises:
-        UserError: there is no such fold, or the file cannot be used.
+        UserError: There is no such fold, the file cannot be used, or the fold names a case that is
+            not there or one that is in both parts.
     """
     path = splits_file(root)
     if path is None:
-        return _drawn(fold, patients), []
-    parts = _read_fold(path, fold)
-    absent = sorted({case for cases in parts.values() for case in cases} - set(patients))
-    problems = []
-    if absent:
-        problem = f"fold {fold} names {_listed(absent)}, without a label in labelsTr"
-        problems.append(DataError(problem, path, "Add the files, or use the splits made for them."))
-    found: dict[str, str] = {}
-    owner: dict[str, str] = {}
-    for part, cases in parts.items():
-        for case in cases:
-            if case not in patients:
-                continue
-            found[case] = part
-            if owner.setdefault(patients[case], part) != part:
-                problem = f"fold {fold} has {patients[case]} ({case}) in train and val"
-                remedy = "A patient belongs in one part: correct it, or use data.split=random."
-                problems.append(DataError(problem, path, remedy))
-    return found, problems
-
-
-def _read_fold(path: Path, fold: int) -> dict[str, list[str]]:
+        return _drawn(fold, patients)
     remedy = 'It is a list of folds like {"train": ["case1", ...], "val": ["case2", ...]}.'
-    try:
-        content: Any = read_json(path)
-    except ForeignFileError as error:
-        raise DataError(f"is not usable: {error}", path, remedy) from error
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-        raise DataError(problem, path, "Check its permissions, links and the disk.") from error
-    if not isinstance(content, list) or not content:
-        raise DataError("holds no list of folds", path, remedy)
-    if fold not in range(len(content)):
-        raise DataError(f"has no fold {fold}", path, f"data.fold is one of 0..{len(content) - 1}.")
-    one = content[fold]
-    parts = {part: one.get(part) if isinstance(one, dict) else None for part in ("train", "val")}
-    for cases in parts.values():
-        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-            raise DataError(f"fold {fold} does not list who is in train and val", path, remedy)
-    return parts  # type: ignore[return-value]  # checked above
+    folds = read_plain(path, list, remedy)
+    if folds and fold not in range(len(folds)):
+        raise DataError(f"has no fold {fold}", path, f"data.fold is one of 0..{len(folds) - 1}.")
+    one = folds[fold] if folds and isinstance(folds[fold], dict) else {}
+    parts = [one.get("train"), one.get("val")]
+    lists = [cases for cases in parts if isinstance(cases, list)]
+    if len(lists) < 2 or not all(isinstance(case, str) for cases in lists for case in cases):
+        raise DataError(f"fold {fold} does not list who is in train and val", path, remedy)
+    train, val = lists
+    if absent := {*train, *val} - set(patients):
+        problem = f"fold {fold} names {listed(absent)}, without a label in labelsTr"
+        raise DataError(problem, path, "Add the files, or use the splits made for them.")
+    if both := set(train) & set(val):
+        raise DataError(f"fold {fold} has {listed(both)} in train and val", path, remedy)
+    return dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
 
 
 def _drawn(fold: int, patients: Mapping[str, str]) -> dict[str, str]:
@@ -102,8 +77,3 @@ def _drawn(fold: int, patients: Mapping[str, str]) -> dict[str, str]:
     np.random.RandomState(SEED).shuffle(order)
     val = {ids[place] for place in np.array_split(order, FOLDS)[fold]}
     return {case: "val" if patient in val else "train" for case, patient in patients.items()}
-
-
-def _listed(cases: Sequence[str]) -> str:
-    more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
-    return f"{', '.join(cases[:5])}{more}"

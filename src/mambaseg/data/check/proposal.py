@@ -1,4 +1,4 @@
-"""What data-check proposes: a leaf of conf/data that fits a data set, ready to be used or changed.
+"""The config of conf/data that data-check proposes, ready to be used or changed.
 
 | value         | rule |
 |---------------|------|
@@ -14,14 +14,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from mambaseg.data.check_report import Report
-from mambaseg.data.examined import Examined
+from mambaseg.data.check.dataset import Examined, Report
 from mambaseg.storage.untrusted import readable
 
 MULTIPLE, SMALLEST, LARGEST = 32, 64, 512  # of the side of the square
@@ -35,12 +34,12 @@ GIB = 2**30
 
 
 def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None) -> str | None:
-    """The content of conf/data/<name>.yaml; None without a case that can be used.
+    """Return the content of conf/data/<name>.yaml; None without a case that can be used.
 
     Args:
-        report: of `check_dataset`.
-        name: of the leaf.
-        memory: bytes that a training may use, and what they are; None asks the machine.
+        report: Of `check_dataset`.
+        name: Of the config.
+        memory: Bytes that a training may use, and what they are; None asks the machine.
     """
     usable = [one for one in report.examined if one.digest is not None]
     if report.layout is None or not usable:
@@ -48,14 +47,18 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     layout, root = report.layout, report.root
     counts = np.array([one.label_counts for one in usable])  # (cases, 256)
     values = [int(value) for value in np.flatnonzero(counts.sum(axis=0))]
-    names = report.class_names
-    mapping = None if names or len(values) > MOST_CLASSES else _label_map(values)
+    names, mapping = report.class_names, dict(layout.label_map or ()) or None
+    classes = {index: index for index in range(len(names or ()))}  # class -> value as counted
     if names is None:
-        classes = len(mapping) if mapping else max(values, default=0) + 1
-        names = ("background", *(f"class_{index}" for index in range(1, max(classes, 2))))
-    size = _size(usable)
-    batch, why = _batch_size(size, memory or memory_at_hand())
-    leaf: dict[str, Any] = {
+        ordered = sorted({0, *values})
+        mapped = ordered != list(range(len(ordered))) and len(values) <= MOST_CLASSES
+        classes = dict(enumerate(ordered if mapped else range(max(2, ordered[-1] + 1))))
+        mapping = {value: index for index, value in classes.items()} if mapped else mapping
+        names = ("background", *(f"class_{index}" for index in range(1, len(classes))))
+    longer = median(max(one.shape[2:]) for one in usable)
+    size = int(min(max(-(-longer // MULTIPLE) * MULTIPLE, SMALLEST), LARGEST))
+    available, what = memory or memory_at_hand()
+    config: dict[str, Any] = {
         "name": name,
         "title": readable(root.absolute().name).replace("${", "-"),
         "root": str(root.absolute()).replace("${", "\\${"),
@@ -65,49 +68,28 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "label_map": mapping,
         "in_channels": Counter(one.shape[1] for one in usable).most_common(1)[0][0],
         "size": size,
-        "batch_size": batch,
+        "batch_size": int(min(max(available // (BYTES_PER_PIXEL * size**2), 1), MOST_SLICES)),
     }
-    comments = {"size": "covers the median image", "batch_size": why}
-    if layout.names_patients and report.patient_pattern:
-        leaf["patient_pattern"] = report.patient_pattern
-        comments["patient_pattern"] = "names begin or end alike: is this the patient?"
+    comments = {
+        "size": "  # covers the median image",
+        "batch_size": f"  # mamba_unet in float32 at {BYTES_PER_PIXEL // 1000} kB per pixel in "
+        f"{what}, at most {MOST_SLICES}",
+        "patient_pattern": "  # names begin or end alike: is this the patient?",
+    }
+    if report.alike and "patient_pattern" in layout.config:
+        config["patient_pattern"] = report.alike.pattern
     lines = [
         f"# Proposed by data-check: {report.summary.partition(' in ')[0]}.",
         *_statistics(usable),
-        *_frequencies(counts, names, mapping),
+        *_frequencies(counts, names, classes),
     ]
     if len(values) > MOST_CLASSES:
         lines.append(f"# The labels hold {len(values)} values: are they labels?")
     if not report.ok:
         lines.append("# Errors were found, which training may stop at.")
     lines += ["defaults:", f"  - {layout.name}", "  - _self_"]
-    for key, value in leaf.items():
-        comment = f"  # {comments[key]}" if key in comments else ""
-        lines.append(f"{key}: {_yaml(value)}{comment}")
+    lines += [f"{key}: {_yaml(value)}{comments.get(key, '')}" for key, value in config.items()]
     return "\n".join(lines) + "\n"
-
-
-def _label_map(values: Sequence[int]) -> dict[int, int] | None:
-    """Values in their order as classes, 0 being background; None where they are classes."""
-    ordered = sorted({0, *values})
-    if ordered == list(range(len(ordered))):
-        return None
-    return {value: index for index, value in enumerate(ordered)}
-
-
-def _size(usable: Sequence[Examined]) -> int:
-    longer = median(max(one.shape[2:]) for one in usable)
-    return int(min(max(-(-longer // MULTIPLE) * MULTIPLE, SMALLEST), LARGEST))
-
-
-def _batch_size(size: int, memory: tuple[int, str]) -> tuple[int, str]:
-    """Slices of a batch, and the rule in words."""
-    available, what = memory
-    batch = int(min(max(available // (BYTES_PER_PIXEL * size * size), 1), MOST_SLICES))
-    return batch, (
-        f"mamba_unet in float32 at {BYTES_PER_PIXEL // 1000} kB per pixel in {what}, "
-        f"at most {MOST_SLICES}"
-    )
 
 
 def memory_at_hand() -> tuple[int, str]:
@@ -124,20 +106,16 @@ def memory_at_hand() -> tuple[int, str]:
     return int(SHARE_OF_RAM * total), f"{SHARE_OF_RAM:.0%} of {total / GIB:.0f} GiB (no GPU)"
 
 
-# ---- comments -----------------------------------------------------------------------------------
-
-
 def _statistics(usable: Sequence[Examined]) -> Iterator[str]:
     """Voxel size and extent of the images: smallest, median, largest."""
-    spacings = [one.spacing for one in usable if one.spacing is not None]
-    if spacings:
-        sides = [_spread([spacing[axis] for spacing in spacings]) for axis in range(3)]
-        between, rows, columns = sides
+    known = [one.spacing for one in usable if one.spacing is not None]
+    if known:
+        between, rows, columns = map(_spread, zip(*known, strict=True))
         yield f"# Voxel size in mm, min/median/max: between slices {between}, rows {rows}, columns"
-        yield f"#   {columns}; known of {len(spacings)} of {len(usable)} cases."
+        yield f"#   {columns}; known of {len(known)} of {len(usable)} cases."
     else:
         yield "# Voxel size: unknown."
-    depth, _, rows, columns = (_spread([one.shape[axis] for one in usable]) for axis in range(4))
+    depth, _, rows, columns = map(_spread, zip(*(one.shape for one in usable), strict=True))
     yield f"# Extent, min/median/max: {depth} slices, {rows} rows, {columns} columns."
 
 
@@ -146,16 +124,14 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _frequencies(
-    counts: np.ndarray, names: Sequence[str], mapping: dict[int, int] | None
+    counts: np.ndarray, names: Sequence[str], classes: Mapping[int, int]
 ) -> Iterator[str]:
     """How much of the voxels each class is, and in how many cases it occurs."""
     yield "# Classes, share of voxels and of cases:"
-    values = {index: value for value, index in mapping.items()} if mapping else {}
-    total = int(counts.sum())
     for index, name in enumerate(names):
-        of_class = counts[:, values.get(index, index)]
-        voxels, cases = of_class.sum() / total, np.count_nonzero(of_class) / len(counts)
-        yield f"#   {index} {' '.join(name.split())}: {voxels:.2%}, {cases:.0%}"
+        of_class = counts[:, classes[index]]
+        share, cases = of_class.sum() / counts.sum(), np.count_nonzero(of_class) / len(counts)
+        yield f"#   {index} {' '.join(name.split())}: {share:.2%}, {cases:.0%}"
 
 
 def _yaml(value: Any) -> str:

@@ -1,0 +1,96 @@
+"""Check a data set: read every file once, list all problems, propose a config."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mambaseg.data.check.dataset import Report, check_dataset
+from mambaseg.data.check.layouts import known_layouts
+from mambaseg.data.check.proposal import propose
+from mambaseg.data.readers.reader import Level
+from mambaseg.data.validation import DataError
+from mambaseg.errors import UserError
+from mambaseg.storage.files import print_any_name, whole_file
+
+STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report and the proposed config; return 1 when there are errors, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m mambaseg.data.check", description=__doc__)
+    parser.add_argument("root", type=Path, help="folder of the data set (as data.root)")
+    parser.add_argument("--layout", help="name of a config of conf/data (default: recognised)")
+    parser.add_argument(
+        "--num-classes", type=int, help="with background (default: what the layout tells)"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="conf/data/NAME.yaml", help="save the proposed config there"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], help="a folder that has data/"
+    )
+    options = parser.parse_args(arguments)
+    print_any_name()
+    console = Console()
+    try:
+        layouts = known_layouts(options.config_dir)
+        if options.layout and options.layout not in layouts:
+            names = ", ".join(layouts)
+            raise UserError(f"unknown layout {options.layout!r}: choose one of {names}")
+        report = check_dataset(
+            options.root,
+            options.num_classes,
+            layout=layouts.get(options.layout),
+            config_dirs=options.config_dir,
+        )
+        if report.problems:
+            console.print(_table(report))
+        console.print(Text(report.summary, "green" if report.ok else "red"), soft_wrap=True)
+        console.print(Text(_proposed(report, options.write)), soft_wrap=True)
+    except UserError as error:
+        console.print(Text(str(error), "red"), soft_wrap=True)
+        return 1
+    return 0 if report.ok else 1
+
+
+def _table(report: Report) -> Table:
+    table = Table(show_lines=True)
+    for heading in ("level", "case", "problem", "remedy"):
+        table.add_column(heading, overflow="fold")
+    for one in report.problems:  # Text: square brackets in a path are no markup
+        style = STYLES[one.level]
+        table.add_row(Text(one.level, style), *map(Text, (one.where, one.problem, one.remedy)))
+    return table
+
+
+def _proposed(report: Report, path: Path | None) -> str:
+    """What to say about the proposed config, which is written where a path is given.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if path is not None and not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
+        raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
+    if path is not None and path.exists():
+        raise DataError("is there already", path, "Choose another name, or move it away.")
+    config = propose(report, path.stem if path else "mine")
+    if config is None:
+        return "No case can be used: no configuration is proposed."
+    if path is None:
+        return f"\nProposed as conf/data/mine.yaml (--write saves it):\n\n{config}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, otherwise="choose another place with --write") as temporary:
+        temporary.write_text(config, encoding="utf-8")
+    return f"\n{config}\nWritten to {path}. To train with it: python src/train.py data={path.stem}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""What is wrong with a data set: all problems of all files, not the first.
+
+Errors are what training or scoring would stumble over; warnings are what the reader of the scores
+has to know; information is the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from mambaseg.data.case import Case
+from mambaseg.data.check.layouts import ANY, Layout, find_layout
+from mambaseg.data.fingerprint import THREADS
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.patients import Alike, find_alike
+from mambaseg.data.readers.reader import Level, Problem, counted
+from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.data.validation import DataError, collected_warnings, label_problems
+from mambaseg.storage.untrusted import readable
+
+T = TypeVar("T")
+LOOK = "Look at the file; correct it or get it again if it is wrong."
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is kept of a case after reading it; arrays are let go.
+
+    Attributes:
+        case: Which.
+        errors: Why it cannot be used.
+        digest: Of shape and voxels of the image; None when the case cannot be used.
+        shape: (Z, C, H, W) of the image.
+        spacing: mm as (z, y, x); None when unknown.
+        orientation: Axis codes of (x, y, z); None when unknown.
+        label_counts: Voxels of each class, or of each value 0..255 of the label without a map.
+        remarks: What is possible and still suspicious.
+    """
+
+    case: Case
+    errors: tuple[DataError, ...] = ()
+    digest: str | None = None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, float, float] | None = None
+    orientation: str | None = None
+    label_counts: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check_dataset` found.
+
+    `patients`, `layout` and `class_names` are None where nothing tells them; `alike` are names
+    that look like several cases of one patient.
+    """
+
+    root: Path
+    cases: int
+    problems: tuple[Problem, ...]
+    patients: int | None = None
+    layout: Layout | None = None
+    examined: tuple[Examined, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    alike: Alike | None = None
+
+    def of(self, level: Level) -> list[Problem]:
+        """The problems of one level."""
+        return [problem for problem in self.problems if problem.level == level]
+
+    @property
+    def ok(self) -> bool:
+        """True without errors; warnings do not count."""
+        return not self.of("error")
+
+    @property
+    def summary(self) -> str:
+        """One line: how much was looked at, and how many problems there are."""
+        found = [counted(len(self.of(level)), level) for level in ("error", "warning")]
+        whose = "" if self.patients is None else f" of {counted(self.patients, 'patient')}"
+        return f"{counted(self.cases, 'case')}{whose} in {self.root}: {', '.join(found)}"
+
+
+def check_dataset(
+    root: Path | str,
+    num_classes: int | None = None,
+    *,
+    layout: Layout | None = None,
+    config_dirs: Iterable[Path] = (),
+) -> Report:
+    """Read every case below `root` and report what is wrong with it.
+
+    Errors: no cases, missing, truncated, damaged or unreadable files, image and label of
+    different shape or axes, more or less than three dimensions, NaN, labels outside
+    0..num_classes-1, names spelt otherwise. Warnings: identical images, axes unlike the other
+    cases', constant images, empty labels. Information: unknown voxel size. A reader adds its own.
+
+    Args:
+        root: Folder of the data set.
+        num_classes: With background; None for what the layout tells, any where it does not.
+        layout: None to recognise it.
+        config_dirs: Folders of further configs, see `known_layouts`.
+    """
+    root = Path(root).expanduser()
+    try:
+        layout = layout or find_layout(root, config_dirs)
+        found, errors, remarks = layout.reader.survey(root, **layout.options)
+    except DataError as error:
+        return Report(root, 0, (_line(error, root, str(root)),))
+    names = None
+    try:
+        names = layout.class_names(root)
+    except DataError as error:  # the images are worth a look all the same
+        errors.insert(0, error)
+    cases = [replace(one, slicing=layout.slicing, label_map=layout.label_map) for one in found]
+    classes, further = num_classes or (len(names) if names else ANY), layout.reader.remarks
+    with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
+        examined = list(pool.map(lambda case: _examine(case, classes, further), cases))
+    alike = find_alike(cases)
+    problems = [_line(error, root) for error in errors]
+    problems += [_line(error, root, e.case.id) for e in examined for error in e.errors]
+    problems += [*_duplicates(examined), *remarks]
+    problems += [Problem("warning", e.case.id, what, LOOK) for e in examined for what in e.remarks]
+    problems += [*_differing(examined), *_unknown_spacing(examined), *_alike(root, alike)]
+    known = not any(case.patient_assumed for case in cases)
+    return Report(
+        root,
+        len(cases),
+        tuple(dict.fromkeys(problems)),  # two parts of the check may find the same
+        len({case.patient for case in cases}) if known else None,
+        layout,
+        tuple(examined),
+        names,
+        alike,
+    )
+
+
+def _line(error: DataError, root: Path, where: str | None = None) -> Problem:
+    """An error as a line of the report; files are named relative to the data set."""
+    path, problem = error.path, error.problem
+    if path is None or path == root:
+        return Problem("error", where or str(root), problem, error.remedy)
+    shown = readable(str(path.relative_to(root) if path.is_relative_to(root) else path))
+    return Problem("error", where or readable(path.name), f"{shown}: {problem}", error.remedy)
+
+
+# ---- one case
+
+
+def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[str]]) -> Examined:
+    """Read a case completely, whatever comes of it."""
+    try:
+        with collected_warnings() as said:
+            volume = case.load()
+        errors = tuple(case.problems(volume, num_classes))
+        if errors or volume.label is None:
+            return Examined(case, errors)
+        content = hashlib.sha256(str(volume.image.shape).encode())
+        content.update(np.ascontiguousarray(volume.image).data)
+        return Examined(
+            case,
+            (),
+            content.hexdigest(),
+            volume.image.shape,
+            volume.spacing,
+            volume.orientation,
+            tuple(map(int, np.bincount(volume.label.ravel(), minlength=ANY))),
+            (*said, *_suspicious(volume.image, volume.label), *further(volume)),
+        )
+    except DataError as error:
+        return Examined(case, (error, *_label_errors(case, error, num_classes)))
+    except Exception as error:  # the other cases are still to be looked at
+        problem = f"it could not be examined ({type(error).__name__}: {error})"
+        remedy = "Leave the case out, and report this as a bug if the file is sound."
+        return Examined(case, (DataError(problem, case.image_path, remedy),))
+
+
+def _label_errors(case: Case, error: DataError, num_classes: int) -> Iterator[DataError]:
+    """An unreadable image hides its label: read that file in its place."""
+    path = case.label_path
+    if path in (None, case.image_path) or error.path not in (case.image_path, *case.more_images):
+        return
+    assert path is not None
+    try:
+        label = replace(case, image_path=path, more_images=()).load().label
+    except DataError as second:
+        yield second
+    else:
+        assert label is not None
+        yield from label_problems(label, path, num_classes)
+
+
+def _suspicious(image: np.ndarray, label: np.ndarray) -> Iterator[str]:
+    if image.min() == image.max():
+        yield f"the image is constant ({image.flat[0]:g} everywhere)"
+    elif ((image == image.min()) | (image == image.max())).all():
+        yield f"the image holds two values only ({image.min():g} and {image.max():g})"
+    if not label.any():
+        yield "the label is background everywhere"
+
+
+# ---- the cases beside each other
+
+
+def _duplicates(examined: Iterable[Examined]) -> Iterator[Problem]:
+    """Identical images, one line for the same group of patients."""
+    by_content: dict[str, list[Case]] = defaultdict(list)
+    for one in examined:
+        if one.digest is not None:
+            by_content[one.digest].append(one.case)
+    phases: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for cases in by_content.values():
+        if len(cases) > 1:
+            patients = tuple(sorted({case.patient for case in cases}))
+            phases[patients] |= {case.phase or case.id for case in cases}
+    for patients, which in sorted(phases.items()):
+        problem = f"identical images ({', '.join(sorted(which))})"
+        remedy = "In different parts of a split they leak: leave all but one out."
+        if patients in known_duplicates(patients):
+            remedy = (
+                "So it is in ACDC itself. data.split=random keeps them in one part; a published "
+                "split that does not says so with its scores."
+            )
+        elif len(patients) == 1:
+            problem = f"{' and '.join(sorted(which))} are the same image"
+            remedy = "Get the patient again."
+        yield Problem("warning", ", ".join(patients), problem, remedy)
+
+
+def _differing(examined: Sequence[Examined]) -> Iterator[Problem]:
+    """Cases whose axes or channels are not those of most cases."""
+    axes = {one.case.id: one.orientation for one in examined if one.orientation}
+    for usual, other, where in _minorities(axes):
+        remedy = "Arrays are used as stored: bring all files to the same axes."
+        if examined[0].case.slicing == "spacing":
+            remedy = "They are seen turned or flipped, or were scanned in another plane."
+        yield Problem("warning", where, f"axes {other} where most cases have {usual}", remedy)
+    channels = {one.case.id: one.shape[1] for one in examined if one.digest}
+    for most, count, where in _minorities(channels):
+        problem = f"{counted(count, 'channel')} where most cases have {most}"
+        yield Problem("error", where, problem, "Give every case the same channels.")
+
+
+def _minorities(values: Mapping[str, T]) -> Iterator[tuple[T, T, str]]:
+    """The most frequent value, and each other one with the cases that have it."""
+    ordered = [value for value, _ in Counter(values.values()).most_common()]
+    for other in ordered[1:]:
+        yield ordered[0], other, listed(case for case, value in values.items() if value == other)
+
+
+def _unknown_spacing(examined: Sequence[Examined]) -> Iterator[Problem]:
+    """Without a voxel size there are no mm."""
+    usable = [one for one in examined if one.digest is not None]
+    unknown = [one.case.id for one in usable if one.spacing is None]
+    if unknown:
+        where = "all" if len(unknown) == len(usable) else listed(unknown)
+        problem = f"voxel size unknown in {len(unknown)} of {len(usable)} cases"
+        remedy = "Distances are scored in voxels only; the challenge's own files have it."
+        yield Problem("info", where, problem, remedy)
+
+
+def _alike(root: Path, alike: Alike | None) -> Iterator[Problem]:
+    """Names such as patient001_frame01 and patient001_frame12: parts may share the patient."""
+    if alike:
+        names = ", ".join(alike.examples)
+        problem = f"names begin or end alike ({names}); each case counts as a patient"
+        remedy = (
+            "If a patient has several cases, tell us how to find the patient ID in the name: "
+            f"{alike.override} (the proposed config does)."
+        )
+        yield Problem("warning", root.absolute().name, problem, remedy)

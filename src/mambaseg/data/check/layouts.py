@@ -1,0 +1,122 @@
+"""The layouts of data sets that are known: every config in conf/data that names a reader."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mambaseg.data.readers.reader import Reader
+from mambaseg.data.splits import listed
+from mambaseg.data.validation import DataError, checked_label_map, unlisted
+from mambaseg.storage.untrusted import ForeignFileError, read_yaml
+
+CONF = Path(__file__).resolve().parents[4] / "conf"
+ANY = 256  # classes, where nobody names them: labels are bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A config and its reader.
+
+    Attributes:
+        name: Of the config, without its ending.
+        reader: What its `find_cases._target_` names.
+        config: Its plain content, without what it inherits.
+    """
+
+    name: str
+    reader: Reader
+    config: Mapping[str, Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the config hands to the reader, without what depends on other keys."""
+        node = self.config.get("find_cases", {})
+        return {k: v for k, v in node.items() if k[0] != "_" and "${" not in str(v)}
+
+    @property
+    def label_map(self) -> tuple[tuple[int, int], ...] | None:
+        """The config's map from values in the files to classes."""
+        return checked_label_map(self.config.get("label_map"), ANY)
+
+    @property
+    def slicing(self) -> str:
+        """The rule by which slices are cut."""
+        return str(self.config.get("slicing", "stored"))
+
+    def class_names(self, root: Path) -> tuple[str, ...] | None:
+        """Names of the classes, None where nobody names them.
+
+        Raises:
+            UserError: The file that should name them is unusable.
+        """
+        names = self.config.get("class_names")
+        if self.reader.class_names is not None:
+            names = self.reader.class_names(root)
+        return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+    def split(self, root: Path) -> str:
+        """`data.split` that fits the folder."""
+        asked = self.reader.split
+        return asked(root) if asked else str(self.config.get("split", "random"))
+
+
+def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:
+    """Read the configs of data sets that name a reader.
+
+    Args:
+        config_dirs: Folders beside ours that hold a `data/`, as Hydra's `--config-dir`.
+
+    Returns:
+        Name -> layout, in the order in which they are asked whether a folder is one.
+
+    Raises:
+        UserError: A config cannot be read, or its reader cannot be imported.
+    """
+    found = {}
+    for path in (path for place in (CONF, *config_dirs) for path in place.glob("data/*.yaml")):
+        try:
+            config = read_yaml(path)
+            target = config["find_cases"]["_target_"]
+            function = pkgutil.resolve_name(target)
+        except (KeyError, TypeError):
+            continue  # it inherits its reader, or its data are no cases
+        except (ForeignFileError, OSError, ImportError, AttributeError, ValueError) as error:
+            problem = f"its reader (find_cases._target_) cannot be found: {error}"
+            raise DataError(problem, path, "PYTHONPATH says where modules are.") from error
+        reader = function if isinstance(function, Reader) else Reader(function)
+        found[path.stem] = Layout(path.stem, reader, config)
+    return dict(sorted(found.items(), key=lambda pair: (pair[1].reader.any_names, pair[0])))
+
+
+def find_layout(root: Path, config_dirs: Iterable[Path] = ()) -> Layout:
+    """Recognise the layout of a folder.
+
+    Raises:
+        UserError: There is no such folder, it cannot be listed, or no layout is recognised.
+    """
+    layouts = known_layouts(config_dirs).values()
+
+    def recognised(folder: Path) -> Layout | None:
+        return next((layout for layout in layouts if layout.reader.recognises(folder)), None)
+
+    try:
+        if not root.is_dir():
+            problem = "is not a folder" if root.exists() else "this folder does not exist"
+            raise DataError(problem, root, "Give the folder of the data set (as data.root).")
+        if found := recognised(root):
+            return found
+        folders = (child for child in sorted(root.iterdir()) if child.is_dir())
+        below = [folder for folder in folders if recognised(folder)]
+    except OSError as error:
+        raise unlisted(Path(error.filename or root), error) from error
+    if len(below) > 1:
+        names = listed(child.name for child in below)
+        problem = f"{len(below)} data sets lie below this folder: {names}"
+        raise DataError(problem, root, f"Give the folder of one, such as {below[0]}.")
+    hint = f"Did you mean {below[0]}? " if below else ""
+    known = "; ".join(layout.reader.example for layout in layouts if layout.reader.example)
+    raise DataError("no layout of a data set is recognised here", root, f"{hint}Known: {known}.")

@@ -1,0 +1,137 @@
+"""What a reader of a data set is.
+
+A reader is a function that yields the cases below a folder and, as errors, what is wrong with the
+rest. Training stops at the first error, data-check lists them all. A config in conf/data names it
+as `find_cases._target_`, which is all that is needed to train and check:
+
+    @reader(example="hearts (h1.nii.gz and h1_seg.nii.gz)", recognises=lambda root: ...)
+    def find_cases(root: Path) -> Iterator[Found]:
+        for path in sorted(root.glob("*_seg.nii.gz")):
+            yield Case(...)
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mambaseg.data.case import Case
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.patients import parts_of
+from mambaseg.data.validation import DataError, unlisted
+
+Level = Literal["error", "warning", "info"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line of data-check's report: how bad, where, what, and what to do about it."""
+
+    level: Level
+    where: str
+    problem: str
+    remedy: str
+
+
+Found = Case | DataError | Problem
+"""What a reader yields: a case, an error that training stops at, or a remark that it logs."""
+
+
+def _nothing(*_: object) -> tuple[()]:
+    return ()
+
+
+@dataclass(eq=False)
+class Reader:
+    """A reader, and what data-check asks beyond what it does with every data set.
+
+    Called with a folder and the options of `scan`, it returns the cases sorted by id.
+
+    Attributes:
+        scan: (folder, options) -> what is found; it opens no image.
+        example: What such a folder holds, for messages.
+        remedy: What to do where nothing is found, beyond the example.
+        recognises: Whether an existing folder is meant to be such a data set, by names alone; it
+            should be generous, so that damaged data are recognised too.
+        any_names: Whether it takes files of any names: such readers are asked last.
+        class_names: Folder -> names of the classes, None where nobody names them; without it the
+            config's are taken. Raises a `UserError` when the file that names them is unusable.
+        split: Folder -> `data.split` to propose; without it the config's.
+        remarks: Volume -> sentences about what is possible and still suspicious.
+    """
+
+    scan: Callable[..., Iterable[Found]]
+    example: str = ""
+    remedy: str = ""
+    recognises: Callable[[Path], bool] = lambda root: False
+    any_names: bool = False
+    class_names: Callable[[Path], Sequence[str] | None] | None = None
+    split: Callable[[Path], str] | None = None
+    remarks: Callable[[Volume], Iterable[str]] = _nothing
+
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.scan)
+
+    def __reduce__(self) -> str:
+        return self.scan.__qualname__
+
+    def __call__(self, root: Path | str, **options: object) -> list[Case]:
+        """Return all cases below `root`, sorted by id; remarks are logged.
+
+        Raises:
+            UserError: The first of the errors, and how many more there are.
+        """
+        cases, errors, remarks = self.survey(root, **options)
+        for one in remarks:
+            level = logging.INFO if one.level == "info" else logging.WARNING
+            log.log(level, "%s: %s. %s", one.where, one.problem, one.remedy)
+        if errors:
+            first, more = errors[0], ""
+            if len(errors) > 1:
+                more = (
+                    f" ({len(errors) - 1} more like this: make data-check DATA={root} lists all.)"
+                )
+            raise DataError(first.problem, first.path, first.remedy + more)
+        parts_of(cases)
+        return cases
+
+    def survey(
+        self, root: Path | str, **options: object
+    ) -> tuple[list[Case], list[DataError], list[Problem]]:
+        """Return the cases sorted by id, all errors, and all remarks.
+
+        Raises:
+            UserError: `root` is no folder, cannot be listed, or is unusable as a whole.
+        """
+        root = Path(root).expanduser()
+        expected = f"Expected: {self.example}. {self.remedy}".rstrip()
+        if not root.is_dir():
+            problem = "is not a folder" if root.exists() else "this folder does not exist"
+            raise DataError(problem, root, f"data.root names the folder of the data. {expected}")
+        try:
+            found = list(self.scan(root, **options))
+            if all(isinstance(one, Problem) for one in found):
+                folders = (path for path in sorted(root.iterdir()) if path.is_dir())
+                inside = next((path for path in folders if self.recognises(path)), None)
+                hint = f"Did you mean {inside}? " if inside else ""
+                raise DataError("no cases of this data set here", root, hint + expected)
+        except OSError as error:
+            raise unlisted(Path(error.filename or root), error) from error
+        cases = sorted((one for one in found if isinstance(one, Case)), key=lambda case: case.id)
+        errors = [one for one in found if isinstance(one, DataError)]
+        return cases, errors, [one for one in found if isinstance(one, Problem)]
+
+
+def reader(**attributes: Any) -> Callable[[Callable[..., Iterable[Found]]], Reader]:
+    """Make a `Reader` of the function below; `attributes` are those of the class."""
+    return functools.partial(Reader, **attributes)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, in the plural where it is one."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
