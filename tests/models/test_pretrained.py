@@ -3,7 +3,7 @@
 import json
 import pathlib
 import zlib
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -196,7 +196,7 @@ def test_report_reads_well_and_survives_json(vmamba_path):
     assert str(vmamba_path) in text
     for number in ("13,754,016", "3,282,048", "2,085,600"):
         assert number in text
-    record = json.loads(json.dumps(report.as_dict()))
+    record = json.loads(json.dumps(asdict(report)))
     assert set(record) == {field.name for field in fields(LoadReport)}
     assert record["parameters"]["loaded"] == 13_754_016
     assert record["missing"] == list(report.missing)

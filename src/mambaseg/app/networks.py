@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
             )
         how = {"mirror": model.mirror_encoder} if "mirror_encoder" in model else {}
         loaded = network.load_pretrained_encoder(path, **how)
-        report = loaded.as_dict()
+        report = asdict(loaded)
         log.info(loaded.summary())
     multiple = model.get("size_multiple") or network.size_multiple
     return AnySize(network, multiple, residual=bool(model.get("residual"))), report

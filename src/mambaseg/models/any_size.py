@@ -57,25 +57,18 @@ class AnySize(nn.Module):
         if bottom or right:
             image = F.pad(image, (0, right, 0, bottom))
         logits: Tensor = self.network(image)
+        name = type(self.network).__name__
         if not isinstance(logits, Tensor) or logits.shape[-2:] != image.shape[-2:]:
+            shape = f"tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else None
             raise UserError(
-                f"{type(self.network).__name__} gives {_described(logits)} for an image of "
+                f"{name} gives a {shape or type(logits).__name__} for an image of "
                 f"{tuple(image.shape)}; expected is one tensor of logits (B, K, H, W) with the "
-                "image's height and width. In its leaf switch off what adds outputs (deep "
+                "image's height and width. In its config switch off what adds outputs (deep "
                 "supervision) or changes their size."
             )
-        if self.residual:
-            if logits.shape != image.shape:
-                raise UserError(
-                    f"model.residual: the output of {type(self.network).__name__} has "
-                    f"{logits.shape[1]} channels and is to be added to an image of "
-                    f"{image.shape[1]}. Leave it out for networks that label."
-                )
-            logits = logits + image
-        return logits[..., :height, :width]
-
-
-def _described(output: object) -> str:
-    if isinstance(output, Tensor):
-        return f"a tensor {tuple(output.shape)}"
-    return f"a {type(output).__name__}"
+        if self.residual and logits.shape != image.shape:
+            raise UserError(
+                f"model.residual: the output of {name} has {logits.shape[1]} channels and is to be "
+                f"added to an image of {image.shape[1]}. Leave it out for networks that label."
+            )
+        return (logits + image if self.residual else logits)[..., :height, :width]

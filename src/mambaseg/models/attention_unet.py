@@ -42,8 +42,7 @@ class AdditiveGate(nn.Module):
         """Weight `(B, skip_channels, 2H, 2W)` by `(B, gate_channels, H, W)`; the skip's shape."""
         weight = torch.sigmoid(self.psi(F.relu(self.skip(skip) + self.gate(gate))))
         weight = F.interpolate(weight, scale_factor=2, mode="bilinear", align_corners=False)
-        weighted: Tensor = self.out(skip * weight)
-        return weighted
+        return self.out(skip * weight)
 
 
 class GatedUpBlock(UpBlock):

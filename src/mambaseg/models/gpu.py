@@ -17,18 +17,15 @@ def channels_last(network: nn.Module) -> nn.Module:
 class GraphedNetwork:
     """Replaces the training pass of a network by two CUDA graphs; evaluation stays as it was.
 
-    On a fast GPU the kernels of a step end before the processor has launched the next ones: two
-    thousand launches take 50 ms. A graph is recorded once, for one shape of the batch, and launched
-    as a whole. It computes with the same kernels; only where its tensors lie is fixed.
-
-    While recording, the network runs a few times; its running statistics and torch's generator are
-    put back afterwards.
+    On a fast GPU two thousand launches take longer than the kernels themselves. A graph is recorded
+    once, for one shape of the batch, and launched as a whole; it computes with the same kernels.
+    Recording runs the network a few times, then puts back running statistics and generator.
 
     Args:
         network: on a CUDA device, in training mode, without hooks.
         image: a batch (B, C, H, W); all batches must have its shape.
-        layers: the network's layers that drop something by numbers, as `stochastic_layers` lists
-            them. What they drop is drawn before each launch, into memory that the graph reads.
+        layers: `stochastic_layers` of the network. What they drop is drawn before each launch, into
+            memory that the graph reads.
     """
 
     def __init__(self, network: nn.Module, image: Tensor, layers: Sequence[Stochastic]) -> None:
@@ -78,11 +75,7 @@ class GraphedNetwork:
 
     @contextmanager
     def drawing(self, numbers: Tensor) -> Iterator[None]:
-        """Draws what the next launch drops, as `mambaseg.models.drawing` does.
-
-        Args:
-            numbers: (B, layers) int64 on the CPU.
-        """
+        """Draws what the next launch drops by (B, layers) int64, as `mambaseg.models.drawing`."""
         if self.layers:
             kept = kept_samples(self.layers, numbers)
             if self._kept.is_cuda:

@@ -29,10 +29,6 @@ from mambaseg.scan import causal_conv1d, selective_scan
 class Mamba1d(ScanBlock):
     """Gated selective scan of a sequence, from its first token to its last.
 
-    The step bias, `A_log` and `D` are used in float32 also under autocast, and stay float32 when
-    the module is converted to a narrower type; the scan keeps its state in float32 whatever its
-    inputs are.
-
     Args:
         dim: C, channels of a token.
         d_state: N, states per channel.
@@ -79,8 +75,7 @@ class Mamba1d(ScanBlock):
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         x = causal_conv1d(x.transpose(1, 2), weight, bias, activation="silu")
         y = self._scan(x).transpose(1, 2)
-        out: Tensor = self.out_proj(y * F.silu(gate))
-        return out
+        return self.out_proj(y * F.silu(gate))
 
     def _scan(self, x: Tensor) -> Tensor:
         """Scan `(B, D, L)` to `(B, D, L)`."""
@@ -89,9 +84,7 @@ class Mamba1d(ScanBlock):
         delta = F.linear(delta, self.dt_proj.weight)  # its bias is added inside the scan
         sequences = (x, *(t.transpose(1, 2) for t in (delta, B, C)))
         u, delta, B, C = (t.unsqueeze(1) for t in sequences)  # one group
-        A, D, bias = (
-            t.unsqueeze(0)
-            for t in (-torch.exp(wide(self.A_log)), wide(self.D), wide(self.dt_proj.bias))
-        )
+        rates = (-torch.exp(wide(self.A_log)), wide(self.D), wide(self.dt_proj.bias))
+        A, D, bias = (t.unsqueeze(0) for t in rates)
         y = selective_scan(u, delta, A, B, C, D, bias, backend=self.scan_backend)
         return y.squeeze(1)

@@ -4,10 +4,9 @@ Source: Wang et al. 2024, arXiv 2402.05079.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from mambaseg.models.ushape import UShape
-from mambaseg.models.vss import ORIGINAL_NAMES, vss_blocks
+from mambaseg.models.vss import vss_blocks
 
 
 class MambaUNet(UShape):
@@ -28,7 +27,6 @@ class MambaUNet(UShape):
     """
 
     original_wrapper = "mamba_unet."
-    original_parts: ClassVar[dict[str, str]] = ORIGINAL_NAMES
 
     def __init__(
         self,
@@ -42,12 +40,7 @@ class MambaUNet(UShape):
         drop_path_rate: float = 0.2,
         scan_backend: str = "auto",
     ) -> None:
+        blocks = vss_blocks(d_state, scan_backend)
         super().__init__(
-            in_channels,
-            num_classes,
-            vss_blocks(d_state, scan_backend),
-            embed_dim=embed_dim,
-            depths=depths,
-            patch_size=patch_size,
-            drop_path_rate=drop_path_rate,
+            in_channels, num_classes, blocks, embed_dim, depths, patch_size, drop_path_rate
         )

@@ -17,15 +17,11 @@ from mambaseg.scan.dispatch import obstacle
 ENABLED = False
 """False: PyTorch's own everywhere. The kernels have been interpreted and compiled, but no GPU has
 run them yet: they stay off until one has (`pytest tests/models/test_norm.py` there)."""
-MOST = 4096
-"""Channels of a row that a program holds in registers; longer rows are PyTorch's."""
-TILE = 2048
-"""Numbers of the rows that a program holds at once."""
-PROGRAMS = 1056
-"""Programs of the backward at most, each with a share of the sums over rows: eight for each of the
-132 processors of an H100."""
-TILES_EACH = 4
-"""Tiles that a program of the backward takes at least, if there are as many: shares cost memory."""
+MOST = 4096  # channels of a row that a program holds in registers; longer rows are PyTorch's
+TILE = 2048  # numbers of the rows that a program holds at once
+# Programs of the backward at most, each with a share of the sums over rows: eight for each of the
+# 132 processors of an H100. Each takes at least TILES_EACH tiles: shares cost memory.
+PROGRAMS, TILES_EACH = 1056, 4
 
 
 class LayerNorm(nn.LayerNorm):
@@ -48,8 +44,7 @@ class LayerNorm(nn.LayerNorm):
             return y if gate is None else y * F.silu(gate)
         dtype = torch.float32 if self.keeps_float32 else torch.bfloat16
         gate = gate if gate is None else gate.contiguous()
-        out: Tensor = _norm(x.contiguous(), self.weight, self.bias, gate, self.eps, dtype)
-        return out
+        return _norm(x.contiguous(), self.weight, self.bias, gate, self.eps, dtype)
 
     def _fuses(self, x: Tensor, gate: Tensor | None) -> bool:
         """Say whether the kernels take it: on a GPU under autocast to bfloat16."""
@@ -74,40 +69,29 @@ def _runs_here() -> bool:
     return knows and obstacle("triton", "cuda") is None
 
 
-# ------------------------------------------------------------------ the kernels as operators
-
-
 @torch.library.custom_op("mambaseg::norm", mutates_args=())
 def _norm(
     x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """Forward: y (..., C).
+    """Normalise x (..., C) of float32 or bfloat16 to y of `dtype`.
 
-    Args:
-        x: (..., C), contiguous, float32 or bfloat16.
-        weight: (C,), float32.
-        bias: (C,), float32.
-        gate: like x in shape, contiguous, float32 or bfloat16; None: none.
-        eps: Added to the variance.
-        dtype: Of y.
+    The gate is None or like x; weight and bias are (C,) float32; all are contiguous.
     """
     from mambaseg.models.norm_kernels import norm
 
     _check_contiguous(x, weight, bias, gate)
-    y = _empty_output(x, weight, bias, gate, eps, dtype)
-    rows, sizes = _rows(x), _sizes(x, gate)
+    y = x.new_empty(x.shape, dtype=dtype)
+    rows, sizes = x.numel() // x.shape[-1], _sizes(x, gate)
     if rows:
         with torch.cuda.device_of(x):
-            grid = (_ceil(rows, sizes["ROWS"]),)
+            grid = (-(-rows // sizes["ROWS"]),)
             norm[grid](x, weight, bias, x if gate is None else gate, y, rows, eps, **sizes)
     return y
 
 
 @_norm.register_fake
-def _empty_output(
-    x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float, dtype: torch.dtype
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
+def _empty_output(x: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape, dtype=others[-1])
 
 
 @torch.library.custom_op("mambaseg::norm_backward", mutates_args=())
@@ -122,16 +106,14 @@ def _norm_backward(
 
     d_y = d_y.contiguous()
     _check_contiguous(x, weight, bias, gate)
-    rows, sizes = _rows(x), _sizes(x, gate)
+    rows, sizes = x.numel() // x.shape[-1], _sizes(x, gate)
     d_x, d_gate, _ = _empty_gradients(d_y, x, weight, bias, gate, eps)
-    programs = min(PROGRAMS, _ceil(_ceil(rows, sizes["ROWS"]), TILES_EACH))
+    programs = min(PROGRAMS, -(-rows // (sizes["ROWS"] * TILES_EACH)))
     sums = weight.new_empty(2, programs, len(weight))
     if programs:
         with torch.cuda.device_of(x):
-            norm_backward[(programs,)](
-                d_y, x, weight, bias, x if gate is None else gate, d_x, d_gate, sums, rows, eps,
-                **sizes,
-            )  # fmt: skip
+            inputs = d_y, x, weight, bias, x if gate is None else gate
+            norm_backward[(programs,)](*inputs, d_x, d_gate, sums, rows, eps, **sizes)
     return d_x, d_gate, sums.sum(1)  # in a fixed order
 
 
@@ -149,33 +131,21 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, gate = ctx.saved_tensors
-    d_x, d_gate, sums = _norm_backward(d_y, x, weight, bias, gate, ctx.eps)
-    return d_x, sums[0], sums[1], None if gate is None else d_gate, None, None
+    d_x, d_gate, sums = _norm_backward(d_y, *ctx.saved_tensors, ctx.eps)
+    gated = ctx.saved_tensors[-1] is not None
+    return d_x, sums[0], sums[1], d_gate if gated else None, None, None
 
 
 _norm.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _rows(x: Tensor) -> int:
-    return x.numel() // x.shape[-1]
-
-
 def _sizes(x: Tensor, gate: Tensor | None) -> dict[str, Any]:
     """Arguments that both kernels share."""
-    channels = x.shape[-1]
-    block = 1 << (channels - 1).bit_length()
-    return {
-        "CHANNELS": channels,
-        "GATED": gate is not None,
-        "ROWS": max(1, TILE // block),
-        "BLOCK": block,
-        "num_warps": max(4, block // 512),
-    }
-
-
-def _ceil(number: int, divisor: int) -> int:
-    return -(-number // divisor)
+    block = 1 << (x.shape[-1] - 1).bit_length()
+    rows, warps = max(1, TILE // block), max(4, block // 512)
+    gated = gate is not None
+    sizes = {"CHANNELS": x.shape[-1], "GATED": gated, "ROWS": rows, "BLOCK": block}
+    return sizes | {"num_warps": warps}
 
 
 def _check_contiguous(*tensors: Tensor | None) -> None:

@@ -27,8 +27,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, H / patch, W / patch, dim)`."""
-        tokens: Tensor = self.norm(rearrange(self.proj(image), "b c h w -> b h w c"))
-        return tokens
+        return self.norm(rearrange(self.proj(image), "b c h w -> b h w c"))
 
 
 class PatchMerging(nn.Module):
@@ -43,15 +42,11 @@ class PatchMerging(nn.Module):
         """Map `(B, H, W, C)` with even H and W to `(B, H/2, W/2, 2C)`."""
         # Column parity is the slower index, as in the published weights.
         x = rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
-        merged: Tensor = self.reduction(self.norm(x))
-        return merged
+        return self.reduction(self.norm(x))
 
 
 class PatchExpand(nn.Module):
     """Raise the resolution by a factor, paid for with channels made by a linear layer.
-
-    Swin-Unet has two of these classes; they differ in numbers only: factor 2 halves the channels
-    (`out_dim = dim / 2`), the final one (factor 4) keeps them.
 
     Args:
         dim: channels coming in.
@@ -67,12 +62,8 @@ class PatchExpand(nn.Module):
         self.norm = LayerNorm(out_dim, keeps_float32=keeps_float32)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """Map `(B, H, W, dim)` to `(B, H, W, factor², out_dim)`: pixels that are not in place yet.
-
-        Those of a token come in reading order.
-        """
-        normed: Tensor = self.norm(self.expand(x).unflatten(-1, (self.factor**2, -1)))
-        return normed
+        """Map `(B, H, W, dim)` to `(B, H, W, factor², out_dim)`: a token's, in reading order."""
+        return self.norm(self.expand(x).unflatten(-1, (self.factor**2, -1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, dim)` to `(B, factor H, factor W, out_dim)`."""

@@ -7,7 +7,7 @@ name. Nothing in a file is ever executed: pickles are read with `weights_only=Tr
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,22 +45,15 @@ class LoadReport:
     ignored: tuple[str, ...]
     parameters: dict[str, int]
 
-    def as_dict(self) -> dict[str, object]:
-        """Return plain dicts, lists, strings and integers, for a JSON record."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
-
     def summary(self) -> str:
         """Describe the load in a few lines, for the log."""
         lines = [f"pretrained weights from {self.path}:"]
-        for name, text in (
-            ("loaded", "loaded into the encoder"),
-            ("mirrored", "mirrored to the decoder"),
-            ("missing", "left as initialised"),
-            ("ignored", "ignored in the file"),
-        ):
+        for name, text in {
+            "loaded": "loaded into the encoder",
+            "mirrored": "mirrored to the decoder",
+            "missing": "left as initialised",
+            "ignored": "ignored in the file",
+        }.items():
             count, keys = self.parameters[name], len(getattr(self, name))
             lines.append(f"  {text:<25}{count:>12,} parameters, {keys} keys")
         if self.mismatched:
@@ -71,7 +64,7 @@ class LoadReport:
 class Original(nn.Module):
     """A network that takes the weights of its original repository's network."""
 
-    original_parts: ClassVar[Mapping[str, str]] = {}
+    original_parts: ClassVar[dict[str, str]] = {}
     """Original part of a key -> ours."""
     original_wrapper: ClassVar[str] = ""
     """Prefix that all keys may or may not carry: of the original's wrapper class."""
@@ -113,7 +106,7 @@ class Pretrained(nn.Module):
 
     backbone: ClassVar[str] = "VMamba-T (vssmtiny_dp01_ckpt_epoch_292.pth)"
     """Which weights, for messages."""
-    original_parts: ClassVar[Mapping[str, str]] = {}
+    original_parts: ClassVar[dict[str, str]] = {}
     """The backbone's part of a key -> ours."""
 
     @abstractmethod
@@ -143,17 +136,9 @@ class Pretrained(nn.Module):
         """
         prefixes, mirrored = self.backbone_names(), self.mirrored_names() if mirror else {}
         file = _without_derived(self.read_backbone(Path(path)))
-        names = {
-            key: _renamed(key, prefixes, self.original_parts)
-            for key in file
-            if key.startswith(tuple(prefixes))
-        }
+        names = _names(file, prefixes, self.original_parts)
         direct = {name: file[key] for key, name in names.items()}
-        reflected = {
-            _renamed(key, mirrored, {}): value
-            for key, value in direct.items()
-            if key.startswith(tuple(mirrored))
-        }
+        reflected = {name: direct[key] for key, name in _names(direct, mirrored).items()}
         own = self.state_dict()
         loaded, copied = (
             {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
@@ -188,13 +173,19 @@ class Pretrained(nn.Module):
 
 def _renamed(key: str, prefixes: Mapping[str, str], parts: Mapping[str, str]) -> str:
     """Translate one key: the first prefix that fits, then every part."""
-    for old, new in prefixes.items():
-        if key.startswith(old):
-            key = new + key.removeprefix(old)
-            break
+    start = next((old for old in prefixes if key.startswith(old)), "")
+    key = prefixes.get(start, "") + key.removeprefix(start)
     for old, new in parts.items():
         key = key.replace(old, new)
     return key
+
+
+def _names(
+    keys: Iterable[str], prefixes: Mapping[str, str], parts: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Key -> ours, of those that have one of the prefixes."""
+    known = (key for key in keys if key.startswith(tuple(prefixes)))
+    return {key: _renamed(key, prefixes, parts or {}) for key in known}
 
 
 def _without_derived(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -237,11 +228,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     entries = content.items() if isinstance(content, Mapping) else ()
-    tensors = {
-        printable(key): value
-        for key, value in entries
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    named = ((key, value) for key, value in entries if isinstance(key, str))
+    tensors = {printable(key): value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
             f"{path} holds no tensors, neither at the top nor under 'model': give a weights file."

@@ -29,11 +29,7 @@ def wide(parameter: Tensor) -> Tensor:
 
 
 class LinearPair(nn.Linear):
-    """A linear layer whose output comes in two halves.
-
-    Made by two products rather than one that is cut in two: so both halves are contiguous, and
-    what follows copies neither.
-    """
+    """A linear layer whose output comes in two contiguous halves: what follows copies neither."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two of them
         """Map `(..., in)` to two of `(..., out / 2)`."""
@@ -42,12 +38,14 @@ class LinearPair(nn.Linear):
 
 
 class ScanBlock(nn.Module, ABC):
-    """A module around a selective scan: which parts stay exact, and how large the scan is."""
+    """A module around a selective scan: which parts stay exact, and how large the scan is.
+
+    Step bias, A and D are used in float32 also under autocast; the scan keeps its state in float32.
+    """
 
     exact: ClassVar[tuple[str, ...]]
-    """Names of the parameters that stay float32 when the module is converted to a narrower type:
-    those the state decays by. Rounded to bfloat16, decays close to 1 would be off by a multiple of
-    their distance to 1."""
+    """Names of the parameters that the state decays by. They stay float32 when the module is
+    converted to a narrower type, where decays close to 1 would be off by much of their distance."""
     no_weight_decay: ClassVar[tuple[str, ...]]
     """Names of the parameters that pull to zero would harm."""
     d_state: int
@@ -77,13 +75,10 @@ def has_scan(network: nn.Module) -> bool:
 
 
 def names_without_decay(network: nn.Module) -> set[str]:
-    """Name the parameters that pull to zero would harm: what a module lists in `no_weight_decay`.
+    """Name the parameters (as `named_parameters`) that pull to zero would harm.
 
     These are the scan's `A_logs` and `Ds` (as in Mamba) and the relative position biases (as in
-    Swin). The published protocol decays every parameter; other recipes may use this.
-
-    Returns:
-        Names as in `network.named_parameters()`.
+    Swin): what a module lists in `no_weight_decay`.
     """
     return {
         f"{prefix}.{name}" if prefix else name

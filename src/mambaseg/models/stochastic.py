@@ -7,6 +7,7 @@ other samples of the batch, of the process that computes it, or of what was draw
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,12 @@ from torch import Tensor, nn
 
 
 class Stochastic(nn.Module):
-    """A layer that drops something in training only.
-
-    Args:
-        rate: probability in [0, 1) of being dropped.
-    """
+    """A layer that drops something in training only, at a `rate` in [0, 1)."""
 
     numbers: Tensor | None = None
     """One per sample of the coming batch, (B,) int64 on the CPU, uniform in [0, 2^63)."""
     kept: Tensor | None = None
-    """Whether a sample is kept where samples are dropped as a whole, (B,), by these numbers."""
+    """Whether a sample that may be dropped as a whole is kept, (B,), by these numbers."""
     mask: Tensor | None = None
     """What single elements are multiplied by, where that was drawn before (CUDA graphs)."""
 
@@ -87,12 +84,9 @@ def stochastic_layers(network: nn.Module) -> list[Stochastic]:
 def drawing(
     layers: Sequence[Stochastic], numbers: Tensor, device: torch.device | None = None
 ) -> Iterator[None]:
-    """Let layers drop by numbers.
+    """Let layers drop by numbers, (B, layers) int64 on the CPU, uniform in [0, 2^63).
 
-    Args:
-        layers: the layers.
-        numbers: (B, layers) int64 on the CPU, uniform in [0, 2^63).
-        device: of the network; one copy takes there what all layers need.
+    `device` is the network's; one copy takes there what all layers need.
     """
     kept = kept_samples(layers, numbers)
     if device is not None and device.type == "cuda":
@@ -113,17 +107,12 @@ def kept_samples(layers: Sequence[Stochastic], numbers: Tensor) -> Tensor:
 
 
 def linear_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Spread drop path rates evenly from 0 (first block) to `rate` (last block).
-
-    Returns:
-        One list of rates per stage, one rate per block.
-    """
+    """Spread drop path rates evenly from 0 (first block) to `rate` (last block), by stage."""
     last = max(sum(depths) - 1, 1)
-    rates = [rate * block / last for block in range(sum(depths))]
-    starts = [sum(depths[:stage]) for stage in range(len(depths))]
-    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
+    rates = iter([rate * block / last for block in range(sum(depths))])
+    return [list(islice(rates, depth)) for depth in depths]
 
 
 def falling_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Spread drop path rates evenly from `rate` (first block) to 0 (last block); see above."""
+    """Spread drop path rates evenly from `rate` (first block) to 0 (last block)."""
     return [stage[::-1] for stage in linear_schedule(rate, depths[::-1])[::-1]]

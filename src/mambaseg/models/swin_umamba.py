@@ -13,17 +13,19 @@ a slip in the list of exceptions lets its norm's bias in). Its recipe freezes th
 epochs; that is the training's concern, not the network's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.unet import UpJoin
 from mambaseg.models.ushape import PatchEncoder, init_linear
-from mambaseg.models.vss import ORIGINAL_NAMES, vss_blocks
+from mambaseg.models.vss import vss_blocks
 
 BACKBONE_CHANNELS = 3  # of the images that VMamba has seen
 
@@ -31,7 +33,9 @@ BACKBONE_CHANNELS = 3  # of the images that VMamba has seen
 class VMambaEncoder(PatchEncoder):
     """What both Swin-UMambas have in common: VMamba-T, its names, and what it fills."""
 
-    original_parts: ClassVar[Mapping[str, str]] = ORIGINAL_NAMES
+    def mirrored_names(self) -> dict[str, str]:
+        """Map nothing: the decoder's blocks are others."""
+        return {}
 
     def original_names(self) -> dict[str, str]:
         """Map the key prefixes of the original networks' encoders to ours."""
@@ -73,20 +77,6 @@ class ResidualConvs(nn.Module):
         return F.leaky_relu(self.convs(x) + self.shortcut(x))
 
 
-class UpBlock(nn.Module):
-    """Up by a transposed convolution, join the skip, convolve."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2, bias=False)
-        self.block = ResidualConvs(2 * out_channels, out_channels)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Join `(B, in_channels, H/2, W/2)` and the skip `(B, out_channels, H, W)`."""
-        joined: Tensor = self.block(torch.cat([self.up(x), skip], dim=1))
-        return joined
-
-
 class SwinUMamba(VMambaEncoder):
     """Swin-UMamba, 59,879,428 parameters for one channel and four classes.
 
@@ -100,7 +90,7 @@ class SwinUMamba(VMambaEncoder):
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
 
-    original_parts: ClassVar[Mapping[str, str]] = ORIGINAL_NAMES | {
+    original_parts: ClassVar[dict[str, str]] = VMambaEncoder.original_parts | {
         ".conv1.conv.": ".convs.0.",
         ".conv2.conv.": ".convs.3.",
         ".conv3.conv.": ".shortcut.0.",
@@ -124,21 +114,18 @@ class SwinUMamba(VMambaEncoder):
             nn.Conv2d(in_channels, stem, kernel_size=7, stride=2, padding=3),
             nn.InstanceNorm2d(stem, affine=True),
         )
-        self._embed(
-            stem,
-            vss_blocks(d_state, scan_backend),
-            embed_dim=embed_dim,
-            depths=depths,
-            patch_size=2,
-            drop_path_rate=drop_path_rate,
-        )
+        blocks = vss_blocks(d_state, scan_backend)
+        self._embed(stem, blocks, embed_dim, depths, 2, drop_path_rate)
         self.size_multiple *= 2  # the stem's stride
         self.encoder.apply(init_linear)
         # Maps from fine to coarse: image, stem and all stages but the last; then the last itself.
         widths = [stem, *self.dims]
         self.laterals = nn.ModuleList(map(ResidualConvs, [in_channels, *widths[:-1]], widths))
-        coarse_to_fine = widths[::-1]
-        self.decoder = nn.ModuleList(map(UpBlock, [widths[-1], *coarse_to_fine], coarse_to_fine))
+        self.decoder = nn.ModuleList()
+        for coarse, width in pairwise([widths[-1], *widths[::-1]]):
+            up = nn.ConvTranspose2d(coarse, width, kernel_size=2, stride=2, bias=False)
+            convs = ResidualConvs(2 * width, width)
+            self.decoder.append(UpJoin(OrderedDict(up=up, block=convs)))
         self.refine = ResidualConvs(stem, stem)
         self.head = nn.Conv2d(stem, num_classes, kernel_size=1)
 
@@ -152,8 +139,7 @@ class SwinUMamba(VMambaEncoder):
             self.decoder, reversed(self.laterals), reversed(maps), strict=True
         ):
             x = stage(x, lateral(y))
-        logits: Tensor = self.head(self.refine(x))
-        return logits
+        return self.head(self.refine(x))
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""

@@ -58,14 +58,7 @@ class SwinUMambaD(VMambaEncoder):
         super().__init__()
         self.patch_size = patch_size
         make_block = vss_blocks(d_state, scan_backend)
-        self._embed(
-            in_channels,
-            make_block,
-            embed_dim=embed_dim,
-            depths=depths,
-            patch_size=patch_size,
-            drop_path_rate=drop_path_rate,
-        )
+        self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         self.encoder.apply(init_linear)
         stages = len(depths) - 1
         self.original_unused = tuple(f"decoder.seg_layers.{i}." for i in range(stages))

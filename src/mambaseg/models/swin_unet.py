@@ -48,11 +48,5 @@ class SwinUNet(UShape):
             )
 
         super().__init__(
-            in_channels,
-            num_classes,
-            make_block,
-            embed_dim=embed_dim,
-            depths=depths,
-            patch_size=patch_size,
-            drop_path_rate=drop_path_rate,
+            in_channels, num_classes, make_block, embed_dim, depths, patch_size, drop_path_rate
         )

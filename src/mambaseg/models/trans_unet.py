@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.pretrained import Pretrained
 from mambaseg.models.stochastic import Dropout
+from mambaseg.models.unet import conv_norm_relu
 from mambaseg.models.vit_weights import read_hybrid_vit
 
 PATCH = 16  # pixels of the image per token: the ResNet's stride, at which each pixel is a token
@@ -40,24 +41,26 @@ class StandardConv2d(nn.Conv2d):
         return F.conv2d(x, kernel, None, self.stride, self.padding)
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalise in 32 groups."""
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
 class Bottleneck(nn.Module):
     """Narrow, convolve, widen; added to the input, which is projected where its shape differs.
 
-    Args:
-        in_channels: coming in.
-        out_channels: going out; the narrow part has a quarter of them.
-        stride: 1, or 2 to halve the resolution.
+    The narrow part has a quarter of the channels that go out.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         narrow = out_channels // 4
         self.conv1 = StandardConv2d(in_channels, narrow, 1, 1)
-        self.gn1 = nn.GroupNorm(32, narrow, eps=1e-6)
+        self.gn1 = group_norm(narrow)
         self.conv2 = StandardConv2d(narrow, narrow, 3, stride)
-        self.gn2 = nn.GroupNorm(32, narrow, eps=1e-6)
+        self.gn2 = group_norm(narrow)
         self.conv3 = StandardConv2d(narrow, out_channels, 1, 1)
-        self.gn3 = nn.GroupNorm(32, out_channels, eps=1e-6)
+        self.gn3 = group_norm(out_channels)
         self.conv_proj: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.conv_proj = StandardConv2d(in_channels, out_channels, 1, stride)
@@ -72,24 +75,19 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The first three stages of ResNet-50 (version of BiT) with what the decoder's skips need.
-
-    Args:
-        width: channels of the stem.
-        units: bottlenecks per stage.
-    """
+    """The first stages of ResNet-50 (version of BiT), of `units` bottlenecks each."""
 
     def __init__(self, width: int, units: Sequence[int]) -> None:
         super().__init__()
         self.conv_root = StandardConv2d(3, width, 7, 2)
-        self.gn_root = nn.GroupNorm(32, width, eps=1e-6)
-        widths = [width, *(width * 4 * 2**stage for stage in range(len(units)))]
+        self.gn_root = group_norm(width)
+        self.widths = [width, *(width * 4 * 2**stage for stage in range(len(units)))]
         self.blocks = nn.ModuleList()
         for stage, count in enumerate(units):
-            first = Bottleneck(widths[stage], widths[stage + 1], stride=2 if stage else 1)
-            rest = [Bottleneck(widths[stage + 1], widths[stage + 1], 1) for _ in range(count - 1)]
+            inputs, outputs = self.widths[stage : stage + 2]
+            first = Bottleneck(inputs, outputs, stride=2 if stage else 1)
+            rest = (Bottleneck(outputs, outputs, 1) for _ in range(count - 1))
             self.blocks.append(nn.Sequential(first, *rest))
-        self.widths = widths
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map `(B, 3, H, W)` to maps of width `widths`, at strides 2, 4, 8, 16."""
@@ -115,8 +113,7 @@ class Attention(nn.Module):
         """Map `(B, L, C)` to `(B, L, C)`."""
         q, k, v = rearrange(self.qkv(x), "b l (n h c) -> n b h l c", n=3, h=self.heads)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.out(rearrange(mixed, "b h l c -> b l (h c)"))
-        return out
+        return self.out(rearrange(mixed, "b h l c -> b l (h c)"))
 
 
 class TransformerBlock(nn.Module):
@@ -136,8 +133,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, L, C)` to `(B, L, C)`."""
         x = x + self.attention(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return x + self.mlp(self.norm2(x))
 
 
 class Encoder(nn.Module):
@@ -146,7 +142,6 @@ class Encoder(nn.Module):
     def __init__(
         self,
         dim: int,
-        *,
         units: Sequence[int],
         depth: int,
         heads: int,
@@ -168,22 +163,13 @@ class Encoder(nn.Module):
         """Map `(B, 3, H, W)` to `(B, dim, H/16, W/16)` and the skips at strides 2, 4, 8."""
         *skips, x = self.resnet(image)
         x = self.embedding(x)
-        height, width = x.shape[-2:]
+        size = x.shape[-2:]
         position: Tensor = self.position
-        if position.shape[-2:] != x.shape[-2:]:
-            position = F.interpolate(position, (height, width), mode="bilinear", align_corners=True)
+        if position.shape[-2:] != size:
+            position = F.interpolate(position, size, mode="bilinear", align_corners=True)
         tokens = rearrange(x + position, "b c h w -> b (h w) c")
         tokens = self.norm(self.blocks(self.dropout(tokens)))
-        return rearrange(tokens, "b (h w) c -> b c h w", h=height), skips
-
-
-def conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Convolve 3×3 without bias, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )
+        return rearrange(tokens, "b (h w) c -> b c h w", h=size[0]), skips
 
 
 class UpStage(nn.Module):
@@ -199,8 +185,7 @@ class UpStage(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """Join `(B, in_channels, H, W)` and the skip `(B, skip_channels, 2H, 2W)`."""
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        joined: Tensor = self.convs(x if skip is None else torch.cat([x, skip], dim=1))
-        return joined
+        return self.convs(x if skip is None else torch.cat([x, skip], dim=1))
 
 
 class TransUNet(Pretrained):
@@ -245,10 +230,7 @@ class TransUNet(Pretrained):
         if image_size % PATCH:
             raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}")
         self.repeats_channel = in_channels == 1
-        self.encoder = Encoder(
-            dim, units=units, depth=depth, heads=heads, hidden=hidden, dropout=dropout,
-            grid=image_size // PATCH,
-        )  # fmt: skip
+        self.encoder = Encoder(dim, units, depth, heads, hidden, dropout, image_size // PATCH)
         skips = [*reversed(self.encoder.resnet.widths[:-1]), 0]
         self.widen = conv_norm_relu(dim, 512)
         inputs = [512, *decoder_widths[:-1]]
@@ -264,8 +246,7 @@ class TransUNet(Pretrained):
         x = self.widen(x)
         for stage, skip in zip(self.decoder, [*reversed(skips), None], strict=True):
             x = stage(x, skip)
-        logits: Tensor = self.head(x)
-        return logits
+        return self.head(x)
 
     def backbone_names(self) -> dict[str, str]:
         """Map the names that `read_backbone` gives to ours: they are the same."""

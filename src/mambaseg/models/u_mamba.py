@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
+from mambaseg.models.unet import UpJoin
 
 SLOPE = 0.01  # of the leaky ReLU
 
@@ -42,14 +42,8 @@ class ConvNorm(nn.Sequential):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1
     ) -> None:
-        conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=kernel_size // 2,
-            bias=kernel_size > 1,  # the projection of a shortcut has none
-        )
+        padding, bias = kernel_size // 2, kernel_size > 1  # a shortcut's projection has no bias
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         norm = nn.InstanceNorm2d(out_channels, eps=1e-5, affine=True)
         super().__init__(OrderedDict(conv=conv, norm=norm))
 
@@ -70,18 +64,13 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H / stride, W / stride)`."""
         branch = self.conv2(self.nonlin(self.conv1(x)))
-        out: Tensor = self.nonlin(branch + self.skip(x))
-        return out
+        return self.nonlin(branch + self.skip(x))
 
 
-def residual_stage(
-    in_channels: int, out_channels: int, blocks: int, *, stride: int = 1
-) -> nn.Sequential:
+def residual_stage(inputs: int, outputs: int, blocks: int, *, stride: int = 1) -> nn.Sequential:
     """Chain residual blocks, of which the first changes width and resolution."""
-    first = ResidualBlock(in_channels, out_channels, stride=stride)
-    return nn.Sequential(
-        first, *(ResidualBlock(out_channels, out_channels) for _ in range(blocks - 1))
-    )
+    first = ResidualBlock(inputs, outputs, stride=stride)
+    return nn.Sequential(first, *(ResidualBlock(outputs, outputs) for _ in range(blocks - 1)))
 
 
 class MambaLayer(nn.Module):
@@ -97,20 +86,6 @@ class MambaLayer(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)
         tokens = self.mamba(self.norm(tokens))
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class DecoderStage(nn.Module):
-    """Up from the coarser resolution, join the skip, then residual blocks."""
-
-    def __init__(self, in_channels: int, skip_channels: int, blocks: int) -> None:
-        super().__init__()
-        self.expand = nn.ConvTranspose2d(in_channels, skip_channels, kernel_size=2, stride=2)
-        self.blocks = residual_stage(2 * skip_channels, skip_channels, blocks)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Join `(B, in_channels, H, W)` and the skip `(B, skip_channels, 2H, 2W)`."""
-        joined: Tensor = self.blocks(torch.cat([self.expand(x), skip], dim=1))
-        return joined
 
 
 class UMamba(Original):
@@ -158,16 +133,17 @@ class UMamba(Original):
             residual_stage(widths[max(stage - 1, 0)], width, blocks, stride=2 if stage else 1)
             for stage, width in enumerate(widths)
         )
-        self.mamba_layers = nn.ModuleList(
-            MambaLayer(width, d_state=d_state, scan_backend=scan_backend)
-            if stage in placements[mamba]
-            else nn.Identity()
-            for stage, width in enumerate(widths)
-        )
+        self.mamba_layers = nn.ModuleList(nn.Identity() for _ in widths)
+        for stage in placements[mamba]:
+            self.mamba_layers[stage] = MambaLayer(
+                widths[stage], d_state=d_state, scan_backend=scan_backend
+            )
         coarse_to_fine = list(widths)[::-1]
-        self.decoder = nn.ModuleList(
-            DecoderStage(width, skip, blocks) for width, skip in pairwise(coarse_to_fine)
-        )
+        self.decoder = nn.ModuleList()
+        for width, skip in pairwise(coarse_to_fine):
+            up = nn.ConvTranspose2d(width, skip, kernel_size=2, stride=2)
+            convs = residual_stage(2 * skip, skip, blocks)
+            self.decoder.append(UpJoin(OrderedDict(expand=up, blocks=convs)))
         self.heads = nn.ModuleList(nn.Conv2d(w, num_classes, 1) for w in coarse_to_fine[1:])
         self.apply(_init_convolution)
         if mamba == "encoder":
@@ -180,7 +156,14 @@ class UMamba(Original):
         Raises:
             UserError: height and width are not multiples of `size_multiple`, or both no larger.
         """
-        self._require_size(image)
+        require_multiple(image, self.size_multiple, type(self).__name__)
+        height, width = image.shape[-2:]
+        if max(height, width) <= self.size_multiple:
+            raise UserError(
+                f"an image of {height} × {width} pixels comes down to one pixel in the last of the "
+                f"{len(self.encoder)} stages of UMamba, where there is nothing to normalise: use "
+                "larger images (data.size) or fewer stages (model.widths)."
+            )
         x = self.nonlin(self.stem(image))
         skips = []
         for stage, mamba in zip(self.encoder, self.mamba_layers, strict=True):
@@ -189,19 +172,7 @@ class UMamba(Original):
         x = skips.pop()
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
-        logits: Tensor = self.heads[-1](x)
-        return logits
-
-    def _require_size(self, image: Tensor) -> None:
-        """Raise `UserError` for an image that does not fit or comes down to a single pixel."""
-        require_multiple(image, self.size_multiple, type(self).__name__)
-        height, width = image.shape[-2:]
-        if max(height, width) <= self.size_multiple:
-            raise UserError(
-                f"an image of {height} × {width} pixels comes down to one pixel in the last of the "
-                f"{len(self.encoder)} stages of UMamba, where there is nothing to normalise: use "
-                f"larger images (data.size) or fewer stages (model.widths)."
-            )
+        return self.heads[-1](x)
 
     def original_names(self) -> dict[str, str]:
         """Map the key prefixes of `UMambaBot` and `UMambaEnc` (January 2024) to ours.

@@ -34,6 +34,24 @@ class ConvBlock(nn.Sequential):
         )
 
 
+def conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Convolve 3×3 without bias, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
+class UpJoin(nn.Sequential):
+    """Up to the skip's resolution, join the skip, convolve: two layers under any names."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]  # two inputs
+        """Join `(B, C, H, W)` and the skip `(B, C', 2H, 2W)`."""
+        up, convolve = self
+        return convolve(torch.cat([up(x), skip], dim=1))
+
+
 class UpBlock(nn.Module):
     """Bring a coarse map to the skip's width and resolution, join the two, convolve."""
 
@@ -46,8 +64,7 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Join `(B, in_channels, H, W)` and the skip `(B, skip_channels, 2H, 2W)`."""
         x = self.upsample(self.reduce(x))
-        joined: Tensor = self.block(torch.cat([skip, x], dim=1))
-        return joined
+        return self.block(torch.cat([skip, x], dim=1))
 
 
 class UNet(Original):
@@ -90,8 +107,7 @@ class UNet(Original):
         x = levels.pop()
         for block, skip in zip(self.decoder, reversed(levels), strict=True):
             x = block(x, skip)
-        logits: Tensor = self.head(x)
-        return logits
+        return self.head(x)
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""

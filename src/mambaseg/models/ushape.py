@@ -10,6 +10,7 @@ the same U with another block. As in both repositories' code:
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ class PatchEncoder(Pretrained, Original):
     keeps the resolution.
     """
 
+    original_parts: ClassVar[dict[str, str]] = {".ln_1.": ".norm.", ".self_attention.": ".ss2d."}
+    """Of VMamba's checkpoints (version 0) and its descendants'; Swin's have none of these."""
+    decoder: nn.ModuleList
     repeats_channel = False
     """Whether a single channel of the image is repeated to three."""
 
@@ -45,7 +49,6 @@ class PatchEncoder(Pretrained, Original):
         self,
         in_channels: int,
         make_block: BlockFactory,
-        *,
         embed_dim: int,
         depths: Sequence[int],
         patch_size: int,
@@ -82,6 +85,11 @@ class PatchEncoder(Pretrained, Original):
             x = downsample(outputs[-1])
         return outputs
 
+    def mirrored_names(self) -> dict[str, str]:
+        """Map each encoder stage's blocks to the decoder blocks of the same width."""
+        last = len(self.decoder) - 1
+        return {f"encoder.{i}.blocks.": f"decoder.{last - i}.blocks." for i in range(last + 1)}
+
     def backbone_names(self) -> dict[str, str]:
         """Map a hierarchical backbone's key prefixes to ours."""
         names = {f"layers.{stage}.": f"encoder.{stage}." for stage in range(len(self.encoder))}
@@ -101,8 +109,7 @@ class DecoderStage(nn.Module):
         """Join `(B, H/2, W/2, 2C)` and the skip `(B, H, W, C)` to `(B, H, W, C)`."""
         x = self.expand(x)
         x = self.fuse(torch.cat([x, skip.to(x.dtype)], dim=-1))
-        out: Tensor = self.blocks(x)
-        return out
+        return self.blocks(x)
 
 
 class UShape(PatchEncoder):
@@ -125,7 +132,6 @@ class UShape(PatchEncoder):
         in_channels: int,
         num_classes: int,
         make_block: BlockFactory,
-        *,
         embed_dim: int,
         depths: Sequence[int],
         patch_size: int,
@@ -134,14 +140,7 @@ class UShape(PatchEncoder):
         super().__init__()
         self.patch_size = patch_size
         self.repeats_channel = in_channels == 1
-        self._embed(
-            in_channels,
-            make_block,
-            embed_dim=embed_dim,
-            depths=depths,
-            patch_size=patch_size,
-            drop_path_rate=drop_path_rate,
-        )
+        self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         rates = linear_schedule(drop_path_rate, (*depths,))
         bottom = len(depths) - 1
         self.bottom_norm = LayerNorm(self.dims[bottom])
@@ -177,11 +176,6 @@ class UShape(PatchEncoder):
             names[f"concat_back_dim.{stage + 1}."] = f"decoder.{stage}.fuse."
             names[expand] = f"decoder.{stage}.expand."
         return names | {"norm_up.": "norm.", "up.": "final_expand.", "output.": "head."}
-
-    def mirrored_names(self) -> dict[str, str]:
-        """Map each encoder stage's blocks to the decoder blocks of the same width."""
-        last = len(self.decoder) - 1
-        return {f"encoder.{i}.blocks.": f"decoder.{last - i}.blocks." for i in range(last + 1)}
 
 
 def init_linear(module: nn.Module) -> None:

@@ -25,9 +25,9 @@ Differences:
 * Heights and widths must be multiples of 16; the code pads inside the decoder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
+from mambaseg.models.unet import conv_norm_relu
 
 
 class BiSSM(nn.Module):
@@ -46,34 +47,22 @@ class BiSSM(nn.Module):
         grid: height and width of the map.
         attention: weight the result by a softmax over positions, from a second scan.
         wide_scan: scan the transposed tokens too: C tokens of grid² channels.
-        d_state: states per channel of the scans.
-        scan_backend: name for `mambaseg.scan`, or `auto`.
+        **scans: Of each `Mamba1d`.
     """
 
     def __init__(
-        self,
-        dim: int,
-        grid: int,
-        *,
-        attention: bool,
-        wide_scan: bool,
-        d_state: int,
-        scan_backend: str,
+        self, dim: int, grid: int, *, attention: bool, wide_scan: bool, **scans: Any
     ) -> None:
         super().__init__()
-
-        def scan(channels: int) -> Mamba1d:
-            return Mamba1d(channels, d_state=d_state, scan_backend=scan_backend)
-
         self.local = nn.Sequential(
             nn.Conv2d(dim, 16, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(16, dim, kernel_size=3, padding=1),
         )
         self.norm = nn.LayerNorm(dim)
-        self.scan = scan(dim)
-        self.wide_scan = scan(grid * grid) if wide_scan else None
-        self.attention = scan(dim) if attention else None
+        self.scan = Mamba1d(dim, **scans)
+        self.wide_scan = Mamba1d(grid * grid, **scans) if wide_scan else None
+        self.attention = Mamba1d(dim, **scans) if attention else None
         self.smooth = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,33 +74,25 @@ class BiSSM(nn.Module):
             y = self.wide_scan(y.transpose(1, 2)).transpose(1, 2)
         if self.attention is not None:
             y = y * self.attention(tokens).softmax(dim=1) * tokens.shape[1]
-        out: Tensor = self.smooth(y.reshape(x.shape))
-        return out
+        return self.smooth(y.reshape(x.shape))
 
 
 class Level(nn.Module):
     """A Bi-SSM block on a grid of fixed size, as a residual branch, then two convolutions."""
 
-    def __init__(
-        self, in_channels: int, middle: int, out_channels: int, grid: int, bi_ssm: BiSSM
-    ) -> None:
+    def __init__(self, middle: int, out_channels: int, grid: int, bi_ssm: BiSSM) -> None:
         super().__init__()
+        in_channels = bi_ssm.smooth.in_channels
         self.grid = grid
         self.bi_ssm = bi_ssm
         self.convs = nn.Sequential(
-            nn.Conv2d(in_channels, middle, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(middle),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(middle, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *conv_norm_relu(in_channels, middle), *conv_norm_relu(middle, out_channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H, W)`."""
         branch = self.bi_ssm(_resize(x, (self.grid, self.grid)))
-        out: Tensor = self.convs(x + _resize(branch, x.shape[2:]))
-        return out
+        return self.convs(x + _resize(branch, x.shape[2:]))
 
 
 class UVMNet(Original):
@@ -131,7 +112,7 @@ class UVMNet(Original):
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
 
-    original_parts: ClassVar[Mapping[str, str]] = {
+    original_parts: ClassVar[dict[str, str]] = {
         ".double_conv.": ".convs.",
         ".ub.convb.": ".bi_ssm.local.",
         ".ub.ln.": ".bi_ssm.norm.",
@@ -159,12 +140,11 @@ class UVMNet(Original):
         self.repeats_channel = in_channels == 1
         self.size_multiple = 2 ** (len(widths) - 1)
 
+        options: dict[str, Any] = {"attention": attention, "wide_scan": wide_scan}
+        options |= {"d_state": d_state, "scan_backend": scan_backend}
+
         def level(inputs: int, middle: int, outputs: int) -> Level:
-            bi_ssm = BiSSM(
-                inputs, grid, attention=attention, wide_scan=wide_scan,
-                d_state=d_state, scan_backend=scan_backend,
-            )  # fmt: skip
-            return Level(inputs, middle, outputs, grid, bi_ssm)
+            return Level(middle, outputs, grid, BiSSM(inputs, grid, **options))
 
         channels = [3 if self.repeats_channel else in_channels, *widths]
         self.encoder = nn.ModuleList(
@@ -190,8 +170,7 @@ class UVMNet(Original):
         x = levels.pop()
         for level, skip in zip(self.decoder, reversed(levels), strict=True):
             x = level(torch.cat([skip, self.upsample(x)], dim=1))
-        out: Tensor = self.head(x)
-        return out
+        return self.head(x)
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours; it has the wide scan."""

@@ -13,8 +13,7 @@ Differs from the original in returning logits for a single class too (there: pro
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from mambaseg.models.any_size import require_multiple
 from mambaseg.models.patch import PatchExpand, PixelHead, pixel_logits
 from mambaseg.models.stochastic import falling_schedule
 from mambaseg.models.ushape import PatchEncoder, init_linear, make_blocks
-from mambaseg.models.vss import ORIGINAL_NAMES, vss_blocks
+from mambaseg.models.vss import vss_blocks
 
 
 class VMUNet(PatchEncoder):
@@ -49,7 +48,6 @@ class VMUNet(PatchEncoder):
 
     backbone = "VMamba-S (vssmsmall_dp03_ckpt_epoch_238.pth)"
     original_wrapper = "vmunet."
-    original_parts: ClassVar[Mapping[str, str]] = ORIGINAL_NAMES
 
     def __init__(
         self,
@@ -73,14 +71,7 @@ class VMUNet(PatchEncoder):
         self.repeats_channel = in_channels == 1
         self.patch_size = patch_size
         make_block = vss_blocks(d_state, scan_backend)
-        self._embed(
-            in_channels,
-            make_block,
-            embed_dim=embed_dim,
-            depths=depths,
-            patch_size=patch_size,
-            drop_path_rate=drop_path_rate,
-        )
+        self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         rates = falling_schedule(drop_path_rate, (*decoder_depths,))[::-1]  # by stage
         self.decoder = nn.ModuleList()
         for stage, dim in reversed([*enumerate(self.dims)]):
@@ -109,8 +100,3 @@ class VMUNet(PatchEncoder):
             names[f"layers_up.{stage}.blocks."] = f"decoder.{stage}.blocks."
             names[f"layers_up.{stage}.upsample."] = f"decoder.{stage}.expand."
         return names | {"final_up.": "final_expand.", "final_conv.": "head."}
-
-    def mirrored_names(self) -> dict[str, str]:
-        """Map each encoder stage's blocks to the decoder's, at stride 32 too."""
-        last = len(self.encoder) - 1
-        return {f"encoder.{i}.blocks.": f"decoder.{last - i}.blocks." for i in range(last + 1)}

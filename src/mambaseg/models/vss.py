@@ -31,8 +31,6 @@ from mambaseg.models.stochastic import DropPath
 from mambaseg.scan import selective_scan_2d
 
 DIRECTIONS = 4
-ORIGINAL_NAMES = {".ln_1.": ".norm.", ".self_attention.": ".ss2d."}
-"""Parts of a block's keys in VMamba's checkpoints (version 0) and its descendants' -> ours."""
 
 
 class GatedMixer(nn.Module, ABC):
@@ -61,16 +59,11 @@ class GatedMixer(nn.Module, ABC):
         x, gate = self.in_proj(x)
         x = self.conv2d(rearrange(x, "b h w d -> b d h w"))
         x = F.silu(rearrange(x, "b d h w -> b h w d"))
-        out: Tensor = self.out_proj(self.out_norm(self.mix(x), gate))
-        return out
+        return self.out_proj(self.out_norm(self.mix(x), gate))
 
 
 class SS2D(ScanBlock, GatedMixer):
     """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
-
-    The step bias, `A_logs` and `Ds` are used in float32 also under autocast, and stay float32 when
-    the module is converted to a narrower type; the scan keeps its state in float32 whatever its
-    inputs are.
 
     Args:
         dim: C, channels of the map.
@@ -150,8 +143,7 @@ class MixerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
-        out: Tensor = x + self.drop_path(self.ss2d(self.norm(x)))
-        return out
+        return x + self.drop_path(self.ss2d(self.norm(x)))
 
 
 class VSSBlock(MixerBlock):

@@ -27,8 +27,8 @@ def relative_position_index(window: int) -> Tensor:
     Returns:
         `(T, T)` int64 in [0, (2 window − 1)²), by row offset, then column offset (query − key).
     """
-    row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    row, column = row.flatten(), column.flatten()
+    token = torch.arange(window**2)
+    row, column = token // window, token % window
     row_offset = row[:, None] - row[None, :] + window - 1
     column_offset = column[:, None] - column[None, :] + window - 1
     return row_offset * (2 * window - 1) + column_offset
@@ -106,39 +106,27 @@ class WindowAttention(nn.Module):
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
 
-        windows = rearrange(
-            x, "b (nh p) (nw q) c -> b (nh nw) (p q) c", p=self.window, q=self.window
-        )
+        sides = {"p": self.window, "q": self.window}
+        windows = rearrange(x, "b (nh p) (nw q) c -> b (nh nw) (p q) c", **sides)
         mask = None
         if bottom or right or any(shift):
             mask = attention_mask(height, width, self.window, shift, x.device)
         windows = self._attend(windows, mask)
-        x = rearrange(
-            windows, "b (nh nw) (p q) c -> b (nh p) (nw q) c", nh=rows, p=self.window, q=self.window
-        )
-
+        x = rearrange(windows, "b (nh nw) (p q) c -> b (nh p) (nw q) c", nh=rows, **sides)
         if any(shift):
             x = x.roll(shift, dims=(1, 2))
         return x[:, :height, :width]
 
     def _attend(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Attend within each window: `(B, n, T, C)` to `(B, n, T, C)`."""
-        query, key, value = rearrange(
-            self.qkv(windows),
-            "b n t (three heads d) -> three b n heads t d",
-            three=3,
-            heads=self.heads,
-        )
-        bias = rearrange(
-            self.relative_position_bias_table[self.position_index],
-            "query key heads -> heads query key",
-        )
+        pattern = "b n t (three heads d) -> three b n heads t d"
+        query, key, value = rearrange(self.qkv(windows), pattern, three=3, heads=self.heads)
+        bias = self.relative_position_bias_table[self.position_index].permute(2, 0, 1)
         scores = (query * self.scale) @ key.mT + bias  # (B, n, heads, T, T)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         attended = scores.softmax(dim=-1) @ value
-        out: Tensor = self.proj(rearrange(attended, "b n heads t d -> b n t (heads d)"))
-        return out
+        return self.proj(rearrange(attended, "b n heads t d -> b n t (heads d)"))
 
 
 class SwinBlock(nn.Module):

@@ -32,8 +32,7 @@ class RestorationDataModule(StepDataModule):
     """Training batches of random crops, evaluation on whole images.
 
     A training batch is `image` and `clear` (B, 3, S, S) float32 in [0, 1], `case` (list of ids),
-    `step` (int) and `position` (B,): the places in the global batch of that step. The crop and a
-    left-right flip (half of the samples) are functions of (seed, step, position). An evaluation
+    `step` (int) and `position` (B,): the places in the global batch of that step. An evaluation
     batch is one pair: `case` (the `Pair`), `image` and `clear` (1, 3, H, W).
 
     Scenes, not images, are split: all hazy images of a scene are in one part.
@@ -44,7 +43,6 @@ class RestorationDataModule(StepDataModule):
         split_seed: Seed of a random split; the run's seed does not change what is tested.
         class_names: Of the output's channels.
         num_classes: Channels of the output; the images have 3.
-        augmentation: None but those of the crops.
         cache_dir: Not used: images are decoded as they are needed.
         **options: See `StepDataModule`; `size` is the side of the crops.
     """
@@ -93,17 +91,16 @@ class RestorationDataModule(StepDataModule):
             return
         if self._prepare is not None:
             self._prepare(self.root)
-        found = find_pairs(self.root)
+        found, pairs = find_pairs(self.root), {}
         self.split = split_scenes(found, seed=self._split_seed, root=self.root)
-        members = {part: set(getattr(self.split, part)) for part in PARTS}
-        pairs = {part: [pair for pair in found if pair.scene in members[part]] for part in PARTS}
         for part in PARTS:
+            scenes = set(getattr(self.split, part))
+            pairs[part] = [pair for pair in found if pair.scene in scenes]
             for pair in pairs[part]:
                 check_pair(pair, smallest=self.size if part == "train" else SMALLEST)
-        self.fingerprint = fingerprint(found)
-        self.pairs = pairs
+        self.fingerprint, self.pairs = fingerprint(found), pairs
         for part, counts in self.counts.items():
-            log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
+            log.info("%s: %d pairs of %d scenes", part, counts["pairs"], counts["scenes"])
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -146,7 +143,7 @@ class PairDataset(Dataset[Batch]):
     """Whole pairs: `case` (the `Pair`), `image` and `clear` (1, 3, H, W) float32 in [0, 1]."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -159,6 +156,8 @@ class PairDataset(Dataset[Batch]):
 class CropDataset(Dataset[Batch]):
     """Random crops of pairs, asked for by a `Draw`: `image` and `clear` (3, S, S) and its place.
 
+    The crop and a left-right flip (half of the samples) are functions of (seed, step, position).
+
     Args:
         pairs: At least `size` pixels high and wide.
         size: Side S of the crops.
@@ -166,23 +165,22 @@ class CropDataset(Dataset[Batch]):
     """
 
     def __init__(self, pairs: Sequence[Pair], *, size: int, seed: int) -> None:
-        self.pairs, self.size, self.seed = list(pairs), size, seed
+        self.pairs, self.size, self.seed = pairs, size, seed
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, draw: Draw) -> Batch:
-        pair, size = self.pairs[draw.item], self.size
+        pair, size, place = self.pairs[draw.item], self.size, (draw.step, draw.position)
         images = pair.read()
         height, width = images[0].shape[:2]
         u = uniforms(self.seed, AUGMENTATION, step=draw.step, position=draw.position, count=3)
         top, left = int(u[0] * (height - size + 1)), int(u[1] * (width - size + 1))
-        crops = [image[top : top + size, left : left + size] for image in images]
-        if u[2] < 0.5:
-            crops = [crop[:, ::-1] for crop in crops]
-        image, clear = map(_tensor, crops)
-        place = {"step": draw.step, "position": draw.position}
-        return {"image": image, "clear": clear, "case": pair.id, **place}
+        across = -1 if u[2] < 0.5 else 1
+        image, clear = (
+            _tensor(image[top : top + size, left : left + size][:, ::across]) for image in images
+        )
+        return {"image": image, "clear": clear, "case": pair.id, "place": place}
 
 
 def _tensor(image: NDArray[np.uint8]) -> Tensor:
@@ -192,18 +190,19 @@ def _tensor(image: NDArray[np.uint8]) -> Tensor:
 
 
 def _stacked(items: Sequence[Batch]) -> Batch:
-    """A training batch of the items of one (part of a) step."""
-    batch: Batch = {
-        key: torch.from_numpy(np.stack([item[key].numpy() for item in items]))
+    """A training batch of the items of one (part of a) step; by NumPy alone."""
+    steps, positions = zip(*(item["place"] for item in items), strict=True)
+    image, clear = (
+        torch.from_numpy(np.stack([item[key].numpy() for item in items]))
         for key in ("image", "clear")
-    }
-    positions = torch.tensor([item["position"] for item in items])
+    )
     cases = [item["case"] for item in items]
-    return {**batch, "case": cases, "step": items[0]["step"], "position": positions}
+    place = {"step": steps[0], "position": torch.tensor(positions)}
+    return {"image": image, "clear": clear, "case": cases, **place}
 
 
 def split_scenes(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
-    """The parts that the folders say, or a random split of the scenes.
+    """The split that the folders give, or a random one of the scenes.
 
     Args:
         pairs: all of them, with a part or all without.
@@ -214,18 +213,17 @@ def split_scenes(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
         UserError: too few scenes.
     """
     scenes = {part: sorted({p.scene for p in pairs if p.part == part}) for part in ("", *PARTS)}
-    if scenes[""]:
-        if len(scenes[""]) < 3:
-            raise UserError(f"{root}: 3 or more scenes are needed for train, val and test; there "
-                            f"are {len(scenes[''])}. Add images, or name the parts by folders "
-                            "train/ and test/.")  # fmt: skip
-        return make_split("random", scenes[""], seed=seed, unit="scene")
-    train, val, test = (scenes[part] for part in PARTS)
+    loose, train, val, test = scenes.values()
+    drawn = train if not (loose or val) else loose
+    if drawn and len(drawn) < (3 if loose else 2):
+        raise UserError(
+            f"{root}: 3 or more scenes are needed for training, validation and test, or 2 in "
+            f"train/ where there is no val/; there are {len(drawn)}. Add images."
+        )
+    if loose:
+        return make_split("random", loose, seed=seed, unit="scene")
     note = "As the folders train, val and test say."
     if not val:
-        if len(train) < 2:
-            raise UserError(f"{root}: 2 or more scenes are needed in train/, one of them for "
-                            "validation. Add images, or a folder val/.")  # fmt: skip
         train.sort(key=lambda scene: hashlib.sha256(f"{seed}:{scene}".encode()).digest())
         count = max(1, round(VALIDATION * len(train)))
         val, train = sorted(train[:count]), sorted(train[count:])

@@ -1,8 +1,7 @@
 """A synthetic data set for dehazing: computed street scenes with their depth, and haze on them.
 
-So that `experiment=dehazing` can be tried and tested without photographs: pairs in RESIDE's naming
-(`hazy/<scene>_<n>_<beta>.png`, `clear/<scene>.png`), which take the same road as real ones. It says
-nothing about real haze; `SYNTHETIC.md` in the folder says so.
+It lets `experiment=dehazing` run without photographs. The pairs are named as RESIDE's
+(`hazy/<scene>_<n>_<beta>.png`, `clear/<scene>.png`). Scores on them say nothing about real haze.
 
 Haze follows the atmospheric scattering model (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002):
 I = J t + A (1 - t), with the transmission t = exp(-beta d) of depth d and the airlight A. RESIDE's
@@ -120,40 +119,33 @@ def write_haze_phantom(
     Raises:
         UserError: `root` holds something else, or cannot be written.
     """
-    if not 3 <= scenes <= 9999:
-        raise UserError(f"The haze phantom has 3 to 9999 scenes, not {scenes}: "
-                        "change data.prepare.scenes.")  # fmt: skip
-    if seed < 0 or min(height, width) < 16:
-        raise UserError(f"The haze phantom needs a seed >= 0 (is {seed}) and images of 16 × 16 "
-                        f"pixels or more (are {height} × {width}).")  # fmt: skip
+    if not 3 <= scenes <= 9999 or seed < 0 or min(height, width) < 16:
+        raise UserError(
+            f"data.prepare: scenes={scenes} must lie in 3..9999, seed={seed} be 0 or more, and "
+            f"images of {height} × {width} pixels have at least 16 × 16"
+        )
     parameters = {
         "generator": _GENERATOR, "version": VERSION,
         "scenes": scenes, "seed": seed, "height": height, "width": width,
     }  # fmt: skip
 
     def write(work: Path) -> None:
-        for kind in ("hazy", "clear"):
-            (work / kind).mkdir()
         for number in range(1, scenes + 1):
-            _write_scene(work, number, np.random.default_rng([seed, number]), height, width)
+            rng = np.random.default_rng([seed, number])
+            clear, depth = draw_scene(rng, height, width)
+            _save(work / "clear" / f"{number:04d}.png", clear)
+            for variant in range(1, VARIANTS + 1):
+                beta, airlight = round(rng.uniform(*BETA), 2), rng.uniform(*AIRLIGHT)
+                hazy = add_haze(clear, transmission(depth, beta), airlight)
+                _save(work / "hazy" / f"{number:04d}_{variant}_{beta:.2f}.png", hazy)
 
     return write_once(
         Path(root), parameters, write=write, note=_NOTE, manifest=MANIFEST, what=f"{scenes} scenes"
     )
 
 
-def _write_scene(
-    root: Path, number: int, rng: np.random.Generator, height: int, width: int
-) -> None:
-    clear, depth = draw_scene(rng, height, width)
-    _save(root / "clear" / f"{number:04d}.png", clear)
-    for variant in range(1, VARIANTS + 1):
-        beta, airlight = round(rng.uniform(*BETA), 2), rng.uniform(*AIRLIGHT)
-        hazy = add_haze(clear, transmission(depth, beta), airlight)
-        _save(root / "hazy" / f"{number:04d}_{variant}_{beta:.2f}.png", hazy)
-
-
 def _save(path: Path, image: Array) -> None:
     from PIL import Image
 
+    path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.round(255 * image).astype(np.uint8)).save(path)
