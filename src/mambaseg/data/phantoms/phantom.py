@@ -63,38 +63,22 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
         )
     if seed < 0 or noise < 0:
         raise UserError(f"The phantom's seed ({seed}) and noise ({noise}) must not be negative.")
-    parameters = {
-        "generator": __name__,
-        "version": VERSION,
-        "patients": patients,
-        "seed": seed,
-        "noise": noise,
-    }
+    parameters = {"generator": __name__, "version": VERSION, "patients": patients}
+    parameters |= {"seed": seed, "noise": noise}
 
     def write(work: Path) -> None:
         for number in range(1, patients + 1):
             _write_patient(work / f"patient{number:03d}", number, seed, noise)
 
-    return write_once(
-        Path(root),
-        parameters,
-        write=write,
-        note=_NOTE,
-        manifest=MANIFEST,
-        what=f"{patients} patients",
-    )
-
-
-def _group(number: int, seed: int) -> str:
-    """Pathology group of a patient: each block of five holds every group once."""
-    block, place = divmod(number - 1, len(GROUPS))
-    order = np.random.default_rng([seed, 0, block]).permutation(len(GROUPS))
-    return GROUPS[order[place]]
+    what = f"{patients} patients"
+    return write_once(Path(root), parameters, write, note=_NOTE, manifest=MANIFEST, what=what)
 
 
 def _write_patient(folder: Path, number: int, seed: int, noise: float) -> None:
+    block, place = divmod(number - 1, len(GROUPS))  # each block holds every group once
+    order = np.random.default_rng([seed, 0, block]).permutation(len(GROUPS))
     rng = np.random.default_rng([seed, 1, number])
-    heart = draw_heart(_group(number, seed), rng)
+    heart = draw_heart(GROUPS[order[place]], rng)
     frames = int(rng.integers(8, 13))
     # Nearly always the first frame is ED. In some patients it is not, as in ACDC: ES comes first.
     ed = 0 if rng.uniform() < 0.9 else int(rng.integers(frames // 2, frames))
@@ -121,12 +105,9 @@ def _write_patient(folder: Path, number: int, seed: int, noise: float) -> None:
 def _affine(scan: Scan, rng: np.random.Generator) -> np.ndarray:
     """Voxel (x, y, z) -> mm, an oblique plane around LPS (NIfTI counts towards right and front)."""
     tilt, turn = np.deg2rad(rng.uniform(-20, 20, 2))
-    about_x = np.array(
-        [[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]
-    )
-    about_z = np.array(
-        [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
-    )
+    (cx, cz), (sx, sz) = np.cos([tilt, turn]), np.sin([tilt, turn])
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     affine = np.eye(4)
     affine[:3, :3] = about_z @ about_x @ np.diag([-1, -1, 1]) @ np.diag(scan.spacing[::-1])
     affine[:3, 3] = rng.uniform(-30, 30, 3).round(1) + np.array([80, 80, 0])

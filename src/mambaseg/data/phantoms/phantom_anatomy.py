@@ -59,22 +59,11 @@ _PROFILES = {
 
 @dataclass(frozen=True)
 class Heart:
-    """One patient's heart; lengths in mm, volumes in mm³, angles in rad.
-
-    Attributes:
-        length: valve plane to epicardial apex at ED.
-        shape: (360,) relative deviation of the contours from circles.
-        thickness: (360,) wall thickness relative to the mean wall.
-        infarct: (360,) how much of the wall's motion is lost at each angle, 0..1.
-        infarct_start: depth, as a share of the length, from which the infarct reaches to the apex.
-        motion: moments of the wall's motion over the cavity (`_motion_moments`).
-        bump: (360,) form of the RV: its reach at each angle, at most 1, 0 outside the septal side.
-        rv_end: depth of the RV's apex as a share of the length.
-    """
+    """One patient's heart; lengths in mm, volumes in mm³, angles in rad, depths as shares."""
 
     group: str
     septum: float
-    length: float
+    length: float  # valve plane to epicardial apex at ED
     cavity_length: float
     cavity_radius: float
     wall: float
@@ -82,39 +71,27 @@ class Heart:
     shortening: float
     rv_edv: float
     rv_ef: float
-    rv_end: float
-    shape: np.ndarray
-    thickness: np.ndarray
-    infarct: np.ndarray
-    infarct_start: float
-    motion: tuple[float, float]
-    bump: np.ndarray
+    rv_end: float  # depth of the RV's apex
+    shape: np.ndarray  # (360,) relative deviation of the contours from circles
+    thickness: np.ndarray  # (360,) wall thickness relative to the mean wall
+    infarct: np.ndarray  # (360,) how much of the wall's motion is lost at each angle, 0..1
+    infarct_start: float  # depth from which the infarct reaches to the apex
+    motion: tuple[float, float]  # see `_motion_moments`
+    bump: np.ndarray  # (360,) reach of the RV, at most 1, 0 outside the septal side
 
 
 @dataclass(frozen=True)
 class Contours:
-    """Radii (360,) in mm at one depth and moment.
+    """Radii (360,) in mm at one depth and moment."""
 
-    Attributes:
-        endo: LV cavity; 0 below its apex.
-        epi: outside of the LV's myocardium.
-        right: outside of the right heart's cavity, `epi` where there is none.
-        is_rv: the right heart is the ventricle here; False: the atrium above the tricuspid ring.
-    """
-
-    endo: np.ndarray
-    epi: np.ndarray
-    right: np.ndarray
-    is_rv: bool
+    endo: np.ndarray  # LV cavity; 0 below its apex
+    epi: np.ndarray  # outside of the LV's myocardium
+    right: np.ndarray  # outside of the right heart's cavity, `epi` where there is none
+    is_rv: bool  # the right heart is the ventricle here; False: the atrium above it
 
 
 def draw_heart(group: str, rng: np.random.Generator) -> Heart:
-    """Draw a heart of a pathology group.
-
-    Args:
-        group: one of `GROUPS`.
-        rng: source of randomness.
-    """
+    """Draw a heart of a pathology group, one of `GROUPS`."""
     profile = _PROFILES[group]
     edv = profile.edv * _around(rng, 1.0, 0.10) * 1e3
     elongation = profile.elongation * _around(rng, 1.0, 0.04)
@@ -159,7 +136,7 @@ def valve_plane(heart: Heart, ejected: float) -> float:
 
 
 def contours(heart: Heart, depth: float, ejected: float) -> Contours | None:
-    """Contours at a depth (mm) and moment; None above the valve plane and below the apex.
+    """Contours at a depth and moment; None above the valve plane and below the apex.
 
     Args:
         heart: the heart.
@@ -170,8 +147,19 @@ def contours(heart: Heart, depth: float, ejected: float) -> Contours | None:
     t = (depth - valve_plane(heart, ejected)) / (heart.length * length_factor)
     if not 0 <= t < 1:
         return None
-    endo_ed, epi_ed = _end_diastole(heart, t)
-    endo = endo_ed * _radial_factor(heart, t, ejected, length_factor)
+    below = _below(heart.infarct_start, t)
+    inner = heart.cavity_radius * _ellipsoid(t * heart.length / heart.cavity_length)
+    outer = (heart.cavity_radius + heart.wall) * _ellipsoid(t)
+    scar = 1 - 0.3 * heart.infarct * below  # an old infarct is thin
+    endo_ed = inner * (1 + heart.shape)
+    epi_ed = endo_ed + (outer - inner) * heart.thickness * scar
+    # The endocardial radius shrinks by k(angle), such that the whole cavity ejects its share. With
+    # x = 1 - k of the healthy wall and motion g, k = 1 - gx. The cavity keeps the share
+    # q = (1 - EF · ejected) / λ of its cross-sections: 1 - 2x mean(g) + x² mean(g²) = q.
+    first, second = heart.motion
+    lost = 1 - (1 - heart.ef * ejected) / length_factor
+    x = (first - np.sqrt(max(first**2 - second * lost, 0.0))) / second
+    endo = endo_ed * (1 - x * (1 - _AKINESIA * heart.infarct * below))
     epi = np.sqrt(endo**2 + (epi_ed**2 - endo_ed**2) / length_factor)
     reach, is_rv = _right_reach(heart, depth, ejected, epi)
     return Contours(endo=endo, epi=epi, right=epi + reach, is_rv=is_rv)
@@ -205,36 +193,10 @@ def tune_ejection(heart: Heart, depths: np.ndarray) -> Heart:
     return heart
 
 
-def _end_diastole(heart: Heart, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Endo- and epicardium (360,) in mm at ED, t = depth / length."""
-    inner = heart.cavity_radius * _ellipsoid(t * heart.length / heart.cavity_length)
-    outer = (heart.cavity_radius + heart.wall) * _ellipsoid(t)
-    scar = 1 - 0.3 * heart.infarct * _below(heart.infarct_start, t)  # an old infarct is thin
-    endo = inner * (1 + heart.shape)
-    return endo, endo + (outer - inner) * heart.thickness * scar
-
-
-def _radial_factor(heart: Heart, t: float, ejected: float, length_factor: float) -> np.ndarray:
-    """k(angle): endocardial radius relative to ED, such that the whole cavity ejects its share.
-
-    With x = 1 - k of the healthy wall and motion g, k = 1 - gx. The cavity keeps the share
-    q = (1 - EF · ejected) / λ of its cross-sections: 1 - 2x mean(g) + x² mean(g²) = q.
-    """
-    first, second = heart.motion
-    lost = 1 - (1 - heart.ef * ejected) / length_factor
-    x = (first - np.sqrt(max(first**2 - second * lost, 0.0))) / second
-    return 1 - x * _motion(heart.infarct, heart.infarct_start, t)
-
-
-def _motion(infarct: np.ndarray, start: float, t: float) -> np.ndarray:
-    """g(angle): share of its healthy motion that the wall keeps."""
-    return 1 - _AKINESIA * infarct * _below(start, t)
-
-
 def _motion_moments(infarct: np.ndarray, start: float) -> tuple[float, float]:
-    """mean(g) and mean(g²) over the cavity, each depth weighted by its cross-section."""
+    """mean(g) and mean(g²) over the cavity, g(angle, depth): the share of motion that is kept."""
     depths = np.linspace(0, 1, 65)
-    motion = np.stack([_motion(infarct, start, depth) for depth in depths])
+    motion = np.stack([1 - _AKINESIA * infarct * _below(start, depth) for depth in depths])
     weights = _ellipsoid(depths) ** 2
     first = np.average(motion.mean(1), weights=weights)
     return float(first), float(np.average((motion**2).mean(1), weights=weights))

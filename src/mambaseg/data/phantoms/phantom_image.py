@@ -22,23 +22,14 @@ _RV_WALL = 3.0  # mm
 
 @dataclass(frozen=True)
 class Scan:
-    """How the heart is cut and sampled; lengths in mm.
+    """How the heart is cut and sampled; lengths in mm."""
 
-    Attributes:
-        shape: rows and columns.
-        spacing: (z, y, x).
-        depths: (Z,) of the slices along the LV's axis.
-        centre: (Z, 2) row and column (pixels) of the LV's axis: tilt, and a breath-hold per slice.
-        ejected: (T,) share of the stroke volume ejected at each frame.
-        noise: standard deviation of the noise in each channel, as a share of blood's intensity.
-    """
-
-    shape: tuple[int, int]
-    spacing: tuple[float, float, float]
-    depths: np.ndarray
-    centre: np.ndarray
-    ejected: np.ndarray
-    noise: float
+    shape: tuple[int, int]  # rows and columns
+    spacing: tuple[float, float, float]  # (z, y, x)
+    depths: np.ndarray  # (Z,) of the slices along the LV's axis
+    centre: np.ndarray  # (Z, 2) row and column of that axis: tilt, and a breath-hold per slice
+    ejected: np.ndarray  # (T,) share of the stroke volume ejected at each frame
+    noise: float  # standard deviation in each channel, as a share of blood's intensity
 
 
 def draw_scan(
@@ -46,13 +37,7 @@ def draw_scan(
 ) -> Scan:
     """Plan the acquisition of a heart: the field of view follows its size.
 
-    Args:
-        heart: the heart.
-        ed: index of the ED frame.
-        es: index of the ES frame.
-        frames: frames per cycle.
-        noise: see `Scan`.
-        rng: source of randomness.
+    `ed` and `es` are indices of `frames` frames of a cycle; `noise` as in `Scan`.
     """
     pixel = round(float(rng.uniform(1.4, 2.0)), 2)
     gap = float(rng.choice([9.0, 10.0, 10.0, 12.0, 13.0]))
@@ -66,12 +51,8 @@ def draw_scan(
     size = []
     for reach, margin in ((np.ptp(y), (1.6, 1.9)), (np.ptp(x), (1.45, 1.75))):
         size.append(int(np.clip(2 * round(reach * rng.uniform(*margin) / pixel / 2), 80, 128)))
-    middle = np.array(
-        [
-            size[0] / 2 - (y.max() + y.min()) / 2 / pixel,
-            size[1] / 2 - (x.max() + x.min()) / 2 / pixel,
-        ]
-    )
+    offset = [(y.max() + y.min()) / 2 / pixel, (x.max() + x.min()) / 2 / pixel]
+    middle = np.array(size) / 2 - np.array(offset)
     tilt = rng.normal(0, 0.06, 2) * (depths - heart.length / 2)[:, None]
     breath = rng.normal(0, 1.2, (count, 2))
     return Scan(
@@ -95,20 +76,10 @@ def _cycle(frames: int, ed: int, es: int) -> np.ndarray:
 
 
 def render(heart: Heart, scan: Scan, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Render all frames.
-
-    Args:
-        heart: the heart.
-        scan: how it is cut.
-        rng: source of randomness.
-
-    Returns:
-        images (T, Z, H, W) int16 in arbitrary units, and labels (T, Z, H, W) uint8.
-    """
+    """Render images (T, Z, H, W) int16 in arbitrary units, and labels (T, Z, H, W) uint8."""
     painter = _Painter(heart, scan, rng)
-    slices = [painter.slice(z) for z in range(len(scan.depths))]
-    image = np.stack([image for image, _ in slices], axis=1)
-    label = np.stack([label for _, label in slices], axis=1)
+    slices = zip(*(painter.slice(z) for z in range(len(scan.depths))), strict=True)
+    image, label = (np.stack(arrays, axis=1) for arrays in slices)
     image *= painter.bias()
     level = scan.noise * painter.blood
     real = image + level * rng.standard_normal(image.shape, dtype=np.float32)
@@ -134,13 +105,8 @@ class _Painter:
         """Smooth field (H, W) around 1: the surface coil sees the front of the chest better."""
         y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in self.scan.shape)
         a = self.rng.normal([-0.15, -0.12, 0.0, 0.0, 0.0], 0.07).astype(np.float32)
-        log = (
-            a[0] * y[:, None]
-            + a[1] * x
-            + a[2] * y[:, None] * x
-            + a[3] * y[:, None] ** 2
-            + a[4] * x**2
-        )
+        log = a[0] * y[:, None] + a[1] * x + a[2] * y[:, None] * x
+        log = log + a[3] * y[:, None] ** 2 + a[4] * x**2
         return np.exp(log)
 
     def slice(self, z: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,13 +120,11 @@ class _Painter:
         still = self.torso.paint(x, y, depth / self.heart.length, self.pixel, self.rng)
         still *= 1 + 0.10 * texture
         flow = smooth_noise(self.scan.shape, 3.0, self.rng)
-        images, labels = [], []
-        for frame, ejected in enumerate(self.scan.ejected):
-            image, label = self._heart(
-                still, polar, depth, float(ejected), np.roll(flow, 5 * frame, 1)
-            )
-            images.append(image)
-            labels.append(label)
+        frames = [
+            self._heart(still, polar, depth, float(ejected), np.roll(flow, 5 * frame, 1))
+            for frame, ejected in enumerate(self.scan.ejected)
+        ]
+        images, labels = zip(*frames, strict=True)
         return np.stack(images), np.stack(labels)
 
     def _heart(
@@ -171,44 +135,32 @@ class _Painter:
         if rings is None:
             above = depth < valve_plane(self.heart, ejected)
             return (self._atria(still, polar, ejected, flow) if above else still), label
-        cover = self._covers(polar, rings, depth, ejected)
-        blood = self.blood * (1 + 0.08 * flow)
-        image = over(still, cover["fat"], self.fat * (1 + 0.1 * flow))
-        image = over(image, cover["rv_wall"], self.myocardium)
-        # Coarse trabeculae cross the right ventricle and make it patchy.
-        right = 1 - 0.15 * np.clip(np.roll(flow, 7, 0), 0, 1.5) if rings.is_rv else 0.85
-        image = over(image, cover["rv"], right * 0.97 * blood)
-        image = over(image, cover["epi"], self.myocardium * (1 + 0.10 * flow))
-        image = over(image, cover["endo"], blood)
-        image = over(image, self._papillary(polar, rings, depth), self.myocardium)
-        endo, epi, rv = (polar.take(ring) for ring in (rings.endo, rings.epi, rings.right))
-        if rings.is_rv:
-            label[polar.radius < rv] = RV
-        label[polar.radius < epi] = MYO
-        label[polar.radius < endo] = LV
-        return image, label
-
-    def _covers(
-        self, polar: Polar, rings: Contours, depth: float, ejected: float
-    ) -> dict[str, np.ndarray]:
-        """How much (0..1) of each voxel is inside each contour, given the slice's thickness."""
+        # Edges are as soft as the contours move within the slice's thickness.
         half = 0.35 * self.scan.spacing[0]
         ends = [contours(self.heart, depth + step, ejected) or rings for step in (-half, half)]
-        slope = {
-            name: np.abs(getattr(ends[0], name) - getattr(ends[1], name))
-            for name in ("endo", "epi", "right")
-        }
+        slopes = (
+            np.abs(getattr(ends[0], n) - getattr(ends[1], n)) for n in ("endo", "epi", "right")
+        )
+        endo_edge, epi_edge, right_edge = (np.hypot(1.3 * self.pixel, slope) for slope in slopes)
         wall = rings.right + np.minimum(_RV_WALL, rings.right - rings.epi)
-        covers = {}
-        for name, ring, width in (
-            ("fat", wall + self._fat_at(rings), slope["right"]),
-            ("rv_wall", wall, slope["right"]),
-            ("rv", rings.right, slope["right"]),
-            ("epi", rings.epi, slope["epi"]),
-            ("endo", rings.endo, slope["endo"]),
+        blood = self.blood * (1 + 0.08 * flow)
+        # Coarse trabeculae cross the right ventricle and make it patchy.
+        right = 1 - 0.15 * np.clip(np.roll(flow, 7, 0), 0, 1.5) if rings.is_rv else 0.85
+        image = still
+        for ring, width, value in (
+            (wall + self._fat_at(rings), right_edge, self.fat * (1 + 0.1 * flow)),
+            (wall, right_edge, self.myocardium),
+            (rings.right, right_edge, right * 0.97 * blood),
+            (rings.epi, epi_edge, self.myocardium * (1 + 0.10 * flow)),
+            (rings.endo, endo_edge, blood),
         ):
-            covers[name] = polar.inside(ring, np.hypot(1.3 * self.pixel, width))
-        return covers
+            image = over(image, polar.inside(ring, width), value)
+        image = over(image, self._papillary(polar, rings, depth), self.myocardium)
+        if rings.is_rv:
+            label[polar.radius < polar.take(rings.right)] = RV
+        label[polar.radius < polar.take(rings.epi)] = MYO
+        label[polar.radius < polar.take(rings.endo)] = LV
+        return image, label
 
     def _papillary(self, polar: Polar, rings: Contours, depth: float) -> np.ndarray:
         """Two muscles from a quarter of the cavity's length downwards; they move with the wall."""
@@ -250,7 +202,6 @@ class _Painter:
             x = (polar.x - distance * np.cos(direction)) / aspect
             y = polar.y - distance * np.sin(direction)
             image = over(image, disc(x, y, radius + 2, 1.5 * self.pixel), self.myocardium * 1.2)
-            image = over(
-                image, disc(x, y, radius, 1.5 * self.pixel), 0.95 * self.blood * (1 + 0.1 * flow)
-            )
+            blood = 0.95 * self.blood * (1 + 0.1 * flow)
+            image = over(image, disc(x, y, radius, 1.5 * self.pixel), blood)
         return image

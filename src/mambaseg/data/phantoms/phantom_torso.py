@@ -115,19 +115,7 @@ class Torso:
         chest = edge(deep - self.skin - self.muscle, soft)
         image = over(image, chest, 0.06)
         image = np.maximum(image, chest * blobs(x, y, 26, 1.5, 0.45, rng))
-        return self._abdomen(image, x, y, t, soft, chest, rng)
-
-    def _abdomen(
-        self,
-        image: np.ndarray,
-        x: np.ndarray,
-        y: np.ndarray,
-        t: float,
-        soft: float,
-        chest: np.ndarray,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        """Below the diaphragm: liver with vessels, filled stomach; beside it the aorta."""
+        # Below the diaphragm: liver with vessels, filled stomach; beside it the aorta.
         top = self.heart_bottom + 5 - 6 * t + self.slope * x + 0.0025 * (x + 10) ** 2
         below = edge(y - top, soft) * chest
         image = over(image, below, 0.8 * self.fat)

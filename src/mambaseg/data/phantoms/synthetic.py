@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 def write_once(
     root: Path,
     parameters: Parameters,
-    *,
     write: Callable[[Path], None],
+    *,
     note: str,
     manifest: str,
     what: str,
@@ -57,20 +57,15 @@ def write_once(
             write(work)
             _seal(work, parameters, note, manifest)
             work.chmod(0o755)  # mkdtemp makes private folders
-            _rename(work, root, parameters, manifest)
+            try:
+                work.rename(root)  # also over an empty folder, but over no other
+            except OSError:
+                if not root.is_dir():
+                    raise
+                _checked(root, parameters, manifest)  # another process has just written it
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return root
-
-
-def _rename(work: Path, root: Path, parameters: Parameters, manifest: str) -> None:
-    """Put the finished folder in its place, unless another process has just done the same."""
-    try:
-        work.rename(root)  # also over an empty folder, but over no other
-    except OSError:
-        if not root.is_dir():
-            raise
-        _checked(root, parameters, manifest)
 
 
 def _checked(root: Path, parameters: Parameters, manifest: str) -> Path:
@@ -85,21 +80,22 @@ def _checked(root: Path, parameters: Parameters, manifest: str) -> Path:
             "was written there. To train on them name the data set: data=acdc (or nnunet, folder). "
             "The synthetic phantom goes elsewhere with another data.root=..."
         ) from None
-    differing = [key for key in parameters if found.get(key) != parameters[key]]
-    if differing:
-        pairs = ", ".join(f"{key} {found.get(key)} ≠ {parameters[key]}" for key in differing)
-        raise UserError(f"The phantom in {root} was made with other settings ({pairs}). {remedy}")
-    damaged = [name for name, size in files.items() if _size(root / name) != size]
+    pairs = [f"{k} {found.get(k)} ≠ {v}" for k, v in parameters.items() if found.get(k) != v]
+    if pairs:
+        raise UserError(
+            f"The phantom in {root} was made with other settings ({', '.join(pairs)}). {remedy}"
+        )
+    damaged = [
+        name
+        for name, size in files.items()
+        if not (root / name).is_file() or (root / name).stat().st_size != size
+    ]
     if damaged:
         raise UserError(
             f"The phantom in {root} is damaged: {len(damaged)} of {len(files)} files are missing "
             f"or changed, {damaged[0]} first. {remedy}"
         )
     return root
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def _seal(root: Path, parameters: Parameters, note: str, manifest: str) -> None:
