@@ -20,6 +20,7 @@ from scan_inputs import (
 
 from mambaseg.errors import UserError
 from mambaseg.scan import available_backends, choose_backend, cross, nvrtc, reference
+from mambaseg.scan.operators import Inputs
 
 running = pytest.mark.skipif(
     "cuda" not in DEVICES, reason="no GPU, and no g++ to emulate the kernels with"
@@ -189,10 +190,11 @@ def test_the_operator_refuses_what_its_kernels_would_misread(module):
 @pytest.mark.parametrize("states", [1, 4, 16])
 def test_the_compiled_kernels_keep_everything_in_registers(module, tmp_path, states, dtype):
     x, delta, B = (torch.empty(1, 4, g, n, dtype=dtype) for g, n in ((1, 96), (4, 96), (4, states)))
-    inputs = (x, delta, torch.empty(4, states, 96), B, B, torch.empty(4, 96), torch.empty(4, 96))
+    parameters = torch.empty(4, states, 96), B, B, torch.empty(4, 96), torch.empty(4, 96)
+    inputs = Inputs(x, delta, *parameters)
     ours = {"scan": module.FORWARD, "scan_backward": module.BACKWARD}
     for name, sizes in ours.items():
-        defines = [f"-D{n}={value}" for n, value in module._layout(sizes, inputs, 2).defines]
+        defines = [f"-D{n}={value}" for n, value in module._lay_out(sizes, inputs).defines]
         run = subprocess.run(
             ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", *defines,
              str(module.SOURCE), "-o", str(tmp_path / "kernels.cubin")],

@@ -22,8 +22,8 @@ def test_the_operator_passes_opcheck(width):
     from mambaseg.scan import numba
 
     u, delta, A, B, C, D, bias = (t.float() for t in sequence_inputs(2, 4, 18, 20, 4))
-    delta, B, C = (t.transpose(2, 3) for t in (delta, B, C))
-    x = u.transpose(2, 3)[:, :1] if width else u.transpose(2, 3)
+    x, delta, B, C = (t.permute(0, 3, 1, 2) for t in (u, delta, B, C))
+    x = x[:, :, :1] if width else x
     inputs = [t.detach().requires_grad_() for t in (x, delta, A, B, C, D, bias)]
     torch.library.opcheck(numba._scan, (*inputs, width, True))
 

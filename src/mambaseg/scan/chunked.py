@@ -17,11 +17,13 @@ as in `reference`, and R = M B: the chunks of all batch elements, side by side i
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mambaseg.scan.operators import make_operator
 
 BLOCK_ELEMENTS = {"cpu": 2**22}
 """States computed at a time, per device type: about four buffers of this size are in use."""
@@ -66,24 +68,32 @@ def _from_chunks(chunks: Tensor, shape: torch.Size) -> Tensor:
 # ------------------------------------------------------------------ the recurrence as an operator
 
 
-@torch.library.custom_op("mambaseg::chunked_scan", mutates_args=())
-def _scan(
-    delta: Tensor, inflow: Tensor, B: Tensor, C: Tensor, A: Tensor, batch: int
-) -> tuple[Tensor, Tensor]:
-    """h_t = exp(Δ_t A) h_t-1 + B_t inflow_t and y_t = C_t h_t, in chunks.
+class _Chunks(NamedTuple):
+    """What the recurrence takes.
 
-    Args:
+    Attributes:
         delta: Step sizes Δ, positive, (T, K, D, R).
         inflow: Δ u, (T, K, D, R).
         B: Input weights, (T, K, N, R).
         C: Output weights, (T, K, N, R).
         A: Decay rates, (K, N, D).
-        batch: B of R = M B.
+    """
+
+    delta: Tensor
+    inflow: Tensor
+    B: Tensor
+    C: Tensor
+    A: Tensor
+
+
+def _forward(inputs: _Chunks, batch: int) -> tuple[Tensor, Tensor]:
+    """Compute h_t = exp(Δ_t A) h_t-1 + B_t inflow_t and y_t = C_t h_t, in chunks.
 
     Returns:
         y (T, K, D, R), and the state that each chunk starts from (K, N, D, R).
     """
-    y, starts = _empty_outputs(delta, inflow, B, C, A, batch)
+    delta, inflow, B, C, A = inputs
+    y, starts = _empty(inputs, batch)
     for block in _blocks(delta, A):
         decays = _decays(delta, A, block)
         states = inflow[:, :, None, block] * B[:, :, :, None]
@@ -98,25 +108,13 @@ def _scan(
     return y, starts
 
 
-@_scan.register_fake
-def _empty_outputs(
-    delta: Tensor, inflow: Tensor, B: Tensor, C: Tensor, A: Tensor, batch: int
-) -> tuple[Tensor, Tensor]:
-    return delta.new_empty(delta.shape), delta.new_empty(*A.shape, delta.shape[-1])
+def _empty(inputs: _Chunks, batch: int) -> tuple[Tensor, Tensor]:
+    delta = inputs.delta
+    return delta.new_empty(delta.shape), delta.new_empty(*inputs.A.shape, delta.shape[-1])
 
 
-@torch.library.custom_op("mambaseg::chunked_scan_backward", mutates_args=())
-def _scan_backward(
-    d_y: Tensor,
-    delta: Tensor,
-    inflow: Tensor,
-    B: Tensor,
-    C: Tensor,
-    A: Tensor,
-    starts: Tensor,
-    batch: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of delta, inflow, B, C and A."""
+def _backward(d_y: Tensor, inputs: _Chunks, starts: Tensor, batch: int) -> tuple[Tensor, ...]:
+    delta, inflow, B, C, A = inputs
     d_delta, d_inflow, d_A = (torch.empty_like(t) for t in (delta, inflow, A))
     d_B, d_C = torch.zeros_like(B), torch.zeros_like(C)
     for block in _blocks(delta, A):
@@ -138,30 +136,9 @@ def _scan_backward(
     return d_delta, d_inflow, d_B, d_C, d_A
 
 
-@_scan_backward.register_fake
-def _empty_gradients(
-    d_y: Tensor,
-    delta: Tensor,
-    inflow: Tensor,
-    B: Tensor,
-    C: Tensor,
-    A: Tensor,
-    starts: Tensor,
-    batch: int,
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t) for t in (delta, inflow, B, C, A))
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.batch = inputs
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_scan_backward(d_y, *ctx.saved_tensors, ctx.batch), None)
-
-
-_scan.register_autograd(_backward, setup_context=_save_for_backward)
+_scan = make_operator(
+    "chunked_scan", _forward, _backward, _empty, kind=_Chunks, options=", SymInt batch"
+)
 
 
 def _in_loops(

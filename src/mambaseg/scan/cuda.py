@@ -9,20 +9,26 @@ that finds the state each of them starts from. No sum is left to atomics: the sa
 same bits on the same kind of device.
 
 float32 and bfloat16 are read as they are, with states in float32; float64, and more than
-`MAX_STATES` states, go to `chunked`. Letters as in `reference`, and G: K where each group has its
-own x and y, 1 where all share them.
+`MAX_STATES` states, go to `chunked`.
 """
 
 import ctypes
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mambaseg.scan import chunked, cross, nvrtc
+from mambaseg.scan import chunked, nvrtc
+from mambaseg.scan.operators import (
+    Inputs,
+    for_gpu,
+    make_forms,
+    make_operator,
+    merge_directions,
+    sum_parts,
+)
 
 nvrtc.require()
 
@@ -32,8 +38,7 @@ STEPS = 12
 """Steps from one kept state to the next; their states must fit into shared memory."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """How a kernel is laid out: see `cuda_kernels.cu`."""
 
     warps: int
@@ -57,180 +62,67 @@ SEGMENT_CHUNKS = 4
 """A segment has at least so many chunks: a shorter one would not repay its extra pass."""
 
 
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """The scan of `reference.selective_scan`: same arguments, same result."""
-    if u.dtype == torch.float64 or A.shape[2] > MAX_STATES:
-        return chunked.selective_scan(u, delta, A, B, C, D, delta_bias)
-    x, delta, B, C = (_readable(t.permute(0, 3, 1, 2)) for t in (u, delta, B, C))
-    y, _ = _scan(x, delta, _rates(A), *_alike(B, C), *_wide(D, delta_bias), 0)
-    return y.permute(0, 2, 3, 1).to(u.dtype)
+def _forward(inputs: Inputs, width: int) -> tuple[Tensor, Tensor]:
+    """Compute y, like x, and the states before each chunk, (B, K, L / STEPS, N or more, D)."""
+    _, starts = _empty(inputs, width)
+    y = inputs.x.new_empty(inputs.delta.shape)  # of each direction
+    layout = _lay_out(FORWARD, inputs)
+    ends = _carry("scan_carry", layout, inputs, width)
+    _launch("scan", layout, inputs, width, out=y, starts=starts, ends=ends)
+    return merge_directions(y, width), starts
 
 
-def selective_scan_2d(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> Tensor:
-    """The scan of `cross.selective_scan_2d`: same arguments after the first, same result."""
-    if x.dtype == torch.float64 or A.shape[2] > MAX_STATES:
-        return cross.selective_scan_2d(chunked.selective_scan, x, delta, A, B, C, D, delta_bias)
-    shared = _readable(x.flatten(1, 2).unsqueeze(2))  # (B, L, 1, D)
-    delta, B, C = (_readable(t.flatten(1, 2)) for t in (delta, B, C))
-    y, _ = _scan(shared, delta, _rates(A), *_alike(B, C), *_wide(D, delta_bias), x.shape[2])
-    return y.view(x.shape).to(x.dtype)
+def _empty(inputs: Inputs, width: int) -> tuple[Tensor, Tensor]:
+    batch, length, groups, channels = inputs.delta.shape
+    states = _padded(inputs.A.shape[1])
+    starts = inputs.A.new_empty(batch, groups, -(-length // STEPS), states, channels)
+    return inputs.x.new_empty(inputs.x.shape), starts
 
 
-def _readable(t: Tensor) -> Tensor:
-    """What the kernels read: float32 or bfloat16, the last dimension without gaps."""
-    t = t if t.dtype == torch.bfloat16 else t.float()
-    return t if _without_gaps(t) else t.contiguous()
-
-
-def _without_gaps(t: Tensor) -> bool:
-    return t.shape[-1] == 1 or t.stride(-1) == 1
-
-
-def _alike(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """B and C in one dtype."""
-    return (B, C) if B.dtype == C.dtype else (B.float(), C.float())
-
-
-def _wide(*parameters: Tensor) -> tuple[Tensor, ...]:
-    """Parameters as the kernels read them: contiguous, float32."""
-    return tuple(t.float().contiguous() for t in parameters)
-
-
-def _rates(A: Tensor) -> Tensor:
-    """Scale A (K, D, N) for powers of two, and lay it out for the kernels: (K, N, D)."""
-    return (A.float() * math.log2(math.e)).transpose(1, 2).contiguous()
-
-
-# ------------------------------------------------------------------ the kernels as operators
-
-
-@torch.library.custom_op("mambaseg::cuda_scan", mutates_args=())
-def _scan(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    width: int,
-) -> tuple[Tensor, Tensor]:
-    """Forward: y like x, and the states (B, K, L / STEPS, N or more, D) the backward starts from.
-
-    Args:
-        x: Input, (B, L, G, D).
-        delta: Raw step sizes, (B, L, K, D).
-        rates: A log2(e), (K, N, D), contiguous.
-        B: Input weights, (B, L, K, N).
-        C: Output weights, (B, L, K, N).
-        D: Skip weights, (K, D), contiguous.
-        delta_bias: Bias of delta, (K, D), contiguous.
-        width: Width of the image whose positions L are, walked in four directions; 0: a sequence.
-    """
-    inputs = (x, delta, rates, B, C, D, delta_bias)
-    _, starts = _empty_outputs(*inputs, width)
-    y = x.new_empty(delta.shape)  # of each direction
-    ends = _carry("scan_carry", FORWARD, inputs, width)
-    _launch("scan", FORWARD, inputs, width, out=y, starts=starts, ends=ends)
-    return _merge(y, width), starts
-
-
-@_scan.register_fake
-def _empty_outputs(
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    width: int,
-) -> tuple[Tensor, Tensor]:
-    batch, length, groups, channels = delta.shape
-    chunks = (length + STEPS - 1) // STEPS
-    starts = rates.new_empty(batch, groups, chunks, _padded(rates.shape[1]), channels)
-    return x.new_empty(x.shape), starts
-
-
-@torch.library.custom_op("mambaseg::cuda_scan_backward", mutates_args=())
-def _scan_backward(
-    d_y: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    starts: Tensor,
-    width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, delta, rates, B, C, D and delta_bias."""
-    inputs = (x, delta, rates, B, C, D, delta_bias)
-    d_y = d_y if _without_gaps(d_y) else d_y.contiguous()
+def _backward(d_y: Tensor, inputs: Inputs, starts: Tensor, width: int) -> list[Tensor]:
+    x, delta, rates, B, C, D, delta_bias = inputs
+    d_y = _without_gaps(d_y)
     d_x, d_delta = x.new_empty(delta.shape), torch.empty_like(delta)
-    # Parts that are summed below, in a fixed order: per segment of each batch element, or per block
-    # of channels.
-    blocks, _, rows = _layout(BACKWARD, inputs, width).grid
+    layout = _lay_out(BACKWARD, inputs)
+    # Parts that are summed below: per segment of each batch element, or per block of channels.
+    blocks, _, rows = layout.grid
     d_rates, d_D, d_bias = (t.new_empty(rows, *t.shape) for t in (rates, D, delta_bias))
     d_B, d_C = (rates.new_empty(blocks, *t.shape) for t in (B, C))
-    reverse = (d_y, delta, rates, C, C, D, delta_bias)
-    ends = _carry("scan_backward_carry", BACKWARD, reverse, width)
+    ends = _carry("scan_backward_carry", layout, inputs._replace(x=d_y, B=C), width)
     _launch(
-        "scan_backward", BACKWARD, inputs, width, out=d_x, starts=starts, ends=ends, d_y=d_y,
+        "scan_backward", layout, inputs, width, out=d_x, starts=starts, ends=ends, d_y=d_y,
         d_delta=d_delta, d_rates=d_rates, d_B=d_B, d_C=d_C, d_skip=d_D, d_bias=d_bias,
     )  # fmt: skip
-    d_rates, d_D, d_bias = (t.sum(0) for t in (d_rates, d_D, d_bias))
-    d_B, d_C = (
-        (part[0] if blocks == 1 else part.sum(0)).to(t.dtype) for part, t in ((d_B, B), (d_C, C))
-    )
-    return _merge(d_x, width), d_delta, d_rates, d_B, d_C, d_D, d_bias
+    parts = (d_rates, d_B, d_C, d_D, d_bias)
+    return [merge_directions(d_x, width), d_delta, *sum_parts(parts, inputs)]
 
 
-@_scan_backward.register_fake
-def _empty_gradients(
-    d_y: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    rates: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    starts: Tensor,
-    width: int,
-) -> tuple[Tensor, ...]:
-    x, rates, B, C, D, delta_bias = (t.new_empty(t.shape) for t in (x, rates, B, C, D, delta_bias))
-    return x, torch.empty_like(delta), rates, B, C, D, delta_bias
+def _empty_gradients(inputs: Inputs) -> Inputs:
+    contiguous = Inputs(*(t.new_empty(t.shape) for t in inputs))
+    return contiguous._replace(delta=torch.empty_like(inputs.delta))
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.width = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.set_materialize_grads(False)  # of the states, zeros of their size
+def _has_gaps(t: Tensor) -> bool:
+    return t.shape[-1] != 1 and t.stride(-1) != 1
 
 
-def _backward(ctx: Any, d_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if d_y is None:
-        return (None,) * 8
-    return (*_scan_backward(d_y, *ctx.saved_tensors, ctx.width), None)
+def _without_gaps(t: Tensor) -> Tensor:
+    return t.contiguous() if _has_gaps(t) else t
 
 
-_scan.register_autograd(_backward, setup_context=_save_for_backward)
+def _ready(inputs: Inputs) -> Inputs:
+    """Inputs as the kernels read them: no gaps in the last dimension, B and C in one dtype."""
+    if inputs.B.dtype != inputs.C.dtype:
+        inputs = inputs._replace(B=inputs.B.float(), C=inputs.C.float())
+    return for_gpu(inputs, _without_gaps)
 
 
-def _merge(each: Tensor, width: int) -> Tensor:
-    """Sum the four directions of an image, in float32 and in a fixed order: (B, L, G, D)."""
-    return each.sum(dim=2, keepdim=True) if width else each
+_scan = make_operator("cuda_scan", _forward, _backward, _empty, empty_gradients=_empty_gradients)
+selective_scan, selective_scan_2d = make_forms(_scan, _ready, chunked.selective_scan, MAX_STATES)
 
 
 # ------------------------------------------------------------------ how they are launched
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 _POINTERS = (
     "x", "delta", "rates", "B", "C", "skip", "bias", "d_y", "out", "ends", "starts", "d_delta",
     "d_rates", "d_B", "d_C", "d_skip", "d_bias",
@@ -253,14 +145,13 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     defines: nvrtc.Defines
     grid: tuple[int, int, int]  # blocks of channels, groups, segments of all batch elements
     threads: int
     segments: int
     segment_chunks: int
-    shared: dict[str, int]  # dynamic bytes per block, of each kernel
+    backward_shared: int  # dynamic bytes per block, of `scan_backward` alone
 
 
 def _padded(states: int) -> int:
@@ -273,12 +164,6 @@ def _parts(states: int) -> int:
     padded = _padded(states)
     wanted = PARTS or max(1, padded // 8)
     return max(padded // 16, min(wanted, padded // 4), 1)
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _segments(chunks: int, warps: int, busy: int, processors: int) -> tuple[int, int]:
@@ -295,7 +180,7 @@ def _segments(chunks: int, warps: int, busy: int, processors: int) -> tuple[int,
     return math.ceil(chunks / each), each
 
 
-def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
+def _lay_out(sizes: Sizes, inputs: Inputs) -> _Layout:
     x, delta, rates, B, *_ = inputs
     batch, length, groups, channels = delta.shape
     padded, parts = _padded(rates.shape[1]), _parts(rates.shape[1])
@@ -308,11 +193,11 @@ def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
         "DELTA_BF16": delta.dtype == torch.bfloat16, "BC_BF16": B.dtype == torch.bfloat16,
     }  # fmt: skip
     blocks = math.ceil(channels / block)
+    processors = 1
+    if x.is_cuda:
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     segments, each = _segments(
-        math.ceil(length / STEPS),
-        blocks * groups * batch * warps,
-        sizes.busy,
-        _processors(x.device),
+        math.ceil(length / STEPS), blocks * groups * batch * warps, sizes.busy, processors
     )
     return _Layout(
         defines=tuple((name, int(value)) for name, value in defines.items()),
@@ -320,65 +205,48 @@ def _layout(sizes: Sizes, inputs: Inputs, width: int) -> _Layout:
         threads=32 * warps,
         segments=segments,
         segment_chunks=each,
-        shared={
-            "scan_carry": 0,
-            "scan": 0,
-            "scan_backward_carry": 0,
-            "scan_backward": 4 * STEPS * padded * block,
-        },
+        backward_shared=4 * STEPS * padded * block,
     )
 
 
-def _carry(name: str, sizes: Sizes, inputs: Inputs, width: int) -> Tensor:
+def _carry(name: str, layout: _Layout, inputs: Inputs, width: int) -> Tensor:
     """What each segment leaves to the next: (B, segments, K, N or more, and one, D)."""
-    _, delta, rates, *_ = inputs
-    batch, _, groups, channels = delta.shape
-    layout = _layout(sizes, inputs, width)
-    rows = _padded(rates.shape[1]) + 1
-    ends = rates.new_empty(batch * (layout.segments > 1), layout.segments, groups, rows, channels)
-    if layout.segments > 1:
-        blocks, _, all_segments = layout.grid
-        grid = (blocks, groups, all_segments - batch)  # the last one of each has none to leave to
-        _launch(name, sizes, inputs, width, grid, ends=ends)
+    batch, _, groups, channels = inputs.delta.shape
+    rows, segments = _padded(inputs.A.shape[1]) + 1, layout.segments
+    ends = inputs.A.new_empty(batch * (segments > 1), segments, groups, rows, channels)
+    if segments > 1:
+        grid = (*layout.grid[:2], layout.grid[2] - batch)  # the last of each has none to leave to
+        _launch(name, layout._replace(grid=grid), inputs, width, ends=ends)
     return ends
 
 
-def _launch(
-    name: str,
-    sizes: Sizes,
-    inputs: Inputs,
-    width: int,
-    grid: tuple[int, int, int] | None = None,
-    **tensors: Tensor,
-) -> None:
-    """Run a kernel on the inputs of `_scan` and on the other tensors that it takes."""
-    x, delta, rates, B, C, D, delta_bias = inputs
-    tensors |= {"x": x, "delta": delta, "rates": rates, "B": B, "C": C, "skip": D}
-    tensors["bias"] = delta_bias
-    if not all(_without_gaps(tensors[t]) for t in _STRIDED if t in tensors):
+def _launch(name: str, layout: _Layout, inputs: Inputs, width: int, **tensors: Tensor) -> None:
+    """Run a kernel on the inputs and on the other tensors that it takes."""
+    tensors |= dict(zip(_POINTERS, inputs, strict=False))
+    strided = {key: tensors[key] for key in _STRIDED if key in tensors}
+    if any(_has_gaps(t) for t in strided.values()):
         raise ValueError("the CUDA kernels read tensors without gaps in the last dimension only")
-    if not all(t.is_contiguous() for n, t in tensors.items() if n not in _STRIDED):
+    if not all(t.is_contiguous() for key, t in tensors.items() if key not in strided):
         raise ValueError("the CUDA kernels read contiguous parameters only")
-    _, length, _, channels = delta.shape
-    layout = _layout(sizes, inputs, width)
+    _, length, _, channels = inputs.delta.shape
     arguments = _Arguments(
-        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        **{key: tensor.data_ptr() for key, tensor in tensors.items()},
         height=length // width if width else 1,
         width=width or length,
         channels=channels,
-        states=rates.shape[1],
+        states=inputs.A.shape[1],
         image=int(width > 0),
         segments=layout.segments,
         segment_chunks=layout.segment_chunks,
     )
-    for name_ in _STRIDED:
-        if name_ in tensors:
-            bytes_ = tensors[name_].element_size()
-            of_batch, of_position, of_group, _ = (n * bytes_ for n in tensors[name_].stride())
-            if of_position >= 2**31:
-                raise ValueError(f"the positions of {name_} lie too far apart for the CUDA kernels")
-            shared = width and name_ in ("x", "d_y")
-            setattr(arguments, f"at_{name_}", (of_batch, 0 if shared else of_group, of_position))
-    shape = (grid or layout.grid, layout.threads, layout.shared[name])
-    with torch.cuda.device_of(x):
-        nvrtc.launch(SOURCE, name, layout.defines, *shape, arguments)
+    for key, tensor in strided.items():
+        batch, position, group, _ = (n * tensor.element_size() for n in tensor.stride())
+        if position >= 2**31:
+            raise ValueError(f"the positions of {key} lie too far apart for the CUDA kernels")
+        shared = width and key in ("x", "d_y")
+        setattr(arguments, f"at_{key}", (batch, 0 if shared else group, position))
+    shared_bytes = layout.backward_shared if name == "scan_backward" else 0
+    with torch.cuda.device_of(inputs.x):
+        nvrtc.launch(
+            SOURCE, name, layout.defines, layout.grid, layout.threads, shared_bytes, arguments
+        )

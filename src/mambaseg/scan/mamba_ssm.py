@@ -10,14 +10,13 @@ Its rules on dtypes: u, delta, B and C alike, and A, D and the bias float32. Whe
 they are computed in float32; float64 goes to `chunked`. Letters as in `reference`.
 """
 
-from typing import Any
-
 import torch  # before the extension, which needs its libraries
 from selective_scan_cuda import bwd, fwd
 from torch import Tensor
 
 from mambaseg.errors import UserError
 from mambaseg.scan import chunked
+from mambaseg.scan.operators import Inputs, make_operator
 
 STEPS = 2048
 """Steps from one state that the extension keeps to the next."""
@@ -37,7 +36,7 @@ def selective_scan(
     A, D, delta_bias = (t.float().flatten(0, 1).contiguous() for t in (A, D, delta_bias))
     x, steps = x.flatten(1, 2), steps.flatten(1, 2)
     parts = [
-        _scan(*(t[part] for t in (x, steps)), A, *(t[part] for t in (B, C)), D, delta_bias)[0]
+        _scan(x[part], steps[part], A, B[part], C[part], D, delta_bias)[0]
         for part in _parts(x.shape, B.shape)
     ]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -45,11 +44,7 @@ def selective_scan(
 
 
 def _parts(inputs: torch.Size, weights: torch.Size) -> list[slice]:
-    """Batch elements that go in together; none of their tensors has more than `MOST` elements.
-
-    Raises:
-        UserError: a single batch element is larger.
-    """
+    """Batch elements that go in together; none of their tensors has more than `MOST` elements."""
     batch, channels, length = inputs
     kept = channels * -(-length // STEPS) * 2 * weights[2]
     largest = max(channels * length, weights[1] * weights[2] * length, kept)
@@ -62,76 +57,28 @@ def _parts(inputs: torch.Size, weights: torch.Size) -> list[slice]:
     return [slice(first, first + together) for first in range(0, batch, together)]
 
 
-@torch.library.custom_op("mambaseg::mamba_ssm_scan", mutates_args=())
-def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Forward: y, and the states that the extension's backward wants.
+# The operator takes x and delta as (B, K D, L), A (K D, N), B and C (B, K, N, L), D and the bias
+# (K D,); it keeps the states that the extension's backward wants.
 
-    Args:
-        u: Input, (B, K D, L).
-        delta: Raw step sizes, (B, K D, L).
-        A: Decay rates, (K D, N).
-        B: Input weights, (B, K, N, L).
-        C: Output weights, (B, K, N, L).
-        D: Skip weights, (K D,).
-        delta_bias: Bias of delta, (K D,).
-    """
-    y, states = fwd(u, delta, A, B, C, D, None, delta_bias, True)
+
+def _forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    y, states = fwd(*inputs[:6], None, inputs.delta_bias, True)
     return y, states
 
 
-@_scan.register_fake
-def _empty_outputs(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    batch, channels, length = u.shape
-    chunks = (length + STEPS - 1) // STEPS
-    return torch.empty_like(u), A.new_empty(batch, channels, chunks, 2 * A.shape[1])
+def _empty(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    batch, channels, length = inputs.x.shape
+    chunks = -(-length // STEPS)
+    states = inputs.A.new_empty(batch, channels, chunks, 2 * inputs.A.shape[1])
+    return torch.empty_like(inputs.x), states
 
 
-@torch.library.custom_op("mambaseg::mamba_ssm_scan_backward", mutates_args=())
-def _scan_backward(
-    d_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    states: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D and delta_bias."""
+def _backward(d_y: Tensor, inputs: Inputs, states: Tensor) -> list[Tensor]:
+    d_y = d_y.contiguous()
     gradients = bwd(
-        u, delta, A, B, C, D, None, delta_bias, d_y.contiguous(), states, None, None, True, False
-    )
-    d_u, d_delta, d_A, d_B, d_C, d_D, d_bias = gradients[:7]
-    return d_u, d_delta, d_A, d_B.to(B.dtype), d_C.to(C.dtype), d_D, d_bias
+        *inputs[:6], None, inputs.delta_bias, d_y, states, None, None, True, False
+    )  # those of B and C come in float32
+    return [d.to(t.dtype) for d, t in zip(gradients[:7], inputs, strict=True)]
 
 
-@_scan_backward.register_fake
-def _empty_gradients(
-    d_y: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    states: Tensor,
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t) for t in (u, delta, A, B, C, D, delta_bias))
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-
-
-def _backward(ctx: Any, d_y: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = _scan_backward(d_y, *ctx.saved_tensors)
-    return gradients
-
-
-_scan.register_autograd(_backward, setup_context=_save_for_backward)
+_scan = make_operator("mamba_ssm_scan", _forward, _backward, _empty, options="")

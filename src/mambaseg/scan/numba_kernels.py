@@ -21,7 +21,6 @@ from mambaseg.scan.numba_lanes import LANES, LOG2_E, empty_rows, load, store
 from mambaseg.scan.numba_tiles import (
     STEPS,
     WORK_TILES,
-    Array,
     empty_tiles,
     finish_tile_gradients,
     load_parameter,
@@ -52,23 +51,9 @@ def channels_per_task(batch: int, channels: int) -> int:
 
 
 @njit
-def _scan_channels(
-    batch: int,
-    first: int,
-    extent: int,
-    x: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    bias: Array,
-    positions: Array,
-    strides: Array,
-    y: Array,
-    checkpoints: Array,
-) -> None:
+def _scan_channels(batch, first, extent, inputs, positions, strides, y, checkpoints):
     """Forward of `extent` channels from `first` on of one batch element."""
+    x, delta, A, B, C, D, bias = inputs
     groups, channels, N = A.shape
     length = positions.shape[1]
     blocks = (min(extent, channels - first) + LANES - 1) // LANES
@@ -105,29 +90,11 @@ def _scan_channels(
 
 @njit
 def _scan_channels_backward(
-    batch: int,
-    first: int,
-    extent: int,
-    x: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    bias: Array,
-    positions: Array,
-    strides: Array,
-    checkpoints: Array,
-    d_y: Array,
-    d_x: Array,
-    d_delta: Array,
-    d_A: Array,
-    d_B: Array,
-    d_C: Array,
-    d_D: Array,
-    d_bias: Array,
-) -> None:
+    batch, first, extent, inputs, positions, strides, checkpoints, d_y, gradients
+):
     """Gradient of `_scan_channels`; d_B and d_C are the parts that these channels contribute."""
+    x, delta, A, B, C, D, bias = inputs
+    d_x, d_delta, d_A, d_B, d_C, d_D, d_bias = gradients
     groups, channels, N = A.shape
     length = positions.shape[1]
     blocks = (min(extent, channels - first) + LANES - 1) // LANES
@@ -182,7 +149,7 @@ def _scan_channels_backward(
 
 
 @njit
-def _parameter_tiles(blocks: int, N: int) -> tuple[Array, Array, Array, Array]:
+def _parameter_tiles(blocks, N):
     """Zeros: two tiles (blocks, N, lane), N made even, and two (blocks, 1, lane)."""
     even = N + N % 2
     one, two = (blocks, even, LANES), (blocks, 1, LANES)
@@ -194,23 +161,14 @@ def _parameter_tiles(blocks: int, N: int) -> tuple[Array, Array, Array, Array]:
 
 
 @njit
-def _state_rows(N: int) -> Array:
+def _state_rows(N):
     """Rows (N, step) for B, C or a gradient of them, N made even."""
     even = N + N % 2
     return empty_rows(even * STEPS // LANES).reshape(even, STEPS)
 
 
 @njit
-def _load_parameters(
-    A: Array,
-    D: Array,
-    bias: Array,
-    group: int,
-    first: int,
-    rates: Array,
-    skips: Array,
-    biases: Array,
-) -> None:
+def _load_parameters(A, D, bias, group, first, rates, skips, biases):
     """Load the parameters of all blocks of a task."""
     one = np.float32(1.0)
     for block in range(len(rates)):
@@ -228,60 +186,23 @@ def _compile(sources: str) -> tuple[Any, Any]:
     """
 
     @njit(parallel=True, cache=True)
-    def scan(
-        x: Array,
-        delta: Array,
-        A: Array,
-        B: Array,
-        C: Array,
-        D: Array,
-        bias: Array,
-        positions: Array,
-        strides: Array,
-        batch: int,
-        extent: int,
-        y: Array,
-        checkpoints: Array,
-    ) -> None:
+    def scan(inputs, positions, strides, batch, extent, y, checkpoints):
         _ = sources
-        tasks = (A.shape[1] + extent - 1) // extent
+        tasks = (inputs[2].shape[1] + extent - 1) // extent
         for index in prange(batch * tasks):
-            _scan_channels(
-                index // tasks, index % tasks * extent, extent, x, delta, A, B, C, D, bias,
-                positions, strides, y, checkpoints,
-            )  # fmt: skip
+            one, part = index // tasks, index % tasks
+            _scan_channels(one, part * extent, extent, inputs, positions, strides, y, checkpoints)
 
     @njit(parallel=True, cache=True)
-    def scan_backward(
-        x: Array,
-        delta: Array,
-        A: Array,
-        B: Array,
-        C: Array,
-        D: Array,
-        bias: Array,
-        positions: Array,
-        strides: Array,
-        batch: int,
-        extent: int,
-        checkpoints: Array,
-        d_y: Array,
-        d_x: Array,
-        d_delta: Array,
-        d_A: Array,
-        d_B: Array,
-        d_C: Array,
-        d_D: Array,
-        d_bias: Array,
-    ) -> None:
+    def scan_backward(inputs, positions, strides, batch, extent, checkpoints, d_y, gradients):
         _ = sources
-        tasks = (A.shape[1] + extent - 1) // extent
+        d_x, d_delta, d_A, d_B, d_C, d_D, d_bias = gradients
+        tasks = (inputs[2].shape[1] + extent - 1) // extent
         for index in prange(batch * tasks):
             one, part = index // tasks, index % tasks
             _scan_channels_backward(
-                one, part * extent, extent, x, delta, A, B, C, D, bias, positions, strides,
-                checkpoints, d_y, d_x, d_delta, d_A[one], d_B[part], d_C[part], d_D[one],
-                d_bias[one],
+                one, part * extent, extent, inputs, positions, strides, checkpoints, d_y,
+                (d_x, d_delta, d_A[one], d_B[part], d_C[part], d_D[one], d_bias[one]),
             )  # fmt: skip
 
     return scan, scan_backward

@@ -7,8 +7,6 @@ one per step: the same code serves sequences and images walked in four direction
 ever flipped or transposed.
 """
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
@@ -34,21 +32,17 @@ WORK_TILES = 6
 """Tiles of scratch that `scan_tile_backward` wants."""
 SQUARE = LANES * LANES
 
-Array = Any  # a numba array
-
 LN_2 = np.float32(np.log(2.0))
 
 
 @njit
-def empty_tiles(count: int) -> Array:
+def empty_tiles(count):
     """Uninitialised tiles, (count, ROWS, lane)."""
     return empty_rows(count * ROWS).reshape(count, ROWS, LANES)
 
 
 @njit
-def load_tile(
-    memory: Array, base: int, strides: Array, positions: Array, channels: int, tile: Array
-) -> None:
+def load_tile(memory, base, strides, positions, channels, tile):
     """Copy steps x channels into a tile; what is beyond them becomes zero.
 
     `base` is the offset of the first channel in the flat `memory`, `strides` those of batch, group,
@@ -71,15 +65,7 @@ def load_tile(
 
 
 @njit
-def store_tile(
-    memory: Array,
-    base: int,
-    strides: Array,
-    positions: Array,
-    channels: int,
-    tile: Array,
-    add: bool,
-) -> None:
+def store_tile(memory, base, strides, positions, channels, tile, add):
     """Copy, or add, a tile to memory."""
     steps, step_stride, channel_stride = positions.size, strides[2], strides[3]
     if channel_stride == 1 and channels == LANES:
@@ -98,9 +84,7 @@ def store_tile(
 
 
 @njit
-def load_states(
-    memory: Array, base: int, strides: Array, positions: Array, states: int, rows: Array
-) -> None:
+def load_states(memory, base, strides, positions, states, rows):
     """Copy B or C of some steps into rows (state, step), zero beyond the steps and the states."""
     steps, step_stride, state_stride = positions.size, strides[2], strides[3]
     rows[:, steps:] = np.float32(0.0)
@@ -116,9 +100,7 @@ def load_states(
 
 
 @njit
-def store_states(
-    memory: Array, base: int, strides: Array, positions: Array, states: int, rows: Array
-) -> None:
+def store_states(memory, base, strides, positions, states, rows):
     """Copy rows (state, step) to the gradient of B or C."""
     steps, step_stride, state_stride = positions.size, strides[2], strides[3]
     for t in range(steps):
@@ -128,7 +110,7 @@ def store_states(
 
 
 @njit
-def load_parameter(memory: Array, group: int, first: int, scale: float, tile: Array) -> None:
+def load_parameter(memory, group, first, scale, tile):
     """Copy 16 channels of a parameter (K, D, N) into a tile (N, lane), zero beyond D and N."""
     tile[:] = np.float32(0.0)
     for n in range(memory.shape[2]):
@@ -137,7 +119,7 @@ def load_parameter(memory: Array, group: int, first: int, scale: float, tile: Ar
 
 
 @njit
-def store_parameter(memory: Array, group: int, first: int, tile: Array) -> None:
+def store_parameter(memory, group, first, tile):
     """Copy a tile (N, lane) to the gradient of a parameter."""
     for n in range(memory.shape[2]):
         for lane in range(min(LANES, memory.shape[1] - first)):
@@ -145,7 +127,7 @@ def store_parameter(memory: Array, group: int, first: int, tile: Array) -> None:
 
 
 @njit
-def to_steps(delta: Array, bias: Array, steps: int) -> None:
+def to_steps(delta, bias, steps):
     """Turn a tile of raw delta into one of Δ = softplus(delta + bias), in place."""
     shift = load(bias, 0)
     for t in range(steps):
@@ -154,7 +136,7 @@ def to_steps(delta: Array, bias: Array, steps: int) -> None:
 
 
 @njit
-def to_steps_and_slopes(delta: Array, bias: Array, steps: int, slopes: Array) -> None:
+def to_steps_and_slopes(delta, bias, steps, slopes):
     """Do as `to_steps`, and give the derivatives of Δ after delta."""
     shift = load(bias, 0)
     for t in range(steps):
@@ -168,18 +150,7 @@ def to_steps_and_slopes(delta: Array, bias: Array, steps: int, slopes: Array) ->
 
 
 @njit
-def scan_tile(
-    delta: Array,
-    x: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
-    h: Array,
-    steps: int,
-    delta_x: Array,
-    y: Array,
-) -> None:
+def scan_tile(delta, x, A, B, C, D, h, steps, delta_x, y):
     """Compute y = C h + D x over the steps of a tile; h (N, lane) goes on from tile to tile.
 
     Two states at a time: they share what is loaded and stored, and neither waits for the other.
@@ -206,16 +177,7 @@ def scan_tile(
 
 
 @njit
-def recompute_states(
-    delta: Array,
-    delta_x: Array,
-    rate: Any,
-    state: Any,
-    B_row: Array,
-    steps: int,
-    states: Array,
-    decays: Array,
-) -> None:
+def recompute_states(delta, delta_x, rate, state, B_row, steps, states, decays):
     """Keep what the backward needs of one state: h before and after every step, and its decays."""
     store(states, 0, state)
     for first in range(0, steps, LANES):
@@ -229,22 +191,8 @@ def recompute_states(
 
 @njit
 def scan_tile_backward(
-    delta: Array,
-    x: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    h: Array,
-    steps: int,
-    d_y: Array,
-    d_h: Array,
-    work: Array,
-    d_delta_x: Array,
-    d_exponent: Array,
-    d_A: Array,
-    d_B: Array,
-    d_C: Array,
-) -> None:
+    delta, x, A, B, C, h, steps, d_y, d_h, work, d_delta_x, d_exponent, d_A, d_B, d_C
+):
     """Gradients of `scan_tile`, two states at a time: forwards to recompute h, then backwards.
 
     d_h (N, lane) comes from the tile behind and goes on to the one before; d_A, d_B and d_C add up.
@@ -304,18 +252,7 @@ def scan_tile_backward(
 
 
 @njit
-def finish_tile_gradients(
-    delta: Array,
-    slopes: Array,
-    x: Array,
-    D: Array,
-    d_y: Array,
-    steps: int,
-    d_delta_x: Array,
-    d_exponent: Array,
-    d_D: Array,
-    d_bias: Array,
-) -> None:
+def finish_tile_gradients(delta, slopes, x, D, d_y, steps, d_delta_x, d_exponent, d_D, d_bias):
     """Turn gradients of Δ u and Δ A into those of u (in d_delta_x) and delta (in d_exponent)."""
     skip = load(D, 0)
     d_skip = load(d_D, 0)
