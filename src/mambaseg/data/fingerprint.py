@@ -35,7 +35,7 @@ def source_digests(cases: Sequence[Sourced]) -> dict[str, str]:
         UserError: A file cannot be read.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(_source_digest, cases)
+        digests = pool.map(lambda one: content_digest(one.sources(), f"case {one.id}"), cases)
         return {case.id: digest for case, digest in zip(cases, digests, strict=True)}
 
 
@@ -49,14 +49,19 @@ def fingerprint(cases: Sequence[Sourced], digests: dict[str, str] | None = None)
     return digest_of(sorted((digests or source_digests(cases)).items()))
 
 
+def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
+    """Hash the content of files, each on its own: path -> hex digest."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = pool.map(lambda path: content_digest((path,), "the data set"), paths)
+        return dict(zip(paths, digests, strict=True))
+
+
 def patients_with_same_images(
     cases: Sequence[Case], contents: dict[str, str]
 ) -> list[tuple[str, ...]]:
-    """Groups of patients of whom a case shows the same, sorted.
+    """Return sorted groups of patients of whom a case shows the same.
 
-    Args:
-        cases: the cases.
-        contents: case id -> what its image shows (`seen.fingerprint_of`).
+    `contents`: case id -> what its image shows, `seen.fingerprint_of`.
     """
     owners: dict[str, set[str]] = defaultdict(set)
     for case in cases:
@@ -70,35 +75,24 @@ def digest_of(plain: Any) -> str:
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
-def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
-    """Hash the content of files, each on its own: path -> hex digest."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(lambda path: content_digest((path,), "the data set"), paths)
-        return dict(zip(paths, digests, strict=True))
-
-
-def _source_digest(case: Sourced) -> str:
-    return content_digest(case.sources(), f"case {case.id}")
-
-
 def content_digest(files: Iterable[Path], what: str) -> str:
     """Hash what files hold, and the files that they refer to for their voxels: 32 hex digits.
 
     Args:
-        files: in an order of their own.
-        what: what messages call them.
+        files: In an order of their own.
+        what: What messages call them.
 
     Raises:
         UserError: A file cannot be read.
     """
     from mambaseg.data.formats.itk import voxel_files
 
-    digest = hashlib.blake2b(digest_size=16)
-    found = []
+    found: dict[Path, None] = {}  # in order, each once
     for path in files:
         detached = voxel_files(path) if path.suffix.lower() in _HEADERS else []
-        found += [path, *detached]
-    for path in dict.fromkeys(found):
+        found |= dict.fromkeys([path, *detached])
+    digest = hashlib.blake2b(digest_size=16)
+    for path in found:
         check_file(path)  # a pipe or a device would never end
         try:
             with path.open("rb") as file:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ def _of_volume(volume: NDArray[Any]) -> bytes:
 
 
 class Known(NamedTuple):
-    """A case at hand: its name, whose it is, and the fingerprints by which it is recognised."""
+    """A case at hand, with the fingerprints by which it is recognised."""
 
     id: str
     patient: str
@@ -78,32 +78,21 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """The fingerprints of those that a network has met.
+    """The fingerprints of those that a network has met."""
 
-    Attributes:
-        train: its weights were fitted to them.
-        val: its checkpoint was chosen by them.
-        test: it was scored on them when its training ended.
-        earlier: networks that it was made from were trained or validated on them.
-        complete: whether all those networks say who that was.
-    """
-
-    train: frozenset[str]
-    val: frozenset[str] = frozenset()
-    test: frozenset[str] = frozenset()
-    earlier: frozenset[str] = frozenset()
-    complete: bool = True
+    train: frozenset[str]  # its weights were fitted to them
+    val: frozenset[str] = frozenset()  # its checkpoint was chosen by them
+    test: frozenset[str] = frozenset()  # it was scored on them when its training ended
+    earlier: frozenset[str] = frozenset()  # networks before it were trained or validated on them
+    complete: bool = True  # whether all those networks record it
 
     @classmethod
     def of(
         cls, cases: Mapping[str, Sequence[Known]], parent: Seen | None, *, same_split: bool
     ) -> Seen:
-        """Of the parts of a training.
+        """Of the parts of a training, given their cases and what the network starts from.
 
-        Args:
-            cases: part -> those in it.
-            parent: of the network that it starts from.
-            same_split: whether that one was trained with the same split, see `among`.
+        `same_split`: whether `parent` was trained with the same split, see `among`.
         """
         parts: dict[str, Any] = {
             part: frozenset(one for case in known for one in case.prints if one)
@@ -125,34 +114,32 @@ class Seen:
         """From what a checkpoint says; `unknown` where it says nothing.
 
         Raises:
-            ValueError: it is not what `plain` gives.
+            ValueError: It is not what `plain` gives.
         """
         if plain is None:
             return cls.unknown()
-        names = [field.name for field in fields(cls) if field.name != "complete"]
         if not isinstance(plain, dict) or type(plain.get("complete")) is not bool:
             raise ValueError("not the lists of a network")
-        lists: dict[str, Any] = {name: plain.get(name) for name in names}
-        for prints in lists.values():
+        lists: dict[str, Any] = {}
+        for name in ("train", "val", "test", "earlier"):
+            prints = plain.get(name)
             if not isinstance(prints, list) or len(prints) > _LONGEST:
                 raise ValueError("not a list of fingerprints")
             if not all(isinstance(one, str) and len(one) <= 64 for one in prints):
                 raise ValueError("not fingerprints")
-        lists = {name: frozenset(prints) for name, prints in lists.items()}
+            lists[name] = frozenset(prints)
         return cls(**lists, complete=plain["complete"])
 
     def plain(self) -> dict[str, Any]:
         """As plain data, in an order that says nothing."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {k: v if isinstance(v, bool) else sorted(v) for k, v in values.items()}
+        lists = {name: sorted(prints) for name, prints in vars(self).items() if name != "complete"}
+        return {**lists, "complete": self.complete}
 
     def among(self, cases: Iterable[Known], *, own_split: bool = False) -> dict[str, str]:
         """Which of these cases the network has learnt from, and how: id -> a key of `_WORDS`.
 
-        Args:
-            cases: those to be scored.
-            own_split: whether they are the test part of the network's own split; then what its
-                publication tests on and validates by is told by the split's note.
+        `own_split`: whether they are the test set of the network's own split; then the split's note
+        tells what its publication both tests on and validates by.
         """
         known = self.test if own_split else frozenset()
         sources = {TRAINED: self.train - known, VALIDATED: self.val - known, EARLIER: self.earlier}
@@ -176,29 +163,27 @@ def how_seen(prints: Sequence[str], networks: Sequence[Seen]) -> str | None:
 
 
 def require_unseen(found: Mapping[str, str], total: int, *, allowed: bool, subject: str) -> None:
-    """Refuses to score cases that a network has learnt from.
+    """Refuse to score cases that a network has learnt from.
 
     Args:
-        found: of `Seen.among`.
-        total: number of cases that are to be scored.
+        found: Of `Seen.among`.
+        total: Number of cases that are to be scored.
         allowed: `evaluation.allow_seen`.
-        subject: the network, for the message.
+        subject: The network, for the message.
 
     Raises:
-        UserError: there are some, and it is not allowed.
+        UserError: There are some, and it is not allowed.
     """
     if allowed or not found:
         return
     parts = []
     for how, words in _WORDS.items():
-        cases = sorted(case for case, its in found.items() if its == how)
-        if cases:
+        if cases := sorted(case for case, its in found.items() if its == how):
             more = f" and {len(cases) - _LISTED} more" if len(cases) > _LISTED else ""
             parts.append(f"{len(cases)} {words} ({', '.join(cases[:_LISTED])}{more})")
     raise UserError(
         f"{subject} has seen {len(found)} of the {total} cases to be scored, by their images or by "
         f"other images of the same patients: {'; '.join(parts)}. Their scores would be too good. "
-        "Score it on cases that it has not seen (run=<its run folder> alone takes its own test "
-        "part), or say evaluation.allow_seen=true: the scores are then marked in metrics.json, "
-        "tables and page."
+        "Score other cases (run=<its run folder> alone takes its own test set), or set "
+        "evaluation.allow_seen=true, which marks the scores in metrics.json, tables and page."
     )
