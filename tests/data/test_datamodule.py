@@ -12,7 +12,7 @@ import torch
 from fake_cases import find_fakes, find_unreadable, read_npz, write_cases
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mambaseg.data.batches import RankSampler
+from mambaseg.data.batches import share_of
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.readers.acdc import find_cases
@@ -319,14 +319,14 @@ def test_every_case_is_scored_on_one_rank_unless_another_would_have_none(root, w
     assert sorted(set(ids)) == cases and len(ids) == max(len(cases), world_size)
 
 
-def test_a_rank_sampler_knows_its_length():
-    assert [len(RankSampler(5, rank, 3)) for rank in range(3)] == [2, 2, 1]
+def test_ranks_share_the_cases():
+    assert [len(share_of(rank, 5, 3)) for rank in range(3)] == [2, 2, 1]
 
 
 def test_every_rank_has_a_case_where_there_are_more_ranks_than_cases():
     """Lightning leaves out the hooks of a rank without one, and the others wait for it for ever."""
-    assert [list(RankSampler(2, rank, 5)) for rank in range(5)] == [[0], [1], [0], [1], [0]]
-    assert list(RankSampler(0, 1, 2)) == []
+    assert [share_of(rank, 2, 5) for rank in range(5)] == [[0], [1], [0], [1], [0]]
+    assert share_of(1, 0, 2) == []
 
 
 @pytest.mark.acdc

@@ -93,21 +93,12 @@ class StepSampler(Sampler[list[Draw]]):
         return np.argsort(raw, kind="stable")
 
 
-class RankSampler(Sampler[int]):
+def share_of(rank: int, length: int, world_size: int) -> list[int]:
     """Every `world_size`-th index, from `rank` on: each is drawn once over all ranks.
 
     A rank beyond the last index draws one that another rank has too, because Lightning leaves out
     the hooks of a rank without a batch, in which the others wait for it. Scores know a case by its
     id and count it once.
     """
-
-    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
-        self._indices = list(range(length))[rank::world_size]
-        if length and not self._indices:
-            self._indices = [rank % length]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
+    own = list(range(rank, length, world_size))
+    return [rank % length] if length and not own else own

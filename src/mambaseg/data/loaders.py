@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mambaseg.data.batches import RankSampler, StepSampler
+from mambaseg.data.batches import StepSampler, share_of
 from mambaseg.data.seen import Known
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
@@ -73,10 +73,9 @@ class StepDataModule(L.LightningDataModule):
         seed: int = 1337,
     ) -> None:
         super().__init__()
-        counts = {"steps": steps, "val_every": val_every, "batch_size": batch_size}
-        for key, value in {**counts, "accumulate": accumulate}.items():
+        counts = {"data.steps": steps, "data.val_every": val_every, "data.batch_size": batch_size}
+        for key, value in {**counts, "trainer.accumulate_grad_batches": accumulate}.items():
             if value < 1:
-                key = "trainer.accumulate_grad_batches" if key == "accumulate" else f"data.{key}"
                 raise UserError(f"{key}={value}: at least 1 is needed")
         self.name, self.in_channels, self.size = name, in_channels, size
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
@@ -156,6 +155,14 @@ class StepDataModule(L.LightningDataModule):
         """Return this rank's test cases, one per batch."""
         return self._case_loader("test")
 
+    def _case_loader(self, part: str) -> DataLoader[Batch]:
+        self.load()
+        dataset = self.evaluation_data(part)
+        rank, world_size = self._rank()
+        own = share_of(rank, len(dataset), world_size)  # type: ignore[arg-type]  # as above
+        options = self._process_options()
+        return DataLoader(dataset, batch_size=None, sampler=own, collate_fn=_as_it_is, **options)
+
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
@@ -168,40 +175,26 @@ class StepDataModule(L.LightningDataModule):
             batch[key] = value.to(device, non_blocking=True)
         return batch
 
-    # ---- loaders
-
     def _rank(self) -> tuple[int, int]:
         """Return this process's rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _process_options(self) -> dict[str, Any]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # A generator of their own: a loader draws a seed, and networks may draw from torch's.
+        generator = torch.Generator().manual_seed(self.seed)
         options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": on_cuda}
-        # Their own: a loader draws a seed, and networks may draw from torch's generator.
-        options["generator"] = torch.Generator().manual_seed(self.seed)
         if self.num_workers:
             options["persistent_workers"] = True
             options["worker_init_fn"] = _leave_signals_to_the_parent
             options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
-        return options
-
-    def _case_loader(self, part: str) -> DataLoader[Batch]:
-        self.load()
-        dataset = self.evaluation_data(part)
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=RankSampler(len(dataset), *self._rank()),  # type: ignore[arg-type]  # as above
-            collate_fn=_as_it_is,
-            **self._process_options(),
-        )
+        return {**options, "generator": generator}
 
 
 class StepLoader(DataLoader[Batch]):
-    """A loader that Lightning may resume in mid-epoch.
+    """A loader that Lightning may resume in mid-epoch: its sampler starts at the trainer's step.
 
-    Lightning warns that training goes on with other samples unless a loader keeps its own state.
-    This one needs none: its sampler starts at the trainer's step.
+    Lightning warns of other samples after a resume unless a loader keeps a state; this needs none.
     """
 
     def state_dict(self) -> dict[str, Any]:
