@@ -77,7 +77,8 @@ def build(cfg: DictConfig) -> Run:
     data.load()
     if checkpoint is None:
         data.split.require_training()
-        settle_callbacks(cfg, logged=task.logged(data))
+        own = [f"val/{metric.name}" for metric in _metrics(cfg).get("metrics", ())]
+        settle_callbacks(cfg, logged=[*task.logged(data), *own])
     seen = _seen(cfg, data, checkpoint)
     config = plain(cfg)
     weights = weight_digests(config)
@@ -225,6 +226,7 @@ def _parts(
         description=description,
         **data.for_task(),
         evaluation=plain(cfg.evaluation),
+        **_metrics(cfg),
     )
     if device_type(cfg.trainer.accelerator) == "cuda":
         channels_last(network)
@@ -253,6 +255,14 @@ def _parts(
         _convert_="all",
     )
     return task, trainer
+
+
+def _metrics(cfg: DictConfig) -> dict[str, Any]:
+    """The metrics of the group `metric`, as the task takes them; nothing without any."""
+    found = [instantiate(config) for config in (cfg.get("metric") or {}).values() if config]
+    if found and cfg.data.get("task", "segmentation") != "segmentation":
+        raise UserError("metric=...: metrics score label maps, and this data set has none")
+    return {"metrics": found} if found else {}
 
 
 def _notice(cfg: DictConfig) -> str:

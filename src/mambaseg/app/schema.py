@@ -159,7 +159,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "trainer": ("graph",),
 }
 # groups of named entries, each with a `_target_` or null
-NAMED = ("augmentation", "callbacks", "logger")
+NAMED = ("augmentation", "callbacks", "logger", "metric")
 # folders that are read, and where something is written
 READ = ("data.root", "predictions", "references")
 WRITTEN = ("outputs", "data.cache_dir")

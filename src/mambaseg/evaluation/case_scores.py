@@ -147,4 +147,4 @@ class CaseScores(CaseRows):
 
     def summarise(self) -> dict[str, Any]:
         """See `mambaseg.evaluation.summary.summarise`."""
-        return summarise(self.rows, self.class_names, distances=self.distances)
+        return summarise(self.rows, self.class_names, distances=self.distances, more=self.more)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import keep_largest_component, predict_case
 from mambaseg.reporting.views import SegmentationViews
@@ -29,6 +30,7 @@ class SegmentationTask(Task):
         class_names: one per class, background first.
         distances: unit in which distances are shown, `mm` where the spacing of all cases of the
             run is known; None leaves it to the cases of each part.
+        metrics: beside the built-in ones.
         **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
             `keep_largest`, `batch_size`).
     """
@@ -46,10 +48,11 @@ class SegmentationTask(Task):
         preprocessing: Preprocessing,
         class_names: Iterable[str],
         distances: Literal["mm", "vox"] | None = None,
+        metrics: Sequence[Metric] = (),
         **common: Any,
     ) -> None:
         super().__init__(network, loss, optimizer, scheduler, **common)
-        self._distances = distances
+        self._distances, self._metrics = distances, metrics
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.views = SegmentationViews(self.class_names)
@@ -65,6 +68,7 @@ class SegmentationTask(Task):
             policy=self.evaluation["empty"],
             tolerance_mm=self.evaluation["tolerance_mm"],
             distances=self._distances,
+            more=self._metrics,
         )
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
@@ -108,8 +112,9 @@ class SegmentationTask(Task):
         return [f"val/{name}" for name in names]
 
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
-        """`dice`, the mean over the foreground classes, one score per class, and a distance."""
-        shown = ("dice", f"hd95_{distance_unit(summary)}")
+        """`dice`, the mean over the foreground classes, one score per class, a distance, others."""
+        others = (metric.name for metric in self._metrics)
+        shown = ("dice", f"hd95_{distance_unit(summary)}", *others)
         values = {f"{stage}/{name}": summary["foreground"][name]["mean"] for name in shown}
         for name in self.class_names[1:]:
             values[f"{stage}/dice_{name}"] = summary["classes"][name]["dice"]["mean"]

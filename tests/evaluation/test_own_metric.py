@@ -1,0 +1,78 @@
+"""A metric from outside the package: one file and one config."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import own_runs
+from mambaseg.evaluation.volumetric_similarity import VolumetricSimilarity
+
+FILE = '''
+from mambaseg.evaluation.metrics import Metric
+
+
+class Overreach(Metric):
+    """Voxels that are predicted and not there, per voxel of the reference."""
+
+    def __init__(self):
+        super().__init__("overreach", "overreach", higher_is_better=False, empty="distance")
+
+    def measure(self, prediction, reference, spacing):
+        there = int(reference.sum())
+        return None if there == 0 else int((prediction & ~reference).sum()) / there
+'''
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "overreach_metric.py").write_text(FILE)
+    (folder / "conf/metric").mkdir(parents=True)
+    (folder / "conf/metric/overreach.yaml").write_text(
+        "overreach: {_target_: overreach_metric.Overreach}\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+def test_a_metric_of_a_foreign_file_reaches_every_table(own, small_run, tmp_path, capsys):
+    chosen = "metric=[overreach,volumetric_similarity]"
+    run = own_runs.trained(own / "conf", tmp_path, *small_run, "data.steps=2", chosen)
+    with (run.folder.path / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"overreach", "volumetric_similarity"} <= rows[0].keys()
+    for row in rows:
+        if row["outcome"] == "scored":
+            wrong = int(row["voxels"]) - float(row["precision"]) * int(row["voxels"])
+            expected = wrong / int(row["reference_voxels"])
+            assert float(row["overreach"]) == pytest.approx(expected, abs=1e-9)
+        else:  # as a distance, under the policy strict
+            assert row["overreach"] == ""
+    assert any(row["outcome"] == "scored" for row in rows)
+    summary = run.folder.summary
+    names = [metric["name"] for metric in summary["metrics"]]
+    assert names[-2:] == ["overreach", "volumetric_similarity"]
+    assert summary["foreground"]["overreach"]["count"] <= 3 * summary["cases"]
+    with (run.folder.path / "metrics.csv").open() as file:
+        logged = [name for row in csv.reader(file) for name in row]
+    assert "val/overreach" in logged
+
+
+def test_it_may_choose_the_best_state(own, small_run, tmp_path):
+    monitor = "callbacks.checkpoint.monitor=val/volumetric_similarity"
+    run = own_runs.trained(
+        own / "conf", tmp_path, *small_run, "data.steps=2", "metric=volumetric_similarity", monitor
+    )
+    assert isinstance(run.folder.record["val_volumetric_similarity"], float)
+
+
+def test_volumetric_similarity_by_hand():
+    measure = VolumetricSimilarity().measure
+    one, three = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+    one[0, 0], three[1, :3] = True, True
+    assert measure(one, three, None) == pytest.approx(0.5)  # 1 - 2 / 4, no voxel in common
+    assert measure(one, one, None) == 1
+    assert measure(one & ~one, three, None) == 0
+    assert measure(one & ~one, one & ~one, None) is None
