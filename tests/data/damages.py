@@ -224,7 +224,7 @@ DAMAGES = [
            Accepted("the content counts")),
     # ---- voxels
     Damage("NaN in an image", image(lambda a: with_value(a, np.nan, np.float32)),
-           Refused(IMAGE, "1 of 90 voxels of the image are NaN", "without NaN")),
+           Refused(IMAGE, "1 of 90 voxels are NaN", "without NaN")),
     Damage("infinity in an image", image(lambda a: with_value(a, np.inf, np.float32)),
            Refused(IMAGE, "1 of 90 voxels", "without NaN")),
     Damage("a number beyond float32", image(lambda a: with_value(a, 1e300, np.float64)),

@@ -247,7 +247,7 @@ def test_nan_in_an_image_is_an_error(patient):
     image = pixels(0)[0].astype(np.float32)
     image[0, 0, 0] = np.nan
     write_nifti(patient / "patient001_frame01.nii.gz", image)
-    with pytest.raises(UserError, match=r"frame01\.nii\.gz: .*1 of 90 voxels of the image are NaN"):
+    with pytest.raises(UserError, match=r"frame01\.nii\.gz: .*1 of 90 voxels are NaN"):
         find_cases(patient.parent)[0].read()
 
 

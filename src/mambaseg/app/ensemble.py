@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mambaseg.app.networks import restore_network
-from mambaseg.data.slicing import check_rule
+from mambaseg.data.formats.volume import slice_axis
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
@@ -56,7 +56,7 @@ def restore_predictor(
             raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")
         names = list(about["classes"])
         takes = about["model"].get("arguments", {}).get("in_channels", 1)
-        cut = check_rule(about.get("slicing", "stored"))
+        slice_axis(None, cut := about.get("slicing", "stored"))  # which must be a known rule
         if classes and (names, takes) != (classes, channels):
             raise UserError(
                 f"ensemble: {checkpoint.path} takes {takes} channels and knows the classes "

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mambaseg.data.formats.volume import Volume
-from mambaseg.data.slicing import slice_axis
+from mambaseg.data.formats.volume import Volume, slice_axis
 from mambaseg.data.validation import DataError, find_problems, mapped
 
 
@@ -37,7 +36,7 @@ class Case:
         part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
         value_names: pairs (value in the file, name), where the data set itself names them.
-        slicing: which axis of the file becomes the first one, a rule of `slicing`.
+        slicing: which axis of the file becomes the first one, a rule of `slice_axis`.
         fold: of the data set's own cross-validation, that `part` is of; None where it has none.
         patient_assumed: nobody said whose the case is, so it counts as a patient of its own.
     """

@@ -16,13 +16,13 @@ from mambaseg.data.case import Case
 from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
 from mambaseg.data.foreground import require_foreground
+from mambaseg.data.formats.volume import slice_axis
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.patients import Alike, find_alike, parts_of
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
-from mambaseg.data.slicing import check_rule
 from mambaseg.data.splits import known_duplicates, make_split
 from mambaseg.data.validation import checked_label_map
 from mambaseg.errors import UserError
@@ -56,7 +56,7 @@ class SegmentationDataModule(StepDataModule):
         num_classes: K; labels must lie in 0..K-1.
         label_map: Value in the label files -> class, for labels in another order; every value that
             occurs must be named. None takes them as they are.
-        slicing: Along which axis of a file the slices are cut, a rule of `slicing`.
+        slicing: Along which axis of a file the slices are cut, a rule of `slice_axis`.
         cache_dir: Folder for decoded caches.
         on_device: Whether the training slices are kept in the device's memory and gathered there,
             which changes no value; `auto`: on a CUDA device with room for them.
@@ -111,7 +111,8 @@ class SegmentationDataModule(StepDataModule):
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)
         self._class_remarks = class_remarks
-        self.slicing = check_rule(slicing)
+        slice_axis(None, slicing)  # which must be a known rule
+        self.slicing = slicing
         self._split_name, self._fold, self._split_seed = split, fold, split_seed
         self._cache: VolumeCache | None = None
         if on_device not in (True, False, "auto"):

@@ -5,7 +5,7 @@ and results. B: images, Z: slices of a volume, C: channels, H, W: native size in
 the grid, K: classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ def is_spacing(value: Any) -> bool:
 class Resampled:
     """One image at another spacing, in the middle of the zeros that fill the network's grid.
 
-    The centres of the native and the resampled image coincide. Positions are in native pixels; the
-    first pixel's centre is at 0.
+    The centres of the native and the resampled image coincide. Positions are in native pixels, the
+    first pixel's centre at 0.
 
     Args:
         native: Height and width in native pixels.
@@ -73,21 +73,25 @@ class Resampled:
                 f"a slice of {native[0]} × {native[1]} pixels would become {height} × {width}: "
                 "choose a larger data.spacing"
             )
-        # Whole pixels apart from the image's first one, so that nothing is interpolated where the
-        # spacings are the same.
-        self._first = [
-            -((side - all_) // 2) for side, all_ in zip(self.shape, self.extent, strict=True)
-        ]
-        self._start = [
-            (side - 1) / 2 + s * (0.5 - first - count / 2)
-            for side, s, first, count in zip(native, step, self._first, self.shape, strict=True)
-        ]
+
+    def _axes(self) -> Iterator[tuple[int, float, int, int, int, float]]:
+        """Of each axis: native size, step, size, extent, first pixel, native start of the extent.
+
+        All are whole pixels from the image's first one, so that nothing is interpolated where the
+        spacings are the same.
+        """
+        for native, step, count, extent in zip(
+            self.native, self.step, self.shape, self.extent, strict=True
+        ):
+            first = -((count - extent) // 2)
+            start = (native - 1) / 2 + step * (0.5 - first - count / 2)
+            yield native, step, count, extent, first, start
 
     def positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where rows (1, height) and columns (1, width) of its extent lie in native pixels."""
         rows, columns = (
             (step * _count(extent, device) + start)[None]
-            for step, start, extent in zip(self.step, self._start, self.extent, strict=True)
+            for _, step, _, extent, _, start in self._axes()
         )
         return rows, columns
 
@@ -97,17 +101,13 @@ class Resampled:
         """Where rows (1, H) and columns (1, W) of the native image lie in its extent.
 
         Beyond the image its border takes their place: its own logits count there, not those of the
-        zeros around it.
-
-        Args:
-            shape: H and W; others than `native` where the image was reduced before.
-            device: Of the result.
+        zeros around it. `shape` is (H, W); not `native` where the image was reduced before.
         """
         rows, columns = (
             (((_count(side, device) + 0.5) * (native / side) - 0.5 - start) / step)
             .clamp(first, first + count - 1)[None]
-            for side, native, start, step, first, count in zip(
-                shape, self.native, self._start, self.step, self._first, self.shape, strict=True
+            for side, (native, step, count, _, first, start) in zip(
+                shape, self._axes(), strict=True
             )
         )  # fmt: skip
         return rows, columns
@@ -134,13 +134,12 @@ class Preprocessing:
     which clips to [low, high] in the files' grey values and maps these to 0 and 1.
 
     * *stretch*: as published (Mamba-UNet, after SSL4MIS): each axis is resampled to the grid by
-      nearest neighbour, the aspect ratio is not kept; labels go back by nearest neighbour.
-    * *fit*: the aspect ratio is kept, the longer side fills the grid, the image sits in its
-      centre on zeros; images are bilinear (no antialiasing), logits go back bilinearly before the
-      argmax.
-    * *spacing*: pixels become squares of `spacing` mm, bilinear as in fit. An image that is smaller
-      than the grid sits in its centre on zeros. Of a larger one training sees a part of the
-      grid's size (`Augmentation` says which); evaluation and prediction see all of it.
+      nearest neighbour, images and labels; the aspect ratio is not kept.
+    * *fit*: the longer side fills the grid, the image sits in its centre on zeros; images are
+      bilinear (no antialiasing), logits go back bilinearly before the argmax.
+    * *spacing*: pixels become squares of `spacing` mm, bilinear as in fit. Smaller images sit in
+      the grid's centre on zeros. Of larger ones training sees a part of the grid's size,
+      evaluation and prediction all.
     * *native*: likewise, with the pixels as they are; the voxel size plays no part.
 
     Args:

@@ -287,7 +287,7 @@ def find_problems(
 def not_finite(image: np.ndarray, path: Path) -> Iterator[DataError]:
     """NaN or infinity in an image."""
     if count := image.size - int(np.count_nonzero(np.isfinite(image))):
-        problem = f"{count} of {image.size} voxels of the image are NaN or infinite"
+        problem = f"{count} of {image.size} voxels are NaN or infinite"
         yield DataError(problem, path, "Get the file again, or export it again without NaN.")
 
 

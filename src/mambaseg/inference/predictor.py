@@ -19,9 +19,8 @@ from mambaseg.data.formats import dicom_seg
 from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
-from mambaseg.data.formats.volume import Volume, unsliced
+from mambaseg.data.formats.volume import Volume, slice_axis, unsliced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
-from mambaseg.data.slicing import slice_axis
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from mambaseg.inference.segment import Member, keep_largest_component, segment
@@ -98,7 +97,7 @@ class Predictor:
         made_by: plain data that says which networks these are; stands in every sidecar.
         options: what to do.
         trained_on: titles of the data that they were trained on.
-        slicing: how a volume is cut into slices, a rule of `data.slicing`.
+        slicing: how a volume is cut into slices, a rule of `slice_axis`.
         seen: the images that each network has learnt from; empty where that is not known.
     """
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.formats.volume import Volume
-from mambaseg.data.validation import DataError
+from mambaseg.data.validation import DataError, check_grey_values, check_same_geometry
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -51,15 +53,42 @@ def read_image(path: Path, channels: int = 1) -> Volume:
     return read_dicom((path,))
 
 
-def read_volume(path: Path, channels: int = 1) -> Volume:
-    """Read a file as `image` (Z, C, H, W) of its own data type; a fourth axis is the channels.
+def read_channels(paths: Sequence[Path], channels: int = 1) -> Volume:
+    """Read an image whose channels may be files of their own; its place is the first one's.
 
     Raises:
-        UserError: as `read_image`; DICOM files are not read here.
+        UserError: as `read_image`; the files lie on different grids, or have grey values that
+            float32 cannot tell apart.
     """
-    if not path.name.lower().endswith(ENDINGS):
-        raise DataError("this format is not read", path, f"Known endings: {', '.join(ENDINGS)}.")
-    volume = read_image(path, channels)
+    first, *others = (read_image(path, channels) for path in paths)
+    check_grey_values(paths[0], first.image)
+    for path, other in zip(paths[1:], others, strict=True):
+        shape, expected = other.image.shape, first.image.shape
+        if shape != expected:
+            problem = f"the channel has shape {shape} (t, z, channel, y, x), the first {expected}"
+            raise DataError(problem, path, "Resample it onto the first.")
+        check_same_geometry(first, other, paths[0], path)
+        check_grey_values(path, other.image)
+    arrays = [one.image for one in (first, *others)]
+    return replace(first, image=np.concatenate(arrays, axis=2)) if others else first
+
+
+def read_volume(path: Path, *further: Path, channels: int = 1) -> Volume:
+    """Read an image for training as (Z, C, H, W); a fourth axis of a file is its channels.
+
+    Args:
+        path: of the file.
+        further: files of further channels.
+        channels: asked of a picture, see `pictures.read_pixels`.
+
+    Raises:
+        UserError: as `read_channels`; DICOM files are not read here.
+    """
+    paths = (path, *further)
+    for one in paths:
+        if not one.name.lower().endswith(ENDINGS):
+            raise DataError("this format is not read", one, f"Known endings: {', '.join(ENDINGS)}.")
+    volume = read_channels(paths, channels)
     times, slices, held, height, width = volume.image.shape
     array = volume.image.swapaxes(0, 1).reshape(slices, times * held, height, width)
     return replace(volume, image=array)

@@ -8,21 +8,13 @@ import logging
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mambaseg.data.fingerprint import content_digest
-from mambaseg.data.formats.files import DICOM, ENDINGS, PICTURES, read_image, without_ending
+from mambaseg.data.formats.files import DICOM, ENDINGS, PICTURES, read_channels, without_ending
 from mambaseg.data.formats.volume import Volume
-from mambaseg.data.validation import (
-    DataError,
-    check_grey_values,
-    check_same_geometry,
-    not_finite,
-    unlisted,
-)
+from mambaseg.data.validation import check_grey_values, not_finite, unlisted
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
 
@@ -81,23 +73,13 @@ class Source:
             from mambaseg.data.formats.dicom import read_dicom
 
             image = read_dicom(self.series)
+            check_grey_values(self.path, image.image)
         else:
-            image = read_image(self.path, 1 if self.further else channels)
-        arrays = [image.image]
-        for path in self.further:
-            other = read_image(path)
-            if other.image.shape != image.image.shape:
-                problem = f"the channel has shape {other.image.shape}, the first {arrays[0].shape}"
-                raise DataError(problem, path, "Resample it onto the first, as for training.")
-            check_same_geometry(image, other, self.path, path)
-            arrays.append(other.image)
-        if self.further:
-            image = replace(image, image=np.concatenate(arrays, axis=2))
+            image = read_channels((self.path, *self.further), 1 if self.further else channels)
         if image.image.shape[2] == 1 < channels == len(image.image):
             image = image.with_times_as_channels()
-        for found in not_finite(image.image, self.path):
-            raise found
-        check_grey_values(self.path, image.image)
+        for problem in not_finite(image.image, self.path):
+            raise problem
         return image
 
 
@@ -159,22 +141,17 @@ def _without_labels(sources: list[Source]) -> tuple[list[Source], list[str]]:
         if folder.name.startswith("images")
         for parent in [folder.parent]
     }
-    images: list[Source] = []
-    left_out = defaultdict(list)
+    kept: dict[str, list[Source]] = {"": [], "earlier result": [], "reference": []}
     for source in sources:
-        if not source.series and _is_result(source):
-            left_out["earlier result"].append(source.path.name)
-        elif not source.series and _is_reference(source.name, names, with_images):
-            left_out["reference"].append(source.path.name)
-        else:
-            images.append(source)
-    notes = [
-        printable(
-            f"left out: {len(files)} {kind}{'s' * (len(files) > 1)} ({', '.join(files[:3])}"
-            f"{', ...' * (len(files) > 3)})"
-        )
-        for kind, files in sorted(left_out.items())
-    ]
+        result = not source.series and _is_result(source)
+        label = not source.series and _is_reference(source.name, names, with_images)
+        kept["earlier result" if result else "reference" if label else ""].append(source)
+    notes = []
+    images = kept.pop("")
+    for kind, some in kept.items():
+        few = ", ".join(source.path.name for source in some[:3]) + ", ..." * (len(some) > 3)
+        if some:
+            notes.append(printable(f"left out: {len(some)} {kind}{'s'[: len(some) - 1]} ({few})"))
     return images, notes
 
 
@@ -207,22 +184,18 @@ def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
     neither are they where one is missing, or where pictures are more or fewer than the channels.
     """
     groups: dict[str, list[Source]] = defaultdict(list)
-    found = []
+    sources = sorted(sources, key=lambda source: source.name)
     names = {source.name for source in sources}
-    for source in sorted(sources, key=lambda source: source.name):
+    for source in sources:
         match = None if source.series else CHANNEL.fullmatch(source.name)
-        if match and match[1] not in names:
-            groups[match[1]].append(source)
-        else:
-            found.append(source)
+        groups[match[1] if match and match[1] not in names else ""].append(source)
+    found = groups.pop("", [])
     for name, files in groups.items():
-        numbered = [source.name for source in files] == [
-            f"{name}_{number:04d}" for number in range(len(files))
-        ]
+        numbers = [f"{name}_{number:04d}" for number in range(len(files))]
         volumes = channels > 1 and not files[0].is_picture
-        if numbered and (len(files) in (1, channels) or volumes):
-            first, *others = (source.path for source in files)
-            found.append(Source(name, first, (), tuple(others)))
+        if numbers == [one.name for one in files] and (len(files) in (1, channels) or volumes):
+            further = tuple(source.path for source in files[1:])
+            found.append(Source(name, files[0].path, (), further))
         else:
             found += files
     return sorted(found, key=lambda source: source.name)

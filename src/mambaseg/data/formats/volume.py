@@ -7,7 +7,30 @@ from typing import Any
 
 import numpy as np
 
+from mambaseg.errors import UserError
+
 Spacing = tuple[float, float, float]
+SLICINGS = ("stored", "spacing")
+CLEARLY = 1.5  # times the voxel size along each other axis
+
+
+def slice_axis(spacing: Spacing | None, rule: str) -> int:
+    """Which of the axes (z, y, x) the slices are stacked along that the network sees.
+
+    `stored`: the file's last one (z), as ACDC and most scans are stored. `spacing`: the one with
+    clearly the largest voxel size; else z, as of a nearly isotropic scan the largest says nothing
+    about how it was made. The rule looks at the case alone, so prediction cuts as training would.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    if rule not in SLICINGS:
+        raise UserError(f"unknown data.slicing={rule!r}: choose one of {', '.join(SLICINGS)}")
+    if rule == "stored" or spacing is None:
+        return 0
+    axis = int(np.argmax(spacing))
+    others = [side for index, side in enumerate(spacing) if index != axis]
+    return axis if spacing[axis] >= CLEARLY * max(others) else 0
 
 
 @dataclass(frozen=True)

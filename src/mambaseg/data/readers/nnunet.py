@@ -19,8 +19,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
@@ -162,15 +160,8 @@ def read(case: Case, *, channels: int = 1) -> Volume:
     Raises:
         UserError: A file is missing or damaged, channels or label do not fit each other.
     """
-    paths = (case.image_path, *case.more_images)
-    image, *others = (read_volume(path, channels) for path in paths)
-    for path, one in zip(case.more_images, others, strict=True):
-        if one.image.shape != image.image.shape:
-            problem = f"the channel has shape {one.image.shape}, the first one {image.image.shape}"
-            raise DataError(f"{problem} (z, channel, y, x)", path, "Resample it onto the first.")
-        check_same_geometry(image, one, case.image_path, path)
-    grey = [as_float32(path, one.image) for path, one in zip(paths, (image, *others), strict=True)]
-    array = np.concatenate(grey, axis=1)
+    image = read_volume(case.image_path, *case.more_images, channels=channels)
+    array = as_float32(case.image_path, image.image)
     label = None
     if case.label_path is not None:
         file = read_label(case.label_path)
