@@ -59,8 +59,12 @@ def write_run(
     config=None,
     record=None,
     size: int = 32,
+    more=(),
 ) -> Path:
-    """Writes a finished run; `misses` are (patient, class) pairs without a prediction."""
+    """Writes a finished run.
+
+    `misses` are (patient, class) pairs without a prediction, `more` metrics from outside.
+    """
     split = {"name": "random-seed0", "hash": "aaaa", "note": ""}
     if fold is not None:
         split = {"name": f"nnunet-fold{fold}", "hash": f"fold{fold}", "note": ""}
@@ -95,7 +99,8 @@ def write_run(
             case = f"patient{patient:03d}_{phase}"
             identity = {"case": case, "patient": case[:-3], "phase": phase,
                         "group": GROUPS[patient % 5]}  # fmt: skip
-            scored = score_case(labels, truth, num_classes=4, spacing=spacing, policy=policy)
+            scored = score_case(labels, truth, num_classes=4, spacing=spacing, policy=policy,
+                                more=more)  # fmt: skip
             rows += [{**identity, "class_name": NAMES[row["class"]], **row} for row in scored]
             image = 60.0 * truth + 20 * rng.random(truth.shape)
             for key, array in overlay_slices(image, truth, labels).items():
@@ -119,7 +124,7 @@ def write_run(
     folder.write_text("config.yaml", yaml.safe_dump(settings))
     folder.write_rows("cases.csv", rows)
     header = {"data": "fake hearts", "model": model, "split": split, "checkpoint": "best"}
-    folder.write_json("metrics.json", {**header, **summarise(rows, NAMES)})
+    folder.write_json("metrics.json", {**header, **summarise(rows, NAMES, more=more)})
     folder.write_arrays("overlays.npz", overlays)
     folder.write_rows("metrics.csv", curve(seed, error))
     folder.finish("done")

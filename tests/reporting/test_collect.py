@@ -36,14 +36,14 @@ def seeds(tmp_path_factory):
 
 
 def test_seeds_are_one_row_and_networks_are_in_the_papers_order(seeds):
-    (comparison,), problems = collect(seeds)
+    (comparison,), _, problems = collect(seeds)
     assert [entry.label for entry in comparison.entries] == ["unet", "mamba_unet"]
     assert [list(entry.by_seed) for entry in comparison.entries] == [[1, 2], [1, 2]]
     assert comparison.unit == "mm" and problems == []
 
 
 def test_the_mean_over_cases_is_that_of_each_runs_own_summary(seeds):
-    (comparison,), _ = collect(seeds)
+    (comparison,), _, _ = collect(seeds)
     for entry in comparison.entries:
         for average, part in (("cases", "foreground"), ("background", "all")):
             for metric in ("dice", "hd95_mm", "precision"):
@@ -54,7 +54,7 @@ def test_the_mean_over_cases_is_that_of_each_runs_own_summary(seeds):
 
 
 def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds):
-    (comparison,), _ = collect(seeds)
+    (comparison,), _, _ = collect(seeds)
     mamba = comparison.entries[1]
     assert outcomes(mamba) == {"scored": 20, "missed": 4, "false_positive": 0, "both_empty": 0}
     assert estimate(mamba, "dice").undefined == 0
@@ -68,14 +68,14 @@ def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds):
 def test_a_mean_over_some_seeds_only_says_so(tmp_path):
     write_run(tmp_path, seed=1, **FEW)
     write_run(tmp_path, seed=2, misses=[(1, 1), (2, 1)], **FEW)
-    (comparison,), _ = collect(tmp_path)
+    (comparison,), _, _ = collect(tmp_path)
     score = estimate(comparison.entries[0], "hd95_mm", class_name="RV")
     assert cell(score, 2).endswith(" (1 of 2 seeds)") and "±" not in cell(score, 2)
     assert "seeds" not in cell(estimate(comparison.entries[0], "dice"), 3)
 
 
 def test_pooled_dice_is_that_of_all_voxels_at_once(seeds):
-    (comparison,), _ = collect(seeds)
+    (comparison,), _, _ = collect(seeds)
     entry = comparison.entries[1]
     per_seed = []
     for rows in entry.by_seed.values():
@@ -91,7 +91,7 @@ def test_pooled_dice_is_that_of_all_voxels_at_once(seeds):
 
 
 def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
-    (comparison,), _ = collect(seeds)
+    (comparison,), _, _ = collect(seeds)
     entry = comparison.entries[1]
     per_seed = [
         fmean(r["dice"] for r in rows if r["patient"] == "patient002" and r["class"])
@@ -103,7 +103,7 @@ def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
 
 
 def test_a_structure_that_a_seed_misses_has_no_distance_to_compare(seeds):
-    (comparison,), _ = collect(seeds)
+    (comparison,), _, _ = collect(seeds)
     unet, mamba = (value_scores(entry, "hd95_mm") for entry in comparison.entries)
     structure = ("patient002", "patient002_ES", 1)
     assert mamba[structure] is None
@@ -120,7 +120,7 @@ def test_folds_are_pooled_over_patients_not_averaged(tmp_path):
     folder = tmp_path / "folds"
     runs = [write_run(folder, fold=0, patients=(1, 2, 3), size=16),
             write_run(folder, fold=1, patients=(4,), error=0.9, size=16)]  # fmt: skip
-    (comparison,), _ = collect(folder)
+    (comparison,), _, _ = collect(folder)
     (entry,) = comparison.entries
     rows = [row for run in runs for row in read_run(run).rows]
     pooled = summarise(rows, NAMES)["foreground"]["dice"]["mean"]
@@ -134,7 +134,7 @@ def test_other_settings_are_rows_of_their_own_and_named(tmp_path):
     folder = tmp_path / "optim"
     for optim in ("sgd", "adamw"):
         write_run(folder, optim=optim, **FEW)
-    (comparison,), _ = collect(folder)
+    (comparison,), _, _ = collect(folder)
     assert [e.label for e in comparison.entries] == ["unet · AdamW lr=0.001", "unet · SGD lr=0.01"]
     assert any("Only one seed was trained" in said for said in cautions(comparison))
 
@@ -147,7 +147,7 @@ def test_other_settings_are_rows_of_their_own_and_named(tmp_path):
 def test_other_protocols_are_other_comparisons(tmp_path, change):
     write_run(tmp_path, "unet", **FEW)
     write_run(tmp_path, "swin_unet", **FEW, **change)
-    comparisons, _ = collect(tmp_path)
+    comparisons, _, _ = collect(tmp_path)
     assert len(comparisons) == (1 if "spacing" in change else 2)
     if "spacing" in change:
         assert comparisons[0].unit == "vox"  # one unit for all
@@ -166,7 +166,7 @@ def test_other_images_for_the_networks_are_said(tmp_path):
     write_run(tmp_path, "swin_unet", config={"data.preprocessing": "modern"}, **FEW)
     write_run(tmp_path, "mamba_unet", record={"hardware": {"gpus": ["a GPU"]}},
               patients=(1,), size=16)  # fmt: skip
-    (comparison,), _ = collect(tmp_path)
+    (comparison,), _, _ = collect(tmp_path)
     said = " ".join(cautions(comparison))
     assert "differ in data.preprocessing" in said
     assert "mamba_unet · preprocessing=paper was not tested on 1 of 2 patients" in said
@@ -178,7 +178,7 @@ def test_a_copy_of_a_run_does_not_count_twice_and_superseded_ones_never(seeds, t
     first = tmp_path / "copy" / "unet-sgd-seed1"
     shutil.copytree(first, first.with_name("again"))
     shutil.copytree(first, first.with_name("unet-sgd-seed1.previous"))
-    (comparison,), problems = collect(tmp_path / "copy")
+    (comparison,), _, problems = collect(tmp_path / "copy")
     assert [len(entry.runs) for entry in comparison.entries] == [2, 2]
     assert len(problems) == 1 and "has the setting, seed and fold of" in problems[0]
 
@@ -187,7 +187,7 @@ def test_a_damaged_run_is_left_out_and_named(seeds, tmp_path):
     shutil.copytree(seeds, tmp_path / "copy")
     (tmp_path / "copy" / "unet-sgd-seed1" / "cases.csv").unlink()
     (tmp_path / "copy" / "unet-sgd-seed2" / "metrics.json").write_text("{")
-    (comparison,), problems = collect(tmp_path / "copy")
+    (comparison,), _, problems = collect(tmp_path / "copy")
     assert [entry.label for entry in comparison.entries] == ["mamba_unet"]
     assert "unet-sgd-seed1/cases.csv" in problems[0].replace("\\", "/")
     assert "unet-sgd-seed2/metrics.json" in problems[1].replace("\\", "/")
@@ -231,7 +231,7 @@ def test_a_rescored_checkpoint_is_a_row_that_says_so(seeds, tmp_path):
     config = yaml.safe_load(path.read_text())
     config["checkpoint"] = "/far/away/some-run/checkpoints/best.ckpt"
     path.write_text(yaml.safe_dump(config))
-    (comparison,), _ = collect(tmp_path / "copy")
+    (comparison,), _, _ = collect(tmp_path / "copy")
     labelled = [entry.label for entry in comparison.entries]
     assert "unet · checkpoint=some-run/best.ckpt" in labelled and "unet" in labelled
 

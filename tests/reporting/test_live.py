@@ -64,7 +64,7 @@ def test_a_reader_sees_whole_files_while_a_run_writes_them(live):
 def test_a_report_amid_a_training_says_what_still_runs(live):
     experiment, process = live
     page = write_report(experiment).read_text()
-    comparisons, problems = collect(experiment)
+    comparisons, _, problems = collect(experiment)
     assert [run.path.name for c in comparisons for e in c.entries for run in e.runs] == [
         "unet-sgd-seed1"
     ]

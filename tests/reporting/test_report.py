@@ -10,6 +10,7 @@ import pytest
 from fake_runs import write_run
 from scipy import stats
 
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.clinical import agreement, clinical_grid, indices
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.grid import Grid, signed
@@ -19,7 +20,7 @@ from mambaseg.reporting.paired import pairs, verdict
 from mambaseg.reporting.plots import HATCHES, LINES, _again, _colour
 from mambaseg.reporting.report import section_of, write_report
 from mambaseg.reporting.runs import read_run
-from mambaseg.reporting.tables import cost_grid
+from mambaseg.reporting.tables import cost_grid, run_grid
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_paired_csv_is_a_test_over_patients_with_seeds_averaged_first(experiment
 def test_holm_counts_all_pairs_of_the_table(tmp_path):
     for name, error in (("unet", 0.1), ("swin_unet", 0.9), ("mamba_unet", 0.6)):
         write_run(tmp_path, name, error=error, patients=range(1, 7), size=16)
-    (comparison,), _ = collect(tmp_path)
+    (comparison,), _, _ = collect(tmp_path)
     found = pairs(comparison, comparison.metrics[0])
     smallest = min(found, key=lambda pair: pair.p)
     assert len(found) == 3 and smallest.p_holm == pytest.approx(min(1, 3 * smallest.p))
@@ -183,7 +184,7 @@ def test_a_seed_without_any_value_is_counted_rather_than_left_out(tmp_path):
         write_run(tmp_path, "unet", seed=seed, patients=range(1, 7), size=16, misses=misses)
         write_run(tmp_path, "mamba_unet", seed=seed, patients=range(1, 7), size=16,
                   misses=[(p, c) for p in range(1, 7) for c in (1, 2, 3)])  # fmt: skip
-    (comparison,), _ = collect(tmp_path)
+    (comparison,), _, _ = collect(tmp_path)
     cells = {tuple(row[:2]): row[2:] for row in clinical_grid(comparison).rows}
     half, none = cells["RV EF (%)", "unet"], cells["RV EF (%)", "mamba_unet"]
     assert half[0] == "6" and half[1].endswith("(1 of 2 seeds)") and half[-1] == "6"
@@ -215,6 +216,42 @@ def test_runs_without_curves_overlays_or_spacing_get_a_report_all_the_same(tmp_p
     assert figures == {"dice-histogram", "dice-classes", "agreement-ef"}
     assert "LV EF (%)" in text and "LV EDV (ml)" not in text
     assert not (tmp_path / "report" / "paired.csv").exists()
+
+
+class VolumeError(Metric):
+    """A metric that the package does not have."""
+
+    def __init__(self):
+        super().__init__("volume_error", "volume error", unit="", higher_is_better=False,
+                         decimals=1, empty="measured")  # fmt: skip
+
+    def measure(self, prediction, reference, spacing):
+        return 100 * abs(int(prediction.sum()) - int(reference.sum())) / int(reference.sum())
+
+
+def test_a_metric_from_outside_is_in_every_table_without_being_imported(tmp_path):
+    for name, error in (("unet", 0.2), ("mamba_unet", 0.9)):
+        path = write_run(tmp_path, name, error=error, patients=range(1, 8), size=16,
+                         more=[VolumeError()])  # fmt: skip
+    report = write_report(tmp_path).parent
+    run = read_run(path)
+    table = run_grid(run.summary, "a run", run.config["data"]["class_names"])
+    mean = run.summary["foreground"]["volume_error"]["mean"]
+    assert table.rows[-2][table.header.index("volume error")] == f"{mean:.1f}"
+    text = (report / "table.md").read_text()
+    headers = [line for line in text.splitlines() if line.startswith("| network |")]
+    assert sum("volume error" in header for header in headers) == 4  # all, classes, phases, groups
+    assert "Paired comparison of volume error" in text
+    (got,) = [
+        row
+        for row in rows(tmp_path, "table.csv")
+        if row["network"] == "mamba_unet"
+        and (row["metric"], row["class"]) == ("volume_error", "foreground")
+        and (row["phase"], row["group"], row["average"]) == ("all", "all", "cases")
+    ]
+    assert float(got["mean"]) == pytest.approx(mean)
+    (pair,) = [row for row in rows(tmp_path, "paired.csv") if row["metric"] == "volume_error"]
+    assert float(pair["difference"]) < 0 and int(pair["wins"]) > int(pair["losses"])
 
 
 def test_latex_and_markdown_escape_what_they_must():

@@ -5,9 +5,11 @@ import json
 import pytest
 import yaml
 
+from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.collect import collect
 from mambaseg.reporting.report import write_report
-from mambaseg.reporting.tasks import other_runs
 
+DB = Metric("psnr", "PSNR dB", decimals=1).plain()
 METRICS = ("psnr", "ssim", "psnr_hazy", "ssim_hazy")
 
 
@@ -44,7 +46,7 @@ def change(summary, path, value):
 
 def test_a_whole_run_is_read(tmp_path):
     write_run(tmp_path / "one")
-    runs, problems = other_runs(tmp_path)
+    _, runs, problems = collect(tmp_path)
     assert [run.summary["cases"] for run in runs] == [3] and not problems
 
 
@@ -60,8 +62,9 @@ def test_a_whole_run_is_read(tmp_path):
         ("split", None),
         ("data", 7),
         ("cases", "3"),
-        ("columns", {"psnr": "dB"}),
-        ("columns", {"psnr": ["dB", "2"]}),
+        ("metrics", [{"name": "psnr"}]),
+        ("metrics", [{**DB, "decimals": "2"}]),
+        ("metrics", [{**DB, "decimals": 1 << 30}]),
         ("note", ["a"]),
     ],
 )
@@ -70,34 +73,35 @@ def test_a_run_whose_summary_lies_is_left_out_and_named(tmp_path, path, value):
     summary = write_run(tmp_path / "bad")
     change(summary, path, value)
     (tmp_path / "bad" / "metrics.json").write_text(json.dumps(summary))
-    runs, problems = other_runs(tmp_path)
+    _, runs, problems = collect(tmp_path)
     assert [run.path.name for run in runs] == ["good"]
     assert len(problems) == 1 and str(tmp_path / "bad" / "metrics.json") in problems[0]
 
 
 def test_a_run_without_its_configuration_is_left_out_and_named(tmp_path):
     write_run(tmp_path / "bad")
+    write_run(tmp_path / "good")
     (tmp_path / "bad" / "config.yaml").write_text("seed: [")
-    runs, problems = other_runs(tmp_path)
-    assert not runs
+    _, runs, problems = collect(tmp_path)
+    assert [run.path.name for run in runs] == ["good"]
     assert len(problems) == 1 and "config.yaml" in problems[0]
 
 
 def test_a_copy_of_a_run_does_not_count_twice(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / name)
-    runs, problems = other_runs(tmp_path)
+    _, runs, problems = collect(tmp_path)
     assert len(runs) == 1 and "left out: one has the setting" in problems[0]
 
 
 def test_the_table_shows_what_the_summary_says_of_itself_and_else_its_names(tmp_path):
     summary = write_run(tmp_path / "new")
-    summary |= {"title": "Fog", "columns": {"psnr": ["PSNR dB", 1]}, "note": "Not rounded."}
+    summary |= {"title": "Fog", "metrics": [DB], "note": "Not rounded."}
     (tmp_path / "new" / "metrics.json").write_text(json.dumps(summary))
     table = (write_report(tmp_path).parent / "table.md").read_text()
     assert "## Fog" in table and "| PSNR dB | ssim |" in table and "| 20.0 | 20.0000 |" in table
     assert "Not rounded." in table
-    for key in ("title", "columns", "note"):  # as runs of before
+    for key in ("title", "metrics", "note"):  # as runs of before
         del summary[key]
     (tmp_path / "new" / "metrics.json").write_text(json.dumps(summary))
     table = (write_report(tmp_path).parent / "table.md").read_text()

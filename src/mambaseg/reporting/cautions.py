@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.scores import outcomes
@@ -13,7 +12,7 @@ from mambaseg.reporting.tables import device, seen_note
 
 def cautions(comparison: Comparison) -> list[str]:
     """All sentences about one comparison, the gravest first."""
-    parts = (_data, _patients, _repeats, _settings, _outcomes, _origins)
+    parts = (_data, _patients, _repeats, _missed, _differences)
     return [sentence for part in parts for sentence in part(comparison)]
 
 
@@ -29,7 +28,7 @@ def _data(comparison: Comparison) -> Iterator[str]:
     split = comparison.protocol["split"]
     for note in dict.fromkeys(str(run.split.get("note") or "") for run in comparison.runs):
         if note:
-            yield f"Split {split}: {note}"
+            yield f'Split "{split}": {note}'
     hashes: dict[str, set[str]] = defaultdict(set)
     for run in comparison.runs:
         hashes[run.split["name"]].add(str(run.split["hash"]))
@@ -70,61 +69,61 @@ def _repeats(comparison: Comparison) -> Iterator[str]:
         counts = ", ".join(f"{label}: {count}" for label, count in seeds.items())
         yield f"The numbers of seeds differ ({counts})."
     for entry in comparison.entries:
-        folds: dict[int, set[int]] = defaultdict(set)
+        folds: dict[int, list[int | None]] = defaultdict(list)
         for run in entry.runs:
-            folds[run.seed] |= set() if run.fold is None else {run.fold}
-        if len({frozenset(own) for own in folds.values()}) > 1:
-            own = ", ".join(f"seed {seed}: {sorted(f)}" for seed, f in sorted(folds.items()))
+            folds[run.seed].append(run.fold)
+        if len(set(map(tuple, folds.values()))) > 1:
+            own = ", ".join(f"seed {seed}: {numbers}" for seed, numbers in folds.items())
             yield f"{entry.label}: the seeds have different folds ({own})."
 
 
-def _settings(comparison: Comparison) -> Iterator[str]:
-    def differ(part: str, key: str) -> bool:
-        values = (entry.runs[0].config.get(part) or {} for entry in comparison.entries)
-        return len({str(value.get(key)) for value in values}) > 1
-
-    settings = ("preprocessing", "size", "intensity", "window", "spacing")
-    if different := [f"data.{key}" for key in settings if differ("data", key)]:
-        yield (
-            f"The entries differ in {', '.join(different)}, so the networks saw other images. "
-            "All scores are at native resolution all the same."
-        )
-    if differ("evaluation", "keep_largest"):
-        yield "Only some entries keep the largest component before scoring."
-    if len({str(e.runs[0].setting.get("model.pretrained")) for e in comparison.entries}) > 1:
-        yield "Only some entries start from pretrained weights, or from different ones."
-
-
-def _outcomes(comparison: Comparison) -> Iterator[str]:
+def _missed(comparison: Comparison) -> Iterator[str]:
     policy = comparison.protocol["empty masks"]
+    consequence = "The policy decides which distance they count with"
+    if policy == "strict":
+        consequence = "These have no surface distance and are left out of HD95 and ASSD"
     for entry in comparison.entries:
         counts = outcomes(entry)
         if counts["missed"]:
-            left_out = (
-                "These have no surface distance and are left out of HD95 and ASSD"
-                if policy == "strict"
-                else "What their distances count as depends on the policy"
-            )
             yield (
                 f"{entry.label} found nothing for {counts['missed']} of {sum(counts.values())} "
-                f'structures. {left_out} (policy "{policy}").'
+                f'structures. {consequence} (policy "{policy}").'
             )
 
 
-def _origins(comparison: Comparison) -> Iterator[str]:
-    def distinct(part: str, key: str) -> list[Any]:
-        return sorted({(r.record.get(part) or {}).get(key) for r in comparison.runs} - {None})
-
-    if len(distinct("code", "digest")) > 1:
-        yield "The runs were made by different versions of the code (Runs lists the commits)."
-    devices = sorted({device(run.record) for run in comparison.runs})
-    if len(devices) > 1:
-        yield f"The runs used different hardware, so times differ: {', '.join(devices)}."
-    versions = distinct("versions", "torch")
-    if len(versions) > 1:
-        yield f"The runs used different versions of torch: {', '.join(versions)}."
-    last = [run.path.name for run in comparison.runs if run.summary.get("checkpoint") == "last"]
+def _differences(comparison: Comparison) -> Iterator[str]:
+    settings = ("preprocessing", "size", "intensity", "window", "spacing")
+    own = [entry.runs[0].config["data"] for entry in comparison.entries]
+    keys = [key for key in settings if len({str(data.get(key)) for data in own}) > 1]
+    if keys:
+        yield (
+            f"The entries differ in {', '.join(f'data.{key}' for key in keys)}, so the networks "
+            "saw other images. All scores are at native resolution all the same."
+        )
+    runs = comparison.runs
+    shared = {
+        "Only some entries keep the largest component before scoring.": [
+            bool((run.config.get("evaluation") or {}).get("keep_largest")) for run in runs
+        ],
+        "Only some entries start from pretrained weights, or from different ones.": [
+            run.setting.get("model.pretrained") or "none" for run in runs
+        ],
+        "The runs were made by different versions of the code (Runs lists the commits).": [
+            (run.record.get("code") or {}).get("digest") for run in runs
+        ],
+        "The runs used different hardware, so times differ: {}.": [
+            device(run.record) for run in runs
+        ],
+        "The runs used different versions of torch: {}.": [
+            (run.record.get("versions") or {}).get("torch") for run in runs
+        ],
+    }
+    for sentence, values in shared.items():
+        distinct = {str(value) for value in values} - {"None"}
+        if len(distinct) > 1:
+            yield sentence.format(", ".join(sorted(distinct)))
+    last = [run.path.name for run in runs if run.summary.get("checkpoint") == "last"]
     if last:
         yield f"There was no best checkpoint, so the last one was scored: {', '.join(last)}."
-    if skipped := [run.path.name for run in comparison.runs if run.record.get("skipped")]:
-        yield f"Training skipped steps that were not finite in {', '.join(skipped)}."
+    if skipped := [run.path.name for run in runs if run.record.get("skipped")]:
+        yield f"Training skipped steps that were not finite: {', '.join(skipped)}."

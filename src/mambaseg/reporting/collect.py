@@ -19,12 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.labels import labels
-from mambaseg.reporting.runs import Row, RunData, read_run, run_folders
-from mambaseg.storage.run_folder import RunFolder
-from mambaseg.storage.untrusted import ForeignFileError, read_json
+from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs
 
 
 @dataclass(frozen=True)
@@ -123,45 +120,24 @@ class Comparison:
         return list(found.values())
 
 
-def is_other_task(path: Path) -> bool:
-    """Whether a finished run folder is of another task than segmentation."""
-    try:
-        return read_json(path / "metrics.json").get("task", "segmentation") != "segmentation"
-    except (OSError, ForeignFileError, AttributeError):
-        return False
-
-
-def collect(folder: str | Path) -> tuple[list[Comparison], list[str]]:
+def collect(folder: str | Path) -> tuple[list[Comparison], list[RunData], list[str]]:
     """Reads all finished runs of an experiment.
 
     Args:
         folder: `outputs/<experiment>`.
 
     Returns:
-        Comparisons, the largest first, and what had to be left out, one sentence each.
+        Comparisons, the largest first; runs of other tasks than segmentation; and what had to be
+        left out, one sentence each.
 
     Raises:
-        UserError: there is no finished run with test scores, of whatever task.
+        UserError: there is no finished run with test scores.
     """
-    runs, problems, others = [], [], False
-    for path in run_folders(folder):
-        if not RunFolder(path).finished:
-            continue  # `mambaseg.reporting.status` lists these, and why
-        if is_other_task(path):
-            others = True  # `mambaseg.reporting.tasks` reads these
-            continue
-        try:
-            runs.append(read_run(path))
-        except UserError as error:
-            problems.append(f"left out: {error}")
-    if not runs and not others:
-        detail = "".join(f"\n  {problem}" for problem in problems)
-        raise UserError(
-            f"{folder}: no finished run with test scores yet. "
-            f"`python src/report.py status {folder}` lists what there is.{detail}"
-        )
-    runs, repeated = without_repeats(runs, lambda run: [run.protocol, run.setting, run.fold])
-    return group(runs), problems + repeated
+    runs, problems = read_runs(folder)
+    runs, repeated = _without_repeats(runs)
+    segmented = [run for run in runs if run.task == SEGMENTATION]
+    others = [run for run in runs if run.task != SEGMENTATION]
+    return group(segmented), others, problems + repeated
 
 
 def group(runs: Sequence[RunData]) -> list[Comparison]:
@@ -202,22 +178,12 @@ def _order(label: str) -> tuple[int, str]:
     return (known.index(model) if model in known else len(known), label)
 
 
-def without_repeats(
-    runs: Sequence[RunData], setting: Callable[[RunData], Any]
-) -> tuple[list[RunData], list[str]]:
-    """Of runs with the same setting and seed only the latest counts.
-
-    Args:
-        runs: of an experiment.
-        setting: run -> all that distinguishes it from others except the seed, as plain data.
-
-    Returns:
-        The runs that count by name, and what is left out, one sentence each.
-    """
-    latest: dict[tuple[Any, ...], RunData] = {}
+def _without_repeats(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
+    """Of runs with the same setting, seed and fold the latest; and a sentence for each other."""
+    latest: dict[str, RunData] = {}
     repeated = []
     for run in sorted(runs, key=lambda run: str(run.record.get("ended", ""))):
-        key = (_key(setting(run)), run.seed)
+        key = _key([run.protocol, run.setting, run.fold, run.seed])
         if key in latest:
             repeated.append(
                 f"left out: {latest[key].path.name} has the setting, seed and fold of "

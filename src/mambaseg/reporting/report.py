@@ -22,7 +22,7 @@ from mambaseg.reporting.tables import (
     settings_grid,
     tidy,
 )
-from mambaseg.reporting.tasks import other_grids, other_runs
+from mambaseg.reporting.tasks import other_grids
 from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder
 
@@ -91,10 +91,8 @@ def write_report(folder: str | Path) -> Path:
     from mambaseg.reporting.plots import draw
 
     folder = Path(folder)
-    comparisons, problems = collect(folder)
-    found, unread = other_runs(folder)
-    problems += unread
-    others = other_grids(found)
+    comparisons, other_tasks, problems = collect(folder)
+    others = other_grids(other_tasks)
     runs = states(folder)
     sections = [section_of(comparison) for comparison in comparisons]
     place = folder / "report"

@@ -1,4 +1,4 @@
-"""Run folders read back: all that a report computes with, checked once for types and ranges.
+"""Finished run folders read back, each file checked once for types and ranges.
 
 A folder may come from somebody else. Whatever is missing, damaged or out of range in it ends in one
 `UserError` that names the file and the field, so that the report of the other runs can go ahead.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,99 +16,43 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.evaluation.metrics import BUILT_IN, VOLUME, Metric
+from mambaseg.evaluation.metrics import BUILT_IN, Metric
 from mambaseg.reporting.labels import flatten
 from mambaseg.storage.identity import scientific, with_digests
+from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import ForeignFileError, read_json, read_table, read_yaml
 
 Row = dict[str, Any]
-Check = Callable[[Any], bool]
 
-VOLUMES = {metric.name for metric in VOLUME}  # quantities, no scores
 SIZE = 1e15  # an upper bound of every number in a run folder: operations, voxels, ml, mm, s, bytes
+SEGMENTATION = "segmentation"
 _FOLD = re.compile(r"^(?P<base>.+)-fold(?P<fold>\d{1,4})$")
 _REPEATS = {"seed", "data.seed", "data.fold"}  # what may differ between the runs of an entry
 
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number of a plausible size."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) <= SIZE
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is text of a plausible length."""
-    return isinstance(value, str) and len(value) <= 10_000
-
-
-def is_mapping(value: Any) -> bool:
-    """Whether a value has keys."""
-    return isinstance(value, Mapping)
-
-
-def optional(check: Check) -> Check:
-    """The same check for a value that may be absent."""
-    return lambda value: value is None or check(value)
-
-
-def _is_list(each: Check, longest: int) -> Check:
-    return lambda value: isinstance(value, list) and len(value) <= longest and all(map(each, value))
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and is_number(value)
-
-
-def _are_classes(value: Any) -> bool:
-    return _is_list(is_text, 256)(value) and len(set(value)) == len(value) >= 2
-
-
-def _is_metric(value: Any) -> bool:
-    return (
-        is_mapping(value)
-        and is_text(value.get("name"))
-        and is_text(value.get("title"))
-        and value.get("unit") in ("", "vox", "mm", "ml")
-        and type(value.get("higher_is_better")) in (bool, type(None))
-        and value.get("decimals") in range(10)
-    )
-
-
-RECORD: dict[str, Check] = {
-    "parameters": optional(_is_whole),
-    "weights": optional(is_mapping),
-    "cost.image": optional(_is_list(is_number, 4)),
-    "hardware.gpus": optional(_is_list(is_text, 1024)),
-    **dict.fromkeys(
-        ("fit_seconds", "cost.macs", "cost.scan_flops", "cost.seconds_per_case",
-         "cost.peak_memory_bytes"),
-        optional(is_number),
-    ),
-    **dict.fromkeys(
-        ("data.fingerprint", "data.config", "code.digest", "code.commit", "versions.torch",
-         "hardware.cpu"),
-        optional(is_text),
-    ),
+# Values of the same type as those that the files must or may have: 1.0 is any number, [""] a list
+# of texts, {} any mapping.
+_RECORD = {
+    "parameters": 1,
+    "fit_seconds": 1.0,
+    "weights": {},
+    "data": {"fingerprint": "", "config": ""},
+    "code": {"digest": "", "commit": ""},
+    "versions": {"torch": ""},
+    "hardware": {"cpu": "", "gpus": [""]},
+    "cost": {
+        "macs": 1.0, "scan_flops": 1.0, "seconds_per_case": 1.0, "peak_memory_bytes": 1.0,
+        "image": [1.0],
+    },
 }  # fmt: skip
-CONFIG: dict[str, Check] = {
-    "model.name": is_text,
-    "seed": lambda value: type(value) is int,
-    "data.class_names": _are_classes,
-    **dict.fromkeys(("optim", "loss", "trainer", "evaluation"), optional(is_mapping)),
-}
-ORIGIN: dict[str, Check] = {  # of every metrics.json, whatever the task
-    "data": is_text,
-    "split.name": is_text,
-    "split.hash": is_text,
-    "seen.cases": optional(is_mapping),
-}
-_SUMMARY: dict[str, Check] = {
-    **ORIGIN,
-    "convention.policy": is_text,
-    "convention.tolerance_mm": is_number,
-    "convention.tolerance_vox": is_number,
-    "metrics": optional(_is_list(_is_metric, 100)),
-}
+_CONFIG = {"seed": 1, "model": {"name": ""}, "data": {"class_names": [""]}}
+_GROUPS: dict[str, Any] = {"optim": {}, "loss": {}, "trainer": {}, "evaluation": {}}
+_SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
+_CONVENTION = {"convention": {"policy": "", "tolerance_mm": 1.0, "tolerance_vox": 1.0}}
+_MEANS: dict[str, Any] = {"cases": 1, "scores": {}}
+_ABOUT = {
+    "task": "", "title": "", "note": "", "seen": {"cases": {}},
+    "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}],
+}  # fmt: skip
 # columns of cases.csv
 _TEXT = {"case", "patient", "phase", "group", "class_name", "outcome", "policy"}
 _COUNTS = {"class", "voxels", "reference_voxels"}
@@ -125,7 +69,8 @@ class RunData:
         record: content of run.json.
         config: content of config.yaml.
         summary: content of metrics.json.
-        rows: of cases.csv, one per case and class; numbers as numbers, undefined as None.
+        rows: of cases.csv, one per case and class; numbers as numbers, undefined as None. Empty
+            for other tasks than segmentation.
     """
 
     path: Path
@@ -133,6 +78,11 @@ class RunData:
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     rows: tuple[Row, ...]
+
+    @property
+    def task(self) -> str:
+        """`segmentation`, or the name of another task."""
+        return str(self.summary.get("task") or SEGMENTATION)
 
     @property
     def model(self) -> str:
@@ -164,22 +114,22 @@ class RunData:
     @cached_property
     def metrics(self) -> list[Metric]:
         """Descriptions of the scores in its rows, in the order of the columns."""
-        columns = self.rows[0].keys() - VOLUMES
-        return [metric for metric in described(self.summary) if metric.name in columns]
+        return [metric for metric in described(self.summary) if metric.name in self.rows[0]]
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
         """What two runs must share for their scores to be comparable."""
         match = _FOLD.match(self.split["name"])
-        convention = self.summary["convention"]
+        convention = self.summary.get("convention") or {}
         return {
+            "task": self.task,
             "data": self.summary["data"],
-            "fingerprint": self.record.get("data", {}).get("fingerprint"),
+            "fingerprint": (self.record.get("data") or {}).get("fingerprint"),
             "split": match["base"] if match else self.split["name"],
             "split hash": None if match else self.split["hash"],  # each fold has its own
-            "empty masks": convention["policy"],
-            "tolerance_mm": convention["tolerance_mm"],
-            "tolerance_vox": convention["tolerance_vox"],
+            "empty masks": convention.get("policy"),
+            "tolerance_mm": convention.get("tolerance_mm"),
+            "tolerance_vox": convention.get("tolerance_vox"),
             "classes": list(self.config["data"]["class_names"]),
             "longest side": self.config["data"].get("longest_side"),
             "seen cases": self.saw_cases,
@@ -203,11 +153,9 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def described(summary: Mapping[str, Any]) -> Sequence[Metric]:
     """The metrics that a metrics.json describes; the built-in ones where it is an older one."""
-    keys = ("unit", "higher_is_better", "decimals")
+    keys = ("name", "title", "unit", "higher_is_better", "decimals")
     stored = summary.get("metrics")
-    if stored is None:
-        return BUILT_IN
-    return [Metric(m["name"], m["title"], **{key: m[key] for key in keys}) for m in stored]
+    return BUILT_IN if stored is None else [Metric(**{key: m[key] for key in keys}) for m in stored]
 
 
 def run_folders(folder: str | Path) -> list[Path]:
@@ -233,15 +181,61 @@ def run_folders(folder: str | Path) -> list[Path]:
     return found
 
 
+def is_other_task(path: Path) -> bool:
+    """Whether a finished run folder is of another task than segmentation."""
+    try:
+        return read_json(path / "metrics.json").get("task", SEGMENTATION) != SEGMENTATION
+    except (OSError, ForeignFileError, AttributeError):
+        return False
+
+
+def read_runs(folder: str | Path) -> tuple[list[RunData], list[str]]:
+    """The finished runs of an experiment, of any task.
+
+    Returns:
+        Runs by name, and which had to be left out, one sentence each.
+
+    Raises:
+        UserError: there is no finished run with test scores.
+    """
+    runs, problems = [], []
+    for path in run_folders(folder):
+        if RunFolder(path).finished:  # `mambaseg.reporting.status` lists the others, and why
+            try:
+                runs.append(read_run(path))
+            except UserError as error:
+                problems.append(f"left out: {error}")
+    if not runs:
+        detail = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(
+            f"{folder}: no finished run with test scores yet. "
+            f"`python src/report.py status {folder}` lists what there is.{detail}"
+        )
+    return runs, problems
+
+
 def read_run(path: str | Path) -> RunData:
-    """Reads one finished run folder.
+    """Reads one finished run folder, of any task.
 
     Raises:
         UserError: a file is missing or damaged; the message names it.
     """
     path = Path(path)
     record, config = read_identity(path)
-    summary = read_file(path / "metrics.json", _SUMMARY)
+    with _reading(path / "metrics.json") as file:
+        summary = read_json(file)
+        _check(summary, _SUMMARY)
+        _check(summary, _ABOUT, required=False)
+        for metric in summary.get("metrics") or []:
+            _require(0 <= metric["decimals"] < 10, "metrics")
+        if summary.get("task", SEGMENTATION) != SEGMENTATION:
+            _check(summary, _MEANS)
+            _require(0 < len(summary["scores"]) <= 256, "scores")
+            for name, score in summary["scores"].items():
+                _check(score, {"mean": 1.0, "sd": 1.0}, f"scores.{name}", required=False)
+                _require({"mean", "sd"} <= (score or {}).keys(), f"scores.{name}")
+            return RunData(path, record, config, summary, ())
+        _check(summary, _CONVENTION)
     with _reading(path / "cases.csv") as file:
         rows = _read_rows(file, config["data"]["class_names"])
     return RunData(path, record, config, summary, rows)
@@ -253,29 +247,16 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: one is missing or damaged; the message names it.
     """
-    return read_file(path / "run.json", RECORD), read_file(path / "config.yaml", CONFIG)
-
-
-def read_file(file: Path, fields: Mapping[str, Check]) -> dict[str, Any]:
-    """Reads a JSON or YAML file of a finished run folder.
-
-    Args:
-        file: of the folder.
-        fields: dotted key -> what its value must be.
-
-    Raises:
-        UserError: it is missing, damaged, or a field is not what it must be.
-    """
-    with _reading(file):
-        content = read_yaml(file) if file.suffix == ".yaml" else read_json(file)
-        for key, fits in fields.items():
-            value = content
-            for part in key.split("."):
-                if value is not None:
-                    _require(is_mapping(value), key)
-                    value = value.get(part)
-            _require(fits(value), key)
-    return dict(content)
+    with _reading(path / "run.json") as file:
+        record = read_json(file)
+        _check(record, _RECORD, required=False)
+    with _reading(path / "config.yaml") as file:
+        config = read_yaml(file)
+        _check(config, _CONFIG)
+        _check(config, _GROUPS, required=False)
+        names = config["data"]["class_names"]
+        _require(2 <= len(names) <= 256 and len(set(names)) == len(names), "data.class_names")
+    return record or {}, config
 
 
 @contextmanager
@@ -289,6 +270,28 @@ def _reading(file: Path) -> Iterator[Path]:
             f"{file} cannot be read ({reason}). A finished run writes it whole: copy the folder "
             "again, or leave it out."
         ) from error
+
+
+def _check(value: Any, example: Any, key: str = "", *, required: bool = True) -> None:
+    """Raises ForeignFileError where a value, or one in it, is not of the example's type."""
+    if value is None and not required:
+        return
+    if isinstance(example, dict):
+        _require(isinstance(value, Mapping), key)
+        for name, inner in example.items():
+            _check(value.get(name), inner, f"{key}.{name}".lstrip("."), required=required)
+    elif isinstance(example, list):
+        _require(isinstance(value, list) and len(value) <= 1024, key)
+        for each in value:
+            _check(each, example[0], key)
+    elif isinstance(example, str):
+        _require(isinstance(value, str) and len(value) <= 10_000, key)
+    else:
+        _require(isinstance(value, (int, type(example))) and _is_number(value), key)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and math.isfinite(value) and abs(value) <= SIZE
 
 
 def _read_rows(file: Path, classes: Sequence[str]) -> tuple[Row, ...]:
@@ -310,7 +313,7 @@ def _read_rows(file: Path, classes: Sequence[str]) -> tuple[Row, ...]:
         for column, value in row.items():
             if isinstance(value, (int, float)):
                 low, high = _RANGES.get(column, (-SIZE, SIZE))
-                _require(is_number(value) and low <= value <= high, f"{column} in line {line}")
+                _require(_is_number(value) and low <= value <= high, f"{column} in line {line}")
         rows.append(row)
     return tuple(rows)
 
@@ -326,4 +329,4 @@ def _value(column: str, text: str) -> Any:
 
 def _require(holds: bool, field: str) -> None:
     if not holds:
-        raise ForeignFileError(f"{field} is not what a run folder has there")
+        raise ForeignFileError(f"{field or 'the whole file'} is not what a run folder has there")

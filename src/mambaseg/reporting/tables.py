@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit
@@ -20,7 +21,7 @@ from mambaseg.reporting.grid import (
     plus_minus,
 )
 from mambaseg.reporting.labels import differences
-from mambaseg.reporting.runs import VOLUMES, described
+from mambaseg.reporting.runs import described
 from mambaseg.reporting.scores import (
     AVERAGES,
     Estimate,
@@ -34,12 +35,12 @@ from mambaseg.reporting.scores import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What tables leave out of the built-in metrics: there is room for the usual ones only where a row
-# is a network, and accuracy is close to 1 for every small structure. Networks are compared on the
-# usual overlap and distance. A metric from outside is in all of these tables.
-_DETAILS = ("iou", "precision", "sensitivity", "hd", "asd")
-_NEVER = ("accuracy", "specificity")
+# The built-in metrics that networks are compared on, that have room where a row is a network, and
+# where it is a class. Accuracy is close to 1 for every small structure, volumes are no scores. A
+# metric from outside is in all tables.
 _COMPARED = ("dice", "hd95")
+_MAIN = (*_COMPARED, "assd", "nsd")
+_DETAILED = (*_MAIN, "iou", "precision", "sensitivity", "hd", "asd")
 _BUILT_IN = {metric.name: metric for metric in BUILT_IN}
 _COUNTS = ("missed", "false +", "absent")
 _SD = "± is the sample standard deviation over seeds; a single seed has none."
@@ -49,24 +50,28 @@ _EMPTY = (
 )
 
 
-def _chosen(metrics: Iterable[Metric], unit: str, choose: Callable[[str], bool]) -> list[Metric]:
-    """Metrics with distances in one unit: the built-in ones that are chosen, and all others."""
+class _Column(NamedTuple):
+    """A column of scores: the heading, the metric, and which average of which rows."""
+
+    heading: str
+    metric: Metric
+    average: str = "cases"
+    class_name: str = ""
+
+
+def _chosen(metrics: Iterable[Metric], unit: str, built_in: Sequence[str]) -> list[Metric]:
+    """Metrics with distances in one unit: the built-in ones with these names, and all others."""
     return [
         metric
         for metric in metrics
         if metric.unit == unit or metric.unit not in ("mm", "vox")
-        if metric.name not in _BUILT_IN or choose(metric.name.removesuffix(f"_{unit}"))
+        if metric.name not in _BUILT_IN or metric.name.removesuffix(f"_{unit}") in built_in
     ]
-
-
-def main_metrics(metrics: Iterable[Metric], unit: str) -> list[Metric]:
-    """Metrics of a table that has one row per network or structure, Dice first."""
-    return _chosen(metrics, unit, lambda name: name not in (*_DETAILS, *_NEVER))
 
 
 def compared_metrics(comparison: Comparison) -> list[Metric]:
     """Metrics that networks are compared on in pairs."""
-    chosen = _chosen(comparison.metrics, comparison.unit, lambda name: name in _COMPARED)
+    chosen = _chosen(comparison.metrics, comparison.unit, _COMPARED)
     return [metric for metric in chosen if metric.higher_is_better is not None]
 
 
@@ -78,12 +83,23 @@ def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
         config: of the run; it names network, data and classes.
     """
     split, data = summary["split"], config["data"]
-    notes = [seen_note(summary), split_note(split)]
+    told = [seen_note(summary), f'Split "{split["name"]}" ({split["hash"]}): {split["note"]}']
+    notes = [note for note in (*told, summary.get("note")) if note]
     title = f"{config['model']['name']} · {data['title']}"
-    notes = list(filter(None, notes))
     if "foreground" in summary:
         return run_grid(summary, title, data["class_names"], notes).terminal()
-    return _means(summary, title, notes).terminal()
+    rows = []
+    for name, score in summary["scores"].items():
+        metric = metric_of(summary, name)
+        rows.append([heading(metric), plus_minus(score["mean"], score["sd"], metric.decimals)])
+    notes.append(f"{counted(summary['cases'], 'case')}, ± standard deviation over these.")
+    return Grid(title, ["score", "mean"], rows, notes).terminal()
+
+
+def metric_of(summary: Mapping[str, Any], name: str) -> Metric:
+    """Description of a score of another task."""
+    found = {metric.name: metric for metric in described(summary)}
+    return found.get(name) or Metric(name, name, decimals=4)
 
 
 def run_grid(
@@ -102,9 +118,9 @@ def run_grid(
         class_names: names of the classes 0..K-1, the background first.
         notes: lines below the table; the convention follows them.
     """
-    unit = distance_unit(summary)
+    unit, convention = distance_unit(summary), summary["convention"]
     scored = [metric for metric in described(summary) if metric.name in summary["foreground"]]
-    metrics = main_metrics((m for m in scored if m.name not in VOLUMES), unit)
+    metrics = _chosen(scored, unit, _MAIN)
     parts = {name: summary["classes"][name] for name in class_names[1:]}
     parts |= {"foreground": summary["foreground"], "+ background": summary["all"]}
     rows = []
@@ -116,42 +132,14 @@ def run_grid(
             row.append(plus_minus(score["mean"], sd, metric.decimals))
         counts = [str(part["counts"][outcome]) for outcome in ("missed", "false_positive")]
         rows.append([*row, *counts])
-    header = ["structure", *map(heading, metrics), "missed", "false +"]
-    marks = {len(rows) - 2: "bold"}
-    return Grid(title, header, rows, [*notes, _convention(summary, unit)], marks=marks)
-
-
-def _convention(summary: Mapping[str, Any], unit: str) -> str:
-    """The number of cases, and how they were scored."""
-    convention = summary["convention"]
     side = (summary.get("preprocessing") or {}).get("longest_side")
     how = f"in 2-D at most {side} pixels a side" if side else "in 3-D at native resolution"
-    return (
-        f"{counted(summary['cases'], 'case')}, scored {how}; empty masks: {convention['policy']}.\n"
-        f"NSD at {convention[f'tolerance_{unit}']:g} {unit}."
-    )
-
-
-def _means(summary: Mapping[str, Any], title: str, notes: Sequence[str]) -> Grid:
-    """The scores of another task: means ± standard deviations over its cases."""
-    rows = []
-    for name, score in summary["scores"].items():
-        column, digits = column_of(summary, name)
-        rows.append([column, plus_minus(score["mean"], score["sd"], digits)])
-    counts = f"{counted(summary['cases'], 'case')}, ± standard deviation over these."
-    told = [*notes, *filter(None, [summary.get("note")]), counts]
-    return Grid(title, ["score", "mean"], rows, told)
-
-
-def column_of(summary: Mapping[str, Any], name: str) -> tuple[str, int]:
-    """Heading and decimals of a score of another task."""
-    title, digits = (summary.get("columns") or {}).get(name, (name, 4))
-    return title, digits
-
-
-def split_note(split: Mapping[str, Any]) -> str:
-    """Name, hash and note of a split in one line."""
-    return f"Split {split['name']} ({split['hash']}). {split['note']}".strip()
+    told = [
+        f"{counted(summary['cases'], 'case')}, scored {how}; empty masks: {convention['policy']}.",
+        f"NSD at {convention[f'tolerance_{unit}']:g} {unit}.",
+    ]
+    header = ["structure", *map(heading, metrics), "missed", "false +"]
+    return Grid(title, header, rows, [*notes, *told], marks={len(rows) - 2: "bold"})
 
 
 def seen_note(summary: Mapping[str, Any]) -> str:
@@ -167,12 +155,14 @@ def seen_note(summary: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
     """The one score that stands for a test, in words and as a number."""
-    if "foreground" not in summary:
-        name, score = next(iter(summary["scores"].items()))
-        title, digits = column_of(summary, name)
-        return f"mean {title} {plus_minus(score['mean'], None, digits)}", score["mean"]
-    dice = summary["foreground"]["dice"]["mean"]
-    return f"mean foreground Dice {UNDEFINED if dice is None else f'{dice:.4f}'}", dice
+    if "foreground" in summary:
+        dice = summary["foreground"]["dice"]["mean"]
+        return f"mean foreground Dice {plus_minus(dice, None, 4)}", dice
+    name, score = next(iter(summary["scores"].items()))
+    metric = metric_of(summary, name)
+    return f"mean {heading(metric)} {plus_minus(score['mean'], None, metric.decimals)}", score[
+        "mean"
+    ]
 
 
 def score_grids(comparison: Comparison) -> list[Grid]:
@@ -193,24 +183,29 @@ def cell(score: Estimate, digits: int) -> str:
     return plus_minus(score.mean, score.sd, digits) + of_seeds(len(score.per_seed), score.seeds)
 
 
+def _row(entry: Entry, texts: Sequence[str], columns: Sequence[_Column], **where: str) -> list[str]:
+    """The name, further texts, scores of the rows with these values, and the counts of outcomes."""
+    cells = []
+    for column in columns:
+        own = {**where, "class_name": column.class_name} if column.class_name else where
+        score = estimate(entry, column.metric.name, average=column.average, **own)
+        cells.append(cell(score, column.metric.decimals))
+    counts = outcomes(entry, **where)
+    return [entry.label, *texts, *cells, *(str(counts[name]) for name in OUTCOMES[1:])]
+
+
 def _repeats(entry: Entry) -> str:
     """How many seeds, and folds where there are any."""
     folds = f" × {len(entry.folds)} folds" if entry.folds else ""
     return f"{len(entry.by_seed)}{folds}"
 
 
-def _scores(entry: Entry, metrics: Sequence[Metric], **where: str) -> list[str]:
-    return [cell(estimate(entry, m.name, **where), m.decimals) for m in metrics]
-
-
-def _counts(entry: Entry, **where: str) -> list[str]:
-    """Cells of the last three columns."""
-    counts = outcomes(entry, **where)
-    return [str(counts[name]) for name in OUTCOMES[1:]]
+def _columns(metrics: Iterable[Metric]) -> list[_Column]:
+    return [_Column(heading(metric), metric) for metric in metrics]
 
 
 def _main(comparison: Comparison) -> Grid:
-    dice, *others = main_metrics(comparison.metrics, comparison.unit)
+    dice, *others = _chosen(comparison.metrics, comparison.unit, _MAIN)
     averages = {
         "cases": "Dice", "background": "Dice, with background", "patients": "Dice, by patient",
         "pooled": "Dice, pooled",
@@ -219,11 +214,9 @@ def _main(comparison: Comparison) -> Grid:
     if comparison.subject == "case":
         del averages["patients"]
         by_patient = ""
-    rows = []
-    for entry in comparison.entries:
-        own = [cell(estimate(entry, dice.name, average=a), dice.decimals) for a in averages]
-        others_cells = _scores(entry, others)
-        rows.append([entry.label, _repeats(entry), *own, *others_cells, *_counts(entry)])
+    columns = [_Column(title, dice, average) for average, title in averages.items()]
+    columns += _columns(others)
+    rows = [_row(entry, [_repeats(entry)], columns) for entry in comparison.entries]
     notes = [
         "Dice: per class over cases, then over the foreground classes. With background: the same "
         f"over all classes. {by_patient}Pooled: of all voxels of a class at once, then over "
@@ -232,7 +225,7 @@ def _main(comparison: Comparison) -> Grid:
         _SD,
         _EMPTY,
     ]
-    header = ["network", "seeds", *averages.values(), *map(heading, others), *_COUNTS]
+    header = ["network", "seeds", *(column.heading for column in columns), *_COUNTS]
     return Grid(f"Test scores · {comparison.title}", header, rows, notes)
 
 
@@ -243,14 +236,9 @@ def _tolerance(comparison: Comparison) -> str:
 
 
 def _classes(comparison: Comparison) -> Grid:
-    metrics = _chosen(comparison.metrics, comparison.unit, lambda name: name not in _NEVER)
+    metrics = _chosen(comparison.metrics, comparison.unit, _DETAILED)
     rows = [
-        [
-            entry.label,
-            name,
-            *_scores(entry, metrics, class_name=name),
-            *_counts(entry, class_name=name),
-        ]
+        _row(entry, [name], _columns(metrics), class_name=name)
         for entry in comparison.entries
         for name in comparison.classes
     ]
@@ -261,24 +249,15 @@ def _classes(comparison: Comparison) -> Grid:
 
 def _parts(comparison: Comparison, key: str, title: str) -> Grid:
     dice, *others = compared_metrics(comparison)
+    columns = [_Column("Dice", dice)]
+    columns += [_Column(f"Dice {n}", dice, class_name=n) for n in comparison.classes]
+    columns += _columns(others)
     rows = []
     for entry in comparison.entries:
         for value in values_of(entry, key):
-            where = {key: value}
-            per_class = [_scores(entry, [dice], class_name=c, **where) for c in comparison.classes]
-            rows.append(
-                [
-                    entry.label,
-                    value,
-                    str(len({row["case"] for row in rows_where(entry.rows, where)})),
-                    *_scores(entry, [dice], **where),
-                    *(text for own in per_class for text in own),
-                    *_scores(entry, others, **where),
-                    *_counts(entry, **where),
-                ]
-            )
-    of_classes = [f"Dice {name}" for name in comparison.classes]
-    header = ["network", key, "cases", "Dice", *of_classes, *map(heading, others), *_COUNTS]
+            cases = {row["case"] for row in rows_where(entry.rows, {key: value})}
+            rows.append(_row(entry, [value, str(len(cases))], columns, **{key: value}))
+    header = ["network", key, "cases", *(column.heading for column in columns), *_COUNTS]
     notes = [
         'Mean over cases, then over the foreground classes; "cases" counts distinct test cases.',
         _SD,
@@ -291,8 +270,10 @@ def _beside_the_paper(comparison: Comparison) -> Grid:
     rows = []
     for entry in comparison.entries:
         for average, words in (("cases", "foreground"), ("background", "with background")):
-            scores = [estimate(entry, metric.name, average=average).mean for metric in metrics]
-            cells = [_as_printed(s, metric) for s, metric in zip(scores, metrics, strict=True)]
+            cells = []
+            for metric in metrics:  # four decimals, shares without the leading zero, as printed
+                text = plus_minus(estimate(entry, metric.name, average=average).mean, None, 4)
+                cells.append(text if metric.unit else text.removeprefix("0"))
             rows.append([entry.label, words, *cells])
     ours = len(rows)
     rows += [[f"{n} (quoted)", "not stated", *numbers] for n, numbers in quoted.TABLE_1.items()]
@@ -303,13 +284,6 @@ def _beside_the_paper(comparison: Comparison) -> Grid:
     header = ["network", "average over classes", *map(heading, metrics)]
     marks = dict.fromkeys(range(ours, len(rows)), "quoted")
     return Grid("Beside the paper's table", header, rows, notes, wide=2, marks=marks)
-
-
-def _as_printed(score: float | None, metric: Metric) -> str:
-    """Four decimals without the leading zero, as in the paper."""
-    if score is None:
-        return UNDEFINED
-    return f"{score:.4f}" if metric.unit else f"{score:.4f}".removeprefix("0")
 
 
 def cost_grid(comparison: Comparison) -> Grid:
@@ -375,30 +349,30 @@ def tidy(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """The scores unrounded, one per row, for table.csv."""
     units = ("vox", "mm") if comparison.unit == "mm" else ("vox",)
     metrics = [m.name for m in comparison.metrics if m.unit in units or m.unit != "mm"]
+    metrics = [name for name in metrics if not name.endswith("volume_ml")]
     for entry in comparison.entries:
         places: list[dict[str, str]] = [{}]
         places += [{key: v} for key in ("phase", "group") for v in values_of(entry, key)]
-        for place in places:
-            for name in ("foreground", *comparison.classes):
-                where = place if name == "foreground" else {**place, "class_name": name}
-                for metric in metrics:
-                    for average in AVERAGES if name == "foreground" else ("cases",):
-                        score = estimate(entry, metric, average=average, **where)
-                        if average == "pooled" and score.mean is None:
-                            continue  # defined for Dice only
-                        yield {
-                            "comparison": comparison.title,
-                            "network": entry.label,
-                            "seeds": len(entry.by_seed),
-                            "folds": len(entry.folds) or None,
-                            "class": name,
-                            "phase": place.get("phase", "all"),
-                            "group": place.get("group", "all"),
-                            "metric": metric,
-                            "average": average,
-                            "mean": score.mean,
-                            "sd_over_seeds": score.sd,
-                            "values": score.values,
-                            "undefined": score.undefined,
-                            **outcomes(entry, **where),
-                        }
+        names = ("", *comparison.classes)
+        for place, name, metric in product(places, names, metrics):
+            where = {**place, "class_name": name} if name else place
+            for average in ("cases",) if name else AVERAGES:
+                score = estimate(entry, metric, average=average, **where)
+                if average == "pooled" and score.mean is None:
+                    continue  # defined for Dice only
+                yield {
+                    "comparison": comparison.title,
+                    "network": entry.label,
+                    "seeds": len(entry.by_seed),
+                    "folds": len(entry.folds) or None,
+                    "class": name or "foreground",
+                    "phase": place.get("phase", "all"),
+                    "group": place.get("group", "all"),
+                    "metric": metric,
+                    "average": average,
+                    "mean": score.mean,
+                    "sd_over_seeds": score.sd,
+                    "values": score.values,
+                    "undefined": score.undefined,
+                    **outcomes(entry, **where),
+                }

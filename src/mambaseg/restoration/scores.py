@@ -20,20 +20,24 @@ from torchmetrics.functional.image import (
 )
 
 from mambaseg.evaluation.case_scores import CaseRows
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.restoration.pairs import Pair
 
 HIGHEST = 100.0  # dB
 _BORDER = 5  # pixels, half a window
-# column of cases.csv -> its heading and decimals in tables
+# column of cases.csv -> its description
 METRICS = {
-    "psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4),
-    "psnr_hazy": ("PSNR dB (hazy)", 2), "ssim_hazy": ("SSIM (hazy)", 4),
+    name: Metric(name, title, decimals=decimals)
+    for name, title, decimals in (
+        ("psnr", "PSNR dB", 2), ("ssim", "SSIM", 4),
+        ("psnr_hazy", "PSNR dB (hazy)", 2), ("ssim_hazy", "SSIM (hazy)", 4),
+    )
 }  # fmt: skip
 _ABOUT = {
     "title": "Image restoration",
     "note": "Restored images at their own size, RGB in [0, 1], not rounded; SSIM: Gaussian 11 × "
     "11. (hazy): of the untreated images.",
-    "columns": METRICS,
+    "metrics": [metric.plain() for metric in METRICS.values()],
     "convention": {
         "data_range": 1.0, "rounded": False, "colour": "RGB", "ssim_window": 11,
         "ssim_sigma": 1.5, "psnr_highest": HIGHEST,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.collect import is_other_task
+from mambaseg.reporting.runs import is_other_task
 from mambaseg.storage.run_folder import RunFolder
 
 
