@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.scores import outcomes
@@ -101,7 +102,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
             "saw other images. All scores are at native resolution all the same."
         )
     runs = comparison.runs
-    shared = {
+    shared: dict[str, list[Any]] = {
         "Only some entries keep the largest component before scoring.": [
             bool((run.config.get("evaluation") or {}).get("keep_largest")) for run in runs
         ],
