@@ -66,7 +66,7 @@ def test_its_own_test_part_is_scored(finished, small_run):
     run = evaluated(finished, *small_run)
     assert run.folder.summary["seen"] == {"checked": True, "cases": {}}
     assert finished.folder.summary["seen"] == {"checked": True, "cases": {}}
-    assert "SEEN" not in "".join(table_of(run.folder.summary, run.config).caption)
+    assert "SEEN" not in str(table_of(run.folder.summary, run.config).caption)
 
 
 def test_patients_that_trained_are_refused_by_name(finished, small_run, tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from statistics import StatisticsError, correlation, fmean, stdev
 from typing import Any, NamedTuple
 
@@ -27,43 +28,25 @@ UNITS = {"EDV": "ml", "ESV": "ml", "SV": "ml", "EF": "%", "mass": "g"}
 
 
 class Index(NamedTuple):
-    """One index of one patient.
-
-    Attributes:
-        patient: id.
-        name: such as `LV EDV`.
-        unit: `ml`, `%` or `g`.
-        prediction: None where it is undefined (an ejection fraction of an empty ventricle).
-        reference: likewise.
-    """
+    """One index of one patient."""
 
     patient: str
-    name: str
-    unit: str
-    prediction: float | None
+    name: str  # such as `LV EDV`
+    unit: str  # `ml`, `%` or `g`
+    prediction: float | None  # None where undefined: an ejection fraction of an empty ventricle
     reference: float | None
 
 
 class Agreement(NamedTuple):
-    """Prediction against reference over patients.
+    """Prediction against reference over patients."""
 
-    Attributes:
-        patients: pairs with both values.
-        undefined: patients without one of them.
-        bias: mean of prediction - reference, None without any pair.
-        low: lower 95 % limit of agreement, None with fewer than two pairs.
-        high: upper limit.
-        mae: mean absolute error, None without any pair.
-        r: Pearson's correlation, None where it is undefined.
-    """
-
-    patients: int
-    undefined: int
-    bias: float | None
-    low: float | None
-    high: float | None
-    mae: float | None
-    r: float | None
+    patients: int  # with both values
+    undefined: int  # patients without one of them
+    bias: float | None = None  # mean of prediction - reference, None without any pair
+    low: float | None = None  # 95 % limits of agreement, None with fewer than two pairs
+    high: float | None = None
+    mae: float | None = None  # mean absolute error, None without any pair
+    r: float | None = None  # Pearson's correlation, None where it is undefined
 
 
 def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
@@ -117,23 +100,16 @@ def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement:
     """Agreement of (prediction, reference) pairs; all None without a complete pair."""
     known = [(p, r) for p, r in pairs if p is not None and r is not None]
     if not known:
-        return Agreement(0, len(pairs), None, None, None, None, None)
+        return Agreement(0, len(pairs))
     errors = [p - r for p, r in known]
-    bias = fmean(errors)
-    spread = 1.96 * stdev(errors) if len(errors) > 1 else None
-    try:
-        r = correlation(*zip(*known, strict=True))
-    except StatisticsError:  # fewer than two pairs, or no variation
-        r = None
-    return Agreement(
-        patients=len(known),
-        undefined=len(pairs) - len(known),
-        bias=bias,
-        low=None if spread is None else bias - spread,
-        high=None if spread is None else bias + spread,
-        mae=fmean(abs(error) for error in errors),
-        r=r,
-    )
+    bias, mae = fmean(errors), fmean(abs(error) for error in errors)
+    found = Agreement(len(known), len(pairs) - len(known), bias, mae=mae)
+    if len(known) > 1:
+        spread = 1.96 * stdev(errors)
+        found = found._replace(low=bias - spread, high=bias + spread)
+        with suppress(StatisticsError):  # without variation there is no correlation
+            found = found._replace(r=correlation(*zip(*known, strict=True)))
+    return found
 
 
 def clinical_grid(comparison: Comparison) -> Grid | None:

@@ -26,15 +26,10 @@ from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs
 
 @dataclass(frozen=True)
 class Entry:
-    """A network under one setting: a row of the tables.
+    """A network under one setting: a row of the tables."""
 
-    Attributes:
-        label: unique in its comparison; shows what differs from the other entries.
-        runs: differ in seed and fold only; sorted by both.
-    """
-
-    label: str
-    runs: tuple[RunData, ...]
+    label: str  # unique in its comparison; shows what differs from the other entries
+    runs: tuple[RunData, ...]  # differ in seed and fold only; sorted by both
 
     @cached_property
     def by_seed(self) -> dict[int, list[Row]]:
@@ -62,15 +57,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entries that were scored on the same data, split and convention.
+    """Entries that were scored on the same data, split and convention."""
 
-    Attributes:
-        protocol: what they share; see `RunData.protocol`.
-        entries: in order of their labels.
-    """
-
-    protocol: Mapping[str, Any]
-    entries: tuple[Entry, ...]
+    protocol: Mapping[str, Any]  # what they share; see `RunData.protocol`
+    entries: tuple[Entry, ...]  # in order of their labels
 
     @property
     def runs(self) -> list[RunData]:
@@ -121,10 +111,7 @@ class Comparison:
 
 
 def collect(folder: str | Path) -> tuple[list[Comparison], list[RunData], list[str]]:
-    """Reads all finished runs of an experiment.
-
-    Args:
-        folder: `outputs/<experiment>`.
+    """Reads all finished runs of an experiment, `outputs/<name>`.
 
     Returns:
         Comparisons, the largest first; runs of other tasks than segmentation; and what had to be

@@ -30,23 +30,14 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as text, ready for any format.
-
-    Attributes:
-        title: what it shows.
-        header: one heading per column.
-        rows: cells; every row has as many as the header.
-        notes: sentences that belong below it: the convention, what is left out.
-        wide: how many leading columns are text, aligned left and kept in view.
-        marks: index of a row -> how it looks: `quoted` (numbers of others), `bold`, `state-done`.
-    """
+    """A table as text, ready for any format."""
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    wide: int = 1
-    marks: Mapping[int, str] = field(default_factory=dict)
+    rows: Sequence[Sequence[str]]  # as many cells as the header
+    notes: Sequence[str] = ()  # sentences below it: the convention, what is left out
+    wide: int = 1  # how many leading columns are text, aligned left and kept in view
+    marks: Mapping[int, str] = field(default_factory=dict)  # row -> `quoted`, `bold`, `state-done`
 
     def markdown(self, level: int = 3) -> str:
         """A heading, the table, the notes."""

@@ -27,43 +27,24 @@ LEVEL = 0.05
 
 
 class Paired(NamedTuple):
-    """One network against another on one score.
+    """One network against another on one score; names are columns of paired.csv."""
 
-    Attributes:
-        first: label of the one.
-        second: label of the other.
-        patients: pairs that both have a score for.
-        left_out: patients without a structure that both have a score for.
-        undefined: values (case × class) of one or both left out because the other has none.
-        difference: mean over patients of first - second.
-        low: lower end of the bootstrap 95 % interval of that mean.
-        high: upper end.
-        p: of the two-sided Wilcoxon signed-rank test.
-        p_holm: the same, corrected for all pairs of the comparison.
-        p_least: what `p_holm` would be if in every pair all patients favoured one network.
-        effect: matched-pairs rank-biserial correlation, -1..1.
-        wins: patients for whom first is better.
-        losses: patients for whom second is better; the rest are ties.
-        seeds: of the network that has fewer.
-        seed_margin: how large a difference seeds alone explain (95 %), None with a single seed.
-    """
-
-    first: str
-    second: str
-    patients: int
-    left_out: int
-    undefined: int
-    difference: float
-    low: float
+    first: str  # label of the one
+    second: str  # and of the other
+    patients: int  # with a structure that both have a score for
+    left_out: int  # patients without one
+    undefined: int  # values (case × class) left out because one or both have none
+    difference: float  # mean over patients of first - second
+    low: float  # bootstrap 95 % interval of that mean
     high: float
-    p: float
-    p_holm: float
-    p_least: float
-    effect: float
-    wins: int
-    losses: int
-    seeds: int
-    seed_margin: float | None
+    p: float  # of the two-sided Wilcoxon signed-rank test
+    p_holm: float  # the same, corrected for all pairs of the comparison
+    p_least: float  # what p_holm would be if in every pair all patients favoured one network
+    effect: float  # matched-pairs rank-biserial correlation, -1..1
+    wins: int  # patients for whom first is better
+    losses: int  # patients for whom second is better; the rest are ties
+    seeds: int  # of the network that has fewer
+    seed_margin: float | None  # difference that seeds alone explain (95 %), None with one seed
 
 
 def signed_ranks(differences: Sequence[float]) -> tuple[float, float]:
@@ -112,14 +93,7 @@ def seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None
     """Half the width of Welch's 95 % interval of a difference of means over seeds.
 
     Few seeds have a wide one: with two each it is up to 4.3 standard errors (one network's spread
-    alone: 12.7).
-
-    Args:
-        first: the score of each seed of one network.
-        second: of the other.
-
-    Returns:
-        None when either has a single seed.
+    alone: 12.7). None when either network has a single seed.
     """
     from scipy import stats
 
@@ -168,11 +142,7 @@ def patient_differences(
 
 
 def compare(first: Entry, second: Entry, metric: Metric) -> Paired | None:
-    """Compares two networks; `p_holm` and `p_least` are not corrected yet.
-
-    Returns:
-        None when no patient has scores of both.
-    """
+    """Two networks, `p_holm` and `p_least` not corrected yet; None if they share no structure."""
     found = patient_differences(value_scores(first, metric.name), value_scores(second, metric.name))
     differences, left_out, undefined = found
     if not differences:

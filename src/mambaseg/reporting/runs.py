@@ -50,7 +50,7 @@ _SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
 _CONVENTION = {"convention": {"policy": "", "tolerance_mm": 1.0, "tolerance_vox": 1.0}}
 _MEANS: dict[str, Any] = {"cases": 1, "scores": {}}
 _ABOUT = {
-    "task": "", "title": "", "note": "", "seen": {"cases": {}},
+    "convention": {"distances": ""}, "task": "", "title": "", "note": "", "seen": {"cases": {}},
     "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}],
 }  # fmt: skip
 # columns of cases.csv
@@ -62,22 +62,13 @@ _RANGES = {"dice": (0, 1), "voxels": (0, SIZE), "reference_voxels": (0, SIZE)}
 
 @dataclass(frozen=True)
 class RunData:
-    """One finished run as its folder tells it.
-
-    Attributes:
-        path: the run folder.
-        record: content of run.json.
-        config: content of config.yaml.
-        summary: content of metrics.json.
-        rows: of cases.csv, one per case and class; numbers as numbers, undefined as None. Empty
-            for other tasks than segmentation.
-    """
+    """One finished run as its folder tells it."""
 
     path: Path
-    record: Mapping[str, Any]
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    record: Mapping[str, Any]  # run.json
+    config: Mapping[str, Any]  # config.yaml
+    summary: Mapping[str, Any]  # metrics.json
+    rows: tuple[Row, ...]  # cases.csv, one per case and class, undefined as None; other tasks: none
 
     @property
     def task(self) -> str:
@@ -155,7 +146,9 @@ def described(summary: Mapping[str, Any]) -> Sequence[Metric]:
     """The metrics that a metrics.json describes; the built-in ones where it is an older one."""
     keys = ("name", "title", "unit", "higher_is_better", "decimals")
     stored = summary.get("metrics")
-    return BUILT_IN if stored is None else [Metric(**{key: m[key] for key in keys}) for m in stored]
+    if stored is None:
+        return BUILT_IN
+    return [Metric(**{key: each.get(key) for key in keys}) for each in stored]
 
 
 def run_folders(folder: str | Path) -> list[Path]:

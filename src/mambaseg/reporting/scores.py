@@ -28,23 +28,14 @@ AVERAGES = ("cases", "background", "patients", "pooled")
 
 
 class Estimate(NamedTuple):
-    """A score over seeds.
+    """A score over seeds."""
 
-    Attributes:
-        mean: over the seeds' scores, None where all are undefined.
-        sd: sample standard deviation over seeds, None with a single seed.
-        per_seed: the seeds' scores.
-        values: case × class values that entered, all seeds together.
-        undefined: values left out because they are undefined.
-        seeds: number of seeds, those without any defined value included.
-    """
-
-    mean: float | None
-    sd: float | None
+    mean: float | None  # None where all seeds are undefined
+    sd: float | None  # sample standard deviation, None with a single seed
     per_seed: tuple[float, ...]
-    values: int
-    undefined: int
-    seeds: int
+    values: int  # case × class values that entered, all seeds together
+    undefined: int  # values left out because they are undefined
+    seeds: int  # those without any defined value included
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -53,14 +44,7 @@ def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def estimate(entry: Entry, metric: str, *, average: str = "cases", **where: str) -> Estimate:
-    """One score of an entry.
-
-    Args:
-        entry: its runs.
-        metric: a column of cases.csv.
-        average: one of `AVERAGES`.
-        where: column -> value of the rows that count.
-    """
+    """One score of an entry: `metric` is a column of cases.csv, `average` one of `AVERAGES`."""
     per_seed: list[float] = []
     values = undefined = 0
     for rows in entry.by_seed.values():
@@ -125,10 +109,7 @@ def values_of(entry: Entry, key: str) -> list[str]:
 
 
 def patient_scores(entry: Entry, metric: str) -> dict[str, float | None]:
-    """Patient -> mean foreground score, averaged over the patient's cases, then over seeds.
-
-    None for a patient without any defined value.
-    """
+    """Patient -> mean score over cases and foreground classes, then seeds; None if undefined."""
     per_seed: dict[str, list[float]] = {patient: [] for patient in entry.patients}
     for rows in entry.by_seed.values():
         known = [row for row in rows_where(rows) if row.get(metric) is not None]

@@ -21,23 +21,14 @@ SILENT = 3600.0  # s without a heartbeat after which a run counts as interrupted
 
 
 class RunState(NamedTuple):
-    """State of one run.
+    """State of one run."""
 
-    Attributes:
-        name: its folder, or the overrides of a job that has none.
-        state: one of `STATES`.
-        cause: why it is not done; for a done run what is missing.
-        time: how long it took, or has been running.
-        commit: of the code, `+` for local changes.
-        overrides: of the job in a sweep, empty where no sweep lists it.
-    """
-
-    name: str
-    state: str
-    cause: str = ""
-    time: str = ""
-    commit: str = ""
-    overrides: str = ""
+    name: str  # its folder, or the overrides of a job that has none
+    state: str  # one of `STATES`
+    cause: str = ""  # why it is not done; for a done run what is missing
+    time: str = ""  # how long it took, or has been running
+    commit: str = ""  # of the code, `+` for local changes
+    overrides: str = ""  # of the job in a sweep, empty where no sweep lists it
 
 
 def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[RunState]:
