@@ -5,28 +5,23 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import yaml
 
 from mambaseg.data.fingerprint import digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES
 from mambaseg.data.formats.volume import Volume
-from mambaseg.data.seen import (
-    EARLIER,
-    PUBLISHED,
-    TRAINED,
-    VALIDATED,
-    require_unseen,
-)
+from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
 from mambaseg.data.validation import DataError, as_label
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.inference.segment import keep_largest_component
 from mambaseg.storage.lock import RunLock
 from mambaseg.storage.run_folder import RunFolder, code_state, environment, file_digest, slug
@@ -41,23 +36,24 @@ _TOLERANCE = 0.01  # mm; other programs round affines
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A prediction and its reference.
 
     Attributes:
         id: the prediction's place in its folder, without an ending.
         prediction: file.
         reference: file.
+        group: unknown.
     """
 
     id: str
     prediction: Path
     reference: Path
+    group: str | None = None
 
     @property
     def patient(self) -> str:
-        """`p1` of `p1_ED` and `p1_frame01`; a name of another form is a patient of its own."""
+        """`p1` of `p1_ED` and `p1_frame01`; a name of another form is a patient by itself."""
         match = _PHASE.fullmatch(self.id)
         return match["patient"] if match else self.id
 
@@ -66,11 +62,6 @@ class Pair:
         """ED or ES where the name says so."""
         match = _PHASE.fullmatch(self.id)
         return match["phase"] if match and match["phase"] in ("ED", "ES") else None
-
-    @property
-    def group(self) -> str | None:
-        """Unknown."""
-        return None
 
 
 def find_pairs(predictions: Path, references: Path) -> list[Pair]:
@@ -129,8 +120,7 @@ def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) ->
     names, where = list(given or ()), "class_names"
     for pair in pairs:
         for file in (pair.prediction, pair.reference):
-            predicted = file == pair.prediction
-            about = _about(file)
+            predicted, about = file == pair.prediction, _about(file)
             own = _by_number(about.get("labels"))
             if about and not own and predicted and not given:
                 raise UserError(f"{_json(file)} names no classes 0, 1, ...: give class_names=[...]")
@@ -146,50 +136,9 @@ def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) ->
             "class_names: the predictions do not say what their labels mean (no .json beside "
             "them); give class_names=[background,...]"
         )
+    if not 2 <= len(names) == len(set(names)):
+        raise UserError(f"class_names={names}: two names or more are needed, all different")
     return names
-
-
-def _json(label_map: Path) -> Path:
-    return label_map.with_name(without_ending(label_map.name, _LABELS) + ".json")
-
-
-def _about(label_map: Path) -> dict[str, Any]:
-    """What the .json beside a label map says; nothing where there is none.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = _json(label_map)
-    if not path.is_file():
-        return {}
-    try:
-        about = read_json(path)
-    except (OSError, ForeignFileError) as error:
-        raise UserError(f"{path} cannot be read ({error}): mend it, or take it away") from error
-    return about if isinstance(about, dict) else {}
-
-
-def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]:
-    """Which predictions are of images that their network has learnt from, and a note for tables.
-
-    Raises:
-        UserError: some are, and it is not allowed.
-    """
-    told = {}
-    for pair in pairs:
-        seen = _about(pair.prediction).get("seen")
-        told[pair.id] = seen if isinstance(seen, dict) else {"checked": False}
-    grave = {pair.patient: how for pair in pairs
-             if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)}  # fmt: skip
-    found = {pair.id: grave[pair.patient] for pair in pairs if pair.patient in grave}
-    require_unseen(found, len(pairs), allowed=allowed, subject="the network of the predictions")
-    checked = all(seen.get("checked") is True for seen in told.values())
-    if not (checked or found):
-        log.warning("the predictions do not say whether their network has seen these cases, which "
-                    "cannot be checked then")  # fmt: skip
-    published = sum(seen.get("how") == PUBLISHED for seen in told.values())
-    note = f"{published} cases validated the network too, as its published split does: scores are "
-    return {"checked": checked, "cases": found}, f"{note}optimistic." if published else ""
 
 
 def _by_number(labels: Any) -> list[str]:
@@ -200,6 +149,39 @@ def _by_number(labels: Any) -> list[str]:
     return names if [labels[name] for name in names] == list(range(len(names))) else []
 
 
+def _json(label_map: Path) -> Path:
+    return label_map.with_name(without_ending(label_map.name, _LABELS) + ".json")
+
+
+def _about(label_map: Path) -> dict[str, Any]:
+    """What the .json beside a label map says; nothing where there is none."""
+    path = _json(label_map)
+    try:
+        about = read_json(path) if path.is_file() else {}
+    except (OSError, ForeignFileError) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it, or take it away") from error
+    return about if isinstance(about, dict) else {}
+
+
+def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]:
+    """Which predictions are of images that their network has learnt from, and a note for tables."""
+    told = {}
+    for pair in pairs:
+        seen = _about(pair.prediction).get("seen")
+        told[pair.id] = seen if isinstance(seen, dict) else {"checked": False}
+    grave = {pair.patient: how for pair in pairs
+             if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)}  # fmt: skip
+    found = {pair.id: grave[pair.patient] for pair in pairs if pair.patient in grave}
+    require_unseen(found, len(pairs), allowed=allowed, subject="the network of the predictions")
+    checked = all(seen.get("checked") is True for seen in told.values())
+    if not (checked or found):
+        log.warning("the predictions do not say which images trained their network: whether it has "
+                    "seen these cases cannot be checked")  # fmt: skip
+    published = sum(seen.get("how") == PUBLISHED for seen in told.values())
+    note = f"{published} cases validated the network too, as its published split does: scores are "
+    return {"checked": checked, "cases": found}, f"{note}optimistic." if published else ""
+
+
 def score_folders(
     predictions: Path,
     references: Path,
@@ -207,9 +189,10 @@ def score_folders(
     class_names: Sequence[str] | None,
     evaluation: Mapping[str, Any],
     outputs: Path,
+    metrics: Sequence[Metric] = (),
     rerun: bool = False,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Scores label maps as a run scores its test part, and writes what a report needs.
+    """Scores label maps as a run scores its test set, and writes what a report needs.
 
     The run folder's model is the folder of the predictions, and its data the one of the
     references. The same files under the same convention are scored once.
@@ -220,6 +203,7 @@ def score_folders(
         class_names: of the classes 0..K-1; None: as the files beside the predictions say.
         evaluation: `empty`, `tolerance_mm`, `keep_largest`, `allow_seen` (conf/config.yaml).
         outputs: folder of the run folders.
+        metrics: beside the built-in ones.
         rerun: whether to score again.
 
     Returns:
@@ -231,14 +215,12 @@ def score_folders(
     """
     pairs = find_pairs(predictions, references)
     names = class_names_of(pairs, class_names)
-    if not 2 <= len(names) == len(set(names)):
-        raise UserError(f"class_names={names}: two names or more are needed, all different")
     seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
-    title, split = references.resolve().name, digest_of([pair.id for pair in pairs])[:12]
+    title, model = references.resolve().name, predictions.resolve().name
     config: dict[str, Any] = {
         "seed": 0,
         "model": {
-            "name": predictions.resolve().name,
+            "name": model,
             "files": digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs]),
         },
         "data": {
@@ -250,23 +232,40 @@ def score_folders(
         "evaluation": {key: evaluation[key] for key in ("empty", "tolerance_mm", "keep_largest")},
     }
     fingerprint = digest_of([[pair.id, file_digest(pair.reference)] for pair in pairs])
-    marks = [seen["cases"]] if seen["cases"] else []  # scores with a mark are others
+    # scores with a mark, or with further columns, are others
+    marks = [seen["cases"]] if seen["cases"] else []
+    marks += [[metric.name for metric in metrics]] if metrics else []
     key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]
-    model = slug(config["model"]["name"]) or "predictions"
-    folder = RunFolder(outputs / f"{model}-{config['data']['name']}-{key}")
+    data = config["data"]["name"]
+    folder = RunFolder(outputs / f"{slug(model) or 'predictions'}-{data}-{key}")
     if folder.finished and not rerun:
         log.info("already scored: %s (rerun=true scores again)", folder.path)
         return folder, config
-    scores = _scores(pairs, names, config["evaluation"])
+    scores = _scores(pairs, names, config["evaluation"], metrics)
+    split = {"name": "all files", "hash": digest_of([pair.id for pair in pairs])[:12], "note": note}
     header = {
-        "split": {"name": "all files", "hash": split, "note": note},
+        "data": title,
+        "model": model,
+        "split": split,
         "seen": {**seen, "cases": _frames(seen["cases"], scores)},
+        "checkpoint": None,
     }
     lock = RunLock(folder.path)
     lock.acquire()
     try:
-        _write(folder, config, scores, key=key, fingerprint=fingerprint, header=header,
-               predictions=str(predictions))  # fmt: skip
+        folder.start(
+            key=key,
+            data={"title": title, "fingerprint": fingerprint},
+            split=split,
+            predictions=str(predictions),
+            code=code_state(),
+            **environment(),
+        )
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        folder.write_text("config.yaml", text)
+        folder.write_rows("cases.csv", scores.rows)
+        folder.write_json("metrics.json", {**header, **scores.compute()})
+        folder.finish("done")
     finally:
         lock.release()
     return folder, config
@@ -282,44 +281,20 @@ def _frames(found: Mapping[str, str], scores: CaseScores) -> dict[str, str]:
     }
 
 
-def _write(
-    folder: RunFolder,
-    config: dict[str, Any],
-    scores: CaseScores,
-    *,
-    key: str,
-    fingerprint: str,
-    header: dict[str, Any],
-    predictions: str,
-) -> None:
-    """The files of a finished run folder."""
-    import yaml
-
-    summary, title = scores.compute(), config["data"]["title"]
-    folder.start(
-        key=key,
-        data={"title": title, "fingerprint": fingerprint},
-        split=header["split"],
-        predictions=predictions,
-        code=code_state(),
-        **environment(),
-    )
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    folder.write_text("config.yaml", text)
-    folder.write_rows("cases.csv", scores.rows)
-    header = {"data": title, "model": config["model"]["name"], **header, "checkpoint": None}
-    folder.write_json("metrics.json", {**header, **summary})
-    folder.finish("done")
-
-
 def _scores(
-    pairs: Sequence[Pair], names: Sequence[str], evaluation: Mapping[str, Any]
+    pairs: Sequence[Pair],
+    names: Sequence[str],
+    evaluation: Mapping[str, Any],
+    metrics: Sequence[Metric],
 ) -> CaseScores:
     from rich.progress import track
 
     seen: set[str] = set()
     scores = CaseScores(
-        class_names=names, policy=evaluation["empty"], tolerance_mm=evaluation["tolerance_mm"]
+        class_names=names,
+        policy=evaluation["empty"],
+        tolerance_mm=evaluation["tolerance_mm"],
+        more=metrics,
     )
     for pair in track(pairs, description="label maps"):
         prediction, reference = read_label(pair.prediction), read_label(pair.reference)
@@ -341,7 +316,7 @@ def _cases(pair: Pair, frames: int) -> list[Pair]:
     if frames == 1:
         return [pair]
     digits = max(2, len(str(frames)))
-    return [replace(pair, id=f"{pair.id}_frame{t:0{digits}d}") for t in range(1, frames + 1)]
+    return [pair._replace(id=f"{pair.id}_frame{t:0{digits}d}") for t in range(1, frames + 1)]
 
 
 def _labels(path: Path, read: Volume, num_classes: int) -> npt.NDArray[np.uint8]:
