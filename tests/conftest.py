@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from small_runs import small_overrides
+from runs import small_overrides
 
 os.environ.setdefault("WANDB_MODE", "offline")
 

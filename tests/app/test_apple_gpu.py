@@ -4,23 +4,16 @@ import contextlib
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.app.settle import device_type
 from mambaseg.data import sampling
 from mambaseg.errors import UserError
+from runs import built
 from small_leaves import SMALL
 
 APPLE = "lightning.fabric.accelerators.mps.MPSAccelerator.is_available"
-
-
-def composed(*words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=["logger=csv", "~callbacks.progress", *words])
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def mac(monkeypatch):
     ("auto", "mps", "torch"), ("gpu", "mps", "torch"), ("cpu", "cpu", "numba"),
 ])  # fmt: skip
 def test_on_a_mac_the_scan_runs_where_the_trainer_runs(mac, small_run, trainer, device, backend):
-    run = build(composed(*small_run, "model=mamba_unet", f"trainer={trainer}"))
+    run = built(*small_run, "model=mamba_unet", f"trainer={trainer}")
     assert run.config["model"]["scan_backend"] == backend
     assert run.config["trainer"]["precision"] == "32-true"
     assert device_type(run.config["trainer"]["accelerator"]) == device
@@ -43,15 +36,15 @@ def test_on_a_mac_the_scan_runs_where_the_trainer_runs(mac, small_run, trainer, 
 
 def test_a_named_backend_that_cannot_run_on_a_mac_is_refused(mac, small_run):
     with pytest.raises(UserError, match="it runs on cpu but the tensors are on mps"):
-        build(composed(*small_run, "model=mamba_unet", "model.scan_backend=numba"))
+        built(*small_run, "model=mamba_unet", "model.scan_backend=numba")
 
 
 def test_without_a_mac_the_choice_is_as_before(small_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = build(composed(*small_run, "model=mamba_unet"))
+    run = built(*small_run, "model=mamba_unet")
     assert run.config["model"]["scan_backend"] == "numba"
     with pytest.raises(UserError, match="no GPU of Apple"):
-        build(composed(*small_run, "trainer.accelerator=mps"))
+        built(*small_run, "trainer.accelerator=mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [device_type(name) for name in ("auto", "gpu", "cuda", "cpu")] == [
         "cuda", "cuda", "cuda", "cpu"
@@ -98,7 +91,7 @@ def test_training_and_scoring_use_no_float64_on_the_device(
     words = [f"model={model}", *small, "trainer=cpu", "augmentation=modern"]
     words += ["model.scan_backend=torch"] if "mamba" in model else []
     words.append(f"data.preprocessing={preprocessing}")
-    with build(composed(*small_run, *words)) as run:
+    with built(*small_run, *words) as run:
         run.data.trainer = run.trainer
         batch = next(iter(run.data.train_dataloader()))
         case = next(iter(run.data.val_dataloader()))

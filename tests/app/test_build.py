@@ -6,34 +6,18 @@ import json
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
 from mambaseg.app.check import checked
-from mambaseg.app.entry import CONF
 from mambaseg.app.settle import no_graph
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
-
-
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
-
-
-def trained(*overrides):
-    with build(composed("model=unet", "logger=csv", *overrides)) as run:
-        if not run.finished:
-            run.fit()
-            run.evaluate()
-        run.report()
-    return run
+from runs import built, composed, trained
 
 
 @pytest.fixture(scope="module")
 def run(shared_run):
     """One finished run; tests only read it."""
-    return trained(*shared_run)
+    return trained("model=unet", *shared_run)
 
 
 def test_a_run_leaves_everything_in_its_folder(run):
@@ -104,18 +88,18 @@ def test_the_score_for_a_sweeper_is_the_best_validation_dice(run):
 
 def test_the_same_configuration_returns_the_finished_result(small_run):
     small_run = [*small_run, "data.steps=2"]
-    first = trained(*small_run)
+    first = trained("model=unet", *small_run)
     marker = (first.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    again = trained(*small_run, "data.num_workers=0", "trainer=cpu")
+    again = trained("model=unet", *small_run, "data.num_workers=0", "trainer=cpu")
     assert again.finished and again.score == first.score
     assert again.folder.path == first.folder.path
     assert (again.folder.path / "checkpoints" / "last.ckpt").stat().st_mtime_ns == marker
-    repeated = trained(*small_run, "rerun=true")
+    repeated = trained("model=unet", *small_run, "rerun=true")
     assert not repeated.finished and repeated.score == first.score  # same seed, same machine
 
 
 def test_another_seed_is_another_run_on_the_same_split(run, shared_run):
-    first, second = run, build(composed("model=unet", "logger=csv", *shared_run, "seed=7"))
+    first, second = run, built("model=unet", *shared_run, "seed=7")
     assert first.folder.path != second.folder.path
     assert first.data.split == second.data.split
 
@@ -129,7 +113,7 @@ def test_a_failed_run_keeps_its_error(small_run, monkeypatch):
     monkeypatch.setattr(SegmentationTask, "training_step", broken)
     with (
         pytest.raises(ZeroDivisionError),
-        build(composed("model=unet", "logger=csv", *small_run)) as run,
+        built("model=unet", *small_run) as run,
     ):
         run.fit()
     record = run.folder.record
@@ -137,7 +121,7 @@ def test_a_failed_run_keeps_its_error(small_run, monkeypatch):
 
 
 def test_accumulated_batches_keep_the_global_batch(small_run):
-    run = trained(*small_run, "trainer.accumulate_grad_batches=2", "test=false")
+    run = trained("model=unet", *small_run, "trainer.accumulate_grad_batches=2", "test=false")
     assert run.trainer.global_step == 4
     with (run.folder.path / "metrics.csv").open() as stream:
         steps = {int(r["step"]) for r in csv.DictReader(stream) if r["val/dice"]}
@@ -146,25 +130,25 @@ def test_accumulated_batches_keep_the_global_batch(small_run):
 
 def test_float16_is_refused_for_a_network_with_a_scan(small_run):
     with pytest.raises(UserError, match="bf16-mixed or 32-true"):
-        build(composed("model=mamba_unet", "trainer.precision=16-mixed", *small_run))
+        built("model=mamba_unet", "trainer.precision=16-mixed", *small_run)
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16"])
 def test_float16_on_the_cpu_which_lightning_makes_bfloat16_is_refused(precision, small_run):
     words = ["model=unet", "trainer=cpu", f"trainer.precision={precision}"]
     with pytest.raises(UserError, match=f"precision={precision}: float16 needs a GPU"):
-        build(composed(*words, *small_run))
+        built(*words, *small_run)
 
 
 def test_gradients_are_clipped_although_the_recipe_has_a_fused_optimizer(small_run):
     words = ["trainer=cpu", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"]
-    run = trained(*small_run, *words, "data.steps=1", "data.val_every=1")
+    run = trained("model=unet", *small_run, *words, "data.steps=1", "data.val_every=1")
     assert run.config["optim"]["optimizer"]["fused"] is False
 
 
 def test_a_network_of_bfloat16_trains_and_is_scored_on_data_that_are_not_rounded(small_run):
     words = ("model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]")
-    run = trained(*small_run, *words, "trainer.precision=bf16-true")
+    run = trained("model=unet", *small_run, *words, "trainer.precision=bf16-true")
     parameters = dict(run.task.network.named_parameters())
     narrow = {name for name, p in parameters.items() if p.dtype == torch.bfloat16}
     exact = {name for name in parameters if name.endswith(("A_logs", "Ds", "dt_projs_bias"))}
@@ -182,7 +166,7 @@ def test_hours_are_estimated_for_real_data_without_a_gpu(small_run, caplog, monk
     monkeypatch.setattr("mambaseg.training.run._SMALL_BUDGET", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     real = ["data.synthetic=false", "data.name=acdc"]
-    with build(composed("model=unet", "logger=csv", *real, *small_run)) as run:
+    with built("model=unet", *real, *small_run) as run:
         before = [value.clone() for value in run.task.network.state_dict().values()]
         random = torch.get_rng_state()
         run._estimate()
@@ -196,14 +180,14 @@ def test_a_gpu_that_is_not_there_is_refused(small_run):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="trainer=cpu"):
-        build(composed("trainer=gpu", *small_run))
+        built("trainer=gpu", *small_run)
 
 
 def test_graphs_without_a_gpu_are_left_out_with_the_reason_and_change_no_identity(
     small_run, caplog
 ):
-    plain = build(composed("model=unet", "trainer=cpu", *small_run))
-    graphed = build(composed("model=unet", "trainer=cpu", "trainer.graph=true", *small_run))
+    plain = built("model=unet", "trainer=cpu", *small_run)
+    graphed = built("model=unet", "trainer=cpu", "trainer.graph=true", *small_run)
     assert "trainer.graph=true: CUDA graphs need an NVIDIA GPU" in caplog.text
     assert graphed.key == plain.key
     assert graphed.config["trainer"]["graph"] is False
@@ -244,7 +228,7 @@ def test_pretrained_weights_are_reported_in_the_log_and_the_record(small_run, tm
     torch.save({"model": backbone_weights(tiny)}, path)
     caplog.set_level("INFO")
     words = ["model=mamba_unet", "model.embed_dim=12", "model.depths=[1,1,1,1]", "logger=csv"]
-    with build(composed(*words, f"model.pretrained={path}", *small_run)) as run:
+    with built(*words, f"model.pretrained={path}", *small_run) as run:
         network = run.task.network.network
     report = run.folder.record["pretrained"]
     assert report["path"] == str(path) and report["parameters"]["loaded"] > 0

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -12,15 +11,11 @@ from omegaconf import OmegaConf
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
+from runs import composed
 from tiny_nnunet import write_nnunet
 
 GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
 LEAVES = [(group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))]
-
-
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 @pytest.mark.parametrize(("group", "leaf"), LEAVES, ids=str)

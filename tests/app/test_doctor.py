@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mambaseg.app import doctor
+from mambaseg.benchmark import scans
 from mambaseg.scan import dispatch
 from small_disk import fill, small_disk
 from tiny_nnunet import write_nnunet
@@ -106,13 +107,13 @@ def test_backends_are_also_compared_in_the_dtype_of_mixed_precision(monkeypatch)
     dtypes, device = (torch.float32, torch.bfloat16), torch.device("cpu")
     found = doctor._compared("torch", device, dtypes)
     assert found.level == "ok" and "in float32" in found.said and "in bfloat16" in found.said
-    compute = doctor._values_and_gradients
+    compute = scans.errors_of
 
-    def wrong(inputs, *others):
-        y, *gradients = compute(inputs, *others)
-        return [y * 1.1 if inputs[0].dtype == torch.bfloat16 else y, *gradients]
+    def wrong(forms, names, yardsticks, dtype, *others, **shape):
+        (row,) = compute(forms, names, yardsticks, dtype, *others, **shape)
+        return [{**row, "worst": 0.1}] if dtype == torch.bfloat16 else [row]
 
-    monkeypatch.setattr(doctor, "_values_and_gradients", wrong)
+    monkeypatch.setattr(scans, "errors_of", wrong)
     found = doctor._compared("torch", device, dtypes)
     assert found.level == "error" and "in bfloat16" in found.said
 
@@ -166,7 +167,7 @@ def test_a_check_that_breaks_down_does_not_hide_the_others(words, monkeypatch):
 
 def test_words_that_are_no_configuration(words):
     findings = doctor.examine([*words, "model=vgg"])
-    assert broken(findings) == ["compose"] and "vgg" in the(findings, "compose").said
+    assert broken(findings) == ["configure"] and "vgg" in the(findings, "configure").said
     assert the(findings, "scan torch on cpu").level == "ok"
 
 

@@ -1,4 +1,4 @@
-"""The commands of docs/own-data.md, from a folder to a report and to label maps, as they stand."""
+"""The commands of docs/own-data.md as they are written, and the table of docs/upgrading.md."""
 
 import json
 import re
@@ -14,6 +14,9 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from mambaseg.app.overrides import arranged
+from mambaseg.app.targets import MOVED
+from mambaseg.errors import UserError
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 from tiny_pictures import SIZE, blob, save, write_two_folders
 
@@ -105,3 +108,18 @@ def test_pictures_go_from_their_check_to_a_report_and_predictions(tmp_path, monk
         labels = np.asarray(picture)
     assert labels.shape == (70, 50) and set(np.unique(labels)) <= {0, 1} and SIZE != (70, 50)
     assert (tmp_path / "labels" / "x_overlay.png").is_file()
+
+
+# ---- what was renamed ---------------------------------------------------------------------------
+
+
+def test_upgrading_lists_exactly_what_was_renamed():
+    page = (REPOSITORY / "docs" / "upgrading.md").read_text().partition("\n## Renamed\n")[2]
+    assert dict(re.findall(r"^\| `(.+?)` \| `(.+?)` \|$", page, re.MULTILINE)) == MOVED
+
+
+@pytest.mark.parametrize("old", [old for old in MOVED if not old.startswith("mambaseg.")])
+def test_an_override_of_before_is_told_its_new_name(old):
+    word = old if "=" in old else f"{old}=x"
+    with pytest.raises(UserError, match=re.escape(f"{old} is {MOVED[old]} now")):
+        arranged(["-m", word])

@@ -10,32 +10,24 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import Logger
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.app.resolvers import wandb_mode
 from mambaseg.storage import files
 from mambaseg.storage.files import keep_caches
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.loggers import StepRows, finish_wandb, wandb_logger
+from runs import built, small_overrides
 from small_disk import fill, small_disk
-from small_runs import small_overrides
 from wandb_file import read_run
 
 ROOT = Path(__file__).parents[2]
-TINY = ["model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "~callbacks.progress"]
+TINY = ["model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "callbacks.progress=null"]
 CACHES = ("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_HOME", "XDG_CACHE_HOME",
           "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
 # a user of no name and no rights but to read; Python may lie in another user's home folder
 NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups",
           "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # fmt: skip
-
-
-def composed(*words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *words])
 
 
 # ---- a training from the first to the last line --------------------------------------------------
@@ -182,7 +174,13 @@ def broken(*_, **__):
 ])  # fmt: skip
 def test_what_only_shows_a_result_cannot_lose_it(place, small_run, monkeypatch, caplog):
     whole = "wandb" in place
-    run = build(composed(*small_run, "data.steps=2", *([] if whole else ["logger=csv"])))
+    run = built(
+        *TINY,
+        "logger=default",
+        *small_run,
+        "data.steps=2",
+        f"logger={'default' if whole else 'csv'}",
+    )
     if place == "wandb.init":
         import wandb
 
@@ -212,7 +210,7 @@ def test_a_checkpoint_that_cannot_be_removed_costs_room_only(small_run, monkeypa
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refusing)
-    with build(composed(*small_run, "logger=csv")) as run:
+    with built(*TINY, *small_run, "logger=csv") as run:
         run.fit()
         run.evaluate()
     assert removed and RunFolder(run.folder.path).finished
@@ -220,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_removed_costs_room_only(small_run, monkeypa
 
 def test_a_board_that_fails_in_the_training_is_said_once(small_run, monkeypatch, caplog):
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.log", broken)
-    with build(composed(*small_run, "trainer.log_every_n_steps=1")) as run:
+    with built(*TINY, "logger=default", *small_run, "trainer.log_every_n_steps=1") as run:
         run.fit()
     assert caplog.text.count("the curves are in metrics.csv only") == 1
     assert "StepRows failed (RuntimeError: out of order)" in caplog.text
@@ -257,7 +255,7 @@ class Grumpy(Logger):
 @pytest.mark.parametrize("at", ["log_metrics", "test/dice", "finalize", "save"])
 def test_no_logger_of_anybody_ends_a_run(at, small_run, caplog):
     mine = f"+logger.mine={{_target_: test_home.Grumpy, at: {at}}}"
-    with build(composed(*small_run, "data.steps=2", "logger=csv", mine)) as run:
+    with built(*TINY, *small_run, "data.steps=2", "logger=csv", mine) as run:
         run.fit()
         run.evaluate()
     assert RunFolder(run.folder.path).finished

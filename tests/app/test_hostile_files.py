@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 from mambaseg.data.cache import open_cache
 from mambaseg.data.fingerprint import digest_of
@@ -20,12 +17,7 @@ from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.models.vit_weights import read_hybrid_vit
 from payload import Payload, armed, claiming_npy, npz, object_npy
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=["logger=csv", "~callbacks.progress", *overrides])
-
+from runs import built, composed
 
 SMALL = ["model=unet", "model.widths=[4,8,8,8,8]"]
 
@@ -41,7 +33,7 @@ def payload(tmp_path):
 @pytest.fixture(scope="module")
 def finished(shared_run):
     """A finished run of a small network; tests only read it."""
-    with build(composed("config", *SMALL, *shared_run)) as run:
+    with built(*SMALL, *shared_run) as run:
         run.fit()
         run.evaluate()
     return run
@@ -76,24 +68,24 @@ def test_evaluating_a_checkpoint_runs_nothing(payload, small_run, tmp_path):
                 read_checkpoint(path)
             assert not payload.marker.exists(), where
     with pytest.raises(UserError, match="only plain weights"):
-        build(composed("evaluate", f"checkpoint={path}", *small_run))
+        built(f"checkpoint={path}", *small_run, script="evaluate")
 
 
 def test_resuming_runs_nothing_and_starts_anew(payload, small_run, caplog):
-    with build(composed("config", *SMALL, *small_run, "test=false")) as run:
+    with built(*SMALL, *small_run, "test=false") as run:
         pass
     folder = run.folder
     folder.update(status="running")
     for name in ("last.ckpt", "best.ckpt"):
         torch.save({"global_step": 2, "loops": payload}, folder.path / "checkpoints" / name)
-    with build(composed("config", *SMALL, *small_run, "test=false")) as run:
+    with built(*SMALL, *small_run, "test=false") as run:
         run.fit()
     assert folder.record["status"] == "done" and folder.record["steps"] == 4
     assert "damaged" in caplog.text
 
 
 def test_scoring_the_last_checkpoint_of_a_folder_runs_nothing(payload, small_run):
-    with build(composed("config", *SMALL, *small_run)) as run:
+    with built(*SMALL, *small_run) as run:
         run.fit()
         for path in run.folder.path.glob("checkpoints/*.ckpt"):
             torch.save({"state_dict": payload}, path)
@@ -113,7 +105,7 @@ def test_arguments_of_a_checkpoint_are_neither_objects_nor_interpolated(
         scan_backend="${oc.env:SOME_SECRET}", _args_=[target], _convert_="all", unknown=target,
     )  # fmt: skip
     path = saved(checkpoint, tmp_path / "a.ckpt")
-    with build(composed("evaluate", f"checkpoint={path}", *small_run)) as run:
+    with built(f"checkpoint={path}", *small_run, script="evaluate") as run:
         run.evaluate()
     assert not (tmp_path / "ran").exists()
     assert run.folder.path.parent == tmp_path / "outputs" / "evaluate"
@@ -158,7 +150,7 @@ def test_a_checkpoint_says_what_it_may_or_is_refused(checkpoint, tmp_path, keys,
 def test_arguments_beyond_the_bounds_are_left_out(checkpoint, small_run, tmp_path, value, caplog):
     checkpoint["mambaseg"]["model"]["arguments"]["dropout"] = value
     path = saved(checkpoint, tmp_path / "a.ckpt")
-    with build(composed("evaluate", f"checkpoint={path}", *small_run)) as run:
+    with built(f"checkpoint={path}", *small_run, script="evaluate") as run:
         assert run.config["model"]["dropout"] == [0.05, 0.1, 0.2, 0.3, 0.5]
     assert "left out" in caplog.text
 
@@ -170,7 +162,7 @@ def test_a_network_larger_than_the_weights_is_refused_before_it_has_memory(
     path = saved(checkpoint, tmp_path / "a.ckpt")
     with (
         pytest.raises(UserError, match="does not fit"),
-        build(composed("evaluate", f"checkpoint={path}", *small_run)),
+        built(f"checkpoint={path}", *small_run, script="evaluate"),
     ):
         pass
 
@@ -206,7 +198,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pt"])
 def test_pretrained_weights_run_nothing(payload, tmp_path, suffix):
-    cfg = composed("config", "model=swin_unet", "data=phantom")
+    cfg = composed("model=swin_unet", "data=phantom")
     path = tmp_path / f"swin{suffix}"
     for content in (payload, {"model": payload}, {"model": {"x": torch.zeros(1), "y": payload}}):
         for new in (True, False):
@@ -218,7 +210,7 @@ def test_pretrained_weights_run_nothing(payload, tmp_path, suffix):
 
 
 def test_a_safetensors_file_that_lies_about_its_size_is_an_error(tmp_path):
-    cfg = composed("config", "model=swin_unet", "data=phantom")
+    cfg = composed("model=swin_unet", "data=phantom")
     claim = {"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
     for header in (json.dumps(claim).encode(), b"[" * 10_000):
         path = tmp_path / "swin.safetensors"
@@ -322,7 +314,7 @@ def test_a_foreign_run_folder_beside_ours_harms_no_training(payload, small_run, 
         (experiment / f"foreign{number}" / "run.json").write_text(content)
     (experiment / "pipe").mkdir()
     os.mkfifo(experiment / "pipe" / "run.json")
-    with build(composed("config", *SMALL, *small_run, "test=false")) as run:
+    with built(*SMALL, *small_run, "test=false") as run:
         run.fit()
     assert run.folder.record["status"] == "done"
 
@@ -342,7 +334,7 @@ def test_a_finished_folder_of_somebody_else_is_only_data(
         text = yaml.safe_dump({"model": hostile, "secret": SECRET})
         attack = f"x: !!python/object/apply:os.system ['touch {payload.marker}']\n"
         folder.write_text("config.yaml", text + attack)
-        with build(composed("config", *SMALL, *shared_run)) as run:
+        with built(*SMALL, *shared_run) as run:
             assert run.finished and run.score is None
             run.report()
     finally:

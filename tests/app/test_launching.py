@@ -8,23 +8,20 @@ import sys
 import time
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from mambaseg.app import launching
+from mambaseg.app import sweeps
 from mambaseg.app.entry import CONF
-from sweeps import CHEAP, LIGHT, PLUGINS, ROOT, TRAIN, environment, needs, notes, typed
+from runs import composed
+from sweep_jobs import CHEAP, LIGHT, PLUGINS, ROOT, TRAIN, environment, needs, notes, typed
 
-ENGINES = {
-    "joblib": "jobs", "ray": "gpus", "submitit_local": "slurm_local", "submitit_slurm": "slurm",
-}  # fmt: skip
 LEAVES = [leaf for leaf in PLUGINS if leaf != "search"]
 
 
-def composed(*words):
+def sweep(*words):
     """The configuration of a sweep, as the callback sees it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["data=phantom", *words], return_hydra_config=True)
+    cfg = composed("data=phantom", *words, hydra=True)
     with open_dict(cfg):
         cfg.hydra.runtime.choices.setdefault("hparams_search", None)
     return cfg
@@ -33,48 +30,51 @@ def composed(*words):
 def check(cfg):
     """What happens before a sweep, where nothing is refused."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        launching.Launching().on_multirun_start(cfg)
+        sweeps._check_launcher(cfg)
+        sweeps._check_jobs(cfg)
 
 
 @pytest.fixture
 def plugins_there(monkeypatch):
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(launching.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(sweeps.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
 def refusal(cfg, hook="on_multirun_start"):
     with pytest.raises(SystemExit) as ended:
-        getattr(launching.Launching(), hook)(cfg)
+        getattr(sweeps.Sweeps(), hook)(cfg)
     return str(ended.value)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_every_launcher_leaf_names_its_plugin_and_composes_without_it(leaf):
     assert leaf in {path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")}
-    launcher = composed(f"hydra/launcher={leaf}").hydra.launcher
+    launcher = sweep(f"hydra/launcher={leaf}").hydra.launcher
     assert f"hydra_plugins.{PLUGINS[leaf]}." in launcher._target_
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher")
-@pytest.mark.parametrize(("engine", "leaf"), ENGINES.items())
-def test_an_engine_may_be_called_by_its_own_name(engine, leaf):
-    given = composed(f"hydra/launcher={engine}").hydra
-    ours = composed(f"hydra/launcher={leaf}").hydra
-    assert OmegaConf.merge(given.launcher, ours.launcher) == given.launcher
-    assert given.job.env_set == ours.job.env_set
+def test_our_settings_lie_over_those_of_the_plugins():
+    assert sweep("hydra/launcher=joblib").hydra.launcher.n_jobs == 2
+    assert sweep("hydra/launcher=joblib").hydra.job.env_set.TERM == "dumb"
+    ray = sweep("hydra/launcher=ray").hydra.launcher.ray
+    assert ray.remote.max_calls == 1 and ray.init.object_store_memory is None
+    for engine, cores in (("submitit_slurm", 8), ("submitit_local", 1)):
+        hydra = sweep(f"hydra/launcher={engine}").hydra
+        assert hydra.launcher.cpus_per_task == cores
+        assert "cpus_per_task" in str(OmegaConf.to_container(hydra.job.env_set, resolve=False))
 
 
 def test_slurm_without_a_cluster_is_refused(plugins_there, monkeypatch):
-    monkeypatch.setattr(launching.shutil, "which", lambda name: None)
-    assert "slurm_local" in refusal(composed("hydra/launcher=slurm"))
+    monkeypatch.setattr(sweeps.shutil, "which", lambda name: None)
+    assert "submitit_local" in refusal(sweep("hydra/launcher=submitit_slurm"))
 
 
 @pytest.mark.parametrize("words", [[f"hydra/launcher={leaf}"] for leaf in LEAVES]
                          + [["hparams_search=optuna"]], ids=str)  # fmt: skip
 def test_an_absent_plugin_is_named_with_its_pip_command(words, monkeypatch):
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
-    message = refusal(composed(*words))
-    extra = {"gpus": "ray", "optuna": "search"}.get(words[0].split("=")[1], "launchers")
+    monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: None)
+    message = refusal(sweep(*words))
+    extra = {"ray": "ray", "optuna": "search"}.get(words[0].split("=")[1], "launchers")
     assert f"pip install -e '.[{extra}]'" in message and "\n" not in message
 
 
@@ -82,7 +82,7 @@ def test_the_extras_that_errors_name_exist():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for module, extra in launching._EXTRAS.items():
+    for module, extra in sweeps._EXTRAS.items():
         wanted = module.replace("_", "-")
         assert any(r.startswith(wanted) for r in project["optional-dependencies"][extra])
 
@@ -91,29 +91,29 @@ def test_gpus_that_are_not_there_are_refused_rather_than_waited_for(plugins_ther
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     two = "hydra.launcher.ray.remote.num_gpus=2"
-    check(composed("hydra/launcher=gpus", "hydra.launcher.ray.remote.num_cpus=1"))
-    message = refusal(composed("hydra/launcher=gpus", two))
-    assert "num_gpus=2" in message and "1 GPUs" in message and "num_gpus=0" in message
+    check(sweep("hydra/launcher=ray", "hydra.launcher.ray.remote.num_cpus=1"))
+    message = refusal(sweep("hydra/launcher=ray", two))
+    assert "num_gpus=2: there are 1 here" in message and "num_gpus=0" in message
     many = "hydra.launcher.ray.remote.num_cpus=100000"
-    assert "num_cpus=100000" in refusal(composed("hydra/launcher=gpus", many))
-    check(composed("hydra/launcher=gpus", two, "hydra.launcher.ray.init.address=auto"))
+    assert "num_cpus=100000" in refusal(sweep("hydra/launcher=ray", many))
+    check(sweep("hydra/launcher=ray", two, "hydra.launcher.ray.init.address=auto"))
 
 
 def test_several_devices_per_job_are_refused_where_they_cannot_start(plugins_there):
-    for leaf in ("jobs", "slurm_local", "gpus"):
+    for leaf in ("joblib", "submitit_local", "ray"):
         words = [*CHEAP[leaf], "trainer=ddp"]
-        assert "trainer.devices=2" in refusal(composed(*words))
-    assert "tasks_per_node=2" in refusal(composed("hydra/launcher=slurm", "trainer=ddp"))
-    check(composed("hydra/launcher=slurm", "trainer=ddp", "hydra.launcher.tasks_per_node=2"))
-    check(composed("trainer=ddp"))
+        assert "trainer.devices=2" in refusal(sweep(*words))
+    assert "tasks_per_node=2" in refusal(sweep("hydra/launcher=submitit_slurm", "trainer=ddp"))
+    check(sweep("hydra/launcher=submitit_slurm", "trainer=ddp", "hydra.launcher.tasks_per_node=2"))
+    check(sweep("trainer=ddp"))
 
 
 def test_a_launcher_or_a_search_without_m_is_refused(monkeypatch):
-    for word in ("hydra/launcher=jobs", "hparams_search=optuna"):
-        assert "-m" in refusal(composed(word), "on_run_start")
-    launching.Launching().on_run_start(composed())
+    for word in ("hydra/launcher=joblib", "hparams_search=optuna"):
+        assert "-m" in refusal(sweep(word), "on_run_start")
+    sweeps.Sweeps().on_run_start(sweep())
     monkeypatch.setenv("LOCAL_RANK", "1")  # DDP repeats the words of a job of a search
-    launching.Launching().on_run_start(composed("hparams_search=optuna"))
+    sweeps.Sweeps().on_run_start(sweep("hparams_search=optuna"))
 
 
 @pytest.mark.parametrize("leaf", CHEAP)
@@ -128,28 +128,27 @@ def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(leaf, tmp_path):
     assert not any("left" in note["words"] for note in found)
     assert len({note["handlers"] for note in found}) == 1
     assert len({note["filters"] for note in found}) == 1
-    if leaf == "gpus":  # one process per job
+    if leaf == "ray":  # one process per job
         assert len({note["pid"] for note in found}) == 3
 
 
 @pytest.mark.parametrize("given", [None, "3"])
 @pytest.mark.parametrize("engine", ["joblib", "submitit_local", "ray"])
 def test_jobs_share_the_cores_unless_told_otherwise(engine, given, tmp_path):
-    leaf = ENGINES[engine]
-    needs(leaf)
-    words = [f"hydra/launcher={engine}", *CHEAP[leaf][1:], "seed=1,2"]
+    needs(engine)
+    words = [*CHEAP[engine], "seed=1,2"]
     env = environment(OMP_NUM_THREADS=given) if given else environment()
     done = typed("-m", *words, f"outputs={tmp_path}", env=env)
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
-    share = str(max(1, (os.cpu_count() or 1) // 2)) if leaf == "jobs" else "1"
+    share = str(max(1, (os.cpu_count() or 1) // 2)) if engine == "joblib" else "1"
     assert {note["threads"] for note in notes(tmp_path)} == {given or share}
 
 
 @pytest.fixture
 def slurm(tmp_path):
     """A SLURM of this machine in PATH; ends what is left of its jobs."""
-    needs("slurm")
-    state, programs = tmp_path / "slurm", tmp_path / "bin"
+    needs("submitit_slurm")
+    state, programs = tmp_path / "submitit_slurm", tmp_path / "bin"
     state.mkdir()
     programs.mkdir()
     for name in ("sbatch", "srun", "scontrol", "sacct", "scancel"):
@@ -176,7 +175,7 @@ def interrupt(state, job, ready, seconds=200):
 
 def test_slurm_queues_a_job_again_that_runs_into_its_limit(slurm, tmp_path):
     state, env = slurm
-    words = ["-m", "hydra/launcher=slurm", "seed=7,8", f"outputs={tmp_path}"]
+    words = ["-m", "hydra/launcher=submitit_slurm", "seed=7,8", f"outputs={tmp_path}"]
     sweep = subprocess.Popen(
         [sys.executable, str(LIGHT), *words, "hydra.launcher.qos=low"],
         env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -202,7 +201,14 @@ def test_slurm_queues_a_job_again_that_runs_into_its_limit(slurm, tmp_path):
 def test_a_training_that_slurm_interrupts_ends_well_in_its_folder(slurm, small_run, tmp_path):
     """Neither Lightning nor submitit is in the other's way: one of them queues the job again."""
     state, env = slurm
-    words = ["-m", "hydra/launcher=slurm", "model=unet", *small_run, "data.steps=60", "test=false"]
+    words = [
+        "-m",
+        "hydra/launcher=submitit_slurm",
+        "model=unet",
+        *small_run,
+        "data.steps=60",
+        "test=false",
+    ]
     sweep = subprocess.Popen(
         [sys.executable, str(TRAIN), *words, "logger=csv", "trainer=cpu"],
         env={**env, "OMP_NUM_THREADS": "1"}, cwd=ROOT,
@@ -223,7 +229,7 @@ def test_a_training_that_slurm_interrupts_ends_well_in_its_folder(slurm, small_r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leaf", ["jobs", "slurm_local", "gpus"])
+@pytest.mark.parametrize("leaf", ["joblib", "submitit_local", "ray"])
 def test_trainings_side_by_side_give_the_scores_of_trainings_one_by_one(leaf, small_run, tmp_path):
     """Also with loader processes, and with W&B: one run per job."""
     needs(leaf)

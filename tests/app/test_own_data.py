@@ -10,7 +10,6 @@ import yaml
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import explained_errors
 from mambaseg.data.check import check_dataset
@@ -20,7 +19,7 @@ from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.readers import nnunet
 from mambaseg.errors import UserError
 from mambaseg.reporting.report import write_report
-from own_runs import SMALL, composed, trained
+from runs import UNET, built, composed, own_overrides, trained
 from tiny_checkpoints import write_checkpoint
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
@@ -108,7 +107,7 @@ def test_numbers_that_nobody_named_are_classes_in_their_order(tmp_path, monkeypa
     assert leaf["split"] == "random" and leaf["in_channels"] == 2
     conf = tmp_path / "conf" / "data"
     assert main([str(root), "--write", str(conf / "own.yaml")]) == 0
-    run = trained(conf.parent, tmp_path, "data=own")  # as it is, 2 steps
+    run = trained(*own_overrides(tmp_path), "data=own", configs=conf.parent)  # as it is, 2 steps
     assert run.data.counts["train"]["cases"] == 3
 
 
@@ -118,7 +117,7 @@ def test_a_name_or_a_path_is_only_a_name_or_a_path(tmp_path):
     )
     (conf := tmp_path / "conf" / "data").mkdir(parents=True)
     (conf / "own.yaml").write_text(propose(check_dataset(root), "own", memory=MEMORY))
-    cfg = composed("config", conf.parent, "data=own", "model=unet")
+    cfg = composed("data=own", "model=unet", configs=conf.parent)
     assert list(cfg.data.class_names) == ["background", "no", "null: #1"]
     assert cfg.data.root == str(root)
 
@@ -158,7 +157,7 @@ def test_a_data_set_that_does_not_say_what_it_is_ends_in_one_message(tmp_path, w
     write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 2]})
     words = [word.format(place=tmp_path) for word in words]
     with pytest.raises(CompactHydraException, match=message) as raised, explained_errors():
-        build(composed("config", tmp_path, *SMALL, "data=nnunet", *words))
+        built(*UNET, "data=nnunet", *words)
     assert "interpolation" not in str(raised.value)
     assert isinstance(raised.value.__cause__, UserError)  # Hydra prints those of OmegaConf
 
@@ -166,7 +165,7 @@ def test_a_data_set_that_does_not_say_what_it_is_ends_in_one_message(tmp_path, w
 def test_classes_that_the_user_names_replace_those_of_the_file(tmp_path):
     root = write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 2]})
     run = trained(
-        tmp_path, tmp_path, "data=nnunet", f"data.root={root}", "data.num_classes=2",
+        *own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "data.num_classes=2",
         "data.class_names=[background,all]", "data.label_map={0:0,1:1,2:1}",
     )  # fmt: skip
     assert list(run.folder.summary["classes"]) == ["background", "all"]
@@ -177,8 +176,8 @@ def test_classes_named_in_another_order_than_the_data_sets_are_refused(tmp_path,
     root = write_nnunet(tmp_path / "a", **({"labels": labels} if labels else {}))
     words = ["data=nnunet", f"data.root={root}", "data.class_names=[background,wall,cavity]"]
     with pytest.raises(UserError, match=r"calls label 1 'cavity'.*data\.label_map=\{0:0,1:2,2:1\}"):
-        trained(tmp_path, tmp_path, *words)
-    run = trained(tmp_path, tmp_path, *words, "data.label_map={0:0,1:2,2:1}")
+        trained(*own_overrides(tmp_path), *words)
+    run = trained(*own_overrides(tmp_path), *words, "data.label_map={0:0,1:2,2:1}")
     assert list(run.folder.summary["classes"]) == ["background", "wall", "cavity"]
 
 
@@ -200,7 +199,7 @@ def test_a_split_by_case_is_called_so_in_log_table_and_report(tmp_path, caplog, 
     ids = [f"p{number}_s{slice_}" for number in range(5) for slice_ in range(2)]
     root = write_nnunet(tmp_path / "Dataset001_Own", ids=ids)
     with caplog.at_level(logging.INFO):
-        run = trained(tmp_path, tmp_path, "data=nnunet", f"data.root={root}", "name=by_case")
+        run = trained(*own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "name=by_case")
     read_first = ("Not a published split: drawn by case with seed 0; 7/1/2 cases. "
                   "The names suggest several cases")  # fmt: skip
     assert read_first in caplog.text
@@ -210,7 +209,9 @@ def test_a_split_by_case_is_called_so_in_log_table_and_report(tmp_path, caplog, 
     assert "drawn by patient" not in caplog.text + page
 
     assert main([str(root), "--write", str(tmp_path / "conf" / "data" / "own.yaml")]) == 0
-    run = trained(tmp_path / "conf", tmp_path, "data=own", "name=by_patient")
+    run = trained(
+        *own_overrides(tmp_path), "data=own", "name=by_patient", configs=tmp_path / "conf"
+    )
     assert run.folder.summary["split"]["note"].startswith(
         "Not a published split: drawn by patient with seed 0;"
     )
@@ -220,24 +221,23 @@ def test_a_split_by_case_is_called_so_in_log_table_and_report(tmp_path, caplog, 
 
 
 def test_an_external_cohort_that_is_all_test_is_scored_and_not_trained_on(tmp_path):
-    (leaves := tmp_path / "conf").mkdir()
-    run = trained(leaves, tmp_path, "data=nnunet", f"data.root={write_nnunet(tmp_path / 'own')}")
+    run = trained(
+        *own_overrides(tmp_path), "data=nnunet", f"data.root={write_nnunet(tmp_path / 'own')}"
+    )
     cohort = write_nnunet(tmp_path / "cohort", tests=3, ids=["gone"])
     for path in (*cohort.glob("imagesTr/*"), *cohort.glob("labelsTr/*")):
         path.unlink()
     where = ["data=nnunet", f"data.root={cohort}", f"data.cache_dir={tmp_path / 'cache'}"]
     words = [*where, f"checkpoint={run.folder.path}", f"outputs={tmp_path / 'outputs'}"]
     for split, cases in (("given", 3), ("test", 3)):
-        with build(composed("evaluate", leaves, *words, f"data.split={split}")) as scored:
-            scored.evaluate()
-            scored.report()
+        scored = trained(*words, f"data.split={split}", script="evaluate")
         assert scored.folder.summary["split"]["name"].partition("-")[0] == split
         assert len({row["case"] for row in scored.task.results["rows"]}) == cases
     everybody = [*words[:1], f"data.root={tmp_path / 'own'}", *words[2:], "data.split=test"]
     with pytest.raises(UserError, match="has seen 4 of the 5 cases"):
-        build(composed("evaluate", leaves, *everybody))
+        built(*everybody, script="evaluate")
     with pytest.raises(UserError, match="nobody trains in it"):
-        trained(leaves, tmp_path, *where, "name=refused")
+        trained(*own_overrides(tmp_path), *where, "name=refused")
     assert not (tmp_path / "outputs" / "refused").exists()
 
 
@@ -252,8 +252,9 @@ def test_distances_of_a_run_have_one_unit_in_curves_tables_and_report(unknown, t
             path = path.with_name(f"{path.name}.nii.gz")
             array = np.asarray(nibabel.load(path).dataobj)
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)  # no unit, sides of 1
-    (leaves := tmp_path / "conf").mkdir()
-    run = trained(leaves, tmp_path, "data=nnunet", f"data.root={root}", "data.slicing=stored")
+    run = trained(
+        *own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "data.slicing=stored"
+    )
     unit, other = ("vox", "mm") if unknown else ("mm", "vox")
     header = (run.folder.path / "metrics.csv").read_text().partition("\n")[0]
     assert f"val/hd95_{unit}" in header and f"test/hd95_{unit}" in header

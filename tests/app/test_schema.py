@@ -1,29 +1,21 @@
 """No key that nobody reads, no value that cannot be: said at once, and nothing is written."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
+from forked_commands import typed_all
 from mambaseg.app.check import CONF, check_targets, checked, keys_of, plain_tree
-from mambaseg.app.schema import TABLE
-from mambaseg.app.targets import check_target, did_you_mean, fits
-from mambaseg.app.words import arranged, jobs_of
+from mambaseg.app.overrides import arranged, jobs_of
+from mambaseg.app.schema import TABLE, did_you_mean
+from mambaseg.app.targets import check_target, fits
 from mambaseg.errors import UserError
+from runs import composed
 from tiny_nnunet import write_nnunet
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ("config", "evaluate", "predict", "export", "demo", "benchmark")
 GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
-
-
-def composed(*words, script="config"):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(script, overrides=list(words))
 
 
 def looked_at(*words, script="config"):
@@ -311,22 +303,7 @@ def test_nothing_is_written_into_a_folder_that_is_read(words, tmp_path, monkeypa
 # ---- whole commands -----------------------------------------------------------------------------
 
 
-def typed(script, *words, cwd):
-    """Runs a script; returns its exit code, whether torch was imported, and what it said."""
-    code = (
-        "import runpy, sys\nsys.argv[0] = sys.argv.pop(1)\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally: print('torch' in sys.modules)"
-    )
-    env = {**os.environ, "ACDC_ROOT": "", "PYTHONPATH": f"{ROOT / 'src'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "src" / f"{script}.py"), *words],
-        capture_output=True, text=True, timeout=120, cwd=cwd, env=env,
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip().endswith("True"), done.stderr
-
-
-@pytest.mark.parametrize(("words", "said"), [
+MISTAKES = [
     (["train", "optim.lr=0.1"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
     (["train", "+optim.lr=0.1"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
     (["train", "modle=unet"], "there is no modle; did you mean model?"),
@@ -334,7 +311,7 @@ def typed(script, *words, cwd):
     (["train", "data=heart", "--config-dir", "mine"], "heart.yml is not read: rename it"),
     (["train", "data=null"], "one config of a group must be chosen"),
     (["train", "seed=("], "cannot be read as key=value"),
-    (["train", "data.root=my_acdc"], "say what data these are"),
+    (["train", "data.root=my_acdc"], "name the data set"),
     (["train", "logger.mine=3"], "+logger.mine._target_=..."),
     (["train", "evaluation.empty=none"], "evaluation.empty=none: must be one of"),
     (["train", "-m", "optim.lr=0.1,0.2"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
@@ -346,40 +323,65 @@ def typed(script, *words, cwd):
     (["predict", "-m", "run=a", "input=b", "output=c", "tta=1,2"], "tta=1: must be"),
     (["export", "run=a", "+tta=true"], "there is no tta"),
     (["demo", "run=a", "+input=b"], "there is no input"),
-])  # fmt: skip
-def test_a_mistake_is_answered_before_torch_is_imported_and_leaves_nothing(words, said, tmp_path):
-    (tmp_path / "mine" / "data").mkdir(parents=True)
-    (tmp_path / "mine" / "data" / "heart.yml").write_text("defaults: [acdc]\n")
-    code, torch, printed = typed(*words, cwd=tmp_path)
-    assert code == 1 and not torch
-    assert said in printed and "Traceback" not in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+]  # fmt: skip
+ONLY_A_TARGET_KNOWS = [
+    (["train", "-m", "data=phantom", "model.embed_dim=96,abc"], "model.embed_dim=abc"),
+    (["train", "-m", "data=phantom,haze", "+data.fold=1"], "there is no data.fold"),
+    (["train", "trainer.max_time=00:01:00:00"], "add it with +trainer.max_time=..."),
+    (["benchmark", "scan", "sizee=3"], "there is no sizee"),
+]  # fmt: skip
+HELP = ["train", "evaluate", "predict", "export", "demo", "benchmark"]
 
 
-@pytest.mark.parametrize("words", [
-    ["train", "-m", "data=phantom", "model.embed_dim=96,abc"],
-    ["train", "-m", "data=phantom,haze", "+data.fold=1"],
-    ["benchmark", "scan", "sizee=3"],
-])  # fmt: skip
-def test_what_only_a_target_knows_leaves_nothing_either(words, tmp_path):
-    code, _, printed = typed(*words, cwd=tmp_path)
-    assert code == 1 and "Traceback" not in printed
-    assert not list(tmp_path.iterdir())
+def typed(place, commands):
+    """What became of commands, and what they left in their folders."""
+    numbered = {str(number): words for number, words in enumerate(commands)}
+    for number, words in numbered.items():
+        (place / number).mkdir()
+        if "mine" in words:
+            (place / number / "mine" / "data").mkdir(parents=True)
+            (place / number / "mine" / "data" / "heart.yml").write_text("defaults: [acdc]\n")
+    done = typed_all(numbered, place)
+    return {
+        " ".join(words): {
+            **done[number],
+            "left": [path.name for path in (place / number).iterdir()],
+        }
+        for number, words in numbered.items()
+    }
 
 
-def test_what_can_be_added_is_said_with_its_plus(tmp_path):
-    _, _, printed = typed("train", "trainer.max_time=00:01:00:00", cwd=tmp_path)
-    assert "add it with +trainer.max_time=..." in printed
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    return typed(tmp_path_factory.mktemp("typed"), [words for words, _ in MISTAKES])
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "predict", "export", "demo", "benchmark"])
-def test_each_script_has_its_own_help(script, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src" / f"{script}.py"), "--help"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
-    )  # fmt: skip
-    assert f"python src/{script}.py" in done.stdout
-    assert done.stdout.count("python src/") == done.stdout.count(f"python src/{script}.py")
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    commands = [words for words, _ in ONLY_A_TARGET_KNOWS] + [[script, "--help"] for script in HELP]
+    return typed(tmp_path_factory.mktemp("typed"), commands)
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES)
+def test_a_mistake_is_answered_before_torch_is_imported_and_leaves_nothing(words, said, mistaken):
+    done = mistaken[" ".join(words)]
+    assert done["code"] == 1 and not done["torch"]
+    assert said in done["error"] and "Traceback" not in done["error"]
+    assert done["left"] == ["mine"] * ("mine" in words)
+
+
+@pytest.mark.parametrize(("words", "said"), ONLY_A_TARGET_KNOWS)
+def test_what_only_a_target_knows_leaves_nothing_either(words, said, others):
+    done = others[" ".join(words)]
+    assert done["code"] == 1 and said in done["error"] and "Traceback" not in done["error"]
+    assert not done["left"]
+
+
+@pytest.mark.parametrize("script", HELP)
+def test_each_script_has_its_own_help(script, others):
+    said = others[f"{script} --help"]["out"]
+    assert f"python src/{script}.py" in said
+    assert said.count("python src/") == said.count(f"python src/{script}.py")
 
 
 def test_a_target_that_has_moved_is_named_by_its_new_place():

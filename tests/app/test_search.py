@@ -6,7 +6,7 @@ import shlex
 import pytest
 import yaml
 
-from sweeps import TRAIN, environment, needs, notes, typed
+from sweep_jobs import TRAIN, environment, needs, notes, typed
 
 
 def proposals(outputs, model):

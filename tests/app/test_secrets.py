@@ -11,7 +11,7 @@ import pytest
 
 from mambaseg.reporting.report import write_report
 from mambaseg.storage.run_folder import RunFolder, this_host
-from small_runs import small_overrides
+from runs import small_overrides
 from wandb_file import read_run, records
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from mambaseg.benchmark.gpu import Machine, Part, affordable, measure_gpu
 from mambaseg.benchmark.gpu_page import write_page
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
-from small_runs import small_overrides
+from runs import small_overrides
 
 ROOT = Path(__file__).parents[2]
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"

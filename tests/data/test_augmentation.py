@@ -15,7 +15,7 @@ from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
-from own_runs import composed
+from runs import composed
 
 COMBINATIONS = [
     (geometry, preset)
@@ -357,13 +357,13 @@ def test_an_augmentation_of_ones_own_is_a_file_and_a_config(shared_run, tmp_path
     (tmp_path / "augmentation/sheared.yaml").write_text(CHOSEN)
     monkeypatch.syspath_prepend(tmp_path)
     words = [*shared_run, "model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "logger=csv"]
-    own = composed("config", tmp_path, *words, "augmentation=sheared")
+    own = composed(*words, "augmentation=sheared", configs=tmp_path)
     run = build(own)
     names = [type(operation).__name__ for operation in run.data.augmentation.operations]
     assert names == ["Shear", "Invert"] and run.data.views == "none"
     (batch, *_) = run.data.train_dataloader()
     sheared = run.data.on_after_batch_transfer(dict(batch), 0)
-    plain = build(composed("config", tmp_path, *words, "augmentation=none"))
+    plain = build(composed(*words, "augmentation=none", configs=tmp_path))
     (batch, *_) = plain.data.train_dataloader()
     straight = plain.data.on_after_batch_transfer(dict(batch), 0)
     assert sheared["case"] == straight["case"]
@@ -371,5 +371,5 @@ def test_an_augmentation_of_ones_own_is_a_file_and_a_config(shared_run, tmp_path
     assert sheared["image"].mean() > straight["image"].mean()  # dark images become bright
     assert run.key != plain.key
     words += ["augmentation=sheared", "augmentation.shear=null", "augmentation.invert=null"]
-    less = build(composed("config", tmp_path, *words))
+    less = build(composed(*words, configs=tmp_path))
     assert less.key == plain.key

@@ -54,7 +54,7 @@ def pairs(tmp_path):
 
 
 def test_scaled_labels_train_score_and_are_said_everywhere(pairs, tmp_path, caplog):
-    from own_runs import trained
+    from runs import own_overrides, trained
 
     for number in (1, 2):
         scaled(pairs / "labels" / f"c{number}.nii.gz", 1.00004)
@@ -68,7 +68,7 @@ def test_scaled_labels_train_score_and_are_said_everywhere(pairs, tmp_path, capl
     (leaves := tmp_path / "conf").mkdir()
     words = ("data=nifti", f"data.root={pairs}", "data.num_classes=3",
              "data.class_names=[background,cavity,wall]", "data.split=random")  # fmt: skip
-    trained(leaves, tmp_path, *words)
+    trained(*own_overrides(tmp_path), *words, configs=leaves)
     assert "c1.nii.gz: the label holds values 1.00004, 2.00008, rounded" in caplog.text
     assert "(1 more like this)" in caplog.text
 

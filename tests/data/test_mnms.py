@@ -58,9 +58,9 @@ def test_two_frames_of_each_cine_in_the_parts_of_the_challenge(root):
 
 
 def test_the_leaf_turns_the_labels_round_to_those_of_acdc(root, tmp_path):
-    from own_runs import composed
+    from runs import composed
 
-    data = composed("config", tmp_path, "data=mnms", f"data.root={root}").data
+    data = composed("data=mnms", f"data.root={root}", configs=tmp_path).data
     module = SegmentationDataModule(
         name="mnms", find_cases=find_cases, root=root, cache_dir=tmp_path, size=8, num_classes=4,
         class_names=list(data.class_names), split=data.split, batch_size=2, steps=1,

@@ -13,7 +13,7 @@ from mambaseg.data.check.proposal import propose
 from mambaseg.data.readers import nifti_pairs
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.errors import UserError
-from own_runs import trained
+from runs import own_overrides, trained
 from tiny_nnunet import arrays, write_nnunet, write_volume
 from tiny_pictures import save
 
@@ -99,9 +99,9 @@ def test_a_training_runs_on_what_is_proposed(tmp_path):
     names = ((f"c{number}.nii.gz", f"c{number}_seg.nii.gz") for number in range(5))
     root = write(tmp_path / "data", *names)
     assert main([str(root), "--write", str(tmp_path / "conf" / "data" / "own.yaml")]) == 0
-    run = trained(tmp_path / "conf", tmp_path, "data=own")
+    run = trained(*own_overrides(tmp_path), "data=own", configs=tmp_path / "conf")
     assert run.data.counts["train"]["cases"] == 3
-    run = trained(tmp_path / "conf", tmp_path, "data=nifti", f"data.root={root}",
+    run = trained(*own_overrides(tmp_path), "data=nifti", f"data.root={root}",
                   "data.label_map={0:0,1:1,2:1}")  # fmt: skip
     assert run.folder.record["status"] == "running" or run.folder.summary["cases"] == 1
 

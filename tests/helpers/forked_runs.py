@@ -77,14 +77,9 @@ def tell(pipe, answers):
 
 def train(words):
     """Does what src/train.py does."""
-    from hydra import compose, initialize_config_dir
+    from runs import built
 
-    from mambaseg.app.build import build
-    from mambaseg.app.entry import CONF
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=words)
-    with build(cfg) as run:
+    with built(*words) as run:
         if not run.finished:
             run.fit()
             run.evaluate()

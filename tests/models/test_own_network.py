@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mambaseg.storage.run_folder import RunFolder
-from small_runs import small_overrides
+from runs import small_overrides
 
 SOURCE = Path(__file__).parents[2] / "src"
 NETWORK = '''

@@ -196,7 +196,7 @@ class Squares(torch.nn.Module):
 def test_a_loss_is_a_file_and_a_config_from_outside_too(
     name, config, phantom_root, tmp_path, monkeypatch
 ):
-    from own_runs import trained
+    from runs import own_overrides, trained
 
     (tmp_path / "own_loss_file.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -204,6 +204,6 @@ def test_a_loss_is_a_file_and_a_config_from_outside_too(
     if config:
         (tmp_path / "conf" / "loss" / f"{name}.yaml").write_text(config)
     words = ["data=phantom", f"data.root={phantom_root}", "data.prepare.patients=8", "test=false"]
-    run = trained(tmp_path / "conf", tmp_path, f"loss={name}", *words)
+    run = trained(*own_overrides(tmp_path), f"loss={name}", *words, configs=tmp_path / "conf")
     assert run.folder.trained and run.task.results["stage"] == "val"
     assert type(run.task.loss).__name__ == run.config["loss"]["_target_"].rpartition(".")[2]

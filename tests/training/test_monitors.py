@@ -12,7 +12,7 @@ from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.training.segmentation import SegmentationTask
-from sweeps import environment, needs, typed
+from sweep_jobs import environment, needs, typed
 
 EARLY = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, patience: 1, "
 EMA = "+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.5}"

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
-from small_runs import small_overrides
+from runs import small_overrides
 from wandb_file import curves, read_run
 
 ROOT = Path(__file__).parents[2]

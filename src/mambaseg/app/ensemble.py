@@ -37,8 +37,7 @@ def restore_predictor(
         precision: `auto`, `32-true` or `bf16-mixed`.
         scan_backend: of networks that scan.
         tta: the views in which they see every slice, see `inference.choose_views`.
-        original: `model` and `data` of weights of the original repository, see
-            `networks.read_original`.
+        original: `model` and `data` of weights of the original repository, see `restore_network`.
         options: of `mambaseg.inference.predictor.Options`.
 
     Raises:
@@ -47,27 +46,25 @@ def restore_predictor(
     """
     where = _device(device)
     members, made_by, trained_on, seen = [], [], [], []
-    classes: list[str] = []
-    channels, slicing = 1, ""
+    told: dict[str, Any] = {}
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
-        about = checkpoint.about
-        if (made := about.get("task", "segmentation")) != "segmentation":
-            raise UserError(f"{checkpoint.path} was trained for {made}: it gives no labels")
-        names = list(about["classes"])
-        takes = about["model"].get("arguments", {}).get("in_channels", 1)
-        slice_axis(None, cut := about.get("slicing", "stored"))  # which must be a known rule
-        if classes and (names, takes) != (classes, channels):
+        about, name = checkpoint.about, checkpoint.path.name
+        if (made_for := about.get("task", "segmentation")) != "segmentation":
+            raise UserError(f"{checkpoint.path} was trained for {made_for}: it gives no labels")
+        own = {
+            "channels": about["model"].get("arguments", {}).get("in_channels", 1),
+            "class_names": list(about["classes"]),
+            "slicing": about.get("slicing", "stored"),
+        }
+        slice_axis(None, own["slicing"])  # which must be a known rule
+        told = told or own
+        if other := [key for key in own if own[key] != told[key]]:
             raise UserError(
-                f"ensemble: {checkpoint.path} takes {takes} channels and knows the classes "
-                f"{names}, those before it {channels} and {classes}"
+                f"ensemble: {checkpoint.path} has {', '.join(f'{key} {own[key]}' for key in other)}"
+                f", those before it {', '.join(f'{key} {told[key]}' for key in other)}"
             )
-        if classes and cut != slicing:
-            raise UserError(
-                f"ensemble: {checkpoint.path} slices as {cut}, those before it as {slicing}"
-            )
-        channels, slicing, classes = takes, cut, names
-        views = choose_views(tta, learnt_views(about), checkpoint.path.name)
+        views = choose_views(tta, learnt_views(about), name)
         members.append(Member(network.to(where), checkpoint.preprocessing, views))
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
@@ -77,9 +74,7 @@ def restore_predictor(
     log.info("device %s, precision %s", where, chosen)
     return Predictor(
         members,
-        channels=channels,
-        slicing=slicing,
-        class_names=classes,
+        **told,
         made_by=made_by,
         trained_on=trained_on,
         seen=seen,
@@ -88,11 +83,7 @@ def restore_predictor(
 
 
 def _device(name: str) -> torch.device:
-    """A device by its name; `auto` is a GPU where there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """A device by its name; `auto` is a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -16,9 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
+import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks of the machine)
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.words import arranged, composition_error, only_targets_know
+from mambaseg.app.overrides import arranged, composition_error, only_targets_know
 from mambaseg.errors import UserError
 from mambaseg.storage.files import keep_caches, print_any_name
 from mambaseg.storage.untrusted import printable
@@ -38,29 +39,21 @@ def explained_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        explained = _explanation(error)
-        if explained is None:
-            raise
-        message, cause = explained
-        # not from an error of OmegaConf that wraps it: Hydra would print that one too
-        raise _Explained(message) from cause
-
-
-def _explanation(error: BaseException) -> tuple[str, BaseException] | None:
-    """What to say about an error, and which of its causes that is about."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return printable(str(cause)), cause
-        text = str(cause)
-        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-            return (
-                f"out of memory: {text}\n"
-                "A smaller data.batch_size or data.size needs less; "
-                "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
-            ), cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+        cause: BaseException | None = error
+        while cause is not None:
+            said = str(cause)
+            if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+                said = (
+                    f"out of memory: {said}\n"
+                    "A smaller data.batch_size or data.size needs less; "
+                    "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
+                )
+            elif not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+                continue
+            # not from an error of OmegaConf that wraps it: Hydra would print that one too
+            raise _Explained(printable(said)) from cause
+        raise
 
 
 def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
@@ -72,9 +65,9 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
             print_any_name()
             with explained_errors():
                 keep_caches()
-                words = HydraConfig.get().overrides.task
-                cfg = checked(cfg, script, words)
-                if any(map(only_targets_know, words)):
+                overrides = HydraConfig.get().overrides.task
+                cfg = checked(cfg, script, overrides)
+                if any(map(only_targets_know, overrides)):
                     check_targets(cfg)
                 return function(cfg)
 
@@ -82,32 +75,27 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
 
         @functools.wraps(function)
         def command() -> Any:
-            options, overrides = arranged(sys.argv[1:])
+            try:
+                options, overrides = arranged(sys.argv[1:])
+            except UserError as error:
+                sys.exit(str(error))
             sys.argv[1:] = [*options, *overrides]
-            with _composition_explained(script, overrides):
+            report = hydra_main.run_and_report
+
+            def run_and_report(composes: Callable[[], Any]) -> Any:
+                def explained() -> Any:
+                    try:
+                        return composes()
+                    except Exception as error:
+                        if (said := composition_error(error, script, overrides)) is None:
+                            raise
+                        raise _Explained(printable(said)) from None
+
+                return report(explained)
+
+            with mock.patch.object(hydra_main, "run_and_report", run_and_report):
                 return main()
 
         return command
 
     return decorate
-
-
-@contextmanager
-def _composition_explained(script: str, overrides: list[str]) -> Iterator[None]:
-    """Puts our words in the place of Hydra's where a configuration cannot be composed."""
-    report = hydra_main.run_and_report
-
-    def run_and_report(function: Callable[[], Any]) -> Any:
-        def explained() -> Any:
-            try:
-                return function()
-            except Exception as error:
-                said = composition_error(error, script, overrides)
-                if said is None:
-                    raise
-                raise _Explained(printable(said)) from None
-
-        return report(explained)
-
-    with mock.patch.object(hydra_main, "run_and_report", run_and_report):
-        yield

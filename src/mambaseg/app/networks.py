@@ -1,8 +1,9 @@
-"""Networks from the leaves of conf/model: fresh, or with the weights of a checkpoint."""
+"""Networks from the configs of conf/model: fresh, or with the weights of a checkpoint."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,27 +28,45 @@ _NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_
 log = logging.getLogger(__name__)
 
 
-def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
-    """A network from its leaf, wrapped for any input size, with the report of pretrained weights.
+def plain(cfg: Any) -> dict[str, Any]:
+    """A configuration as dicts, lists and values, its interpolations resolved."""
+    if OmegaConf.is_config(cfg):
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return dict(cfg)
+
+
+def escaped(value: Any) -> Any:
+    """Plain data as a configuration in which nothing is interpolated."""
+    if isinstance(value, Mapping):
+        return {key: escaped(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [escaped(one) for one in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def made(config: Any, *left_out: str, **more: Any) -> Any:
+    """What the `_target_` of a configuration makes of the other keys and of `more`."""
+    kept = {key: value for key, value in plain(config).items() if key not in (*left_out, *more)}
+    return instantiate(escaped(kept), **more, _convert_="all")
+
+
+def build_network(model: Any) -> tuple[nn.Module, dict[str, Any] | None]:
+    """A network from its config, wrapped for any input size, with the report of its weights.
 
     Args:
-        model: a leaf of conf/model with its interpolations resolved against the data.
+        model: a config of conf/model, its interpolations resolvable or resolved.
 
     Returns:
         The network (B, C, H, W) -> (B, K, H, W), and what was loaded (None: from scratch).
     """
     from mambaseg.models import AnySize
 
-    network = instantiate(without(model, *EXTRAS["model"]), _convert_="all")
+    model = plain(model)
+    network = made(model, *EXTRAS["model"])
     report = None
     if path := model.get("pretrained"):
-        path = Path(str(path)).expanduser()
-        if not hasattr(network, "load_pretrained_encoder"):
-            raise UserError(
-                f"model.pretrained: {model.name} has no pretrained encoder; leave it null"
-            )
-        how = {"mirror": model.mirror_encoder} if "mirror_encoder" in model else {}
-        loaded = network.load_pretrained_encoder(path, **how)
+        how = {"mirror": model["mirror_encoder"]} if "mirror_encoder" in model else {}
+        loaded = network.load_pretrained_encoder(Path(str(path)).expanduser(), **how)
         report = asdict(loaded)
         log.info(loaded.summary())
     multiple = model.get("size_multiple") or network.size_multiple
@@ -55,33 +74,25 @@ def build_network(model: DictConfig) -> tuple[nn.Module, dict[str, Any] | None]:
 
 
 def network_with_weights(
-    model: DictConfig, checkpoint: Checkpoint | None
+    model: Any, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Like `build_network`; with a checkpoint, its weights instead of pretrained ones.
-
-    Raises:
-        UserError: the checkpoint does not fit the leaf.
-    """
+    """Like `build_network`; with a checkpoint, its weights instead of pretrained ones."""
     if checkpoint is None:
         return build_network(model)
     try:
-        _require_fit(model, checkpoint)
+        _require_shapes(model, checkpoint.weights)
         network, _ = build_network(model)
         network.load_state_dict(checkpoint.weights)
     except Exception as error:  # arguments that no network can have raise nearly anything
         raise UserError(
             f"checkpoint: {checkpoint.path} does not fit the network that it names "
-            f"({model.name}): {printable(str(error)[:2000])}"
+            f"({model['name']}): {printable(str(error)[:2000])}"
         ) from error
     return network, {"checkpoint": str(checkpoint.path)}
 
 
-def _require_fit(model: DictConfig, checkpoint: Checkpoint) -> None:
-    """Compares the shapes before the network has any memory: a checkpoint chose its size.
-
-    Raises:
-        ValueError: a weight is of another shape.
-    """
+def _require_shapes(model: Any, weights: Mapping[str, Any]) -> None:
+    """Compares the shapes before the network has any memory: a checkpoint chose its size."""
     import torch
 
     try:
@@ -89,10 +100,10 @@ def _require_fit(model: DictConfig, checkpoint: Checkpoint) -> None:
             own = build_network(model)[0].state_dict()
     except (RuntimeError, NotImplementedError, InstantiationException):
         return  # a network that computes while it is built has no form without memory
-    for key, value in own.items():
-        if key in checkpoint.weights and checkpoint.weights[key].shape != value.shape:
-            shape = tuple(checkpoint.weights[key].shape)
-            raise ValueError(f"{key} is {shape} in the file, {tuple(value.shape)} in the network")
+    for key in own.keys() & weights.keys():
+        file, network = tuple(weights[key].shape), tuple(own[key].shape)
+        if file != network:
+            raise ValueError(f"{key} is {file} in the file, {network} in the network")
 
 
 def restore_network(
@@ -103,7 +114,8 @@ def restore_network(
     Args:
         path: a run folder (its best checkpoint) or a .ckpt file of this project.
         scan_backend: of a network that scans; a name of `mambaseg.scan`, or `auto`.
-        original: `model` and `data` of weights of the original repository (`read_original`).
+        original: a configuration with `model` and `data`: of which network weights of the original
+            repository are, and what it was trained for.
 
     Returns:
         The network (B, C, H, W) -> (B, K, H, W) for any size, and the checkpoint.
@@ -111,47 +123,39 @@ def restore_network(
     Raises:
         UserError: the file is missing, damaged or not of this project, or does not fit.
     """
-    checkpoint, model = read_with_leaf(path, original)
+    checkpoint, model = read_with_config(path, original)
     if "scan_backend" in model:
         model.scan_backend = scan_backend
     return network_with_weights(model, checkpoint)[0].eval(), checkpoint
 
 
-def read_with_leaf(path: str | Path, original: DictConfig | None) -> tuple[Checkpoint, DictConfig]:
-    """A checkpoint and its leaf; of a file that names no network they are what is said of it."""
+def read_with_config(
+    path: str | Path, original: DictConfig | None
+) -> tuple[Checkpoint, DictConfig]:
+    """A checkpoint and the config of its network; `original` is as `restore_network` has it."""
     from mambaseg.inference.trained import NamelessCheckpointError, read_checkpoint
 
+    given = original.model if original is not None and "model" in original else None
     try:
         checkpoint = read_checkpoint(path)
     except NamelessCheckpointError:
-        if original is None or "model" not in original:
+        if original is None or given is None:
             raise
-        return read_original(path, original.model, original.data), original.model
-    leaf = _leaf_of(checkpoint)
-    if original is not None and "model" in original and original.model.name != leaf.name:
+        return _original(Path(path).expanduser(), given, plain(original.data)), given
+    model = _config_of(checkpoint)
+    if given is not None and given.name != model.name:
         log.warning("model=%s, but %s is of %s: that is used",
-                    original.model.name, checkpoint.path, leaf.name)  # fmt: skip
-    return checkpoint, leaf
+                    given.name, checkpoint.path, model.name)  # fmt: skip
+    return checkpoint, model
 
 
-def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Checkpoint:
-    """Weights of the original repository, which say nothing about themselves, as a checkpoint.
-
-    Args:
-        path: a state dict, at the top of the file or under `model`.
-        model: the leaf of the network that they are of.
-        data: `preprocessing` with what belongs to it, `size`, `class_names`, `name` and `title` of
-            what it was trained for.
-
-    Raises:
-        UserError: the file cannot be read safely, or is not of that network.
-    """
+def _original(path: Path, model: DictConfig, data: dict[str, Any]) -> Checkpoint:
+    """Weights of the original repository (a state dict, at the top or under `model`)."""
     from mambaseg.data.classes import check_class_names
     from mambaseg.inference.trained import Checkpoint
     from mambaseg.models.pretrained import read_weights
 
-    path = Path(path).expanduser()
-    check_class_names(list(data.class_names), "data.class_names")
+    check_class_names(data["class_names"], "data.class_names")
     network, _ = build_network(model)
     original: Any = network.network
     if not hasattr(original, "load_original_state_dict"):
@@ -160,72 +164,53 @@ def read_original(path: str | Path, model: DictConfig, data: DictConfig) -> Chec
         original.load_original_state_dict(read_weights(path))
     except UserError as error:
         raise UserError(f"run={path} with model={model.name}: {error}") from error
+    arguments = {key: value for key, value in plain(model).items() if key != "_target_"}
+    keys = ("intensity", "window", "spacing", "longest_side")
+    given = {key: data[key] for key in keys if data.get(key)}
     about = {
-        "model": {"name": model.name, "arguments": plain(without(model, "_target_"))},
-        "preprocessing": _preprocessing_of(plain(data)),
-        "classes": list(data.class_names),
-        "data": {"name": data.name, "title": data.title},
+        "model": {"name": model.name, "arguments": arguments},
+        "preprocessing": {"name": data["preprocessing"], "size": data["size"], **given},
+        "classes": data["class_names"],
+        "data": {"name": data["name"], "title": data["title"]},
         "task": data.get("task", "segmentation"),
         "views": data.get("views"),
     }
     return Checkpoint(path, about, network.state_dict())
 
 
-def _preprocessing_of(data: dict[str, Any]) -> dict[str, Any]:
-    keys = ("intensity", "window", "spacing", "longest_side")
-    own = {key: data[key] for key in keys if data.get(key)}
-    return {"name": data["preprocessing"], "size": data["size"], **own}
-
-
-def _leaf_of(checkpoint: Checkpoint) -> DictConfig:
-    """The leaf that a checkpoint names, with its plain arguments.
+def _config_of(checkpoint: Checkpoint) -> DictConfig:
+    """The config that a checkpoint names, with its plain arguments.
 
     Nothing of a foreign file is instantiated: the config is one of the installed conf/model, or of
     a folder that the user names. A checkpoint may set those arguments of it that are plain values.
     """
     from mambaseg.inference.trained import plain_argument
 
-    about, path = checkpoint.about, checkpoint.path
-    configs = _model_configs()
-    name = about["model"].get("name")
+    path, about = checkpoint.path, checkpoint.about["model"]
+    places = [CONF]
+    if GlobalHydra.instance().is_initialized():
+        found = GlobalHydra.instance().config_loader().get_search_path().get_path()
+        paths = [str(one.path) for one in found if str(one.path).startswith("file://")]
+        places += [Path(path.removeprefix("file://")) for path in paths]  # of --config-dir
+    files = [file for place in places[::-1] for file in (place / "model").glob("*.yaml")]
+    configs = {file.stem: file for file in files}
+    name, arguments = about.get("name"), about.get("arguments", {})
     if name not in configs:
         raise UserError(
             f"checkpoint: {path} was trained with model={name}, but there is no conf/model/"
             f"{name}.yaml. Pass the folder that has model/{name}.yaml: --config-dir=<folder>"
         )
-    model = OmegaConf.load(configs[name])
-    assert isinstance(model, DictConfig)
-    if "residual" in about["model"].get("arguments", {}):
+    model: Any = OmegaConf.load(configs[name])
+    if "residual" in arguments:
         model.residual = False  # an argument that every network may have
-    leaf: Any = OmegaConf.to_container(model, resolve=False)
-    for key, value in about["model"].get("arguments", {}).items():
+    ours: Any = OmegaConf.to_container(model, resolve=False)
+    for key, value in arguments.items():
         if key in _NOT_A_CHECKPOINTS:
             continue
-        like = None if OmegaConf.is_interpolation(model, key) else leaf.get(key)
-        if key not in model or not plain_argument(value, like):
+        like = None if OmegaConf.is_interpolation(model, key) else ours.get(key)
+        if key in model and plain_argument(value, like):
+            model[key] = value
+        else:
             log.warning("checkpoint: %s sets the argument %s of %s to something that it must not: "
                         "left out", path, key, name)  # fmt: skip
-            continue
-        model[key] = value
     return model
-
-
-def _model_configs() -> dict[str, Path]:
-    """Name -> file, of conf/model and of the folders added with --config-dir."""
-    places = [CONF]
-    if GlobalHydra.instance().is_initialized():
-        found = GlobalHydra.instance().config_loader().get_search_path().get_path()
-        paths = [str(one.path) for one in found if str(one.path).startswith("file://")]
-        places += [Path(path.removeprefix("file://")) for path in paths]
-    files = [file for place in places[::-1] for file in (place / "model").glob("*.yaml")]
-    return {file.stem: file for file in files}
-
-
-def without(cfg: DictConfig, *keys: str) -> DictConfig:
-    """A configuration without some of its keys, its interpolations resolved."""
-    return OmegaConf.create({k: v for k, v in plain(cfg).items() if k not in keys})
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration as dicts, lists and values, its interpolations resolved."""
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from mambaseg.storage.files import home_file
 _TASKS = {"segmentation": "mambaseg.training.segmentation.SegmentationTask"}
 
 
-def task_class(data: DictConfig) -> Any:
+def task_class(data: Any) -> Any:
     """The task that trains on the data: of those that the data module names, `data.task`."""
-    tasks = getattr(import_target("data", data._target_), "tasks", _TASKS)
+    tasks = getattr(import_target("data", data["_target_"]), "tasks", _TASKS)
     kind = data.get("task", "segmentation")
     if kind not in tasks:
-        raise UserError(f"data.task={kind}: data={data.name} is for {' or '.join(tasks)}")
+        raise UserError(f"data.task={kind}: data={data['name']} is for {' or '.join(tasks)}")
     return get_class(tasks[kind])
 
 
@@ -58,11 +57,6 @@ def wandb_mode() -> str:
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
 
 
-def _monitor(*, _root_: DictConfig) -> str:
-    """The validation score by which the task of the data chooses its best checkpoint."""
-    return str(task_class(_root_.data).monitor)
-
-
 def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     """What the data set at data.root, in nnU-Net's layout, says about itself.
 
@@ -85,8 +79,8 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     return len(about.class_names) if what == "num_classes" else list(about.class_names)
 
 
-_RESOLVERS: dict[str, Callable[..., Any]] = {
-    "monitor": _monitor,
+_RESOLVERS: dict[str, Any] = {
+    "monitor": lambda *, _root_: str(task_class(_root_.data).monitor),  # chooses best.ckpt
     "data_root": _data_root,
     "acdc_root": _data_root,
     "found_data": _found_data,

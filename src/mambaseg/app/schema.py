@@ -1,165 +1,188 @@
 """The schema: what the values of the configuration may be, by their keys.
 
-Which keys there are is what `conf/<script>.yaml` and the groups it names hold (`check`). This table
-says what their values may be; what stands beside a `_target_` without a row here is checked against
-the signature of the target.
+Which keys there are is what `conf/<script>.yaml` and the groups it names hold (`check`). A value
+beside a `_target_` without a row here is checked against the signature of the target.
 """
 
 from __future__ import annotations
 
-from mambaseg.app.kinds import (
-    Kind,
-    anything,
-    choice,
-    either,
-    flag,
-    instead,
-    listed,
-    maybe,
-    number,
-    text,
-    whole,
-)
+import difflib
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
-_SEED = whole(0, 2**32 - 1)
-_RUN = "a run folder or a .ckpt file"
-_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
-TABLE: dict[str, Kind] = {
-    # ---- a run (conf/config.yaml, conf/evaluate.yaml)
-    "name": text("the name of a folder below outputs"),
-    "outputs": text("a folder"),
-    "run_dir": maybe(text("a folder")),
-    "seed": _SEED,
-    "rerun": flag,
-    "test": flag,
-    "evaluation.empty": choice("strict", "penalty", "legacy"),
-    "evaluation.tolerance_mm": number(above=0),
-    "evaluation.keep_largest": flag,
-    "evaluation.batch_size": whole(1),
-    "evaluation.allow_seen": flag,
-    "run": maybe(text(_RUN)),
-    "checkpoint": maybe(text(_RUN)),
-    "predictions": maybe(text("a folder of label maps")),
-    "references": maybe(text("a folder of label maps")),
-    "class_names": maybe(listed(text())),
-    # ---- groups of a run
-    "data.name": text(),
-    "data.title": text(),
-    "data.synthetic": flag,
-    "data.task": text("what the data are for"),
-    "data.instead": text(),
-    "data.root": text("the folder of the data set"),
-    "data.cache_dir": text("a folder"),
-    "data.patient_pattern": maybe(text("a regular expression")),
-    "data.masks": choice("auto", "binary", "instances", "classes"),
-    "data.split": text("the name of a split"),
-    "data.fold": whole(0),
-    "data.split_seed": _SEED,
-    "data.seed": _SEED,
-    "data.class_names": listed(text()),
-    "data.label_map": anything,  # value -> class: `checked_label_map` knows how many there are
-    "data.num_classes": whole(1),
-    "data.in_channels": whole(1),
-    "data.preprocessing": text("the name of a preset"),
-    "data.intensity": maybe(text("the name of a scaling")),
-    "data.spacing": maybe(number(above=0)),
-    "data.window": maybe(listed(anything)),  # `Preprocessing` says what a window is
-    "data.longest_side": maybe(whole(1)),
-    "data.augmentation": instead(
-        "set augmentation=none|paper|modern; of predict.py and demo.py data.views=none|flips|all"
-    ),
-    "data.views": choice("none", "flips", "rot90", "all"),
-    "data.accumulate": instead("set trainer.accumulate_grad_batches"),
-    "data.size": whole(1),
-    "data.batch_size": whole(1),
-    "data.steps": whole(1),
-    "data.val_every": whole(1),
-    "data.num_workers": whole(0),
-    "data.on_device": choice("auto", True, False),
-    "augmentation.scale.smallest": number(above=0),
-    "model.name": text(),
-    "model.pretrained": maybe(text("a file of weights")),
-    "model.mirror_encoder": flag,
-    "model.size_multiple": whole(1),
-    "model.residual": flag,
-    "optim.optimizer": anything,
-    "optim.optimizer.lr": number(0),
-    "optim.optimizer.weight_decay": number(0),
-    "optim.optimizer.momentum": number(0),
-    "optim.decay": choice("all", "matrices"),
-    "optim.scheduler": anything,
-    "trainer.precision": choice(
-        "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
-        **_PRECISIONS,
-    ),
-    "trainer.devices": either(whole(-1), listed(whole(0)), choice("auto")),
-    "trainer.accumulate_grad_batches": whole(1),
-    "trainer.gradient_clip_val": maybe(number(0)),
-    "trainer.log_every_n_steps": whole(0),
-    "trainer.sync_batchnorm": choice("auto", True, False),
-    "trainer.graph": flag,
-    "trainer.max_steps": instead("set data.steps"),
-    "trainer.max_epochs": instead("set data.steps"),
-    "trainer.val_check_interval": instead("set data.val_every"),
-    "trainer.check_val_every_n_epoch": instead("set data.val_every"),
-    "trainer.callbacks": instead("use the group callbacks"),
-    "trainer.logger": instead("use the group logger"),
-    "trainer.enable_checkpointing": instead("use the group callbacks"),
-    "trainer.default_root_dir": instead("set outputs"),
-    "callbacks.checkpoint.mode": maybe(choice("max", "min")),
-    "callbacks.checkpoint.every": maybe(whole(1)),
-    "callbacks.checkpoint.keep": whole(1),
-    "callbacks.nonfinite.most_in_a_row": whole(1),
-    # ---- what has been trained (conf/predict.yaml, conf/demo.yaml, conf/export.yaml)
-    "ensemble": listed(text(_RUN)),
-    "input": text("a file, a folder or a pattern"),
-    "output": maybe(text("where the results go")),
-    "tta": choice(True, False, "flips", "rot90", "all", "none"),
-    "keep_largest": flag,
-    "probabilities": flag,
-    "overlay": flag,
-    "dicom_seg": choice("auto", True, False),
-    "device": text("auto, cpu, cuda, cuda:1 or mps"),
-    "precision": choice("auto", "32-true", "bf16-mixed", **{"32": "32-true", "bf16": "bf16-mixed"}),
-    "scan_backend": text("the name of a scan backend"),
-    "batch_size": whole(1),
-    "port": maybe(whole(1, 65535)),
-    "max_mib": number(above=0),
-    "format": choice("onnx", "torch"),
-    "size": maybe(whole(1)),
-    "tolerance": number(0),
-    # ---- conf/benchmark.yaml
-    "what": text("the first word of the command"),
-    "threads": maybe(whole(1)),
-    "batch": maybe(whole(1)),
-    "repeats": whole(1),
-    "warmup": whole(0),
-    "budget": number(0),
-    "shapes": listed(text()),
-    "forms": listed(choice("1d", "2d")),
-    "backends": listed(text()),
-    "loop_limit": maybe(number(0)),
-    "graph": flag,
-    "scans": listed(text()),
-    "minutes": number(above=0),
-    "root": maybe(text("ACDC's folder")),
-    "out": text("a folder"),
-    "train": listed(text()),
-    "bench": listed(text()),
-    "parts": listed(text()),
-    "models": either(listed(text()), choice("all")),
-    "page": maybe(text("a file")),
-}  # fmt: skip
+class Number(NamedTuple):
+    """A finite number from `low` to `high` and greater than `above`."""
 
-# keys beside a `_target_` that are not its arguments: `build` and `networks` read them
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    whole: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is such a number."""
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        return math.isfinite(value) and self.low <= value <= self.high and value > self.above
+
+    def __str__(self) -> str:
+        """What it is called in a message."""
+        words = "a whole number" if self.whole else "a number"
+        words += f" above {self.above:g}" if self.above > -math.inf else ""
+        if self.low > -math.inf:
+            words += (
+                f", {self.low:g} {'or more' if self.high == math.inf else f'to {self.high:.0f}'}"
+            )
+        return words
+
+
+class Text(NamedTuple):
+    """Any text but an empty one; numbers are taken as text."""
+
+    words: str = "text"
+
+    def __str__(self) -> str:
+        """What it is called in a message."""
+        return self.words
+
+
+Kind = tuple[Any, ...]
+"""What a value may be, any of: a `Number`, `Text`, a list of such, a value, other ways to write
+values (a dictionary), or whatever (`object`); nothing: the value follows from elsewhere."""
+
+
+def take(value: Any, kind: Kind) -> Any:
+    """A value as the run has it.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    for one in kind:
+        if isinstance(one, Number):
+            if one.holds(value):
+                return value if one.whole else float(value)
+        elif isinstance(one, Text):
+            if isinstance(value, str | int | float) and value != "" and not isinstance(value, bool):
+                return str(value)
+        elif isinstance(one, list) and isinstance(value, list):
+            return [take(item, tuple(one)) for item in value]
+        elif isinstance(one, dict) and str(value) in one:
+            return one[str(value)]
+        elif one is object or (type(one) is type(value) and one == value):
+            return value
+    raise ValueError(f"must be {words(kind)}")
+
+
+def words(kind: Kind) -> str:
+    """What a kind is called in a message."""
+    parts = [str(one) for one in kind if isinstance(one, Number | Text)]
+    parts += [f"a list in brackets, each {words(tuple(one))}" for one in kind if type(one) is list]
+    values = [shown(one) for one in kind if isinstance(one, str | bool)]
+    parts += [f"one of {', '.join(values)}"] * bool(values)
+    return " or ".join(parts) + ", or null" * (None in kind)
+
+
+def is_text(kind: Kind) -> bool:
+    """Whether values are text, so that a command line gives them as typed: 2024, a=b."""
+    return any(isinstance(one, Text) or (type(one) is list and is_text(tuple(one))) for one in kind)
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def did_you_mean(key: str, known: Collection[str]) -> str:
+    """`; did you mean ...?` for the known key that is most like this one; else an empty text."""
+    last = key.rpartition(".")[2]
+    known = sorted(other for other in known if not key.startswith(f"{other}."))
+    namesakes = [other for other in known if other.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(key, namesakes, 1, 0) or difflib.get_close_matches(
+        key, known, 1, 0.7
+    )
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+TEXT, COUNT, NATURAL = Text(), Number(1, whole=True), Number(0, whole=True)
+FOLDER, RUN = Text("a folder"), Text("a run folder or a .ckpt file")
+_SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+_ROWS: tuple[tuple[Kind, str], ...] = (
+    ((True, False), """rerun test data.synthetic model.mirror_encoder model.residual
+        evaluation.keep_largest evaluation.allow_seen trainer.graph graph keep_largest overlay
+        probabilities"""),
+    (("auto", True, False), "data.on_device trainer.sync_batchnorm dicom_seg"),
+    ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels data.size data.batch_size
+        data.steps data.val_every model.size_multiple trainer.accumulate_grad_batches
+        callbacks.checkpoint.keep callbacks.nonfinite.most_in_a_row batch_size repeats"""),
+    ((COUNT, None), "data.longest_side callbacks.checkpoint.every size threads batch"),
+    ((NATURAL,), "data.fold data.num_workers trainer.log_every_n_steps warmup"),
+    ((Number(0, 2**32 - 1, whole=True),), "seed data.seed data.split_seed"),
+    ((Number(1, 65535, whole=True), None), "port"),
+    ((Number(0),), """optim.optimizer.lr optim.optimizer.weight_decay optim.optimizer.momentum
+        tolerance budget"""),
+    ((Number(0), None), "trainer.gradient_clip_val loop_limit"),
+    ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
+    ((Number(above=0), None), "data.spacing"),
+    ((TEXT,), """data.name data.title data.instead data.split data.preprocessing
+        data.task model.name scan_backend"""),
+    ((TEXT, None), "data.intensity page"),
+    ((Text("the name of a folder below outputs"),), "name"),
+    ((Text("the folder of the data set"),), "data.root"),
+    ((FOLDER,), "outputs data.cache_dir out"),
+    ((FOLDER, None), "run_dir root predictions references"),
+    ((RUN, None), "run checkpoint"),
+    (([RUN],), "ensemble"),
+    ((Text("a regular expression"), None), "data.patient_pattern"),
+    ((Text("a file of weights"), None), "model.pretrained"),
+    ((Text("a file, a folder or a pattern"),), "input"),
+    ((Text("where the results go"), None), "output"),
+    ((Text("auto, cpu, cuda, cuda:1 or mps"),), "device"),
+    ((Text("the first word of the command"),), "what"),
+    (([TEXT],), "data.class_names shapes backends scans train bench parts"),
+    (([TEXT], None), "class_names"),
+    (([TEXT], "all"), "models"),
+    ((["1d", "2d"],), "forms"),
+    ((Number(-1, whole=True), [NATURAL], "auto"), "trainer.devices"),
+    (("strict", "penalty", "legacy"), "evaluation.empty"),
+    (("none", "flips", "rot90", "all"), "data.views"),
+    (("auto", "binary", "instances", "classes"), "data.masks"),
+    (("all", "matrices"), "optim.decay"),
+    (("max", "min", None), "callbacks.checkpoint.mode"),
+    (("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", _SHORT),
+        "trainer.precision"),
+    (("auto", "32-true", "bf16-mixed", {"32": "32-true", "bf16": "bf16-mixed"}), "precision"),
+    ((True, False, "flips", "rot90", "all", "none"), "tta"),
+    (("onnx", "torch"), "format"),
+    # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target
+    ((object,), "data.label_map data.window optim.optimizer optim.scheduler"),
+)  # fmt: skip
+INSTEAD = {
+    "data.augmentation": "set augmentation=none|paper|modern; of predict.py and demo.py "
+    "data.views=none|flips|all",
+    "data.accumulate": "set trainer.accumulate_grad_batches",
+    "trainer.max_steps": "set data.steps",
+    "trainer.max_epochs": "set data.steps",
+    "trainer.val_check_interval": "set data.val_every",
+    "trainer.check_val_every_n_epoch": "set data.val_every",
+    "trainer.callbacks": "use the group callbacks",
+    "trainer.enable_checkpointing": "use the group callbacks",
+    "trainer.logger": "use the group logger",
+    "trainer.default_root_dir": "set outputs",
+}
+"""Keys whose values follow from elsewhere, and from where."""
+TABLE: dict[str, Kind] = {key: kind for kind, keys in _ROWS for key in keys.split()}
+TABLE |= dict.fromkeys(INSTEAD, ())
+"""Kinds by key."""
 EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual"),
     "trainer": ("graph",),
 }
-# groups of named entries, each with a `_target_` or null
+"""Keys beside a `_target_` that are not its arguments: others read them."""
 NAMED = ("augmentation", "callbacks", "logger", "metric")
-# folders that are read, and where something is written
-READ = ("data.root", "predictions", "references")
-WRITTEN = ("outputs", "data.cache_dir")
+"""Groups of named entries, each with a `_target_` or null."""
+READ, WRITTEN = ("data.root", "predictions", "references"), ("outputs", "data.cache_dir")
+"""Folders that are read, and where something is written."""

@@ -1,74 +1,200 @@
-"""Settles what a configuration leaves open, and refuses what cannot work."""
+"""Settle a configuration: every `auto` becomes a value, and what cannot work is refused."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.check import check_targets
+from mambaseg.app.networks import made, plain, read_with_config
+from mambaseg.app.resolvers import task_class
+from mambaseg.app.schema import EXTRAS
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
 
+if TYPE_CHECKING:
+    from mambaseg.inference.trained import Checkpoint
+    from mambaseg.training.run import Plan
+
+# keys of conf/evaluate.yaml that only say what to score; `checkpoint` is what they come to
+_SOURCES = ("run", "predictions", "references", "class_names")
 log = logging.getLogger(__name__)
 
 
-def settle(cfg: DictConfig) -> None:
-    """Replaces every `auto` that can change a result, and refuses what cannot work."""
+def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
+    """The plan of a run, the loaded data, and the checkpoint that is scored (None: it trains)."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    _require_unicode(cfg)
+    if cfg.data.synthetic:
+        log.warning("*** %s *** %s", cfg.data.title, cfg.data.get("instead", ""))
+    check_targets(cfg)
+    checkpoint = None
+    if "checkpoint" in cfg:
+        checkpoint = _follow_checkpoint(cfg)
+        cfg.checkpoint = str(checkpoint.path)
+        for key in _SOURCES:
+            cfg.pop(key, None)
+    _settle_device(cfg)
+    if OmegaConf.is_missing(cfg.data, "root"):
+        raise UserError(f"data={cfg.data.name}: name the folder of the data set, data.root=...")
+    for key in ("root", "cache_dir"):
+        cfg.data[key] = str(Path(cfg.data[key]).expanduser())
+    cfg.data.accumulate = cfg.trainer.accumulate_grad_batches
+    operations = plain(cfg).get("augmentation") or {}
+    data = made(cfg.data, *EXTRAS["data"], augmentation=operations)
+    data.load()
+    if checkpoint is None:
+        from mambaseg.training.monitors import settle_callbacks
+
+        data.split.require_training()
+        own = [f"val/{metric.name}" for metric in metrics_of(cfg)]
+        settle_callbacks(cfg, logged=[*task_class(cfg.data).logged(data), *own])
+    return _plan(cfg, data, checkpoint), data, checkpoint
+
+
+def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> Plan:
+    from mambaseg.storage.identity import identity, same_run, weight_digests, with_digests
+    from mambaseg.storage.run_folder import slug
+    from mambaseg.training.run import Plan
+
+    seen = _seen(cfg, data, checkpoint)
+    config = plain(cfg)
+    weights = weight_digests(config)
+    whole = with_digests(config, weights)
+    key = identity(whole, split=data.split.hash, data=data.fingerprint)
+    title = slug(cfg.data.title) if cfg.data.synthetic else cfg.data.name
+    name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
+    path = Path(cfg.outputs).expanduser() / cfg.name / name
+    cfg.run_dir = str(path if cfg.rerun else same_run(path, key))
+    data_config = str(cfg.data.name)
+    if checkpoint is None and HydraConfig.initialized():
+        data_config = str(HydraConfig.get().runtime.choices.get("data", data_config))
+    return Plan(
+        config=plain(cfg),
+        key=key,
+        design=identity(whole, split=data.split.hash, data=""),
+        data_config=data_config,
+        weights=weights,
+        seen=seen,
+    )
+
+
+def metrics_of(cfg: Any) -> list[Any]:
+    """The metrics of the group `metric`."""
+    found = [made(config) for config in (cfg.get("metric") or {}).values() if config]
+    if found and cfg["data"].get("task", "segmentation") != "segmentation":
+        raise UserError("metric=...: metrics score label maps, and this data set has none")
+    return found
+
+
+def _seen(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Which test cases the given network has learnt from; refused without allow_seen."""
+    from mambaseg.data.seen import require_unseen
+
+    if checkpoint is None or not cfg.test:
+        return {"checked": True, "cases": {}}
+    seen, cases = checkpoint.seen, data.known("test")
+    same_split = checkpoint.split_hash == data.split.hash
+    found = seen.among(cases, own_split=same_split)
+    allowed = cfg.evaluation.get("allow_seen") is True
+    require_unseen(found, len(cases), allowed=allowed, subject=str(checkpoint.path))
+    trained_on = checkpoint.about["data"].get("fingerprint", data.fingerprint)
+    if same_split and trained_on != data.fingerprint:
+        log.warning("%s: the files are not those that it was trained with", cfg.data.root)
+    if not (seen.complete or found):
+        log.warning("%s does not say which images trained it: whether it has seen the test cases "
+                    "cannot be checked", checkpoint.path)  # fmt: skip
+    return {"checked": seen.complete, "cases": found}
+
+
+def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
+    """Takes network and preprocessing from a checkpoint."""
+    from mambaseg.data.classes import require_same_classes
+
+    if cfg.checkpoint is None:
+        raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
+    checkpoint, cfg.model = read_with_config(cfg.checkpoint, cfg)
+    about, path = checkpoint.about, checkpoint.path
+    if (made_for := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
+        raise UserError(
+            f"checkpoint: {path} was trained for {made_for}, data={cfg.data.name} is not for that. "
+            "Choose the data that fit the checkpoint."
+        )
+    if "preprocessing" in cfg.data:
+        settings = checkpoint.preprocessing.settings()
+    else:
+        settings = {"size": about["preprocessing"]["size"]}
+    if (slicing := about.get("slicing", "stored")) != cfg.data.get("slicing", "stored"):
+        settings["slicing"] = slicing
+    for key, value in settings.items():
+        if (given := cfg.data.get(key)) != value:
+            log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
+                        key, given, path.name, "null" if value is None else value)  # fmt: skip
+            cfg.data[key] = value
+    require_same_classes(
+        list(about["classes"]),
+        list(cfg.data.class_names),
+        label_map=cfg.data.get("label_map"),
+        checkpoint=str(path),
+    )
+    if about["data"]["name"] != cfg.data.name:
+        log.warning("trained on %s, scored on %s", about["data"]["title"], cfg.data.title)
+    return checkpoint
+
+
+# ---- devices ------------------------------------------------------------------------------------
+
+
+def _settle_device(cfg: DictConfig) -> None:
+    """Settles what depends on the device: precision, scan backend, graphs, the fused optimizer."""
     import torch
 
     from mambaseg.inference.segment import choose_precision
     from mambaseg.scan import choose_backend
 
-    device = device_type(cfg.trainer.accelerator)
-    gpu = device == "cuda"
-    if gpu and not torch.cuda.is_available():
+    trainer, optimizer = cfg.trainer, cfg.optim.optimizer
+    device = device_type(trainer.accelerator)
+    gpu, mps = device == "cuda", torch.backends.mps.is_available()
+    if (gpu and not torch.cuda.is_available()) or (device == "mps" and not mps):
         raise UserError(
-            "trainer: no CUDA device is visible to PyTorch. trainer=cpu runs without one; "
-            "otherwise install a CUDA build of torch and check nvidia-smi."
+            f"trainer.accelerator={trainer.accelerator}: PyTorch finds no GPU of "
+            f"{'NVIDIA' if gpu else 'Apple'} here. trainer=cpu runs without one; make doctor says "
+            "what is missing."
         )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch finds no GPU of Apple here. "
-            "trainer=cpu runs without one."
-        )
-    if cfg.trainer.get("sync_batchnorm") == "auto":
-        cfg.trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
-    if cfg.trainer.get("graph") and (why := no_graph(cfg, gpu=gpu)):
+    if trainer.get("sync_batchnorm") == "auto":
+        trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
+    if trainer.get("graph") and (why := no_graph(cfg, gpu=gpu)):
         log.warning("trainer.graph=true: %s; the training runs without", why)
-        cfg.trainer.graph = False
-    if cfg.trainer.precision == "auto":
-        cfg.trainer.precision = choose_precision("auto", gpu=gpu)
-    float16 = str(cfg.trainer.precision).startswith("16")
-    if cfg.optim.optimizer.get("fused") and (float16 or cfg.trainer.get("gradient_clip_val")):
+        trainer.graph = False
+    if trainer.precision == "auto":
+        trainer.precision = choose_precision("auto", gpu=gpu)
+    precision = f"trainer.precision={trainer.precision}"
+    float16 = str(trainer.precision).startswith("16")
+    if optimizer.get("fused") and (float16 or trainer.get("gradient_clip_val")):
         # Lightning clips no fused optimizer in mixed precision; and such a one takes the loss scale
         # out of the gradient itself, after it was looked at
-        cfg.optim.optimizer.fused = False
+        optimizer.fused = False
     if "scan_backend" in cfg.model:
-        if str(cfg.trainer.precision).startswith("16"):
+        if float16:
             raise UserError(
-                f"trainer.precision={cfg.trainer.precision}: float16 overflows in the selective "
-                "scan; use bf16-mixed or 32-true"
+                f"{precision}: float16 overflows in the selective scan; use bf16-mixed or 32-true"
             )
         cfg.model.scan_backend = choose_backend(cfg.model.scan_backend, torch.device(device))
-        if cfg.trainer.get("deterministic") and cfg.model.scan_backend == "mamba_ssm":
+        if trainer.get("deterministic") and cfg.model.scan_backend == "mamba_ssm":
             raise UserError(
                 "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
                 "order; use model.scan_backend=triton or torch"
             )
-    mps = torch.backends.mps.is_available()
-    if float16 and not gpu and cfg.trainer.accelerator in (("cpu",) if mps else ("cpu", "auto")):
+    if float16 and not gpu and trainer.accelerator in (("cpu",) if mps else ("cpu", "auto")):
         # Lightning would take bfloat16 instead, and the run's tables call it float16
         raise UserError(
-            f"trainer.precision={cfg.trainer.precision}: float16 needs a GPU, and this run is on "
-            "the CPU. Use trainer.precision=32-true or bf16-mixed."
+            f"{precision}: float16 needs a GPU, and this run is on the CPU. Use "
+            "trainer.precision=32-true or bf16-mixed."
         )
-    if OmegaConf.is_missing(cfg.data, "root"):
-        raise UserError(f"data={cfg.data.name}: say where the data set is, data.root=<its folder>")
-    cfg.data.root = str(Path(cfg.data.root).expanduser())
-    cfg.data.cache_dir = str(Path(cfg.data.cache_dir).expanduser())
-    with_accumulation = {"accumulate": cfg.trainer.accumulate_grad_batches}
-    cfg.data = OmegaConf.merge(cfg.data, with_accumulation)
 
 
 def device_type(accelerator: str) -> str:
@@ -94,12 +220,8 @@ def no_graph(cfg: DictConfig, *, gpu: bool) -> str:
     return ""
 
 
-def require_unicode(cfg: DictConfig) -> None:
-    """Refuses a folder that the files of a run could not name.
-
-    Raises:
-        UserError: the name of a folder is not UTF-8.
-    """
+def _require_unicode(cfg: DictConfig) -> None:
+    """Refuses a folder that the files of a run could not name."""
     for key in ("data.root", "data.cache_dir", "outputs", "checkpoint"):
         path = OmegaConf.select(cfg, key, throw_on_missing=False)
         if path is not None and readable(str(path)) != str(path):

@@ -1,4 +1,4 @@
-"""Run(data, task, trainer): one training from the empty folder to the table at its end."""
+"""One training from the empty run folder to the table at its end."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
 from mambaseg.errors import UserError, optional
+from mambaseg.reporting.tables import headline, table_of
 from mambaseg.storage.files import writing
 from mambaseg.storage.identity import RULE, made_from_other_data, monitor_of
 from mambaseg.storage.lock import RunLock
 from mambaseg.storage.run_folder import RunFolder, code_changed, code_name, code_state, environment
-from mambaseg.storage.untrusted import ForeignFileError, read_yaml
 from mambaseg.training import checkpoints
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
@@ -35,68 +37,82 @@ _SMALL_BUDGET = 2 * 128**2 * 12 * 1500
 log = logging.getLogger(__name__)
 
 
-class Run:
-    """A configured run; a context manager that leaves a record however it ends.
+@dataclass(frozen=True)
+class Plan:
+    """What a run is: settled, complete, plain data; nothing changes it any more.
 
-    Args:
-        config: the resolved configuration as plain data.
-        folder: the run folder.
+    Attributes:
+        config: the resolved configuration, with every `auto` a value; kept as config.yaml.
         key: identity of the run, eight hex digits.
         design: the same without the data.
-        weights: digests of the files of weights that the configuration names.
-        data: the loaded data module.
-        notice: what must be said first and last; empty for real data.
-        finished: the folder already holds the finished result.
-        make_network: () -> (network, report of pretrained weights or None).
-        make_parts: network -> (task, trainer).
         data_config: the config of conf/data, for the record.
+        weights: digests of the files of weights that the configuration names.
         seen: which test cases the network was trained or chosen on, for metrics.json.
+    """
+
+    config: dict[str, Any] = field(hash=False)
+    key: str
+    design: str
+    data_config: str
+    weights: dict[str, str] = field(hash=False)
+    seen: dict[str, Any] = field(hash=False)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.config["run_dir"])
+
+
+class Run:
+    """A planned run; a context manager that leaves a record however it ends.
+
+    Args:
+        plan: what it is.
+        data: the loaded data module.
+        parts: makes the rest of it: `network() -> (network, report of pretrained weights or None)`
+            and `task_and_trainer(network, folder)`.
         requeue: queues the job again that this is on a cluster; None: it is none, or is not asked.
     """
 
     def __init__(
-        self,
-        *,
-        config: dict[str, Any],
-        folder: RunFolder,
-        key: str,
-        design: str,
-        weights: dict[str, str],
-        data: Any,
-        notice: str,
-        finished: bool,
-        make_network: Callable[[], tuple[nn.Module, dict[str, Any] | None]],
-        make_parts: Callable[[nn.Module], tuple[Any, L.Trainer]],
-        data_config: str,
-        seen: dict[str, Any],
-        requeue: Callable[[], None] | None = None,
+        self, plan: Plan, data: Any, parts: Any, *, requeue: Callable[[], None] | None = None
     ) -> None:
-        self.config, self.folder, self.data = config, folder, data
-        self.key, self.design, self.weights = key, design, weights
-        self._data_config = data_config
-        self.notice, self.finished, self.seen = notice, finished, seen
-        self._make_network, self._make_parts = make_network, make_parts
-        self._monitor = monitor_of(config)  # val/dice; empty: nothing is trained
+        self.plan, self.config, self.key, self.folder = plan, plan.config, plan.key, plan.folder
+        self.data, self._parts = data, parts
+        self.finished = self._has_result()
+        self._monitor = monitor_of(plan.config)  # val/dice; empty: nothing is trained
         self._score_name = self._monitor.replace("/", "_")  # in the record: val_dice
-        self._lock = RunLock(folder.path)
+        self._lock = RunLock(self.folder.path)
         self._interruption = Interruption(requeue)
         self._log_file: logging.Handler | None = None
         self.score: float | None = None
-        self._last: Path | None = None  # the checkpoint that the training goes on from
+        self._last: Path | None = None  # the checkpoint that the training resumes from
         self.step = 0  # optimizer steps behind it
         self._ended = False  # it is the last state of a training that has come to its end
         self.task: Any = None
         self.trainer: L.Trainer
         self.recorder: RunRecorder
 
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes; Lightning knows it before a trainer exists."""
+        return getattr(rank_zero_only, "rank", 0) == 0
+
+    def _has_result(self) -> bool:
+        done = self.folder.finished if self.config["test"] else self.folder.trained
+        return done and not self.config["rerun"]
+
+    # ---- beginning and end ----------------------------------------------------------------------
+
     def __enter__(self) -> Run:
         if self.finished:
             self._take_result()
             return self
-        network, pretrained = self._make_network()
+        L.seed_everything(self.config["seed"], workers=True, verbose=False)
+        network, pretrained = self._parts.network()
         if self.main:
             self._lock.acquire()
-            if self._ended_meanwhile():
+            if self._has_result():  # another job has finished it meanwhile
                 self._lock.release()
                 self._take_result()
                 return self
@@ -109,11 +125,6 @@ class Run:
             self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
-
-    def _ended_meanwhile(self) -> bool:
-        """Whether another job has finished this run since the folder was looked at."""
-        done = self.folder.finished if self.config["test"] else self.folder.trained
-        return done and not self.config["rerun"]
 
     def _take_result(self) -> None:
         """Takes the score of a finished run from its record, and says whose it is."""
@@ -130,23 +141,84 @@ class Run:
             log.warning("%d of its steps were skipped (callbacks.nonfinite.on_nonfinite=skip)",
                         len(skipped))  # fmt: skip
 
+    def _find_last_checkpoint(self) -> None:
+        """Looks for the state that an unfinished run in this folder resumes from."""
+        if self.config.get("rerun") or not self.folder.record:
+            return
+        last = checkpoints.newest(self.folder.path / "checkpoints")
+        progress = checkpoints.read_progress(last) if last else None
+        if progress:
+            self._last, self.step, self._ended = last, progress.step, progress.ended
+
+    def _open_folder(self, network: nn.Module, pretrained: dict[str, Any] | None) -> None:
+        if self.step:
+            self._resume_folder()
+            return
+        config, split, fingerprint = self.config, self.data.split, self.data.fingerprint
+        other = made_from_other_data(self.folder.path, self.key, self.plan.design, fingerprint)
+        if other:
+            log.warning("the data have changed since %s was made: this is another run", other)
+        data = {"title": config["data"]["title"], "config": self.plan.data_config}
+        self.folder.start(
+            rule=RULE,
+            key=self.key,
+            design=self.plan.design,
+            weights=self.plan.weights,
+            wandb_id=new_wandb_id(self.key),
+            data={**data, "fingerprint": fingerprint},
+            split={"name": split.name, "hash": split.hash, "note": split.note},
+            counts=self.data.counts,
+            parameters=sum(p.numel() for p in network.parameters()),
+            pretrained=pretrained,
+            code=code_state(),
+            **self._places(),
+            **environment(),
+        )
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        self.folder.write_text("config.yaml", text)
+        self._log_to_folder()
+        log.info("data: %s, split %s (%s)", config["data"]["title"], split.name, split.hash)
+        if split.note:
+            log.warning("split %s: %s", split.name, split.note)
+        log.info("model: %s, %s parameters, scan backend %s, precision %s",
+                 config["model"]["name"], f"{self.folder.record['parameters']:,}",
+                 config["model"].get("scan_backend", "none"),
+                 config["trainer"]["precision"])  # fmt: skip
+
+    def _resume_folder(self) -> None:
+        code, record = code_state(), self.folder.record
+        if changed := code_changed(record.get("code", {}), code):
+            log.warning(changed)
+        places = self._places()
+        self.folder.resume(step=self.step, code=code, **places)
+        self._log_to_folder()
+        before = [record, *record.get("resumed", [])][-1]
+        changes = [f"{what} {before[what]}, now {now}" for what, now in places.items()
+                   if before.get(what, now) != now]  # fmt: skip
+        if changes:
+            log.warning("%s: the same batches, but not the same rounding as without the pause",
+                        "; ".join(changes))  # fmt: skip
+        log.info("resuming from step %d: %s", self.step, self.folder.path)
+
+    def _places(self) -> dict[str, Any]:
+        """What may change when a run resumes, and decides whether its bits stay the same."""
+        return {
+            "devices": self.config["trainer"]["devices"],
+            "threads": torch.get_num_threads(),
+            "scan_backend": self.config["model"].get("scan_backend"),
+        }
+
     def _prepare(self, network: nn.Module) -> None:
         self._interruption.take()
-        self.task, self.trainer = self._make_parts(network)
-        title, views = self.config["data"]["title"], self.task.views
-        title += ", SEEN CASES" * bool(self.seen["cases"])
-        self.recorder = RunRecorder(self.folder, title=title, header={}, views=views)
+        self.task, self.trainer = self._parts.task_and_trainer(network, self.folder)
+        title = self.config["data"]["title"] + ", SEEN CASES" * bool(self.plan.seen["cases"])
+        self.recorder = RunRecorder(self.folder, title=title, header={}, views=self.task.views)
         # Lightning sets the list in Trainer.__init__ without declaring it
         own = [self.recorder, self._interruption]
         self.trainer.callbacks.extend(own)  # type: ignore[attr-defined]
         if self.main:
             with optional("describing the run to W&B"):
                 describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes; Lightning knows it before a trainer exists."""
-        return getattr(rank_zero_only, "rank", 0) == 0
 
     def __exit__(
         self,
@@ -158,10 +230,15 @@ class Run:
         try:
             if begun:
                 self._record_end(error)
-        finally:
+        finally:  # the next job of this process inherits nothing
             if begun:
                 finish_wandb(failed=error is not None)
-            self._leave()
+            self._interruption.give_back()
+            if self._log_file:
+                logging.getLogger().removeHandler(self._log_file)
+                self._log_file.close()
+            self._lock.release()
+            _leave_process_group()
 
     def _record_end(self, error: BaseException | None) -> None:
         """Writes how the run ended; on a full disk an error that came first is the one to tell."""
@@ -171,21 +248,22 @@ class Run:
             return
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         cause = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
-        if not stopped:
-            self._log_trace(error)
+        if self._log_file and not stopped:  # the terminal gets what Hydra makes of it
+            trace = (type(error), error, error.__traceback__)
+            fields = {"levelname": "ERROR", "msg": "the run failed", "exc_info": trace}
+            self._log_file.handle(logging.makeLogRecord(fields))
         try:
             self.folder.finish("interrupted" if stopped else "failed", error=cause)
         except UserError as second:
-            log.warning("the record still says that the run goes on: %s", second)
+            log.warning("run.json still says that the run is running: %s", second)
 
-    def _leave(self) -> None:
-        """Lets go of everything that the next job of this process must not inherit."""
-        self._interruption.give_back()
-        if self._log_file:
-            logging.getLogger().removeHandler(self._log_file)
-            self._log_file.close()
-        self._lock.release()
-        self._leave_process_group()
+    def _log_to_folder(self) -> None:
+        with writing(self.folder.path, otherwise="choose another folder with outputs=..."):
+            self._log_file = _LogFile(
+                self.folder.path / "train.log", encoding="utf-8", errors="backslashreplace"
+            )
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._log_file)
 
     # ---- the steps of a run ---------------------------------------------------------------------
 
@@ -210,8 +288,31 @@ class Run:
             log.warning("the training ended after %d of data.steps=%d steps: a callback (or "
                         "trainer.max_time) stopped it", steps, planned)  # fmt: skip
 
+    def _estimate(self) -> None:
+        """Says how long real data at a full budget take without a GPU, before the hours begin."""
+        data = self.config["data"]
+        size, batch, steps = data["size"], data["batch_size"], data["steps"]
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if not on_cpu or data["synthetic"] or size**2 * batch * steps <= _SMALL_BUDGET:
+            return
+        image = torch.zeros(1, data["in_channels"], size, size)
+        network = copy.deepcopy(self.task.network)  # the training starts untouched
+        seconds = 0.0
+        with torch.random.fork_rng(devices=[]):
+            for _ in range(2):  # the first pass pays for compilation and memory
+                start = time.perf_counter()
+                network(image).float().square().mean().backward()
+                seconds = time.perf_counter() - start
+        log.warning(
+            "no GPU: about %.0f hours for %d steps of %d images at %d x %d on this machine. "
+            "Reduce data.steps, data.batch_size or data.size%s.",
+            seconds * batch * steps / 3600, steps, batch, size, size,
+            ", or use experiment=acdc_cpu, a smaller version of the same protocol"
+            if data["name"] == "acdc" else "",
+        )  # fmt: skip
+
     def evaluate(self) -> None:
-        """Scores the test part with this run's best checkpoint, or the weights it was given."""
+        """Scores the test set with this run's best checkpoint, or the weights it was given."""
         if not self.config["test"]:
             return
         given = self.config.get("checkpoint")
@@ -223,14 +324,14 @@ class Run:
             "model": self.config["model"]["name"],
             **({"task": task} if (task := self.config["data"].get("task")) else {}),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
-            "seen": self.seen,
+            "seen": self.plan.seen,
             "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,
             **({self._score_name: self.score} if self._score_name else {}),
         }
         if not given:
             if chosen.stem == "last":
-                log.warning("no validation had a %s that is a number, so no state is the best one: "
+                log.warning("%s was never a number in a validation, so there is no best state: "
                             "the last one is tested", self._monitor)  # fmt: skip
             # not by ckpt_path: callbacks would take part, and one that averages weights puts those
             # of the last step in place of the averaged ones
@@ -239,150 +340,37 @@ class Run:
         self.trainer.test(self.task, datamodule=self.data, verbose=False)
 
     def report(self) -> None:
-        """Prints the score table, the folder and a picture; repeats what the data are."""
+        """Prints the score table, the folder and a picture; repeats it when data are synthetic."""
         if not self.main:
             return
         if (self.folder.path / "metrics.json").is_file():
             with optional("printing the table"):  # say, in a terminal without its characters
-                from mambaseg.reporting.tables import headline, table_of
-
                 summary = self.folder.summary
                 Console().print(table_of(summary, self.config))
                 log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
         log.info("run folder: %s", self.folder.path)
         for picture in sorted(self.folder.path.glob("figures/median_*.png")):
             log.info("picture:    %s", picture)
-        if self.notice:
-            log.warning(self.notice)
+        if self.config["data"]["synthetic"]:
+            log.warning(synthetic_notice(self.config["data"]))
 
-    # ---- bookkeeping ----------------------------------------------------------------------------
 
-    def _open_folder(self, network: nn.Module, pretrained: dict[str, Any] | None) -> None:
-        import yaml
+def synthetic_notice(data: Any) -> str:
+    """What a run says first and last where its data are computed."""
+    return f"*** {data['title']} *** {data.get('instead') or ''}".rstrip()
 
-        split = self.data.split
-        if self.step:
-            code, record = code_state(), self.folder.record
-            if changed := code_changed(record.get("code", {}), code):
-                log.warning(changed)
-            self.folder.resume(step=self.step, code=code, **self._places())
-            self._log_to_folder()
-            self._compare_places([record, *record.get("resumed", [])][-1])
-            log.info("going on from step %d: %s", self.step, self.folder.path)
-            return
-        other = made_from_other_data(self.folder.path, self.key, self.design, self.data.fingerprint)
-        if other:
-            log.warning("the data have changed since %s was made: this is another run", other)
-        self.folder.start(
-            rule=RULE,
-            key=self.key,
-            design=self.design,
-            weights=self.weights,
-            wandb_id=new_wandb_id(self.key),
-            data={
-                "title": self.config["data"]["title"],
-                "config": self._data_config,
-                "fingerprint": self.data.fingerprint,
-            },
-            split={"name": split.name, "hash": split.hash, "note": split.note},
-            counts=self.data.counts,
-            parameters=sum(p.numel() for p in network.parameters()),
-            pretrained=pretrained,
-            code=code_state(),
-            **self._places(),
-            **environment(),
-        )
-        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
-        self.folder.write_text("config.yaml", text)
-        self._log_to_folder()
-        log.info("data: %s, split %s (%s)", self.config["data"]["title"], split.name, split.hash)
-        if split.note:
-            log.warning("split %s: %s", split.name, split.note)
-        log.info("model: %s, %s parameters, scan backend %s, precision %s",
-                 self.config["model"]["name"], f"{self.folder.record['parameters']:,}",
-                 self.config["model"].get("scan_backend", "none"),
-                 self.config["trainer"]["precision"])  # fmt: skip
 
-    def _find_last_checkpoint(self) -> None:
-        """Looks for the state that an unfinished run in this folder goes on from."""
-        if self.config.get("rerun") or not self.folder.record:
-            return
-        last = checkpoints.newest(self.folder.path / "checkpoints")
-        progress = checkpoints.read_progress(last) if last else None
-        if progress:
-            self._last, self.step, self._ended = last, progress.step, progress.ended
-
-    def _places(self) -> dict[str, Any]:
-        """What may change when a run goes on, and decides whether its bits stay the same."""
-        return {
-            "devices": self.config["trainer"]["devices"],
-            "threads": torch.get_num_threads(),
-            "scan_backend": self.config["model"].get("scan_backend"),
-        }
-
-    def _compare_places(self, before: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError, ForeignFileError, KeyError, TypeError, AttributeError):
-            started = read_yaml(self.folder.path / "config.yaml")["model"].get("scan_backend")
-            before = {"scan_backend": started, **before}  # records did not always say it
-        changed = [f"{what} {before[what]}, now {now}" for what, now in self._places().items()
-                   if before.get(what, now) != now]  # fmt: skip
-        if changed:
-            log.warning("%s: the same batches, but not the same rounding as without the pause",
-                        "; ".join(changed))  # fmt: skip
-
-    def _log_to_folder(self) -> None:
-        with writing(self.folder.path, otherwise="choose another folder with outputs=..."):
-            self._log_file = _LogFile(
-                self.folder.path / "train.log", encoding="utf-8", errors="backslashreplace"
-            )
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(self._log_file)
-
-    def _log_trace(self, error: BaseException) -> None:
-        """Writes an error's trace to train.log alone; the terminal gets what Hydra makes of it."""
-        if self._log_file:
-            trace = (type(error), error, error.__traceback__)
-            fields = {"levelname": "ERROR", "msg": "the run failed", "exc_info": trace}
-            self._log_file.handle(logging.makeLogRecord(fields))
-
-    def _estimate(self) -> None:
-        """Says how long real data at a full budget take without a GPU, before the hours begin."""
-        data = self.config["data"]
-        pixels = data["size"] ** 2 * data["batch_size"] * data["steps"]
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if not on_cpu or data["synthetic"] or pixels <= _SMALL_BUDGET:
-            return
-        image = torch.zeros(1, data["in_channels"], data["size"], data["size"])
-        seconds = []
-        network = copy.deepcopy(self.task.network)  # the training starts untouched
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(2):  # the first pass pays for compilation and memory
-                start = time.perf_counter()
-                network(image).float().square().mean().backward()
-                seconds.append(time.perf_counter() - start)
-        hours = seconds[-1] * data["batch_size"] * data["steps"] / 3600
-        log.warning(
-            "no GPU: about %.0f hours for %d steps of %d images at %d x %d on this machine. "
-            "data.steps, data.batch_size and data.size make it less%s.",
-            hours, data["steps"], data["batch_size"], data["size"], data["size"],
-            "; experiment=acdc_cpu does so with everything else as published"
-            if data["name"] == "acdc" else "",
-        )  # fmt: skip
-
-    def _leave_process_group(self) -> None:
-        """Ends DDP so that the next job of a sweep starts its own children."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            with optional("leaving the process group"):
-                torch.distributed.destroy_process_group()
-            for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-                os.environ.pop(name, None)
+def _leave_process_group() -> None:
+    """Ends DDP so that the next job of a sweep starts its own children."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        with optional("leaving the process group"):
+            torch.distributed.destroy_process_group()
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that gives up on a full disk: what matters there fails with a message of its own.
-
-    Without it, `logging` would print a stack trace for every line that it cannot write.
-    """
+    """A log file that gives up on a full disk, rather than with a stack trace for every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Stops the logging to this file."""

@@ -13,18 +13,18 @@ ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "src" / "train.py"
 LIGHT = ROOT / "tests" / "helpers" / "light_jobs.py"
 PLUGINS = {
-    "jobs": "hydra_joblib_launcher",
-    "slurm": "hydra_submitit_launcher",
-    "slurm_local": "hydra_submitit_launcher",
-    "gpus": "hydra_ray_launcher",
+    "joblib": "hydra_joblib_launcher",
+    "submitit_slurm": "hydra_submitit_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
     "search": "hydra_optuna_sweeper",
 }
 CHEAP = {  # words that let an engine run anywhere
     "basic": [],
-    "jobs": ["hydra/launcher=jobs"],
-    "slurm_local": ["hydra/launcher=slurm_local"],
-    "gpus": [
-        "hydra/launcher=gpus",
+    "joblib": ["hydra/launcher=joblib"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+    "ray": [
+        "hydra/launcher=ray",
         "hydra.launcher.ray.remote.num_gpus=0",
         "hydra.launcher.ray.remote.num_cpus=1",
     ],

@@ -1,4 +1,4 @@
-"""The words of a command line: as Hydra takes them, and what to say where it cannot."""
+"""The overrides of a command line: as Hydra takes them, and what to say where it cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -21,24 +21,29 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.schema import NAMED, TABLE
-from mambaseg.app.targets import did_you_mean
+from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text
+from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
 
 _ITEM = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*|[^,]+""")  # of a list: in quotes, or to a comma
-_QUOTING = "Quote a value that holds spaces, commas, brackets or '=':  'key=\"a value\"'"
 
 
 def arranged(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The options of a command line and its overrides, wherever they stand.
+    """The options of a command line and its overrides, in whatever order they were typed.
 
     Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
     may hold `=`, a comma or an umlaut.
+
+    Raises:
+        UserError: an override of an earlier version.
     """
     read = get_args_parser().parse_intermixed_args(list(words))
     options = list(words)
     for override in read.overrides:
         options.remove(override)
+        for old in (override, key_of(override)):
+            if old in MOVED:
+                raise UserError(f"{old} is {MOVED[old]} now (docs/upgrading.md)")
     return options, [_as_text(word, sweep=read.multirun) for word in read.overrides]
 
 
@@ -58,10 +63,11 @@ def only_targets_know(word: str) -> bool:
 def _as_text(word: str, *, sweep: bool) -> str:
     name, equals, value = word.partition("=")
     kind = TABLE.get(key_of(word))
-    if not equals or kind is None or not kind.text:
+    if not equals or kind is None or not is_text(kind):
         return word
-    override = _parsed(word)
-    if override is None:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
         if value.startswith("[") and value.endswith("]"):
             items = [item.strip() for item in _ITEM.findall(value[1:-1])]
             return f"{name}=[{','.join(_quoted(item) for item in items if item)}]"
@@ -70,13 +76,6 @@ def _as_text(word: str, *, sweep: bool) -> str:
         return word if sweep else f"{name}={_quoted(value)}"
     number = isinstance(override.value(), bool | int | float)
     return f"{name}={_quoted(value)}" if number else word
-
-
-def _parsed(word: str) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException:
-        return None
 
 
 def _quoted(value: str) -> str:
@@ -111,8 +110,13 @@ def jobs_of(words: Sequence[str]) -> Iterator[list[str]]:
 
 def composition_error(error: BaseException, script: str, words: Sequence[str]) -> str | None:
     """What to say about an error of Hydra's before a job has begun; None: as Hydra says it."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as key=value. {_QUOTING}"
+        return (
+            f"{error.override}: cannot be read as key=value. Quote a value that holds spaces, "
+            "commas, brackets or '=':  'key=\"a value\"'"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_config(error.missing_cfg_file, error.options or (), words)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
@@ -139,8 +143,8 @@ def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
         else word
         for word in words
     ]
+    loader: ConfigLoader = GlobalHydra.instance().config_loader()
     try:
-        loader: ConfigLoader = GlobalHydra.instance().config_loader()
         cfg = loader.load_configuration(script, next(jobs_of(added)), RunMode.RUN)
         check_targets(checked(cfg, script, words))
     except UserError as error:
@@ -151,18 +155,12 @@ def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
 
 
 def _missing_config(path: str, options: Sequence[str], words: Sequence[str]) -> str:
-    for folder in _search_path():
-        if (file := folder / f"{path}.yml").is_file():
-            return f"{file} is not read: rename it to {file.with_suffix('.yaml').name}"
-    typed = [word for word in words if "/".join(word.partition("=")[::2]) == path]
-    said = "".join(f"{word}: " for word in typed)
-    near = did_you_mean(path.rpartition("/")[2], options)
-    listed = f"\nThere are: {', '.join(sorted(options))}" if options else ""
-    return f"{said}there is no conf/{path}.yaml{near}{listed}"
-
-
-def _search_path() -> Iterator[Path]:
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     for source in loader.get_sources():
-        if source.scheme() == "file":
-            yield Path(source.path)
+        file = Path(source.path) / f"{path}.yml"
+        if source.scheme() == "file" and file.is_file():
+            return f"{file} is not read: rename it to {file.with_suffix('.yaml').name}"
+    typed = [word for word in words if "/".join(word.partition("=")[::2]) == path]
+    near = did_you_mean(path.rpartition("/")[2], options)
+    listed = f"\nThere are: {', '.join(sorted(options))}" if options else ""
+    return "".join(f"{word}: " for word in typed) + f"there is no conf/{path}.yaml{near}{listed}"

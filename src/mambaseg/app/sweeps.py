@@ -1,0 +1,242 @@
+"""Sweeps on any launcher: what cannot start is refused, jobs are listed, none changes the next.
+
+A sweep keeps one small file per job in `<outputs>/<experiment>/.jobs/`, so that a report can tell
+what is missing: the job's overrides, the run folder it led to and, where it failed before it had
+one, the error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mambaseg.app.check import check_targets, checked
+from mambaseg.app.overrides import composition_error, jobs_of, only_targets_know
+from mambaseg.errors import UserError
+from mambaseg.storage.files import whole_file
+from mambaseg.storage.untrusted import read_json
+
+# module of a plugin -> the extra of pyproject.toml that brings it
+_EXTRAS = {
+    "hydra_joblib_launcher": "launchers",
+    "hydra_submitit_launcher": "launchers",
+    "hydra_ray_launcher": "ray",
+    "hydra_optuna_sweeper": "search",
+}
+log = logging.getLogger(__name__)
+
+
+class Sweeps(Callback):
+    """Checks launcher, sweeper and jobs before Hydra starts them; tidies up after each job.
+
+    Hydra turns the exceptions of a callback into warnings, so that the command ends by SystemExit,
+    with the message on stderr and status 1.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[dict[str, str], list[str], list[Any]] | None = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuses a launcher or a search where a single run would ignore it."""
+        if "LOCAL_RANK" in os.environ:  # a process of DDP repeats the overrides of a sweep's job
+            return
+        for group, plain in (("hydra/launcher", "basic"), ("hparams_search", None)):
+            chosen = config.hydra.runtime.choices.get(group)
+            if chosen not in (plain, None):
+                sys.exit(f"{group}={chosen} is for sweeps: python src/train.py -m ...")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuses absent plugins and impossible jobs; lists the jobs."""
+        try:
+            _check_launcher(config)
+            _check_jobs(config)
+        except UserError as error:
+            sys.exit(str(error))
+        _list_jobs(config)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Notes what a job could leave behind for the next one of this process."""
+        self._before = dict(os.environ), list(sys.argv), list(warnings.filters)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Restores it: Lightning and the job itself write to the environment and `sys.argv`."""
+        if job_return.status == JobStatus.FAILED and config.hydra.mode == RunMode.MULTIRUN:
+            _note_failure(config, str(job_return._return_value))
+        if self._before is None:
+            return
+        environment, sys.argv[:], warnings.filters[:] = self._before  # type: ignore[index]
+        for key in {*os.environ, *environment} - set(config.hydra.job.env_set):  # Hydra's own care
+            if key not in environment:
+                del os.environ[key]
+            elif os.environ.get(key) != environment[key]:
+                os.environ[key] = environment[key]
+
+
+# ---- what can start -----------------------------------------------------------------------------
+
+
+def _check_launcher(config: DictConfig) -> None:
+    launcher, sweeper = config.hydra.launcher._target_, config.hydra.sweeper._target_
+    if "mambaseg_studies" in sweeper:  # our own sweeper, around the plugin
+        sweeper = "hydra_optuna_sweeper"
+    for module, extra in _EXTRAS.items():
+        used = module in launcher or module in sweeper
+        if used and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
+            raise UserError(
+                f"{module.replace('_', '-')} is not installed: pip install -e '.[{extra}]'"
+            )
+    devices = OmegaConf.select(config, "trainer.devices")
+    if "hydra_ray_launcher" in launcher:
+        _check_ray(config.hydra.launcher.ray)
+    if launcher.endswith("SlurmLauncher"):
+        if shutil.which("srun") is None:
+            raise UserError(
+                "no srun in PATH: a SLURM sweep is typed on a machine of the cluster; "
+                "hydra/launcher=submitit_local rehearses it here"
+            )
+        tasks = config.hydra.launcher.tasks_per_node
+        if isinstance(devices, int) and devices > 0 and tasks != devices:
+            raise UserError(
+                f"trainer.devices={devices} with hydra.launcher.tasks_per_node={tasks}: SLURM "
+                f"starts one process per device; add hydra.launcher.tasks_per_node={devices} "
+                f"hydra.launcher.gpus_per_node={devices}"
+            )
+    elif "hydra_plugins" in launcher and isinstance(devices, int) and devices > 1:
+        raise UserError(
+            f"trainer.devices={devices}: jobs side by side take one device each; leave "
+            "hydra/launcher out for jobs of several devices, one after the other"
+        )
+
+
+def _check_ray(ray: DictConfig) -> None:
+    """Ray waits for ever for resources that this machine does not have."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    # Ray 2.60 would otherwise announce a change of its defaults in every job without a GPU
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.init.get("address") or os.environ.get("RAY_ADDRESS"):
+        return  # a cluster knows best what it has
+    there = {"num_cpus": os.cpu_count() or 1}
+    if ray.remote.get("num_gpus"):
+        import torch
+
+        there["num_gpus"] = torch.cuda.device_count()
+    for what, number in there.items():
+        wanted, known = ray.remote.get(what) or 0, ray.init.get(what)
+        number = number if known is None else known
+        if wanted > number:
+            raise UserError(
+                f"hydra.launcher.ray.remote.{what}={wanted}: there are {number} here, so no job "
+                f"could start. Ask for fewer per job (num_gpus=0 runs without GPUs), or name a Ray "
+                "cluster with hydra.launcher.ray.init.address=..."
+            )
+
+
+def _check_jobs(config: DictConfig) -> None:
+    """Every value that is swept must be one, before the sweep's folder is there."""
+    script, loader = config.hydra.job.config_name, GlobalHydra.instance().config_loader()
+    sources = {source.provider for source in config.hydra.runtime.config_sources}
+    foreign = not sources <= {"hydra", "main", "schema"}
+    for job in jobs_of(config.hydra.overrides.task):
+        try:
+            cfg = loader.load_sweep_config(config, job)
+        except HydraException as error:
+            raise UserError(composition_error(error, script, job) or str(error)) from error
+        cfg = checked(cfg, script, job)
+        if foreign or any(map(only_targets_know, job)):
+            check_targets(cfg)  # seconds, for what is imported
+
+
+# ---- the list of jobs ---------------------------------------------------------------------------
+
+
+def note_run(folder: Path) -> None:
+    """Notes which run folder the present job leads to; does nothing outside of a sweep."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        _note(folder.parent, list(HydraConfig.get().overrides.task), run=folder.name)
+
+
+def _list_jobs(config: DictConfig) -> None:
+    """Lists the jobs where the sweep is a plain product; a search knows only the next one."""
+    experiment = _experiment(config)
+    if experiment and str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        for job in jobs:
+            if not _file(experiment, job).exists():
+                _note(experiment, job)
+
+
+def _note_failure(config: DictConfig, error: str) -> None:
+    """Notes the error of a job that has no run folder to keep it in."""
+    experiment, job = _experiment(config), list(config.hydra.overrides.task)
+    if experiment:
+        path = _file(experiment, job)
+        if not path.exists() or not read_json(path)["run"]:
+            _note(experiment, job, error=error)
+
+
+def _experiment(config: DictConfig) -> Path | None:
+    """The folder of the runs of a training or evaluation; None for other scripts."""
+    name = OmegaConf.select(config, "name")
+    return Path(config.outputs).expanduser() / name if name else None
+
+
+def _file(experiment: Path, job: Sequence[str]) -> Path:
+    digest = hashlib.blake2b(json.dumps(sorted(job)).encode(), digest_size=8).hexdigest()
+    return experiment / ".jobs" / f"{digest}.json"
+
+
+def _note(experiment: Path, job: Sequence[str], *, run: str = "", error: str = "") -> None:
+    content = {"overrides": list(job), "run": run or None, "error": error or None}
+    path = _file(experiment, job)
+    with whole_file(path, otherwise="choose another folder with outputs=...") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- a SLURM job of the user's own script -------------------------------------------------------
+
+
+def requeue_call() -> Callable[[], None] | None:
+    """What queues this SLURM job again; None in other processes than the first of such a job."""
+    if not cluster_plugins() or os.environ.get("SLURM_PROCID", "0") != "0":
+        return None
+    job = os.environ["SLURM_JOB_ID"]
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+    def requeue() -> None:
+        try:
+            code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+        except OSError as error:
+            log.warning("job %s is not queued again: scontrol: %s", job, error.strerror)
+        else:
+            log.warning("scontrol requeue %s ended with exit code %d", job, code)
+
+    return requeue
+
+
+def cluster_plugins() -> list[Any]:
+    """Lightning's SLURM without its own requeueing, which saves amid a step; else nothing."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -1,0 +1,66 @@
+"""Many commands in forks of one fresh process, so that the imports they share are paid for once."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def typed_all(commands, place):
+    """Types commands, each in a folder of its own.
+
+    Args:
+        commands: name -> [script, *words].
+        place: the folders `<place>/<name>` are there and are the working directories.
+
+    Returns:
+        name -> `code`, `torch` (whether it was imported) and what was said: `out`, `error`.
+    """
+    env = {**os.environ, "ACDC_ROOT": "", "PYTHONPATH": f"{ROOT / 'src'}"}
+    job = json.dumps({"commands": commands, "place": str(place)})
+    subprocess.run([sys.executable, __file__, job], check=True, timeout=280, env=env)
+    return json.loads((place / "done.json").read_text())
+
+
+def _fork(words, folder, said):
+    """Runs a script in a fork; returns its exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "error")):
+        os.dup2(os.open(f"{said}.{name}", os.O_CREAT | os.O_WRONLY), number)
+    code = 0
+    try:
+        sys.argv = [str(ROOT / "src" / f"{words[0]}.py"), *words[1:]]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(end.code)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if "torch" in sys.modules:
+        Path(f"{said}.torch").touch()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(job):
+    import mambaseg.app.build  # noqa: F401  (what most commands import)
+
+    assert "torch" not in sys.modules
+    place, done = Path(job["place"]), {}
+    for name, words in job["commands"].items():
+        said = place / f"{name}.said"
+        code = _fork(words, place / name, said)
+        texts = {end: Path(f"{said}.{end}").read_text() for end in ("out", "error")}
+        done[name] = {"code": code, "torch": Path(f"{said}.torch").exists(), **texts}
+    (place / "done.json").write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

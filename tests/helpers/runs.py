@@ -1,0 +1,79 @@
+"""Small runs in this process: composed, built and trained as the entry scripts do it."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+
+UNET = ("model=unet", "model.widths=[4,8]", "model.dropout=[0,0]")
+"""A network that trains in seconds."""
+QUIET = ("logger=csv", "callbacks.progress=null")
+"""What `built` and `trained` begin with; later overrides win."""
+
+
+def small_overrides(phantom_root: Path, outputs: Path) -> list[str]:
+    """Overrides for a training of seconds: the phantom of eight, a few steps at 32 pixels."""
+    return [
+        "data=phantom",
+        f"data.root={phantom_root}",
+        "data.prepare.patients=8",
+        f"data.cache_dir={phantom_root.parent / 'cache'}",
+        f"outputs={outputs}",
+        "data.size=32",
+        "data.batch_size=4",
+        "data.steps=4",
+        "data.val_every=2",
+    ]
+
+
+def own_overrides(place: Path) -> list[str]:
+    """Overrides for a training of two steps on any data; outputs and cache go below `place`."""
+    return [
+        *UNET,
+        f"outputs={place / 'outputs'}",
+        f"data.cache_dir={place / 'cache'}",
+        "data.size=32",
+        "data.batch_size=4",
+        "data.steps=2",
+        "data.val_every=1",
+        "trainer=cpu",
+    ]
+
+
+def composed(
+    *words: str, script: str = "config", configs: Path | None = None, hydra: bool = False
+) -> DictConfig:
+    """The configuration of conf/<script>.yaml under these overrides.
+
+    Args:
+        words: the overrides.
+        script: `config` (of train.py), `evaluate`, `predict`, ...
+        configs: a folder of further config files, as `--config-dir` adds one.
+        hydra: whether Hydra's own part belongs to it.
+    """
+    more = [f"hydra.searchpath=[file://{configs}]"] if configs else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(script, overrides=[*more, *words], return_hydra_config=hydra)
+
+
+def built(*words: str, script: str = "config", configs: Path | None = None) -> Any:
+    """The `Run` of these overrides, with nothing done yet: `with built(...) as run: run.fit()`."""
+    return build(composed(*QUIET, *words, script=script, configs=configs))
+
+
+def trained(*words: str, script: str = "config", configs: Path | None = None) -> Any:
+    """The `Run` of these overrides after its end: trained, scored on the test set, reported.
+
+    With `script="evaluate"` only scored.
+    """
+    with built(*words, script=script, configs=configs) as run:
+        if not run.finished:
+            if script == "config":
+                run.fit()
+            run.evaluate()
+        run.report()
+    return run
