@@ -11,7 +11,7 @@ from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
-from mambaseg.models.selective import ScanBlock, has_scan, names_without_decay
+from mambaseg.models.selective import ScanBlock, names_without_decay
 from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
 from mambaseg.models.swin_umamba import SwinUMamba
 from mambaseg.models.swin_umamba_d import SwinUMambaD

@@ -21,7 +21,7 @@ class AnySize(nn.Module):
     """Give a network that needs multiples of some size any input size.
 
     The image is padded with zeros at the bottom and right up to the next multiple; logits are
-    cropped to the image again. Sizes that fit already pass through unchanged.
+    cropped to the image again.
 
     Args:
         network: maps `(B, C, H, W)` to `(B, K, H, W)`; kept as `.network`. If it has an integer
@@ -34,9 +34,7 @@ class AnySize(nn.Module):
         super().__init__()
         if multiple < 1:
             raise ValueError(f"multiple must be at least 1, got {multiple}")
-        self.network = network
-        self.multiple = multiple
-        self.residual = residual
+        self.network, self.multiple, self.residual = network, multiple, residual
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to logits `(B, K, H, W)`.

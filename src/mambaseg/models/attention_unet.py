@@ -2,12 +2,11 @@
 
 Source: Oktay et al. 2018, arXiv 1804.03999 (section 2, equations 1 to 3, figure 2).
 
-The Mamba-UNet paper compares with a 2-D AttentionUNet that was never released; the repository it
-grew from holds a 3-D one. What is not the gate is therefore our choice: the UNet of this project
-with the same widths and dropout, so that gates are all that differs. As in Oktay's paper, the
-gating signal is the next coarser map of the decoder, the gate works at that resolution, and its
-weights are interpolated back. Differs from Oktay's code in gating all four skips (there: not the
-finest), in a single gate per skip, and in having no deep supervision.
+The Mamba-UNet paper's 2-D AttentionUNet was never released; all but the gates is therefore the UNet
+of this project. As in Oktay's paper, the gating signal is the next coarser map of the decoder, the
+gate works at that resolution, and its weights are interpolated back. Differs from Oktay's code in
+gating all four skips (there: not the finest), in a single gate per skip, and in having no deep
+supervision.
 """
 
 from typing import ClassVar
@@ -58,10 +57,6 @@ class GatedUpBlock(UpBlock):
 
 
 class AttentionUNet(UNet):
-    """UNet with attention gates on all skips.
-
-    It has 1,967,288 parameters for one channel and four classes. Args and shapes are those
-    of `UNet`.
-    """
+    """`UNet` with attention gates, 1,967,288 parameters for one channel and four classes."""
 
     up_block: ClassVar[type[UpBlock]] = GatedUpBlock

@@ -78,8 +78,7 @@ class GraphedNetwork:
         """Draws what the next launch drops by (B, layers) int64, as `mambaseg.models.drawing`."""
         if self.layers:
             kept = kept_samples(self.layers, numbers)
-            if self._kept.is_cuda:
-                kept = kept.pin_memory()
+            kept = kept.pin_memory() if self._kept.is_cuda else kept
             self._kept.copy_(kept, non_blocking=True)
         columns = numbers.unbind(1)
         for layer, mask, column in zip(self.layers, self._kept_elements, columns, strict=True):
@@ -90,7 +89,7 @@ class GraphedNetwork:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Runs the network's own modules for a while, e.g. to see where a number went wrong."""
-        del self.network.forward  # the graphs' stand in the instance, before the class's own
+        del self.network.forward  # the instance's own are the graphs
         try:
             yield
         finally:

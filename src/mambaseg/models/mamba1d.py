@@ -8,7 +8,7 @@ offers one; its default, and every network here, is without).
 
 Glossary (paper letter = code):
     C   = dim               channels of a token
-    D   = expand C          inner channels
+    D   = 2 C               inner channels
     N   = d_state           states per channel
     R   = rank              of the projection to the step size, ceil(C / 16)
     Δ   = delta             step size, softplus(delta + dt_proj.bias) inside the scan
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from mambaseg.models.selective import LinearPair, ScanBlock, initial_step_bias, wide
 from mambaseg.scan import causal_conv1d, selective_scan
 
+CONV_WIDTH = 4  # of the causal convolution in front of the scan
+
 
 class Mamba1d(ScanBlock):
     """Gated selective scan of a sequence, from its first token to its last.
@@ -32,30 +34,20 @@ class Mamba1d(ScanBlock):
     Args:
         dim: C, channels of a token.
         d_state: N, states per channel.
-        d_conv: width of the causal convolution in front of the scan.
-        expand: inner channels per channel.
         scan_backend: name for `mambaseg.scan`, or `auto`.
     """
 
     exact: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_proj.bias")
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D")
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        scan_backend: str = "auto",
-    ) -> None:
+    def __init__(self, dim: int, *, d_state: int = 16, scan_backend: str = "auto") -> None:
         super().__init__()
         self.d_state = d_state
         self.scan_backend = scan_backend
-        self.inner = expand * dim
+        self.inner = 2 * dim
         self.rank = math.ceil(dim / 16)
         self.in_proj = LinearPair(dim, 2 * self.inner, bias=False)
-        self.conv1d = nn.Conv1d(self.inner, self.inner, d_conv, groups=self.inner)
+        self.conv1d = nn.Conv1d(self.inner, self.inner, CONV_WIDTH, groups=self.inner)
         self.x_proj = nn.Linear(self.inner, self.rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.rank, self.inner)
         states = torch.arange(1, d_state + 1, dtype=torch.float32)

@@ -16,13 +16,8 @@ class MambaUNet(UShape):
     (2, 2, 2, 2): the depths in its default configuration are overridden by its YAML file.
 
     Args:
-        in_channels: channels of the image; one is repeated to three.
-        num_classes: K, background included.
-        embed_dim: channels of the finest stage.
-        depths: blocks per stage; the decoder mirrors them.
+        in_channels: see `UShape`, like all that is not named here.
         d_state: states per channel of the scan.
-        patch_size: side of a patch in pixels.
-        drop_path_rate: of the last encoder block.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
 

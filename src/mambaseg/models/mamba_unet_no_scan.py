@@ -14,14 +14,9 @@ from mambaseg.models.vss import GatedMixer, MixerBlock
 
 
 class GatedConv(GatedMixer):
-    """`SS2D` with a depthwise convolution in place of the scan in four directions.
+    """`SS2D` with a depthwise convolution, of odd `kernel_size`, in place of the scan."""
 
-    Args:
-        dim: C, channels of the map.
-        kernel_size: of the convolution, odd.
-    """
-
-    def __init__(self, dim: int, *, kernel_size: int = 7) -> None:
+    def __init__(self, dim: int, *, kernel_size: int) -> None:
         super().__init__(dim)
         inner = 2 * dim
         self.mixer = nn.Conv2d(inner, inner, kernel_size, padding=kernel_size // 2, groups=inner)
@@ -39,13 +34,8 @@ class MambaUNetNoScan(UShape):
     Weights of VMamba-T fill what both have: a load leaves the convolutions as initialised.
 
     Args:
-        in_channels: channels of the image; one is repeated to three.
-        num_classes: K, background included.
-        embed_dim: channels of the finest stage.
-        depths: blocks per stage; the decoder mirrors them.
+        in_channels: see `UShape`, like all that is not named here.
         kernel_size: of the convolution that replaces the scan, odd.
-        patch_size: side of a patch in pixels.
-        drop_path_rate: of the last encoder block.
     """
 
     def __init__(

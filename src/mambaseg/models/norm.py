@@ -27,10 +27,8 @@ PROGRAMS, TILES_EACH = 1056, 4
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` with an optional gate, `norm(x) * silu(gate)`.
 
-    Args:
-        dim: C, channels.
-        keeps_float32: under autocast too, as `nn.LayerNorm` does. Needed where the output is added
-            to something; before a linear layer or convolution, which rounds it anyway, it is not.
+    `keeps_float32`, under autocast too, is for outputs that are added to something; a linear layer
+    or convolution behind rounds anyway.
     """
 
     def __init__(self, dim: int, *, keeps_float32: bool = False) -> None:
@@ -43,7 +41,7 @@ class LayerNorm(nn.LayerNorm):
             y = super().forward(x)
             return y if gate is None else y * F.silu(gate)
         dtype = torch.float32 if self.keeps_float32 else torch.bfloat16
-        gate = gate if gate is None else gate.contiguous()
+        gate = None if gate is None else gate.contiguous()
         return _norm(x.contiguous(), self.weight, self.bias, gate, self.eps, dtype)
 
     def _fuses(self, x: Tensor, gate: Tensor | None) -> bool:

@@ -12,13 +12,7 @@ from mambaseg.models.norm import LayerNorm
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into patches, one token each.
-
-    Args:
-        in_channels: channels of the image.
-        dim: channels of a token.
-        patch_size: side of a patch in pixels.
-    """
+    """Cut the image into patches of `patch_size`² pixels, one token of `dim` channels each."""
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -46,14 +40,7 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Raise the resolution by a factor, paid for with channels made by a linear layer.
-
-    Args:
-        dim: channels coming in.
-        out_dim: channels going out.
-        factor: of height and of width.
-        keeps_float32: see `LayerNorm`.
-    """
+    """Raise height and width by a factor, paid for with channels made by a linear layer."""
 
     def __init__(self, dim: int, out_dim: int, factor: int, *, keeps_float32: bool = False) -> None:
         super().__init__()

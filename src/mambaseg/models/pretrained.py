@@ -31,10 +31,9 @@ UNPACKED = 1 << 30  # bytes that an .npz may unpack to; R50+ViT-B/16 has half of
 class LoadReport:
     """What a pretrained file gave to a network.
 
-    `loaded`, `mirrored` and `missing` are keys of the network and together all of them: filled as
-    the file says, filled in the decoder with an encoder block's weights, left as initialised.
-    `mismatched` (also part of `missing`) names both shapes. `ignored` are keys of the file that
-    nothing used. `parameters` counts each list's numbers.
+    `loaded`, `mirrored` (an encoder block's, in the decoder) and `missing` are keys of the network
+    and together all of them; `mismatched`, a part of `missing`, names both shapes. `ignored` are
+    keys of the file that nothing used. `parameters` counts each list's numbers.
     """
 
     path: str

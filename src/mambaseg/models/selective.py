@@ -48,10 +48,8 @@ class ScanBlock(nn.Module, ABC):
     converted to a narrower type, where decays close to 1 would be off by much of their distance."""
     no_weight_decay: ClassVar[tuple[str, ...]]
     """Names of the parameters that pull to zero would harm."""
-    d_state: int
-    """N, states per channel."""
-    scan_backend: str
-    """Name for `mambaseg.scan`, or `auto`."""
+    d_state: int  # N, states per channel
+    scan_backend: str  # a name for `mambaseg.scan`, or `auto`
 
     @abstractmethod
     def scan_size(self, x: Tensor) -> tuple[int, int]:
@@ -67,11 +65,6 @@ class ScanBlock(nn.Module, ABC):
             return t.to(converted.device) if id(t) in exact and narrowed else converted
 
         return super()._apply(convert, recurse)
-
-
-def has_scan(network: nn.Module) -> bool:
-    """Say whether a network holds a selective scan, and so must not run in float16."""
-    return any(isinstance(module, ScanBlock) for module in network.modules())
 
 
 def names_without_decay(network: nn.Module) -> set[str]:

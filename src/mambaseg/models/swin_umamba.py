@@ -7,10 +7,9 @@ A skip carries what *leaves* a stage, before merging, through a residual block o
 widens it to the decoder's channels. Two finer skips come from before the encoder: the image itself
 and the stem.
 
-Differs from the original in having no heads at coarser maps (for deep supervision), and in what a
-pretrained file fills: nothing of the patch embedding, which takes the stem's channels here (there,
-a slip in the list of exceptions lets its norm's bias in). Its recipe freezes the encoder for ten
-epochs; that is the training's concern, not the network's.
+Differs from the original in having no heads at coarser maps (for deep supervision), and in taking
+nothing of a pretrained patch embedding (there, a slip in the list of exceptions lets its norm's
+bias in). Its recipe freezes the encoder for ten epochs, which is not the network's concern.
 """
 
 from collections import OrderedDict

@@ -10,8 +10,7 @@ The decoder is that of Mamba-UNet: expand, join the skip, blocks. What differs f
 * one channel is not repeated to three, and then no weights of a patch embedding are loaded;
 * convolutions start as He et al. 2015 (slope 0.01), the decoder's linear layers as PyTorch's.
 
-Differs from the original in having no heads at coarser maps (for deep supervision). Its recipe
-freezes the encoder for ten epochs; that is the training's concern, not the network's.
+Differs from the original in having no heads at coarser maps (for deep supervision).
 """
 
 from collections.abc import Sequence
@@ -33,11 +32,8 @@ class SwinUMambaD(VMambaEncoder):
 
     Args:
         in_channels: channels of the image, taken as they are.
-        num_classes: K, background included.
-        embed_dim: channels of the finest stage.
-        depths: blocks per encoder stage.
+        num_classes: see `UShape`, like all that is not named here.
         d_state: states per channel of the scan.
-        patch_size: side of a patch in pixels.
         drop_path_rate: of the last encoder block and of the first decoder block; rises linearly
             from 0 along the encoder and falls back to 0 along the decoder.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.

@@ -17,14 +17,9 @@ class SwinUNet(UShape):
     Differs from the original in taking any multiple of 32, not 224² alone (see `window_attention`).
 
     Args:
-        in_channels: channels of the image; one is repeated to three.
-        num_classes: K, background included.
-        embed_dim: channels of the finest stage.
-        depths: blocks per stage; the decoder mirrors them.
+        in_channels: see `UShape`, like all that is not named here.
         heads: attention heads per stage.
         window_size: side of a window in tokens.
-        patch_size: side of a patch in pixels.
-        drop_path_rate: of the last encoder block.
     """
 
     backbone = "Swin-T (swin_tiny_patch4_window7_224.pth)"
@@ -43,9 +38,8 @@ class SwinUNet(UShape):
         drop_path_rate: float = 0.2,
     ) -> None:
         def make_block(dim: int, stage: int, index: int, drop_path: float) -> nn.Module:
-            return SwinBlock(
-                dim, heads[stage], window_size, shifted=index % 2 == 1, drop_path=drop_path
-            )
+            shifted = index % 2 == 1
+            return SwinBlock(dim, heads[stage], window_size, shifted=shifted, drop_path=drop_path)
 
         super().__init__(
             in_channels, num_classes, make_block, embed_dim, depths, patch_size, drop_path_rate

@@ -5,8 +5,7 @@ is that of Dosovitskiy et al. 2021, arXiv 2010.11929 (hybrid R50+ViT-B/16, whose
 weights load); the ResNet has the standardised convolutions and group norms of Kolesnikov et al.
 2020, BiT, arXiv 1912.11370.
 
-Differs from the original in taking any multiple of 16: the position embedding belongs to one grid
-and is interpolated for others. Its dropout draws per sample (see `stochastic`).
+Differs from the original in taking any multiple of 16: the position embedding is interpolated.
 """
 
 from collections.abc import Sequence
@@ -30,9 +29,8 @@ class StandardConv2d(nn.Conv2d):
     """A convolution whose kernels are shifted and scaled to mean 0 and variance 1; no bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
-        )
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `(B, C, H, W)`."""
@@ -137,26 +135,18 @@ class TransformerBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ResNet, then a transformer over its coarsest map."""
+    """ResNet, then a transformer of `depth` blocks over its coarsest map."""
 
     def __init__(
-        self,
-        dim: int,
-        units: Sequence[int],
-        depth: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        grid: int,
+        self, dim: int, units: Sequence[int], depth: int, grid: int, dropout: float, **block: int
     ) -> None:
         super().__init__()
         self.resnet = ResNet(64, units)
         self.embedding = nn.Conv2d(self.resnet.widths[-1], dim, kernel_size=1)
         self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
         self.dropout = Dropout(dropout)
-        self.blocks = nn.Sequential(
-            *(TransformerBlock(dim, heads, hidden, dropout) for _ in range(depth))
-        )
+        blocks = (TransformerBlock(dim, dropout=dropout, **block) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -177,10 +167,9 @@ class UpStage(nn.Module):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(
-            conv_norm_relu(in_channels + skip_channels, out_channels),
-            conv_norm_relu(out_channels, out_channels),
-        )
+        joined = in_channels + skip_channels
+        layers = (conv_norm_relu(width, out_channels) for width in (joined, out_channels))
+        self.convs = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """Join `(B, in_channels, H, W)` and the skip `(B, skip_channels, 2H, 2W)`."""
@@ -230,7 +219,8 @@ class TransUNet(Pretrained):
         if image_size % PATCH:
             raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}")
         self.repeats_channel = in_channels == 1
-        self.encoder = Encoder(dim, units, depth, heads, hidden, dropout, image_size // PATCH)
+        grid = image_size // PATCH
+        self.encoder = Encoder(dim, units, depth, grid, dropout, heads=heads, hidden=hidden)
         skips = [*reversed(self.encoder.resnet.widths[:-1]), 0]
         self.widen = conv_norm_relu(dim, 512)
         inputs = [512, *decoder_widths[:-1]]
@@ -249,7 +239,7 @@ class TransUNet(Pretrained):
         return self.head(x)
 
     def backbone_names(self) -> dict[str, str]:
-        """Map the names that `read_backbone` gives to ours: they are the same."""
+        """Keep the names that `read_backbone` gives."""
         return {"encoder.": "encoder."}
 
     def read_backbone(self, path: Path) -> dict[str, Tensor]:

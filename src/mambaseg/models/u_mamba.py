@@ -33,8 +33,6 @@ from mambaseg.models.unet import UpJoin
 
 SLOPE = 0.01  # of the leaky ReLU
 
-Placement = Literal["bottom", "encoder", "none"]
-
 
 class ConvNorm(nn.Sequential):
     """Convolution and instance norm: `(B, in_channels, H, W)` to `(B, out_channels, H', W')`."""
@@ -92,9 +90,7 @@ class UMamba(Original):
     """U-Mamba_Bot, U-Mamba_Enc and their twin without Mamba.
 
     Parameters for one channel and four classes: 40,506,676 with Mamba at the bottom, 42,800,180
-    with Mamba in the encoder, 38,810,932 without; 3,856 of them are the frozen coarse heads'. With
-    a seventh stage (512 channels), as for 320 × 320 pixels, and 14 classes: 63,344,180, 67,333,428
-    and 61,648,436.
+    with Mamba in the encoder, 38,810,932 without; 3,856 of them are the frozen coarse heads'.
 
     Args:
         in_channels: channels of the image.
@@ -114,7 +110,7 @@ class UMamba(Original):
         in_channels: int = 1,
         num_classes: int = 4,
         *,
-        mamba: Placement = "bottom",
+        mamba: Literal["bottom", "encoder", "none"] = "bottom",
         widths: Sequence[int] = (32, 64, 128, 256, 512, 512),
         blocks: int = 2,
         d_state: int = 16,
@@ -179,17 +175,16 @@ class UMamba(Original):
 
         In nnU-Net's checkpoint files their weights are the entry `network_weights`.
         """
-        bottom = len(self.encoder) - 1
+        bottom = f"mamba_layers.{len(self.encoder) - 1}"
         names = {
             "encoder.stem.convs.0.": "stem.",
             "encoder.mamba_layers.": "mamba_layers.",
-            "ln.": f"mamba_layers.{bottom}.norm.",
-            "mamba.": f"mamba_layers.{bottom}.mamba.",
+            "ln.": f"{bottom}.norm.",
+            "mamba.": f"{bottom}.mamba.",
             "decoder.seg_layers.": "heads.",
         }
         for stage in range(len(self.encoder)):
             names[f"encoder.stages.{stage}.blocks."] = f"encoder.{stage}."
-        for stage in range(len(self.decoder)):
             names[f"decoder.stages.{stage}.blocks."] = f"decoder.{stage}.blocks."
             names[f"decoder.transpconvs.{stage}."] = f"decoder.{stage}.expand."
         return names

@@ -60,7 +60,8 @@ class PatchEncoder(Pretrained, Original):
         channels = 3 if self.repeats_channel else in_channels
         self.patch_embed = PatchEmbed(channels, embed_dim, patch_size)
         self.encoder = nn.ModuleList()
-        for stage, rates in enumerate(linear_schedule(drop_path_rate, (*depths,))):
+        self.rates = linear_schedule(drop_path_rate, (*depths,))
+        for stage, rates in enumerate(self.rates):
             dim, last = self.dims[stage], stage == len(depths) - 1
             blocks = make_blocks(make_block, dim, stage, rates)
             down = nn.Identity() if last else PatchMerging(dim)
@@ -141,11 +142,10 @@ class UShape(PatchEncoder):
         self.patch_size = patch_size
         self.repeats_channel = in_channels == 1
         self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
-        rates = linear_schedule(drop_path_rate, (*depths,))
         bottom = len(depths) - 1
         self.bottom_norm = LayerNorm(self.dims[bottom])
         self.decoder = nn.ModuleList(
-            DecoderStage(dim, make_blocks(make_block, dim, stage, rates[stage]))
+            DecoderStage(dim, make_blocks(make_block, dim, stage, self.rates[stage]))
             for stage, dim in reversed([*enumerate(self.dims[:bottom])])
         )
         self.norm = LayerNorm(embed_dim)

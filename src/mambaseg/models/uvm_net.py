@@ -18,9 +18,8 @@ Differences:
   levels, is left out by default. It holds 948 M of the published network's 1,004 M parameters, and
   the authors name it as the part to remove.
 * The attention's softmax runs over the positions of a sample, times their number, so that its mean
-  is 1. The code's softmax runs over the samples of the batch: a sample's result depends on the
-  others, and with one sample, as the network is trained there, every weight is exactly 1.
-  `attention=False` leaves it out, which is just that.
+  is 1. The code's runs over the samples of the batch: with one sample, as the network is trained
+  there, every weight is exactly 1. `attention=False` leaves it out, which is just that.
 * One channel is repeated to three: the first layer norm, over the channels, would make zeros of it.
 * Heights and widths must be multiples of 16; the code pads inside the decoder.
 """
@@ -80,18 +79,19 @@ class BiSSM(nn.Module):
 class Level(nn.Module):
     """A Bi-SSM block on a grid of fixed size, as a residual branch, then two convolutions."""
 
-    def __init__(self, middle: int, out_channels: int, grid: int, bi_ssm: BiSSM) -> None:
+    def __init__(
+        self, in_channels: int, middle: int, out_channels: int, grid: int, **options: Any
+    ) -> None:
         super().__init__()
-        in_channels = bi_ssm.smooth.in_channels
         self.grid = grid
-        self.bi_ssm = bi_ssm
+        self.bi_ssm = BiSSM(in_channels, grid, **options)
         self.convs = nn.Sequential(
             *conv_norm_relu(in_channels, middle), *conv_norm_relu(middle, out_channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, out_channels, H, W)`."""
-        branch = self.bi_ssm(_resize(x, (self.grid, self.grid)))
+        branch = self.bi_ssm(_resize(x, [self.grid, self.grid]))
         return self.convs(x + _resize(branch, x.shape[2:]))
 
 
@@ -141,14 +141,10 @@ class UVMNet(Original):
         self.size_multiple = 2 ** (len(widths) - 1)
 
         options: dict[str, Any] = {"attention": attention, "wide_scan": wide_scan}
-        options |= {"d_state": d_state, "scan_backend": scan_backend}
-
-        def level(inputs: int, middle: int, outputs: int) -> Level:
-            return Level(middle, outputs, grid, BiSSM(inputs, grid, **options))
-
+        options |= {"grid": grid, "d_state": d_state, "scan_backend": scan_backend}
         channels = [3 if self.repeats_channel else in_channels, *widths]
         self.encoder = nn.ModuleList(
-            level(inputs, width, width) for inputs, width in pairwise(channels)
+            Level(inputs, width, width, **options) for inputs, width in pairwise(channels)
         )
         self.pool = nn.MaxPool2d(2)
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
@@ -156,7 +152,7 @@ class UVMNet(Original):
         below = widths[-1]
         for skip, finer in zip(widths[-2::-1], [*widths[-3::-1], widths[0]], strict=True):
             joined = below + skip
-            self.decoder.append(level(joined, joined // 2, finer))
+            self.decoder.append(Level(joined, joined // 2, finer, **options))
             below = finer
         self.head = nn.Conv2d(below, num_classes, kernel_size=1)
 

@@ -33,11 +33,9 @@ _TOP = {
 
 
 def read_hybrid_vit(path: Path, *, grid: int) -> dict[str, Tensor]:
-    """Read the file and translate what is known of it; unknown entries keep their name.
+    """Read the `.npz` and translate what is known of it; unknown entries keep their name.
 
-    Args:
-        path: of the `.npz`.
-        grid: side of the square grid that the position embedding is resized to.
+    The position embedding is resized to a square grid of side `grid`.
 
     Raises:
         UserError: the file is missing, or no archive of plain arrays.

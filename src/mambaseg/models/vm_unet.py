@@ -31,13 +31,11 @@ class VMUNet(PatchEncoder):
     class, it has 44,273,908. Both of its released configurations use the depths given here.
 
     Args:
-        in_channels: channels of the image; one is repeated to three.
-        num_classes: K, background included.
+        in_channels: see `UShape`, like all that is not named here.
         embed_dim: channels of the finest stage, a multiple of `patch_size`.
         depths: blocks per encoder stage, fine to coarse.
         decoder_depths: blocks per decoder stage, coarse to fine.
         d_state: states per channel of the scan.
-        patch_size: side of a patch in pixels.
         drop_path_rate: of the last encoder block and of the first decoder block; rises linearly
             from 0 along the encoder and falls back to 0 along the decoder.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.

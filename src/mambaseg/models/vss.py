@@ -36,10 +36,7 @@ DIRECTIONS = 4
 class GatedMixer(nn.Module, ABC):
     """What SS2D is around its scan: widen, convolve, mix over the map, normalise, gate, narrow.
 
-    How positions are mixed is left open: a subclass gives `mix`.
-
-    Args:
-        dim: C, channels of the map; D = 2 C of them are mixed.
+    A subclass gives `mix`, which mixes the positions of D = 2 `dim` channels.
     """
 
     def __init__(self, dim: int) -> None:
@@ -108,17 +105,11 @@ class SS2D(ScanBlock, GatedMixer):
 
 
 def per_direction(x: Tensor, weight: Tensor, *, dense: bool) -> Tensor:
-    """Multiply each direction by its own matrix.
+    """Multiply each direction of (B, H, W, K, R) by its own matrix of (K, D, R): (B, H, W, K, D).
 
-    Args:
-        x: (B, H, W, K, R).
-        weight: (K, D, R).
-        dense: as one product with a block-diagonal matrix: K times the multiplications, most of
-            them by zero. On a GPU these cost nothing beside memory: the result is contiguous, and
-            the gradient of the weight is one large product instead of K narrow ones (R is 6).
-
-    Returns:
-        (B, H, W, K, D).
+    `dense`: as one product with a block-diagonal matrix, most of it zero. On a GPU multiplications
+    cost nothing beside memory: the result is contiguous, and the gradient of the weight is one
+    large product instead of K narrow ones (R is 6).
     """
     if not dense:
         return torch.einsum("bhwkr,kdr->bhwkd", x, weight)
@@ -130,8 +121,7 @@ class MixerBlock(nn.Module):
 
     Args:
         dim: channels of the map.
-        mixer: maps `(B, H, W, C)` to `(B, H, W, C)`. It is kept as `.ss2d` whatever it is: so a
-            block has the keys of its twin's in what they share.
+        mixer: maps `(B, H, W, C)` to the same; kept as `.ss2d`, so that twins share their keys.
         drop_path: probability that a sample skips the branch in training.
     """
 
@@ -147,30 +137,16 @@ class MixerBlock(nn.Module):
 
 
 class VSSBlock(MixerBlock):
-    """The visual state space block: a pre-normed residual branch around `SS2D`.
-
-    Args:
-        dim: channels of the map.
-        d_state: states per channel.
-        drop_path: probability that a sample skips the branch in training.
-        scan_backend: name for `mambaseg.scan`, or `auto`.
-    """
+    """The visual state space block: `MixerBlock` around `SS2D`, where the arguments are told."""
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        d_state: int = 16,
-        drop_path: float = 0.0,
-        scan_backend: str = "auto",
+        self, dim: int, *, d_state: int = 16, drop_path: float = 0.0, scan_backend: str = "auto"
     ) -> None:
         super().__init__(dim, SS2D(dim, d_state=d_state, scan_backend=scan_backend), drop_path)
 
 
 def vss_blocks(d_state: int, scan_backend: str) -> Callable[[int, int, int, float], VSSBlock]:
-    """Return a maker of blocks, (channels, stage, index, drop path rate) -> block, for a U."""
-
-    def make_block(dim: int, stage: int, index: int, drop_path: float) -> VSSBlock:
-        return VSSBlock(dim, d_state=d_state, drop_path=drop_path, scan_backend=scan_backend)
-
-    return make_block
+    """Return a maker of blocks for a U; see `ushape.BlockFactory`."""
+    return lambda dim, stage, index, drop_path: VSSBlock(
+        dim, d_state=d_state, drop_path=drop_path, scan_backend=scan_backend
+    )

@@ -48,12 +48,12 @@ def attention_mask(
 ) -> Tensor:
     """Say which tokens of a window may attend to which: those of one region of the unrolled map.
 
-    Rolling a map brings its first rows next to its last ones; these are no neighbours, and padding
-    is nobody's. Every token may attend to itself, so no row is empty.
+    Rolling a map brings its first rows next to its last ones, which are no neighbours. Every token
+    may attend to itself, so no row is empty.
 
     Args:
-        height: of the map before padding, in tokens.
-        width: of the map before padding, in tokens.
+        height: of the map before padding, in tokens, like `width`.
+        width: likewise.
         window: side of a window.
         shift: by how much rows and columns were rolled, each in [0, window).
         device: where the mask is made.
