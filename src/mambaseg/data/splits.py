@@ -20,10 +20,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from pathlib import Path
+from typing import Any
 
 from mambaseg.errors import UserError
 
@@ -35,45 +35,38 @@ LISTED = 5  # patients that a message names
 DUPLICATES = (("patient074", "patient076"),)
 FRACTIONS = (0.1, 0.2)  # of validation and test in the random split
 
-SSL4MIS_VAL = (2, 19, 28, 30, 39, 45, 78, 82, 85, 87)
-SSL4MIS_TEST = (1, 7, 8, 11, 13, 22, 24, 33, 52, 59, 64, 65, 66, 68, 75, 80, 81, 83, 84, 93)
-TRANSUNET_VAL = (19, 21, 29, 33, 41, 50, 61, 71, 76, 80)
-TRANSUNET_TEST = (2, 3, 8, 9, 12, 14, 17, 24, 42, 48, 49, 53, 55, 64, 67, 79, 81, 88, 92, 95)
+PUBLISHED: dict[str, Any] = json.loads(
+    Path(__file__).with_name("published_splits.json").read_text(encoding="utf-8")
+)
+"""Of ACDC's patients 1..`patients`: the numbers of validation and test for each fold; the others
+train. A fold without `val` validates by its test set."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Who trains, who validates and who is tested.
 
-    Attributes:
-        name: the split, with its fold or seed: "ssl4mis", "nnunet-fold0", "random-seed0".
-        train: patients the weights are fitted to.
-        val: patients the checkpoint is chosen by.
-        test: patients the reported scores are from.
-        note: what a reader of the scores must know about the split.
-
     Raises:
-        UserError: a part is empty beside others than the test part, or a patient is in two parts.
+        UserError: A part is empty beside others than the test part, or a patient is in two parts.
             Only a published split whose validation part *is* its test part is let through,
             and its note says so.
     """
 
-    name: str
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    test: tuple[str, ...]
-    note: str
+    name: str  # with its fold or seed: "ssl4mis", "nnunet-fold0", "random-seed0"
+    train: tuple[str, ...]  # patients the weights are fitted to
+    val: tuple[str, ...]  # patients the checkpoint is chosen by
+    test: tuple[str, ...]  # patients the reported scores are from
+    note: str  # what a reader of the scores must know about the split
 
     def __post_init__(self) -> None:
         parts = {"train": set(self.train), "val": set(self.val), "test": set(self.test)}
         needed = PARTS if self.train or self.val else ("test",)
-        empty = [part for part in needed if not parts[part]]
-        if empty:
+        if empty := [part for part in needed if not parts[part]]:
             raise UserError(f"split {self.name}: nobody is in {' and '.join(empty)}")
         for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
             both = parts[one] & parts[other]
-            as_published = self._validates_on_test and parts["val"] == parts["test"]
-            if both and not ((one, other) == ("val", "test") and as_published):
+            published = self.name.partition("-")[0] in ("nnunet", "wsl4mis", "given")
+            if both and not (one == "val" and published and parts["val"] == parts["test"]):
                 raise UserError(
                     f"split {self.name}: {listed(both)} in both {one} and {other}. A patient "
                     "belongs in one part only."
@@ -92,68 +85,11 @@ class Split:
             )
 
     @property
-    def _validates_on_test(self) -> bool:
-        return self.name.partition("-")[0] in ("nnunet", "wsl4mis", "given")
-
-    @property
     def hash(self) -> str:
         """12 hex digits that depend on who is in which part, and on nothing else."""
         parts = {"train": sorted(self.train), "val": sorted(self.val), "test": sorted(self.test)}
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class _Published:
-    """A split of ACDC's patients 1..`last`.
-
-    Attributes:
-        note: what a reader must know about it.
-        parts: fold -> the numbers of validation and test; the others train.
-        folds: of a cross-validation, whose validation part is its test part.
-    """
-
-    note: str
-    parts: Callable[[int], tuple[Iterable[int], Iterable[int]]]
-    folds: int = 1
-    last: int = 100
-
-
-def _nnunet(fold: int) -> tuple[Iterable[int], Iterable[int]]:
-    order = np.arange(1, 101)
-    # The published order: numpy's legacy generator, whose stream is frozen for good.
-    np.random.RandomState(1234).shuffle(order)
-    test = order[fold::5].tolist()
-    return test, test
-
-
-PUBLISHED = {
-    "ssl4mis": _Published(
-        "As published by SSL4MIS and used by Mamba-UNet: 70/10/20 patients; the test set is uneven "
-        "over pathologies (DCM 5, HCM 3, MINF 2, NOR 6, RV 4).",
-        lambda fold: (SSL4MIS_VAL, SSL4MIS_TEST),
-    ),
-    "transunet": _Published(
-        "As published with MT-UNet, nnFormer and MSVM-UNet: 70/10/20 patients; the test set is "
-        "uneven over pathologies (DCM 7, HCM 1, MINF 5, NOR 3, RV 4).",
-        lambda fold: (TRANSUNET_VAL, TRANSUNET_TEST),
-    ),
-    "nnunet": _Published(
-        "As published by nnU-Net v2 (Dataset027_ACDC): 80/20 patients.", _nnunet, folds=5
-    ),
-    "wsl4mis": _Published(
-        "As published by WSL4MIS: 80/20 patients; the 20 are one pathology group, which the "
-        "network never saw in training.",
-        lambda fold: (range(20 * fold + 1, 20 * fold + 21), range(20 * fold + 1, 20 * fold + 21)),
-        folds=5,
-    ),
-    "official": _Published(
-        "The challenge's 100 training and 50 test patients. It names no validation set: every "
-        "tenth training patient is our choice, two of each pathology.",
-        lambda fold: (range(10, 101, 10), range(101, 151)),
-        last=150,
-    ),
-}
 
 
 def known_duplicates(patients: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -204,9 +140,9 @@ def make_split(
     if name not in (*PUBLISHED, "given", "random", "test"):
         names = ", ".join([*PUBLISHED, "random", "given", "auto", "test"])
         raise UserError(f"unknown split {name!r}: data.split is one of {names}")
-    folds = range(PUBLISHED[name].folds) if name in PUBLISHED else [0]
-    if name == "given":
-        folds = [given_fold or 0]
+    folds: Sequence[int] = [0 if name != "given" or given_fold is None else given_fold]
+    if name in PUBLISHED:
+        folds = range(len(PUBLISHED[name]["folds"]))
     if fold not in folds:
         allowed = f"0..{folds[-1]}" if len(folds) > 1 else "0: it has no folds"
         raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
@@ -224,8 +160,15 @@ def make_split(
 
 def _published_split(name: str, present: Sequence[str], fold: int) -> Split:
     published = PUBLISHED[name]
-    val, test = (tuple(f"patient{n:03d}" for n in sorted(part)) for part in published.parts(fold))
-    everybody = [f"patient{n:03d}" for n in range(1, published.last + 1)]
+    numbers, count = published["folds"][fold], len(published["folds"])
+    everybody, val, test = (
+        tuple(f"patient{number:03d}" for number in part)
+        for part in (
+            range(1, published["patients"] + 1),
+            numbers.get("val", numbers["test"]),
+            numbers["test"],
+        )
+    )
     missing = set(everybody).difference(present)
     if missing:
         raise UserError(
@@ -234,11 +177,10 @@ def _published_split(name: str, present: Sequence[str], fold: int) -> Split:
             "data.split=random, which takes the patients that are there."
         )
     train = tuple(patient for patient in everybody if patient not in {*val, *test})
-    if published.folds == 1:
-        return Split(name, train, val, test, published.note)
-    note = f"fold {fold} of 0..{published.folds - 1}. {published.note}"
-    note += " Validation = test: scores are optimistic."
-    return Split(f"{name}-fold{fold}", train, val, test, note)
+    if "val" in numbers:
+        return Split(name, train, val, test, published["note"])
+    note = f"fold {fold} of 0..{count - 1}. {published['note']} Validation = test: scores are "
+    return Split(f"{name}-fold{fold}", train, val, test, note + "optimistic.")
 
 
 def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
