@@ -111,42 +111,43 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _wrong_field(about: dict[str, Any]) -> str:
     """What a checkpoint says that is not of the kind or size that it must have; empty: nothing."""
-    model, used, data = (about.get(key) for key in ("model", "preprocessing", "data"))
-    name = model.get("name") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(name, str) or len(name) > 64:
-        return "its network"  # whether there is one of that name is known elsewhere
-    given = model.get("arguments", {})
-    if not isinstance(given, dict) or not all(map(_is_name, given)):
-        return "its network's arguments"
-    if not isinstance(used, dict) or not _is_name(used.get("name")):
-        return "its preprocessing"
-    if not isinstance(used.get("size"), int) or not 0 < used["size"] <= LARGEST_SIDE:
-        return "its preprocessing"
-    if not _is_name(used.get("intensity", "minmax")) or not is_window(used.get("window", (0, 1))):
-        return "its preprocessing"
-    if not is_spacing(used.get("spacing", 1.0)):
-        return "its preprocessing"
-    side = used.get("longest_side", 1)
-    if type(side) is not int or not 0 < side <= LARGEST_PICTURE:
-        return "its preprocessing"
-    if not _is_name(about.get("slicing", "stored")):
-        return "its slicing"
-    if not all(_is_name(about.get(key) or "none") for key in ("augmentation", "views")):
-        return "its augmentation"
-    if not _is_name(about.get("task", "segmentation")):
-        return "its task"
-    classes = about.get("classes")
-    if not isinstance(classes, (list, tuple)) or len(classes) > 256:
-        return "its classes"
-    if not all(isinstance(name, str) and len(name) <= 100 for name in classes):
-        return "its classes"
+    model, used, data = (_dict(about.get(key)) for key in ("model", "preprocessing", "data"))
+    classes, name, given = about.get("classes"), model.get("name"), model.get("arguments", {})
+    rules = {
+        # whether there is a network of that name is known elsewhere
+        "its network": isinstance(name, str) and len(name) <= 64,
+        "its network's arguments": isinstance(given, dict) and all(map(_is_name, given)),
+        "its preprocessing": _is_name(used.get("name"))
+        and _is_whole(used.get("size"), LARGEST_SIDE)
+        and _is_name(used.get("intensity", "minmax"))
+        and is_window(used.get("window", (0, 1)))
+        and is_spacing(used.get("spacing", 1.0))
+        and _is_whole(used.get("longest_side", 1), LARGEST_PICTURE),
+        "its slicing": _is_name(about.get("slicing", "stored")),
+        "its augmentation": _is_name(about.get("augmentation") or "none")
+        and _is_name(about.get("views") or "none"),
+        "its task": _is_name(about.get("task", "segmentation")),
+        "its classes": isinstance(classes, (list, tuple))
+        and len(classes) <= 256
+        and all(isinstance(name, str) and len(name) <= 100 for name in classes),
+        "its data": _is_name(data.get("name"))
+        and isinstance(data.get("title"), str)
+        and len(data["title"]) <= 200,
+    }
+    wrong = [field for field, right in rules.items() if not right]
     try:
         Seen.restored(about.get("seen"))
     except ValueError:
-        return "the images that it has seen"
-    if not isinstance(data, dict) or not _is_name(data.get("name")):
-        return "its data"
-    return "" if isinstance(data.get("title"), str) and len(data["title"]) <= 200 else "its data"
+        wrong.append("the images that it has seen")
+    return wrong[0] if wrong else ""
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_whole(value: Any, highest: int) -> bool:
+    return type(value) is int and 0 < value <= highest
 
 
 def _is_name(value: Any) -> bool:
@@ -177,15 +178,12 @@ def plain_argument(value: Any, like: Any) -> bool:
             left += [(each, depth + 1) for each in one.values()]
         elif isinstance(one, (list, tuple)):
             left += [(each, depth + 1) for each in one]
-        elif not _is_scalar(one):
+        elif isinstance(one, (int, float)):
+            if not abs(one) <= LARGEST:  # nor nan
+                return False
+        elif one is not None and not _is_name(one):
             return False
     return True
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, (int, float)):
-        return abs(value) <= LARGEST  # not so of nan
-    return value is None or _is_name(value)
 
 
 def _require_sizes(path: Path, weights: dict[str, Tensor]) -> None:
