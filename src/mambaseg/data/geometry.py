@@ -6,7 +6,7 @@ the grid, K: classes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -163,11 +163,9 @@ class Preprocessing:
         if self.name not in _PRESETS:
             known = ", ".join(_PRESETS)
             raise UserError(f"unknown preprocessing {self.name!r}: choose one of {known}")
-        if self.size < 1 or (self.longest_side or 1) < 1 or self.longest_side == 0:
-            raise UserError(
-                f"data.size={self.size}, data.longest_side={self.longest_side}: give positive "
-                "numbers of pixels, or null for pictures of any size"
-            )
+        for side in (self.size, self.longest_side):
+            if side is not None and side < 1:
+                raise UserError(f"data.size and data.longest_side are positive pixels, not {side}")
         if self.window is not None:
             if not is_window(self.window):
                 raise UserError(
@@ -199,9 +197,8 @@ class Preprocessing:
         Raises:
             UserError: There is none like that.
         """
-        fields = ("intensity", "window", "spacing", "longest_side")
-        given = {key: description[key] for key in fields if key in description}
-        return cls(description["name"], description["size"], **given)
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: description[name] for name in names if name in description})
 
     @property
     def geometry(self) -> str:
@@ -284,8 +281,7 @@ class Preprocessing:
             shapes: (B, 2) integers: height and width of each image.
 
         Returns:
-            Rows (B, S) and columns (B, S) in pixels, float64: whole numbers for `stretch` (NaN for
-            a sample that reads as zero), fractions for `fit`.
+            Rows (B, S) and columns (B, S) in pixels, float64; NaN for a sample that reads as zero.
         """
         if self.geometry == "stretch":
             heights, widths = shapes.unbind(1)

@@ -41,24 +41,15 @@ _NO_PICTURES = ("Segmentation", "RT Dose", "Parametric Map")  # objects with pix
 _BY_ITK = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 
 
-class Frame(NamedTuple):
-    """One slice at one time.
+class _Frame(NamedTuple):
+    """One slice at one time."""
 
-    Attributes:
-        path: of its file.
-        number: in its file, from 0.
-        header: of its file, without pixels.
-        about: what the header says of this frame alone.
-        origin: (3,) mm, the centre of the first pixel; None where the header does not say.
-        axes: (3, 2) mm, from one column and from one row to the next; None likewise.
-    """
-
-    path: Path
-    number: int
-    header: Any
-    about: Any
-    origin: Any
-    axes: Any
+    path: Path  # of its file
+    number: int  # in its file, from 0
+    header: Any  # of its file, without pixels
+    about: Any  # what the header says of this frame alone
+    origin: Any  # (3,) mm, the centre of the first pixel; None where the header does not say
+    axes: Any  # (3, 2) mm, from one column and from one row to the next; None likewise
 
     @property
     def name(self) -> str:
@@ -67,11 +58,7 @@ class Frame(NamedTuple):
         return f"frame {self.number + 1} of {self.path.name}" if several else self.path.name
 
     def value(self, name: str) -> float | None:
-        """An attribute as a finite number; None where it is absent or empty.
-
-        Raises:
-            UserError: it is none.
-        """
+        """An attribute as a finite number; None where it is absent or empty."""
         value = self.about.get(name)
         if value in (None, ""):
             return None
@@ -82,11 +69,15 @@ class Frame(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Frames in the order of their volume, a list of slices per time, and their place."""
+    """Frames in the order of their volume, a list of slices per time, and their place.
 
-    frames: list[list[Frame]]
-    affine: npt.NDArray[np.float64]  # 4x4, voxel (x, y, z) to mm, in NIfTI's axes
-    spacing: Spacing | None  # mm (z, y, x); None where the headers leave some of it out
+    The affine is 4x4, voxel (x, y, z) to mm in NIfTI's axes; the spacing mm (z, y, x), None where
+    the headers leave some of it out.
+    """
+
+    frames: list[list[_Frame]]
+    affine: npt.NDArray[np.float64]
+    spacing: Spacing | None
 
 
 def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
@@ -98,7 +89,6 @@ def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
     Raises:
         UserError: pydicom is not installed.
     """
-    _pydicom()
     series: dict[str, list[Path]] = defaultdict(list)
     damaged = []
     for path in paths:
@@ -124,7 +114,7 @@ def read_dicom(paths: Sequence[Path]) -> Volume:
         UserError: a file cannot be read or is not grey, or the slices are no regular grid.
     """
     found, affine, spacing = stack(paths)
-    files: dict[Path, list[Frame]] = defaultdict(list)
+    files: dict[Path, list[_Frame]] = defaultdict(list)
     for frame in itertools.chain(*found):
         files[frame.path].append(frame)
     pixels: dict[tuple[Path, int], npt.NDArray[Any]] = {}
@@ -165,7 +155,7 @@ def stack(paths: Sequence[Path]) -> Stack:
     return Stack([[frame] for frame in frames], np.diag([-width, -height, 1.0, 1.0]), None)
 
 
-def _located(frames: list[Frame]) -> Stack:
+def _located(frames: list[_Frame]) -> Stack:
     """Frames that all say where they lie, on the grid that the first one's axes give."""
     first = frames[0]
     normal = np.cross(*first.axes.T)
@@ -187,7 +177,7 @@ def _located(frames: list[Frame]) -> Stack:
     return Stack([list(times) for times in zip(*slices, strict=True)], LPS_TO_RAS @ affine, spacing)
 
 
-def _in_time(frames: list[Frame]) -> list[Frame]:
+def _in_time(frames: list[_Frame]) -> list[_Frame]:
     """The frames of one position, sorted by the first attribute that tells their times apart."""
     if len(frames) == 1:
         return frames
@@ -195,31 +185,28 @@ def _in_time(frames: list[Frame]) -> list[Frame]:
         times = [frame.about.get(name) for frame in frames]
         if None not in times and len(set(times)) == len(times):
             return sorted(frames, key=lambda frame: frame.about.get(name))
-    raise DataError(
-        f"{frames[0].name} lies at the position of {frames[1].name}, and neither says when it was "
-        "taken (TriggerTime, TemporalPositionIdentifier)",
-        frames[0].path.parent,
-        f"Leave one of the two out if it is a copy. Else: {_EXPORT}",
-    )
+    one, other = frames[:2]
+    problem = f"{one.name} lies at the position of {other.name}, and neither says when it was taken"
+    remedy = f"Leave one of the two out if it is a copy. Else: {_EXPORT}"
+    raise DataError(f"{problem} ({', '.join(_TIMES)})", one.path.parent, remedy)
 
 
-def _check_times(slices: list[list[Frame]]) -> None:
+def _check_times(slices: list[list[_Frame]]) -> None:
     """Every position has as many times, and their numbers are the same where they have any."""
     first = slices[0]
     for times in slices:
         problem = ""
         if len(times) != len(first):
-            problem = f"there are {len(first)} frames at the position of {first[0].name} and "
-            problem += f"{len(times)} at that of {times[0].name}"
-        elif len(first) > 1:
-            for name in _INDICES:
-                if [one.about.get(name) for one in times] != [one.about.get(name) for one in first]:
-                    problem = f"{name} of {times[0].name} is not that of {first[0].name}"
+            problem = f"{len(first)} frames at the position of {first[0].name} and {len(times)} at "
+            problem += f"that of {times[0].name}"
+        for name in _INDICES if len(times) == len(first) > 1 else ():
+            if [one.about.get(name) for one in times] != [one.about.get(name) for one in first]:
+                problem = f"{name} of {times[0].name} is not that of {first[0].name}"
         if problem:
             raise DataError(problem, first[0].path.parent, _EXPORT)
 
 
-def _check_grid(slices: list[list[Frame]], affine: npt.NDArray[np.float64]) -> None:
+def _check_grid(slices: list[list[_Frame]], affine: npt.NDArray[np.float64]) -> None:
     """Every frame's corners lie where the grid has them."""
     step = float(np.linalg.norm(affine[:3, 2]))
     tolerance = min(TOLERANCE_MM, 0.1 * step) if len(slices) > 1 else TOLERANCE_MM
@@ -245,7 +232,7 @@ def _check_grid(slices: list[list[Frame]], affine: npt.NDArray[np.float64]) -> N
 # ---- headers -------------------------------------------------------------------------------------
 
 
-def _frames(path: Path) -> list[Frame]:
+def _frames(path: Path) -> list[_Frame]:
     """The frames of one file, as its header lists them."""
     header, is_image = _header(path)
     colours, problem = header.get("PhotometricInterpretation"), ""
@@ -266,24 +253,19 @@ def _frames(path: Path) -> list[Frame]:
         about = (
             [_of_frame(header, (*shared[:1], one)) for one in each] if each else [header] * count
         )
-        return [Frame(path, number, header, one, *_place(one)) for number, one in enumerate(about)]
+        return [_Frame(path, number, header, one, *_place(one)) for number, one in enumerate(about)]
     except (AttributeError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
 def _place(about: Any) -> tuple[Any, Any]:
-    """`Frame.origin` and `Frame.axes`.
-
-    Raises:
-        ValueError: there are no such axes.
-    """
+    """`_Frame.origin` and `_Frame.axes`; ValueError where there are no such axes."""
     if not all(about.get(name) for name in _PLACE):
         return None, None
     position, orientation, size = (np.array(about[name].value, float) for name in _PLACE)
     row, column = orientation.reshape(2, 3)
     origin, (height, width) = position.reshape(3), size
-    products = [row @ row, column @ column, row @ column]
-    if not np.allclose(products, [1, 1, 0], atol=1e-3):
+    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-3):
         raise ValueError(f"ImageOrientationPatient is {orientation.tolist()}")
     if not (np.isfinite(origin).all() and 0 < height < np.inf and 0 < width < np.inf):
         raise ValueError(f"PixelSpacing is {size.tolist()} at {origin.tolist()}")
@@ -303,11 +285,7 @@ def _of_frame(header: Any, groups: Sequence[Any]) -> Any:
 
 
 def _header(path: Path, *, only: Sequence[str] | None = None) -> tuple[Any, bool]:
-    """A file's header, or some attributes of it, and whether it is of an image.
-
-    Raises:
-        UserError: it is cut off or no DICOM file, or pydicom is not installed.
-    """
+    """A file's header, or some attributes of it, and whether it is of an image."""
     check_file(path)
     pydicom = _pydicom()
     try:
@@ -342,7 +320,7 @@ def _unreadable(path: Path, error: Exception, further: str = "") -> DataError:
 # ---- pixels --------------------------------------------------------------------------------------
 
 
-def _measured(path: Path, frames: Sequence[Frame]) -> list[npt.NDArray[Any]]:
+def _measured(path: Path, frames: Sequence[_Frame]) -> list[npt.NDArray[Any]]:
     """The pixels (H, W) of all frames of a file, each in its own units; brighter is more.
 
     Whole numbers that are not rescaled keep their data type.
