@@ -200,9 +200,9 @@ def test_a_flat_image_has_no_thickness(tmp_path):
         ("../a.raw", "outside its folder"),
         ("/etc/passwd", "outside its folder"),
         ("LIST\n../a.raw\n", "outside its folder"),
-        ("LIST", "names no voxel file"),
+        ("LIST", "outside its folder or none"),
         ("LIST\nb.raw\n", r"b\.(raw: the file is missing|nrrd: cannot be read)"),
-        ("a%d.raw 1 4 1", "names no voxel file"),
+        ("a%d.raw 1 4 1", "outside its folder or none"),
     ],
 )
 def test_voxels_of_other_files(tmp_path, names, message):

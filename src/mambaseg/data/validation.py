@@ -43,9 +43,7 @@ class DataError(UserError):
     def __init__(self, problem: str, path: Path | None = None, remedy: str = "") -> None:
         where = f"{readable(str(path))}: " if path is not None else ""
         super().__init__(f"{where}{problem}. {remedy}" if remedy else f"{where}{problem}")
-        self.problem = problem
-        self.path = path
-        self.remedy = remedy
+        self.problem, self.path, self.remedy = problem, path, remedy
 
 
 # ---- files and the arrays that they claim to hold ------------------------------------------------
@@ -148,11 +146,7 @@ def check_grey_values(path: Path, array: np.ndarray) -> None:
 
 
 def as_float32(path: Path, array: np.ndarray) -> np.ndarray:
-    """Grey values as float32.
-
-    Raises:
-        UserError: see `check_grey_values`.
-    """
+    """Grey values as float32, after `check_grey_values`."""
     check_grey_values(path, array)
     return array.astype(np.float32, copy=False)
 

@@ -101,11 +101,11 @@ def _simpleitk() -> Any:
 
 
 class _Header(NamedTuple):
-    """The text of a header: fields, keys in lower case; the words after it; its bytes."""
+    """The text of a header."""
 
-    fields: dict[str, str]
-    rest: list[str]
-    length: int
+    fields: dict[str, str]  # keys in lower case
+    rest: list[str]  # the words after it
+    length: int  # in bytes
 
 
 def _text_header(path: Path) -> _Header:
@@ -119,10 +119,9 @@ def _text_header(path: Path) -> _Header:
         length += len(line)
         key, _, value = line.decode("latin-1").partition(":" if nrrd else "=")
         key, value = key.strip().lower(), value.strip()
-        if nrrd and not key:
-            break
         fields[key] = value
-        if key in _FILES and (not nrrd or value.upper().startswith("LIST")):
+        listed = value.upper().startswith("LIST")
+        if (not key or (key in _FILES and listed)) if nrrd else key in _FILES:
             break
     return _Header(fields, content[length:].decode("latin-1").split(), length)
 
@@ -133,13 +132,9 @@ def _voxel_files(path: Path, header: _Header) -> list[Path]:
     if name.upper() == "LOCAL":
         return [path]
     names = header.rest if name.upper().startswith("LIST") else [name]
-    problem = ""
-    if not names or "%" in name:
-        problem = f"its header names no voxel file but {name!r}"
-    for one in names:
-        if PurePath(one).is_absolute() or ".." in PurePath(one).parts:
-            problem = f"its header names a file outside its folder: {one}"
-    if problem:
+    outside = any(PurePath(one).is_absolute() or ".." in PurePath(one).parts for one in names)
+    if not names or "%" in name or outside:
+        problem = f"its header names voxel files outside its folder or none: {name} {names}"
         raise DataError(problem, path, "Save the image as one .mha or .nrrd file.")
     return [path.parent / one for one in names]
 
@@ -154,16 +149,16 @@ def _check_length(path: Path, header: _Header, files: list[Path], promised: int)
     text = fields.get("binarydata", "true").lower() == "false"  # which ITK counts
     if text or any(fields.get(key, "0") != "0" for key in _SKIPS):
         return
+    if encoding not in ("raw", "zlib", "gz", "gzip"):
+        return  # text as well
     held = 0
     for file in files:
         skipped = header.length if file == path else 0
         if encoding == "raw":
             held += file.stat().st_size - skipped
-        elif encoding in ("zlib", "gz", "gzip"):
+        else:
             unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, by its first bytes
             held += len(unpack.decompress(file.read_bytes()[skipped:], promised + 1))
-        else:
-            return  # text as well
     if held != promised:
         more = "more" if held > promised else f"only {held}"
         problem = f"its header promises {promised} bytes of voxels, there are {more}"
