@@ -114,7 +114,7 @@ def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> di
 
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 WORDS = {
     "scan": scan, "inference": inference, "train": train, "blocks": blocks, "profile": profile,
     "kernels": kernels, "truth": truth,
@@ -169,12 +169,12 @@ def main(cfg: DictConfig) -> None:
 
 def _write_page(path: Path, record: dict[str, Any]) -> None:
     """All networks as Markdown, for docs/models.md."""
-    leaves = {leaf: (CONF / "model" / f"{leaf}.yaml").read_text("utf-8") for leaf in LEAVES}
+    configs = {name: (CONF / "model" / f"{name}.yaml").read_text("utf-8") for name in NETWORKS}
     versions, hardware = record["versions"], record["hardware"]
     device = hardware["gpus"][0] if record["device"] == "cuda" else hardware["cpu"]
     text = benchmark.networks_page(
         record["rows"],
-        {leaf: benchmark.read_header(text) for leaf, text in leaves.items()},
+        configs,
         size=record["settings"]["size"],
         command=record["command"],
         setting=(
@@ -210,18 +210,18 @@ def _training(cfg: DictConfig, device: torch.device, autocast: bool) -> benchmar
 
 
 def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
-    """Networks to build, by the words of `models`: a leaf of conf/model and changes to it."""
+    """Networks to build, by the entries of `models`: a config of conf/model and changes to it."""
     builders: dict[str, Callable[[], nn.Module]] = {}
-    for label in LEAVES if cfg.models == "all" else cfg.models:
-        leaf, *changes = str(label).split()
-        words = [f"model={leaf}", *(f"model.{change}" for change in changes)]
+    for label in NETWORKS if cfg.models == "all" else cfg.models:
+        name, *changes = str(label).split()
+        words = [f"model={name}", *(f"model.{change}" for change in changes)]
         model = compose("benchmark", [*HydraConfig.get().overrides.task, *words]).model
         if "scan_backend" in model:
             model.scan_backend = choose_backend(model.scan_backend, device)
             log.info("%s: scan backend %s", label, model.scan_backend)
         builders[str(label)] = partial(_network, model)
     if not builders and cfg.what != "truth":
-        raise UserError("models: name at least one leaf of conf/model")
+        raise UserError("models: name at least one config of conf/model")
     return builders
 
 

@@ -1,4 +1,4 @@
-"""docs/models.md says what the leaves and the code say."""
+"""docs/models.md says what the configs and the code say."""
 
 import pytest
 import torch
@@ -6,67 +6,70 @@ from omegaconf import OmegaConf
 
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
-from mambaseg.benchmark.page import exact_cells, header_cells, networks_page, read_header
+from mambaseg.benchmark.pages import EXACT, HEADERS, networks_page, read_header
 from mambaseg.evaluation.costs import count_operations
 
 PAGE = CONF.parent / "docs" / "models.md"
-LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 # MONAI's Swin UNETR looks at values while it is built: it has to be there
 NOT_WITHOUT_MEMORY = ("swin_unetr",)
 REMEDY = "run `make models`"
 
 
-def header(leaf):
-    return read_header((CONF / "model" / f"{leaf}.yaml").read_text("utf-8"))
+def config_of(name):
+    return (CONF / "model" / f"{name}.yaml").read_text("utf-8")
 
 
-def costs(leaf, size):
-    """Parameters and operations of a leaf at full width, without computing anything."""
+def cells(columns, row):
+    return f"| {' | '.join(column.cell(row) for column in columns)} |"
+
+
+def costs(name, size):
+    """Parameters and operations of a network at full width, without computing anything."""
     data = {"in_channels": 1, "num_classes": 4}
-    config = OmegaConf.create({"data": data, "model": OmegaConf.load(CONF / f"model/{leaf}.yaml")})
-    with torch.device("cpu" if leaf in NOT_WITHOUT_MEMORY else "meta"):
+    config = OmegaConf.create({"data": data, "model": OmegaConf.load(CONF / f"model/{name}.yaml")})
+    with torch.device("cpu" if name in NOT_WITHOUT_MEMORY else "meta"):
         network, _ = build_network(config.model)
         operations = count_operations(network, torch.rand(1, 1, size, size))
     parameters = sum(p.numel() for p in network.parameters())
     multiple = network.multiple
-    return {"network": leaf, "parameters": parameters, "size_multiple": multiple, **operations}
+    return {"network": name, "parameters": parameters, "size_multiple": multiple, **operations}
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_a_networks_rows_are_those_of_its_leaf_and_code(leaf):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_networks_rows_are_those_of_its_config_and_code(name):
     lines = PAGE.read_text("utf-8").splitlines()
-    assert header_cells(leaf, header(leaf)) in lines, REMEDY
-    exact = exact_cells(costs(leaf, size=224))
+    assert cells(HEADERS, read_header(name, config_of(name))) in lines, REMEDY
+    exact = cells(EXACT, costs(name, size=224))
     assert sum(line.startswith(exact) for line in lines) == 1, f"{REMEDY}: {exact}"
 
 
 def test_the_page_has_no_other_networks():
     rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| `")]
-    assert sorted(row.split("`")[1] for row in rows) == sorted(2 * LEAVES), REMEDY
+    assert sorted(row.split("`")[1] for row in rows) == sorted(2 * NETWORKS), REMEDY
 
 
 def test_the_numbers_are_those_that_are_published():
     lines = PAGE.read_text("utf-8").splitlines()
-    for leaf, parameters, macs in [
+    for name, parameters, macs in [
         ("unet", "1,813,764", "2.258"),
         ("swin_unet", "27,168,420", "6.086"),
         ("mamba_unet", "19,121,664", "4.447"),
         ("trans_unet", "105,276,356", "29.190"),
         ("vm_unet", "27,427,636", "4.053"),
     ]:
-        (row,) = [line for line in lines if line.startswith(f"| `{leaf}` | {parameters} |")]
+        (row,) = [line for line in lines if line.startswith(f"| `{name}` | {parameters} |")]
         assert f" {macs} |" in row
 
 
-def test_a_leaf_without_its_comment_says_what_belongs_there():
+def test_a_config_without_its_comment_says_what_belongs_there():
     with pytest.raises(ValueError, match="summary, Source:, Differs:"):
-        read_header("# A network.\nname: unet\n")
+        read_header("unet", "# A network.\nname: unet\n")
 
 
 def test_the_page_says_how_its_time_was_measured():
     row = {**costs("unet", size=32), "cpu_s": 0.0123}
-    text = networks_page(
-        [row], {"unet": header("unet")}, size=32, command="COMMAND", setting="SETTING"
-    )
-    assert f"{exact_cells(row)} 12 |" in text
+    configs = {"unet": config_of("unet")}
+    text = networks_page([row], configs, size=32, command="COMMAND", setting="SETTING")
+    assert f"{cells(EXACT, row)} 12 |" in text
     assert "the least of 3 calls" in text and "`COMMAND`:\nSETTING" in text

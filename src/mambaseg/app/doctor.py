@@ -180,7 +180,7 @@ def _compared(name: str, device: Any, dtypes: Sequence[Any]) -> Finding:
     said = []
     for dtype in dtypes:
         try:
-            (found,) = errors_of(["2d"], [name], {}, dtype, device, shape=shape)
+            (found,) = errors_of(["2d"], [name], dtype, device, shape=shape)
         except Exception as error:  # compilers, drivers, threads: any of them
             return Finding("error", name, f"fails: {type(error).__name__}: {error}", remedy)
         what = f"worst error {found['worst']:.0e} in {str(dtype).removeprefix('torch.')}"

@@ -16,17 +16,15 @@ from mambaseg.benchmark.networks import (
     profile_networks,
     training,
 )
-from mambaseg.benchmark.page import networks_page, read_header
+from mambaseg.benchmark.pages import networks_page
 from mambaseg.benchmark.scans import measure_scans, shapes_of
-from mambaseg.benchmark.tables import markdown, tables
-from mambaseg.benchmark.truth import compare_curves, measure_truth
+from mambaseg.benchmark.tables import tables
+from mambaseg.benchmark.truth import measure_truth
 
 __all__ = [
     "Protocol",
     "Step",
-    "compare_curves",
     "inference",
-    "markdown",
     "measure_blocks",
     "measure_gpu",
     "measure_kernels",
@@ -35,7 +33,6 @@ __all__ = [
     "measure_truth",
     "networks_page",
     "profile_networks",
-    "read_header",
     "shapes_of",
     "tables",
     "training",

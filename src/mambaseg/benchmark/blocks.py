@@ -71,10 +71,8 @@ def measure_blocks(
         }
         generator = torch.Generator().manual_seed(seed)
         image = torch.randn(batch, side, side, dim, generator=generator).to(protocol.device)
-        measured = measure_networks(
-            builders, _forward_and_backward(image, autocast=autocast),
-            images=batch, protocol=protocol, seed=seed,
-        )  # fmt: skip
+        step = _forward_and_backward(image, autocast=autocast)
+        measured = measure_networks(builders, step, images=batch, protocol=protocol, seed=seed)
         sizes = {"stage": stage + 1, "channels": dim, "side": side}
         rows += [{**sizes, **row} for row in measured["rows"]]
         notes += measured["notes"]

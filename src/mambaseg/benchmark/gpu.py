@@ -6,7 +6,6 @@ written after each of them; a part that fails costs the others nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -18,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambaseg.benchmark.gpu_page import PRECISIONS, write_page
-from mambaseg.storage.files import whole_file
-from mambaseg.storage.untrusted import read_json
+from mambaseg.benchmark.pages import newest_record, write_page
+from mambaseg.storage.run_folder import RunFolder
 
 NETWORKS = ("mamba_unet", "unet", "swin_unet")
 EXPERIMENT = "acdc_paper"
@@ -30,8 +28,6 @@ LOOP_STEPS = 100
 """Of the short trainings that tell what the loop costs beside the network's step."""
 START_S, END_S = 30.0, 30.0
 """What a training needs before its first and after its last step: imports, data; test, figures."""
-CURVES_S = 240.0
-"""For 500 steps in bf16 and in fp32, where so much is left after the trainings."""
 GRACE_S = 20.0
 """For a part to save its state after it was asked to stop."""
 SLOWER = 1.15
@@ -57,11 +53,6 @@ class Part:
     name: str
     words: tuple[str, ...]
     limit_s: float = 60.0
-
-    @property
-    def command(self) -> str:
-        """As one would type it."""
-        return shlex.join(["python", *self.words])
 
 
 def measure_gpu(
@@ -103,10 +94,9 @@ def measure_gpu(
     def training(name: str, network: str, *words: str, limit_s: float) -> Part:
         fixed = (
             f"experiment={EXPERIMENT}", f"model={network}", f"data.root={root}",
-            f"data.cache_dir={out / 'cache'}", f"outputs={out / 'runs'}",
-            f"trainer.graph={str(graph).lower()}", *QUIET,
+            f"data.cache_dir={out / 'cache'}", f"outputs={out / 'runs'}", f"trainer.{graphs}",
         )  # fmt: skip
-        return Part(name, ("src/train.py", *fixed, *words, *train), limit_s)
+        return Part(name, ("src/train.py", *fixed, *QUIET, *words, *train), limit_s)
 
     # nothing of these is timed
     machine.run(
@@ -121,23 +111,14 @@ def measure_gpu(
     for network in networks:
         short = (f"data.steps={LOOP_STEPS}", f"data.val_every={LOOP_STEPS}", "test=false")
         machine.run(training(f"loop-{network}", network, "name=loop", *short, limit_s=60.0))
-    steps = affordable(machine.seconds_left, machine.record_of("steps"))
+    steps = affordable(machine.seconds_left, newest_record(out, "steps"))
     if steps:
         log.info("%d steps fit for each of %s", steps, ", ".join(networks))
         words = (f"data.steps={steps}", f"data.val_every={max(100, steps // 8)}")
         limit = machine.seconds_left - END_S
-        machine.run(*(training(f"train-{network}", network, *words, limit_s=limit)
-                      for network in networks))  # fmt: skip
+        machine.run(*(training(f"train-{name}", name, *words, limit_s=limit) for name in networks))
     else:
         log.warning("no time is left to train the networks")
-    if machine.seconds_left > CURVES_S:
-        curves = ("name=curves", "data.steps=500", "data.val_every=500", "test=false",
-                 "trainer.log_every_n_steps=1")  # fmt: skip
-        machine.run(*(
-            training(f"curve-{short}", networks[0], *curves, f"trainer.precision={precision}",
-                     limit_s=machine.seconds_left - END_S)
-            for short, precision in PRECISIONS.items()
-        ))  # fmt: skip
     machine.run(Part("report", ("src/report.py", str(out / "runs" / EXPERIMENT)), END_S))
     return machine.parts
 
@@ -188,42 +169,35 @@ class Machine:
             for part, process in running.items():
                 until = min(start + part.limit_s, self.end - GRACE_S)
                 code, stopped = _wait(process, until - time.monotonic())
-                self._note(part, code, stopped=stopped, seconds=time.monotonic() - start)
+                status = "done" if code == 0 else "stopped" if stopped else "failed"
+                self._note(part, status, time.monotonic() - start)
         finally:  # also where this process is asked to stop
             for process in running.values():
                 if process.poll() is None:
                     process.terminate()
         write_page(self.out, self.parts)
 
-    def record_of(self, name: str) -> dict[str, Any] | None:
-        """What the benchmark of a part has measured."""
-        files = sorted((self.out / "bench" / name).glob("*.json"))
-        return read_json(files[-1]) if files else None
+    def _log(self, part: Part) -> Path:
+        return self.out / "logs" / f"{part.name}.log"
 
     def _start(self, part: Part) -> subprocess.Popen[bytes]:
-        log_file = self.out / "logs" / f"{part.name}.log"
-        with log_file.open("wb") as stream:
+        with self._log(part).open("wb") as stream:
             return subprocess.Popen(
                 [sys.executable, *part.words], cwd=self.cwd, stdout=stream,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ},
             )  # fmt: skip
 
-    def _note(self, part: Part, code: int, *, stopped: bool, seconds: float) -> None:
-        status = "done" if code == 0 else "stopped" if stopped else "failed"
+    def _note(self, part: Part, status: str, seconds: float) -> None:
+        command = shlex.join(["python", *part.words])
         self.parts.append(
-            {"name": part.name, "command": part.command, "status": status, "code": code,
-             "seconds": round(seconds, 1)}
-        )  # fmt: skip
+            {"name": part.name, "command": command, "status": status, "seconds": round(seconds, 1)}
+        )
         log.info("%s: %s after %.0f s", part.name, status, seconds)
         if status == "failed":
-            log_file = self.out / "logs" / f"{part.name}.log"
-            text = log_file.read_text("utf-8", errors="replace")
-            log.warning("the end of %s:\n%s", log_file, "\n".join(text.splitlines()[-12:]))
-        with whole_file(
-            self.out / "parts.json", otherwise="choose another folder with out=..."
-        ) as temporary:
-            temporary.write_text(json.dumps(self.parts, indent=1), encoding="utf-8")
+            lines = self._log(part).read_text("utf-8", errors="replace").splitlines()
+            log.warning("the end of %s:\n%s", self._log(part), "\n".join(lines[-12:]))
+        RunFolder(self.out).write_json("parts.json", self.parts)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:

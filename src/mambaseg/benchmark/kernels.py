@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mambaseg.benchmark.measure import Protocol
+from mambaseg.benchmark.measure import Call, Protocol
 from mambaseg.benchmark.networks import Builder, Step, built
 from mambaseg.errors import UserError
 
@@ -46,34 +46,27 @@ def measure_kernels(
         queued = time.perf_counter() - start
         torch.cuda.synchronize()
         wall = time.perf_counter() - start
-        seconds, calls = _profile(call)
         rows.append(
-            {
-                "network": name,
-                "wall_s": wall / CALLS,
-                "host_s": queued / CALLS,
-                "kernel_s": sum(seconds.values()),
-                "launches": sum(calls.values()),
-                "kernels": [
-                    {"name": kernel, "seconds": value, "calls": calls[kernel]}
-                    for kernel, value in sorted(seconds.items(), key=lambda item: -item[1])
-                ],
-            }
+            {"network": name, "wall_s": wall / CALLS, "host_s": queued / CALLS, **_profile(call)}
         )
         del call
     return {"rows": rows, "notes": []}
 
 
-def _profile(call: Any) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds and calls per step, by kernel."""
+def _profile(call: Call) -> dict[str, Any]:
+    """Seconds and calls per step, together and by kernel."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(PROFILED):
             call()
         torch.cuda.synchronize()
-    seconds: dict[str, float] = defaultdict(float)
-    calls: dict[str, float] = defaultdict(float)
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for event in profile.events() or []:
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            seconds[event.name] += event.device_time * 1e-6 / PROFILED
-            calls[event.name] += 1 / PROFILED
-    return seconds, calls
+            found[event.name][0] += event.device_time * 1e-6 / PROFILED
+            found[event.name][1] += 1 / PROFILED
+    kernels = [{"name": name, "seconds": s, "calls": calls} for name, (s, calls) in found.items()]
+    return {
+        "kernel_s": sum(seconds for seconds, _ in found.values()),
+        "launches": sum(calls for _, calls in found.values()),
+        "kernels": sorted(kernels, key=lambda kernel: kernel["seconds"], reverse=True),
+    }

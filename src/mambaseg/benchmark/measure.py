@@ -40,58 +40,55 @@ class Protocol:
 
 
 @dataclass
-class Timing:
-    """Times of one candidate, in seconds per call."""
-
-    first_s: float = math.nan
-    calls: int = 1
-    seconds: list[float] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Median, extremes and how they were made."""
-        return {
-            "median_s": statistics.median(self.seconds),
-            "min_s": min(self.seconds),
-            "max_s": max(self.seconds),
-            "first_s": self.first_s,
-            "repeats": len(self.seconds),
-            "calls": self.calls,
-        }
+class _Timing:
+    first_s: float
+    calls: int
+    spent: float
+    seconds: list[float] = field(default_factory=list)  # per call, one of each repeat
 
 
 def time_interleaved(
     candidates: Mapping[str, Call], protocol: Protocol
-) -> tuple[dict[str, Timing], dict[str, str]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Times candidates in turns, so that what the machine does meanwhile hits all of them alike.
 
     Every second round goes through them backwards. Time on a GPU is that of a full queue: a repeat
     ends when the device has finished all of its calls.
 
     Returns:
-        Timings by name, and the reason why by the names of those that cannot run here.
+        By name `median_s`, `min_s`, `max_s` and `first_s` of a call, and how many `calls` a repeat
+        has; by the names of those that cannot run here, the reason why.
     """
-    timings: dict[str, Timing] = {}
+    timings: dict[str, _Timing] = {}
     failures: dict[str, str] = {}
-    spent = dict.fromkeys(candidates, 0.0)
     for name, call in candidates.items():
         try:
             timings[name] = _warm_up(call, protocol)
         except torch.OutOfMemoryError:
             failures[name] = "out of memory"
-            continue
-        spent[name] = timings[name].first_s
     for turn in range(max(1, protocol.repeats)):
         for name in list(timings)[:: 1 if turn % 2 == 0 else -1]:
             timing = timings[name]
-            if timing.seconds and spent[name] > protocol.budget_s:
+            if timing.seconds and timing.spent > protocol.budget_s:
                 continue
             seconds = _seconds(candidates[name], timing.calls, protocol.device)
             timing.seconds.append(seconds / timing.calls)
-            spent[name] += seconds
-    return timings, failures
+            timing.spent += seconds
+    found = {
+        name: {
+            "median_s": statistics.median(timing.seconds),
+            "min_s": min(timing.seconds),
+            "max_s": max(timing.seconds),
+            "first_s": timing.first_s,
+            "repeats": len(timing.seconds),
+            "calls": timing.calls,
+        }
+        for name, timing in timings.items()
+    }
+    return found, failures
 
 
-def _warm_up(call: Call, protocol: Protocol) -> Timing:
+def _warm_up(call: Call, protocol: Protocol) -> _Timing:
     """The first call, and as many as the protocol wants; finds out how long a call takes."""
     first = last = _seconds(call, 1, protocol.device)
     for _ in range(max(0, protocol.warmup - 1)):
@@ -101,7 +98,7 @@ def _warm_up(call: Call, protocol: Protocol) -> Timing:
     if last < protocol.least_s:  # the first call may have compiled something
         last = _seconds(call, 1, protocol.device)
     calls = math.ceil(protocol.least_s / max(last, 1e-9))
-    return Timing(first_s=first, calls=min(max(calls, 1), MOST_CALLS))
+    return _Timing(first, min(max(calls, 1), MOST_CALLS), spent=first)
 
 
 def _seconds(call: Call, calls: int, device: torch.device) -> float:
@@ -113,6 +110,11 @@ def _seconds(call: Call, calls: int, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def processor_seconds(call: Call) -> float:
     """Processor time of one call, all threads together; time spent waiting does not count."""
     start = time.process_time()
@@ -120,32 +122,15 @@ def processor_seconds(call: Call) -> float:
     return time.process_time() - start
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def peak_memory(call: Call, device: torch.device) -> dict[str, int | None]:
+    """Peak memory of one call in bytes: of the GPU's allocator, or resident in the process.
 
-
-# ---- memory -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Peak memory in bytes during one call; None where the system does not tell.
-
-    Args:
-        added: above what was there before the call.
-        total: altogether; on the CPU that is the process, with all libraries that it has loaded.
+    Returns:
+        `peak_bytes` altogether (on a CPU with all libraries that are loaded) and `peak_added_bytes`
+        above what was there before the call; None where the system does not tell.
     """
-
-    added: int | None
-    total: int | None
-
-
-def peak_memory(call: Call, device: torch.device) -> Peak:
-    """Peak memory of one call: of the GPU's allocator, or the resident memory of the process."""
     before = start_peak(device)
     call()
     total = peak(device)
-    if before is None or total is None:
-        return Peak(None, None)
-    return Peak(max(0, total - before), total)
+    added = None if before is None or total is None else max(0, total - before)
+    return {"peak_bytes": None if added is None else total, "peak_added_bytes": added}

@@ -100,26 +100,22 @@ def measure_networks(
         network = built(build, protocol, seed)
         call = step(network)
         call()
-        peak = peak_memory(call, protocol.device)
+        scans = (m.scan_backend for m in network.modules() if isinstance(m, ScanBlock))
         rows[name] = {
             "network": name,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "scan_backend": _scan_backend(network),
-            "peak_bytes": peak.total,
-            "peak_added_bytes": peak.added,
+            "scan_backend": next(scans, None),
+            **peak_memory(call, protocol.device),
         }
         del call, network
     log.info("measuring the time of %s", ", ".join(builders))
     calls = {name: step(built(build, protocol, seed)) for name, build in builders.items()}
     timings, failures = time_interleaved(calls, protocol)
     baseline = next(iter(timings), None)
-    for name, timing in timings.items():
-        time = timing.as_dict()
-        median = time["median_s"]
-        first = timings[baseline].as_dict()["median_s"] if baseline else median
-        rows[name].update(
-            time, baseline=baseline, ratio=median / first, images_per_s=images / median
-        )
+    for name, time in timings.items():
+        ratio = time["median_s"] / timings[baseline or name]["median_s"]
+        rate = images / time["median_s"]
+        rows[name].update(time, baseline=baseline, ratio=ratio, images_per_s=rate)
     notes = [f"{name}: {why}" for name, why in failures.items()]
     return {"rows": [rows[name] for name in timings], "notes": notes}
 
@@ -131,11 +127,6 @@ def built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
     if protocol.device.type == "cuda":  # as in a training
         channels_last(network)
     return network
-
-
-def _scan_backend(network: nn.Module) -> str | None:
-    """Which backend runs the network's scans; None where it has none."""
-    return next((m.scan_backend for m in network.modules() if isinstance(m, ScanBlock)), None)
 
 
 def autocast_on(image: Tensor, enabled: bool) -> torch.autocast:

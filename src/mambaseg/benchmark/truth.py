@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mambaseg.benchmark.networks import Builder
-from mambaseg.benchmark.scans import FORMS, Shape, errors_of, scan_inputs
-from mambaseg.errors import UserError
+from mambaseg.benchmark.networks import Builder, Step
+from mambaseg.benchmark.scans import (
+    FORMS,
+    LOOP,
+    SMALL,
+    Shape,
+    choice,
+    errors_of,
+    scan_inputs,
+    worst_error,
+)
 from mambaseg.models import ScanBlock
 from mambaseg.scan import available_backends
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest error of an output or a gradient, over its largest value, by the type of the inputs."""
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape("small", 2, 7, 40),
-        Shape("stage1", 2, 56, 192),
-        Shape("stage4", 1, 7, 1536),
-    )
-}
+SHAPES = {s.name: s for s in (SMALL, Shape("stage1", 2, 56, 192), Shape("stage4", 1, 7, 1536))}
 """No power of two, no whole block; the longest and the widest of Mamba-UNet."""
 NETWORK_LIMIT = 1e-3
 """Likewise for logits and gradients of a whole network in float32."""
@@ -35,7 +35,6 @@ NETWORK_SIZE = 64
 """Pixels: the CPU computes the same in float64."""
 LOOP_LIMIT = 2_000_000
 """B K D L above which the loop over time is not compared with itself."""
-TINY = 1e-12
 REPEATS = 3
 STEPS = 3
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 
 def measure_truth(
     builders: Mapping[str, Builder],
-    step: Callable[[nn.Module], Callable[[], object]],
+    step: Step,
     *,
     shapes: Sequence[str],
     device: torch.device,
@@ -68,37 +67,23 @@ def measure_truth(
         few steps from the same start give the same weights, as they are and with PyTorch's
         deterministic algorithms; `within`: no error is above its limit; `notes`.
     """
-    if unknown := [name for name in shapes if name not in SHAPES]:
-        raise UserError(f"scans: unknown {unknown}; choose from {list(SHAPES)}")
-    sizes = [SHAPES[name] for name in shapes]
+    sizes = [SHAPES[choice("scans", name, SHAPES)] for name in shapes]
     rows = [row for shape in sizes for dtype in LIMITS for row in _scan_rows(shape, dtype, device)]
     networks = []
     for name, build in builders.items():
         log.info("comparing %s with float64 and with itself", name)
-        worst, tensor = _network_error(build, device, seed)
-        networks.append(
-            {
-                "network": name,
-                "worst": worst,
-                "tensor": tensor,
-                "limit": NETWORK_LIMIT,
-                "repeats": _same_weights(build, step, device, seed),
-                "repeats_deterministic": _same_weights(build, step, device, seed, strict=True),
-            }
-        )
-    return {
-        "rows": rows,
-        "networks": networks,
-        "within": all(row["worst"] <= row["limit"] for row in (*rows, *networks)),  # NaN is not
-        "notes": [],
-    }
+        error = _network_error(build, device, seed)
+        networks.append({
+            "network": name, "worst": error["worst"], "tensor": error["tensor"],
+            "limit": NETWORK_LIMIT, "repeats": _same_weights(build, step, device, seed),
+            "repeats_deterministic": _same_weights(build, step, device, seed, strict=True),
+        })  # fmt: skip
+    within = all(row["worst"] <= row["limit"] for row in (*rows, *networks))  # NaN is not
+    return {"rows": rows, "networks": networks, "within": within, "notes": []}
 
 
-def _network_error(build: Builder, device: torch.device, seed: int) -> tuple[float, str]:
-    """Largest error of a network's logits and gradients in float32, and what has it.
-
-    The reference is the same network on the CPU in float64, its scans the definition's.
-    """
+def _network_error(build: Builder, device: torch.device, seed: int) -> dict[str, Any]:
+    """Error of a network's logits and gradients in float32, against the definition in float64."""
 
     def numbers(where: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         torch.manual_seed(seed)
@@ -106,9 +91,8 @@ def _network_error(build: Builder, device: torch.device, seed: int) -> tuple[flo
         for module in network.modules():
             if dtype == torch.float64 and isinstance(module, ScanBlock):
                 module.scan_backend = "reference"
-        image = torch.rand(
-            1, 1, NETWORK_SIZE, NETWORK_SIZE, generator=torch.Generator().manual_seed(seed)
-        )
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.rand(1, 1, NETWORK_SIZE, NETWORK_SIZE, generator=generator)
         image = image.to(where, dtype).requires_grad_()
         logits = network(image)
         weights = dict(network.named_parameters())
@@ -119,23 +103,16 @@ def _network_error(build: Builder, device: torch.device, seed: int) -> tuple[flo
     exact = numbers(torch.device("cpu"), torch.float64)
     with _deterministic(device.type == "cuda", warn_only=True):  # which fills memory with NaN
         found = numbers(device, torch.float32)
-    errors = {
-        name: float(
-            (found[name].double().cpu() - want).abs().max() / want.abs().max().clamp_min(TINY)
-        )
-        for name, want in exact.items()
-    }
-    worst = max(errors, key=lambda name: (math.isnan(errors[name]), errors[name]))
-    return errors[worst], worst
+    return worst_error(found, exact)
 
 
 def _scan_rows(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, Any]]:
     names = list(available_backends(device))
     log.info("comparing %s with float64: %s, %s", ", ".join(names), shape, dtype)
     if shape.elements > LOOP_LIMIT:
-        names.remove("reference")  # the loop is what these are compared with, and slow
+        names.remove(LOOP)  # it is what these are compared with, and slow
     with _deterministic(True, warn_only=True):  # which fills memory with NaN
-        errors = errors_of(list(FORMS), names, {}, dtype, device, shape=shape)
+        errors = errors_of(list(FORMS), names, dtype, device, shape=shape)
     for error in errors:
         form, backend = error["form"], error["backend"]
         yield {
@@ -149,8 +126,7 @@ def _repeats(
     shape: Shape, form: str, backend: str, dtype: torch.dtype, device: torch.device
 ) -> bool:
     """Whether the same inputs give the same bits, output and gradients."""
-    inputs = scan_inputs(shape, form, dtype, device)
-    leaves = [tensor.requires_grad_() for tensor in inputs]
+    leaves = [tensor.requires_grad_() for tensor in scan_inputs(shape, form, dtype, device)]
 
     def run() -> list[Tensor]:
         y = FORMS[form](*leaves, backend=backend)
@@ -161,12 +137,7 @@ def _repeats(
 
 
 def _same_weights(
-    build: Builder,
-    step: Callable[[nn.Module], Callable[[], object]],
-    device: torch.device,
-    seed: int,
-    *,
-    strict: bool = False,
+    build: Builder, step: Step, device: torch.device, seed: int, *, strict: bool = False
 ) -> bool | None:
     """Whether two trainings of a few steps end alike; None where an operation has no such form."""
     ends = []
@@ -201,36 +172,3 @@ def _deterministic(wanted: bool, *, warn_only: bool = False) -> Iterator[None]:
 
 def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-# ---- curves -------------------------------------------------------------------------------------
-
-CURVE_LIMITS = {"mean": 0.02, "end": 0.02}
-"""Largest difference of two training losses: over all steps, and over the last fifth of them."""
-
-
-def compare_curves(
-    one: Iterable[tuple[int, float]], other: Iterable[tuple[int, float]]
-) -> dict[str, Any]:
-    """How far two loss curves of the same batches lie apart.
-
-    Args:
-        one: (step, loss) of a training.
-        other: the same of another precision; steps that only one has are left out.
-
-    Returns:
-        `steps` compared, `mean` difference of the losses over all of them and at the `end` (their
-        last fifth), the `limits` of both, and whether they are `within`.
-    """
-    first, second = dict(one), dict(other)
-    steps = sorted(first.keys() & second.keys())
-    if not steps:
-        return {"steps": 0, "mean": None, "end": None, "limits": CURVE_LIMITS, "within": False}
-    last = steps[-max(1, len(steps) // 5) :]
-
-    def apart(where: Sequence[int]) -> float:
-        return abs(sum(first[step] - second[step] for step in where)) / len(where)
-
-    found = {"mean": apart(steps), "end": apart(last)}
-    within = all(found[name] <= limit for name, limit in CURVE_LIMITS.items())
-    return {"steps": len(steps), **found, "limits": CURVE_LIMITS, "within": within}

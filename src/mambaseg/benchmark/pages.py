@@ -1,0 +1,185 @@
+"""Pages of what was measured: all networks (docs/models.md), and a GPU machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambaseg.benchmark.networks import PROCESSOR_CALLS
+from mambaseg.benchmark.tables import Column, Row, Table, number, tables, text
+from mambaseg.evaluation.summary import distance_unit
+from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.untrusted import read_json
+
+# ---- docs/models.md -----------------------------------------------------------------------------
+
+INTRODUCTION = """\
+# Networks
+
+`make models` writes this page; do not edit it. The comment at the head of its config,
+`conf/model/<network>.yaml`, says what a network is; the docstrings of its module describe every
+difference from the original. Tests compare everything here but the time with configs and code.
+
+Every network takes images of any size: those that do not fit are padded at the bottom and right to
+the next multiple given here, and the logits are cropped. Any number of classes, one or more
+channels; the numbers are for one channel, four classes and {size} × {size} pixels.
+
+The optimizer of each network in `experiment=acdc_own_recipe` is in `conf/optim/own/<network>.yaml`
+([protocol](protocol.md)).
+"""
+COSTS = """\
+## Cost
+
+GMAC: multiply-adds of all matrix products (convolutions, linear layers, attention, projections).
+Scan: operations of the selective scans, 9 L D N + L D each. All: both, a multiply-add as two
+([performance](performance.md)).
+
+CPU: processor time of one image in evaluation mode, the least of {calls} calls; on one thread, what
+an idle machine takes. Measured by `{command}`:
+{setting}.
+Other programs still disturb it through caches and clock: take it as an order of magnitude. Ratios
+to rely on come from `python src/benchmark.py inference` on an idle machine.
+"""
+HEADERS = [
+    Column("network", lambda row: f"`{row['network']}`", is_number=False),
+    text("what"), text("source"), text("differs from it", "differs"),
+]  # fmt: skip
+EXACT = [
+    HEADERS[0],
+    number("parameters", "parameters", ",.0f"),
+    number("multiple of", "size_multiple", ".0f"),
+    Column("GMAC", lambda row: f"{(row['layer_macs'] + row['other_macs']) / 1e9:.3f}"),
+    Column("scan, GFLOP", lambda r: f"{r['scan_flops'] / 1e9:.3f}" if r["scan_flops"] else "–"),
+    number("all, GFLOP", "flops", ".3f", 1e-9),
+]
+"""Columns that follow from the code alone."""
+CPU_TIME = number("CPU, ms", "cpu_s", ".0f", 1e3)
+
+
+def read_header(network: str, config: str) -> dict[str, str]:
+    """Reads the comment at the head of a network's config: what it is, `Source:`, `Differs:`.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    lines = config.splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    comment = " ".join(line.lstrip("# ") for line in lines[:end])
+    what, _, rest = comment.partition(" Source: ")
+    source, _, differs = rest.partition(" Differs: ")
+    if not (what and source and differs):
+        raise ValueError("a config of a network begins with a comment: summary, Source:, Differs:")
+    return {"network": network, "what": what, "source": source, "differs": differs}
+
+
+def networks_page(
+    rows: Sequence[Row], configs: Mapping[str, str], *, size: int, command: str, setting: str
+) -> str:
+    """The page of all networks as Markdown.
+
+    Args:
+        rows: of `profile_networks`.
+        configs: text of `conf/model/<network>.yaml`, by the rows' `network`.
+        size: side of the image that was measured, pixels.
+        command: that measured.
+        setting: machine, versions and date of the time.
+    """
+    names = [row["network"] for row in rows]
+    headers = Table("", HEADERS, [read_header(name, configs[name]) for name in names])
+    costs = COSTS.format(calls=PROCESSOR_CALLS, command=command, setting=setting)
+    parts = (INTRODUCTION.format(size=size), headers.markdown(), costs)
+    return "\n".join((*parts, Table("", [*EXACT, CPU_TIME], rows).markdown()))
+
+
+# ---- a GPU machine ------------------------------------------------------------------------------
+
+HEADINGS = {
+    "smoke": "Networks and a small scan against float64",
+    "truth": "Scans of full size against float64",
+    "steps": "The networks' own training step",
+    "scan": "Scans",
+    "kernels": "A training step by kernel",
+}
+RUNS = [
+    text("network"),
+    text("status"),
+    number("steps", "steps", ".0f"),
+    number("test Dice", "dice", ".4f"),
+    text("HD95", "hd95"),
+    number("minutes", "fit_seconds", ".1f", 1 / 60),
+    number("of them validation", "validation_seconds", ".1f", 1 / 60),
+    number("ms per step", "step_seconds", ".2f", 1e3),
+    number("network alone", "alone", ".2f", 1e3),
+    number("images/s", "images_per_s", ".0f"),
+]
+RUNS_NOTE = """\
+HD95 in mm, or in voxels where the data do not say how large these are. ms per step: median over
+windows of the training without validations and saving; network alone: the pure step.
+"""
+PARTS = [
+    text("part", "name"), text("status"), number("s", "seconds", ".0f"),
+    Column("command", lambda row: f"`{row['command']}`", is_number=False),
+]  # fmt: skip
+
+
+def write_page(out: Path, parts: Sequence[Row]) -> Path:
+    """Writes `<out>/table.md`: what the parts that have ended left in `out`."""
+    return RunFolder(out).write_text("table.md", "\n".join(_sections(out, parts)))
+
+
+def newest_record(out: Path, part: str) -> dict[str, Any] | None:
+    """What the benchmark of a part has measured."""
+    files = sorted((out / "bench" / part).glob("*.json"))
+    return read_json(files[-1]) if files else None
+
+
+def _sections(out: Path, parts: Sequence[Row]) -> Iterator[str]:
+    found = {part: newest_record(out, part) for part in HEADINGS}
+    records = {part: record for part, record in found.items() if record is not None}
+    yield "# A GPU machine: numbers, speed, the paper's table\n"
+    yield from dict.fromkeys(map(_setting, records.values()))
+    paths = sorted((out / "runs").glob("*/*/run.json"))
+    steps = records.get("steps", {"rows": []})["rows"]
+    alone = {row["network"]: row["median_s"] for row in steps}
+    folders = [RunFolder(path.parent) for path in paths]
+    if runs := [_run(folder, alone) for folder in folders if folder.path.suffix != ".previous"]:
+        yield f"## Trainings, nothing pretrained\n\n{Table('', RUNS, runs).markdown()}"
+        yield RUNS_NOTE
+    for part, record in records.items():
+        yield f"## {HEADINGS[part]}\n\nMade by `{record['command']}`\n"
+        yield from (table.markdown() for table in tables(record))
+        yield from (f"- {note}\n" for note in record["notes"])
+    yield f"## Commands\n\n{Table('', PARTS, parts).markdown()}"
+
+
+def _setting(record: Row) -> str:
+    """Device, versions, code and day of a record."""
+    hardware, versions = record["hardware"], record["versions"]
+    named = (f"{name} {versions.get(name, '–')}" for name in ("python", "torch", "lightning"))
+    return (
+        f"- {(hardware['gpus'] or [hardware['cpu']])[0]}, {', '.join(named)}; commit "
+        f"{str(record['code'].get('commit'))[:10]}; {str(record['started'])[:10]} (UTC)\n"
+    )
+
+
+def _run(folder: RunFolder, alone: Mapping[str, float]) -> dict[str, Any]:
+    """The row of a training."""
+    record = folder.record
+    cost = record.get("cost") or {}
+    name, pace = folder.path.name.partition("-")[0], cost.get("step_seconds")
+    summary = folder.summary if folder.finished else None
+    unit = distance_unit(summary) if summary else ""
+    scores = summary["foreground"] if summary else {}
+    return {
+        "network": name,
+        "status": record.get("status"),
+        "steps": record.get("steps", 0),
+        "dice": scores["dice"]["mean"] if scores else None,
+        "hd95": f"{scores[f'hd95_{unit}']['mean']:.2f} {unit}" if scores else "–",
+        "fit_seconds": record.get("fit_seconds"),
+        "validation_seconds": cost.get("validation_seconds"),
+        "step_seconds": pace,
+        "alone": alone.get(name),
+        "images_per_s": cost["images_per_step"] / pace if pace else None,
+    }
