@@ -109,8 +109,8 @@ def test_backends_are_also_compared_in_the_dtype_of_mixed_precision(monkeypatch)
     assert found.level == "ok" and "in float32" in found.said and "in bfloat16" in found.said
     compute = scans.errors_of
 
-    def wrong(forms, names, yardsticks, dtype, *others, **shape):
-        (row,) = compute(forms, names, yardsticks, dtype, *others, **shape)
+    def wrong(forms, names, dtype, *others, **shape):
+        (row,) = compute(forms, names, dtype, *others, **shape)
         return [{**row, "worst": 0.1}] if dtype == torch.bfloat16 else [row]
 
     monkeypatch.setattr(scans, "errors_of", wrong)
