@@ -172,10 +172,10 @@ def test_a_build_that_fails_leaves_nothing_behind(root, tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_behind(root, tmp_path, monkeypatch):
-    def no_space(file, array, kind):
+    def no_space(files, lengths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "_append", no_space)
+    monkeypatch.setattr(cache_module, "_write_headers", no_space)
     with pytest.raises(UserError, match=r"No space left.*cache_dir"):
         opened(find_fakes(root), tmp_path)
     assert folders(tmp_path) == []

@@ -22,7 +22,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +50,7 @@ _ATTEMPTS = 3  # a process that discards a damaged cache may take away a new one
 
 log = logging.getLogger(__name__)
 
-_Decoded = tuple[NDArray[np.float32], NDArray[np.uint8], tuple[float, float, float] | None, str]
+_Decoded = tuple[NDArray[Any], NDArray[Any], dict[str, Any]]  # image, label, entry
 
 
 class DamagedCacheError(Exception):
@@ -231,15 +231,33 @@ def open_cache(
             volume = case.read(num_classes, channels)
         remarks.extend(own)
         assert volume.label is not None  # read() with a number of classes demands it
-        scaled, content = preprocessing.scale_intensity(volume.image), fingerprint_of(volume.image)
-        return scaled, volume.label, volume.spacing, content
+        scaled = preprocessing.scale_intensity(volume.image)
+        image, label = (
+            np.ascontiguousarray(array, dtype=dtype)
+            for array, (_, dtype) in zip((scaled, volume.label), _FILES.values(), strict=True)
+        )
+        return (
+            image,
+            label,
+            {
+                "case": case.id,
+                "shape": image.shape,
+                "offset": 0,  # the writer's
+                "spacing": volume.spacing,
+                "source": digests[case.id],
+                "content": fingerprint_of(volume.image),
+                "image_crc": zlib.crc32(image.data),
+                "label_crc": zlib.crc32(label.data),
+                "class_voxels": np.bincount(label.ravel(), minlength=num_classes).tolist(),
+            },
+        )
 
     room = "5 bytes per voxel, 4 more per further channel"
     with writing(folder, otherwise=f"choose another folder with data.cache_dir=... ({room})"):
         for attempt in range(_ATTEMPTS):
             if not folder.exists():
                 remarks.clear()
-                _build(cases, decode, num_classes, digests, folder)
+                _build(cases, decode, folder)
                 if remarks:
                     more = f" ({len(remarks) - 1} more like this)" if remarks[1:] else ""
                     log.warning("%s%s", min(remarks), more)
@@ -284,19 +302,25 @@ def _beside(folder: Path) -> Path:
     return folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
 
 
-def _build(
-    cases: Sequence[Case],
-    decode: Callable[[Case], _Decoded],
-    num_classes: int,
-    digests: dict[str, str],
-    folder: Path,
-) -> None:
+def _build(cases: Sequence[Case], decode: Callable[[Case], _Decoded], folder: Path) -> None:
     workshop = _beside(folder)
     workshop.mkdir(parents=True)
     remove_abandoned(folder.parent, f"{_TEMPORARY}*")
     try:
-        plain = [asdict(entry) for entry in _write(cases, decode, num_classes, digests, workshop)]
-        index = {"format": FORMAT, "digest": digest_of(plain), "cases": plain}
+        entries: list[dict[str, Any]] = []
+        voxels = 0
+        with contextlib.ExitStack() as stack:
+            images, labels = files = [
+                stack.enter_context((workshop / name).open("wb")) for name, _ in _FILES.values()
+            ]
+            _write_headers(files, (0, 0))  # how long they become shows at the end
+            for image, label, entry in _in_threads(decode, cases):
+                images.write(image.data)
+                labels.write(label.data)
+                entries.append({**entry, "offset": voxels})
+                voxels += label.size
+            _write_headers(files, (voxels * entries[0]["shape"][1], voxels))
+        index = {"format": FORMAT, "digest": digest_of(entries), "cases": entries}
         (workshop / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         try:
             workshop.rename(folder)
@@ -308,54 +332,13 @@ def _build(
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _write(
-    cases: Sequence[Case],
-    decode: Callable[[Case], _Decoded],
-    num_classes: int,
-    digests: dict[str, str],
-    workshop: Path,
-) -> list[Entry]:
-    """Write both arrays; their headers say how long they are when all is written."""
-    entries: list[Entry] = []
-    with contextlib.ExitStack() as stack:
-        files = {k: stack.enter_context((workshop / n).open("wb")) for k, (n, _) in _FILES.items()}
-        for kind, file in files.items():
-            _write_header(file, kind, 0)
-        offset = 0
-        for case, (image, label, spacing, content) in zip(
-            cases, _in_threads(decode, cases), strict=True
-        ):
-            entry = Entry(
-                case=case.id,
-                shape=image.shape,  # (Z, C, H, W)
-                offset=offset,
-                spacing=spacing,
-                source=digests[case.id],
-                content=content,
-                image_crc=_append(files["image"], image, "image"),
-                label_crc=_append(files["label"], label, "label"),
-                class_voxels=tuple(np.bincount(label.ravel(), minlength=num_classes).tolist()),
-            )
-            entries.append(entry)
-            offset = entry.stop
-        for kind, file in files.items():
-            file.seek(0)
-            channels = entries[0].shape[1] if kind == "image" else 1
-            _write_header(file, kind, offset * channels)
-    return entries
-
-
-def _append(file: IO[bytes], array: NDArray[Any], kind: str) -> int:
-    """Write an array; return the checksum of its bytes."""
-    flat = np.ascontiguousarray(array, dtype=_FILES[kind][1]).reshape(-1)
-    file.write(flat.data)
-    return zlib.crc32(flat.data)
-
-
-def _write_header(file: IO[bytes], kind: str, length: int) -> None:
+def _write_headers(files: Sequence[IO[bytes]], lengths: Sequence[int]) -> None:
     """NumPy pads its headers so that the length can grow in place."""
-    description = {"descr": _FILES[kind][1].str, "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, description)
+    for file, length, (_, dtype) in zip(files, lengths, _FILES.values(), strict=True):
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
+        )
 
 
 def _in_threads(decode: Callable[[Case], _Decoded], cases: Sequence[Case]) -> Iterator[_Decoded]:
