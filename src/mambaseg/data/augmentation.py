@@ -203,7 +203,7 @@ class Augmentation:
     there is no operation. Parts with foreground are not preferred.
 
     Args:
-        operations: A name of `PRESETS`, or operations by names of their own; None leaves one out.
+        operations: A name of `PRESETS`, or operations by name; None removes one.
         preprocessing: The way onto the grid.
         seed: Seed of the run.
 

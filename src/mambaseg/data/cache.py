@@ -186,7 +186,7 @@ def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
             and all(0 < side < math.inf for side in spacing or ())
         )
         if not sound:
-            raise ValueError(f"index.json says of {values['case']} what cannot be")
+            raise ValueError(f"the entry of {values['case']} in index.json is impossible")
         known: Any = {"shape": shape, "spacing": spacing, "class_voxels": voxels}
         entries.append(Entry(**{**values, **known}))
     return tuple(entries)
@@ -278,7 +278,7 @@ def open_cache(
 def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
     cache = VolumeCache(folder)
     if {entry.case: entry.source for entry in cache.entries} != digests:
-        raise DamagedCacheError("it holds other cases than its name says")
+        raise DamagedCacheError("it holds other cases than its name stands for")
     cache.verify()
     return cache
 

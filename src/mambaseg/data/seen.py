@@ -1,6 +1,6 @@
 """Which images a network has seen, by what they show: no names, no paths.
 
-A checkpoint that is passed on says who trained, validated and tested its network. Patients' names
+A checkpoint records who trained, validated and tested its network. Patients' names
 do not belong there, and hashes of them neither: whoever guesses a name could confirm it. So each
 image is known by a fingerprint of its voxels, which tells nothing to somebody who does not have
 the image. Patients come in again where the data are at hand: of a patient one of whose images is
@@ -111,7 +111,7 @@ class Seen:
 
     @classmethod
     def restored(cls, plain: Any) -> Seen:
-        """From what a checkpoint says; `unknown` where it says nothing.
+        """From what a checkpoint records; `unknown` where it records nothing.
 
         Raises:
             ValueError: It is not what `plain` gives.
@@ -131,7 +131,7 @@ class Seen:
         return cls(**lists, complete=plain["complete"])
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, in an order that says nothing."""
+        """As plain data, sorted so that the order reveals nothing."""
         lists = {name: sorted(prints) for name, prints in vars(self).items() if name != "complete"}
         return {**lists, "complete": self.complete}
 

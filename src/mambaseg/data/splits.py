@@ -49,7 +49,7 @@ class Split:
     Raises:
         UserError: A part is empty beside others than the test part, or a patient is in two parts.
             Only a published split whose validation part *is* its test part is let through,
-            and its note says so.
+            and its note tells.
     """
 
     name: str  # with its fold or seed: "ssl4mis", "nnunet-fold0", "random-seed0"
@@ -125,7 +125,7 @@ def make_split(
             it does not name are left out.
         given_fold: that these parts are of; None where the data set has no folds.
         unit: what is in one part: `patient`, or `case` where it is not known whose a case is.
-        alike: case -> the patient that its name suggests, where nobody said whose it is; the note
+        alike: case -> the patient that its name suggests, where the patient is unknown; the note
             tells of those that the split tears apart.
 
     Raises:

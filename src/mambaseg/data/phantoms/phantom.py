@@ -2,7 +2,7 @@
 
 So that everything can be tried, tested and learnt without ACDC: the folder takes the same road as
 real data (`patientXXX/patientXXX_4d.nii.gz`, `_frameFF.nii.gz`, `_frameFF_gt.nii.gz`, `Info.cfg`).
-It says nothing about real hearts; `SYNTHETIC.md` in it and each header's description say so.
+It proves nothing about real hearts, as `SYNTHETIC.md` in it and each header's description warn.
 
 `phantom_anatomy` shapes the hearts, `phantom_torso` surrounds them, `phantom_image` renders them,
 and this file writes the folder.
@@ -49,9 +49,6 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
         patients: how many, 1 to 999.
         seed: of everything drawn.
         noise: standard deviation of the noise per channel, as a share of blood's intensity.
-
-    Returns:
-        `root`.
 
     Raises:
         UserError: `root` holds something else (other parameters, another generator, missing files),

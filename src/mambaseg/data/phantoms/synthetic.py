@@ -39,9 +39,6 @@ def write_once(
         manifest: name of the file that keeps the parameters and the size of every file.
         what: for the log, such as "30 patients".
 
-    Returns:
-        `root`.
-
     Raises:
         UserError: `root` holds something else (other parameters, another generator, missing files),
             or cannot be written.
