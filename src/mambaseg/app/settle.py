@@ -32,6 +32,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
     if cfg.data.synthetic:
         log.warning("*** %s *** %s", cfg.data.title, cfg.data.get("instead", ""))
     check_targets(cfg)
+    task = task_class(cfg.data)
     checkpoint = None
     if "checkpoint" in cfg:
         checkpoint = _follow_checkpoint(cfg)
@@ -52,7 +53,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
 
         data.split.require_training()
         own = [f"val/{metric.name}" for metric in metrics_of(cfg)]
-        settle_callbacks(cfg, logged=[*task_class(cfg.data).logged(data), *own])
+        settle_callbacks(cfg, logged=[*task.logged(data), *own])
     return _plan(cfg, data, checkpoint), data, checkpoint
 
 

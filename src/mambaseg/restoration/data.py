@@ -65,18 +65,17 @@ class RestorationDataModule(StepDataModule):
     ) -> None:
         super().__init__(**options)
         check_class_names(class_names, "data.class_names")
-        if not self.in_channels == num_classes == len(class_names) == 3:
+        channels = (self.in_channels, num_classes, len(class_names))
+        if channels != (3, 3, 3) or self.size < SMALLEST:
             raise UserError(
-                f"data.in_channels={self.in_channels}, data.num_classes={num_classes}: images are "
-                "restored from three channels to three"
+                f"data.in_channels={self.in_channels}, data.num_classes={num_classes}, data.size="
+                f"{self.size}: images have three channels, crops at least {SMALLEST} pixels a side"
             )
         if augmentation:
             raise UserError(
                 f"augmentation: data={self.name} draws crops and mirrors them; the operations of "
                 "conf/augmentation are for segmentation, choose augmentation=none"
             )
-        if self.size < SMALLEST:
-            raise UserError(f"data.size={self.size}: crops have at least {SMALLEST} pixels a side")
         self.root = Path(root)
         self._prepare, self._split_seed = prepare, split_seed
         self.pairs: Mapping[str, list[Pair]] = {}
@@ -148,12 +147,12 @@ class PairDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: Any) -> Batch:
         image, clear = map(_tensor, self.pairs[index].read())
         return {"case": self.pairs[index], "image": image[None], "clear": clear[None]}
 
 
-class CropDataset(Dataset[Batch]):
+class CropDataset(PairDataset):
     """Random crops of pairs, asked for by a `Draw`: `image` and `clear` (3, S, S) and its place.
 
     The crop and a left-right flip (half of the samples) are functions of (seed, step, position).
@@ -165,10 +164,8 @@ class CropDataset(Dataset[Batch]):
     """
 
     def __init__(self, pairs: Sequence[Pair], *, size: int, seed: int) -> None:
-        self.pairs, self.size, self.seed = pairs, size, seed
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+        super().__init__(pairs)
+        self.size, self.seed = size, seed
 
     def __getitem__(self, draw: Draw) -> Batch:
         pair, size, place = self.pairs[draw.item], self.size, (draw.step, draw.position)
@@ -202,12 +199,9 @@ def _stacked(items: Sequence[Batch]) -> Batch:
 
 
 def split_scenes(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
-    """The split that the folders give, or a random one of the scenes.
+    """The split that the folders give, or a random one of the scenes; `root` is for messages.
 
-    Args:
-        pairs: all of them, with a part or all without.
-        seed: of what is drawn: the whole split, or the validation scenes out of `train/`.
-        root: for messages.
+    By `seed` the whole split is drawn, or the validation scenes out of `train/`.
 
     Raises:
         UserError: too few scenes.

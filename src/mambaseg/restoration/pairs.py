@@ -81,10 +81,8 @@ def find_pairs(root: Path) -> list[Pair]:
         raise DataError("no such folder", root, _EXPECTED)
     parts = [part for part in PARTS if (root / part).is_dir()]
     if missing := {"train", "test"}.difference(parts) if parts else ():
-        raise DataError(
-            f"there is {', '.join(f'{part}/' for part in parts)} but no {min(missing)}/", root,
-            "Add it, or put all pairs into one folder: they are split at random then.",
-        )  # fmt: skip
+        remedy = "Add it, or put all pairs into one folder: they are split at random then."
+        raise DataError(f"there is {'/, '.join(parts)}/ but no {min(missing)}/", root, remedy)
     found = [pair for part in parts or [""] for pair in _pairs_in(root / part, part)]
     return sorted(found, key=lambda pair: pair.id)
 
@@ -99,10 +97,8 @@ def _pairs_in(folder: Path, part: str) -> Iterator[Pair]:
     for name, path in images.items():
         scene = name if degraded == "low" else name.partition("_")[0]
         if scene not in partners:
-            raise DataError(
-                f"its clear image {clear}/{scene} is missing", path,
-                "Put it there, or move this one out.",
-            )  # fmt: skip
+            remedy = "Put it there, or move this one out."
+            raise DataError(f"its clear image {clear}/{scene} is missing", path, remedy)
         used.add(scene)
         yield Pair(prefix + name, prefix + scene, part, path, partners[scene])
     if unused := partners.keys() - used:
@@ -144,25 +140,19 @@ def check_pair(pair: Pair, *, smallest: int) -> None:
             mode, size = image.mode, (image.height, image.width)
         if mode != "RGB":
             kind = "a grey" if mode in ("1", "L", "LA", "F", "I", "I;16") else "no RGB"
-            raise DataError(
-                f"is {kind} image (mode {mode}); red, green and blue are needed",
-                path,
-                "Convert it: python -c \"from PIL import Image; Image.open('in').convert('RGB')"
-                ".save('out.png')\"",
-            )  # fmt: skip
+            problem = f"is {kind} image (mode {mode}); red, green and blue are needed"
+            remedy = "Convert it, such as with Pillow: Image.open(file).convert('RGB').save(file)"
+            raise DataError(problem, path, remedy)
         sizes.append(size)
     (height, width), other = sizes
+    problem = f"{height} × {width} pixels"
     if (height, width) != other:
-        raise DataError(
-            f"{height} × {width} pixels, but {pair.clear_path} has {other[0]} × {other[1]}",
-            pair.image_path, "Crop or resize one of them to show the same.",
-        )  # fmt: skip
+        problem += f", but {pair.clear_path} has {other[0]} × {other[1]}"
+        raise DataError(problem, pair.image_path, "Crop or resize one of them to show the same.")
     if min(height, width) < smallest:
-        raise DataError(
-            f"{height} × {width} pixels; at least {smallest} × {smallest} are needed",
-            pair.image_path, f"Choose a smaller crop (data.size, not below {SMALLEST}), or move "
-            "the pair out.",
-        )  # fmt: skip
+        problem += f"; at least {smallest} × {smallest} are needed"
+        remedy = f"Choose a smaller crop (data.size, not below {SMALLEST}), or move the pair out."
+        raise DataError(problem, pair.image_path, remedy)
 
 
 @contextmanager

@@ -45,13 +45,7 @@ def transmission(depth: Array, beta: float) -> Array:
 
 
 def add_haze(clear: Array, t: Array, airlight: float) -> Array:
-    """Hazy image I = J t + A (1 - t).
-
-    Args:
-        clear: J, (H, W, 3) in [0, 1].
-        t: transmission (H, W) in [0, 1].
-        airlight: A in [0, 1], grey.
-    """
+    """Hazy image I = J t + A (1 - t) of the clear one J, transmission t (H, W) and airlight A."""
     return clear * t[..., None] + airlight * (1 - t[..., None])
 
 
@@ -107,14 +101,11 @@ def write_haze_phantom(
     Scene k depends on seed, sizes and k only: a larger data set begins with the smaller one.
 
     Args:
-        root: folder to write; its parents are made.
+        root: folder to write, which is returned; its parents are made.
         scenes: how many, 3 to 9999; each is seen through three kinds of haze.
         seed: of everything drawn.
         height: of the images, pixels.
         width: likewise.
-
-    Returns:
-        `root`.
 
     Raises:
         UserError: `root` holds something else, or cannot be written.

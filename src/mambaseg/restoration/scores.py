@@ -64,14 +64,7 @@ class ImageScores(CaseRows):
     """A row per image: `case`, `scene`, `psnr`, `ssim`, and the same of the untreated image."""
 
     def update(self, case: Pair, restored: Tensor, clear: Tensor, hazy: Tensor) -> None:
-        """Score one image.
-
-        Args:
-            case: its `id` and `scene` identify it.
-            restored: (1, C, H, W) in [0, 1].
-            clear: what it should be.
-            hazy: what it was made from.
-        """
+        """Score an image (1, C, H, W) in [0, 1], and what it was made from, by the clear one."""
         scores = (*image_scores(restored, clear), *image_scores(hazy, clear))
         row = {"case": case.id, "scene": case.scene, **dict(zip(METRICS, scores, strict=True))}
         self._cases[case.id] = [row]

@@ -44,8 +44,7 @@ class RestorationTask(Task):
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """The restored image (1, 3, H, W), clipped to [0, 1]."""
-        restored: Tensor = self(batch["image"])
-        return restored.clamp(0, 1)
+        return self(batch["image"]).clamp(0, 1)
 
     def score(self, batch: dict[str, Any], prediction: Tensor, stage: str) -> dict[str, Any]:
         """Scores a whole image at its own size."""
