@@ -123,3 +123,12 @@ def test_an_override_of_before_is_told_its_new_name(old):
     word = old if "=" in old else f"{old}=x"
     with pytest.raises(UserError, match=re.escape(f"{old} is {MOVED[old]} now")):
         arranged(["-m", word])
+
+
+def test_files_that_contributing_names_are_there():
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:tests|conf|docs)/[\w/]+\.\w+|[a-z]+/[a-z_/]+\.py)`", page)
+    assert len(named) > 10
+    for name in named:
+        places = (REPOSITORY / name, REPOSITORY / "src" / "mambaseg" / name)
+        assert any(place.is_file() for place in places), name

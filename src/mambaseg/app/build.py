@@ -30,9 +30,6 @@ _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 def build(cfg: DictConfig) -> Run:
     """Builds a run: settled, with its data loaded; network and trainer follow when it is entered.
 
-    Args:
-        cfg: the composed configuration; it is not changed.
-
     Raises:
         UserError: anything the user can mend: data, weights, devices, values.
     """

@@ -38,11 +38,7 @@ class Finding(NamedTuple):
 
 
 def examine(words: Sequence[str] = ()) -> list[Finding]:
-    """Run all checks.
-
-    Args:
-        words: overrides as for train.py; they choose the data, the folders and the device.
-    """
+    """Run all checks; overrides as for train.py choose the data, the folders and the device."""
     findings: list[Finding] = []
     configuration: list[Any] = []
 

@@ -29,20 +29,10 @@ def restore_predictor(
     original: Any = None,
     **options: bool | int,
 ) -> Predictor:
-    """The networks of run folders or checkpoints, on their device.
+    """The networks of run folders or .ckpt files, on their device; UserError: they cannot be used.
 
-    Args:
-        paths: a run folder or .ckpt file per network.
-        device: `auto` or one of torch's names.
-        precision: `auto`, `32-true` or `bf16-mixed`.
-        scan_backend: of networks that scan.
-        tta: the views in which they see every slice, see `inference.choose_views`.
-        original: `model` and `data` of weights of the original repository, see `restore_network`.
-        options: of `mambaseg.inference.predictor.Options`.
-
-    Raises:
-        UserError: a checkpoint cannot be used, they differ in their classes, or the device is not
-            there.
+    The arguments are the keys of conf/predict.yaml; `original` is as `restore_network` has it, and
+    `options` are those of `mambaseg.inference.predictor.Options`.
     """
     where = _device(device)
     members, made_by, trained_on, seen = [], [], [], []

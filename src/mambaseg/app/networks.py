@@ -51,13 +51,9 @@ def made(config: Any, *left_out: str, **more: Any) -> Any:
 
 
 def build_network(model: Any) -> tuple[nn.Module, dict[str, Any] | None]:
-    """A network from its config, wrapped for any input size, with the report of its weights.
+    """A network (B, C, H, W) -> (B, K, H, W) of any size, and what was loaded (None: nothing).
 
-    Args:
-        model: a config of conf/model, its interpolations resolvable or resolved.
-
-    Returns:
-        The network (B, C, H, W) -> (B, K, H, W), and what was loaded (None: from scratch).
+    `model` is a config of conf/model with its interpolations resolvable or resolved.
     """
     from mambaseg.models import AnySize
 
@@ -109,19 +105,15 @@ def _require_shapes(model: Any, weights: Mapping[str, Any]) -> None:
 def restore_network(
     path: str | Path, *, scan_backend: str = "auto", original: DictConfig | None = None
 ) -> tuple[nn.Module, Checkpoint]:
-    """The trained network of a run folder or checkpoint, for inference on the CPU.
+    """The trained network of a run folder (its best checkpoint) or .ckpt file, on the CPU.
 
     Args:
-        path: a run folder (its best checkpoint) or a .ckpt file of this project.
+        path: of the run folder or file.
         scan_backend: of a network that scans; a name of `mambaseg.scan`, or `auto`.
-        original: a configuration with `model` and `data`: of which network weights of the original
-            repository are, and what it was trained for.
+        original: `model` and `data` of a file with weights of the original repository.
 
     Returns:
         The network (B, C, H, W) -> (B, K, H, W) for any size, and the checkpoint.
-
-    Raises:
-        UserError: the file is missing, damaged or not of this project, or does not fit.
     """
     checkpoint, model = read_with_config(path, original)
     if "scan_backend" in model:

@@ -58,11 +58,7 @@ def wandb_mode() -> str:
 
 
 def _nnunet(what: str, *, _root_: DictConfig) -> Any:
-    """What the data set at data.root, in nnU-Net's layout, says about itself.
-
-    Raises:
-        UserError: there is none, or its dataset.json cannot be used.
-    """
+    """What the data set at data.root, in nnU-Net's layout, says about itself."""
     from mambaseg.data.readers.dataset_json import read_dataset_json
     from mambaseg.data.readers.nnunet import split_of
 
