@@ -14,17 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mambaseg.app.schema import (
-    INSTEAD,
-    NAMED,
-    READ,
-    TABLE,
-    WRITTEN,
-    did_you_mean,
-    shown,
-    take,
-    words,
-)
+from mambaseg.app.schema import NAMED, READ, TABLE, WRITTEN, did_you_mean, shown, take, words
 from mambaseg.app.targets import check_target
 from mambaseg.errors import UserError
 
@@ -138,20 +128,13 @@ def _require_target(key: str, value: Any, *, or_null: bool) -> None:
 
 
 def _take(cfg: DictConfig, key: str, given: Any, *, required: bool) -> None:
-    kind, value = TABLE[key], _resolved(cfg, key, given)
+    value = _resolved(cfg, key, given)
     if required and value in (_MISSING, None):
-        raise UserError(f"{key} is missing: say {key}=<{words(kind).removesuffix(', or null')}>")
+        expected = words(TABLE[key]).removesuffix(", or null")
+        raise UserError(f"{key} is missing: say {key}=<{expected}>")
     if value == _MISSING or (isinstance(value, str) and "${" in value):
         return
-    try:
-        taken = take(value, kind)
-    except ValueError:
-        expected = words(kind) or f"left out; {INSTEAD[key]}"
-        if isinstance(value, float) and value.is_integer():
-            expected += f"; write {int(value)}"
-        elif isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit():
-            expected += f"; {value!r} is text"
-        raise UserError(f"{key}={shown(value)}: must be {expected}") from None
+    taken = take(key, value)
     if value is given and (type(taken), taken) != (type(value), value):
         OmegaConf.update(cfg, key, taken, merge=False)
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks of the machine)
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import arranged, composition_error, only_targets_know
+from mambaseg.app.overrides import arranged, composition_error
 from mambaseg.errors import UserError
 from mambaseg.storage.files import keep_caches, print_any_name
 from mambaseg.storage.untrusted import printable
@@ -67,8 +67,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
                 keep_caches()
                 overrides = HydraConfig.get().overrides.task
                 cfg = checked(cfg, script, overrides)
-                if any(map(only_targets_know, overrides)):
-                    check_targets(cfg)
+                check_targets(cfg)
                 return function(cfg)
 
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(job)

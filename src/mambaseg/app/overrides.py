@@ -52,14 +52,6 @@ def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def only_targets_know(word: str) -> bool:
-    """Whether the table cannot tell if an override is right, but only the `_target_` beside it."""
-    root, _, below = key_of(word).partition(".")
-    if not below or root == "hydra" or (root in NAMED and "." not in below):
-        return False
-    return word.startswith("+") or key_of(word) not in TABLE
-
-
 def _as_text(word: str, *, sweep: bool) -> str:
     name, equals, value = word.partition("=")
     kind = TABLE.get(key_of(word))

@@ -11,6 +11,8 @@ import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from mambaseg.errors import UserError
+
 
 class Number(NamedTuple):
     """A finite number from `low` to `high` and greater than `above`."""
@@ -52,12 +54,8 @@ Kind = tuple[Any, ...]
 values (a dictionary), or whatever (`object`); nothing: the value follows from elsewhere."""
 
 
-def take(value: Any, kind: Kind) -> Any:
-    """A value as the run has it.
-
-    Raises:
-        ValueError: it is of another kind.
-    """
+def _take(value: Any, kind: Kind) -> Any:
+    """A value as the run has it; ValueError: it is of another kind."""
     for one in kind:
         if isinstance(one, Number):
             if one.holds(value):
@@ -66,12 +64,12 @@ def take(value: Any, kind: Kind) -> Any:
             if isinstance(value, str | int | float) and value != "" and not isinstance(value, bool):
                 return str(value)
         elif isinstance(one, list) and isinstance(value, list):
-            return [take(item, tuple(one)) for item in value]
+            return [_take(item, tuple(one)) for item in value]
         elif isinstance(one, dict) and str(value) in one:
             return one[str(value)]
         elif one is object or (type(one) is type(value) and one == value):
             return value
-    raise ValueError(f"must be {words(kind)}")
+    raise ValueError
 
 
 def words(kind: Kind) -> str:
@@ -176,6 +174,21 @@ INSTEAD = {
 TABLE: dict[str, Kind] = {key: kind for kind, keys in _ROWS for key in keys.split()}
 TABLE |= dict.fromkeys(INSTEAD, ())
 """Kinds by key."""
+
+
+def take(key: str, value: Any) -> Any:
+    """A value of a key as the run has it; UserError: it is of another kind."""
+    try:
+        return _take(value, TABLE[key])
+    except ValueError:
+        expected = words(TABLE[key]) or f"left out; {INSTEAD[key]}"
+        if isinstance(value, float) and value.is_integer():
+            expected += f"; write {int(value)}"
+        elif isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit():
+            expected += f"; {value!r} is text"
+        raise UserError(f"{key}={shown(value)}: must be {expected}") from None
+
+
 EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual"),

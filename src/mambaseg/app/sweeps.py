@@ -31,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import composition_error, jobs_of, only_targets_know
+from mambaseg.app.overrides import composition_error, jobs_of
 from mambaseg.errors import UserError
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import read_json
@@ -154,16 +154,15 @@ def _check_ray(ray: DictConfig) -> None:
 def _check_jobs(config: DictConfig) -> None:
     """Every value that is swept must be one, before the sweep's folder is there."""
     script, loader = config.hydra.job.config_name, GlobalHydra.instance().config_loader()
-    sources = {source.provider for source in config.hydra.runtime.config_sources}
-    foreign = not sources <= {"hydra", "main", "schema"}
+    configurations = []
     for job in jobs_of(config.hydra.overrides.task):
         try:
             cfg = loader.load_sweep_config(config, job)
         except HydraException as error:
             raise UserError(composition_error(error, script, job) or str(error)) from error
-        cfg = checked(cfg, script, job)
-        if foreign or any(map(only_targets_know, job)):
-            check_targets(cfg)  # seconds, for what is imported
+        configurations.append(checked(cfg, script, job))
+    for cfg in configurations:
+        check_targets(cfg)  # seconds, for what is imported
 
 
 # ---- the list of jobs ---------------------------------------------------------------------------

@@ -47,7 +47,7 @@ _OF_TRAINING = frozenset({
 })  # fmt: skip
 # Keys that were not always there, and the value with which all is as it was before: with that value
 # they are no part of the identity, so that older run folders keep theirs.
-_ADDED: dict[str, Any] = {}
+_ADDED: dict[str, Any] = {"metric": {}}
 
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.
 _PRESETS = {"3833238a": "none", "656339af": "paper", "79a6d3bc": "modern"}

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import lightning as L
@@ -220,12 +219,7 @@ class Run:
             with optional("describing the run to W&B"):
                 describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         begun = self.main and not self.finished and bool(self.folder.record)
         try:
             if begun:
