@@ -172,11 +172,11 @@ def test_a_missing_frame_is_named(patient):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "no Info.cfg"),
-        ("ES: 12\n", "no frame number for ED"),
-        ("ED: one\nES: 12\n", "for ED .found 'one'"),
-        ("ED: 1\nES: 1\n", "the same frame"),
-        ("\x00\x01", "no frame number for ED"),
+        (None, "the file is missing"),
+        ("ES: 12\n", "not one frame number each"),
+        ("ED: one\nES: 12\n", r"\(ED: one; ES: 12"),
+        ("ED: 1\nES: 1\n", "not one frame number each"),
+        ("\x00\x01", "not one frame number each"),
     ],
 )
 def test_an_unusable_info_cfg_is_an_error(patient, text, told):
@@ -324,7 +324,7 @@ def test_a_damaged_h5_file_is_an_error(tmp_path):
     ed, es = find_cases(tmp_path)
     with pytest.raises(UserError, match=r"frame01\.h5: not a readable h5 file"):
         ed.read()
-    with pytest.raises(UserError, match=r"frame02\.h5: .*no 'label'.*keys: image"):
+    with pytest.raises(UserError, match=r"frame02\.h5: .*'label' is no array.*keys: image"):
         es.read()
     paths[0].unlink()
     with pytest.raises(UserError, match="missing"):

@@ -90,7 +90,7 @@ def test_what_is_missing_or_does_not_fit_is_said(root):
     for said in (
         "C3_sa_gt.nii.gz: the label is missing",
         "D4_sa_gt.nii.gz: has 2 frames; ES is said to be 2",
-        "B9 is not in the list of subjects",
+        "the list of subjects has no frame of B9 for ED and ES",
     ):
         assert said in told
     (root / "211230_M&Ms_Dataset.csv").write_text(CSV.replace("HCM,0,2", "HCM,0,"))

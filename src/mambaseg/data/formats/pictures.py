@@ -24,7 +24,6 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,
          "F": np.float32}  # fmt: skip
 _COLOUR = ("P", "LA", "RGB", "RGBA")
-_ORIENTATION = 274  # EXIF's and TIFF's tag
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF's
 _LOSSY = ("JPEG", "MPO")  # MPO is a JPEG of several; the first is the picture
 _CHROMA = 16  # what JPEG makes of grey: channels that differ by less are equal
@@ -150,12 +149,6 @@ def _problem(picture: Any) -> str:
     if "transparency" in picture.info and picture.mode in _GREY:
         return "the picture is transparent"
     return ""
-
-
-def orientation_of(path: Path) -> int:
-    """The EXIF orientation of a picture that can be read; 1 is as stored."""
-    with Image.open(path, formats=FORMATS) as picture:
-        return int(picture.getexif().get(_ORIENTATION, 1))
 
 
 def reduced(pixels: npt.NDArray[Any], longest_side: int | None) -> npt.NDArray[Any]:

@@ -130,20 +130,20 @@ def read_h5(case: Case) -> Volume:
 
 
 def _data_set(file: Any, key: str, path: Path) -> Any:
-    """A data set of a file, as far as it may be read into memory."""
+    """A data set that is stored in the file itself, as far as it may be read into memory."""
     import h5py
 
-    remedy = "Use the volume files of SSL4MIS or WSL4MIS."
-    if key not in file.keys():  # noqa: SIM118 - `in file` follows links
-        keys = ", ".join(sorted(file)) or "none"
-        raise DataError(f"there is no '{key}' in the file (keys: {keys})", path, remedy)
-    if not isinstance(file.get(key, getlink=True), h5py.HardLink):
-        raise DataError(f"'{key}' is a link to somewhere else", path, remedy)
-    found = file[key]
-    if not isinstance(found, h5py.Dataset) or found.shape is None:
-        raise DataError(f"'{key}' holds no array", path, remedy)
-    if found.is_virtual or found.external:
-        raise DataError(f"the voxels of '{key}' are in another file", path, remedy)
+    keys = sorted(file.keys())  # `in file` follows links
+    linked = key not in keys or not isinstance(file.get(key, getlink=True), h5py.HardLink)
+    found = None if linked else file[key]
+    if (
+        not isinstance(found, h5py.Dataset)
+        or found.shape is None
+        or found.is_virtual
+        or found.external
+    ):
+        problem = f"'{key}' is no array that is stored in this file (keys: {', '.join(keys)})"
+        raise DataError(problem, path, "Use the volume files of SSL4MIS or WSL4MIS.")
     check_array(path, found.shape, found.dtype, key)
     if found.chunks:  # a chunk is unpacked as a whole
         check_array(path, found.chunks, found.dtype, f"chunk of '{key}'")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import PICTURES
-from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.masks import NotBinaryError, read_pair
-from mambaseg.data.readers.matching import Matcher, Pair
+from mambaseg.data.readers.matching import Matcher
 from mambaseg.data.readers.reader import Found, Problem, reader
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
@@ -62,26 +62,13 @@ def find_cases(
         masks = "binary" if binary else "classes"
     read = functools.partial(read_pair, channels=channels, longest_side=longest_side)
 
-    def make(pair: Pair) -> Case:
-        case = Case(
-            pair.id,
-            pair.id,
-            phase=None,
-            group=pair.group,
-            image_path=pair.image,
-            label_path=pair.labels[0],
-            reader=functools.partial(read, masks=masks),
-            more_labels=pair.labels[1:],
-            part=pair.part,
-        )
-        return with_patient(case, patient_pattern)
-
-    found = list(MATCHER.find_cases(root, make))
+    found = list(MATCHER.find_cases(root, functools.partial(read, masks=masks), patient_pattern))
     cases = [one for one in found if isinstance(one, Case)]
     error = _not_binary(cases[:: max(1, len(cases) // LOOKED_AT)]) if unknown else None
     if error:
         masks = "instances" if any(case.more_labels for case in cases) else "classes"
-        found = list(MATCHER.find_cases(root, make))
+        read = functools.partial(read, masks=masks)
+        found = [replace(one, reader=read) if isinstance(one, Case) else one for one in found]
         yield Problem("info", "masks", error.problem, error.remedy)
     yield from found
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.pictures import (
-    orientation_of,
     read_mask,
     read_pixels,
     reduced,
@@ -52,7 +51,13 @@ def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None
     for path in paths:
         numbers, lossy = read_mask(path)
         if numbers.shape != label.shape:
-            raise _other_size(case, path, label.shape, numbers.shape)
+            sizes = [f"{width} × {height}" for height, width in (numbers.shape, label.shape)]
+            raise DataError(
+                f"the mask is {sizes[0]} pixels, the image {case.image_path.name} {sizes[1]}",
+                path,
+                "They must show the same: take both from the same download, at the same size. If "
+                "one of them is turned by its EXIF orientation, save it without.",
+            )
         if numbers.dtype.kind == "f":
             numbers = as_label(numbers, path)
         np.maximum(label, _classes(numbers, path, masks, lossy=lossy), out=label)
@@ -111,17 +116,3 @@ def _solid_greys(numbers: npt.NDArray[Any], white: int) -> bool:
     inner = numbers[minimum_filter(numbers, 3) == maximum_filter(numbers, 3)]
     found, inside = np.unique(inner, return_counts=True)
     return bool((inside[np.isin(found, greys[between])] > limit).any())
-
-
-def _other_size(case: Case, path: Path, image: tuple[int, ...], mask: tuple[int, ...]) -> DataError:
-    """A mask that does not fit, perhaps because one of the two files is turned by its EXIF."""
-    turned = [one.name for one in (case.image_path, path) if orientation_of(one) != 1]
-    hint = ""
-    if turned and image == mask[::-1]:
-        hint = f"{turned[0]} is turned by its EXIF orientation: save it without. "
-    return DataError(
-        f"the mask is {mask[1]} × {mask[0]} pixels, the image {case.image_path.name} "
-        f"{image[1]} × {image[0]}",
-        path,
-        f"{hint}They must show the same: take both from the same download, at the same size.",
-    )

@@ -15,14 +15,17 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import without_ending
 from mambaseg.data.formats.images import CHANNEL
+from mambaseg.data.formats.volume import Volume
+from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.reader import Found, Problem, counted
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import readable
 
@@ -43,45 +46,41 @@ SUFFIX = re.compile(
 PART_PREFIX = re.compile(r"(train|val|test)[A-Z]?_")  # testA_ and testB_ are GlaS's
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An image and the files of its label.
-
-    Attributes:
-        name: Of the image, unique in its folder.
-        image: Its file, or that of its first channel.
-        labels: Files of its label, none where there is none.
-        group: Folder that it lies in, where the folders have any names.
-        part: `train`, `val`, `test` or None.
-        channels: Files of the further channels.
-    """
-
-    name: str
-    image: Path
-    labels: tuple[Path, ...]
-    group: str | None = None
-    part: str | None = None
-    channels: tuple[Path, ...] = ()
-
-    @property
-    def id(self) -> str:
-        """Its name after its group and its part, each unless the name begins with it."""
-        id_ = self.name
-        for before in (self.group, self.part):
-            if before and not id_.lower().startswith(before.lower()):
-                id_ = f"{before}-{id_}"
-        return readable(id_)
+Read = Callable[[Case], Volume]
 
 
 @dataclass
 class _Place:
     """Files of one part and group: in folders for images, in folders for masks, in neither."""
 
-    part: str | None
-    group: str | None
+    read: Read
+    part: str | None = None
+    group: str | None = None
     image: list[Path] = field(default_factory=list)
     mask: list[Path] = field(default_factory=list)
     loose: list[Path] = field(default_factory=list)
+
+    def case(self, name: str, images: Sequence[Path], labels: Sequence[Path]) -> Case:
+        """A case under its name after its group and its part, each unless the name begins so."""
+        for before in (self.group, self.part):
+            if before and not name.lower().startswith(before.lower()):
+                name = f"{before}-{name}"
+        return Case(
+            readable(name),
+            readable(name),
+            phase=None,
+            group=self.group,
+            image_path=images[0],
+            label_path=labels[0] if labels else None,
+            reader=self.read,
+            more_images=tuple(images[1:]),
+            more_labels=tuple(labels[1:]),
+            part=self.part,
+        )
+
+
+def _unread(case: Case) -> Volume:
+    raise AssertionError(f"{case.id} is looked for, not read")
 
 
 @dataclass(frozen=True)
@@ -102,44 +101,47 @@ class Matcher:
         Where they lie in folders of any name, most of the root's must hold some: else it is a
         folder of something else, such as of data sets.
         """
-        pairs = (one for one in self._find(root) if isinstance(one, Pair))
-        places = {pair.image.relative_to(root).parts[:-1] for pair in pairs}
+        cases = (one for one in self._find(root, _unread) if isinstance(one, Case))
+        places = {case.image_path.relative_to(root).parts[:-1] for case in cases}
         if any(not parts or parts[0].lower() in {*KINDS, *PARTS} for parts in places):
             return True
         folders = sum(entry.is_dir() for entry in os.scandir(root) if entry.name[0] != ".")
         return 2 * len({parts[0] for parts in places}) > folders
 
-    def find_cases(self, root: Path, make: Callable[[Pair], Case]) -> Iterator[Found]:
-        """A case of every pair, and what is wrong with the rest."""
-        ids: dict[str, Path] = {}
-        for one in self._find(root):
-            if not isinstance(one, Pair):
-                yield one
-            elif not one.labels:
-                remedy = "Put its mask there, or take the image away (predict.py needs no masks)."
-                yield DataError("has no mask", one.image, remedy)
-            elif ids.setdefault(one.id, one.image) != one.image:
-                problem = f"would be {one.id}, as {ids[one.id]} is"
-                yield DataError(problem, one.image, "Rename one of the two.")
-            else:
-                try:
-                    yield make(one)
-                except DataError as error:
-                    yield error
+    def find_cases(self, root: Path, read: Read, patient_pattern: str | None) -> Iterator[Found]:
+        """A case of every image, and what is wrong with the rest.
 
-    def _find(self, root: Path) -> Iterator[Pair | DataError | Problem]:
-        """Pairs of all parts, or of the root where there are none."""
-        places: dict[tuple[str | None, str | None], _Place] = {(None, None): _Place(None, None)}
+        Args:
+            root: The folder.
+            read: Reads a case.
+            patient_pattern: See `with_patient`.
+        """
+        images: dict[str, Path] = {}
+        for one in self._find(root, read):
+            if not isinstance(one, Case):
+                yield one
+            elif one.label_path is None:
+                remedy = "Put its mask there, or take the image away (predict.py needs no masks)."
+                yield DataError("has no mask", one.image_path, remedy)
+            elif images.setdefault(one.id, one.image_path) != one.image_path:
+                problem = f"would be {one.id}, as {images[one.id]} is"
+                yield DataError(problem, one.image_path, "Rename one of the two.")
+            else:
+                yield with_patient(one, patient_pattern)
+
+    def _find(self, root: Path, read: Read) -> Iterator[Found]:
+        """Cases of all parts, or of the root where there are none; an image may lack its label."""
+        places: dict[tuple[str | None, str | None], _Place] = {}
         for path, kind, part, group in self._walk(root):
-            place = places.setdefault((part, group), _Place(part, group))
+            place = places.setdefault((part, group), _Place(read, part, group))
             getattr(place, kind or "loose").append(path)
         parts = [part for part in ("train", "val", "test") if part in {its for its, _ in places}]
-        top = places[None, None]
-        for part in parts if parts and not (top.image and top.mask) else [None]:
-            place = places.get((part, None), _Place(part, None))
+        top = places.get((None, None))
+        for part in parts if parts and not (top and top.image and top.mask) else [None]:
+            place = places.get((part, None), _Place(read, part))
             groups = [one for (its, group), one in places.items() if its == part and group]
             found = list(self._in_place(place))
-            found = found or [pair for one in groups for pair in self._in_place(one)]
+            found = found or [case for one in groups for case in self._in_place(one)]
             yield from found
             if place.mask and not found:
                 remedy = "Put the images into images/ beside it."
@@ -172,35 +174,34 @@ class Matcher:
             elif not (kind or group):
                 yield from self._walk(path, None, part, name)
 
-    def _in_place(self, place: _Place) -> Iterator[Pair | DataError | Problem]:
-        """Pairs by whichever layout a place has; nothing where it has none."""
+    def _in_place(self, place: _Place) -> Iterator[Found]:
+        """Cases by whichever layout a place has; nothing where it has none."""
         stems = {self._stem(path) for path in place.loose}
         masks = {path for path in place.loose if self._base(path) in stems}
-        if place.image and place.mask and not place.group:
-            yield from self._matched(place.image, place.mask, place)
-        elif place.image and place.mask:  # one image with all masks, or a data set of its own
-            if len(place.image) == 1:
-                name = self._stem(place.image[0])
-                yield Pair(name, place.image[0], self._sorted(place.mask), part=place.part)
-        elif masks:
+        if masks and not (place.image and place.mask):
             images = [path for path in place.loose if path not in masks]
             by_name = not place.part and all(PART_PREFIX.match(path.name) for path in images)
-            for one in self._matched(images, masks, place):
-                match = PART_PREFIX.match(one.name) if isinstance(one, Pair) else None
-                if by_name and match and isinstance(one, Pair):
-                    one = replace(one, part=match[1])
-                yield one
+            for one in self._matched(place, images, masks):
+                if by_name and isinstance(one, Case):
+                    yield replace(one, part=re.split("[A-Z_]", one.image_path.name)[0])
+                else:
+                    yield one
         elif place.group:
-            kinds = [KINDS.get(self._stem(path).lower()) for path in place.loose]
-            labels = [path for path, kind in zip(place.loose, kinds, strict=True) if kind == "mask"]
-            if kinds.count("image") == 1 and labels:
-                image = place.loose[kinds.index("image")]
-                yield Pair(place.group, image, self._sorted(labels), part=place.part)
+            for path in place.loose:
+                if kind := KINDS.get(self._stem(path).lower()):
+                    getattr(place, kind).append(path)
+            if len(place.image) == 1 and place.mask:  # else it is a data set of its own
+                name = self._stem(place.image[0])
+                name = place.group if name.lower() in KINDS else name
+                alone = replace(place, group=None)
+                yield alone.case(name, place.image, self._sorted(place.mask))
+        elif place.image and place.mask:
+            yield from self._matched(place, place.image, place.mask)
 
     def _matched(
-        self, images: Iterable[Path], masks: Iterable[Path], place: _Place
-    ) -> Iterator[Pair | DataError | Problem]:
-        """Pairs by name: the same, or with a suffix; numbered masks of one image are joined."""
+        self, place: _Place, images: Iterable[Path], masks: Iterable[Path]
+    ) -> Iterator[Found]:
+        """Cases by name: the same, or with a suffix; numbered masks of one image are joined."""
         named = {name for path in masks for name in (self._stem(path), self._base(path))}
         files: dict[str, list[Path]] = {}  # name -> image and further channels
         for path in self._sorted(images):
@@ -214,11 +215,11 @@ class Matcher:
         labels: dict[str, list[Path]] = defaultdict(list)
         unused = []
         for path in self._sorted(masks):
-            name = self._stem(path)
-            match = None if name in files else SUFFIX.fullmatch(name)
-            name = match["name"] if match else name
+            stem = self._stem(path)
+            match = None if stem in files else SUFFIX.fullmatch(stem)
+            name = match["name"] if match else stem
             if name not in files:
-                unused.append(path)
+                unused.append(readable(path.name))
             elif labels[name] and not (match and match["number"]):
                 problem = f"there is another mask of {name}, {labels[name][0].name}"
                 yield DataError(
@@ -228,15 +229,13 @@ class Matcher:
                 labels[name].append(path)
         if unused:
             problem = f"{counted(len(unused), 'mask')} without an image, not used"
-            where = readable(str(unused[0].parent))
-            yield Problem("warning", where, problem, f"The first is {readable(unused[0].name)}.")
-        for name, (image, *others) in files.items():
-            found = tuple(labels[name])
-            yield Pair(name, image, found, place.group, place.part, tuple(others))
+            yield Problem("warning", listed(unused), problem, "Take them away, or add the images.")
+        for name, found in files.items():
+            yield place.case(name, found, labels[name])
 
-    def _sorted(self, paths: Iterable[Path]) -> tuple[Path, ...]:
+    def _sorted(self, paths: Iterable[Path]) -> list[Path]:
         """With `a_mask` before `a_mask_1`."""
-        return tuple(sorted(paths, key=lambda path: (self._stem(path), path.name)))
+        return sorted(paths, key=lambda path: (self._stem(path), path.name))
 
     def _stem(self, path: Path) -> str:
         return without_ending(path.name, self.endings)

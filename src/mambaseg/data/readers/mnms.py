@@ -48,13 +48,12 @@ def find_cases(root: Path) -> Iterator[Found]:
         image, label = (folder / f"{folder.name}{ending}" for ending in (IMAGE, LABEL))
         row = frames.get(folder.name, {})
         absent = [phase for phase in PHASES if not row.get(phase.lower(), "").isdecimal()]
-        if not row:
-            remedy = "Add it, or move it out."
-            yield DataError(f"{folder.name} is not in the list of subjects", folder, remedy)
-        elif not label.exists():
+        if not label.exists():
             yield DataError("the label is missing", label, "Get the subject again, or take it out.")
         elif absent:
-            problem = f"the list of subjects has no frame of {folder.name} for {absent[0]}"
+            problem = (
+                f"the list of subjects has no frame of {folder.name} for {' and '.join(absent)}"
+            )
             yield DataError(problem, folder, "Correct the list, or take the subject out.")
         else:
             name, group = readable(folder.name), row.get("pathology") or row.get("disease") or None

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import META_IMAGE, NIFTI
-from mambaseg.data.patients import with_patient
-from mambaseg.data.readers.matching import Matcher, Pair
+from mambaseg.data.readers.matching import Matcher
 from mambaseg.data.readers.nnunet import read
 from mambaseg.data.readers.reader import Found, reader
 from mambaseg.data.validation import DataError
@@ -39,12 +38,9 @@ def find_cases(root: Path, *, patient_pattern: str | None = None) -> Iterator[Fo
         root: The folder.
         patient_pattern: See `with_patient`.
     """
-    yield from MATCHER.find_cases(root, lambda pair: with_patient(_case(pair), patient_pattern))
-
-
-def _case(pair: Pair) -> Case:
-    if len(pair.labels) > 1:
-        problem = f"is one of {len(pair.labels)} label maps of {pair.id}"
-        raise DataError(problem, pair.labels[1], "Join them into one file of class numbers.")
-    label, channels = pair.labels[0], pair.channels
-    return Case(pair.id, pair.id, None, None, pair.image, label, read, channels, part=pair.part)
+    for one in MATCHER.find_cases(root, read, patient_pattern):
+        if isinstance(one, Case) and one.more_labels:
+            problem = f"is another label map of {one.id}"
+            yield DataError(problem, one.more_labels[0], "Join them into one of class numbers.")
+        else:
+            yield one

@@ -132,22 +132,19 @@ def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJso
     """The files of a case in the order of its channels.
 
     Raises:
-        UserError: one is missing, or there are more than dataset.json names.
+        UserError: they are not those that dataset.json names.
     """
-    names, ending = about.channels, about.ending
-    if set(files) == {WHOLE} or (set(files) == {0} and ending in PICTURES):
-        return list(files.values())  # a colour picture is one file
-    if WHOLE in files:
-        problem = f"{case} is there as one file and as a file per channel"
-        raise DataError(problem, files[WHOLE], "Keep one of the two.")
-    remedy = f"dataset.json names {len(names)} channels: correct it, get the file or move it out."
-    for number, name in enumerate(names):
-        if number not in files:
-            path = folder / f"{case}_{number:04d}{ending}"
-            raise DataError(f"the image is missing (channel {name})", path, remedy)
-    if len(files) > len(names):
-        raise DataError(f"{case} has {len(files)} channels", files[max(files)], remedy)
-    return [files[number] for number in range(len(names))]
+    ordered = [files[number] for number in sorted(files)]
+    whole = set(files) == {WHOLE} or (set(files) == {0} and about.ending in PICTURES)
+    if not whole and sorted(files) != list(range(len(about.channels))):
+        found = ", ".join(path.name for path in ordered) or "none"
+        raise DataError(
+            f"{len(about.channels)} files are needed, a channel each, or one with all; there is "
+            f"{found} (channels: {', '.join(about.channels)})",
+            folder / case,
+            "dataset.json names the channels: correct it, get the file, or move one out.",
+        )
+    return ordered
 
 
 def read(case: Case, *, channels: int = 1) -> Volume:
