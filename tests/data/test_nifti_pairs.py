@@ -121,9 +121,7 @@ def test_a_folder_of_data_sets_says_which_lie_below(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     for words in ("3 data sets", "Dataset001_Own", "Dataset003_Own", "Give the folder of one"):
         assert words.split()[0] in said
-    with pytest.raises(
-        UserError, match=r"3 data sets below this folder: Dataset001_Own, Dataset00"
-    ):
+    with pytest.raises(UserError, match=r"missing.* below this folder: Dataset001_Own, Dataset00"):
         read_dataset_json(raw)
     (alone,) = check_dataset(raw).of("error")
     assert alone.problem.startswith("3 data sets lie below this folder: Dataset001_Own, ")

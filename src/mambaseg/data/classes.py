@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from mambaseg.errors import UserError
 
-_PLAIN = re.compile(r"[A-Za-z_][\w +-]*")
+# read as text by Hydra without quotes
+_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_][\w +-]*", re.IGNORECASE)
 _SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])")
-_NOT_TEXT = ("null", "true", "false", "nan", "inf")  # to Hydra
 
 
 def check_class_names(names: Sequence[str], what: str) -> None:
@@ -62,16 +62,15 @@ def require_same_classes(
         if len(ours) == len(theirs):
             remedy += (
                 ". If only the names differ and each label means the same, say so: "
-                f"{_override('class_names', _listed(network))}"
+                f"{_names(network)}"
             )
         raise UserError(f"{said}. {remedy}")
     moved = {0: 0, **{k + 1: ours.index(name) + 1 for k, name in enumerate(theirs)}}
     values = label_map or {k: k for k in moved}
-    mapping = ",".join(f"{value}:{moved[k]}" for value, k in sorted(values.items()))
+    mapping = {value: moved[k] for value, k in values.items()}
     raise UserError(
         f"{said}: the same ones in another order, so the scores would be exchanged. Bring the "
-        f"labels into the network's order: {_override('class_names', _listed(network))} "
-        f"{_override('label_map', '{' + mapping + '}')}"
+        f"labels into the network's order: {_names(network)} {_mapping(mapping)}"
     )
 
 
@@ -95,12 +94,11 @@ def require_named_values(
         if index in (None, given) or given is None or given >= len(classes):
             continue
         by_name = {**(label_map or {}), **{value: place or 0 for value, place in wanted.items()}}
-        mapping = ",".join(f"{value}:{place}" for value, place in sorted(by_name.items()))
         raise UserError(
             f"the data set calls label {value} {named[value]!r}, but data.class_names="
             f"{list(classes)} and data.label_map={label_map and dict(label_map)} make it "
             f"{classes[given]!r}: the scores would be exchanged. Leave both out, or map by name: "
-            f"{_override('label_map', '{' + mapping + '}')}"
+            f"{_mapping(by_name)}"
         )
 
 
@@ -117,17 +115,21 @@ def _same(name: str) -> str:
     return " ".join(str(name).split()).casefold()
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"[{','.join(map(_quoted, names))}]"
-
-
-def _quoted(name: str) -> str:
-    """A name in Hydra's grammar."""
-    if _PLAIN.fullmatch(name) and name.casefold() not in _NOT_TEXT:
-        return name
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _override(key: str, value: str) -> str:
     """For a shell."""
     return shlex.quote(f"data.{key}={value}")
+
+
+def _names(names: Sequence[str]) -> str:
+    """The override of the names, in Hydra's grammar."""
+    quoted = (
+        name if _PLAIN.fullmatch(name) else '"' + re.sub(r'(["\\])', r"\\\1", name) + '"'
+        for name in names
+    )
+    return _override("class_names", f"[{','.join(quoted)}]")
+
+
+def _mapping(mapping: Mapping[int, int]) -> str:
+    """The override of a label map."""
+    pairs = ",".join(f"{value}:{index}" for value, index in sorted(mapping.items()))
+    return _override("label_map", f"{{{pairs}}}")

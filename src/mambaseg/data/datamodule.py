@@ -190,9 +190,7 @@ class SegmentationDataModule(StepDataModule):
     def _log(self, cache: VolumeCache, alike: Alike | None) -> None:
         """Say what the parts hold, and what about it is odd."""
         if alike:
-            log.warning("names begin or end alike (%s); each case counts as a patient. If a "
-                        "patient has several, add %s",
-                        ", ".join(alike.examples), alike.override)  # fmt: skip
+            log.warning("%s. %s", alike.problem, alike.remedy)
         pairs = sides_of_one(self.class_names)
         if pairs and self.augmentation.views in ("flips", "all"):
             log.warning("the augmentation mirrors images and keeps their labels, so a network "

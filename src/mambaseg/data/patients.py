@@ -43,6 +43,18 @@ class Alike:
         """The override as it is pasted into a shell: Hydra needs quotes of its own."""
         return f"""'data.patient_pattern="{self.pattern}"'"""
 
+    @property
+    def problem(self) -> str:
+        """What may be wrong, for a log or a report."""
+        return (
+            f"names begin or end alike ({', '.join(self.examples)}); each case counts as a patient"
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return f"If a patient has several cases, add {self.override} (data-check proposes it)."
+
 
 def with_patient(case: Case, pattern: str | None) -> Case:
     """Return the case under the name of its patient.

@@ -32,17 +32,10 @@ LOOK = "Look at the file; correct it or get it again if it is wrong."
 
 @dataclass(frozen=True)
 class Examined:
-    """What is kept of a case after reading it; arrays are let go.
+    """What is kept of a case after reading it; `digest` is None when it cannot be used.
 
-    Attributes:
-        case: Which.
-        errors: Why it cannot be used.
-        digest: Of shape and voxels of the image; None when the case cannot be used.
-        shape: (Z, C, H, W) of the image.
-        spacing: mm as (z, y, x); None when unknown.
-        orientation: Axis codes of (x, y, z); None when unknown.
-        label_counts: Voxels of each class, or of each value 0..255 of the label without a map.
-        remarks: What is possible and still suspicious.
+    `shape` is that of the image (Z, C, H, W), `spacing` and `orientation` are as of a `Volume`;
+    `label_counts` are the voxels with each value 0..255, after the label map where there is one.
     """
 
     case: Case
@@ -129,7 +122,9 @@ def check_dataset(
     problems += [_line(error, root, e.case.id) for e in examined for error in e.errors]
     problems += [*_duplicates(examined), *remarks]
     problems += [Problem("warning", e.case.id, what, LOOK) for e in examined for what in e.remarks]
-    problems += [*_differing(examined), *_unknown_spacing(examined), *_alike(root, alike)]
+    problems += [*_differing(examined), *_unknown_spacing(examined)]
+    if alike:
+        problems.append(Problem("warning", root.absolute().name, alike.problem, alike.remedy))
     known = not any(case.patient_assumed for case in cases)
     return Report(
         root,
@@ -265,15 +260,3 @@ def _unknown_spacing(examined: Sequence[Examined]) -> Iterator[Problem]:
         problem = f"voxel size unknown in {len(unknown)} of {len(usable)} cases"
         remedy = "Distances are scored in voxels only; the challenge's own files have it."
         yield Problem("info", where, problem, remedy)
-
-
-def _alike(root: Path, alike: Alike | None) -> Iterator[Problem]:
-    """Names such as patient001_frame01 and patient001_frame12: parts may share the patient."""
-    if alike:
-        names = ", ".join(alike.examples)
-        problem = f"names begin or end alike ({names}); each case counts as a patient"
-        remedy = (
-            "If a patient has several cases, tell us how to find the patient ID in the name: "
-            f"{alike.override} (the proposed config does)."
-        )
-        yield Problem("warning", root.absolute().name, problem, remedy)

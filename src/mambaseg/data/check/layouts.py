@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mambaseg.data.readers.reader import Reader
+from mambaseg.data.readers.reader import Reader, require_folder
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, checked_label_map, unlisted
 from mambaseg.storage.untrusted import ForeignFileError, read_yaml
@@ -104,9 +104,7 @@ def find_layout(root: Path, config_dirs: Iterable[Path] = ()) -> Layout:
         return next((layout for layout in layouts if layout.reader.recognises(folder)), None)
 
     try:
-        if not root.is_dir():
-            problem = "is not a folder" if root.exists() else "this folder does not exist"
-            raise DataError(problem, root, "Give the folder of the data set (as data.root).")
+        require_folder(root)
         if found := recognised(root):
             return found
         folders = (child for child in sorted(root.iterdir()) if child.is_dir())

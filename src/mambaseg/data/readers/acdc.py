@@ -17,11 +17,12 @@ from dataclasses import replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
+import numpy as np
+
 from mambaseg.data.case import Case
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers import acdc_h5
-from mambaseg.data.readers.cardiac import cardiac_remarks
 from mambaseg.data.readers.reader import Found, Problem, counted, reader
 from mambaseg.data.splits import LISTED, listed
 from mambaseg.data.validation import (
@@ -39,6 +40,11 @@ FRAME = re.compile(r"(patient\d+)_frame(\d+)(_gt)?\.nii(?:\.gz)?")
 NAMES = (PATIENT, FRAME, acdc_h5.FILE_NAME, re.compile(r"info\.cfg"))
 FOLDERS = ("", "training", "testing", "database/training", "database/testing")
 INFO_BYTES = 2**16  # of an Info.cfg that are read; real ones have about 100
+IN_PLANE_MM, BETWEEN_SLICES_MM = (0.2, 5.0), (0.5, 20.0)  # ACDC: 0.7 to 1.9, 5 to 10
+MYOCARDIUM, LEFT_VENTRICLE = 2, 3
+# Of the pixel sides where a left ventricle ends, so many border on myocardium: in ACDC's 200 cases
+# at least 98 %, with two of its classes exchanged at most 46 %.
+ENCLOSED = 0.75
 
 
 def _entries(root: Path, folders: Iterable[str]) -> Iterator[Path]:
@@ -52,6 +58,34 @@ def _recognises(root: Path) -> bool:
     return any(pattern.fullmatch(name) for name in names for pattern in NAMES)
 
 
+def _remarks(volume: Volume) -> Iterator[str]:
+    """Sentences about a left ventricle that is not enclosed, and about an unusual voxel size."""
+    share = None if volume.label is None else _enclosed_share(volume.label)
+    if share is not None and share < ENCLOSED:
+        yield (
+            f"only {share:.0%} of the left ventricle's border is on myocardium: are the labels "
+            "1 right ventricle, 2 myocardium, 3 left ventricle?"
+        )
+    limits = (BETWEEN_SLICES_MM, IN_PLANE_MM, IN_PLANE_MM)
+    spacing = volume.spacing or ()
+    if any(not low <= side <= high for side, (low, high) in zip(spacing, limits, strict=False)):
+        shown = " × ".join(f"{side:g}" for side in spacing)
+        yield f"unusual voxel size {shown} mm (z, y, x)"
+
+
+def _enclosed_share(label: np.ndarray) -> float | None:
+    """Share of the left ventricle's border, within slices, that is on myocardium."""
+    padded = np.pad(label, ((0, 0), (1, 1), (1, 1)))
+    ventricle = padded == LEFT_VENTRICLE
+    sides = enclosed = 0
+    for axis in (1, 2):
+        for step in (1, -1):
+            beyond = np.roll(padded, step, axis)[ventricle]
+            sides += int(np.count_nonzero(beyond != LEFT_VENTRICLE))
+            enclosed += int(np.count_nonzero(beyond == MYOCARDIUM))
+    return enclosed / sides if sides else None
+
+
 @reader(
     example="ACDC (patient001/patient001_frame01.nii.gz or data/patient001_frame01.h5)",
     remedy="Known layouts: official (patient001/patient001_frame01.nii.gz with _gt and Info.cfg, "
@@ -62,7 +96,7 @@ def _recognises(root: Path) -> bool:
     "folder that holds training/ and testing/. To try without it: data=phantom.",
     recognises=_recognises,
     split=lambda root: "random",
-    remarks=cardiac_remarks,
+    remarks=_remarks,
 )
 def find_cases(root: Path) -> Iterator[Found]:
     """ED and ES of every patient: "patient001_ED", "patient001_ES", ..."""

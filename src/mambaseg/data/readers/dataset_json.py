@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.data.formats.files import ENDINGS
-from mambaseg.data.readers.reader import counted
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json
@@ -80,16 +79,11 @@ def read_dataset_json(root: Path | str) -> DatasetJson:
         UserError: It is missing, or is not what it should be.
     """
     path = Path(root).expanduser() / NAME
-    if not path.exists():
-        below = sorted(child.parent for child in path.parent.glob(f"*/{NAME}"))
-        if below:
-            names = listed(child.name for child in below)
-            problem = f"{counted(len(below), 'data set')} below this folder: {names}"
-            remedy = f"Point data.root at one of them, such as {below[0]}."
-            raise DataError(problem, path.parent, remedy)
+    below = listed(child.parent.name for child in path.parent.glob(f"*/{NAME}"))
     remedy = (
         "data.root names the folder of a data set in nnU-Net's layout: it holds this file, which "
         "says what channels and labels are (docs/own-data.md), beside imagesTr and labelsTr."
+        f"{' Data sets are below this folder: ' if below else ''}{below}"
     )
     content = read_plain(path, dict, remedy)
     if "dataset" in content:

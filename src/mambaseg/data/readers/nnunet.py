@@ -5,7 +5,7 @@
         imagesTr/case1_0000.nii.gz  a file per channel: _0000, _0001, ...
         labelsTr/case1.nii.gz
         imagesTs/  labelsTs/        the test part, as far as it has labels
-        splits_final.json           who trains and validates (`nnunet_folds`)
+        splits_final.json           who trains and validates
 
 MSD has one file per case, imagesTr/case1.nii.gz, with the channels as its fourth dimension.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,14 @@ from mambaseg.data.formats.files import PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import with_patient
-from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json
-from mambaseg.data.readers.nnunet_folds import parts_of_fold, splits_file
+from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json, read_plain
 from mambaseg.data.readers.reader import Found, Problem, reader
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.storage.untrusted import readable
 
+SPLITS = "splits_final.json"
+FOLDS, SEED = 5, 12345  # nnU-Net's
 WHOLE = -1  # in place of a channel's number: one file with all channels
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def find_cases(root: Path, *, fold: int = 0, patient_pattern: str | None = None)
     training = {case.id: case.patient for case in cases if case.part is None}
     parts: dict[str, str] = {}
     try:
-        parts = parts_of_fold(root, fold, training)
+        parts = _parts_of_fold(root, fold, training)
     except DataError as error:
         yield error
     for case in cases:
@@ -168,3 +170,60 @@ def read(case: Case, *, channels: int = 1) -> Volume:
         check_same_geometry(image, file, case.image_path, case.label_path)
         label = as_label(file.image[0, :, 0], case.label_path)
     return replace(image, image=array, label=label)
+
+
+# ---- who trains, validates and is tested
+
+
+def splits_file(root: Path) -> Path | None:
+    """Find `splits_final.json` in the data set's folder or in nnU-Net's preprocessed one beside it.
+
+    That is nnUNet_preprocessed/<name> where the data set is nnUNet_raw/<name>.
+    """
+    there = root.absolute()
+    places = [root / SPLITS]
+    for above in list(there.parents)[1:3]:  # v1 has one folder more: nnUNet_raw_data
+        places.append(above / "nnUNet_preprocessed" / there.name / SPLITS)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _parts_of_fold(root: Path, fold: int, patients: Mapping[str, str]) -> dict[str, str]:
+    """Case -> `train` or `val`, of the training cases (case -> patient) that a fold names.
+
+    Without a file of splits it is the fold that nnU-Net draws itself.
+
+    Raises:
+        UserError: there is no such fold, the file cannot be used, or the fold names a case that is
+            not there or one that is in both parts.
+    """
+    path = splits_file(root)
+    if path is None:
+        return _drawn(fold, patients)
+    remedy = 'It is a list of folds like {"train": ["case1", ...], "val": ["case2", ...]}.'
+    folds = read_plain(path, list, remedy)
+    if folds and fold not in range(len(folds)):
+        raise DataError(f"has no fold {fold}", path, f"data.fold is one of 0..{len(folds) - 1}.")
+    one = folds[fold] if folds and isinstance(folds[fold], dict) else {}
+    parts = [one.get("train"), one.get("val")]
+    lists = [cases for cases in parts if isinstance(cases, list)]
+    if len(lists) < 2 or not all(isinstance(case, str) for cases in lists for case in cases):
+        raise DataError(f"fold {fold} does not list who is in train and val", path, remedy)
+    train, val = lists
+    if absent := {*train, *val} - set(patients):
+        problem = f"fold {fold} names {listed(absent)}, without a label in labelsTr"
+        raise DataError(problem, path, "Add the files, or use the splits made for them.")
+    if both := set(train) & set(val):
+        raise DataError(f"fold {fold} has {listed(both)} in train and val", path, remedy)
+    return dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
+
+
+def _drawn(fold: int, patients: Mapping[str, str]) -> dict[str, str]:
+    """nnU-Net's own draw (v2, `generate_crossval_split`); of patients, as far as they are known."""
+    ids = sorted(set(patients.values()))
+    if fold not in range(FOLDS):
+        raise DataError(f"there is no fold {fold}: data.fold is one of 0..{FOLDS - 1}")
+    order = np.arange(len(ids))
+    # numpy's legacy generator, whose stream is frozen for good
+    np.random.RandomState(SEED).shuffle(order)
+    val = {ids[place] for place in np.array_split(order, FOLDS)[fold]}
+    return {case: "val" if patient in val else "train" for case, patient in patients.items()}

@@ -110,9 +110,7 @@ class Reader:
         """
         root = Path(root).expanduser()
         expected = f"Expected: {self.example}. {self.remedy}".rstrip()
-        if not root.is_dir():
-            problem = "is not a folder" if root.exists() else "this folder does not exist"
-            raise DataError(problem, root, f"data.root names the folder of the data. {expected}")
+        require_folder(root, expected)
         try:
             found = list(self.scan(root, **options))
             if all(isinstance(one, Problem) for one in found):
@@ -130,6 +128,17 @@ class Reader:
 def reader(**attributes: Any) -> Callable[[Callable[..., Iterable[Found]]], Reader]:
     """Make a `Reader` of the function below; `attributes` are those of the class."""
     return functools.partial(Reader, **attributes)
+
+
+def require_folder(root: Path, expected: str = "") -> None:
+    """Make sure that the folder of a data set is one.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not root.is_dir():
+        problem = "is not a folder" if root.exists() else "this folder does not exist"
+        raise DataError(problem, root, f"data.root names the folder of the data. {expected}")
 
 
 def counted(count: int, noun: str) -> str:
