@@ -19,6 +19,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
