@@ -16,7 +16,7 @@ from mambaseg.app.resolvers import wandb_mode
 from mambaseg.storage import files
 from mambaseg.storage.files import keep_caches
 from mambaseg.storage.run_folder import RunFolder
-from mambaseg.training.loggers import StepRows, finish_wandb, wandb_logger
+from mambaseg.training.wandb_logger import StepRows, finish_wandb, wandb_logger
 from runs import built, small_overrides
 from small_disk import fill, small_disk
 from wandb_file import read_run

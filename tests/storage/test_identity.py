@@ -73,7 +73,11 @@ data.cache_dir data.instead data.num_workers data.on_device data.prepare data.pr
 data.prepare._target_ data.prepare.height data.prepare.patients data.prepare.scenes
 data.prepare.seed data.prepare.width data.root data.synthetic data.title
 evaluation.allow_seen evaluation.batch_size
-logger.csv._target_ logger.csv.save_dir logger.wandb._target_ logger.wandb.group
+logger.csv._target_ logger.csv.save_dir
+logger.mlflow._target_ logger.mlflow.experiment logger.mlflow.name logger.mlflow.resume_step
+logger.mlflow.run_id logger.mlflow.tracking_uri
+logger.tensorboard._target_ logger.tensorboard.resume_step logger.tensorboard.save_dir
+logger.wandb._target_ logger.wandb.group
 logger.wandb.history logger.wandb.init_timeout logger.wandb.mode logger.wandb.name
 logger.wandb.project logger.wandb.resume_step logger.wandb.run_id logger.wandb.save_dir
 logger.wandb.tags

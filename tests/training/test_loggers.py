@@ -1,11 +1,20 @@
 import csv
+import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from mambaseg.app.build import build
+from mambaseg.app.entry import CONF
+from mambaseg.errors import UserError
 from mambaseg.reporting.views import SegmentationViews
-from mambaseg.training.loggers import (
-    MetricsCsv,
+from mambaseg.training.loggers import MetricsCsv, MLflow, TensorBoard
+from mambaseg.training.segmentation import SegmentationTask
+from mambaseg.training.wandb_logger import (
     finish_wandb,
     log_cases_to_wandb,
     new_wandb_id,
@@ -95,3 +104,153 @@ def test_wandb_ids_are_new_under_one_seed_and_say_the_key():
     first = new_wandb_id("0123abcd")
     random.seed(1)
     assert first.startswith("0123abcd-") and first != new_wandb_id("0123abcd")
+
+
+# ---- TensorBoard and MLflow: stand-ins for packages that need not be installed
+
+
+class Writer:
+    """Stands in for torch's SummaryWriter, which keeps the points of one process."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, log_dir, purge_step=None):
+        self.log_dir, self.purge_step, self.points = log_dir, purge_step, []
+        Writer.made.append(self)
+
+    def add_scalar(self, name, value, step):
+        self.points.append((name, step, float(value)))
+
+    def flush(self):
+        pass
+
+    close = flush
+
+
+class Client:
+    """Stands in for MLflow's client; its store outlives it, as a database does."""
+
+    runs: ClassVar[dict] = {}
+
+    def __init__(self, uri):
+        self.uri = uri
+
+    def get_experiment_by_name(self, name):
+        return SimpleNamespace(experiment_id="1", lifecycle_stage="active")
+
+    def create_run(self, experiment_id, tags):
+        self.runs[str(len(self.runs))] = (tags, [])
+        return self.get_run(str(len(self.runs) - 1))
+
+    def search_runs(self, experiments, wanted):
+        return [self.get_run(key) for key, (tags, _) in self.runs.items()
+                if wanted == f"tags.\"mambaseg.run_id\" = '{tags['mambaseg.run_id']}'"]  # fmt: skip
+
+    def get_run(self, key):
+        return SimpleNamespace(info=SimpleNamespace(run_id=key, experiment_id="1"))
+
+    def log_batch(self, run_id, metrics):
+        self.runs[run_id][1].extend((m.key, m.step, m.value) for m in metrics)
+
+    def set_terminated(self, *_):
+        pass
+
+
+def module(monkeypatch, name, **content):
+    made = ModuleType(name)
+    made.__dict__.update(content)
+    monkeypatch.setitem(sys.modules, name, made)
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Both packages, as Lightning looks for them."""
+    from lightning.pytorch.loggers import mlflow
+
+    monkeypatch.setattr("mambaseg.training.loggers.require", lambda package: None)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", True)
+    module(monkeypatch, "torch.utils.tensorboard", SummaryWriter=Writer)
+    monkeypatch.setattr(mlflow, "_MLFLOW_AVAILABLE", True)
+    monkeypatch.setattr(mlflow, "_get_resolve_tags", lambda: dict)
+    module(monkeypatch, "mlflow", set_tracking_uri=lambda uri: None)
+    module(monkeypatch, "mlflow.tracking", MlflowClient=Client)
+    module(monkeypatch, "mlflow.entities", Metric=SimpleNamespace)
+    module(monkeypatch, "mlflow.utils")
+    module(monkeypatch, "mlflow.utils.mlflow_tags", MLFLOW_RUN_NAME="mlflow.runName")
+    monkeypatch.setattr(Writer, "made", [])
+    monkeypatch.setattr(Client, "runs", {})
+
+
+@pytest.fixture
+def resumed(small_run, monkeypatch):
+    """words -> the folder of a run that died when step 3 began and was resumed from step 2."""
+
+    def go(words):
+        small = ["model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", "test=false"]
+        small += ["callbacks.progress=null", "trainer.log_every_n_steps=1"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=[*small_run, *small, *words])
+        with build(cfg) as run:
+            run.fit()
+        return run.folder
+
+    def twice(*words):
+        whole = SegmentationTask.training_step
+
+        def dying(self, batch, index):
+            if batch["step"] == 3:
+                raise ZeroDivisionError("on purpose")
+            return whole(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentationTask, "training_step", dying)
+            with pytest.raises(ZeroDivisionError):
+                go(words)
+        return go(words)
+
+    return twice
+
+
+def points(folder):
+    """Name, step and value of every cell of metrics.csv."""
+    return {
+        (name, int(row["step"]), float(text))
+        for row in rows(folder.path / "metrics.csv")
+        for name, text in row.items()
+        if text and name != "step"
+    }
+
+
+def close(one, other):
+    assert {point[:2] for point in one} == {point[:2] for point in other}
+    values = {point[:2]: point[2] for point in other}
+    assert all(value == pytest.approx(values[name, step], nan_ok=True) for name, step, value in one)
+
+
+def test_tensorboard_gets_the_points_of_metrics_csv_and_drops_those_after_the_checkpoint(
+    packages, resumed
+):
+    folder = resumed("logger=tensorboard")
+    first, second = Writer.made
+    assert (first.purge_step, second.purge_step) == (None, 2)
+    assert first.log_dir == second.log_dir == str(folder.path / "tensorboard")
+    close([point for point in first.points if point[1] < 2] + second.points, points(folder))
+
+
+def test_a_resumed_run_is_one_run_of_mlflow_with_the_points_of_metrics_csv(packages, resumed):
+    folder = resumed("logger=mlflow")
+    ((tags, found),) = Client.runs.values()
+    assert tags["mambaseg.run_id"] == folder.record["wandb_id"]
+    assert tags["mlflow.runName"] == folder.path.name and tags["mlflow.user"] == ""
+    close(found, points(folder))
+
+
+def test_a_logger_without_its_package_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for package, make in {
+        "tensorboard": lambda: TensorBoard(tmp_path),
+        "mlflow": lambda: MLflow("sqlite:///x.db", name="x"),
+        "wandb": lambda: wandb_logger(save_dir=tmp_path, name="x"),
+    }.items():
+        with pytest.raises(UserError, match=rf"pip install 'mambaseg\[{package}\]'"):
+            make()

@@ -13,8 +13,9 @@ from mambaseg.app.entry import CONF
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.models import UNet
 from mambaseg.training.checkpoints import Checkpoints
-from mambaseg.training.loggers import MetricsCsv, StepRows, finish_wandb, read_history, wandb_logger
+from mambaseg.training.loggers import MetricsCsv, read_history
 from mambaseg.training.segmentation import SegmentationTask
+from mambaseg.training.wandb_logger import StepRows, finish_wandb, wandb_logger
 from wandb_file import curves, read_run
 
 STEPS, EVERY = 7, 2

@@ -94,8 +94,8 @@ class Assembly:
         config = self.plan.config
         steps, every = config["data"]["steps"], config["data"]["val_every"]
         loggers = [
-            forgiving(made(logger, **(self._wandb(logger, folder) if name == "wandb" else {})))
-            for name, logger in (config.get("logger") or {}).items()
+            forgiving(made(logger, **self._filled_in(logger, folder)))
+            for logger in (config.get("logger") or {}).values()
             if logger
         ]
         chosen = config.get("callbacks") or {}
@@ -118,15 +118,16 @@ class Assembly:
             default_root_dir=str(folder.path),
         )
 
-    def _wandb(self, logger: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-        """What W&B gets to know of the run folder, so that a resumed run is the same W&B run."""
-        data, record = self.plan.config["data"], folder.record
-        told = {"name": folder.path.name, "run_id": record.get("wandb_id")}
-        if data["synthetic"]:
-            told["tags"] = [*logger["tags"], data["title"]]
-        if resumed := record.get("resumed"):
-            told |= {"resume_step": resumed[-1]["step"], "history": f"{folder.path}/metrics.csv"}
-        return told
+    def _filled_in(self, logger: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+        """What a logger's config leaves to the run (null or ???)."""
+        from mambaseg.training.loggers import run_fields
+
+        data = self.plan.config["data"]
+        known = run_fields(folder).items()
+        filled_in = {key: value for key, value in known if logger.get(key, "") in (None, "???")}
+        if data["synthetic"] and "tags" in logger:
+            filled_in["tags"] = [*logger["tags"], data["title"]]
+        return filled_in
 
     def _description(self) -> dict[str, Any]:
         """What a checkpoint says about itself: plain data."""

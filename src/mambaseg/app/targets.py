@@ -23,6 +23,8 @@ MOVED = {
     "mambaseg.checkpoints": "mambaseg.training.checkpoints",
     "mambaseg.nonfinite": "mambaseg.training.nonfinite",
     "mambaseg.loggers": "mambaseg.training.loggers",
+    "mambaseg.loggers.wandb_logger": "mambaseg.training.wandb_logger.wandb_logger",
+    "mambaseg.training.loggers.wandb_logger": "mambaseg.training.wandb_logger.wandb_logger",
     "mambaseg.data.augment": "mambaseg.data.augmentation",
     "mambaseg.data.restoration": "mambaseg.restoration.data",
     "mambaseg.data.pairs": "mambaseg.restoration.pairs",
@@ -75,7 +77,8 @@ def import_target(key: str, path: Any) -> Any:
     except Exception as error:  # whatever the user's own module raises when it is imported
         reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         module, _, name = str(path).rpartition(".")
-        said = f"it is {MOVED[module]}.{name} now" if module in MOVED else reason[0]
+        now = MOVED.get(str(path)) or (f"{MOVED[module]}.{name}" if module in MOVED else None)
+        said = f"it is {now} now" if now else reason[0]
         raise UserError(f"{key}._target_={path} cannot be imported: {said}") from error
 
 

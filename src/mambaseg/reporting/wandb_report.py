@@ -19,7 +19,7 @@ from mambaseg.errors import UserError
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_table, read_yaml
 
-AXIS = "trainer/global_step"  # of every curve, see `mambaseg.training.loggers.StepRows`
+AXIS = "trainer/global_step"  # of every curve, see `mambaseg.training.wandb_logger.StepRows`
 OVERLAYS = ("test/worst", "test/median", "test/best")
 log = logging.getLogger(__name__)
 

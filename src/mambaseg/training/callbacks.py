@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from mambaseg.errors import optional
 from mambaseg.evaluation.costs import count_operations, peak, start_peak
 from mambaseg.storage.run_folder import RunFolder, file_name
-from mambaseg.training.loggers import log_cases_to_wandb
+from mambaseg.training.wandb_logger import log_cases_to_wandb
 
 PACE = 50
 """Optimizer steps of a window over which the training's pace is measured."""

@@ -28,8 +28,9 @@ from mambaseg.storage.run_folder import RunFolder, code_changed, code_name, code
 from mambaseg.training import checkpoints
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
-from mambaseg.training.loggers import MetricsCsv, describe_to_wandb, finish_wandb, new_wandb_id
+from mambaseg.training.loggers import MetricsCsv
 from mambaseg.training.signals import Interrupted, Interruption
+from mambaseg.training.wandb_logger import describe_to_wandb, finish_wandb, new_wandb_id
 
 # pixels of training above which a CPU needs hours: twice experiment=acdc_cpu
 _SMALL_BUDGET = 2 * 128**2 * 12 * 1500
