@@ -39,16 +39,6 @@ def escape(text: str) -> str:
     return str(_escape(printable(text)))
 
 
-def environment() -> Environment:
-    """Jinja2 with the folder of templates, autoescape and no silently missing value."""
-    made = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        finalize=visible, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    made.filters["slug"] = lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return made
-
-
 def page(
     name: str,
     sections: Sequence[Section],
@@ -65,74 +55,44 @@ def page(
         runs: states of all runs.
         problems: runs that could not be read, one sentence each.
     """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    slug = {"slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")}
+    environment.filters |= {"signed": signed, "counted": counted, "verdict": verdict, **slug}
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return environment().get_template("page.html").render(
+    template = environment.get_template("page.html")
+    return template.render(
         name=name,
         # a browser may show the page, and run the one script that is ours
         digest=base64.b64encode(sha256(f"\n{script}".encode()).digest()).decode(),
         script=Markup(script),
         style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        lead=_lead(sections, others, runs),
-        problems=[*_unfinished(runs, len(sections)), *problems],
-        sections=[_section(f"part-{i + 1}", section) for i, section in enumerate(sections)],
+        problems=problems,
+        sections=sections,
+        figures=[[_figure(block) for block in section.blocks] for section in sections],
         others=others,
+        counts=summary(runs),
+        all_done=all(run.state == "done" for run in runs),
         runs=status_grid(runs),
-    )  # fmt: skip
+    )
 
 
-def _lead(sections: Sequence[Section], others: Sequence[Grid], runs: Sequence[RunState]) -> str:
-    told = f"Runs: {summary(runs)}."
-    if not sections and others:
-        return told
-    entries = sum(len(section.comparison.entries) for section in sections)
-    finished = sum(len(section.comparison.runs) for section in sections)
-    return f"{counted(entries, 'row')} from {counted(finished, 'finished run')}. {told}"
-
-
-def _unfinished(runs: Sequence[RunState], comparisons: int) -> list[str]:
-    told = []
-    if any(run.state != "done" for run in runs):
-        told.append(
-            f"Not all runs are finished ({summary(runs)}): the tables hold the finished ones. The "
-            "list of runs at the end gives the causes."
-        )
-    if comparisons > 1:
-        told.append(
-            "The runs do not share data, split and metric convention. They are in separate "
-            "sections; numbers of different sections are not comparable."
-        )
-    return told
-
-
-def _section(anchor: str, section: Section) -> dict[str, Any]:
-    found = section.pairs[0][1] if section.pairs else []  # of Dice
-    return {
-        "id": anchor,
-        "title": section.comparison.title,
-        "cautions": section.cautions,
-        "blocks": [b if isinstance(b, Grid) else _figure(b) for b in section.blocks],
-        "verdicts": [
-            (
-                f"{pair.first} and {pair.second}",
-                f"{signed(pair.difference, 3)} Dice, {signed(pair.low, 3)} to "
-                f"{signed(pair.high, 3)}",
-                verdict(pair),
-            )
-            for pair in found
-        ],
-    }
-
-
-def _figure(picture: Picture) -> dict[str, Any]:
-    """A picture as the template shows it: drawn in place, or as the bytes of its PNG."""
-    shown: dict[str, Any] = {"title": picture.title, "caption": picture.caption, "svg": ""}
-    if picture.svg is not None:
+def _figure(block: Grid | Picture) -> dict[str, Any]:
+    """What the template needs of a picture: drawn in place, or the bytes of its PNG."""
+    if isinstance(block, Grid):
+        return {}
+    if block.svg is not None:
         # text of a wide figure would shrink beyond reading on a phone: it scrolls instead
-        width = float(re.search(r'viewBox="0 0 ([\d.]+)', picture.svg)[1])  # type: ignore[index]
+        width = float(re.search(r'viewBox="0 0 ([\d.]+)', block.svg)[1])  # type: ignore[index]
         style = f"width:100%;min-width:{round(0.85 * width)}px;max-width:{round(1.6 * width)}px"
-        shown["svg"] = Markup(picture.svg.replace("<svg", f'<svg role="img" style="{style}"', 1))
-        return shown
-    pixels = picture.path.read_bytes()
+        return {"svg": Markup(block.svg.replace("<svg", f'<svg role="img" style="{style}"', 1))}
+    pixels = block.path.read_bytes()
     width = int.from_bytes(pixels[16:20], "big")  # where a PNG says it
     style = f"width:100%;min-width:{round(0.6 * width)}px;max-width:{width}px"
-    return shown | {"style": style, "data": base64.b64encode(pixels).decode()}
+    return {"style": style, "data": base64.b64encode(pixels).decode()}

@@ -34,20 +34,12 @@ _UNFINISHED = ".unfinished-"
 
 @dataclass(frozen=True)
 class Section:
-    """A comparison with everything that is shown of it.
-
-    Attributes:
-        comparison: of which entries.
-        cautions: sentences on top.
-        pairs: paired comparisons on each metric, Dice first; empty with one entry.
-        grids: all tables in the order of the page, that of the scores first.
-        figures: filled in when they are drawn.
-    """
+    """A comparison with everything that is shown of it."""
 
     comparison: Comparison
-    cautions: list[str]
-    pairs: list[tuple[Metric, list[Paired]]]
-    grids: list[Grid]
+    cautions: list[str]  # sentences on top
+    pairs: list[tuple[Metric, list[Paired]]]  # on each metric, Dice first; empty with one entry
+    grids: list[Grid]  # in the order of the page, the one of the scores first
     figures: list[Picture] = field(default_factory=list)
 
     @property
@@ -76,13 +68,7 @@ def section_of(comparison: Comparison) -> Section:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Reads the finished runs of an experiment and writes `<folder>/report/`.
-
-    Args:
-        folder: `outputs/<experiment>`.
-
-    Returns:
-        The page, `<folder>/report/index.html`.
+    """Reads the finished runs of an experiment and writes `<folder>/report/index.html`.
 
     Raises:
         UserError: no such folder, or no finished run.
