@@ -28,8 +28,8 @@ from mambaseg.errors import UserError
 Pixel = tuple[float, float]  # height and width in mm
 LARGEST_SIDE = 8192  # pixels of a resampled image
 
-# preset -> (intensity, geometry)
-_PRESETS = {
+# preset -> intensity per volume and channel (see `intensity`), geometry
+PRESETS = {
     "paper": ("minmax", "stretch"),
     "percentile": ("percentile", "stretch"),
     "zscore": ("zscore", "stretch"),
@@ -119,19 +119,7 @@ def _count(number: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A named intensity scaling and a named way onto the (size, size) grid.
-
-    | preset       | intensity, per volume           | geometry |
-    |--------------|---------------------------------|----------|
-    | `paper`      | min–max to [0, 1]               | stretch  |
-    | `percentile` | clip 0.5–99.5 %, then to [0, 1] | stretch  |
-    | `zscore`     | mean 0, standard deviation 1    | stretch  |
-    | `modern`     | clip 0.5–99.5 %, then to [0, 1] | fit      |
-    | `spacing`    | clip 0.5–99.5 %, then to [0, 1] | spacing  |
-    | `native`     | clip 0.5–99.5 %, then to [0, 1] | native   |
-
-    Another intensity scaling may take the place of a preset's own: `intensity`, or a `window`,
-    which clips to [low, high] in the files' grey values and maps these to 0 and 1.
+    """A named intensity scaling and a named way onto the (size, size) grid (see `PRESETS`).
 
     * *stretch*: as published (Mamba-UNet, after SSL4MIS): each axis is resampled to the grid by
       nearest neighbour, images and labels; the aspect ratio is not kept.
@@ -146,7 +134,8 @@ class Preprocessing:
         name: The preset.
         size: Side S of the grid in pixels.
         intensity: `minmax`, `percentile`, `zscore` or `window`; empty: the preset's own.
-        window: [low, high] in the files' grey values; its `intensity` is `window`.
+        window: [low, high] in the files' grey values, clipped and mapped to 0 and 1; its
+            `intensity` is `window`.
         spacing: Side of a pixel in mm, of geometry `spacing`.
         longest_side: Pixels; larger pictures were reduced to it when they were read, so that
             pictures are reduced before prediction too. None: read as they are.
@@ -160,8 +149,8 @@ class Preprocessing:
     longest_side: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in _PRESETS:
-            known = ", ".join(_PRESETS)
+        if self.name not in PRESETS:
+            known = ", ".join(PRESETS)
             raise UserError(f"unknown preprocessing {self.name!r}: choose one of {known}")
         for side in (self.size, self.longest_side):
             if side is not None and side < 1:
@@ -174,7 +163,7 @@ class Preprocessing:
                 )
             low, high = map(float, self.window)
             object.__setattr__(self, "window", (low, high))
-        implied = _PRESETS[self.name][0] if self.window is None else WINDOW
+        implied = PRESETS[self.name][0] if self.window is None else WINDOW
         object.__setattr__(self, "intensity", self.intensity or implied)
         if self.intensity not in ((WINDOW,) if self.window else SCALINGS):
             raise UserError(
@@ -203,7 +192,7 @@ class Preprocessing:
     @property
     def geometry(self) -> str:
         """Name of the way onto the grid: `stretch`, `fit`, `spacing` or `native`."""
-        return _PRESETS[self.name][1]
+        return PRESETS[self.name][1]
 
     @property
     def interpolation(self) -> str:
@@ -231,7 +220,7 @@ class Preprocessing:
 
     def settings(self) -> dict[str, Any]:
         """Return the values of `data.*` that ask for this; None where the preset decides."""
-        own = self.intensity in (_PRESETS[self.name][0], WINDOW)
+        own = self.intensity in (PRESETS[self.name][0], WINDOW)
         return {
             "preprocessing": self.name,
             "size": self.size,

@@ -363,7 +363,7 @@ def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Pa
     same = image.orientation == other.orientation
     same = same and np.allclose(image.spacing, other.spacing, rtol=0.01)
     if same and image.affine is not None and other.affine is not None:
-        between = np.linalg.solve(image.affine_in_mm, other.affine_in_mm)  # voxels to voxels
+        between = np.linalg.solve(image.affine, other.affine)  # voxels to voxels
         same = np.abs(between - np.eye(4))[:3, :3].max() <= 0.01
         same = same and np.abs(between[:3, 3]).max() <= 0.5
     if not same:

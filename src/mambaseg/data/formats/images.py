@@ -134,46 +134,38 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
 def _without_labels(sources: list[Source]) -> tuple[list[Source], list[str]]:
     """The images among files, and what was left out as reference or earlier result."""
     names = {source.name for source in sources}
-    with_images = {
-        parent
-        for name in names
-        for folder in Path(name.lower()).parents
-        if folder.name.startswith("images")
-        for parent in [folder.parent]
-    }
-    kept: dict[str, list[Source]] = {"": [], "earlier result": [], "reference": []}
+    folders = {folder for name in names for folder in Path(name.lower()).parents}
+    with_images = {folder.parent for folder in folders if folder.name.startswith("images")}
+    kinds = defaultdict(list)
     for source in sources:
-        result = not source.series and _is_result(source)
-        label = not source.series and _is_reference(source.name, names, with_images)
-        kept["earlier result" if result else "reference" if label else ""].append(source)
+        kinds["" if source.series else _label_kind(source, names, with_images)].append(source)
+    images = kinds.pop("", [])
     notes = []
-    images = kept.pop("")
-    for kind, some in kept.items():
+    for kind, some in sorted(kinds.items()):
         few = ", ".join(source.path.name for source in some[:3]) + ", ..." * (len(some) > 3)
-        if some:
-            notes.append(printable(f"left out: {len(some)} {kind}{'s'[: len(some) - 1]} ({few})"))
+        notes.append(printable(f"left out: {len(some)} {kind}{'s' * (len(some) > 1)} ({few})"))
     return images, notes
 
 
-def _is_reference(name: str, names: set[str], with_images: set[Path]) -> bool:
-    """Whether a name among others is that of labels; some folders have a folder of images."""
-    match = _MARKED.fullmatch(name)
-    if _REFERENCE.fullmatch(name) or (match and {match[1], f"{match[1]}_0000"} & names):
-        return True
-    folders = Path(name.lower()).parents
-    return any(one.name in _REFERENCES and one.parent in with_images for one in folders)
-
-
-def _is_result(source: Source) -> bool:
-    """Whether `predict.py` wrote it: by its name, or by what the .json beside it says."""
-    name = source.path.name
-    if name.endswith((PROBABILITIES, OVERLAY, DICOM_SEG)):
-        return True
+def _label_kind(source: Source, names: set[str], with_images: set[Path]) -> str:
+    """Which labels a file holds by its name, or by what the .json beside it says; none: empty."""
+    match = _MARKED.fullmatch(source.name)
+    if source.path.name.endswith((PROBABILITIES, OVERLAY, DICOM_SEG)):
+        return "earlier result"
     try:
-        about = read_json(source.path.with_name(without_ending(name) + ".json"))
+        about = read_json(source.path.with_name(without_ending(source.path.name) + ".json"))
+        if isinstance(about, dict) and {"labels", "image", "made_by"} <= about.keys():
+            return "earlier result"
     except (OSError, ForeignFileError):
-        return False
-    return isinstance(about, dict) and {"labels", "image", "made_by"} <= about.keys()
+        pass
+    folders = Path(source.name.lower()).parents
+    if (
+        _REFERENCE.fullmatch(source.name)
+        or (match and {match[1], f"{match[1]}_0000"} & names)
+        or any(one.name in _REFERENCES and one.parent in with_images for one in folders)
+    ):
+        return "reference"
+    return ""
 
 
 def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:

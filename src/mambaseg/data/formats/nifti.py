@@ -68,10 +68,12 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Volume:
     header, affine = file.header, np.asarray(file.affine)
     zooms, unit = [float(zoom) for zoom in header.get_zooms()[:3]], header.get_xyzt_units()[0]
     check_affine(path, affine, np.where(np.array(file.shape[:3]) > 1, zooms, np.nan).tolist())
-    x, y, z = (zoom * MM_PER_UNIT[unit] for zoom in zooms)
+    factor = MM_PER_UNIT[unit]
+    x, y, z = (zoom * factor for zoom in zooms)
     spacing = None if unit == "unknown" and zooms == [1.0, 1.0, 1.0] else (z, y, x)
     placed = header["sform_code"] > 0 or header["qform_code"] > 0
     orientation = spacing and "".join(nibabel.aff2axcodes(affine))
+    affine = np.diag([factor, factor, factor, 1.0]) @ affine
     array = array.reshape(-1, *array.shape[-3:])[:, :, None]
     return Volume(array, None, spacing, affine if placed else None, orientation, place_of(header))
 

@@ -42,7 +42,7 @@ class Volume:
             file that may be a cine, T = 1 for a volume.
         label: `(Z, H, W)` uint8, or None for a case without one.
         spacing: voxel size in mm as (z, y, x); None when the file does not tell.
-        affine: 4x4, from voxel (x, y, z) to the header's unit; None when the file has none.
+        affine: 4x4, from voxel (x, y, z) to mm; None when the file has none.
         orientation: axis codes of (x, y, z) such as "LPS"; None when unknown.
         header: a nibabel NIfTI header with the place of the grid and nothing else, for label maps
             on it; None where none are written.
@@ -58,20 +58,11 @@ class Volume:
     flat: bool = False
 
     @property
-    def affine_in_mm(self) -> np.ndarray:
-        """The affine, which a header may hold in metres or microns, unlike `spacing`."""
-        assert self.spacing is not None and self.affine is not None
-        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
-        ratio = float(np.mean(np.array(self.spacing[::-1]) / lengths))
-        unit = 1000.0 ** round(np.log(ratio) / np.log(1000.0))
-        return np.diag([unit, unit, unit, 1.0]) @ self.affine
-
-    @property
     def place(self) -> str:
         """Axes, voxel size and place of the first voxel in words."""
         first = "an unknown place"
         if self.affine is not None:
-            x, y, z = (f"{place:.4g}" for place in self.affine_in_mm[:3, 3] + 0.0)
+            x, y, z = (f"{place:.4g}" for place in self.affine[:3, 3] + 0.0)
             first = f"({x}, {y}, {z}) mm"
         axes = f"axes {self.orientation}, voxel size {self.spacing} mm (z, y, x)"
         return f"{axes}, first voxel at {first}"
