@@ -20,11 +20,9 @@ QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
 @pytest.mark.parametrize(
     ("size", "in_channels", "num_classes"),
     [
-        ((224, 224), 1, 9),
-        ((160, 192), 3, 2),
-        ((97, 131), 1, 2),
+        ((64, 96), 1, 9),  # a multiple of what every network needs
+        ((97, 131), 3, 2),
         ((33, 47), 3, 9),
-        ((70, 45), 1, 4),
         ((17, 100), 1, 5),
     ],
     ids=str,
