@@ -336,7 +336,7 @@ def test_a_sweep_that_was_killed_does_only_what_is_left(small_run, tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already finished") == 1
-    assert again.stdout.count("going on from step") == 1
+    assert again.stdout.count("resuming from step") == 1
     after = records()
     assert {record["status"] for record in after.values()} == {"done"} and len(after) == 3
     for key, record in before.items():
