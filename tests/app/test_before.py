@@ -5,15 +5,13 @@ and one that SIGTERM stopped after six of 200 steps, with the cases.csv of its u
 """
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from runs import entered
+
 BEFORE = Path(__file__).parent / "before"
 COMMON = ("data=phantom", "data.root=phantom", "data.prepare.patients=8", "data.cache_dir=cache",
           "data.size=32", "data.batch_size=4", "logger=csv", "trainer=cpu", "name=before",
@@ -34,14 +32,13 @@ def place(phantom_root, tmp_path_factory):
     return place
 
 
-def typed(place, script, *words):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src" / script), *words], cwd=place, capture_output=True,
-        text=True, timeout=280, stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout + done.stderr
+@pytest.fixture
+def typed(capfd):
+    def run(place, script, *words):
+        assert entered(script, *words, cwd=place) == 0, capfd.readouterr()
+        return capfd.readouterr().out
+
+    return run
 
 
 def scores(path):
@@ -69,32 +66,32 @@ def run_folder(place, key):
     return folder
 
 
-def test_a_finished_run_is_recognised(place):
+def test_a_finished_run_is_recognised(place, typed):
     assert "already finished" in typed(place, "train.py", *FINISHED)
     assert len(list(place.glob("outputs/before/unet*"))) == 2
 
 
-def test_its_checkpoint_scores_as_it_did(place):
+def test_its_checkpoint_scores_as_it_did(place, typed):
     folder = run_folder(place, "53bafc53")
     typed(place, "evaluate.py", f"run={folder}", "outputs=again", "logger=csv", "trainer=cpu")
     (cases,) = place.glob("again/**/cases.csv")
     same(scores(cases), scores(BEFORE / "finished/cases.csv"))
 
 
-def test_it_predicts(place):
+def test_it_predicts(place, typed):
     image = next((place / "phantom").glob("**/patient001/patient001_frame01.nii.gz"))
     best = run_folder(place, "53bafc53") / "checkpoints/best.ckpt"
     typed(place, "predict.py", f"run={best}", f"input={image}", "output=maps")
     assert list(place.glob("maps/*.nii.gz"))
 
 
-def test_it_is_reported(place):
+def test_it_is_reported(place, typed):
     typed(place, "report.py", "outputs/before")
     page = (place / "outputs/before/report/index.html").read_text()
     assert "unet" in page and "53bafc53" in page
 
 
-def test_a_stopped_run_resumes_to_the_result_of_one_that_was_not(place):
+def test_a_stopped_run_resumes_to_the_result_of_one_that_was_not(place, typed):
     out = typed(place, "train.py", *STOPPED)
     folder = run_folder(place, "f48c3687")
     assert "step 6" in out

@@ -101,6 +101,9 @@ def test_the_same_configuration_returns_the_finished_result(small_run):
 def test_another_seed_is_another_run_on_the_same_split(run, shared_run):
     first, second = run, built("model=unet", *shared_run, "seed=7")
     assert first.folder.path != second.folder.path
+    assert len({first.plan, second.plan}) == 2 and first.plan != second.plan
+    assert built("model=unet", *shared_run).plan == first.plan
+    assert first.config["trainer"]["precision"] != "auto"
     assert first.data.split == second.data.split
 
 
@@ -148,7 +151,8 @@ def test_gradients_are_clipped_although_the_recipe_has_a_fused_optimizer(small_r
 
 def test_a_network_of_bfloat16_trains_and_is_scored_on_data_that_are_not_rounded(small_run):
     words = ("model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]")
-    run = trained("model=unet", *small_run, *words, "trainer.precision=bf16-true")
+    words += ("data.steps=1", "data.val_every=1", "data.batch_size=2")
+    run = trained(*small_run, *words, "trainer.precision=bf16-true")
     parameters = dict(run.task.network.named_parameters())
     narrow = {name for name, p in parameters.items() if p.dtype == torch.bfloat16}
     exact = {name for name in parameters if name.endswith(("A_logs", "Ds", "dt_projs_bias"))}

@@ -1,16 +1,13 @@
 """Without data=, a run is scored on its own data, as its run folder tells."""
 
-import runpy
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from mambaseg.storage.run_folder import RunFolder
+from runs import entered
 
-SOURCE = Path(__file__).parents[2] / "src"
 LEAF = """
 defaults:
   - acdc
@@ -20,18 +17,6 @@ title: hearts of our hospital
 split: random
 class_names: [background, right, wall, left]
 """
-
-
-def entry(script, words, monkeypatch):
-    """Runs an entry script in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACDC_ROOT", "/nonexistent")  # the default data are the phantom
-        try:
-            runpy.run_path(str(SOURCE / script), run_name="__main__")
-        except SystemExit as stop:
-            return stop.code or 0
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +33,15 @@ def own(phantom_root, tmp_path_factory):
         "data.size=32", "data.batch_size=4", "data.steps=2", "data.val_every=2", "logger=csv",
         "model=unet", "model.widths=[4,8,8,8,8]", "trainer=cpu",
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        assert entry("train.py", words, patch) == 0
+    assert entered("train.py", *words, cwd=place) == 0
     (run,) = (place / "outputs" / "default").glob("*/run.json")
     return run.parent
 
 
-def scored(run, monkeypatch, tmp_path, *words):
+def scored(run, tmp_path, *words):
     """Status of evaluate.py from an empty folder, and the run folder that it made, if any."""
-    monkeypatch.chdir(tmp_path)
     words = f"--config-dir={own_conf(run)}", f"outputs={tmp_path / 'out'}", "logger=csv", *words
-    status = entry("evaluate.py", [*words, "trainer=cpu"], monkeypatch)
+    status = entered("evaluate.py", *words, "trainer=cpu", cwd=tmp_path)
     made = list((tmp_path / "out" / "evaluate").glob("*/run.json"))
     return status, RunFolder(made[0].parent) if made else None
 
@@ -69,8 +51,8 @@ def own_conf(run):
 
 
 @pytest.mark.parametrize("which", ["", "checkpoints/best.ckpt"])
-def test_a_run_is_scored_on_its_own_data(own, which, monkeypatch, tmp_path):
-    status, again = scored(own, monkeypatch, tmp_path, f"run={own / which}")
+def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
+    status, again = scored(own, tmp_path, f"run={own / which}")
     assert status == 0
     assert again.summary["data"] == "hearts of our hospital"
     assert again.summary["split"] == RunFolder(own).summary["split"]
@@ -79,18 +61,18 @@ def test_a_run_is_scored_on_its_own_data(own, which, monkeypatch, tmp_path):
     assert not (tmp_path / "data").exists()  # no phantom is written
 
 
-def test_what_the_command_says_of_the_data_is_kept(own, monkeypatch, tmp_path, capfd):
-    status, again = scored(own, monkeypatch, tmp_path, f"run={own}", "data.root=elsewhere")
+def test_what_the_command_says_of_the_data_is_kept(own, tmp_path, capfd):
+    status, again = scored(own, tmp_path, f"run={own}", "data.root=elsewhere")
     assert status == 1 and again is None
     assert "elsewhere" in capfd.readouterr().err
     words = "+data.split_seed=0", "evaluation.allow_seen=true"
-    status, again = scored(own, monkeypatch, tmp_path, f"run={own}", *words)
+    status, again = scored(own, tmp_path, f"run={own}", *words)
     assert status == 0 and again.summary["split"]["name"] == "random-seed0"
 
 
-def test_a_checkpoint_alone_does_not_say_what_to_score_it_on(own, monkeypatch, tmp_path, capfd):
+def test_a_checkpoint_alone_does_not_say_what_to_score_it_on(own, tmp_path, capfd):
     alone = shutil.copy(own / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
-    status, again = scored(own, monkeypatch, tmp_path, f"run={alone}")
+    status, again = scored(own, tmp_path, f"run={alone}")
     assert status == 1 and again is None
     assert "data=" in capfd.readouterr().err
 
@@ -116,25 +98,23 @@ ATTACKS = {
 def test_a_run_folder_makes_no_object(own, attack, monkeypatch, tmp_path, capfd):
     run = changed(own, tmp_path, ATTACKS[attack])
     monkeypatch.setattr("os.system", lambda *_: pytest.fail("was called"))
-    status, again = scored(own, monkeypatch, tmp_path, f"run={run}")
+    status, again = scored(own, tmp_path, f"run={run}")
     assert status == 1 and again is None
     assert "object" in capfd.readouterr().err.lower()
 
 
-def test_what_a_run_folder_says_is_not_interpolated(own, monkeypatch, tmp_path):
+def test_what_a_run_folder_says_is_not_interpolated(own, tmp_path):
     title = "${oc.env:HOME}"
     run = changed(own, tmp_path, lambda data: data.update(title=title))
-    status, again = scored(own, monkeypatch, tmp_path, f"run={run}")
+    status, again = scored(own, tmp_path, f"run={run}")
     assert status == 0 and again.summary["data"] == title
 
 
-def test_data_that_have_gone_and_configs_that_have_gone_are_named(
-    own, monkeypatch, tmp_path, capfd
-):
+def test_data_that_have_gone_and_configs_that_have_gone_are_named(own, tmp_path, capfd):
     run = changed(own, tmp_path, lambda data: data.update(root="/nonexistent/hearts"))
-    assert scored(own, monkeypatch, tmp_path, f"run={run}") == (1, None)
+    assert scored(own, tmp_path, f"run={run}") == (1, None)
     assert "/nonexistent/hearts" in capfd.readouterr().err
     record = run / "run.json"
     record.write_text(record.read_text().replace('"config": "heart"', '"config": "../heart"'))
-    assert scored(own, monkeypatch, tmp_path, f"run={run}") == (1, None)
+    assert scored(own, tmp_path, f"run={run}") == (1, None)
     assert "conf/data/../heart.yaml" in capfd.readouterr().err

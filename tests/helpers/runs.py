@@ -1,14 +1,18 @@
 """Small runs in this process: composed, built and trained as the entry scripts do it."""
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 
+SOURCE = Path(__file__).parents[2] / "src"
 UNET = ("model=unet", "model.widths=[4,8]", "model.dropout=[0,0]")
 """A network that trains in seconds."""
 QUIET = ("logger=csv", "callbacks.progress=null")
@@ -77,3 +81,17 @@ def trained(*words: str, script: str = "config", configs: Path | None = None) ->
             run.evaluate()
         run.report()
     return run
+
+
+def entered(script: str, *words: str, cwd: Path | None = None) -> int:
+    """Runs an entry script, such as train.py, in this process; its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, words)])
+        patch.setenv("ACDC_ROOT", "/nonexistent")  # the default data are the phantom
+        if cwd:
+            patch.chdir(cwd)
+        try:
+            runpy.run_path(str(SOURCE / script), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

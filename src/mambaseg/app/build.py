@@ -159,16 +159,11 @@ def _silence_libraries() -> None:
     import warnings
 
     for message in (
-        # Lightning 2.6 with torch 2.13: its own use of a deprecated check
-        ".*isinstance\\(treespec, LeafSpec\\)",
-        # a run resumes in its own folder
-        "Checkpoint directory .* exists and is not empty",
-        # few workers are enough for a memory-mapped cache; the data module documents it
-        ".*does not have many workers",
-        # scores are of all processes' cases before they are logged
-        "It is recommended to use .*sync_dist=True",
-        # DDP about a depthwise convolution's gradient, whose axis of one channel has two strides
-        "Grad strides do not match bucket view strides",
+        ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13: its own business
+        "Checkpoint directory .* exists and is not empty",  # a run resumes in its own folder
+        ".*does not have many workers",  # few are enough for a memory-mapped cache
+        "It is recommended to use .*sync_dist=True",  # scores are of all processes' cases already
+        "Grad strides do not match bucket view strides",  # of a depthwise convolution under DDP
     ):
         warnings.filterwarnings("ignore", message=message)
     import lightning.pytorch.utilities  # it sets its loggers' levels at import
