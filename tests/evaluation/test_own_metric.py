@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-import own_runs
 from mambaseg.evaluation.volumetric_similarity import VolumetricSimilarity
+from runs import UNET, trained
 
 FILE = '''
 from mambaseg.evaluation.metrics import Metric
@@ -39,7 +39,7 @@ def own(tmp_path_factory):
 
 def test_a_metric_of_a_foreign_file_reaches_every_table(own, small_run, tmp_path, capsys):
     chosen = "metric=[overreach,volumetric_similarity]"
-    run = own_runs.trained(own / "conf", tmp_path, *small_run, "data.steps=2", chosen)
+    run = trained(*UNET, *small_run, "data.steps=2", chosen, configs=own / "conf")
     with (run.folder.path / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"overreach", "volumetric_similarity"} <= rows[0].keys()
@@ -62,9 +62,8 @@ def test_a_metric_of_a_foreign_file_reaches_every_table(own, small_run, tmp_path
 
 def test_it_may_choose_the_best_state(own, small_run, tmp_path):
     monitor = "callbacks.checkpoint.monitor=val/volumetric_similarity"
-    run = own_runs.trained(
-        own / "conf", tmp_path, *small_run, "data.steps=2", "metric=volumetric_similarity", monitor
-    )
+    words = [*small_run, "data.steps=2", "metric=volumetric_similarity", monitor]
+    run = trained(*UNET, *words, configs=own / "conf")
     assert isinstance(run.folder.record["val_volumetric_similarity"], float)
 
 

@@ -1,3 +1,0 @@
-"""Use `runs` instead."""
-
-from runs import small_overrides as small_overrides
