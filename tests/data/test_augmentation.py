@@ -11,7 +11,7 @@ from scipy.ndimage import rotate, zoom
 
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
-from mambaseg.data.augmentation import Augmentation
+from mambaseg.data.augmentation import Augmentation, Flip, Rotate, TurnOrRotate
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
@@ -277,6 +277,16 @@ def test_modern_moves_scales_and_changes_tone_within_bounds():
     assert areas.std() > 0.1
     assert grid.min() >= 0 and grid.max() <= 1
     assert torch.isfinite(grid).all()
+
+
+def test_the_views_follow_from_the_operations():
+    for operations, views in (
+        ({"rotate": Rotate()}, "none"),
+        ({"flip": Flip(probability=0.0)}, "none"),
+        ({"flip": Flip(), "rotate": None}, "flips"),
+        ({"flip": Flip(), "turn": TurnOrRotate()}, "all"),
+    ):
+        assert Augmentation(operations, Preprocessing("paper", 32), 0).views == views
 
 
 def test_what_is_drawn_depends_on_seed_step_and_position_alone():

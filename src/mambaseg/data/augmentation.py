@@ -77,7 +77,7 @@ class Intensity(Operation):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rotate(Spatial):
     """Rotation by up to `degrees` in both directions."""
 
@@ -88,7 +88,7 @@ class Rotate(Spatial):
         view.matrix = view.matrix @ _rotation(2 * self.degrees * u[0] - self.degrees)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scale(Spatial):
     """Scaling by `smallest` to 1 / `smallest`, reduction as likely as enlargement."""
 
@@ -99,13 +99,15 @@ class Scale(Spatial):
         view.matrix = view.matrix / self.smallest ** (1 - 2 * u[0])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Flip(Spatial):
     """Mirroring of each axis with a probability."""
 
     probability: float = 0.5
     numbers = 2
-    mirrors = True
+
+    def __post_init__(self) -> None:
+        self.mirrors = self.probability > 0
 
     def move(self, view: View, u: Array) -> None:
         """Mirror the rows, the columns, both or neither."""
@@ -113,7 +115,7 @@ class Flip(Spatial):
             view.matrix = view.matrix @ flip if coin < self.probability else view.matrix
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shift(Spatial):
     """Translation along each axis by up to a share of the native size."""
 
@@ -125,7 +127,7 @@ class Shift(Spatial):
         view.shift = view.shift + (2 * self.share * u - self.share)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TurnOrRotate(Spatial):
     """The augmentation of Mamba-UNet (after SSL4MIS), at native aspect before the resize.
 
@@ -155,7 +157,7 @@ class TurnOrRotate(Spatial):
             view.matrix = view.matrix @ _rotation(degrees)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tone(Intensity):
     """Contrast and gamma (factor and exponent) and brightness, each on a part of the samples.
 
