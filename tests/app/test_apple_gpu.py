@@ -11,7 +11,7 @@ from mambaseg.app.settle import device_type
 from mambaseg.data import sampling
 from mambaseg.errors import UserError
 from runs import built
-from small_leaves import SMALL
+from small_networks import SMALL
 
 APPLE = "lightning.fabric.accelerators.mps.MPSAccelerator.is_available"
 

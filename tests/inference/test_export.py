@@ -13,7 +13,7 @@ from torch import nn
 from mambaseg.errors import UserError
 from mambaseg.inference.export import SUFFIX, export_network
 from mambaseg.models import AnySize, MambaUNet, ScanBlock, UNet
-from small_leaves import LEAVES, small_leaf
+from small_networks import NAMES, small_network
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -49,17 +49,17 @@ QUICK = (("nnunet_2d", "onnx"), ("trans_unet", "onnx"))
 
 
 @pytest.mark.parametrize(
-    ("leaf", "format"),
+    ("name", "format"),
     [
-        pytest.param(leaf, format, marks=() if (leaf, format) in QUICK else pytest.mark.slow)
-        for leaf in LEAVES
+        pytest.param(name, format, marks=() if (name, format) in QUICK else pytest.mark.slow)
+        for name in NAMES
         for format in SUFFIX
     ],
 )
-def test_every_leaf_can_be_exported_without_a_word(leaf, format, tmp_path, capfd):
-    scans = any(isinstance(module, ScanBlock) for module in small_leaf(leaf).modules())
+def test_every_network_is_exported_in_silence(name, format, tmp_path, capfd):
+    scans = any(isinstance(module, ScanBlock) for module in small_network(name).modules())
     backend = {"scan_backend": "torch"} if scans else {}
-    network = small_leaf(leaf, in_channels=3, num_classes=5, **backend).eval()
+    network = small_network(name, in_channels=3, num_classes=5, **backend).eval()
     path = tmp_path / f"network{SUFFIX[format]}"
     parity = export_network(network, torch.rand(1, 3, 61, 80), path, format=format, about={})
     assert parity.difference <= 1e-4 and parity.labels_equal >= 0.9999

@@ -1,14 +1,14 @@
-"""What every leaf of conf/model promises: small versions of all of them, and some at full width."""
+"""What every network of conf/model promises: all of them small, and some at full width."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from small_leaves import LEAVES, full_leaf, small_leaf
+from small_networks import NAMES, full_network, small_network
 
-each_leaf = pytest.mark.parametrize("leaf", LEAVES)
+each_network = pytest.mark.parametrize("name", NAMES)
 
-# leaves whose graph torch.compile has to break, and where
+# networks whose graph torch.compile has to break, and where
 GRAPH_BREAKS = {"swin_unetr": "MONAI looks at values of its attention mask"}
 # parameters whose gradient is zero but for roundings: a norm takes away what they add
 NO_GRADIENT = ("bi_ssm.local.2.bias",)
@@ -16,7 +16,7 @@ NO_GRADIENT = ("bi_ssm.local.2.bias",)
 QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
 
 
-@each_leaf
+@each_network
 @pytest.mark.parametrize(
     ("size", "in_channels", "num_classes"),
     [
@@ -27,8 +27,8 @@ QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
     ],
     ids=str,
 )
-def test_it_trains_at_any_size_with_any_channels_and_classes(leaf, size, in_channels, num_classes):
-    network = small_leaf(leaf, in_channels, num_classes).train()
+def test_it_trains_at_any_size_with_any_channels_and_classes(name, size, in_channels, num_classes):
+    network = small_network(name, in_channels, num_classes).train()
     logits = network(torch.rand(2, in_channels, *size))
     assert logits.shape == (2, num_classes, *size)
     assert logits.dtype == torch.float32 and logits.isfinite().all()
@@ -49,9 +49,9 @@ def open_branches(network):
             torch.nn.init.ones_(norm.weight)
 
 
-@each_leaf
-def test_every_parameter_gets_a_gradient_that_is_not_zero(leaf):
-    network = small_leaf(leaf).eval()  # no dropout, no drop path
+@each_network
+def test_every_parameter_gets_a_gradient_that_is_not_zero(name):
+    network = small_network(name).eval()  # no dropout, no drop path
     open_branches(network)
     network(torch.rand(2, 1, 64, 64)).square().sum().backward()
     for name, parameter in trainable(network):
@@ -59,9 +59,9 @@ def test_every_parameter_gets_a_gradient_that_is_not_zero(leaf):
         assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-@each_leaf
-def test_its_state_dict_carries_it_whole_and_inference_repeats(leaf, tmp_path):
-    first, second = small_leaf(leaf), small_leaf(leaf)
+@each_network
+def test_its_state_dict_carries_it_whole_and_inference_repeats(name, tmp_path):
+    first, second = small_network(name), small_network(name)
     image = torch.rand(2, 1, 64, 64)
     first(image)  # in training mode: running statistics are part of the state
     first.eval(), second.eval()
@@ -75,18 +75,20 @@ def test_its_state_dict_carries_it_whole_and_inference_repeats(leaf, tmp_path):
         assert torch.equal(first(image), expected)
 
 
-@each_leaf
-def test_samples_of_a_batch_do_not_mix(leaf):
-    network = small_leaf(leaf).eval().double()  # where a norm follows Mamba, float32 is off by 1e-4
+@each_network
+def test_samples_of_a_batch_do_not_mix(name):
+    network = (
+        small_network(name).eval().double()
+    )  # where a norm follows Mamba, float32 is off by 1e-4
     images = torch.rand(3, 1, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         alone = torch.cat([network(image[None]) for image in images])
         torch.testing.assert_close(network(images), alone)
 
 
-@each_leaf
-def test_bfloat16_autocast_stays_near_float32(leaf):
-    network = small_leaf(leaf).eval()
+@each_network
+def test_bfloat16_autocast_stays_near_float32(name):
+    network = small_network(name).eval()
     image = torch.rand(2, 1, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(image)
@@ -136,39 +138,39 @@ def learn(network, size, rate, patience=12):
     pytest.fail(f"Dice of ring and disc after every ten steps: {scores}")
 
 
-@each_leaf
-def test_it_learns_one_batch_by_heart(leaf):
-    learn(small_leaf(leaf, num_classes=3), size=64, rate=3e-3)
+@each_network
+def test_it_learns_one_batch_by_heart(name):
+    learn(small_network(name, num_classes=3), size=64, rate=3e-3)
 
 
 @pytest.mark.parametrize(
-    ("leaf", "rate", "patience"),
+    ("name", "rate", "patience"),
     [
         ("unet", 3e-3, 8),
         ("mamba_unet", 1e-3, 4),
         pytest.param("swin_unet", 5e-4, 8, marks=pytest.mark.slow),
     ],
 )
-def test_full_width_learns_one_batch_by_heart(leaf, rate, patience):
-    learn(full_leaf(leaf, num_classes=3), size=32, rate=rate, patience=patience)
+def test_full_width_learns_one_batch_by_heart(name, rate, patience):
+    learn(full_network(name, num_classes=3), size=32, rate=rate, patience=patience)
 
 
 @pytest.mark.parametrize(
-    "leaf",
+    "name",
     [
-        pytest.param(leaf, marks=() if leaf in QUICK_TO_COMPILE else pytest.mark.slow)
-        for leaf in LEAVES
+        pytest.param(name, marks=() if name in QUICK_TO_COMPILE else pytest.mark.slow)
+        for name in NAMES
     ],
 )
-def test_it_compiles(leaf):
-    network = small_leaf(leaf, **QUICK_TO_COMPILE.get(leaf, {})).eval()
+def test_it_compiles(name):
+    network = small_network(name, **QUICK_TO_COMPILE.get(name, {})).eval()
     image = torch.rand(1, 1, 64, 64)
     expected = network(image)
     expected.sum().backward()
     gradients = {name: p.grad.clone() for name, p in trainable(network)}
     network.zero_grad()
     torch._dynamo.reset()
-    compiled = torch.compile(network, fullgraph=leaf not in GRAPH_BREAKS, backend="aot_eager")
+    compiled = torch.compile(network, fullgraph=name not in GRAPH_BREAKS, backend="aot_eager")
     logits = compiled(image)
     logits.sum().backward()
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

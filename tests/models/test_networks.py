@@ -24,32 +24,35 @@ from mambaseg.models import (
     VMUNet,
     names_without_decay,
 )
-from small_leaves import LEAVES, full_leaf, small_leaf
+from small_networks import NAMES, full_network, small_network
 
 OURS = [
-    leaf
-    for leaf in LEAVES
-    if OmegaConf.load(CONF / "model" / f"{leaf}.yaml")._target_.startswith("mambaseg.")
+    name
+    for name in NAMES
+    if OmegaConf.load(CONF / "model" / f"{name}.yaml")._target_.startswith("mambaseg.")
 ]
 WITHOUT_SCAN = (
     "attention_unet", "mamba_unet_no_scan", "swin_unet", "trans_unet", "u_mamba_none", "unet",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("leaf", OURS)
-def test_sizes_that_do_not_fit_name_the_wrapper(leaf):
+@pytest.mark.parametrize("name", OURS)
+def test_sizes_that_do_not_fit_name_the_wrapper(name):
     with pytest.raises(UserError, match=r"multiples of \d+, got 40 × 65.*AnySize"):
-        small_leaf(leaf).network(torch.rand(1, 1, 40, 65))
+        small_network(name).network(torch.rand(1, 1, 40, 65))
 
 
 repeats_a_single_channel = pytest.mark.parametrize(
-    "leaf", ["swin_unet", "mamba_unet", "mamba_unet_no_scan", "vm_unet"]
+    "name", ["swin_unet", "mamba_unet", "mamba_unet_no_scan", "vm_unet"]
 )
 
 
 @repeats_a_single_channel
-def test_one_channel_is_repeated_to_three(leaf):
-    grey, colour = small_leaf(leaf, in_channels=1).eval(), small_leaf(leaf, in_channels=3).eval()
+def test_one_channel_is_repeated_to_three(name):
+    grey, colour = (
+        small_network(name, in_channels=1).eval(),
+        small_network(name, in_channels=3).eval(),
+    )
     colour.load_state_dict(grey.state_dict())
     image = torch.rand(1, 1, 32, 32)
     with torch.no_grad():
@@ -57,30 +60,30 @@ def test_one_channel_is_repeated_to_three(leaf):
 
 
 @repeats_a_single_channel
-def test_other_channel_counts_are_taken_as_they_are(leaf):
-    assert small_leaf(leaf, in_channels=2).network.patch_embed.proj.in_channels == 2
+def test_other_channel_counts_are_taken_as_they_are(name):
+    assert small_network(name, in_channels=2).network.patch_embed.proj.in_channels == 2
 
 
-@pytest.mark.parametrize("leaf", OURS)
-def test_networks_with_a_scan_say_so(leaf):
-    network = small_leaf(leaf)
-    expected = leaf not in WITHOUT_SCAN
+@pytest.mark.parametrize("name", OURS)
+def test_networks_with_a_scan_say_so(name):
+    network = small_network(name)
+    expected = name not in WITHOUT_SCAN
     assert any(isinstance(module, ScanBlock) for module in network.modules()) == expected
 
 
 def test_parameters_that_decay_would_harm_are_named():
-    mamba, swin = (small_leaf(leaf, depths=[2, 2, 2, 2]) for leaf in ("mamba_unet", "swin_unet"))
+    mamba, swin = (small_network(name, depths=[2, 2, 2, 2]) for name in ("mamba_unet", "swin_unet"))
     for wrapped, parts in [(mamba, ("A_logs", "Ds")), (swin, ("relative_position_bias_table",))]:
         network = wrapped.network
         expected = {name for name, _ in network.named_parameters() if name.endswith(parts)}
         assert len(expected) == len(parts) * 14
         assert names_without_decay(network) == expected
         assert names_without_decay(wrapped) == {f"network.{name}" for name in expected}
-    assert names_without_decay(small_leaf("unet")) == set()
+    assert names_without_decay(small_network("unet")) == set()
 
 
 @pytest.mark.parametrize(
-    ("leaf", "network"),
+    ("name", "network"),
     [
         ("unet", UNet),
         ("attention_unet", AttentionUNet),
@@ -95,10 +98,10 @@ def test_parameters_that_decay_would_harm_are_named():
         ("uvm_net", UVMNet),
     ],
 )
-def test_leaf_says_the_defaults_of_its_network(leaf, network):
-    from_leaf = full_leaf(leaf).network
-    assert type(from_leaf) is network
-    assert repr(from_leaf) == repr(network())
+def test_config_holds_the_defaults_of_its_network(name, network):
+    configured = full_network(name).network
+    assert type(configured) is network
+    assert repr(configured) == repr(network())
 
 
 def test_importing_the_networks_loads_no_heavy_package():

@@ -14,8 +14,8 @@ Differences:
   checkpoints), but frozen and not used.
 * nnU-Net plans strides, kernels and depth per dataset and axis; here every kernel is 3 × 3, and
   every stage but the first halves height and width.
-* Mamba runs under autocast like the rest: the scan keeps its state and what it decays by in
-  float32. (The original's encoder variant switches autocast off around Mamba, for it gave NaN.)
+* Mamba runs under autocast like the rest: the scan keeps its state and its decays in float32. (The
+  original's encoder variant switches autocast off around Mamba, for it gave NaN.)
 """
 
 from collections import OrderedDict

@@ -10,7 +10,7 @@ As in the code:
 * The Bi-SSM block makes tokens of a map by a reshape, not a permute: a "token" is C values that
   follow each other in memory, mostly neighbours in one row of one channel. So the layer norm over
   a token takes away what the bias of the convolution in front of it adds to a channel.
-* The cost follows the grid, not the image: a small image takes nearly as long as a large one.
+* The cost follows the grid: a small image takes nearly as long as a large one.
 
 Differences:
 

@@ -1,9 +1,8 @@
 """The visual state space block of VMamba and Mamba-UNet, on channels-last `(B, H, W, C)` maps.
 
 Source: VMamba (Liu et al. 2024, arXiv 2401.10166v1, section 3), in the version Mamba-UNet uses: no
-MLP, N = 16 states. The original copies the map into four direction-ordered sequences and projects
-these; here the projections, being pointwise, run once on the map as it lies, and the scan walks it
-in four directions. The numbers are the same, the memory traffic is a fraction.
+MLP, N = 16 states. The original projects four direction-ordered copies of the map; here the
+projections, being pointwise, run once on the map as it lies: the numbers are the same.
 
 Glossary (paper letter = code):
     C   = dim               channels of the map

@@ -1,12 +1,6 @@
 """Pairs of a degraded and a clear image of the same scene: how to find and read them.
 
-| folders | which belong together |
-|---|---|
-| `low/` `high/` | files with the same name (LOL) |
-| `hazy/` `clear/` or `hazy/` `gt/` | `<scene>_<n>_<beta>` and `<scene>` (RESIDE) |
-
-Either in the root, or in `train/`, `test/` and perhaps `val/` below it. Images are 8-bit RGB PNG or
-JPEG of any size.
+Images are 8-bit RGB PNG or JPEG of any size; docs/restoration.md has the layouts (LOL, RESIDE).
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """A synthetic data set for dehazing: computed street scenes with their depth, and haze on them.
 
-It lets `experiment=dehazing` run without photographs. The pairs are named as RESIDE's
-(`hazy/<scene>_<n>_<beta>.png`, `clear/<scene>.png`). Scores on them say nothing about real haze.
-
 Haze follows the atmospheric scattering model (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002):
 I = J t + A (1 - t), with the transmission t = exp(-beta d) of depth d and the airlight A. RESIDE's
 own hazy images are made by it too, from photographs with measured or estimated depth.

@@ -1,11 +1,11 @@
-"""Every leaf of conf/model, made small: the contract's networks."""
+"""Every network of conf/model, made small: the contract's networks."""
 
 from omegaconf import OmegaConf
 
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 
-LEAVES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 # What makes a network small while every part of it stays; one that is not named is tested as it is.
 SMALL = {
@@ -41,16 +41,16 @@ SMALL = {
 }
 
 
-def small_leaf(name, in_channels=1, num_classes=4, **changes):
-    """The network of a leaf for images of any size, small, with random weights."""
-    return full_leaf(name, in_channels, num_classes, **{**SMALL.get(name, {}), **changes})
+def small_network(name, in_channels=1, num_classes=4, **changes):
+    """A network for images of any size, small, with random weights."""
+    return full_network(name, in_channels, num_classes, **{**SMALL.get(name, {}), **changes})
 
 
-def full_leaf(name, in_channels=1, num_classes=4, **changes):
-    """The network of a leaf as it stands there, but for `changes`."""
+def full_network(name, in_channels=1, num_classes=4, **changes):
+    """A network as its config describes it, but for `changes`."""
     data = {"in_channels": in_channels, "num_classes": num_classes}
     model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
-    # MONAI's leaves leave some arguments to their defaults
+    # configs of MONAI networks leave some arguments to their defaults
     OmegaConf.set_struct(model, "mambaseg" in model._target_)
     model = OmegaConf.merge(model, changes)
     return build_network(OmegaConf.create({"data": data, "model": model}).model)[0]
