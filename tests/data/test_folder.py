@@ -397,7 +397,7 @@ def test_a_damaged_data_set_is_refused_with_file_and_remedy(name, tmp_path):
 
 @pytest.mark.parametrize("options", [{"masks": "grey"}, {"longest_side": 0}], ids=str)
 def test_an_option_that_cannot_be_is_said(options, tmp_path):
-    with pytest.raises(UserError, match=rf"data\.{next(iter(options))}="):
+    with pytest.raises(UserError, match=rf"data\.{next(iter(options))}\b"):
         load(write_two_folders(tmp_path / "data"), tmp_path / "cache", **options)
 
 
