@@ -17,16 +17,22 @@ from typing import TypeVar
 import numpy as np
 
 from mambaseg.data.case import Case
-from mambaseg.data.check.layouts import ANY, Layout, find_layout
+from mambaseg.data.check.layouts import Layout, find_layout
 from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import Alike, find_alike
 from mambaseg.data.readers.reader import Level, Problem, counted
 from mambaseg.data.splits import known_duplicates, listed
-from mambaseg.data.validation import DataError, collected_warnings, label_problems
+from mambaseg.data.validation import (
+    DataError,
+    checked_label_map,
+    collected_warnings,
+    label_problems,
+)
 from mambaseg.storage.untrusted import readable
 
 T = TypeVar("T")
+ANY = 256  # classes, where nobody names them: labels are bytes
 LOOK = "Look at the file; correct it or get it again if it is wrong."
 
 
@@ -113,7 +119,9 @@ def check_dataset(
         names = layout.class_names(root)
     except DataError as error:  # the images are worth a look all the same
         errors.insert(0, error)
-    cases = [replace(one, slicing=layout.slicing, label_map=layout.label_map) for one in found]
+    mapping = checked_label_map(layout.config.get("label_map"), ANY)
+    slicing = str(layout.config.get("slicing", "stored"))
+    cases = [replace(one, slicing=slicing, label_map=mapping) for one in found]
     classes, further = num_classes or (len(names) if names else ANY), layout.reader.remarks
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
         examined = list(pool.map(lambda case: _examine(case, classes, further), cases))

@@ -10,22 +10,15 @@ from typing import Any
 
 from mambaseg.data.readers.reader import Reader, require_folder
 from mambaseg.data.splits import listed
-from mambaseg.data.validation import DataError, checked_label_map, unlisted
+from mambaseg.data.validation import DataError, unlisted
 from mambaseg.storage.untrusted import ForeignFileError, read_yaml
 
 CONF = Path(__file__).resolve().parents[4] / "conf"
-ANY = 256  # classes, where nobody names them: labels are bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A config and its reader.
-
-    Attributes:
-        name: Of the config, without its ending.
-        reader: What its `find_cases._target_` names.
-        config: Its plain content, without what it inherits.
-    """
+    """A config, without what it inherits, and the reader that its `find_cases._target_` names."""
 
     name: str
     reader: Reader
@@ -37,31 +30,15 @@ class Layout:
         node = self.config.get("find_cases", {})
         return {k: v for k, v in node.items() if k[0] != "_" and "${" not in str(v)}
 
-    @property
-    def label_map(self) -> tuple[tuple[int, int], ...] | None:
-        """The config's map from values in the files to classes."""
-        return checked_label_map(self.config.get("label_map"), ANY)
-
-    @property
-    def slicing(self) -> str:
-        """The rule by which slices are cut."""
-        return str(self.config.get("slicing", "stored"))
-
     def class_names(self, root: Path) -> tuple[str, ...] | None:
         """Names of the classes, None where nobody names them.
 
         Raises:
             UserError: The file that should name them is unusable.
         """
-        names = self.config.get("class_names")
-        if self.reader.class_names is not None:
-            names = self.reader.class_names(root)
+        asked = self.reader.class_names
+        names = asked(root) if asked else self.config.get("class_names")
         return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
-
-    def split(self, root: Path) -> str:
-        """`data.split` that fits the folder."""
-        asked = self.reader.split
-        return asked(root) if asked else str(self.config.get("split", "random"))
 
 
 def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:

@@ -44,10 +44,10 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     usable = [one for one in report.examined if one.digest is not None]
     if report.layout is None or not usable:
         return None
-    layout, root = report.layout, report.root
+    layout, root, asked = report.layout, report.root, report.layout.reader.split
     counts = np.array([one.label_counts for one in usable])  # (cases, 256)
     values = [int(value) for value in np.flatnonzero(counts.sum(axis=0))]
-    names, mapping = report.class_names, dict(layout.label_map or ()) or None
+    names, mapping = report.class_names, layout.config.get("label_map")
     classes = {index: index for index in range(len(names or ()))}  # class -> value as counted
     if names is None:
         ordered = sorted({0, *values})
@@ -62,7 +62,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "name": name,
         "title": readable(root.absolute().name).replace("${", "-"),
         "root": str(root.absolute()).replace("${", "\\${"),
-        "split": layout.split(root),
+        "split": asked(root) if asked else layout.config.get("split", "random"),
         "class_names": list(names),
         "num_classes": len(names),
         "label_map": mapping,

@@ -18,7 +18,7 @@ import numpy as np
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.volume import Volume
-from mambaseg.data.readers.reader import Problem
+from mambaseg.data.readers.reader import Problem, named
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import AGAIN, DataError, as_float32, as_label, check_array, check_file
 
@@ -37,13 +37,7 @@ def volume_files(root: Path) -> list[Path]:
     Raises:
         UserError: More than one of the known folders holds some.
     """
-    places = [root / folder for folder in FOLDERS if (root / folder).is_dir()]
-    files = [
-        path
-        for place in places
-        for path in sorted(place.iterdir())
-        if FILE_NAME.fullmatch(path.name)
-    ]
+    files = [path for folder in FOLDERS for _, path in named(root / folder, FILE_NAME)]
     if len({path.parent for path in files}) > 1:
         remedy = f"Point data.root at one of them, such as {files[0].parent}."
         raise DataError("holds h5 volumes in more than one folder", root, remedy)

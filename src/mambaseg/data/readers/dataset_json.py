@@ -122,13 +122,10 @@ def read_plain(path: Path, kind: type, remedy: str) -> Any:
     """
     try:
         content = read_json(path)
-    except FileNotFoundError as error:
-        raise DataError("the file is missing", path, remedy) from error
-    except ForeignFileError as error:
-        raise DataError(f"is not usable: {error}", path, remedy) from error
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-        raise DataError(problem, path, "Check its permissions, links and the disk.") from error
+    except (ForeignFileError, OSError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "the file is missing" if missing else f"is not usable: {error}"
+        raise DataError(problem, path, remedy) from error
     if not isinstance(content, kind):
         raise DataError(f"holds no {kind.__name__}", path, remedy)
     return content

@@ -18,22 +18,18 @@ from pathlib import Path
 from mambaseg.data.case import Case
 from mambaseg.data.readers.acdc_h5 import read_h5
 from mambaseg.data.readers.nnunet import read
-from mambaseg.data.readers.reader import Found, reader
+from mambaseg.data.readers.reader import Found, named, reader
 from mambaseg.data.validation import DataError
 
 VAL = (2, 7, 22, 31, 46)
 TEST = (5, 9, 16, 30, 34, 36, 38, 43, 45, 49)
 NAME = re.compile(r"(Case(\d\d))(_segmentation)?\.(mhd|h5)")
-PLACES = ("*", "*/*", "*/*/*")  # the old site had TrainingData_Part1 to _Part3
 
 
 def _named(root: Path) -> Iterator[tuple[re.Match[str], Path]]:
-    """Files of the data set in `root` and the folders below it, without hidden ones."""
-    for place in PLACES:
-        for path in sorted(root.glob(place)):
-            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            if not hidden and (match := NAME.fullmatch(path.name)):
-                yield match, path
+    """Files of the data set in `root` and two levels below: the old site had three parts."""
+    for folder in (root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))):
+        yield from named(folder, NAME)
 
 
 @reader(

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,26 +43,19 @@ Found = Case | DataError | Problem
 """What a reader yields: a case, an error that training stops at, or a remark that it logs."""
 
 
-def _nothing(*_: object) -> tuple[()]:
-    return ()
-
-
 @dataclass(eq=False)
 class Reader:
-    """A reader, and what data-check asks beyond what it does with every data set.
-
-    Called with a folder and the options of `scan`, it returns the cases sorted by id.
+    """A reader, and what data-check asks it. Called with a folder and options it returns the cases.
 
     Attributes:
         scan: (folder, options) -> what is found; it opens no image.
         example: What such a folder holds, for messages.
         remedy: What to do where nothing is found, beyond the example.
-        recognises: Whether an existing folder is meant to be such a data set, by names alone; it
-            should be generous, so that damaged data are recognised too.
+        recognises: Whether a folder is meant to be such a data set, by names alone; generous, so
+            that damaged data are recognised too.
         any_names: Whether it takes files of any names: such readers are asked last.
-        class_names: Folder -> names of the classes, None where nobody names them; without it the
-            config's are taken. Raises a `UserError` when the file that names them is unusable.
-        split: Folder -> `data.split` to propose; without it the config's.
+        class_names: Folder -> names of the classes or None, in place of the config's.
+        split: Folder -> `data.split` to propose, in place of the config's.
         remarks: Volume -> sentences about what is possible and still suspicious.
     """
 
@@ -72,7 +66,7 @@ class Reader:
     any_names: bool = False
     class_names: Callable[[Path], Sequence[str] | None] | None = None
     split: Callable[[Path], str] | None = None
-    remarks: Callable[[Volume], Iterable[str]] = _nothing
+    remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()
 
     def __post_init__(self) -> None:
         functools.update_wrapper(self, self.scan)
@@ -128,6 +122,13 @@ class Reader:
 def reader(**attributes: Any) -> Callable[[Callable[..., Iterable[Found]]], Reader]:
     """Make a `Reader` of the function below; `attributes` are those of the class."""
     return functools.partial(Reader, **attributes)
+
+
+def named(folder: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Path]]:
+    """Entries of a folder, if there is one, that a pattern fits, sorted; without hidden ones."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.startswith(".") and (match := name.fullmatch(path.name)):
+            yield match, path
 
 
 def require_folder(root: Path, expected: str = "") -> None:

@@ -30,7 +30,7 @@ from mambaseg.data.case import Case
 from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers.acdc import read_official
 from mambaseg.data.readers.acdc_h5 import read_h5
-from mambaseg.data.readers.reader import Found, reader
+from mambaseg.data.readers.reader import Found, named, reader
 from mambaseg.data.validation import DataError, as_float32, as_label, check_file
 from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 
@@ -44,12 +44,6 @@ _PAIRED = "Take image and label from the same download."
 _REMEDY = "The challenge's files (data=btcv) are free: https://www.synapse.org/Synapse:syn3193805"
 
 
-def _named(folder: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Path]]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := name.fullmatch(path.name):
-            yield match, path
-
-
 @reader(
     example="Synapse as TransUNet has it (train_npz/case0005_slice000.npz and "
     "test_vol_h5/case0001.npy.h5)",
@@ -59,7 +53,7 @@ def _named(folder: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[str],
 def find_cases(root: Path) -> Iterator[Found]:
     """All cases of TransUNet's archive."""
     slices: dict[str, dict[int, Path]] = defaultdict(dict)
-    for match, path in _named(root / SLICES, SLICE):
+    for match, path in named(root / SLICES, SLICE):
         slices[f"case{match[1]}"][int(match[2])] = path
     for name, files in slices.items():
         first, *others = (files[number] for number in sorted(files))
@@ -70,7 +64,7 @@ def find_cases(root: Path) -> Iterator[Found]:
             yield Case(
                 name, name, None, None, first, first, read_slices, tuple(others), part="train"
             )
-    for match, path in _named(root / VOLUMES, VOLUME):
+    for match, path in named(root / VOLUMES, VOLUME):
         name = f"case{match[1]}"
         if name in slices:
             yield DataError(f"{name} is in {SLICES} too", path, "A case belongs in one part.")
@@ -81,7 +75,7 @@ def find_cases(root: Path) -> Iterator[Found]:
 def _images(root: Path) -> Iterator[tuple[re.Match[str], Path]]:
     """Images of the challenge; a folder img/ alone may be anybody's."""
     for place in RAW:
-        yield from _named(root / place / "img", IMAGE)
+        yield from named(root / place / "img", IMAGE)
 
 
 @reader(
