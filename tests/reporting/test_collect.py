@@ -8,6 +8,7 @@ import yaml
 from fake_runs import NAMES, write_run
 
 from mambaseg.errors import UserError
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.evaluation.summary import summarise
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.collect import collect
@@ -22,6 +23,7 @@ from mambaseg.reporting.scores import (
 )
 from mambaseg.reporting.tables import cell
 
+DICE, HD95 = Metric("dice", "Dice"), Metric("hd95_mm", "HD95", decimals=2)
 FEW = {"patients": (1, 2), "size": 16}
 
 
@@ -70,8 +72,8 @@ def test_a_mean_over_some_seeds_only_says_so(tmp_path):
     write_run(tmp_path, seed=2, misses=[(1, 1), (2, 1)], **FEW)
     (comparison,), _, _ = collect(tmp_path)
     score = estimate(comparison.entries[0], "hd95_mm", class_name="RV")
-    assert cell(score, 2).endswith(" (1 of 2 seeds)") and "±" not in cell(score, 2)
-    assert "seeds" not in cell(estimate(comparison.entries[0], "dice"), 3)
+    assert cell(score, HD95).endswith(" (1 of 2 seeds)") and "±" not in cell(score, HD95)
+    assert "seeds" not in cell(estimate(comparison.entries[0], "dice"), DICE)
 
 
 def test_pooled_dice_is_that_of_all_voxels_at_once(seeds):

@@ -42,7 +42,6 @@ _COMPARED = ("dice", "hd95")
 _MAIN = (*_COMPARED, "assd", "nsd")
 _DETAILED = (*_MAIN, "iou", "precision", "sensitivity", "hd", "asd")
 _BUILT_IN = {metric.name: metric for metric in BUILT_IN}
-_COUNTS = ("missed", "false +", "absent")
 _SD = "± is the sample standard deviation over seeds; a single seed has none."
 _EMPTY = (
     "Undefined values are left out of a mean. missed: in the reference but not predicted; false +: "
@@ -51,7 +50,7 @@ _EMPTY = (
 
 
 class _Column(NamedTuple):
-    """A column of scores: the heading, the metric, and which average of which rows."""
+    """A column of scores: the heading, the metric, which average, and of one class or all."""
 
     heading: str
     metric: Metric
@@ -176,28 +175,32 @@ def score_grids(comparison: Comparison) -> list[Grid]:
     return found
 
 
-def cell(score: Estimate, digits: int) -> str:
+def cell(score: Estimate, metric: Metric) -> str:
     """`0.833 ± 0.012`; ` (1 of 2 seeds)` where other seeds have no defined value."""
     if score.mean is None:
         return UNDEFINED
-    return plus_minus(score.mean, score.sd, digits) + of_seeds(len(score.per_seed), score.seeds)
+    text = plus_minus(score.mean, score.sd, metric.decimals)
+    return text + of_seeds(len(score.per_seed), score.seeds)
 
 
-def _row(entry: Entry, texts: Sequence[str], columns: Sequence[_Column], **where: str) -> list[str]:
-    """The name, further texts, scores of the rows with these values, and the counts of outcomes."""
-    cells = []
-    for column in columns:
-        own = {**where, "class_name": column.class_name} if column.class_name else where
-        score = estimate(entry, column.metric.name, average=column.average, **own)
-        cells.append(cell(score, column.metric.decimals))
-    counts = outcomes(entry, **where)
-    return [entry.label, *texts, *cells, *(str(counts[name]) for name in OUTCOMES[1:])]
-
-
-def _repeats(entry: Entry) -> str:
-    """How many seeds, and folds where there are any."""
-    folds = f" × {len(entry.folds)} folds" if entry.folds else ""
-    return f"{len(entry.by_seed)}{folds}"
+def _score_grid(
+    title: str,
+    texts: Sequence[str],
+    columns: Sequence[_Column],
+    members: Iterable[tuple[Entry, Sequence[str], dict[str, str]]],
+    notes: Sequence[str],
+) -> Grid:
+    """A row per member: its name and texts, and the scores and outcomes of rows with its values."""
+    rows = []
+    for entry, own, where in members:
+        cells = []
+        for _, metric, average, name in columns:
+            chosen = where | ({"class_name": name} if name else {})
+            cells.append(cell(estimate(entry, metric.name, average=average, **chosen), metric))
+        counts = outcomes(entry, **where)
+        rows.append([entry.label, *own, *cells, *(str(counts[name]) for name in OUTCOMES[1:])])
+    headings = [*texts, *(column.heading for column in columns)]
+    return Grid(title, ["network", *headings, "missed", "false +", "absent"], rows, notes, wide=2)
 
 
 def _columns(metrics: Iterable[Metric]) -> list[_Column]:
@@ -215,8 +218,7 @@ def _main(comparison: Comparison) -> Grid:
         del averages["patients"]
         by_patient = ""
     columns = [_Column(title, dice, average) for average, title in averages.items()]
-    columns += _columns(others)
-    rows = [_row(entry, [_repeats(entry)], columns) for entry in comparison.entries]
+    members = ((entry, [_repeats(entry)], dict[str, str]()) for entry in comparison.entries)
     notes = [
         "Dice: per class over cases, then over the foreground classes. With background: the same "
         f"over all classes. {by_patient}Pooled: of all voxels of a class at once, then over "
@@ -225,8 +227,14 @@ def _main(comparison: Comparison) -> Grid:
         _SD,
         _EMPTY,
     ]
-    header = ["network", "seeds", *(column.heading for column in columns), *_COUNTS]
-    return Grid(f"Test scores · {comparison.title}", header, rows, notes)
+    title = f"Test scores · {comparison.title}"
+    return _score_grid(title, ["seeds"], [*columns, *_columns(others)], members, notes)
+
+
+def _repeats(entry: Entry) -> str:
+    """How many seeds, and folds where there are any."""
+    folds = f" × {len(entry.folds)} folds" if entry.folds else ""
+    return f"{len(entry.by_seed)}{folds}"
 
 
 def _tolerance(comparison: Comparison) -> str:
@@ -236,33 +244,27 @@ def _tolerance(comparison: Comparison) -> str:
 
 
 def _classes(comparison: Comparison) -> Grid:
-    metrics = _chosen(comparison.metrics, comparison.unit, _DETAILED)
-    rows = [
-        _row(entry, [name], _columns(metrics), class_name=name)
-        for entry in comparison.entries
-        for name in comparison.classes
-    ]
-    header = ["network", "class", *map(heading, metrics), *_COUNTS]
+    columns = _columns(_chosen(comparison.metrics, comparison.unit, _DETAILED))
+    members = product(comparison.entries, comparison.classes)
+    rows = ((entry, [name], {"class_name": name}) for entry, name in members)
     notes = ["Mean over cases.", _tolerance(comparison), _SD]
-    return Grid("Per class", header, rows, notes, wide=2)
+    return _score_grid("Per class", ["class"], columns, rows, notes)
 
 
 def _parts(comparison: Comparison, key: str, title: str) -> Grid:
     dice, *others = compared_metrics(comparison)
     columns = [_Column("Dice", dice)]
-    columns += [_Column(f"Dice {n}", dice, class_name=n) for n in comparison.classes]
-    columns += _columns(others)
-    rows = []
+    columns += [_Column(f"Dice {name}", dice, class_name=name) for name in comparison.classes]
+    members = []
     for entry in comparison.entries:
         for value in values_of(entry, key):
             cases = {row["case"] for row in rows_where(entry.rows, {key: value})}
-            rows.append(_row(entry, [value, str(len(cases))], columns, **{key: value}))
-    header = ["network", key, "cases", *(column.heading for column in columns), *_COUNTS]
+            members.append((entry, [value, str(len(cases))], {key: value}))
     notes = [
         'Mean over cases, then over the foreground classes; "cases" counts distinct test cases.',
         _SD,
     ]
-    return Grid(title, header, rows, notes, wide=2)
+    return _score_grid(title, [key, "cases"], [*columns, *_columns(others)], members, notes)
 
 
 def _beside_the_paper(comparison: Comparison) -> Grid:
@@ -294,8 +296,10 @@ def cost_grid(comparison: Comparison) -> Grid:
         cost = next((cost for cost in costs if cost.get("macs") is not None), {})
         macs, scan = cost.get("macs"), cost.get("scan_flops")
         both = None if macs is None or scan is None else 2 * macs + scan
-        memory = [c["peak_memory_bytes"] for c in costs if c.get("peak_memory_bytes") is not None]
-        seconds = [c["seconds_per_case"] for c in costs if c.get("seconds_per_case") is not None]
+        memory, seconds = (
+            [own[key] for own in costs if own.get(key) is not None]
+            for key in ("peak_memory_bytes", "seconds_per_case")
+        )
         fits = [run.record["fit_seconds"] for run in entry.runs if run.record.get("fit_seconds")]
         parameters = entry.runs[0].record.get("parameters")
         rows.append(
