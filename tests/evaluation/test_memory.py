@@ -10,7 +10,7 @@ from torch import nn
 
 from mambaseg.data.case import Case
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.reporting.views import SegmentationViews, shown_slices
+from mambaseg.reporting.views import SegmentationViews
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.segmentation import SegmentationTask
@@ -85,18 +85,6 @@ def test_of_each_case_a_few_slices_are_kept_however_deep_it_is(tmp_path):
             "spacing": None,
         }
         recorder.on_test_batch_end(None, None, {"prediction": volume}, batch, 0)
-    slice_bytes = 40 * 40 * (4 + 1 + 1)
+    slice_bytes = 40 * 40 * 3 + 2  # three bytes per pixel, and its index
     kept = [size(case) for case in recorder._cases.values()]
-    assert len(kept) == 5 and all(slice_bytes < one < 7 * slice_bytes for one in kept)
-
-
-def test_what_is_kept_is_what_the_volume_shows():
-    generator = np.random.default_rng(0)
-    image = generator.random((9, 12, 14)).astype(np.float32)
-    truth, prediction = (generator.integers(0, 3, image.shape).astype(np.uint8) for _ in range(2))
-    kept = shown_slices(image, truth, prediction, None)
-    assert np.array_equal(kept["middle"]["image"], image[4:5])
-    assert np.array_equal(kept["middle"]["prediction"], prediction[4:5])
-    for row, (_, z) in enumerate(kept["view"].rows):
-        assert np.array_equal(kept["view"].image[row], image[z])
-        assert np.array_equal(kept["view"].truth[row], truth[z])
+    assert len(kept) == 5 and all(slice_bytes < one <= 3 * slice_bytes for one in kept)

@@ -8,7 +8,7 @@ import yaml
 
 from mambaseg.evaluation.metrics import score_case
 from mambaseg.evaluation.summary import summarise
-from mambaseg.reporting.views import overlay_slices
+from mambaseg.reporting.figures import case_slices
 from mambaseg.storage.run_folder import RunFolder
 
 NAMES = ("background", "RV", "MYO", "LV")
@@ -103,7 +103,7 @@ def write_run(
                                 more=more)  # fmt: skip
             rows += [{**identity, "class_name": NAMES[row["class"]], **row} for row in scored]
             image = 60.0 * truth + 20 * rng.random(truth.shape)
-            for key, array in overlay_slices(image, truth, labels).items():
+            for key, array in case_slices(image, truth, labels).items():
                 overlays[f"{case}/{key}"] = array
     settings = {
         "name": experiment.name,

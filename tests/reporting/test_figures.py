@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mambaseg.reporting import figures
-from mambaseg.reporting.figures import case_figure, error_map, overlay, pick_slices
+from mambaseg.reporting.figures import case_slices, draw_cases, error_map, overlay
 
 NAMES = ("background", "RV", "MYO", "LV")
 
@@ -39,7 +39,8 @@ def count_near(path, colour):
 
 def write(case, path, **options):
     options = {"class_names": NAMES, "title": "case · phantom", "path": path, **options}
-    return case_figure(*case, **options)
+    shown = {"": {"prediction": case_slices(*case)}}
+    return draw_cases(shown, headings={"prediction": "prediction"}, **options)
 
 
 def test_a_picture_is_written_and_no_global_figure_is_left(case, tmp_path):
@@ -65,20 +66,18 @@ def test_each_kind_of_error_shows_in_its_colour(case, tmp_path, kind):
 
 
 def test_the_pixel_aspect_follows_the_spacing(case, tmp_path):
-    square = size(write(case, tmp_path / "a.png", spacing=(10.0, 1.5, 1.5)))
-    tall = size(write(case, tmp_path / "b.png", spacing=(10.0, 3.0, 1.5)))
+    square = size(write(case, tmp_path / "a.png", aspect=1.0))
+    tall = size(write(case, tmp_path / "b.png", aspect=2.0))
     assert square == size(write(case, tmp_path / "c.png"))
     assert tall[0] == square[0]
     assert tall[1] > 1.6 * square[1]
 
 
 def test_without_truth_there_is_image_and_prediction_only(case, tmp_path):
-    image, truth, prediction = case
+    image, _, prediction = case
     full = size(write(case, tmp_path / "full.png"))
     part = size(write((image, None, prediction), tmp_path / "part.png"))
     assert part[0] < 0.6 * full[0]
-    with pytest.raises(ValueError, match="shape"):
-        write((image, truth[:4], prediction), tmp_path / "bad.png")
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 20), (2, 16, 20)])
@@ -100,21 +99,6 @@ def test_a_failure_leaves_the_old_picture(case, tmp_path, monkeypatch):
         write(case, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["case.png"]
-
-
-def test_slices_come_from_the_thirds_of_the_heart_base_first(case):
-    _, truth, prediction = case
-    assert pick_slices(truth, prediction) == [("base", 2), ("mid", 5), ("apex", 7)]
-    upside_down = truth[::-1], prediction[::-1]
-    assert [z for _, z in pick_slices(*upside_down)] == [6, 3, 1]
-
-
-def test_an_empty_truth_lets_the_prediction_choose():
-    empty = np.zeros((7, 4, 4), np.uint8)
-    prediction = empty.copy()
-    prediction[3] = 1
-    assert [z for _, z in pick_slices(empty, prediction)] == [3]
-    assert len(pick_slices(empty, empty)) == 3
 
 
 def test_errors_are_told_apart():

@@ -13,8 +13,8 @@ from scipy import stats
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.clinical import agreement, clinical_grid, indices
 from mambaseg.reporting.collect import collect
+from mambaseg.reporting.figures import mosaic
 from mambaseg.reporting.grid import Grid, signed
-from mambaseg.reporting.overlays import mosaic
 from mambaseg.reporting.page import page
 from mambaseg.reporting.paired import pairs, verdict
 from mambaseg.reporting.plots import HATCHES, LINES, _again, _colour

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mambaseg.reporting.views import SegmentationViews, drawn, overlay_slices, shown_slices
+from mambaseg.reporting.figures import case_slices
+from mambaseg.reporting.views import SegmentationViews, drawn
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
 
@@ -52,7 +53,7 @@ def volume(labelled, depth=10):
 
 def test_overlays_are_the_quarters_of_the_slices_with_foreground():
     image = np.linspace(-1, 3, 300).reshape(10, 6, 5)
-    kept = overlay_slices(image, volume(range(1, 9)), volume([0]), spacing=None)
+    kept = case_slices(image, volume(range(1, 9)), volume([0]))
     assert kept["slices"].tolist() == [3, 5, 7]
     assert {kept[name].dtype for name in ("image", "truth", "prediction")} == {np.dtype(np.uint8)}
     assert (kept["truth"] == 2).sum() == 3 and kept["prediction"].max() == 0
@@ -66,7 +67,7 @@ def test_overlays_are_the_quarters_of_the_slices_with_foreground():
 )
 def test_overlays_of_few_or_no_slices_with_foreground(truth, prediction, slices):
     image = np.zeros((10, 6, 5))  # constant: nothing to divide by
-    kept = overlay_slices(image, volume(truth), volume(prediction))
+    kept = case_slices(image, volume(truth), volume(prediction))
     assert kept["slices"].tolist() == slices and kept["image"].max() == 0
 
 
@@ -93,13 +94,13 @@ def test_the_recorder_leaves_the_overlays_of_every_case(recorder, tmp_path):
 
 
 def test_overlays_of_all_ranks_are_gathered(recorder, monkeypatch):
-    mine, other = overlay_slices(*[volume([1])] * 3), overlay_slices(*[volume([2])] * 3)
+    mine, other = case_slices(*[volume([1])] * 3), case_slices(*[volume([2])] * 3)
 
     def gather(ranks, own):
         assert list(own) == ["b"]
         ranks[:] = [own, {"a": other}]
 
-    recorder._cases = {"b": shown_slices(*[volume([1])] * 3, None)}
+    recorder._cases = {"b": {"overlay": mine}}
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
@@ -134,7 +135,7 @@ def test_a_picture_is_kept_small_and_in_colour():
 def test_a_pictures_figure_shows_it_whole_and_in_colour(tmp_path):
     views = SegmentationViews(("background", "A"))
     kept = views.keep(*picture(120))
-    assert kept["view"].image.shape == (1, 120, 60, 3)
+    assert kept["overlay"]["image"].shape == (1, 120, 60, 3)
     with Image.open(views.draw(kept, title="x", path=tmp_path / "a.png")) as figure:
         pixels = np.asarray(figure.convert("RGB")).reshape(-1, 3)
     assert (pixels == (255, 0, 0)).all(axis=1).mean() > 0.02
@@ -142,7 +143,7 @@ def test_a_pictures_figure_shows_it_whole_and_in_colour(tmp_path):
 
 def test_a_grey_picture_stays_grey_and_scores_on_any_scale_have_colours():
     batch, outputs = picture(40, channels=1)
-    assert SegmentationViews(("background", "A")).keep(batch, outputs)["view"].image.ndim == 3
+    assert SegmentationViews(("background", "A")).keep(batch, outputs)["overlay"]["image"].ndim == 3
     z_scores = np.linspace(-2, 3, 48, dtype=np.float32).reshape(1, 3, 4, 4)
     shown = drawn(z_scores)
     assert shown.shape == (1, 4, 4, 3) and (shown.min(), shown.max()) == (0, 255)

@@ -24,6 +24,7 @@ from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from mambaseg.inference.segment import Member, keep_largest_component, segment
+from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
@@ -262,21 +263,19 @@ class Predictor:
 
     def _draw(self, source: Source, image: Volume, prediction: Prediction, path: Path) -> None:
         """Draws the slices as the networks saw them."""
-        from mambaseg.reporting.figures import case_figure
-
         axis = self._axis(image)
         image = image.sliced(axis)
         frame = ", first frame" if len(image.image) > 1 else ""
         step = -(-max(image.image.shape[3:]) // _DRAWN) if image.flat else 1
         part = (..., slice(None, None, step), slice(None, None, step))
-        case_figure(
-            drawn(image.image[0][part]),
-            None,
-            np.moveaxis(prediction.labels[0], axis, 0)[part],
+        labels = np.moveaxis(prediction.labels[0], axis, 0)[part]
+        draw_cases(
+            {"": {"prediction": case_slices(drawn(image.image[0][part]), None, labels)}},
+            headings={"prediction": "prediction"},
             class_names=self.class_names,
             title=printable(f"{source.name}{frame} · {self.title}, no reference"),
             path=path,
-            spacing=image.spacing,
+            aspect=1.0 if image.spacing is None else image.spacing[1] / image.spacing[2],
         )
 
     def _write_dicom_seg(self, source: Source, prediction: Prediction, output: Path) -> None:

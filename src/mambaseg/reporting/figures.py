@@ -1,11 +1,11 @@
-"""Pictures of single cases: image | truth | prediction | error, at base, middle and apex."""
+"""Pictures of cases: a few slices with truth, predictions and errors, as one PNG."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,10 @@ import numpy.typing as npt
 from mambaseg.storage.files import whole_file
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Arrays = dict[str, npt.NDArray[Any]]
+Pixels = npt.NDArray[np.float64]
 
 # Okabe & Ito's palette, told apart by colour-blind readers: class 1, 2, 3, ... (0 stays clear).
 CLASS_COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
@@ -24,145 +26,168 @@ ERROR_COLOURS = {
     "wrong class": "#F0E442",
 }
 _TINT = 0.6  # how much of its colour a class shows
-_MARGIN = 0.45  # of the heart's size, left around it
-
-_TRUTH_COLUMNS = ("truth", "prediction", "error")
-_THIRDS = {"base": 1 / 6, "mid": 1 / 2, "apex": 5 / 6}  # where in the labelled range
-
-Volume = npt.NDArray[Any]
+_MARGIN = 0.45  # of the labelled area's size, left around it
+_GAP = 2  # pixels between cells
+_DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either colour
 
 
-class View(NamedTuple):
-    """What the picture of a case shows of it: a few slices, cut to the heart.
+def case_slices(
+    image: npt.NDArray[Any],
+    truth: npt.NDArray[Any] | None,
+    prediction: npt.NDArray[Any],
+) -> Arrays:
+    """The slices of a case that are shown, small enough to keep for every case.
 
-    Attributes:
-        rows: name and index of each slice.
-        depth: slices of the volume.
-        image: (S, h, w) intensities, or colours (S, h, w, 3).
-        truth: (S, h, w) labels, None where there are none.
-        prediction: (S, h, w) labels.
-        grey: intensities of the volume that are drawn black and white; 0 and 255 of colours.
-        aspect: height of a pixel by its width.
-    """
-
-    rows: list[tuple[str, int]]
-    depth: int
-    image: Volume
-    truth: Volume | None
-    prediction: Volume
-    grey: tuple[float, float]
-    aspect: float
-
-
-def case_view(
-    image: Volume,
-    truth: Volume | None,
-    prediction: Volume,
-    *,
-    spacing: tuple[float, float, float] | None = None,
-) -> View:
-    """The part of a case that is drawn; it keeps nothing of the rest in memory.
+    They are at a quarter, half and three quarters of the slices that hold foreground in the truth
+    (where it is empty: in the prediction, then of all slices); fewer where there are fewer.
 
     Args:
-        image: (Z, H, W) intensities on any scale, or colours (Z, H, W, 3) as bytes.
-        truth: (Z, H, W) labels, or None: then the picture has no truth and no error.
+        image: (Z, H, W) intensities on any scale, or colours (1, H, W, 3) as bytes.
+        truth: (Z, H, W) labels, None where there are none.
         prediction: (Z, H, W) labels.
-        spacing: mm (z, y, x), for the pixels' true aspect; None draws square pixels.
+
+    Returns:
+        `image`, `truth`, `prediction`: uint8 (S, H, W) with S <= 3, the image's 1st to 99th
+        percentile of the volume spread over 0..255, or its colours (1, H, W, 3); `slices`: their
+        indices (S,).
     """
-    rows = pick_slices(prediction if truth is None else truth, prediction)
-    window = crop(prediction if truth is None else (truth > 0) | (prediction > 0))
-    if len(image) == 1:
-        window = slice(0, image.shape[1]), slice(0, image.shape[2])
-    shown = (np.array([z for _, z in rows])[:, None, None], *np.ogrid[window])
-    low, high = np.percentile(image, (0.5, 99.5)) if image.ndim == 3 else (0, 255)
-    return View(
-        rows=rows,
-        depth=len(image),
-        image=image[shown],
-        truth=None if truth is None else truth[shown],
-        prediction=prediction[shown],
-        grey=(low, high),
-        aspect=1.0 if spacing is None else spacing[1] / spacing[2],
-    )
+    volumes = {"truth": truth, "prediction": prediction}
+    labels = {kind: volume for kind, volume in volumes.items() if volume is not None}
+    for volume in (*labels.values(), np.ones_like(prediction)):
+        used = np.flatnonzero((volume > 0).any(axis=(1, 2)))
+        if used.size:
+            break
+    chosen = np.unique(used[[int(share * used.size) for share in (0.25, 0.5, 0.75)]])
+    shown = image[chosen]
+    if image.ndim == 3:
+        low, high = np.percentile(image, (1, 99))
+        grey = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
+        shown = np.round(255 * grey).astype(np.uint8)
+    return {
+        "image": shown,
+        **{kind: volume[chosen].astype(np.uint8) for kind, volume in labels.items()},
+        "slices": chosen.astype(np.int16),
+    }
 
 
-def case_figure(
-    image: Volume,
-    truth: Volume | None,
-    prediction: Volume,
+def draw_cases(
+    cases: Mapping[str, Mapping[str, Arrays]],
     *,
+    headings: Mapping[str, str],
     class_names: Sequence[str],
-    title: str,
     path: Path,
-    spacing: tuple[float, float, float] | None = None,
+    title: str = "",
+    aspect: float = 1.0,
 ) -> Path:
-    """Write the picture of one case: `case_view`, then `view_figure`."""
-    view = case_view(image, truth, prediction, spacing=spacing)
-    return view_figure(view, class_names=class_names, title=title, path=path)
+    """Write a picture: a row per slice; image, truth, then prediction and error of each network.
 
-
-def view_figure(view: View, *, class_names: Sequence[str], title: str, path: Path) -> Path:
-    """Write the picture of one case.
-
-    Rows are a basal, a middle and an apical slice, cut to the surroundings of what is labelled; a
-    volume of one slice is shown whole.
-    An error is *false positive* where the truth is background, *false negative* where the
-    prediction is, and *wrong class* where both are different structures.
+    Slices are cut to the surroundings of what is labelled; a picture is shown whole. An error is
+    *false positive* where the truth is background, *false negative* where the prediction is, and
+    *wrong class* where both are different structures.
 
     Args:
-        view: what is drawn.
+        cases: name of a case, which may be empty -> network -> `case_slices`. A network that lacks
+            a case leaves its cells empty; without truth there are no errors.
+        headings: network -> what stands above its predictions.
         class_names: names of the classes 0..K-1, the background first.
-        title: line above the picture; says which dataset it is.
         path: PNG to write; folders are made, an existing file is replaced.
+        title: line above the picture.
+        aspect: height of a pixel by its width.
 
     Returns:
         `path`.
     """
     from matplotlib.figure import Figure
 
-    columns = ["image", "prediction"] if view.truth is None else ["image", *_TRUTH_COLUMNS]
-    height = 2.4 * view.image.shape[1] * view.aspect / view.image.shape[2]
-    figure = Figure(figsize=(2.5 * len(columns) + 0.4, height * len(view.rows) + 1.2))
+    known = any("truth" in arrays for own in cases.values() for arrays in own.values())
+    titles = ["image", "truth"] if known else ["image"]
+    for heading in headings.values():
+        titles += [literal(heading), "error"] if known else [literal(heading)]
+    rows: list[list[Pixels | None]] = []
+    names = []
+    for name, own in cases.items():
+        first = next(iter(own.values()))
+        rows += _rows(own, list(headings))
+        told = [""] if is_flat(first) else [f"slice {z + 1}" for z in first["slices"]]
+        names += [literal(f"{name} {slice_name}".strip()) for slice_name in told]
+    canvas, (height, width) = mosaic(rows)
+    figure = Figure(facecolor=_DARK)
+    inches = 1.55 if len(titles) > 6 else 2.2  # a cell's width
+    lines = max(heading.count("\n") for heading in titles) + (2 if title else 0)
+    tall = inches * aspect * height / width * len(rows)
+    figure.set_size_inches(inches * len(titles) + 0.4, tall + 0.65 + 0.15 * lines)
     figure.set_layout_engine("constrained")
-    figure.suptitle(literal(title), fontsize=10)
-    axes = figure.subplots(len(view.rows), len(columns), squeeze=False)
-    low, high = view.grey
-    for row, (name, z) in enumerate(view.rows):
-        grey = np.clip((view.image[row] - low) / max(high - low, 1e-9), 0, 1)
-        labels = {"prediction": view.prediction[row]}
-        if view.truth is not None:
-            labels["truth"] = view.truth[row]
-        for column, kind in enumerate(columns):
-            _draw(axes[row, column], grey, kind, labels, view.aspect)
-            if row == 0:
-                axes[row, column].set_title(kind, fontsize=9)
-        if view.depth > 1:
-            axes[row, 0].set_ylabel(f"{name}, slice {z + 1}/{view.depth}", fontsize=9)
-    add_legend(figure, class_names, errors=view.truth is not None)
-    return save_png(figure, path)
+    if title:
+        figure.suptitle(literal(title), fontsize=10, color=_LIGHT, wrap=True)
+    axis = figure.subplots()
+    axis.imshow(canvas, interpolation="nearest", aspect=aspect)
+    axis.set_anchor("S")  # room that is left is for the names above
+    axis.xaxis.tick_top()
+    axis.set_xticks([(k + 0.5) * width for k in range(len(titles))], titles, fontsize=8)
+    axis.set_yticks([(k + 0.5) * height for k in range(len(rows))], names, fontsize=8)
+    axis.tick_params(length=0, colors=_LIGHT)
+    axis.spines[:].set_visible(False)
+    _add_legend(figure, class_names, errors=known)
+    return save_png(figure, path, dpi=100)
 
 
-def pick_slices(truth: Volume, prediction: Volume) -> list[tuple[str, int]]:
-    """The slices in the middle of the basal, middle and apical third of the labelled ones.
+def is_flat(arrays: Arrays) -> bool:
+    """Whether a case's slices are of a picture rather than of a volume."""
+    return arrays["image"].ndim == 4 or arrays["slices"].tolist() == [0]
 
-    The larger end of the heart is its base. Where the truth is empty the prediction decides, and
-    where both are, all slices count. With fewer than three slices there are fewer rows.
+
+def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixels | None]]:
+    """Cells of one case, a row per slice."""
+    first = next(iter(own.values()))
+    truth = first.get("truth")
+    labels = [] if truth is None else [truth]
+    labels += [arrays["prediction"] for arrays in own.values()]
+    window = np.s_[:, :] if is_flat(first) else crop(np.concatenate(labels))
+    rows = []
+    for index in range(len(first["slices"])):
+        grey = first["image"][index][window] / 255
+        cells: list[Pixels | None] = [overlay(grey, np.zeros(grey.shape[:2], int), CLASS_COLOURS)]
+        there = None if truth is None else truth[index][window]
+        if there is not None:
+            cells.append(overlay(grey, there, CLASS_COLOURS))
+        for network in networks:
+            arrays = own.get(network)
+            if arrays is None or index >= len(arrays["prediction"]):
+                cells += [None] if there is None else [None, None]
+                continue
+            predicted = arrays["prediction"][index][window]
+            cells.append(overlay(grey, predicted, CLASS_COLOURS))
+            if there is not None:
+                errors, colours = error_map(there, predicted), tuple(ERROR_COLOURS.values())
+                cells.append(overlay(0.6 * grey, errors, colours, tint=0.9))
+        rows.append(cells)
+    return rows
+
+
+def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
+    """Puts cells (h, w, 3) of any size into one dark picture, centred in cells of one size.
+
+    One picture, because a hundred axes take matplotlib half a minute to lay out.
 
     Returns:
-        [(name, slice index)], from base to apex.
+        The picture, and height and width of a cell with its gap.
     """
-    for labels in (truth, prediction, np.ones_like(truth)):
-        area = (labels > 0).sum(axis=(1, 2))
-        used = np.flatnonzero(area)
-        if used.size:
-            break
-    if area[used[: (used.size + 1) // 2]].sum() < area[used[used.size // 2 :]].sum():
-        used = used[::-1]
-    chosen = {used[int(share * used.size)]: name for name, share in _THIRDS.items()}
-    return [(name, int(z)) for z, name in chosen.items()]
+    from matplotlib.colors import to_rgb
+
+    known = [cell for row in rows for cell in row if cell is not None]
+    height = max(cell.shape[0] for cell in known) + _GAP
+    width = max(cell.shape[1] for cell in known) + _GAP
+    canvas = np.full((height * len(rows), width * len(rows[0]), 3), to_rgb(_DARK)[0])
+    for i, row in enumerate(rows):
+        for k, cell in enumerate(row):
+            if cell is not None:
+                top = i * height + (height - cell.shape[0]) // 2
+                left = k * width + (width - cell.shape[1]) // 2
+                canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    return canvas, (height, width)
 
 
-def error_map(truth: Volume, prediction: Volume) -> npt.NDArray[np.uint8]:
+def error_map(truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """0 where right, else 1, 2, 3 for the kinds of `ERROR_COLOURS` in their order; same shape."""
     kinds = np.zeros(truth.shape, np.uint8)
     kinds[(truth == 0) & (prediction > 0)] = 1
@@ -172,8 +197,12 @@ def error_map(truth: Volume, prediction: Volume) -> npt.NDArray[np.uint8]:
 
 
 def overlay(
-    grey: npt.NDArray[np.floating], labels: Volume, colours: Sequence[str], *, tint: float = _TINT
-) -> npt.NDArray[np.float64]:
+    grey: npt.NDArray[np.floating],
+    labels: npt.NDArray[Any],
+    colours: Sequence[str],
+    *,
+    tint: float = _TINT,
+) -> Pixels:
     """Image (H, W[, 3]) in [0, 1] with label k > 0 tinted in colours[k - 1]: RGB (H, W, 3)."""
     from matplotlib.colors import to_rgb
 
@@ -186,22 +215,7 @@ def overlay(
     return rgb
 
 
-def _draw(
-    axes: Axes, grey: npt.NDArray[np.floating], kind: str, labels: dict[str, Volume], aspect: float
-) -> None:
-    if kind == "error":
-        shown, colours = error_map(labels["truth"], labels["prediction"]), ERROR_COLOURS.values()
-        picture = overlay(0.6 * grey, shown, tuple(colours), tint=0.9)
-    elif kind == "image":
-        picture = overlay(grey, np.zeros(grey.shape[:2], np.uint8), CLASS_COLOURS)
-    else:
-        picture = overlay(grey, labels[kind], CLASS_COLOURS)
-    axes.imshow(picture, aspect=aspect, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-
-
-def add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> None:
+def _add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> None:
     """Puts the classes' colours, and those of errors, below the figure."""
     from matplotlib.patches import Patch
 
@@ -212,7 +226,10 @@ def add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> N
     if errors:
         colours |= ERROR_COLOURS
     patches = [Patch(facecolor=c, label=literal(name)) for name, c in colours.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False,
+        labelcolor=_LIGHT,
+    )  # fmt: skip
 
 
 def literal(text: str) -> str:
@@ -220,7 +237,7 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def crop(labelled: Volume) -> tuple[slice, slice]:
+def crop(labelled: npt.NDArray[Any]) -> tuple[slice, slice]:
     """Rows and columns around everything labelled in the volume (Z, H, W), with a margin."""
     sides = []
     for axis in (1, 2):

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from mambaseg.reporting.figures import case_slices, draw_cases
+
 SIDE = 256  # pixels that what is kept of a 2-D image has at most
 
 
@@ -31,13 +33,17 @@ class SegmentationViews:
         self.class_names = tuple(class_names)
 
     def keep(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """At most seven slices; of a picture, which may be one of thousands, a small copy."""
+        """At most three slices; of a picture, which may be one of thousands, a small copy."""
         image = drawn(batch["image"].cpu().numpy())
         truth = batch["label"].cpu().numpy().astype(np.uint8)
         prediction = outputs["prediction"].cpu().numpy()
         step = -(-max(truth.shape) // SIDE) if len(truth) == 1 else 1
         part = (slice(None), slice(None, None, step), slice(None, None, step))
-        return shown_slices(image[part], truth[part], prediction[part], batch["spacing"])
+        spacing = batch["spacing"]
+        return {
+            "overlay": case_slices(image[part], truth[part], prediction[part]),
+            "aspect": 1.0 if spacing is None else spacing[1] / spacing[2],
+        }
 
     def ranking(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean foreground Dice, without undefined ones."""
@@ -49,18 +55,24 @@ class SegmentationViews:
 
     def draw(self, kept: Mapping[str, Any], *, title: str, path: Path) -> Path:
         """Image | truth | prediction | error."""
-        from mambaseg.reporting.figures import view_figure
-
-        return view_figure(kept["view"], class_names=self.class_names, title=title, path=path)
+        return draw_cases(
+            {"": {"prediction": kept["overlay"]}},
+            headings={"prediction": "prediction"},
+            class_names=self.class_names,
+            title=title,
+            path=path,
+            aspect=kept["aspect"],
+        )
 
     def media(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """The middle slice, with truth and prediction as masks."""
-        middle, names = kept["middle"], dict(enumerate(self.class_names))
+        shown, names = kept["overlay"], dict(enumerate(self.class_names))
+        middle = len(shown["slices"]) // 2
         masks = {
-            kind: {"mask_data": middle[kind][0], "class_labels": names}
+            kind: {"mask_data": shown[kind][middle], "class_labels": names}
             for kind in ("truth", "prediction")
         }
-        return {"image": middle["image"][0], "masks": masks}
+        return {"image": shown["image"][middle], "masks": masks}
 
 
 def drawn(image: np.ndarray) -> np.ndarray:
@@ -81,67 +93,3 @@ def drawn(image: np.ndarray) -> np.ndarray:
 def grey(image: np.ndarray) -> np.ndarray:
     """Images (Z, C, H, W) as drawn, (Z, H, W): the mean of three channels, else the first."""
     return image.mean(axis=1) if image.shape[1] == 3 else image[:, 0]
-
-
-def overlay_slices(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, **_: Any
-) -> dict[str, np.ndarray]:
-    """The slices of a case that a report shows, small enough to keep for every case.
-
-    They stand at a quarter, half and three quarters of the slices that hold foreground in the
-    truth (where it is empty: in the prediction, then of all slices); fewer where there are fewer.
-
-    Args:
-        image: (Z, H, W) intensities on any scale, or colours (1, H, W, 3) as bytes.
-        truth: (Z, H, W) labels.
-        prediction: (Z, H, W) labels.
-
-    Returns:
-        `image`, `truth`, `prediction`: uint8 (S, H, W) with S <= 3, the image's 1st to 99th
-        percentile of the volume spread over 0..255, or its colours (1, H, W, 3); `slices`: their
-        indices (S,).
-    """
-    for labels in (truth, prediction, np.ones_like(truth)):
-        used = np.flatnonzero((labels > 0).any(axis=(1, 2)))
-        if used.size:
-            break
-    chosen = np.unique(used[[int(share * used.size) for share in (0.25, 0.5, 0.75)]])
-    shown = image[chosen]
-    if image.ndim == 3:
-        low, high = np.percentile(image, (1, 99))
-        grey = np.clip((shown - low) / max(high - low, 1e-9), 0, 1)
-        shown = np.round(255 * grey).astype(np.uint8)
-    return {
-        "image": shown,
-        "truth": truth[chosen].astype(np.uint8),
-        "prediction": prediction[chosen].astype(np.uint8),
-        "slices": chosen.astype(np.int16),
-    }
-
-
-def shown_slices(
-    image: np.ndarray,
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    spacing: tuple[float, float, float] | None,
-) -> dict[str, Any]:
-    """All that a run may show of a case: `overlay` for reports, `view` for its picture, `middle`.
-
-    Args:
-        image: (Z, H, W) intensities, or colours (1, H, W, 3) as bytes.
-        truth: (Z, H, W) labels.
-        prediction: (Z, H, W) labels.
-        spacing: mm (z, y, x), None when unknown.
-
-    Returns:
-        Copies of at most seven slices; `middle` has the middle one of each volume, (1, H, W).
-    """
-    from mambaseg.reporting.figures import case_view
-
-    volumes = {"image": image, "truth": truth, "prediction": prediction}
-    middle = len(image) // 2
-    return {
-        "overlay": overlay_slices(**volumes),
-        "view": case_view(**volumes, spacing=spacing),
-        "middle": {kind: volume[middle : middle + 1].copy() for kind, volume in volumes.items()},
-    }
