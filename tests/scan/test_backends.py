@@ -22,18 +22,18 @@ from mambaseg.models import MambaUNet
 from mambaseg.scan import selective_scan, selective_scan_2d
 
 SEQUENCES = [  # B, K, D, L, N; and the same for an interpreter
-    ((2, 4, 32, 65, 16), (1, 2, 33, 13, 3)),
+    ((2, 4, 32, 65, 16), (1, 2, 33, 9, 2)),
     ((1, 1, 5, 1, 1), (1, 1, 5, 1, 1)),
     ((2, 3, 7, 200, 8), (2, 3, 7, 4, 8)),
-    ((1, 2, 50, 49, 16), (1, 1, 2, 26, 16)),
+    ((1, 2, 50, 49, 16), (1, 1, 2, 18, 16)),
     ((3, 1, 33, 7, 1), (3, 1, 3, 7, 1)),
-    ((1, 1, 16, 128, 17), (1, 1, 32, 8, 17)),
+    ((1, 1, 16, 128, 17), (1, 1, 3, 8, 17)),
 ]
 IMAGES = [  # B, H, W, D, N
-    ((2, 5, 7, 32, 16), (1, 5, 3, 32, 16)),
-    ((1, 9, 20, 21, 8), (1, 2, 5, 33, 3)),
+    ((2, 5, 7, 32, 16), (1, 4, 3, 5, 3)),
+    ((1, 9, 20, 21, 8), (1, 2, 3, 33, 2)),
     ((1, 1, 1, 3, 1), (1, 1, 1, 3, 1)),
-    ((3, 1, 70, 16, 4), (2, 1, 9, 3, 4)),
+    ((3, 1, 70, 16, 4), (2, 1, 5, 3, 2)),
 ]
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
@@ -99,7 +99,7 @@ def test_float64_images_are_exact(backend):
 
 
 def test_bfloat16_stays_within_its_precision(backend):
-    inputs = image_inputs(*fit(backend, (2, 6, 9, 32, 16), (1, 3, 5, 8, 16)))
+    inputs = image_inputs(*fit(backend, (2, 6, 9, 32, 16), (1, 2, 5, 8, 3)))
     parameters = {2, 5, 6}  # A, D and delta_bias stay float32, as in a network under autocast
 
     def mixed(*leaves):
@@ -144,7 +144,7 @@ def test_an_expanded_gradient_of_the_output_is_understood(backend):
 
 
 def test_extreme_step_sizes_are_right_in_both_tails(backend):
-    inputs = sequence_inputs(*fit(backend, (1, 2, 17, 80, 16), (1, 1, 9, 20, 3)))
+    inputs = sequence_inputs(*fit(backend, (1, 2, 17, 80, 16), (1, 1, 9, 10, 3)))
     inputs[1] = torch.linspace(-60, 60, inputs[1].numel(), dtype=torch.float64).view_as(inputs[1])
     expected = value_and_gradients(scan_1d("reference"), inputs)
     errors = relative_errors(value_and_gradients(scan_1d(backend), inputs, torch.float32), expected)
@@ -165,22 +165,22 @@ def test_a_nan_comes_out_wherever_the_reference_has_one(backend, which):
 def test_the_same_inputs_give_the_same_bits(backend):
     if backend == "mamba_ssm":
         pytest.skip("the CUDA extension sums gradients of B and C in no fixed order")
-    inputs = image_inputs(*fit(backend, (2, 9, 8, 80, 16), (2, 2, 2, 33, 2)))
+    inputs = image_inputs(*fit(backend, (2, 9, 8, 80, 16), (2, 1, 2, 33, 2)))
     before = torch.get_num_threads()
     try:
         runs = []
-        for threads in (2, 2, 1):
+        for threads in (2, 1):
             torch.set_num_threads(threads)
             runs.append(value_and_gradients(scan_2d(backend), inputs, torch.float32))
     finally:
         torch.set_num_threads(before)
-    for first, again in zip(runs[0], runs[1], strict=True):
+    for first, again in zip(*runs, strict=True):  # also on another number of threads
         assert torch.equal(first, again)
 
 
 def test_every_element_is_written(backend):
     """Fresh memory is filled with NaN, so an element that a backend forgets shows."""
-    inputs = image_inputs(*fit(backend, (2, 5, 13, 37, 5), (1, 2, 5, 33, 3)))
+    inputs = image_inputs(*fit(backend, (2, 5, 13, 37, 5), (1, 1, 3, 33, 3)))
     torch.use_deterministic_algorithms(True)
     fills = torch.utils.deterministic.fill_uninitialized_memory
     try:
@@ -193,7 +193,7 @@ def test_every_element_is_written(backend):
 
 
 def test_no_gradient_is_kept_in_inference(backend):
-    inputs = [t.float() for t in image_inputs(1, 4, 4, 16, 4)]
+    inputs = [t.float() for t in image_inputs(1, 2, 3, 16, 4)]
     with torch.inference_mode():
         y = scan_2d(backend)(*inputs)
     torch.testing.assert_close(y.clone(), scan_2d(backend)(*inputs))
@@ -222,30 +222,28 @@ def test_it_compiles_without_a_graph_break(backend, function):
     assert max(errors.values()) < 1e-6, errors
 
 
+@cache
+def losses(name, device):
+    """Twelve steps of a small network, with dropped paths and momentum."""
+    torch.manual_seed(0)
+    network = MambaUNet(embed_dim=16, depths=(1, 1, 1, 1), d_state=4, scan_backend=name).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
+    images, labels = torch.rand(12, 2, 1, 32, 32), torch.randint(4, (2, 32, 32)).to(device)
+    curve = []
+    for image in images.to(device):
+        loss = F.cross_entropy(network(image), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve.append(loss.item())
+    return curve
+
+
 def test_training_goes_the_same_way_on_every_backend(backend):
-    """Twenty steps of a small network, against the reference; with dropped paths and momentum."""
     if backend == "triton" and INTERPRETED:
-        pytest.skip("twenty steps take an hour in Triton's interpreter; a GPU runs this")
+        pytest.skip("the steps take an hour in Triton's interpreter; a GPU runs this")
     if backend == "cuda" and DEVICES["cuda"] == "cpu":
-        pytest.skip("twenty steps take a minute in the emulator; a GPU runs this")
-    device = DEVICES[backend]
-
-    def losses(name):
-        torch.manual_seed(0)
-        network = MambaUNet(embed_dim=16, depths=(1, 1, 1, 1), d_state=4, scan_backend=name).to(
-            device
-        )
-        optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
-        images, labels = torch.rand(20, 2, 1, 32, 32), torch.randint(4, (2, 32, 32)).to(device)
-        curve = []
-        for image in images.to(device):
-            loss = F.cross_entropy(network(image), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            curve.append(loss.item())
-        return curve
-
-    expected = losses("reference")
+        pytest.skip("the steps take a minute in the emulator; a GPU runs this")
+    expected = losses("reference", DEVICES[backend])
     assert expected[-1] < 0.95 * expected[0]
-    assert losses(backend) == pytest.approx(expected, rel=1e-4)
+    assert losses(backend, DEVICES[backend]) == pytest.approx(expected, rel=1e-4)
