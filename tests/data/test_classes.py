@@ -3,10 +3,7 @@
 import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.data.classes import (
     check_class_names,
     require_named_values,
@@ -14,6 +11,7 @@ from mambaseg.data.classes import (
     sides_of_one,
 )
 from mambaseg.errors import UserError
+from runs import built, composed
 
 NETWORK = ["background", "LV", "MYO", "RV"]
 
@@ -59,8 +57,7 @@ def test_the_mapping_that_is_offered_gives_the_networks_order(network, data, lab
     if label_map is not None and len(network) > 4:
         label_map = {**label_map, 40: 4}
     overrides = shlex.split(refused(data, label_map, network).rpartition(" order: ")[2])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["data=acdc", *overrides])
+    cfg = composed("data=acdc", *overrides)
     assert list(cfg.data.class_names) == network
     before = label_map or {k: k for k in range(len(network))}
     for value, index in before.items():
@@ -81,10 +78,8 @@ def test_sides_of_one_structure_are_found_by_their_names(names, pairs):
 
 @pytest.mark.parametrize(("augmentation", "said"), [("paper", True), ("none", False)])
 def test_a_training_that_mirrors_sides_is_told_so(small_run, caplog, augmentation, said):
-    words = [*small_run, "model=unet", f"augmentation={augmentation}", "logger=csv",
-             "data.class_names=[background,left atrium,MYO,right atrium]"]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        build(compose("config", overrides=words))
+    names = "data.class_names=[background,left atrium,MYO,right atrium]"
+    built(*small_run, "model=unet", f"augmentation={augmentation}", names)
     assert ("cannot tell left atrium and right atrium apart by the side" in caplog.text) == said
 
 
@@ -112,6 +107,5 @@ def test_values_that_would_become_classes_of_another_name_are_refused(classes, l
     with pytest.raises(UserError, match="exchanged") as error:
         require_named_values(NAMED, classes, label_map=label_map)
     overrides = shlex.split(str(error.value).rpartition(" by name: ")[2])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("config", overrides=["data=acdc", *overrides]).data.label_map == offered
+    assert composed("data=acdc", *overrides).data.label_map == offered
     require_named_values(NAMED, classes, label_map=offered)

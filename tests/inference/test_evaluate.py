@@ -4,33 +4,21 @@ import shlex
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.reporting.runs import read_run
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=["logger=csv", *overrides])
+from runs import built, trained
 
 
 @pytest.fixture(scope="module")
 def finished(shared_run):
     """A finished run, trained with a network that is not the default one."""
-    with build(composed("config", "model=unet", "model.widths=[4,8,8,8,8]", *shared_run)) as run:
-        run.fit()
-        run.evaluate()
-    return run
+    return trained("model=unet", "model.widths=[4,8,8,8,8]", *shared_run)
 
 
 def evaluated(*overrides):
-    with build(composed("evaluate", *overrides)) as run:
-        run.evaluate()
-    return run
+    return trained(*overrides, script="evaluate")
 
 
 def test_a_checkpoint_needs_no_other_word_and_scores_as_before(finished, small_run):
@@ -59,7 +47,7 @@ def test_what_belongs_to_the_preprocessing_comes_from_the_checkpoint_too(
 
     path = altered(finished, tmp_path, through_a_window)
     other = f"checkpoint={path}", *small_run, "data.window=[0,300]"
-    with build(composed("evaluate", *other)) as run:
+    with built(*other, script="evaluate") as run:
         pass
     assert run.data.preprocessing.window == (0.0, 400.0)
     assert run.config["data"]["window"] == [0.0, 400.0]
@@ -67,7 +55,7 @@ def test_what_belongs_to_the_preprocessing_comes_from_the_checkpoint_too(
 
     caplog.clear()
     own = f"checkpoint={finished.folder.path}"
-    with build(composed("evaluate", own, *small_run, "data.intensity=zscore")) as run:
+    with built(own, *small_run, "data.intensity=zscore", script="evaluate") as run:
         pass
     assert run.data.preprocessing == finished.data.preprocessing
     assert "data.intensity=zscore" in caplog.text and "with null" in caplog.text
@@ -102,7 +90,7 @@ def test_an_unknown_network_is_refused(finished, small_run, tmp_path):
 
     path = altered(finished, tmp_path, rename)
     with pytest.raises(UserError, match="unet"):
-        build(composed("evaluate", f"checkpoint={path}", *small_run))
+        built(f"checkpoint={path}", *small_run, script="evaluate")
 
 
 def test_weights_that_do_not_fit_are_refused(finished, small_run, tmp_path):
@@ -112,7 +100,7 @@ def test_weights_that_do_not_fit_are_refused(finished, small_run, tmp_path):
     path = altered(finished, tmp_path, widen)
     with (
         pytest.raises(UserError, match="does not fit"),
-        build(composed("evaluate", f"checkpoint={path}", *small_run)),
+        built(f"checkpoint={path}", *small_run, script="evaluate"),
     ):
         pass
 
@@ -148,7 +136,7 @@ def test_classes_in_another_order_are_refused_and_the_mapping_that_is_offered_wo
 ):
     words = f"checkpoint={finished.folder.path}", *small_run
     with pytest.raises(UserError, match="exchanged") as error:
-        build(composed("evaluate", *words, "data.class_names=[background,LV,MYO,RV]"))
+        built(*words, "data.class_names=[background,LV,MYO,RV]", script="evaluate")
     run = evaluated(*words, *shlex.split(str(error.value).rpartition(" order: ")[2]))
     before, after = (read_run(one.folder.path).rows for one in (finished, run))
 
@@ -163,7 +151,7 @@ def test_classes_in_another_order_are_refused_and_the_mapping_that_is_offered_wo
 def test_one_name_for_two_classes_is_refused_before_anything_is_read(small_run, tmp_path):
     twice = "data.class_names=[background,RV,MYO,RV]"
     with pytest.raises(Exception, match="more than once"):
-        build(composed("config", *small_run, twice))
+        built(*small_run, twice)
     assert not (tmp_path / "outputs").exists()
 
 

@@ -7,12 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 
-from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
-from mambaseg.app.entry import CONF
 from mambaseg.data.formats.images import find_images
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import score_case
@@ -22,6 +19,7 @@ from mambaseg.inference.segment import keep_largest_component
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.runs import read_run
 from reporting.fake_runs import heart, predicted
+from runs import built
 from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
 
 SPACING = (10.0, 1.5, 1.25)  # z, y, x
@@ -269,18 +267,13 @@ def test_half_a_question_is_answered_with_the_whole_one(monkeypatch, capsys, wor
 # ---- weights of the original repository ----------------------------------------------------------
 
 
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("evaluate", overrides=["logger=none", "~callbacks.progress", *overrides])
-
-
 UNET = ["model=unet", f"model.widths={WIDTHS}", "model.dropout=[0,0]"]
 
 
 def test_an_original_state_dict_is_scored_with_the_network_that_is_named(small_run, tmp_path):
     network = tiny_unet()
     torch.save(original_unet(network), tmp_path / "unet.pth")
-    with build(composed(f"run={tmp_path}/unet.pth", *UNET, *small_run)) as run:
+    with built(f"run={tmp_path}/unet.pth", *UNET, *small_run, script="evaluate") as run:
         loaded = run.task.network.state_dict()
         assert loaded.keys() == network.state_dict().keys()
         assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
@@ -297,7 +290,7 @@ def test_an_original_state_dict_is_scored_with_the_network_that_is_named(small_r
 def test_an_original_state_dict_of_another_network_is_refused(small_run, tmp_path, words, message):
     torch.save(original_unet(tiny_unet()), tmp_path / "unet.pth")
     with pytest.raises(UserError, match=message):
-        build(composed(f"run={tmp_path}/unet.pth", *words, *small_run))
+        built(f"run={tmp_path}/unet.pth", *words, *small_run, script="evaluate")
 
 
 @pytest.mark.parametrize("where", ["class_names", "reference"])

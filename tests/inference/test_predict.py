@@ -9,12 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 
-from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
-from mambaseg.app.entry import CONF
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
@@ -22,6 +19,7 @@ from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.inference.folder_scores import score_folders
 from mambaseg.inference.segment import Member, keep_largest_component, segment
 from payload import armed
+from runs import trained
 from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
 
 GRID = (
@@ -77,11 +75,7 @@ def test_prediction_is_what_evaluation_of_the_same_checkpoint_predicts(
         original(self, case, prediction, reference, **more)
 
     monkeypatch.setattr(CaseScores, "update", recording)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = [f"checkpoint={checkpoint}", "logger=none", "~callbacks.progress", *small_run]
-        cfg = compose("evaluate", overrides=words)
-    with build(cfg) as run:
-        run.evaluate()
+    run = trained(f"checkpoint={checkpoint}", *small_run, script="evaluate")
     monkeypatch.setattr(CaseScores, "update", original)
     predict(checkpoint, phantom_root, tmp_path / "labels")
     assert evaluated
@@ -94,7 +88,11 @@ def test_prediction_is_what_evaluation_of_the_same_checkpoint_predicts(
             (tmp_path / folder).mkdir(exist_ok=True)
             shutil.copy(file, tmp_path / folder / path.name)
     places = tmp_path / "maps", tmp_path / "truth"
-    how = {"class_names": CLASSES, "evaluation": cfg.evaluation, "outputs": tmp_path / "scored"}
+    how = {
+        "class_names": CLASSES,
+        "evaluation": run.config["evaluation"],
+        "outputs": tmp_path / "scored",
+    }
     folder, _ = score_folders(*places, **how)
     assert folder.summary["foreground"] == run.folder.summary["foreground"]
 

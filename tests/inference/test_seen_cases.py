@@ -9,10 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import CONF
 from mambaseg.data.formats.images import find_images
@@ -21,41 +19,26 @@ from mambaseg.inference.folder_scores import score_folders
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.tables import table_of
+from runs import built, trained
 from tiny_pictures import blob, mask, save
 
 OTHER = "+data.split_seed=1"  # draws others for the test part
 UNET = "model=unet", "model.widths=[4,8,8,8,8]"
 
 
-def composed(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=["logger=csv", *overrides])
-
-
-def trained(*overrides):
-    with build(composed("config", *UNET, *overrides)) as run:
-        run.fit()
-        run.evaluate()
-    return run
-
-
 @pytest.fixture(scope="module")
 def finished(shared_run):
-    return trained(*shared_run)
+    return trained(*UNET, *shared_run)
 
 
 def evaluated(checkpoint, *overrides):
     path = getattr(getattr(checkpoint, "folder", None), "path", checkpoint)
-    with build(composed("evaluate", f"checkpoint={path}", *overrides)) as run:
-        run.evaluate()
-    return run
+    return trained(f"checkpoint={path}", *overrides, script="evaluate")
 
 
 def cases_tested(*overrides):
     """The cases of the test part under these overrides, and whose they are."""
-    return {
-        case.id: case.patient for case in build(composed("config", *overrides)).data.cases["test"]
-    }
+    return {case.id: case.patient for case in built(*overrides).data.cases["test"]}
 
 
 def learnt_from(run):
@@ -159,8 +142,8 @@ def test_what_its_parent_has_seen_is_seen_by_a_network_that_goes_on_from_it(
 ):
     warm = f"+checkpoint={finished.folder.path}", *small_run, "data.prepare=null"
     with pytest.raises(UserError, match="allow_seen"):
-        build(composed("config", *UNET, *warm, OTHER))
-    child = trained(*warm)
+        built(*UNET, *warm, OTHER)
+    child = trained(*UNET, *warm)
     earlier = read_checkpoint(child.folder.path).seen.earlier
     seen = read_checkpoint(finished.folder.path).seen
     assert earlier == seen.train | seen.val
@@ -181,7 +164,7 @@ def validated_on_test(tmp_path_factory):
         f"outputs={place / 'outputs'}", "data.size=32", "data.batch_size=2", "data.steps=2",
         "data.val_every=2",
     ]  # fmt: skip
-    return trained(*words), words
+    return trained(*UNET, *words), words
 
 
 def test_validation_on_the_test_part_is_excused_in_its_own_published_split_only(validated_on_test):
@@ -246,7 +229,7 @@ def test_label_maps_say_whether_their_network_has_seen_the_image(finished, tmp_p
 
 
 def test_of_an_ensemble_one_network_that_has_seen_an_image_is_enough(finished, small_run, tmp_path):
-    other = trained(*small_run, OTHER)
+    other = trained(*UNET, *small_run, OTHER)
     case = next(case for case in finished.data.cases["test"] if case.id in learnt_from(other))
     folders = predicted([finished.folder.path, other.folder.path], [case], tmp_path / "both")
     with pytest.raises(UserError, match=f"1 (trained it|chose its checkpoint) .{case.id}"):

@@ -6,17 +6,15 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
 from mambaseg.app.ensemble import restore_predictor
-from mambaseg.app.entry import CONF
 from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.inference.segment import VIEWS, Member, choose_views, segment
 from mambaseg.inference.trained import read_checkpoint
+from runs import UNET, built
 from tiny_checkpoints import write_checkpoint
 
 
@@ -110,11 +108,7 @@ def test_views_that_nobody_knows_are_refused():
 
 @pytest.mark.parametrize("augmentation", ["none", "modern", "paper"])
 def test_a_training_writes_the_views_that_it_showed_into_the_checkpoint(small_run, augmentation):
-    words = [*small_run, "model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "logger=csv",
-             "~callbacks.progress", f"augmentation={augmentation}"]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=words)
-    with build(cfg) as run:
+    with built(*small_run, *UNET, f"augmentation={augmentation}") as run:
         run.fit()
     best = run.folder.path / "checkpoints" / "best.ckpt"
     views = {"none": "none", "modern": "flips", "paper": "all"}[augmentation]

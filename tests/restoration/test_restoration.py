@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from scipy.ndimage import correlate1d
 
-from mambaseg.app.build import build
+import runs
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
 from mambaseg.errors import UserError
@@ -105,24 +104,10 @@ def place(tmp_path_factory):
     return [*WORDS, f"data.root={place / 'data'}", f"outputs={place / 'outputs'}"], place
 
 
-def composed(*words, name="config"):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=list(words))
-
-
-def go(words):
-    with build(composed(*words)) as run:
-        if not run.finished:
-            run.fit()
-            run.evaluate()
-        run.report()
-    return run
-
-
 @pytest.fixture(scope="module")
 def trained(place):
     """A finished run."""
-    return go([*place[0], *LONG])
+    return runs.trained(*place[0], *LONG)
 
 
 def table(path):
@@ -135,20 +120,22 @@ def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_thos
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HAZE_ROOT", raising=False)
-    cfg = composed("experiment=dehazing")
+    cfg = runs.composed("experiment=dehazing")
     assert cfg.model.name == "uvm_net" and cfg.data.name == "haze_phantom" and cfg.data.synthetic
     assert cfg.optim.optimizer.lr == 2e-4 and "AdamW" in cfg.optim.optimizer._target_
     assert "L1Loss" in cfg.loss._target_ and cfg.data.size == 128 and cfg.model.residual
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path))
-    cfg = composed("experiment=dehazing", "model=unet")
+    cfg = runs.composed("experiment=dehazing", "model=unet")
     assert cfg.data.name == "haze" and cfg.data.root == str(tmp_path)
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
-    assert composed("experiment=dehazing", "model=unet").data.name == "haze"  # which is an error
+    assert (
+        runs.composed("experiment=dehazing", "model=unet").data.name == "haze"
+    )  # which is an error
 
 
 def test_a_run_leaves_scores_figures_and_a_report(trained, place, caplog, capsys):
     caplog.set_level("INFO")
-    again = go([*place[0], *LONG])
+    again = runs.trained(*place[0], *LONG)
     assert again.finished and again.score == trained.score
     assert "synthetic haze, not RESIDE" in caplog.messages[0]
     assert "HAZE_ROOT" in caplog.messages[0] and caplog.messages[-1] == caplog.messages[0]
@@ -179,8 +166,8 @@ def test_a_run_leaves_scores_figures_and_a_report(trained, place, caplog, capsys
 
 def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
     words = [word for word in place[0] if not word.startswith("model")]
-    run = go([*words, "data.steps=2", "data.val_every=2", "model.widths=[4,4,4,4,4]",
-              "model.grid=8"])  # fmt: skip
+    words += ["data.steps=2", "data.val_every=2", "model.widths=[4,4,4,4,4]", "model.grid=8"]
+    run = runs.trained(*words)
     assert run.config["model"]["name"] == "uvm_net"
     network, checkpoint = restore_network(run.folder.path)
     assert checkpoint.about["task"] == "restoration"
@@ -194,9 +181,9 @@ def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
 def test_data_for_another_task_are_refused(trained):
     words = [f"checkpoint={trained.folder.path}", "data=phantom"]
     with pytest.raises(UserError, match="was trained for restoration, data=phantom"):
-        build(composed(*words, name="evaluate"))
+        runs.built(*words, script="evaluate")
     with pytest.raises(UserError, match="data=phantom is for segmentation"):
-        build(composed("data=phantom", "+data.task=restoration", "data.root=nowhere"))
+        runs.built("data=phantom", "+data.task=restoration", "data.root=nowhere")
 
 
 def test_a_run_folder_of_before_scores_as_it_did(trained, place, monkeypatch, tmp_path):
@@ -216,7 +203,7 @@ def test_a_run_folder_of_before_scores_as_it_did(trained, place, monkeypatch, tm
 
 
 def test_an_interrupted_training_ends_as_an_undisturbed_one(place, tmp_path, monkeypatch):
-    undisturbed = go(place[0])
+    undisturbed = runs.trained(*place[0])
     whole = RestorationTask.training_step
 
     def training_step(self, batch, index):
@@ -228,8 +215,8 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(place, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(RestorationTask, "training_step", training_step)
         with pytest.raises(ZeroDivisionError):
-            go(words)
-    resumed = go(words)
+            runs.trained(*words)
+    resumed = runs.trained(*words)
     assert [pause["step"] for pause in resumed.folder.record["resumed"]] == [4]
     one, other = (
         torch.load(run.folder.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

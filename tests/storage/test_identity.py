@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mambaseg.app.build import build
@@ -22,6 +21,7 @@ from mambaseg.storage.identity import (
     with_digests,
 )
 from mambaseg.storage.run_folder import RunFolder
+from runs import composed
 
 # By design these change a number in cases.csv, or the cases and classes that it has rows of.
 IN = """
@@ -100,11 +100,6 @@ OLD = Path(__file__).with_name("old_run.yaml")
 """config.yaml of a run of an earlier version: `small_run` with model=unet on a CPU."""
 
 
-def composed(*overrides, entry="config"):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(entry, overrides=list(overrides))
-
-
 @pytest.fixture(scope="module")
 def keys():
     """Every key of config.yaml with each option of each group, and a configuration that has it."""
@@ -118,7 +113,7 @@ def keys():
         options.append(("config", ["experiment=quickstart", f"model={leaf.stem}"]))
     found = {}
     for entry, words in options:
-        config = OmegaConf.to_container(composed(*words, entry=entry), resolve=False)
+        config = OmegaConf.to_container(composed(*words, script=entry), resolve=False)
         for key in flatten(config):
             found.setdefault(re.sub(r"^data\.label_map\..*", "data.label_map", key), config)
     return found
@@ -155,7 +150,7 @@ def test_every_key_acts_on_its_side(keys):
 
 
 def test_where_a_checkpoint_is_scored_nothing_of_the_training_counts(keys):
-    config = OmegaConf.to_container(composed("checkpoint=b", entry="evaluate"), resolve=False)
+    config = OmegaConf.to_container(composed("checkpoint=b", script="evaluate"), resolve=False)
     config = {**config, "model": {"name": "unet"}}
     present = set(flatten(config)) & keys.keys()
     changing = {key for key in present if of(with_another(config, key)) != of(config)}

@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.storage import lock as module
 from mambaseg.storage.lock import RunLock
+from runs import built
 
 processes = multiprocessing.get_context("fork")
 
@@ -120,8 +118,7 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def configured(words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build(compose("config", overrides=["model=unet", "logger=csv", *words]))
+    return built("model=unet", *words)
 
 
 def go(run):
