@@ -1,9 +1,9 @@
-"""A sweeper: one Optuna study per combination of the words with commas, by Hydra's Optuna plugin.
+"""A sweeper: one Optuna study per combination of swept overrides, by Hydra's Optuna plugin.
 
     python src/train.py -m hparams_search=optuna model=unet,mamba_unet
 
 searches twice, each time with the whole budget and the same first points. What
-`hydra.sweeper.params` names is searched; every other word with commas makes studies.
+`hydra.sweeper.params` names is searched; every other override with commas makes studies.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Studies(Sweeper):
             try:
                 self._search(label, words, folder)
             except Exception as error:
-                log.error("study %s failed; it goes on when the command is typed again", label)
+                log.error("study %s failed; the same command resumes it", label)
                 failure = failure or error
                 continue
             self._say_best(label, words, folder)
@@ -70,7 +70,7 @@ class Studies(Sweeper):
             raise failure
 
     def _studies(self, arguments: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-        """Yields (the words that tell this study from the others, all words of this study)."""
+        """Yields (the overrides that tell this study from the others, all overrides of this study)."""
         overrides = OverridesParser.create().parse_overrides(arguments)
         given: list[list[str]] = []
         several: list[bool] = []
