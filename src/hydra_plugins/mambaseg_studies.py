@@ -1,4 +1,4 @@
-"""A sweeper: one Optuna study per combination of swept overrides, by Hydra's Optuna plugin.
+"""A sweeper: one Optuna study per combination of swept overrides.
 
     python src/train.py -m hparams_search=optuna model=unet,mamba_unet
 

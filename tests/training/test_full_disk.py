@@ -81,6 +81,6 @@ def test_the_log_of_a_run_gives_up_without_noise(disk, small_run, capfd, caplog)
             logging.getLogger("mambaseg").info("a line of the log " * 10)
         run.folder.update(note="x" * 9000)
     assert json.loads((run.folder.path / "run.json").read_text()) == before
-    assert "the record still says that the run goes on" in caplog.text
+    assert "run.json still says that the run is running" in caplog.text
     said = capfd.readouterr().err
     assert "Logging error" not in said and "Traceback" not in said
