@@ -70,7 +70,7 @@ class Studies(Sweeper):
             raise failure
 
     def _studies(self, arguments: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-        """Yields (the overrides that tell this study from the others, all overrides of this study)."""
+        """Yields (the overrides in which this study differs from the others, all its overrides)."""
         overrides = OverridesParser.create().parse_overrides(arguments)
         given: list[list[str]] = []
         several: list[bool] = []
