@@ -13,9 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
-from markupsafe import escape as _escape
 
 from mambaseg.reporting.grid import Grid, counted, signed
 from mambaseg.reporting.paired import verdict
@@ -34,9 +33,19 @@ def visible(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 
-def escape(text: str) -> str:
-    """Text of a folder as text of a page: no markup, and nothing that reorders other text."""
-    return str(_escape(printable(text)))
+def template_of(path: Path) -> Template:
+    """A template that escapes all text and refuses a name that it is not given."""
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    slug = {"slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")}
+    environment.filters |= {"signed": signed, "counted": counted, "verdict": verdict, **slug}
+    return environment.get_template(path.name)
 
 
 def page(
@@ -55,18 +64,8 @@ def page(
         runs: states of all runs.
         problems: runs that could not be read, one sentence each.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        finalize=visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    slug = {"slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")}
-    environment.filters |= {"signed": signed, "counted": counted, "verdict": verdict, **slug}
+    template = template_of(_TEMPLATES / "page.html")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    template = environment.get_template("page.html")
     return template.render(
         name=name,
         # a browser may show the page, and run the one script that is ours

@@ -133,7 +133,7 @@ def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
                 facts = gradio.HTML(elem_id="facts")
                 again = gradio.Button("Start again", visible=False, size="sm")
             with gradio.Column(scale=2, min_width=300):
-                pictures = gradio.HTML(parts.EMPTY, elem_id="pictures")
+                pictures = gradio.HTML(parts.empty(), elem_id="pictures")
                 frame = gradio.Slider(1, 2, step=1, visible=False, label="Frame", elem_id="frame")
                 z = gradio.Slider(1, 2, step=1, visible=False, label="Slice", elem_id="slice")
                 with gradio.Row():
@@ -232,7 +232,7 @@ class _Handlers:
         volumes, update = volumes_of(*study), self.gradio.update
         if not volumes:
             hidden = update(visible=False)
-            return [hidden, hidden, parts.EMPTY, "", "", hidden, update(), update(), "", hidden]
+            return [hidden, hidden, parts.empty(), "", "", hidden, update(), update(), "", hidden]
         ed, es = phases(volumes, self.names)
         cine = study.second is None and len(volumes) > 1
         large = volumes[ed].labels
