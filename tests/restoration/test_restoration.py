@@ -3,9 +3,7 @@
 import csv
 import json
 import math
-import runpy
 import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +11,6 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-import runs
-from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize
@@ -23,6 +19,7 @@ from mambaseg.reporting.tables import headline
 from mambaseg.restoration.phantom import write_haze_phantom
 from mambaseg.restoration.scores import HIGHEST, ImageScores, image_scores
 from mambaseg.restoration.task import RestorationTask
+from runs import built, composed, entered, trained
 
 # ---- scores
 
@@ -91,7 +88,7 @@ WORDS = [
     "data.prepare={_target_: mambaseg.restoration.phantom.write_haze_phantom, "
     "_partial_: true, scenes: 5, height: 32, width: 40}",
     "data.size=32", "data.batch_size=4", "data.steps=8", "data.val_every=4",
-    "trainer.log_every_n_steps=1", "logger=csv", "callbacks.progress=null",
+    "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 LONG = ["data.steps=40", "data.val_every=20", "optim.scheduler.max_lr=0.003"]
 
@@ -105,9 +102,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(place):
+def finished(place):
     """A finished run."""
-    return runs.trained(*place[0], *LONG)
+    return trained(*place[0], *LONG)
 
 
 def table(path):
@@ -120,45 +117,43 @@ def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_thos
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HAZE_ROOT", raising=False)
-    cfg = runs.composed("experiment=dehazing")
+    cfg = composed("experiment=dehazing")
     assert cfg.model.name == "uvm_net" and cfg.data.name == "haze_phantom" and cfg.data.synthetic
     assert cfg.optim.optimizer.lr == 2e-4 and "AdamW" in cfg.optim.optimizer._target_
     assert "L1Loss" in cfg.loss._target_ and cfg.data.size == 128 and cfg.model.residual
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path))
-    cfg = runs.composed("experiment=dehazing", "model=unet")
+    cfg = composed("experiment=dehazing", "model=unet")
     assert cfg.data.name == "haze" and cfg.data.root == str(tmp_path)
     monkeypatch.setenv("HAZE_ROOT", str(tmp_path / "absent"))
-    assert (
-        runs.composed("experiment=dehazing", "model=unet").data.name == "haze"
-    )  # which is an error
+    assert composed("experiment=dehazing", "model=unet").data.name == "haze"  # which is an error
 
 
-def test_a_run_leaves_scores_figures_and_a_report(trained, place, caplog, capsys):
+def test_a_run_leaves_scores_figures_and_a_report(finished, place, caplog, capsys):
     caplog.set_level("INFO")
-    again = runs.trained(*place[0], *LONG)
-    assert again.finished and again.score == trained.score
+    again = trained(*place[0], *LONG)
+    assert again.finished and again.score == finished.score
     assert "synthetic haze, not RESIDE" in caplog.messages[0]
     assert "HAZE_ROOT" in caplog.messages[0] and caplog.messages[-1] == caplog.messages[0]
     said = capsys.readouterr().out
     assert "PSNR dB" in said and "Restored" in said
-    folder = trained.folder.path
+    folder = finished.folder.path
     losses = [
         float(row["train/loss"]) for row in table(folder / "metrics.csv") if row["train/loss"]
     ]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     rows = table(folder / "cases.csv")
-    assert len(rows) == 3 * trained.data.counts["test"]["scenes"]
+    assert len(rows) == 3 * finished.data.counts["test"]["scenes"]
     summary = json.loads((folder / "metrics.json").read_text())
     for metric in ("psnr", "ssim", "psnr_hazy", "ssim_hazy"):
         mean = np.mean([float(row[metric]) for row in rows])
         assert summary["scores"][metric]["mean"] == pytest.approx(mean)
     assert headline(summary)[1] == summary["scores"]["psnr"]["mean"]
-    assert summary["task"] == "restoration" and summary["val_psnr"] == trained.score
-    assert trained.folder.record["val_psnr"] == trained.score > 5
+    assert summary["task"] == "restoration" and summary["val_psnr"] == finished.score
+    assert finished.folder.record["val_psnr"] == finished.score > 5
     assert {path.name.split("_")[0] for path in (folder / "figures").glob("*.png")} == {
         "worst", "median", "best",
     }  # fmt: skip
-    assert trained.folder.record["cost"]["image"] == [3, 32, 32]
+    assert finished.folder.record["cost"]["image"] == [3, 32, 32]
     page = write_report(folder.parent)
     assert "Image restoration" in page.read_text()
     assert f"{summary['scores']['psnr']['mean']:.2f}" in (page.parent / "table.md").read_text()
@@ -166,8 +161,8 @@ def test_a_run_leaves_scores_figures_and_a_report(trained, place, caplog, capsys
 
 def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
     words = [word for word in place[0] if not word.startswith("model")]
-    words += ["data.steps=2", "data.val_every=2", "model.widths=[4,4,4,4,4]", "model.grid=8"]
-    run = runs.trained(*words)
+    small = ["data.steps=2", "data.val_every=2", "model.widths=[4,4,4,4,4]", "model.grid=8"]
+    run = trained(*words, *small)
     assert run.config["model"]["name"] == "uvm_net"
     network, checkpoint = restore_network(run.folder.path)
     assert checkpoint.about["task"] == "restoration"
@@ -178,32 +173,30 @@ def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
     assert image_scores(restored, pair["clear"])[0] == pytest.approx(float(row["psnr"]), abs=1e-4)
 
 
-def test_data_for_another_task_are_refused(trained):
-    words = [f"checkpoint={trained.folder.path}", "data=phantom"]
+def test_data_for_another_task_are_refused(finished):
+    words = [f"checkpoint={finished.folder.path}", "data=phantom"]
     with pytest.raises(UserError, match="was trained for restoration, data=phantom"):
-        runs.built(*words, script="evaluate")
+        built(*words, script="evaluate")
     with pytest.raises(UserError, match="data=phantom is for segmentation"):
-        runs.built("data=phantom", "+data.task=restoration", "data.root=nowhere")
+        built("data=phantom", "+data.task=restoration", "data.root=nowhere")
 
 
-def test_a_run_folder_of_before_scores_as_it_did(trained, place, monkeypatch, tmp_path):
+def test_a_run_folder_of_before_scores_as_it_did(finished, tmp_path):
     """As it was while the computed haze was in another module and metrics.json had no columns."""
     old = tmp_path / "old"
-    shutil.copytree(trained.folder.path, old)
+    shutil.copytree(finished.folder.path, old)
     text = (old / "config.yaml").read_text()
     moved = text.replace("mambaseg.restoration.phantom", "mambaseg.data.phantoms.haze_phantom")
     assert moved != text
     (old / "config.yaml").write_text(moved)
     words = [f"run={old}", f"outputs={tmp_path / 'outputs'}", "logger=csv", "trainer=cpu"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    runpy.run_path(str(CONF.parent / "src" / "evaluate.py"), run_name="__main__")
+    assert entered("evaluate.py", *words) == 0
     (again,) = (tmp_path / "outputs").glob("*/*/cases.csv")
     assert table(again) == table(old / "cases.csv")
 
 
 def test_an_interrupted_training_ends_as_an_undisturbed_one(place, tmp_path, monkeypatch):
-    undisturbed = runs.trained(*place[0])
+    undisturbed = trained(*place[0])
     whole = RestorationTask.training_step
 
     def training_step(self, batch, index):
@@ -215,8 +208,8 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(place, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(RestorationTask, "training_step", training_step)
         with pytest.raises(ZeroDivisionError):
-            runs.trained(*words)
-    resumed = runs.trained(*words)
+            trained(*words)
+    resumed = trained(*words)
     assert [pause["step"] for pause in resumed.folder.record["resumed"]] == [4]
     one, other = (
         torch.load(run.folder.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
