@@ -171,7 +171,7 @@ def test_a_phase_that_is_missing_at_one_position_is_refused(tmp_path):
     with pytest.raises(UserError, match="TemporalPositionIdentifier"):
         read(tmp_path / "s", tmp_path)
     (tmp_path / "s/IM0008.dcm").unlink()
-    with pytest.raises(UserError, match=r"3 frames at the position .* and 2 at"):
+    with pytest.raises(UserError, match=r"the 3 times at the position .* the 2 at"):
         read(tmp_path / "s", tmp_path)
 
 

@@ -33,12 +33,12 @@ class Case:
         more_images: further files of an image that is spread over several: its channels, its
             slices, the voxels beside a header.
         more_labels: likewise of a label.
-        part: `train`, `val` or `test`, where the data set itself says so (`data.split=given`).
+        part: `train`, `val` or `test` of the data set's own split (`data.split=given`).
         label_map: pairs (value in the file, class); None takes the values as they are.
         value_names: pairs (value in the file, name), where the data set itself names them.
         slicing: which axis of the file becomes the first one, a rule of `slice_axis`.
-        fold: of the data set's own cross-validation, that `part` is of; None where it has none.
-        patient_assumed: nobody said whose the case is, so it counts as a patient of its own.
+        fold: of the data set's own cross-validation, to which `part` belongs; or None.
+        patient_assumed: no file names the patient, so the case counts as a patient.
     """
 
     id: str
@@ -88,7 +88,7 @@ class Case:
     def problems(
         self, volume: Volume, num_classes: int | None = None, channels: int | None = None
     ) -> Iterator[DataError]:
-        """All that speaks against using what `load` read (see `validation.find_problems`)."""
+        """Why what `load` read cannot be used (see `validation.find_problems`)."""
         return find_problems(volume, self.image_path, self.label_path, num_classes, channels)
 
     def sources(self) -> tuple[Path, ...]:

@@ -205,7 +205,7 @@ class Preprocessing:
         return self.geometry in ("spacing", "native")
 
     def describe(self) -> dict[str, Any]:
-        """Return plain data that says what is done, for checkpoints and results."""
+        """Return plain data that describes this, for checkpoints and results."""
         description = {
             "name": self.name,
             "size": self.size,

@@ -1,4 +1,4 @@
-"""What becomes of the grey values of a volume, one channel at a time."""
+"""Scale the grey values of a volume, one channel at a time."""
 
 from collections.abc import Callable
 from typing import Any

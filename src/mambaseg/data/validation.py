@@ -244,7 +244,7 @@ def find_problems(
     num_classes: int | None = None,
     channels: int | None = None,
 ) -> Iterator[DataError]:
-    """All that speaks against using a case, the image first.
+    """Yield every reason not to use a case, the image first.
 
     The image is (Z, C, H, W) with as many channels as asked for, not empty and finite; the label
     has its shape. With `num_classes` a label is required and may hold only 0..num_classes-1.
@@ -330,8 +330,8 @@ def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None
         sides: of a voxel (x, y, z), in that unit; NaN where there is no distance.
 
     Raises:
-        UserError: it is singular or not finite, its axes are not at right angles (0.5 degrees are
-            let pass), or their lengths are other than `sides` by more than 1 %.
+        UserError: it is singular or not finite, its axes are more than 0.5 degrees off right
+            angles, or their lengths are other than `sides` by more than 1 %.
     """
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)

@@ -193,17 +193,16 @@ def _in_time(frames: list[_Frame]) -> list[_Frame]:
 
 def _check_times(slices: list[list[_Frame]]) -> None:
     """Every position has as many times, and their numbers are the same where they have any."""
-    first = slices[0]
-    for times in slices:
-        problem = ""
-        if len(times) != len(first):
-            problem = f"{len(first)} frames at the position of {first[0].name} and {len(times)} at "
-            problem += f"that of {times[0].name}"
-        for name in _INDICES if len(times) == len(first) > 1 else ():
-            if [one.about.get(name) for one in times] != [one.about.get(name) for one in first]:
-                problem = f"{name} of {times[0].name} is not that of {first[0].name}"
-        if problem:
-            raise DataError(problem, first[0].path.parent, _EXPORT)
+    first, *others = (
+        [[frame.about.get(name) for name in _INDICES] for frame in times] for times in slices
+    )
+    for times, numbers in zip(slices[1:], others, strict=True):
+        if len(numbers) != len(first) or (len(first) > 1 and numbers != first):
+            problem = (
+                f"the {len(first)} times at the position of {slices[0][0].name} are not the "
+                f"{len(numbers)} at that of {times[0].name} ({', '.join(_INDICES)})"
+            )
+            raise DataError(problem, times[0].path.parent, _EXPORT)
 
 
 def _check_grid(slices: list[list[_Frame]], affine: npt.NDArray[np.float64]) -> None:

@@ -76,8 +76,6 @@ def to_dicom_seg(
     logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every step
     headers, labels = _sources(files, labels)
     release = version("mambaseg")
-    family = _code("123110", "Artificial Intelligence", "DCM")
-    made_by = highdicom.AlgorithmIdentificationSequence(algorithm[:64], family, release)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names and numbers that the series brings along
@@ -85,19 +83,7 @@ def to_dicom_seg(
                 source_images=headers,
                 pixel_array=labels,
                 segmentation_type="BINARY",
-                segment_descriptions=[
-                    highdicom.seg.SegmentDescription(
-                        segment_number=number,
-                        segment_label=name[:64],
-                        segmented_property_category=_code(
-                            *(_STRUCTURE if name in _ANATOMY else _TISSUE)
-                        ),
-                        segmented_property_type=_code(*_ANATOMY.get(name, _TISSUE)),
-                        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                        algorithm_identification=made_by,
-                    )
-                    for number, name in enumerate(class_names[1:], start=1)
-                ],
+                segment_descriptions=_segments(class_names, algorithm[:64], release),
                 series_instance_uid=highdicom.UID(),
                 series_number=int(headers[0].get("SeriesNumber") or 0) + 1000,
                 sop_instance_uid=highdicom.UID(),
@@ -152,6 +138,26 @@ def _sources(
         if header.get("SliceThickness") is None and spacing:
             header.SliceThickness = round(spacing[0], 6)
     return headers, labels[0]
+
+
+def _segments(class_names: Sequence[str], algorithm: str, release: str) -> list[Any]:
+    """A description of each class but the background."""
+    import highdicom
+
+    family = _code("123110", "Artificial Intelligence", "DCM")
+    return [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=_code(*(_STRUCTURE if name in _ANATOMY else _TISSUE)),
+            segmented_property_type=_code(*_ANATOMY.get(name, _TISSUE)),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                algorithm, family, release
+            ),
+        )
+        for number, name in enumerate(class_names[1:], start=1)
+    ]
 
 
 def _code(value: str, meaning: str, scheme: str = "SCT") -> Any:
