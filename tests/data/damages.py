@@ -266,7 +266,7 @@ DAMAGES = [
            Refused(IMAGE, "has no label", "put the _gt file beside")),
     # ---- folders
     Damage("no Info.cfg", lambda root: (root / FOLDER / "Info.cfg").unlink(),
-           Refused("Info.cfg", "the file is missing", "get it again")),
+           Refused("Info.cfg", "the file is missing", "get the file again")),
     Damage("garbage as Info.cfg", info(bytes(range(256)) * 4),
            Refused("Info.cfg", "not one frame number each", '"ED: 1"')),
     Damage("a frame number of 5000 digits", info(f"ED: {'9' * 5000}\nES: 12\n"),

@@ -152,9 +152,9 @@ class Preprocessing:
         if self.name not in PRESETS:
             known = ", ".join(PRESETS)
             raise UserError(f"unknown preprocessing {self.name!r}: choose one of {known}")
-        for side in (self.size, self.longest_side):
+        for key, side in (("size", self.size), ("longest_side", self.longest_side)):
             if side is not None and side < 1:
-                raise UserError(f"data.size and data.longest_side are positive pixels, not {side}")
+                raise UserError(f"data.{key}={side}: give a positive number of pixels")
         if self.window is not None:
             if not is_window(self.window):
                 raise UserError(

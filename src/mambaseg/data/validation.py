@@ -120,6 +120,27 @@ def check_array(
     raise DataError(problem, path, f"{remedy}, or get the file again.")
 
 
+@contextlib.contextmanager
+def decoding(path: Path, kind: str, remedy: str = AGAIN) -> Iterator[None]:
+    """Turn whatever a library raises over foreign bytes into one error.
+
+    Args:
+        path: the file that is read.
+        kind: its format.
+        remedy: what to do.
+
+    Raises:
+        UserError: the library raised something.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
+        raise DataError(f"not a readable {kind} file ({reason})", path, remedy) from error
+
+
 # ---- values --------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mambaseg.data.formats.itk import LPS_TO_RAS, read_pixels
 from mambaseg.data.formats.nifti import place_on
 from mambaseg.data.formats.volume import Spacing, Volume
-from mambaseg.data.validation import AGAIN, DataError, check_array, check_file, voxel_size
+from mambaseg.data.validation import AGAIN, DataError, check_array, check_file, decoding, voxel_size
 from mambaseg.errors import UserError
 
 TOLERANCE_MM = 0.1  # of a corner of a slice from its place on the grid
@@ -25,6 +25,7 @@ _EXPORT = (
     "Export one complete volume on a rectangular grid per series, or convert it to NIfTI (such as "
     "by dcm2niix)."
 )
+_DAMAGED = f"{AGAIN} If it is no slice of a series, move it to another folder."
 _IDENTITY = ("SOPClassUID", "SeriesInstanceUID", "Rows", "Columns")
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 # functional groups of multi-frame files, whose attributes other files have at the top
@@ -243,7 +244,7 @@ def _frames(path: Path) -> list[_Frame]:
         problem = "the image is a mosaic of slices"
     if problem:
         raise DataError(problem, path, f"Choose a grey-scale series of slices. {_EXPORT}")
-    try:
+    with decoding(path, "DICOM", _DAMAGED):
         count = int(header.get("NumberOfFrames") or 1)
         shared = header.get("SharedFunctionalGroupsSequence") or ()
         each = header.get("PerFrameFunctionalGroupsSequence")
@@ -253,8 +254,6 @@ def _frames(path: Path) -> list[_Frame]:
             [_of_frame(header, (*shared[:1], one)) for one in each] if each else [header] * count
         )
         return [_Frame(path, number, header, one, *_place(one)) for number, one in enumerate(about)]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
 
 
 def _place(about: Any) -> tuple[Any, Any]:
@@ -287,17 +286,14 @@ def _header(path: Path, *, only: Sequence[str] | None = None) -> tuple[Any, bool
     """A file's header, or some attributes of it, and whether it is of an image."""
     check_file(path)
     pydicom = _pydicom()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=only)
-            about = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-            name = pydicom.uid.UID(about or "").name
-            sized = bool(header.get("Rows") and header.get("Columns"))
-            if not sized and (not name or "Image Storage" in name):
-                raise ValueError("no DICOM file, or cut off")
-    except Exception as error:  # foreign bytes make pydicom and its decoders raise nearly anything
-        raise _unreadable(path, error) from error
+    with decoding(path, "DICOM", _DAMAGED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=only)
+        about = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        name = pydicom.uid.UID(about or "").name
+        sized = bool(header.get("Rows") and header.get("Columns"))
+        if not sized and (not name or "Image Storage" in name):
+            raise ValueError("no DICOM file, or cut off")
     return header, sized and not any(kind in name for kind in _NO_PICTURES)
 
 
@@ -308,12 +304,6 @@ def _pydicom() -> Any:
     except ImportError as error:
         raise UserError("DICOM is read with pydicom: pip install -e '.[images]'") from error
     return pydicom
-
-
-def _unreadable(path: Path, error: Exception, further: str = "") -> DataError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    remedy = f"{AGAIN} If it is no slice of a series, move it to another folder."
-    return DataError(f"cannot be read as DICOM ({reason})", path, remedy + further)
 
 
 # ---- pixels --------------------------------------------------------------------------------------
@@ -329,13 +319,14 @@ def _measured(path: Path, frames: Sequence[_Frame]) -> list[npt.NDArray[Any]]:
     if any(slope == 0 for slope, _ in scales):
         raise DataError("RescaleSlope is 0", path, AGAIN)
     scales = [(1.0 if slope is None else slope, shift or 0.0) for slope, shift in scales]
-    if header.file_meta.get("TransferSyntaxUID") in _BY_ITK:
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax in _BY_ITK:
         planes = list(read_pixels(path))
         if len(planes) != len(frames) or len(set(scales)) > 1:
             problem = f"{len(planes)} of {len(frames)} frames can be read, with one scale for all"
             raise DataError(problem, path, "Decompress it, such as by dcmdjpeg.")
         return planes
-    pixels = _pixels(path)
+    pixels = _pixels(path, getattr(syntax, "name", "unknown"))
     if header.PhotometricInterpretation == "MONOCHROME1":
         levels = 2 ** int(header.BitsStored)
         pixels = (-1 if header.PixelRepresentation else levels - 1) - pixels
@@ -351,19 +342,14 @@ def _measured(path: Path, frames: Sequence[_Frame]) -> list[npt.NDArray[Any]]:
     ]
 
 
-def _pixels(path: Path) -> npt.NDArray[Any]:
+def _pixels(path: Path, syntax: str) -> npt.NDArray[Any]:
     """The stored pixels of a file, (frames, H, W)."""
-    syntax = "unknown"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            file = _pydicom().dcmread(path, force=True)
-            syntax = file.file_meta.TransferSyntaxUID.name
-            pixels = np.asarray(file.pixel_array)
+    remedy = f"{_DAMAGED} Decompress it if it is compressed ({syntax}), such as by gdcmconv --raw."
+    with decoding(path, "DICOM", remedy), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = _pydicom().dcmread(path, force=True)
+        pixels = np.asarray(file.pixel_array)
         frames = int(file.get("NumberOfFrames") or 1)
         if pixels.size != frames * file.Rows * file.Columns:
             raise ValueError(f"it holds more frames than the {frames} that it promises")
         return pixels.reshape(frames, file.Rows, file.Columns)
-    except Exception as error:  # as above
-        further = f" Decompress it if it is compressed ({syntax}), such as by gdcmconv --raw."
-        raise _unreadable(path, error, further) from error

@@ -15,11 +15,11 @@ import numpy as np
 from mambaseg.data.formats.nifti import place_on
 from mambaseg.data.formats.volume import Volume
 from mambaseg.data.validation import (
-    AGAIN,
     DataError,
     check_affine,
     check_array,
     check_file,
+    decoding,
     voxel_size,
 )
 from mambaseg.errors import UserError
@@ -48,7 +48,7 @@ def read_itk(path: Path) -> Volume:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
-    try:
+    with decoding(path, path.suffix.upper()):
         reader.ReadImageInformation()
         pixel = sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID()))
         size, channels = reader.GetSize(), reader.GetNumberOfComponents()
@@ -58,10 +58,6 @@ def read_itk(path: Path) -> Volume:
         check_array(path, padded, np.dtype(np.float64), "image", dimensions=(3, 4))
         _check_length(path, header, files, int(np.prod(size)) * pixel.itemsize)
         image = reader.Execute()
-    except DataError:
-        raise
-    except Exception as error:  # ITK has one type for all that can be wrong
-        raise _unreadable(path, error) from error
     return _as_volume(path, image, in_mm=_in_mm(path, header.fields))
 
 
@@ -72,10 +68,8 @@ def read_pixels(path: Path) -> np.ndarray:
         UserError: they cannot be read.
     """
     sitk = _simpleitk()
-    try:
+    with decoding(path, "DICOM"):
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
-    except Exception as error:  # as above
-        raise _unreadable(path, error) from error
     return array.reshape(-1, *array.shape[-2:])
 
 
@@ -140,7 +134,7 @@ def _voxel_files(path: Path, header: _Header) -> list[Path]:
 
 
 def _check_length(path: Path, header: _Header, files: list[Path], promised: int) -> None:
-    """As many bytes of voxels as the header promises, no more and no fewer."""
+    """Raise `ValueError` unless there are as many bytes of voxels as the header promises."""
     for file in files:
         check_file(file)
     fields = header.fields
@@ -161,8 +155,7 @@ def _check_length(path: Path, header: _Header, files: list[Path], promised: int)
             held += len(unpack.decompress(file.read_bytes()[skipped:], promised + 1))
     if held != promised:
         more = "more" if held > promised else f"only {held}"
-        problem = f"its header promises {promised} bytes of voxels, there are {more}"
-        raise DataError(problem, path, AGAIN)
+        raise ValueError(f"its header promises {promised} bytes of voxels, there are {more}")
 
 
 def _in_mm(path: Path, fields: dict[str, str]) -> bool:
@@ -195,9 +188,3 @@ def _as_volume(path: Path, image: Any, *, in_mm: bool) -> Volume:
     orientation = known and "".join(nibabel.aff2axcodes(affine))
     header = place_on(array.shape, affine, known, time=time)
     return Volume(array[:, :, None], None, known, affine, orientation, header)
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1][:200] if lines else type(error).__name__
-    return DataError(f"cannot be read by SimpleITK ({reason})", path, AGAIN)

@@ -19,7 +19,7 @@ from mambaseg.data.validation import (
     check_affine,
     check_array,
     check_file,
-    unlisted,
+    decoding,
     voxel_size,
 )
 
@@ -56,15 +56,9 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Volume:
             says; no volume of real numbers; without a usable voxel size or affine.
     """
     check_file(path)
-    try:
+    with decoding(path, "NIfTI"):
         file = nibabel.Nifti1Image.from_bytes(_content(path, dimensions))
         array = np.asarray(file.dataobj).T
-    except DataError:
-        raise
-    except OSError as error:
-        raise unlisted(path, error) from error
-    except Exception as error:  # whatever a damaged header makes nibabel raise, the remedy is one
-        raise _unreadable(path, error) from error
     header, affine = file.header, np.asarray(file.affine)
     zooms, unit = [float(zoom) for zoom in header.get_zooms()[:3]], header.get_xyzt_units()[0]
     check_affine(path, affine, np.where(np.array(file.shape[:3]) > 1, zooms, np.nan).tolist())
@@ -160,7 +154,7 @@ def _content(path: Path, dimensions: tuple[int, ...]) -> bytes:
             raise DataError(f"truncated or damaged gzip file ({error})", path, AGAIN) from error
     if left != 1:
         held = f"only {promised + 1 - left}" if left else "more"
-        raise _unreadable(path, f"its header promises {promised} bytes, it holds {held}")
+        raise ValueError(f"its header promises {promised} bytes, it holds {held}")
     return b"".join(blocks)
 
 
@@ -188,8 +182,3 @@ def _with_unit_quaternion(header: Any) -> Any:
         for name in names:
             header[name] = header[name] / length
     return header
-
-
-def _unreadable(path: Path, error: Exception | str) -> DataError:
-    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return DataError(f"not a readable NIfTI file ({reason})", path, AGAIN)

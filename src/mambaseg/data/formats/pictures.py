@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from mambaseg.data.formats.nifti import place_on
 from mambaseg.data.formats.volume import Volume
-from mambaseg.data.validation import DataError, check_array, check_file
+from mambaseg.data.validation import DataError, check_array, check_file, decoding
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,
@@ -202,20 +202,17 @@ def _opened(path: Path) -> Iterator[tuple[Any, str]]:
         UserError: it is none that can be used.
     """
     check_file(path)
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            width, height = picture.size
-            dtype = np.dtype(_GREY.get(picture.mode, np.uint8))
-            check_array(path, (1, height, width), dtype, "picture")
-            if problem := _problem(picture):
-                raise DataError(problem, path, f"{_AS}, grey (black is 0) or RGB, one per file.")
-            # which Pillow forgets when it loads the pixels
-            stored = picture.tile[0][3] if picture.tile else ""
-            stored = stored if isinstance(stored, str) or not stored else stored[0]
-            ImageOps.exif_transpose(picture, in_place=True)
-            yield picture, str(stored)
-    except DataError:
-        raise
-    except Exception as error:  # foreign bytes make Pillow raise nearly anything
-        problem = f"not a readable {', '.join(FORMATS)} picture ({type(error).__name__})"
-        raise DataError(problem, path, f"Get the file again. {_AS}, grey or RGB.") from error
+    with (
+        decoding(path, ", ".join(FORMATS), f"Get the file again. {_AS}, grey or RGB."),
+        Image.open(path, formats=FORMATS) as picture,
+    ):
+        width, height = picture.size
+        dtype = np.dtype(_GREY.get(picture.mode, np.uint8))
+        check_array(path, (1, height, width), dtype, "picture")
+        if problem := _problem(picture):
+            raise DataError(problem, path, f"{_AS}, grey (black is 0) or RGB, one per file.")
+        # which Pillow forgets when it loads the pixels
+        stored = picture.tile[0][3] if picture.tile else ""
+        stored = stored if isinstance(stored, str) or not stored else stored[0]
+        ImageOps.exif_transpose(picture, in_place=True)
+        yield picture, str(stored)
