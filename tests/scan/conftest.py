@@ -5,7 +5,6 @@ Without a GPU the Triton kernels run in Triton's interpreter, in a process of th
 the same. The CUDA C++ kernels are compiled for the host, with a header that emulates a block.
 """
 
-import dataclasses
 import importlib
 import sys
 
@@ -32,7 +31,7 @@ def backend(request, monkeypatch):
             monkeypatch.setattr(module, "STEPS", 8)  # several chunks, in a slow interpreter
             monkeypatch.setattr(module, "UNROLL", 4)
             monkeypatch.setattr(module, "UNROLL_BACKWARD", 2)
-        on_cpu = dataclasses.replace(dispatch.BACKENDS[name], devices=("cpu",))
+        on_cpu = dispatch.BACKENDS[name]._replace(devices=("cpu",))
         monkeypatch.setitem(dispatch.BACKENDS, name, on_cpu)
     yield name
     if name in ("mamba_ssm", "cuda"):  # let no other test see the stand-in

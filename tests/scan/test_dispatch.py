@@ -4,10 +4,16 @@ import sys
 
 import pytest
 import torch
-from scan_inputs import sequence_inputs
+from scan_inputs import image_inputs, sequence_inputs
 
 from mambaseg.errors import UserError
-from mambaseg.scan import available_backends, choose_backend, dispatch, selective_scan
+from mambaseg.scan import (
+    available_backends,
+    choose_backend,
+    dispatch,
+    selective_scan,
+    selective_scan_2d,
+)
 
 
 @pytest.fixture
@@ -94,6 +100,26 @@ def test_auto_does_without_a_missing_package_and_says_so_once(without_numba, cap
             selective_scan(*inputs)
     (record,) = caplog.records
     assert "No module named 'numba'" in record.getMessage()
+
+
+def test_a_backend_from_outside_the_package_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "doubling.py").write_text(
+        "from mambaseg.scan import reference\n\n\n"
+        "def selective_scan(*inputs):\n    return 2 * reference.selective_scan(*inputs)\n"
+    )
+    with pytest.raises(UserError, match="it needs the module lab"):
+        choose_backend("lab.doubling", "cpu")
+    monkeypatch.syspath_prepend(tmp_path)
+    inputs, image = sequence_inputs(1, 1, 2, 3, 2), image_inputs(1, 2, 3, 4, 2)
+    ours = selective_scan(*inputs, backend="reference"), selective_scan_2d(*image)
+    theirs = [
+        selective_scan(*inputs, backend="lab.doubling"),
+        selective_scan_2d(*image, backend="lab.doubling"),
+    ]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(2 * one, other)
+    assert "lab.doubling" not in available_backends("cpu")
 
 
 def test_float16_is_refused():

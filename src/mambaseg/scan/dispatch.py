@@ -1,14 +1,14 @@
 """Which backend runs a scan, and why: the public functions of the package.
 
-A backend is one module of this package with a function `selective_scan` and, if it has a faster
-form than the one in `cross`, `selective_scan_2d`. To add one, write the module and add its line to
-`BACKENDS`.
+A backend is a module with a function `selective_scan` and, if it has a faster form than the one in
+`cross`, `selective_scan_2d`. Any module can be named by its full path (`my_package.my_scan`); a
+line in `BACKENDS` gives it a short name and makes it one of the choices of "auto".
 """
 
 import importlib
 import logging
-from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from mambaseg.scan import cross
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Backend:
+class Backend(NamedTuple):
     """Where a backend can run: on which device types (None: all), with which package installed."""
 
     module: str
@@ -40,7 +39,9 @@ BACKENDS: dict[str, Backend] = {  # in the order in which "auto" prefers them
     "reference": Backend("mambaseg.scan.reference"),
 }
 
-_modules: dict[str, ModuleType] = {}  # those imported so far, by the names of the table
+ARGUMENTS = ("delta", "A", "B", "C", "D", "delta_bias")
+
+_modules: dict[str, ModuleType] = {}  # those imported so far, by name
 _announced: set[tuple[str, str]] = set()
 
 
@@ -65,7 +66,7 @@ def selective_scan(
         C: Output weights, shape (B, K, N, L).
         D: Skip weights, shape (K, D).
         delta_bias: Bias of delta, shape (K, D).
-        backend: Name of a backend, or "auto".
+        backend: Name or module of a backend, or "auto".
 
     Returns:
         The output sequences, shape (B, K, D, L), in u's dtype. The state is float32 (float64 for
@@ -76,11 +77,8 @@ def selective_scan(
         ValueError: The shapes do not fit together.
     """
     batch, groups, channels, length = u.shape
-    states = A.shape[-1]
-    _check_shape("delta", delta, (batch, groups, channels, length))
-    _check_shape("B", B, (batch, groups, states, length))
-    _check_shape("C", C, (batch, groups, states, length))
-    _check_parameters(A, D, delta_bias, groups, channels)
+    weights = (batch, groups, A.shape[-1], length)
+    _check_shapes((delta, A, B, C, D, delta_bias), u.shape, weights, (groups, channels))
     module = _load(backend, u)
     out: Tensor = module.selective_scan(u, delta, A, B, C, D, delta_bias)
     return out
@@ -103,14 +101,14 @@ def selective_scan_2d(
 
     Args:
         x: Image, channels last, shape (B, H, W, D).
-        delta: Step sizes before bias and softplus, at their positions in the image, for each of the
-            K = 4 directions, shape (B, H, W, K, D).
+        delta: Step sizes as above, at their positions in the image, for each of the K = 4
+            directions, shape (B, H, W, K, D).
         A: Decay rates, negative, shape (K, D, N).
         B: Input weights, shape (B, H, W, K, N).
         C: Output weights, shape (B, H, W, K, N).
         D: Skip weights, shape (K, D).
         delta_bias: Bias of delta, shape (K, D).
-        backend: Name of a backend, or "auto".
+        backend: Name or module of a backend, or "auto".
 
     Returns:
         The sum over the four directions, shape (B, H, W, D), in x's dtype.
@@ -119,12 +117,10 @@ def selective_scan_2d(
         UserError: The named backend cannot run here, or the input is float16.
         ValueError: The shapes do not fit together.
     """
-    batch, height, width, channels = x.shape
-    groups, states = cross.NUM_DIRECTIONS, A.shape[-1]
-    _check_shape("delta", delta, (batch, height, width, groups, channels))
-    _check_shape("B", B, (batch, height, width, groups, states))
-    _check_shape("C", C, (batch, height, width, groups, states))
-    _check_parameters(A, D, delta_bias, groups, channels)
+    *place, channels = x.shape
+    of_group = (cross.NUM_DIRECTIONS, channels)
+    weights = (*place, cross.NUM_DIRECTIONS, A.shape[-1])
+    _check_shapes((delta, A, B, C, D, delta_bias), (*place, *of_group), weights, of_group)
     module = _load(backend, x)
     if hasattr(module, "selective_scan_2d"):
         out: Tensor = module.selective_scan_2d(x, delta, A, B, C, D, delta_bias)
@@ -158,11 +154,11 @@ def choose_backend(name: str, device: torch.device | str) -> str:
 def _choose(name: str, device_type: str) -> str:
     if name == "auto":
         return _choose_automatically(device_type)
-    if name not in BACKENDS:
+    if name not in BACKENDS and "." not in name:
         raise UserError(f"Unknown scan backend '{name}'. Choose auto or one of {[*BACKENDS]}.")
     reason = obstacle(name, device_type)
     if reason is not None:
-        raise UserError(f"The scan backend '{name}' cannot run: {reason}, or choose 'auto'.")
+        raise UserError(f"scan_backend={name} cannot run: {reason}. Use model.scan_backend=auto.")
     return name
 
 
@@ -184,20 +180,21 @@ def _choose_automatically(device_type: str) -> str:
 
 def obstacle(name: str, device_type: str) -> str | None:
     """Why a backend cannot run on a device type, with the remedy; None when it can."""
-    backend = BACKENDS[name]
+    backend = BACKENDS.get(name) or Backend(name, package=f"the module {name}")
     if backend.devices is not None and device_type not in backend.devices:
         return f"it runs on {' and '.join(backend.devices)} but the tensors are on {device_type}"
+    remedy = f"install it with `{backend.install}`" if backend.install else "look at PYTHONPATH"
     try:
         _modules[name] = importlib.import_module(backend.module)
     except ImportError as error:
-        return f"it needs {backend.package} ({error}); install it with `{backend.install}`"
+        return f"it needs {backend.package} ({error}); {remedy}"
     except Exception as error:  # what is installed badly fails in any way
         if backend.package is None:
             raise
-        return (
-            f"{backend.package} is installed but does not load ({type(error).__name__}: {error}); "
-            f"install it again with `{backend.install}`"
+        problem = (
+            f"{backend.package} is installed but does not load ({type(error).__name__}: {error})"
         )
+        return f"{problem}; {remedy}"
     return None
 
 
@@ -211,13 +208,15 @@ def _load(name: str, x: Tensor) -> ModuleType:
     return _modules[_choose(name, x.device.type)]
 
 
-def _check_parameters(A: Tensor, D: Tensor, delta_bias: Tensor, groups: int, channels: int) -> None:
-    _check_shape("A", A, (groups, channels, A.shape[-1]))
-    _check_shape("D", D, (groups, channels))
-    _check_shape("delta_bias", delta_bias, (groups, channels))
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Compiled backends read by address: a wrong shape must not reach them."""
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)} where {shape} is expected")
+def _check_shapes(
+    tensors: tuple[Tensor, ...],
+    steps: tuple[int, ...],
+    weights: tuple[int, ...],
+    of_group: tuple[int, ...],
+) -> None:
+    """Refuse `tensors` of a wrong shape: compiled backends read by address."""
+    rates = (*of_group, tensors[1].shape[-1])
+    shapes = (steps, rates, weights, weights, of_group, of_group)
+    for name, tensor, shape in zip(ARGUMENTS, tensors, shapes, strict=True):
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)} where {shape} is expected")
