@@ -72,11 +72,7 @@ def _table(report: Report) -> Table:
 
 
 def _proposed(report: Report, path: Path | None) -> str:
-    """What to say about the proposed config, which is written where a path is given.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """What to say about the proposed config, which is written where a path is given."""
     if path is not None and not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
         raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
     if path is not None and path.exists():

@@ -95,12 +95,7 @@ def check_dataset(
     layout: Layout | None = None,
     config_dirs: Iterable[Path] = (),
 ) -> Report:
-    """Read every case below `root` and report what is wrong with it.
-
-    Errors: no cases, missing, truncated, damaged or unreadable files, image and label of
-    different shape or axes, more or less than three dimensions, NaN, labels outside
-    0..num_classes-1, names spelt otherwise. Warnings: identical images, axes unlike the other
-    cases', constant images, empty labels. Information: unknown voxel size. A reader adds its own.
+    """Read every case below `root` and report what is wrong with it (docs/data.md lists it).
 
     Args:
         root: Folder of the data set.
@@ -133,17 +128,10 @@ def check_dataset(
     problems += [*_differing(examined), *_unknown_spacing(examined)]
     if alike:
         problems.append(Problem("warning", root.absolute().name, alike.problem, alike.remedy))
-    known = not any(case.patient_assumed for case in cases)
-    return Report(
-        root,
-        len(cases),
-        tuple(dict.fromkeys(problems)),  # two parts of the check may find the same
-        len({case.patient for case in cases}) if known else None,
-        layout,
-        tuple(examined),
-        names,
-        alike,
-    )
+    unknown = any(case.patient_assumed for case in cases)
+    patients = None if unknown else len({case.patient for case in cases})
+    lines = tuple(dict.fromkeys(problems))  # two parts of the check may find the same
+    return Report(root, len(cases), lines, patients, layout, tuple(examined), names, alike)
 
 
 def _line(error: DataError, root: Path, where: str | None = None) -> Problem:

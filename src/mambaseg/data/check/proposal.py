@@ -1,20 +1,11 @@
-"""The config of conf/data that data-check proposes, ready to be used or changed.
-
-| value         | rule |
-|---------------|------|
-| `class_names` | of the layout or dataset.json; otherwise background, class_1, ... |
-| `label_map`   | where nobody named the classes and the values are not 0..K-1: in their order |
-| `patient_pattern` | where names look like several cases of one patient |
-| `size`        | multiple of 32 that covers the median of the longer in-plane sides, 64 to 512 |
-| `batch_size`  | as many slices as the memory takes (`BYTES_PER_PIXEL`), at most 24 |
-"""
+"""The config that data-check proposes, ready to be used or changed (rules: docs/own-data.md)."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -47,14 +38,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     layout, root, asked = report.layout, report.root, report.layout.reader.split
     counts = np.array([one.label_counts for one in usable])  # (cases, 256)
     values = [int(value) for value in np.flatnonzero(counts.sum(axis=0))]
-    names, mapping = report.class_names, layout.config.get("label_map")
-    classes = {index: index for index in range(len(names or ()))}  # class -> value as counted
-    if names is None:
-        ordered = sorted({0, *values})
-        mapped = ordered != list(range(len(ordered))) and len(values) <= MOST_CLASSES
-        classes = dict(enumerate(ordered if mapped else range(max(2, ordered[-1] + 1))))
-        mapping = {value: index for index, value in classes.items()} if mapped else mapping
-        names = ("background", *(f"class_{index}" for index in range(1, len(classes))))
+    names, classes, mapping = _classes(report, values)
     longer = median(max(one.shape[2:]) for one in usable)
     size = int(min(max(-(-longer // MULTIPLE) * MULTIPLE, SMALLEST), LARGEST))
     available, what = memory or memory_at_hand()
@@ -81,7 +65,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     lines = [
         f"# Proposed by data-check: {report.summary.partition(' in ')[0]}.",
         *_statistics(usable),
-        *_frequencies(counts, names, classes),
+        *_shares(counts, names, classes),
     ]
     if len(values) > MOST_CLASSES:
         lines.append(f"# The labels hold {len(values)} values: are they labels?")
@@ -90,6 +74,21 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     lines += ["defaults:", f"  - {layout.name}", "  - _self_"]
     lines += [f"{key}: {_yaml(value)}{comments.get(key, '')}" for key, value in config.items()]
     return "\n".join(lines) + "\n"
+
+
+def _classes(
+    report: Report, values: Sequence[int]
+) -> tuple[Sequence[str], dict[int, int], dict[int, int] | None]:
+    """Names of the classes, class -> value as it was counted, and `data.label_map`."""
+    assert report.layout is not None
+    if report.class_names is not None:
+        same = {index: index for index in range(len(report.class_names))}
+        return report.class_names, same, report.layout.config.get("label_map")
+    ordered = sorted({0, *values})
+    mapped = ordered != list(range(len(ordered))) and len(values) <= MOST_CLASSES
+    classes = dict(enumerate(ordered if mapped else range(max(2, ordered[-1] + 1))))
+    names = ("background", *(f"class_{index}" for index in range(1, len(classes))))
+    return names, classes, {value: k for k, value in classes.items()} if mapped else None
 
 
 def memory_at_hand() -> tuple[int, str]:
@@ -109,12 +108,9 @@ def memory_at_hand() -> tuple[int, str]:
 def _statistics(usable: Sequence[Examined]) -> Iterator[str]:
     """Voxel size and extent of the images: smallest, median, largest."""
     known = [one.spacing for one in usable if one.spacing is not None]
-    if known:
-        between, rows, columns = map(_spread, zip(*known, strict=True))
-        yield f"# Voxel size in mm, min/median/max: between slices {between}, rows {rows}, columns"
-        yield f"#   {columns}; known of {len(known)} of {len(usable)} cases."
-    else:
-        yield "# Voxel size: unknown."
+    between, rows, columns = map(_spread, zip(*known, strict=True)) if known else 3 * ["unknown"]
+    yield f"# Voxel size in mm, min/median/max: between slices {between}, rows {rows}, columns"
+    yield f"#   {columns}; known of {len(known)} of {len(usable)} cases."
     depth, _, rows, columns = map(_spread, zip(*(one.shape for one in usable), strict=True))
     yield f"# Extent, min/median/max: {depth} slices, {rows} rows, {columns} columns."
 
@@ -123,9 +119,7 @@ def _spread(values: Sequence[float]) -> str:
     return "/".join(f"{value:.4g}" for value in (min(values), median(values), max(values)))
 
 
-def _frequencies(
-    counts: np.ndarray, names: Sequence[str], classes: Mapping[int, int]
-) -> Iterator[str]:
+def _shares(counts: np.ndarray, names: Sequence[str], classes: dict[int, int]) -> Iterator[str]:
     """How much of the voxels each class is, and in how many cases it occurs."""
     yield "# Classes, share of voxels and of cases:"
     for index, name in enumerate(names):

@@ -179,11 +179,7 @@ def _patient(folder: Path) -> Iterator[Case | DataError]:
 
 
 def _read_info(path: Path) -> tuple[dict[str, int], str | None]:
-    """Frame numbers of ED and ES, and the pathology group, of a file of lines "key: value".
-
-    Raises:
-        UserError: it is missing or unreadable, or ED and ES are not one frame each.
-    """
+    """Frame numbers of ED and ES, and the pathology group, of a file of lines "key: value"."""
     check_file(path)
     with path.open("rb") as file:
         text = file.read(INFO_BYTES).decode("utf-8-sig", errors="replace")

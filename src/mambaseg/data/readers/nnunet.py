@@ -133,11 +133,7 @@ def _files(folder: Path, ending: str) -> Iterator[tuple[str, Path]]:
 
 
 def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJson) -> list[Path]:
-    """The files of a case in the order of its channels.
-
-    Raises:
-        UserError: they are not those that dataset.json names.
-    """
+    """The files of a case in the order of its channels, if they are those of dataset.json."""
     ordered = [files[number] for number in sorted(files)]
     whole = set(files) == {WHOLE} or (set(files) == {0} and about.ending in PICTURES)
     if not whole and sorted(files) != list(range(len(about.channels))):
@@ -190,14 +186,7 @@ def splits_file(root: Path) -> Path | None:
 
 
 def _parts_of_fold(root: Path, fold: int, patients: Mapping[str, str]) -> dict[str, str]:
-    """Case -> `train` or `val`, of the training cases (case -> patient) that a fold names.
-
-    Without a file of splits it is the fold that nnU-Net draws itself.
-
-    Raises:
-        UserError: there is no such fold, the file cannot be used, or the fold names a case that is
-            not there or one that is in both parts.
-    """
+    """Case -> `train` or `val` in a fold of the training cases (case -> patient)."""
     path = splits_file(root)
     if path is None:
         return _drawn(fold, patients)
