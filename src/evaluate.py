@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @entry("evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Returns the score that stands for the test part: the mean foreground Dice."""
+    """Returns the score of the test set: the mean foreground Dice."""
     if cfg.predictions or cfg.references:
         return _folders(cfg)
     from mambaseg.reporting.tables import headline

@@ -31,7 +31,7 @@ class Studies(Sweeper):
 
     Args:
         sampler: configuration of an Optuna sampler; every study makes its own from it.
-        params: what is searched, name -> sweep in Hydra's words.
+        params: what is searched, name -> sweep in Hydra's grammar.
         options: other arguments of the plugin's `OptunaSweeper`.
     """
 

@@ -1,1 +1,1 @@
-"""What stands between a command and the work: which keys and values a configuration may have."""
+"""The command line and its configurations: checked, settled, and made into objects."""

@@ -1,7 +1,7 @@
 """The composed configuration against the schema: no key that nobody reads, no impossible value.
 
 Two steps, so that most mistakes are answered at once: keys and values by the table, which imports
-nothing; then what stands beside a `_target_`, by the signature of the target.
+nothing; then the keys beside a `_target_`, by the signature of the target.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """The second step: compares what stands beside each `_target_` with what it takes."""
+    """The second step: compares the keys beside each `_target_` with what it takes."""
     for key, node, _ in flat(plain_tree(cfg)):
         if isinstance(node, dict) and "_target_" in node:
             values = {name: _resolved(cfg, f"{key}.{name}", node[name]) for name in node}

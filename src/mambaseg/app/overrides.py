@@ -28,7 +28,7 @@ from mambaseg.errors import UserError
 _ITEM = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*|[^,]+""")  # of a list: in quotes, or to a comma
 
 
-def arranged(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options of a command line and its overrides, in whatever order they were typed.
 
     Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
@@ -37,8 +37,8 @@ def arranged(words: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UserError: an override of an earlier version.
     """
-    read = get_args_parser().parse_intermixed_args(list(words))
-    options = list(words)
+    read = get_args_parser().parse_intermixed_args(list(typed))
+    options = list(typed)
     for override in read.overrides:
         options.remove(override)
         for old in (override, key_of(override)):
@@ -76,7 +76,7 @@ def _quoted(value: str) -> str:
     return str(QuotedString(text=value, quote=Quote.single).with_quotes())
 
 
-def jobs_of(words: Sequence[str]) -> Iterator[list[str]]:
+def jobs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The jobs of a sweep that show every swept value: one differs from the first at a time.
 
     So many compositions as values, where the product of them may be thousands. Intervals of a
@@ -84,7 +84,7 @@ def jobs_of(words: Sequence[str]) -> Iterator[list[str]]:
     """
     fixed: list[str] = []
     swept: list[list[str]] = []
-    for override in OverridesParser.create().parse_overrides(list(words)):
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
         elif override.is_discrete_sweep():
@@ -100,7 +100,7 @@ def jobs_of(words: Sequence[str]) -> Iterator[list[str]]:
 # ---- what Hydra cannot compose ------------------------------------------------------------------
 
 
-def composition_error(error: BaseException, script: str, words: Sequence[str]) -> str | None:
+def composition_error(error: BaseException, script: str, overrides: Sequence[str]) -> str | None:
     """What to say about an error of Hydra's before a job has begun; None: as Hydra says it."""
     if isinstance(error, UserError):
         return str(error)
@@ -110,7 +110,7 @@ def composition_error(error: BaseException, script: str, words: Sequence[str]) -
             "commas, brackets or '=':  'key=\"a value\"'"
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_config(error.missing_cfg_file, error.options or (), words)
+        return _missing_config(error.missing_cfg_file, error.options or (), overrides)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return "one config of a group must be chosen, such as model=unet; null is none"
     if "Could not override 'augmentation'" in str(error):
@@ -119,12 +119,12 @@ def composition_error(error: BaseException, script: str, words: Sequence[str]) -
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = str(cause.full_key or "")
         if "not in struct" in str(cause):
-            return _unknown_key(key, script, words)
+            return _unknown_key(key, script, overrides)
         return f"{key}: {str(cause).splitlines()[0]}"
     return None
 
 
-def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
+def _unknown_key(key: str, script: str, overrides: Sequence[str]) -> str:
     """What the schema says of a key that no file holds; what it takes can be added."""
     root, _, below = key.partition(".")
     if root in NAMED and "." not in below:
@@ -133,12 +133,12 @@ def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
         f"++{word}"
         if word[:1] not in "+~" and (key_of(word) == key or "." in key_of(word))
         else word
-        for word in words
+        for word in overrides
     ]
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     try:
         cfg = loader.load_configuration(script, next(jobs_of(added)), RunMode.RUN)
-        check_targets(checked(cfg, script, words))
+        check_targets(checked(cfg, script, overrides))
     except UserError as error:
         return str(error)
     except HydraException:
@@ -146,13 +146,13 @@ def _unknown_key(key: str, script: str, words: Sequence[str]) -> str:
     return f"{key} has no value that could be changed: add it with +{key}=..."
 
 
-def _missing_config(path: str, options: Sequence[str], words: Sequence[str]) -> str:
+def _missing_config(path: str, options: Sequence[str], overrides: Sequence[str]) -> str:
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     for source in loader.get_sources():
         file = Path(source.path) / f"{path}.yml"
         if source.scheme() == "file" and file.is_file():
             return f"{file} is not read: rename it to {file.with_suffix('.yaml').name}"
-    typed = [word for word in words if "/".join(word.partition("=")[::2]) == path]
+    typed = [word for word in overrides if "/".join(word.partition("=")[::2]) == path]
     near = did_you_mean(path.rpartition("/")[2], options)
     listed = f"\nThere are: {', '.join(sorted(options))}" if options else ""
     return "".join(f"{word}: " for word in typed) + f"there is no conf/{path}.yaml{near}{listed}"

@@ -1,4 +1,4 @@
-"""What stands beside a `_target_`: does the target take it?"""
+"""The keys beside a `_target_`: does the target take them?"""
 
 from __future__ import annotations
 
