@@ -34,6 +34,9 @@ NASTY = [
 ]  # fmt: skip
 
 
+DICE = {"name": "dice", "title": "Dice", "unit": "", "higher_is_better": True, "decimals": 3}
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """One finished run, to be copied and spoiled."""
@@ -78,7 +81,9 @@ def test_a_config_that_asks_for_objects_is_left_out_and_runs_nothing(spoiled, tm
     assert not marker.exists()
 
 
-def test_targets_and_interpolations_of_a_config_are_text(spoiled, small, tmp_path, monkeypatch):
+def test_targets_and_interpolations_of_a_config_are_text(
+    spoiled, small, tmp_path, monkeypatch, no_figures
+):
     monkeypatch.setenv("SOME_SECRET", "hush-4711")
     marker = armed(tmp_path / "ran").marker
     config = yaml.safe_load((small / "config.yaml").read_text())
@@ -188,6 +193,18 @@ def test_cells_that_lie_are_named(spoiled, small, column, cell):
     folder = spoiled("cases.csv", "")
     RunFolder(folder / "bad").write_rows("cases.csv", rows)
     with pytest.raises(UserError, match=rf"cases\.csv .*{column.removesuffix('_name')}"):
+        read_run(folder / "bad")
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [[], [{"name": "x"}], [DICE | {"decimals": 1 << 30}], [DICE | {"decimals": "2"}],
+     [DICE | {"unit": 5}], [DICE | {"title": ["Dice"]}], [DICE | {"name": "other"}], "dice"],
+)  # fmt: skip
+def test_metrics_that_lie_are_named(spoiled, small, metrics):
+    summary = {**RunFolder(small).summary, "metrics": metrics}
+    folder = spoiled("metrics.json", json.dumps(summary))
+    with pytest.raises(UserError, match=r"metrics\.json .*metrics"):
         read_run(folder / "bad")
 
 

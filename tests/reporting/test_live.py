@@ -61,7 +61,7 @@ def test_a_reader_sees_whole_files_while_a_run_writes_them(live):
         assert process.is_alive()
 
 
-def test_a_report_amid_a_training_says_what_still_runs(live):
+def test_a_report_amid_a_training_says_what_still_runs(live, no_figures):
     experiment, process = live
     page = write_report(experiment).read_text()
     comparisons, _, problems = collect(experiment)

@@ -145,10 +145,11 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def described(summary: Mapping[str, Any]) -> Sequence[Metric]:
     """The metrics that a metrics.json describes; the built-in ones where it is an older one."""
     keys = ("name", "title", "unit", "higher_is_better", "decimals")
+    built_in = {metric.name: metric for metric in BUILT_IN}
     stored = summary.get("metrics")
     if stored is None:
         return BUILT_IN
-    return [Metric(**{key: each.get(key) for key in keys}) for each in stored]
+    return [built_in.get(m["name"]) or Metric(**{key: m.get(key) for key in keys}) for m in stored]
 
 
 def run_folders(folder: str | Path) -> list[Path]:
@@ -229,6 +230,7 @@ def read_run(path: str | Path) -> RunData:
                 _require({"mean", "sd"} <= (score or {}).keys(), f"scores.{name}")
             return RunData(path, record, config, summary, ())
         _check(summary, _CONVENTION)
+        _require(described(summary)[:1] == BUILT_IN[:1], "metrics")  # Dice leads every table
     with _reading(path / "cases.csv") as file:
         rows = _read_rows(file, config["data"]["class_names"])
     return RunData(path, record, config, summary, rows)

@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports without figures, which take most of their time."""
+    monkeypatch.setattr("mambaseg.reporting.plots.draw", lambda *_: [])
