@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaseg.data.intensity import SCALINGS, WINDOW, Window, is_window, through_window
+from mambaseg.data.intensity import SCALINGS, WINDOW, Window, is_window, rescaled
 from mambaseg.data.sampling import (
     bilinear,
     look_up_or_zero,
@@ -237,7 +237,7 @@ class Preprocessing:
         """
         image = np.asarray(image, dtype=np.float32)
         if self.window is not None:
-            return through_window(image, self.window)
+            return rescaled(image, *self.window)
         scale = SCALINGS[self.intensity]
         return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 

@@ -14,14 +14,14 @@ LARGEST_GREY_VALUE = 1e6  # float32 still tells its neighbours apart
 
 def min_max(image: Image) -> Image:
     """Map the smallest value to 0 and the largest to 1; a constant image becomes zeros."""
-    return _rescale(image, float(image.min()), float(image.max()))
+    return rescaled(image, float(image.min()), float(image.max()))
 
 
 def percentile(image: Image) -> Image:
     """Clip to the 0.5 % and 99.5 % points and map these to 0 and 1."""
     low, high = np.percentile(image, (0.5, 99.5))
     # Fewer than one bright voxel in 200: the percentiles see none of them.
-    return _rescale(image, float(low), float(high)) if high > low else min_max(image)
+    return rescaled(image, float(low), float(high)) if high > low else min_max(image)
 
 
 def z_score(image: Image) -> Image:
@@ -33,12 +33,7 @@ def z_score(image: Image) -> Image:
     return ((image - mean) / deviation).astype(np.float32)
 
 
-def through_window(image: Image, window: Window) -> Image:
-    """Clip to [low, high] of a window and map these to 0 and 1, whatever else the image holds."""
-    return _rescale(image, *window)
-
-
-def _rescale(image: Image, low: float, high: float) -> Image:
+def rescaled(image: Image, low: float, high: float) -> Image:
     """Clip to [low, high] and map that range to [0, 1]; without a range, zeros."""
     if not high > low:
         return np.zeros_like(image)
