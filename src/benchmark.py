@@ -27,9 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from mambaseg import benchmark
 from mambaseg.app.entry import CONF, entry
 from mambaseg.app.networks import build_network
+from mambaseg.benchmark import networks
+from mambaseg.benchmark.blocks import measure_blocks
+from mambaseg.benchmark.gpu import measure_gpu
+from mambaseg.benchmark.kernels import measure_kernels
+from mambaseg.benchmark.measure import Protocol
+from mambaseg.benchmark.pages import networks_page
+from mambaseg.benchmark.scans import measure_scans, shapes_of
+from mambaseg.benchmark.tables import tables
+from mambaseg.benchmark.truth import measure_truth
 from mambaseg.errors import UserError
 from mambaseg.inference.segment import choose_precision
 from mambaseg.scan import choose_backend
@@ -38,10 +46,10 @@ from mambaseg.storage.run_folder import RunFolder, code_state, environment
 log = logging.getLogger(__name__)
 
 
-def scan(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def scan(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Scan backends at the shapes of Mamba-UNet."""
-    return benchmark.measure_scans(
-        benchmark.shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch),
+    return measure_scans(
+        shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch),
         protocol=protocol,
         forms=list(cfg.forms),
         backends=list(cfg.backends),
@@ -50,33 +58,33 @@ def scan(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[
     )
 
 
-def inference(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def inference(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Networks: a forward pass."""
-    step = benchmark.inference(_image(cfg, protocol.device), autocast=autocast)
-    return benchmark.measure_networks(
+    step = networks.inference(_image(cfg, protocol.device), autocast=autocast)
+    return networks.measure_networks(
         _networks(cfg, protocol.device), step, images=cfg.batch, protocol=protocol, seed=cfg.seed
     )
 
 
-def train(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def train(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Networks: a training step."""
-    return benchmark.measure_networks(
+    return networks.measure_networks(
         _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
         images=cfg.batch, protocol=protocol, seed=cfg.seed,
     )  # fmt: skip
 
 
-def kernels(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def kernels(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Networks on a GPU: a training step by kernel."""
-    return benchmark.measure_kernels(
+    return measure_kernels(
         _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
         protocol=protocol, seed=cfg.seed,
     )  # fmt: skip
 
 
-def truth(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def truth(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Scan backends against float64; whether trainings repeat their bits."""
-    return benchmark.measure_truth(
+    return measure_truth(
         _networks(cfg, protocol.device), _training(cfg, protocol.device, autocast),
         shapes=list(cfg.scans), device=protocol.device, seed=cfg.seed,
     )  # fmt: skip
@@ -87,7 +95,7 @@ def gpu(cfg: DictConfig) -> None:
     if cfg.root is None:
         raise UserError("gpu: root=<folder of ACDC> names the data to train on")
     out = Path(cfg.out).expanduser().absolute()
-    parts = benchmark.measure_gpu(
+    parts = measure_gpu(
         Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=ROOT,
         networks=list(cfg.models), only=list(cfg.parts), graph=cfg.device != "cpu",
         train=list(cfg.train), bench=list(cfg.bench),
@@ -97,17 +105,17 @@ def gpu(cfg: DictConfig) -> None:
         raise UserError(f"failed: {', '.join(failed)}; their logs are in {out / 'logs'}")
 
 
-def blocks(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def blocks(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Building blocks: forward and backward at four resolutions."""
-    return benchmark.measure_blocks(
+    return measure_blocks(
         size=cfg.size, batch=cfg.batch, scan_backend=choose_backend("auto", protocol.device),
         protocol=protocol, autocast=autocast, seed=cfg.seed,
     )  # fmt: skip
 
 
-def profile(cfg: DictConfig, protocol: benchmark.Protocol, autocast: bool) -> dict[str, Any]:
+def profile(cfg: DictConfig, protocol: Protocol, autocast: bool) -> dict[str, Any]:
     """Networks: parameters, operations, latency, memory."""
-    return benchmark.profile_networks(
+    return networks.profile_networks(
         _networks(cfg, protocol.device), _image(cfg, protocol.device),
         autocast=autocast, protocol=protocol, seed=cfg.seed,
     )  # fmt: skip
@@ -140,7 +148,7 @@ def main(cfg: DictConfig) -> None:
         twos = dict.fromkeys(("train", "blocks", "truth"), 2)
         cfg.batch = {**twos, "scan": scans, "kernels": 24}.get(cfg.what, 1)
     torch.manual_seed(cfg.seed)
-    protocol = benchmark.Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
+    protocol = Protocol(device, cfg.repeats, cfg.warmup, cfg.budget)
     started = datetime.datetime.now(datetime.UTC)
     record = {
         "what": cfg.what,
@@ -154,7 +162,7 @@ def main(cfg: DictConfig) -> None:
         **WORDS[cfg.what](cfg, protocol, precision == "bf16-mixed"),
     }
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in benchmark.tables(record):
+    for table in tables(record):
         console.print(table)
     for note in record["notes"]:
         log.info(note)
@@ -172,7 +180,7 @@ def _write_page(path: Path, record: dict[str, Any]) -> None:
     configs = {name: (CONF / "model" / f"{name}.yaml").read_text("utf-8") for name in NETWORKS}
     versions, hardware = record["versions"], record["hardware"]
     device = hardware["gpus"][0] if record["device"] == "cuda" else hardware["cpu"]
-    text = benchmark.networks_page(
+    text = networks_page(
         record["rows"],
         configs,
         size=record["settings"]["size"],
@@ -200,10 +208,10 @@ def _image(cfg: DictConfig, device: torch.device) -> torch.Tensor:
     return torch.rand(cfg.batch, cfg.data.in_channels, cfg.size, cfg.size, device=device)
 
 
-def _training(cfg: DictConfig, device: torch.device, autocast: bool) -> benchmark.Step:
+def _training(cfg: DictConfig, device: torch.device, autocast: bool) -> networks.Step:
     image = _image(cfg, device)
     label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(device)
-    return benchmark.training(
+    return networks.training(
         image, label, instantiate(cfg.loss), instantiate(cfg.optim.optimizer), autocast=autocast,
         graph=cfg.graph,
     )  # fmt: skip

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from mambaseg.benchmark import Protocol, measure, shapes_of, truth
+from mambaseg.benchmark import measure, truth
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
-from mambaseg.benchmark.measure import peak_memory, time_interleaved
-from mambaseg.benchmark.scans import Shape
+from mambaseg.benchmark.measure import Protocol, peak_memory, time_interleaved
+from mambaseg.benchmark.scans import Shape, shapes_of
 from mambaseg.errors import UserError
 from mambaseg.evaluation.costs import count_operations
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention

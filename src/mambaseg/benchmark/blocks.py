@@ -94,8 +94,7 @@ def _forward_and_backward(image: Tensor, *, autocast: bool) -> Step:
     upstream = torch.randn_like(image)
 
     def make(blocks: nn.Module) -> Call:
-        blocks.train()
-        wanted = [image.clone().requires_grad_(), *blocks.parameters()]
+        wanted = [image.clone().requires_grad_(), *blocks.train().parameters()]
 
         def call() -> None:
             with autocast_on(image, autocast):

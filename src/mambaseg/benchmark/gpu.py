@@ -152,7 +152,7 @@ class Machine:
 
     @property
     def seconds_left(self) -> float:
-        """Until the end."""
+        """Seconds until the end."""
         return self.end - time.monotonic()
 
     def run(self, *parts: Part) -> None:

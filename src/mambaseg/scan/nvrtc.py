@@ -5,6 +5,7 @@ compiler has to be installed. What it made is kept in a folder (see `cache_folde
 sizes, architecture and compiler: a kernel is compiled once per machine.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -12,6 +13,7 @@ import os
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,10 +60,7 @@ def launch(
     function = _function(source, name, defines, device, shared)
     values = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-    _check(
-        _driver().cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, values, None),
-        f"launching {name}",
-    )
+    _call("cuLaunchKernel", function, *grid, threads, 1, 1, shared, stream, values, None)
 
 
 @cache
@@ -69,17 +68,11 @@ def _function(
     source: Path, name: str, defines: Defines, device: int, shared: int
 ) -> ctypes.c_void_p:
     """The kernel, loaded on a device and allowed the shared memory it needs."""
-    module = _module(source, defines, device)
     function = ctypes.c_void_p()
-    driver = _driver()
-    _check(
-        driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), f"loading {name}"
-    )
+    module = _module(source, defines, device)
+    _call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
     if shared > MAX_SHARED_WITHOUT_ASKING:
-        _check(
-            driver.cuFuncSetAttribute(function, _FUNCTION_MAX_DYNAMIC_SHARED_SIZE, shared),
-            f"asking for {shared} bytes of shared memory for {name}",
-        )
+        _call("cuFuncSetAttribute", function, _FUNCTION_MAX_DYNAMIC_SHARED_SIZE, shared)
     return function
 
 
@@ -89,8 +82,17 @@ def _module(source: Path, defines: Defines, device: int) -> ctypes.c_void_p:
     major, minor = torch.cuda.get_device_capability(device)
     module = ctypes.c_void_p()
     binary = compile_binary(source, defines, f"sm_{major}{minor}")
-    _check(_driver().cuModuleLoadData(ctypes.byref(module), binary), f"loading {source.name}")
+    _call("cuModuleLoadData", ctypes.byref(module), binary)
     return module
+
+
+def _call(function: str, *arguments: Any) -> None:
+    """Call a function of the driver."""
+    if code := getattr(_driver(), function)(*arguments):
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        reason = text.value.decode() if text.value else "unknown"
+        raise RuntimeError(f"CUDA, {function}: {reason} (error {code})")
 
 
 # ------------------------------------------------------------------ compiling
@@ -111,13 +113,12 @@ def compile_binary(source: Path, defines: Defines, architecture: str) -> bytes:
         return kept.read_bytes()
     except OSError:
         binary = _compile(text, source.name, options)
-    try:
+    # a folder that cannot be written costs the next process a second
+    with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
             file.write(binary)
         os.replace(file.name, kept)  # noqa: PTH105 - whole or not at all
-    except OSError:
-        pass  # a folder that cannot be written costs the next process a second
     return binary
 
 
@@ -128,32 +129,22 @@ def cache_folder() -> Path:
 
 
 def _compile(text: bytes, name: str, options: list[str]) -> bytes:
-    compiler, program = _compiler(), ctypes.c_void_p()
-    encoded = [option.encode() for option in options]
+    compiler, program, size = _compiler(), ctypes.c_void_p(), ctypes.c_size_t()
 
-    def check(code: int, what: str) -> None:
-        if code:
-            size = ctypes.c_size_t()
+    def call(function: str, *arguments: Any) -> None:
+        if code := getattr(compiler, function)(*arguments):
             compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
             log = ctypes.create_string_buffer(size.value + 1)
             compiler.nvrtcGetProgramLog(program, log)
-            raise RuntimeError(f"NVRTC, {what} {name}: error {code}\n{log.value.decode()}")
+            raise RuntimeError(f"NVRTC, {function}, {name}: error {code}\n{log.value.decode()}")
 
-    check(
-        compiler.nvrtcCreateProgram(
-            ctypes.byref(program), text, name.encode(), 0, None, None
-        ), "reading",
-    )  # fmt: skip
+    call("nvrtcCreateProgram", ctypes.byref(program), text, name.encode(), 0, None, None)
     try:
-        check(
-            compiler.nvrtcCompileProgram(
-                program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded)
-            ), "compiling",
-        )  # fmt: skip
-        size = ctypes.c_size_t()
-        check(compiler.nvrtcGetCUBINSize(program, ctypes.byref(size)), "assembling")
+        encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        call("nvrtcCompileProgram", program, len(options), encoded)
+        call("nvrtcGetCUBINSize", program, ctypes.byref(size))
         binary = ctypes.create_string_buffer(size.value)
-        check(compiler.nvrtcGetCUBIN(program, binary), "assembling")
+        call("nvrtcGetCUBIN", program, binary)
         return binary.raw
     finally:
         compiler.nvrtcDestroyProgram(ctypes.byref(program))
@@ -194,11 +185,3 @@ def _version() -> tuple[int, int]:
     major, minor = ctypes.c_int(), ctypes.c_int()
     _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
-
-
-def _check(code: int, what: str) -> None:
-    if code:
-        text = ctypes.c_char_p()
-        _driver().cuGetErrorString(code, ctypes.byref(text))
-        reason = text.value.decode() if text.value else "unknown"
-        raise RuntimeError(f"CUDA, {what}: {reason} (error {code})")
