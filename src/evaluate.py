@@ -38,6 +38,7 @@ def _folders(cfg: DictConfig) -> float | None:
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
     from rich.console import Console
 
+    from mambaseg.app.settle import metrics_of
     from mambaseg.inference.folder_scores import score_folders
     from mambaseg.reporting.tables import headline, table_of
 
@@ -47,6 +48,7 @@ def _folders(cfg: DictConfig) -> float | None:
         class_names=cfg.class_names and list(cfg.class_names),
         evaluation=OmegaConf.to_container(cfg.evaluation),  # type: ignore[arg-type]
         outputs=Path(cfg.outputs).expanduser() / cfg.name,
+        metrics=metrics_of(cfg),
         rerun=cfg.rerun,
     )
     Console().print(table_of(folder.summary, config))

@@ -254,6 +254,16 @@ def test_the_command_prints_the_table_and_keeps_the_scores(folders, monkeypatch,
     assert "legacy" in path.read_text()
 
 
+def test_the_command_takes_further_metrics(folders, monkeypatch):
+    words = [f"predictions={folders[0]}", f"references={folders[1]}"]
+    outputs = folders[0].parent / "outputs"
+    evaluate(monkeypatch, *words, f"outputs={outputs}")
+    evaluate(monkeypatch, *words, f"outputs={outputs}", "metric=volumetric_similarity")
+    heads = [path.read_text().splitlines()[0] for path in outputs.glob("evaluate/*/cases.csv")]
+    assert len(heads) == 2  # not taken for the same result
+    assert sum("volumetric_similarity" in head for head in heads) == 1
+
+
 @pytest.mark.parametrize(
     "words", [[], ["predictions=x"], ["run=x", "predictions=x", "references=y"]]
 )
