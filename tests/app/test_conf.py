@@ -14,7 +14,8 @@ from mambaseg.app.networks import build_network
 from runs import composed
 from tiny_nnunet import write_nnunet
 
-GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
+GROUPS = ("model", "data", "augmentation", "loss", "optim", "trainer", "callbacks", "logger",
+          "experiment")  # fmt: skip
 LEAVES = [(group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))]
 
 

@@ -8,14 +8,15 @@ import mambaseg.app.build  # noqa: F401  # registers what the configuration asks
 from forked_commands import typed_all
 from mambaseg.app.check import CONF, check_targets, checked, keys_of, plain_tree
 from mambaseg.app.overrides import arranged, jobs_of
-from mambaseg.app.schema import TABLE, did_you_mean
+from mambaseg.app.schema import NAMED, TABLE, did_you_mean
 from mambaseg.app.targets import check_target, fits
 from mambaseg.errors import UserError
 from runs import composed
 from tiny_nnunet import write_nnunet
 
 SCRIPTS = ("config", "evaluate", "predict", "export", "demo", "benchmark")
-GROUPS = ("model", "data", "loss", "optim", "trainer", "callbacks", "logger", "experiment")
+GROUPS = ("model", "data", "augmentation", "loss", "optim", "trainer", "callbacks", "logger",
+          "experiment")  # fmt: skip
 
 
 def looked_at(*words, script="config"):
@@ -56,8 +57,8 @@ def test_every_config_fits_the_schema(group, leaf, tmp_path):
     words = ["data=phantom"] * (group != "data") * (group != "experiment") + [f"{group}={leaf}"]
     if leaf == "nnunet":  # it asks the data set what it is
         words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
-    cfg = composed(*words)
-    assert plain_tree(looked_at(*words)) == plain_tree(cfg)
+    empty = {name: {} for name in NAMED}  # where nothing is chosen
+    assert plain_tree(looked_at(*words)) == {**empty, **plain_tree(composed(*words))}
 
 
 @pytest.mark.parametrize("leaf", [path.stem for path in (CONF / "optim" / "own").glob("*.yaml")])
