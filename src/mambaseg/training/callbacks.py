@@ -1,23 +1,21 @@
-"""What a run leaves behind: scores, figures and media, written by callbacks that `build` makes."""
+"""The progress bar, and the recorder of scores, figures and costs in the run folder."""
 
 from __future__ import annotations
 
 import logging
 import statistics
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mambaseg.errors import optional
 from mambaseg.evaluation.costs import count_operations, peak, start_peak
 from mambaseg.storage.run_folder import RunFolder, file_name
+from mambaseg.training.ranks import gathered
 from mambaseg.training.wandb_logger import log_cases_to_wandb
 
 PACE = 50
@@ -28,7 +26,7 @@ log = logging.getLogger(__name__)
 class ProgressBar(RichProgressBar):
     """Lightning's progress bar without the loggers' version numbers.
 
-    What stands behind the bar is read from the device once a second at most: each reading waits for
+    The values beside the bar are read from the device once a second at most: each reading waits for
     the step to end.
     """
 
@@ -36,7 +34,7 @@ class ProgressBar(RichProgressBar):
     _read = 0.0
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """The values beside the bar."""
         if self._seen is None or not trainer.training or time.monotonic() - self._read > 1.0:
             metrics = super().get_metrics(trainer, pl_module)
             self._seen = {name: value for name, value in metrics.items() if name != "v_num"}
@@ -49,24 +47,25 @@ class RunRecorder(Callback):
 
     Args:
         folder: the run folder.
-        title: said in every figure and table, e.g. `synthetic phantom, not ACDC`.
+        title: in every figure and table, e.g. `synthetic phantom, not ACDC`.
         views: of the task (`mambaseg.reporting.views`).
-        header: plain data that stands at the head of metrics.json (split, notes, preprocessing).
+        header: plain data at the head of metrics.json (split, notes, preprocessing).
     """
 
     def __init__(
         self, folder: RunFolder, *, title: str, header: dict[str, Any], views: Any
     ) -> None:
         self.folder, self.title, self.header, self.views = folder, title, header, views
-        self.figures: list[Path] = []
         self._cases: dict[str, dict[str, Any]] = {}
         self._started = 0.0
-        self._validating = 0.0  # s so far, or the moment before it where one goes on
+        self._validating = 0.0  # s so far; during a validation minus the moment of its start
         self._paces: list[float] = []  # s per step
-        self._window: float | None = None  # when the one that goes on began
+        self._window: float | None = None  # when the current one began
+
+    # ---- training
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock; a resumed training adds to the time that its record has."""
+        """Starts the clock; a resumed training adds to the time in its record."""
         record = self.folder.record
         self._started = time.monotonic() - record.get("fit_seconds", 0.0)
         self._validating = record.get("cost", {}).get("validation_seconds") or 0.0
@@ -93,8 +92,8 @@ class RunRecorder(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Records the time of a training that a signal has stopped: it goes on from there."""
-        if isinstance(exception, SystemExit) and trainer.training and trainer.is_global_zero:
+        """Records the time of a training that a signal has stopped, for when it is resumed."""
+        if isinstance(exception, SystemExit) and trainer.training:
             self._beat(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -104,89 +103,82 @@ class RunRecorder(Callback):
         self._window = None
         self._validating -= time.monotonic()
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Records the time and that the last checkpoint is the true last state."""
-        if trainer.is_global_zero:
-            self._beat(trainer)
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            cost = {
-                **self.folder.record.get("cost", {}),
-                "peak_memory_bytes": peak(pl_module.device),
-                "images_per_step": data.batch_size,
-            }
-            self.folder.update(cost=cost)
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Says the score in the log, where a progress bar leaves nothing."""
+        """Logs the score, because a progress bar leaves nothing there."""
         self._validating += time.monotonic()
         score = trainer.callback_metrics.get(pl_module.monitor)
         if score is not None and not trainer.sanity_checking:
-            step, name = trainer.global_step, pl_module.monitor
-            log.info("step %d: %s %.4f", step, name, float(score))
-            if trainer.is_global_zero:
-                self._beat(trainer)
+            log.info("step %d: %s %.4f", trainer.global_step, pl_module.monitor, float(score))
+            self._beat(trainer)
 
-    def _beat(self, trainer: L.Trainer) -> None:
-        seconds = round(time.monotonic() - self._started, 1)
-        spent = {"validation_seconds": round(self._validating, 1)}
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records time and memory of the whole training."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        peak_memory = peak(pl_module.device)
+        self._beat(trainer, peak_memory_bytes=peak_memory, images_per_step=data.batch_size)
+
+    def _beat(self, trainer: L.Trainer, **cost: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        cost["validation_seconds"] = round(self._validating, 1)
         if self._paces:
-            spent["step_seconds"] = statistics.median(self._paces)
-        cost = {**self.folder.record.get("cost", {}), **spent}
-        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=cost)
+            cost["step_seconds"] = statistics.median(self._paces)
+        seconds = round(time.monotonic() - self._started, 1)
+        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=self._cost(cost))
+
+    def _cost(self, more: dict[str, Any]) -> dict[str, Any]:
+        return {**self.folder.record.get("cost", {}), **more}
+
+    # ---- test
 
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
         """Keeps what may be shown of a case."""
         self._cases[batch["case"].id] = self.views.keep(batch, outputs)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes everything the test part gave."""
-        results = pl_module.results
-        if trainer.is_global_zero:
+        """Writes all results of the test set; what only shows them may fail with a warning."""
+        results, main = pl_module.results, trainer.is_global_zero
+        if main:
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
         overlays = self._gather_overlays()
         chosen = self._shown(results["rows"])
         kept = _of_all_ranks({c: self._cases[c] for c in chosen.values() if c in self._cases})
-        if trainer.is_global_zero:
-            # the result is there: nothing that only shows it may turn it into a failure
-            with optional("overlays.npz"):
-                if overlays:
-                    self.folder.write_arrays("overlays.npz", overlays)
-            with optional("counting the network's operations"):
-                self._record_cost(trainer, pl_module)
-            with optional("drawing the figures"):
-                self.figures = [
-                    self._draw(place, case, kept[case]) for place, case in chosen.items()
-                ]
-            with optional("sending the cases to W&B"):
-                shown = {
-                    place: {"case": case, **self.views.media(kept[case])}
-                    for place, case in chosen.items()
-                }
-                log_cases_to_wandb(trainer.loggers, results, shown, title=self.title)
         self._cases.clear()
+        if not main:
+            return
+        with optional("overlays.npz"):
+            if overlays:
+                self.folder.write_arrays("overlays.npz", overlays)
+        with optional("counting the network's operations"):
+            self._record_cost(trainer, pl_module)
+        with optional("drawing the figures"):
+            for place, case in chosen.items():
+                title = f"{case} ({place} of the test set) · {self.title}"
+                path = self.folder.path / "figures" / f"{place}_{file_name(case)}.png"
+                self.views.draw(kept[case], title=title, path=path)
+        with optional("sending the cases to W&B"):
+            shown = {
+                place: {"case": case, **self.views.media(kept[case])}
+                for place, case in chosen.items()
+            }
+            log_cases_to_wandb(trainer.loggers, results, shown, title=self.title)
 
     def _record_cost(self, trainer: L.Trainer, task: Any) -> None:
-        """Adds what the network costs per image and per case; its parameters are known before."""
+        """Adds the network's cost per image and per case; its parameters are known before."""
         shape = list(trainer.datamodule.image_shape)  # type: ignore[attr-defined]
         like = next(task.network.parameters(), torch.zeros(()))
         counted = count_operations(task.network, like.new_zeros(1, *shape))
         cost = {
-            **self.folder.record.get("cost", {}),
             "image": shape,
             "macs": counted["layer_macs"] + counted["other_macs"],
             "scan_flops": counted["scan_flops"],
             "seconds_per_case": task.results.get("seconds_per_case"),
         }
-        self.folder.update(cost=cost)
+        self.folder.update(cost=self._cost(cost))
 
     def _gather_overlays(self) -> dict[str, np.ndarray]:
         """Slices of the cases of all ranks; every rank has to call this."""
@@ -197,7 +189,7 @@ class RunRecorder(Callback):
             for name, array in arrays.items()
         }
 
-    def _shown(self, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    def _shown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """Best, median and worst of the cases of all ranks, by their rows."""
         ranking = self.views.ranking(rows)
         ranked = sorted(ranking, key=lambda case: (ranking[case], case))
@@ -205,19 +197,7 @@ class RunRecorder(Callback):
             return {}
         return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 
-    def _draw(self, place: str, case: str, kept: dict[str, Any]) -> Path:
-        title = f"{case} ({place} of the test part) · {self.title}"
-        path = self.folder.path / "figures" / f"{place}_{file_name(case)}.png"
-        return self.views.draw(kept, title=title, path=path)
-
 
 def _of_all_ranks(own: dict[str, Any]) -> dict[str, Any]:
-    """Case -> what is kept of it, of all ranks; every rank has to call this.
-
-    By id, as the scores: a case that a sampler handed to two ranks is kept once.
-    """
-    ranks: list[Any] = [own]
-    if dist.is_available() and dist.is_initialized():
-        ranks = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, own)
-    return {case: kept for rank in ranks for case, kept in rank.items()}
+    """Case -> its content, of all ranks; a case that a sampler gave to two ranks counts once."""
+    return {case: kept for rank in gathered(own) for case, kept in rank.items()}

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mambaseg.training.ranks import several_processes
+
 
 def of_monai(loss: nn.Module) -> bool:
     """Whether a loss, or a class that it derives from, is MONAI's."""
@@ -71,8 +73,7 @@ def _sum_over_devices(sums: Tensor) -> Tensor:
     The gradient is summed likewise; DDP's average over processes then gives that of one process
     with the whole batch.
     """
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    total: Tensor = sums if alone else _AllReduce.apply(sums)
+    total: Tensor = _AllReduce.apply(sums) if several_processes() else sums
     return total
 
 

@@ -28,6 +28,7 @@ from mambaseg.training.diagnosis import (
     names_of_samples,
     step_arrays,
 )
+from mambaseg.training.ranks import gathered, several_processes
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class NonFinite(Callback):
         """What forbids it, in words; empty where nothing does."""
         if self.on_nonfinite != "stop":
             return "with on_nonfinite=skip"
-        if _several_processes() or _loss_scaler(trainer) is not None:
+        if several_processes() or _loss_scaler(trainer) is not None:
             return "with several processes or float16"
         if trainer.gradient_clip_val:
             return "with trainer.gradient_clip_val"
@@ -227,7 +228,7 @@ class NonFinite(Callback):
             "cases": [name for batch in step.batches for name in names_of_samples(batch)],
             "finite": [bool(gradient.isfinite().all()) for gradient in step.gradients.values()],
         }
-        ranks = _gathered(own)
+        ranks = gathered(own)
         losses, cases, finite = ([one for rank in ranks for one in rank[key]] for key in own)
         return {
             "step": step.number,
@@ -255,12 +256,12 @@ class NonFinite(Callback):
         self, trainer: L.Trainer, task: Any, step: _Step, found: dict[str, Any]
     ) -> NonFiniteError:
         """Records what was found: every rank its batch, the first one the rest."""
-        ending = f"-rank{trainer.global_rank}" if _several_processes() else ""
+        ending = f"-rank{trainer.global_rank}" if several_processes() else ""
         batch = self.folder.write_arrays(f"nonfinite{ending}.npz", step_arrays(step.batches))
         with trainer.precision_plugin.train_step_context(), task.module_by_module():
             mine = diagnose(task, step.batches)
         self._restore_buffers(step)  # the diagnosis has run the network again
-        ranks: list[Finding] = _gathered(mine)
+        ranks: list[Finding] = gathered(mine)
         norms = gradient_norms(task)
         skipped = self._in_a_row - 1
         if trainer.is_global_zero:
@@ -269,7 +270,7 @@ class NonFinite(Callback):
                 "ranks": [finding._asdict() for finding in ranks], "gradient_norms": norms,
             }  # fmt: skip
             self.folder.write_json("nonfinite.json", record)
-        if _several_processes():
+        if several_processes():
             dist.barrier()  # nobody ends the others while they write
         began = min(ranks, key=lambda finding: finding.order)
         last = self.folder.last_checkpoint
@@ -297,7 +298,7 @@ def _is_bad(step: _Step) -> Tensor:
     largest = get_total_norm(step.gradients.values(), math.inf)
     finite = torch.stack([value.isfinite() for value in (*step.losses, largest)]).all()
     bad = (~finite).float()
-    if _several_processes():
+    if several_processes():
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     return bad
 
@@ -312,16 +313,3 @@ def _what(found: dict[str, Any]) -> str:
 def _loss_scaler(trainer: L.Trainer) -> Any:
     """What scales the loss with float16; None with other precisions."""
     return getattr(trainer.precision_plugin, "scaler", None)
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _gathered(own: Any) -> list[Any]:
-    """The values of all ranks, in order; every rank has to call this."""
-    ranks = [own]
-    if _several_processes():
-        ranks = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, own)
-    return ranks

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import lightning as L
@@ -130,9 +131,9 @@ class Task(L.LightningModule, ABC):
         Raises:
             UserError: the images are so small that a norm is left with a single value.
         """
-        parameter = next(self.network.parameters(), None)
+        parameter = next(self.network.parameters(), image)
         try:
-            output: Tensor = self.network(image if parameter is None else image.to(parameter.dtype))
+            output: Tensor = self.network(image.to(parameter.dtype))
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 "):  # of instance or batch norm
                 raise
@@ -140,8 +141,8 @@ class Task(L.LightningModule, ABC):
             more = ", data.batch_size above 1" if "per channel" in str(error) else ""
             raise UserError(
                 f"{self.network_name()} reduces an image of {height} × {width} pixels to a single "
-                f"one, where there is nothing to normalise: use larger images (data.size){more}, "
-                "or a network with fewer stages."
+                f"one, which cannot be normalised: use larger images (data.size){more}, or a "
+                "network with fewer stages."
             ) from error
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
@@ -154,7 +155,14 @@ class Task(L.LightningModule, ABC):
 
     def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
-        with self._drawing(batch):
+        if self.graph and self._graphed is None:
+            self._record(batch["image"])
+        numbers = self._numbers(batch["step"], batch["position"])
+        if self.graph and self._graphed:
+            dropping = self._graphed.drawing(numbers)
+        else:
+            dropping = drawing(self._stochastic, numbers, self.device)
+        with dropping:
             output = self(batch["image"])
             if not self._checked:
                 self.check(output, batch)
@@ -162,13 +170,14 @@ class Task(L.LightningModule, ABC):
             loss: Tensor = self.loss(output, self.target(batch))
         return loss
 
-    def _drawing(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
-        numbers = self._numbers(batch["step"], batch["position"])
-        if self.graph and self._graphed is None:
-            self._record(batch["image"])
-        if self.graph and self._graphed:
-            return self._graphed.drawing(numbers)
-        return drawing(self._stochastic, numbers, self.device)
+    def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
+        """Numbers for `drawing`, (B, layers): one per sample and layer."""
+        layers = len(self._stochastic)
+        drawn = [
+            draws(self.seed, DROPPING, step=step, position=position, count=layers)
+            for position in map(int, positions)
+        ]
+        return torch.from_numpy((np.stack(drawn) >> np.uint64(1)).astype(np.int64))
 
     def _record(self, image: Tensor) -> None:
         """Records the training pass, where it can be recorded."""
@@ -178,9 +187,8 @@ class Task(L.LightningModule, ABC):
         except RuntimeError as error:  # e.g. a network that looks at its own numbers
             self.graph = False
             torch.cuda.set_stream(torch.cuda.default_stream(image.device))  # recording has left it
-            why = str(error).splitlines()[0]
             log.warning("trainer.graph: %s cannot be recorded, so the training runs without (%s)",
-                        self.network_name(), why)  # fmt: skip
+                        self.network_name(), str(error).splitlines()[0])  # fmt: skip
 
     @contextmanager
     def module_by_module(self) -> Iterator[None]:
@@ -196,15 +204,6 @@ class Task(L.LightningModule, ABC):
         """The network's leaf where it is known, for messages."""
         name = self._description.get("model", {}).get("name")
         return f"model={name} (conf/model/{name}.yaml)" if name else type(self.network).__name__
-
-    def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
-        """Numbers for `drawing`, (B, layers): one per sample and layer."""
-        layers = len(self._stochastic)
-        drawn = [
-            draws(self.seed, DROPPING, step=step, position=position, count=layers)
-            for position in map(int, positions)
-        ]
-        return torch.from_numpy((np.stack(drawn) >> np.uint64(1)).astype(np.int64))
 
     # ---- scores
 
@@ -223,30 +222,25 @@ class Task(L.LightningModule, ABC):
         return self.score(batch, prediction, stage)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the scores of the validation part, `monitor` among them."""
+        """Logs the scores of the validation set, `monitor` among them."""
         self._log_summary("val")
 
     def on_test_epoch_end(self) -> None:
-        """Likewise for the test part."""
+        """Likewise for the test set."""
         self._log_summary("test")
 
     def _log_summary(self, stage: str) -> None:
-        summary = self.scores[stage].compute()
+        scores = self.scores[stage]
+        summary = scores.compute()
         # an average over no case at all (every mask empty) is nan in the curves, never 0
-        self.log_dict(
-            {
-                name: float("nan") if value is None else float(value)
-                for name, value in self.values(stage, summary).items()
-            },
-            rank_zero_only=False,
-            sync_dist=False,
-        )
-        rows, means = self.scores[stage].rows, self.means(summary)
-        self.results = {"stage": stage, "rows": rows, "summary": summary, "means": means}
+        values = {k: math.nan if v is None else v for k, v in self.values(stage, summary).items()}
+        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+        means = self.means(summary)
+        self.results = {"stage": stage, "rows": scores.rows, "summary": summary, "means": means}
         if self._case_seconds:  # a rank may have no case
             self.results["seconds_per_case"] = statistics.median(self._case_seconds)
         self._case_seconds.clear()
-        self.scores[stage].reset()
+        scores.reset()
 
     # ---- optimizer and checkpoint
 
@@ -281,9 +275,8 @@ def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:
     """
     if decay == "all":
         return [{"params": list(network.parameters())}]
-    named = names_without_decay(network)
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    spared_names = names_without_decay(network)
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in network.named_parameters():
-        (spared if name in named or parameter.ndim < 2 else decayed).append(parameter)
-    return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+        groups[name in spared_names or parameter.ndim < 2].append(parameter)
+    return [{"params": groups[False]}, {"params": groups[True], "weight_decay": 0.0}]

@@ -1,0 +1,19 @@
+"""The processes of a distributed training."""
+
+from typing import Any
+
+import torch.distributed as dist
+
+
+def several_processes() -> bool:
+    """Whether more than one process trains."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gathered(own: Any) -> list[Any]:
+    """The values of all processes, in order of rank; every one has to call this."""
+    ranks = [own]
+    if several_processes():
+        ranks = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, own)
+    return ranks
