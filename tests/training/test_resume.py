@@ -24,12 +24,13 @@ from mambaseg.training.segmentation import SegmentationTask
 from small_disk import fill, no_space, small_disk
 
 ROOT = Path(__file__).parents[2]
+UNET = ["model=unet", "model.widths=[4,4,8,8,8]"]
 NETWORKS = {
-    "unet": ["model=unet"],
+    "unet": UNET,
     "swin_unet": ["model=swin_unet", "model.embed_dim=24", "model.depths=[1,1,1,1]"],
     "mamba_unet": ["model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]"],
     "one cycle": [  # of rate and momentum, warm-up included; two micro-batches per step
-        "model=unet", "trainer.accumulate_grad_batches=2", "~optim.scheduler.total_iters",
+        *UNET, "trainer.accumulate_grad_batches=2", "~optim.scheduler.total_iters",
         "~optim.scheduler.power", "optim.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
         "+optim.scheduler.max_lr=0.05", "+optim.scheduler.total_steps=8",
     ],
@@ -39,7 +40,7 @@ NETWORKS = {
 def go(words):
     """Do what src/train.py does, in this process."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["logger=csv", *words])
+        cfg = compose("config", overrides=["logger=csv", "callbacks.progress=null", *words])
     with build(cfg) as run:
         if not run.finished:
             run.fit()
@@ -87,15 +88,29 @@ def assert_equal(one, other):
             assert str(value) == str(other[key]), key
 
 
+@pytest.fixture(scope="module")
+def undisturbed_of(tmp_path_factory):
+    """words -> the run that they make when nothing happens to it, trained once."""
+    runs = {}
+
+    def make(words):
+        words = tuple(word for word in words if not word.startswith("outputs="))
+        if words not in runs:
+            runs[words] = go([*words, f"outputs={tmp_path_factory.mktemp('undisturbed')}"])
+        return runs[words]
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("network", "step"),  # amid two validations, and right after one
     [("unet", 5), ("unet", 6), ("swin_unet", 5), ("mamba_unet", 5), ("one cycle", 5)],
 )
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    network, step, small_run, tmp_path, monkeypatch
+    network, step, small_run, undisturbed_of, monkeypatch
 ):
     words = [*small_run, "data.steps=8", "trainer.log_every_n_steps=1", *NETWORKS[network]]
-    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    undisturbed = undisturbed_of(words)
     with monkeypatch.context() as patch:
         stop_before(step, patch)
         with pytest.raises(ZeroDivisionError):
@@ -112,8 +127,8 @@ def test_a_run_without_a_checkpoint_starts_again(small_run, monkeypatch):
     with monkeypatch.context() as patch:
         stop_before(1, patch)
         with pytest.raises(ZeroDivisionError):
-            go(["model=unet", *small_run])
-    run = go(["model=unet", *small_run])
+            go([*UNET, *small_run])
+    run = go([*UNET, *small_run])
     assert run.folder.record["status"] == "done" and "resumed" not in run.folder.record
 
 
@@ -124,15 +139,15 @@ def test_a_run_that_died_in_its_test_part_is_only_tested(small_run, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationTask, "test_step", broken)
         with pytest.raises(ZeroDivisionError):
-            go(["model=unet", *small_run])
+            go([*UNET, *small_run])
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationTask, "training_step", broken)
-        run = go(["model=unet", *small_run])
+        run = go([*UNET, *small_run])
     assert run.folder.finished and run.score is not None
 
 
 def test_a_run_without_a_test_part_is_tested_when_it_is_wanted(small_run, monkeypatch):
-    words = ["model=unet", *small_run]
+    words = [*UNET, *small_run]
     first = go([*words, "test=false"])
     assert go([*words, "test=false"]).finished and not first.folder.finished
 
@@ -164,10 +179,10 @@ def interrupted(words, step, monkeypatch):
 
 
 def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
-    small_run, tmp_path, monkeypatch, caplog
+    small_run, undisturbed_of, monkeypatch, caplog
 ):
-    words = ["model=unet", *small_run, "data.steps=6", "callbacks.checkpoint.every=1"]
-    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    words = [*UNET, *small_run, "data.steps=6", "callbacks.checkpoint.every=1"]
+    undisturbed = undisturbed_of(words)
     folder = interrupted(words, 5, monkeypatch)
     newest, before = folder / "step-00000005.ckpt", folder / "step-00000004.ckpt"
     assert newest.samefile(folder / "last.ckpt")
@@ -182,11 +197,11 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
-    name, small_run, tmp_path, monkeypatch
+    name, small_run, undisturbed_of, monkeypatch
 ):
     """Nothing is left to train then, and the only validation was that of the last step."""
-    words = ["model=unet", *small_run, "data.val_every=4", "callbacks.checkpoint.every=1"]
-    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    words = [*UNET, *small_run, "data.val_every=4", "callbacks.checkpoint.every=1"]
+    undisturbed = undisturbed_of(words)
     whole = checkpoints.give_name
 
     def dying(path, other):
@@ -207,7 +222,7 @@ def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
 def test_where_all_checkpoints_are_damaged_the_training_starts_again(
     small_run, monkeypatch, caplog
 ):
-    words = ["model=unet", *small_run]
+    words = [*UNET, *small_run]
     last = interrupted(words, 3, monkeypatch) / "step-00000002.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with caplog.at_level("WARNING"):
@@ -227,7 +242,7 @@ def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
     from mambaseg.training import task as base_task
 
     monkeypatch.setattr(base_task, "drawing", lambda *_: contextlib.nullcontext())
-    words = ["model=unet", *small_run, "data.steps=6", "callbacks.checkpoint.every=1",
+    words = [*UNET, *small_run, "data.steps=6", "callbacks.checkpoint.every=1",
              "data.num_workers=1"]  # fmt: skip
     undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
     interrupted(words, 3, monkeypatch)
@@ -235,7 +250,7 @@ def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
 
 
 def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, caplog):
-    words = ["model=unet", *small_run]
+    words = [*UNET, *small_run]
     interrupted(words, 3, monkeypatch)
     torch.set_num_threads(2)
     with caplog.at_level("WARNING"):
@@ -246,11 +261,10 @@ def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, 
 
 
 def test_a_disk_that_fills_in_training_leaves_the_checkpoint_before(
-    small_run, tmp_path, monkeypatch
+    small_run, tmp_path, undisturbed_of, monkeypatch
 ):
-    words = ["model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=6",
-             "callbacks.checkpoint.every=1"]  # fmt: skip
-    undisturbed = go(words)
+    words = [*UNET, *small_run, "data.steps=6", "callbacks.checkpoint.every=1"]
+    undisturbed = undisturbed_of(words)
     whole = SegmentationTask.training_step
 
     def filling(self, batch, index):
@@ -275,13 +289,13 @@ def test_other_code_is_said_when_a_run_goes_on(small_run, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stop_before(3, patch)
         with pytest.raises(ZeroDivisionError):
-            go(["model=unet", *small_run])
+            go([*UNET, *small_run])
     from mambaseg.training import run as module
 
     other = {"digest": "0", "commit": "f" * 40, "dirty": False}
     monkeypatch.setattr(module, "code_state", lambda: other)
     with caplog.at_level("WARNING"):
-        go(["model=unet", *small_run])
+        go([*UNET, *small_run])
     assert "now ffffffffff" in caplog.text
 
 
@@ -289,7 +303,7 @@ def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):
     words = [word for word in small_run if not word.startswith("data.root=")]
     root = tmp_path / "data"
     shutil.copytree(phantom_root, root)
-    words = ["model=unet", *words, f"data.root={root}", "data.steps=2", "test=false"]
+    words = [*UNET, *words, f"data.root={root}", "data.steps=2", "test=false"]
     first = go(words)
     path = next(p for p in sorted(root.rglob("*_frame*.nii.gz")) if "_gt" not in p.name)
     image = nibabel.load(path)
@@ -302,11 +316,11 @@ def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):
     assert f"data have changed since {first.folder.path}" in caplog.text
 
 
-@pytest.mark.timeout(900)  # several trainings in processes of their own
+@pytest.mark.timeout(900)  # two sweeps in processes of their own
 def test_a_sweep_that_was_killed_does_only_what_is_left(small_run, tmp_path):
     """SIGKILL amid the second of three jobs; the same command finishes the sweep."""
-    words = ["-m", "model=unet", "seed=1,2,3", *small_run, "data.steps=40", "logger=csv",
-             "data.val_every=10"]  # fmt: skip
+    words = ["-m", *UNET, "seed=1,2,3", *small_run, "data.steps=40", "logger=csv", "test=false",
+             "data.val_every=10", "callbacks.progress=null"]  # fmt: skip
     command = [sys.executable, str(ROOT / "src" / "train.py"), *words]
     experiment = tmp_path / "outputs" / "default"
     first = subprocess.Popen(

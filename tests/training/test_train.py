@@ -12,6 +12,24 @@ import yaml
 
 from typed import ROOT, typed
 
+UNET = ["model=unet", "model.widths=[4,4,8,8,8]", "callbacks.progress=null"]
+SMALL = {
+    "unet": "widths: [4, 4, 8, 8, 8]",
+    "swin_unet": "embed_dim: 24\ndepths: [1, 1, 1, 1]",
+    "mamba_unet": "embed_dim: 16\ndepths: [1, 1, 1, 1]",
+}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Overrides for a sweep over three networks, each made small by a config of our own."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "model").mkdir()
+    for name, sizes in SMALL.items():
+        (folder / "model" / f"small_{name}.yaml").write_text(f"defaults: [{name}]\n{sizes}\n")
+    chosen = ",".join(f"small_{name}" for name in SMALL)
+    return [f"--config-dir={folder}", "-m", f"model={chosen}", "callbacks.progress=null"]
+
 
 def folders(tmp_path, experiment="default"):
     return sorted((tmp_path / "outputs" / experiment).glob("*-seed*"))
@@ -25,8 +43,8 @@ def test_help_is_readable_and_quick():
     assert "Powered by Hydra" not in done.stdout
 
 
-def test_a_sweep_trains_three_networks_under_equal_conditions(small_run, tmp_path):
-    done = typed("-m", "model=unet,swin_unet,mamba_unet", *small_run, "data.steps=2")
+def test_a_sweep_trains_three_networks_under_equal_conditions(three, small_run, tmp_path):
+    done = typed(*three, *small_run, "data.steps=2")
     assert done.returncode == 0, done.stderr
     runs = folders(tmp_path)
     assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
@@ -38,7 +56,7 @@ def test_a_sweep_trains_three_networks_under_equal_conditions(small_run, tmp_pat
 
 
 def test_synthetic_data_are_said_first_and_last(small_run):
-    done = typed("model=unet", *small_run, "data.steps=2", "logger=csv")
+    done = typed(*UNET, *small_run, "data.steps=2", "logger=csv")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     assert "synthetic phantom, not ACDC" in lines[0] and "ACDC_ROOT" in lines[0]
@@ -49,7 +67,7 @@ def test_synthetic_data_are_said_first_and_last(small_run):
 
 def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_run, tmp_path):
     sizes = "data.batch_size=3,4"  # 3 cannot be halved
-    done = typed("-m", "model=unet", *small_run, sizes, "trainer.accumulate_grad_batches=2",
+    done = typed("-m", *UNET, *small_run, sizes, "trainer.accumulate_grad_batches=2",
                  "logger=csv", "test=false")  # fmt: skip
     assert done.returncode == 1
     assert "batch_size" in done.stderr and "Traceback" not in done.stderr
@@ -61,13 +79,13 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_
 
 
 @pytest.mark.timeout(900)  # four trainings in processes of their own
-def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path):
+def test_two_processes_train_what_one_trains_also_in_a_sweep(three, small_run, tmp_path):
     """The same global batches, dropped units and Dice sums: the same weights but for rounding."""
     trained = {}
     for devices in (1, 2):
         outputs = tmp_path / str(devices)
         done = typed(
-            "-m", "model=unet,swin_unet,mamba_unet", *small_run, f"outputs={outputs}",
+            *three, *small_run, f"outputs={outputs}",
             "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "logger=csv",
             script=ROOT / "tests" / "helpers" / "frozen_norms.py",
         )  # fmt: skip
@@ -92,7 +110,7 @@ def test_two_processes_train_what_one_trains_also_in_a_sweep(small_run, tmp_path
 def test_more_processes_than_validation_cases_show_and_score_what_one_does(small_run, tmp_path):
     """Two validation cases and four test cases for three processes; pictures are of all cases."""
     seen = {}
-    for devices in (1, 2, 3):
+    for devices in (1, 3):
         outputs = tmp_path / str(devices)
         done = typed(
             "model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", *small_run, "logger=csv",
@@ -107,13 +125,13 @@ def test_more_processes_than_validation_cases_show_and_score_what_one_does(small
             [line.split(",")[:2] for line in (run / "cases.csv").read_text().splitlines()],
             json.loads((run / "run.json").read_text())["status"],
         )
-    assert seen[1] == seen[2] == seen[3] and seen[3][2] == "done"
+    assert seen[1] == seen[3] and seen[3][2] == "done"
 
 
 def test_awkward_paths_work_as_documented(small_run, phantom_root, tmp_path):
     root = tmp_path / "my = datä, all"
     root.symlink_to(phantom_root)
-    done = typed("model=unet", *small_run, f'data.root="{root}"', "data.steps=2", "test=false",
+    done = typed(*UNET, *small_run, f'data.root="{root}"', "data.steps=2", "test=false",
                  f'outputs="{tmp_path / "aus gabe = ü"}"', "logger=csv")  # fmt: skip
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "aus gabe = ü" / "default").glob("*-seed*")
@@ -143,29 +161,29 @@ def test_what_cannot_work_ends_in_one_message(arguments, said, tmp_path):
 
 
 def test_loader_processes_and_the_threads_of_the_scan_get_along(small_run, tmp_path):
-    """No deadlock after a fork; and who asks for one thread gets one, not one per library."""
-    script = tmp_path / "timed.py"
+    """No deadlock after a fork; and who asks for one thread gets one from every library."""
+    script = tmp_path / "counted.py"
     script.write_text(
-        "import runpy, sys, time\n"
+        "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
-        "started = time.perf_counter(), time.process_time()\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]\n"
-        "print('CPUs in use:', cpu / wall)\n"
+        "import numba, torch\n"
+        "print('threads:', numba.get_num_threads(), torch.get_num_threads())\n"
     )
-    words = ["model=mamba_unet", "model.scan_backend=numba", "data.num_workers=2", "logger=csv"]
+    words = ["model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]", "logger=csv",
+             "model.scan_backend=numba", "data.num_workers=2", "test=false"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(script), str(ROOT / "src" / "train.py"), *words, *small_run],
         capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.rsplit("CPUs in use:", 1)[1]) < 1.2
+    assert done.stdout.rstrip().endswith("threads: 1 1")
 
 
 @pytest.mark.parametrize("words", [["logger=none"], ["~logger"], ["logger.wandb=null"]], ids=str)
 def test_a_training_needs_no_logger(words, small_run, tmp_path):
-    done = typed("model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=2", *words)
+    done = typed(*UNET, *small_run, "data.steps=2", *words)
     assert done.returncode == 0, done.stderr
     (run,) = folders(tmp_path)
     assert (run / "metrics.json").is_file()
@@ -173,7 +191,7 @@ def test_a_training_needs_no_logger(words, small_run, tmp_path):
 
 
 def test_a_precision_may_be_a_number(small_run, tmp_path):
-    words = ["model=unet", "model.widths=[4,4,8,8,8]", *small_run, "data.steps=2", "logger=csv"]
+    words = [*UNET, *small_run, "data.steps=2", "logger=csv"]
     done = typed(*words, "trainer.precision=64")
     assert done.returncode == 0, done.stderr
     (run,) = folders(tmp_path)
