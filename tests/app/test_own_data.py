@@ -122,7 +122,7 @@ def test_a_name_or_a_path_is_only_a_name_or_a_path(tmp_path):
     assert cfg.data.root == str(root)
 
 
-def test_a_leaf_is_not_written_over_another_or_under_a_name_that_is_none(tmp_path, capsys):
+def test_a_config_is_not_written_over_another_or_under_a_name_that_is_none(tmp_path, capsys):
     root = write_nnunet(tmp_path / "a")
     (there := tmp_path / "own.yaml").write_text("kept")
     assert main([str(root), "--write", str(there)]) == 1

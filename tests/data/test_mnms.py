@@ -57,7 +57,7 @@ def test_two_frames_of_each_cine_in_the_parts_of_the_challenge(root):
     assert volume.spacing == pytest.approx((10.0, 1.25, 1.5)) and volume.orientation == "LPS"
 
 
-def test_the_leaf_turns_the_labels_round_to_those_of_acdc(root, tmp_path):
+def test_the_config_turns_the_labels_round_to_those_of_acdc(root, tmp_path):
     from runs import composed
 
     data = composed("data=mnms", f"data.root={root}", configs=tmp_path).data

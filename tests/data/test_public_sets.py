@@ -211,7 +211,7 @@ def test_data_check_knows_them(tmp_path):
 
 
 @pytest.mark.parametrize("leaf", ["synapse", "btcv", "promise12"])
-def test_the_leaf_gives_batches_of_its_classes_and_the_published_parts(tmp_path, leaf, caplog):
+def test_the_config_gives_batches_of_its_classes_and_the_published_parts(tmp_path, leaf, caplog):
     if leaf == "synapse":
         root, parts = write_archive(tmp_path / "data"), (2, 1, 1)
     elif leaf == "btcv":
