@@ -6,10 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.reporting.views import SegmentationViews
 from mambaseg.training.loggers import MetricsCsv, MLflow, TensorBoard
@@ -20,6 +17,7 @@ from mambaseg.training.wandb_logger import (
     new_wandb_id,
     wandb_logger,
 )
+from runs import built
 
 
 def rows(path):
@@ -187,10 +185,8 @@ def resumed(small_run, monkeypatch):
 
     def go(words):
         small = ["model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", "test=false"]
-        small += ["callbacks.progress=null", "trainer.log_every_n_steps=1"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=[*small_run, *small, *words])
-        with build(cfg) as run:
+        small += ["trainer.log_every_n_steps=1"]
+        with built(*small_run, *small, *words) as run:
             run.fit()
         return run.folder
 
@@ -254,3 +250,38 @@ def test_a_logger_without_its_package_is_an_error_that_names_the_extra(tmp_path,
     }.items():
         with pytest.raises(UserError, match=rf"pip install 'mambaseg\[{package}\]'"):
             make()
+
+
+OWN = """
+from lightning.pytorch.loggers import Logger
+
+class Notes(Logger):
+    name = version = "notes"
+
+    def __init__(self, save_dir, run_id):
+        super().__init__()
+        self.run_id, self.points = run_id, []
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.points.append((step, dict(metrics)))
+"""
+
+
+def test_a_logger_is_a_file_and_a_config_from_outside_too(small_run, tmp_path, monkeypatch):
+    (tmp_path / "own_logger_file.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    (tmp_path / "conf" / "logger" / "notes.yaml").write_text(
+        "defaults: [csv]\n"
+        "notes: {_target_: own_logger_file.Notes, save_dir: '${run_dir}', run_id: null}\n"
+    )
+    words = ["model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", "test=false"]
+    with built(*small_run, *words, "logger=notes", configs=tmp_path / "conf") as run:
+        run.fit()
+    csv_logger, own = run.trainer.loggers
+    assert own.run_id == run.folder.record["wandb_id"]
+    assert [step for step, row in own.points if "val/dice" in row] == [1, 3]
+    assert isinstance(csv_logger, MetricsCsv)

@@ -155,12 +155,7 @@ def monitor_of(config: Mapping[str, Any]) -> str:
 
 
 def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration with the content of weights in place of their path.
-
-    Args:
-        config: the resolved configuration.
-        digests: of `weight_digests`, or what a record has of it.
-    """
+    """The resolved configuration with the digests of weights (`weight_digests`) for their paths."""
     changed = dict(config)
     if digest := digests.get("checkpoint"):
         changed["checkpoint"] = digest
@@ -203,11 +198,7 @@ def same_run(folder: Path, key: str) -> Path:
     """The folder of a run: the one that is named after it, or an older one that is the same run.
 
     Folders that were named by other rules (the scan backend used to count, callbacks did not) are
-    recognised by the configuration in them.
-
-    Args:
-        folder: named `<readable name>-<key>`.
-        key: identity of the run.
+    recognised by the configuration in them. `folder` is named `<readable name>-<key>`.
     """
     if (folder / "run.json").is_file():
         return folder
@@ -220,11 +211,8 @@ def same_run(folder: Path, key: str) -> Path:
 def made_from_other_data(folder: Path, key: str, design: str, fingerprint: str) -> Path | None:
     """A run beside this one that differs in its data only; None where there is none.
 
-    Args:
-        folder: named `<readable name>-<key>`.
-        key: identity of the run.
-        design: the same without the data.
-        fingerprint: of the data that this run has.
+    `folder` is named `<readable name>-<key>`; `design` is the identity without the data, whose
+    `fingerprint` stands apart.
     """
     for other, _, theirs, data in _alike(folder, key):
         if data != fingerprint and theirs == design:

@@ -141,9 +141,7 @@ def _plain(value: Any) -> Any:
 def read_table(path: Path, *, growing: bool = False) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a CSV file; a row of another length than the heading is an error.
 
-    Args:
-        path: of the file.
-        growing: a process may be writing it: a last line without its end is left out.
+    With `growing` a process may be writing it: a last line without its end is left out.
 
     Raises:
         ForeignFileError: beyond the bounds, or not a table.
@@ -179,7 +177,7 @@ def read_arrays(
 
     Args:
         path: of the file.
-        wanted: names of arrays.
+        wanted: their names.
         check: (name, array) -> whether it has the shape and type that it must have.
 
     Raises:

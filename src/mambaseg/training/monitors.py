@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 def settle_callbacks(cfg: Any, *, logged: Sequence[str]) -> None:
     """Fills in which way a callback's monitor is better, and refuses what cannot work.
 
-    Args:
-        cfg: the configuration, changeable; `cfg["callbacks"]` holds a callback under each name.
-        logged: names of what the validation of its task logs.
+    `cfg` is changed; `logged` names what the validation of its task logs.
 
     Raises:
         UserError: naming the key.
