@@ -79,7 +79,7 @@ def _repeats(comparison: Comparison) -> Iterator[str]:
 
 
 def _missed(comparison: Comparison) -> Iterator[str]:
-    policy = comparison.protocol["empty masks"]
+    policy = comparison.protocol["policy"]
     consequence = "The policy decides which distance they count with"
     if policy == "strict":
         consequence = "These have no surface distance and are left out of HD95 and ASSD"

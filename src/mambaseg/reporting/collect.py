@@ -81,7 +81,7 @@ class Comparison:
         parts = [
             str(protocol["data"]),
             f"split {protocol['split']}{digest}",
-            f"empty masks: {protocol['empty masks']}",
+            f"empty masks: {protocol['policy']}",
             f"at most {side} pixels a side" if side else "",
             "SEEN CASES" if protocol.get("seen cases") else "",
         ]

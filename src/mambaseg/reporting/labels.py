@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Setting = tuple[str, Mapping[str, Any]]
+Setting = tuple[str, Mapping[str, Any]]  # network, flat configuration
 
 _ABSENT = "–"
 
@@ -27,9 +27,6 @@ def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     A network's own arguments count only between settings of one network: that UNet has no window
     size is no news. A key that always has the value of one listed before (a schedule's length and
     the number of steps) is left out.
-
-    Args:
-        settings: (network, flat configuration) of each.
     """
     found: dict[str, list[str]] = {}
     for key in sorted({key for _, flat in settings for key in flat}, key=_importance):

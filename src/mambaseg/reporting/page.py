@@ -55,14 +55,9 @@ def page(
     runs: Sequence[RunState],
     problems: Sequence[str],
 ) -> str:
-    """The whole page.
+    """The page of an experiment: sections with their figures, tables of other tasks, all runs.
 
-    Args:
-        name: of the experiment.
-        sections: one per comparison, figures drawn.
-        others: tables of runs that are not of segmentation.
-        runs: states of all runs.
-        problems: runs that could not be read, one sentence each.
+    `problems` are the runs that could not be read, one sentence each.
     """
     template = template_of(_TEMPLATES / "page.html")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")

@@ -111,16 +111,14 @@ class RunData:
     def protocol(self) -> dict[str, Any]:
         """What two runs must share for their scores to be comparable."""
         match = _FOLD.match(self.split["name"])
-        convention = self.summary.get("convention") or {}
+        convention = self.summary.get("convention") or {}  # of segmentation
         return {
             "task": self.task,
             "data": self.summary["data"],
             "fingerprint": (self.record.get("data") or {}).get("fingerprint"),
             "split": match["base"] if match else self.split["name"],
             "split hash": None if match else self.split["hash"],  # each fold has its own
-            "empty masks": convention.get("policy"),
-            "tolerance_mm": convention.get("tolerance_mm"),
-            "tolerance_vox": convention.get("tolerance_vox"),
+            **{key: convention.get(key) for key in ("policy", "tolerance_mm", "tolerance_vox")},
             "classes": list(self.config["data"]["class_names"]),
             "longest side": self.config["data"].get("longest_side"),
             "seen cases": self.saw_cases,

@@ -90,8 +90,7 @@ def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
         cause = "" if RunFolder(path).finished else "no test scores (test=false)"
     else:
         state, cause = "damaged", "run.json cannot be read"
-    code = record.get("code")
-    code = code if isinstance(code, Mapping) else {}
+    code = record["code"] if isinstance(record.get("code"), Mapping) else {}
     commit = str(code.get("commit") or "")[:10] + ("+" if code.get("dirty") else "")
     return RunState(path.name, state, cause, _time(record, now), commit, overrides)
 

@@ -104,18 +104,12 @@ def metric_of(summary: Mapping[str, Any], name: str) -> Metric:
 def run_grid(
     summary: Mapping[str, Any], title: str, class_names: Sequence[str], notes: Sequence[str] = ()
 ) -> Grid:
-    """The scores of one evaluation.
+    """The scores of one evaluation; `summary` is of `mambaseg.evaluation.summary.summarise`.
 
     A row per structure with the mean over cases (± standard deviation for Dice), then the means
-    over structures, without and with the background. Distances are in mm where every case's
-    spacing is known, otherwise in voxels. Undefined values are left out of a mean: the last columns
-    count the structures missed, and those predicted where there are none.
-
-    Args:
-        summary: of `mambaseg.evaluation.summary.summarise`.
-        title: names the network and the dataset.
-        class_names: names of the classes 0..K-1, the background first.
-        notes: lines below the table; the convention follows them.
+    over structures, without and with the background (the first of `class_names`). Distances are in
+    mm where every case's spacing is known, otherwise in voxels. Undefined values are left out of a
+    mean: the last columns count the structures missed, and those predicted where there are none.
     """
     unit, convention = distance_unit(summary), summary["convention"]
     scored = [metric for metric in described(summary) if metric.name in summary["foreground"]]
