@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
-from test_goldens import recipe
+from test_goldens import count, recipe
 from test_pretrained import backbone, constants, vmamba_block
 
 from mambaseg.errors import UserError
@@ -190,11 +190,6 @@ def test_scan_backends_give_the_same_logits(network):
     image = torch.rand(1, 1, 64, 32)
     with torch.no_grad():
         torch.testing.assert_close(fast(image), slow(image), rtol=1e-4, atol=1e-5)
-
-
-def count(network, **options):
-    with torch.device("meta"):  # shapes only
-        return sum(parameter.numel() for parameter in network(**options).parameters())
 
 
 @pytest.mark.parametrize(
