@@ -272,10 +272,10 @@ def find_problems(
 
     Args:
         volume: the case.
-        image: its image's file.
-        label: its label's file.
-        num_classes: None: only what is there is checked.
-        channels: None: any number.
+        image: file of its image.
+        label: file of its label.
+        num_classes: None allows any label, and none.
+        channels: None allows any number.
     """
     pixels = volume.image
     if pixels.ndim != 4 or pixels.size == 0:
@@ -343,7 +343,7 @@ def voxel_size(path: Path, sides: Sequence[float]) -> Spacing:
 
 
 def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None:
-    """Make sure that an affine is that of a rectangular grid with this voxel size.
+    """Make sure that an affine describes a rectangular grid with this voxel size.
 
     Args:
         path: of the file.

@@ -62,8 +62,8 @@ class Source:
         """Read the image as (T, Z, C, H, W) of its own data type.
 
         Args:
-            channels: how many the caller wants, which decides whether a picture may have colours.
-                The image may have another number: the caller checks it.
+            channels: how many the network takes, which decides whether a picture may have
+                colours. The image may have another number: the caller checks it.
 
         Raises:
             UserError: it cannot be read, has colours where one channel is asked for, channels on
