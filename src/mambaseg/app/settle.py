@@ -52,8 +52,11 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
         from mambaseg.training.monitors import settle_callbacks
 
         data.split.require_training()
-        own = [f"val/{metric.name}" for metric in metrics_of(cfg)]
-        settle_callbacks(cfg, logged=[*task.logged(data), *own])
+        own = {
+            f"val/{metric.name}": "min" if metric.higher_is_better is False else "max"
+            for metric in metrics_of(cfg)
+        }
+        settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
     return _plan(cfg, data, checkpoint), data, checkpoint
 
 

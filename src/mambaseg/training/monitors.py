@@ -29,10 +29,13 @@ _INSTEAD = {
 log = logging.getLogger(__name__)
 
 
-def settle_callbacks(cfg: Any, *, logged: Sequence[str]) -> None:
+def settle_callbacks(
+    cfg: Any, *, logged: Sequence[str], modes: Mapping[str, str] | None = None
+) -> None:
     """Fills in which way a callback's monitor is better, and refuses what cannot work.
 
-    `cfg` is changed; `logged` names what the validation of its task logs.
+    `cfg` is changed; `logged` names what the validation of its task logs; `modes` has `min` or
+    `max` of those whose names do not tell.
 
     Raises:
         UserError: naming the key.
@@ -68,7 +71,7 @@ def settle_callbacks(cfg: Any, *, logged: Sequence[str]) -> None:
         if issubclass(kind, (Checkpoints, EarlyStopping, ModelCheckpoint)):
             optional = kind is ModelCheckpoint and config.get("monitor") is None  # saves the newest
             if not optional:
-                _settle_monitor(key, config, known)
+                _settle_monitor(key, config, known, modes or {})
     if len(states) != 1:
         found = f"{' and '.join(states)} are two of them" if states else "it is missing"
         raise UserError(
@@ -88,7 +91,7 @@ def _class(config: Mapping[str, Any]) -> type | None:
     return kind if isinstance(kind, type) else None
 
 
-def _settle_monitor(key: str, config: Any, known: Sequence[str]) -> None:
+def _settle_monitor(key: str, config: Any, known: Sequence[str], modes: Mapping[str, str]) -> None:
     monitor = config.get("monitor")
     if monitor not in known:
         close = get_close_matches(str(monitor), known, n=1)
@@ -97,7 +100,7 @@ def _settle_monitor(key: str, config: Any, known: Sequence[str]) -> None:
             f"{key}.monitor={'null' if monitor is None else monitor} is not logged; "
             f"{hint}Choose one of {', '.join(known)}"
         )
-    mode, natural = config.get("mode"), better(monitor)
+    mode, natural = config.get("mode"), modes.get(monitor) or better(monitor)
     if mode is None:
         config["mode"] = natural  # Lightning would take min for all
     elif mode in ("min", "max") and mode != natural:
