@@ -8,7 +8,6 @@ from typing import Any
 
 from mambaseg.benchmark.networks import PROCESSOR_CALLS
 from mambaseg.benchmark.tables import Column, Row, Table, number, tables, text
-from mambaseg.evaluation.summary import distance_unit
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_json
 
@@ -105,8 +104,6 @@ RUNS = [
     text("network"),
     text("status"),
     number("steps", "steps", ".0f"),
-    number("test Dice", "dice", ".4f"),
-    text("HD95", "hd95"),
     number("minutes", "fit_seconds", ".1f", 1 / 60),
     number("of them validation", "validation_seconds", ".1f", 1 / 60),
     number("ms per step", "step_seconds", ".2f", 1e3),
@@ -114,8 +111,8 @@ RUNS = [
     number("images/s", "images_per_s", ".0f"),
 ]
 RUNS_NOTE = """\
-HD95 in mm, or in voxels where the data do not say how large these are. ms per step: median over
-windows of the training without validations and saving; network alone: the pure step.
+ms per step: median over windows of the training without validations and saving; network alone: the
+pure step. Scores: `report/index.html` in the experiment's folder.
 """
 PARTS = [
     text("part", "name"), text("status"), number("s", "seconds", ".0f"),
@@ -146,6 +143,8 @@ def _sections(out: Path, parts: Sequence[Row]) -> Iterator[str]:
     if runs := [_run(folder, alone) for folder in folders if folder.path.suffix != ".previous"]:
         yield f"## Trainings, nothing pretrained\n\n{Table('', RUNS, runs).markdown()}"
         yield RUNS_NOTE
+    for report in sorted((out / "runs").glob("*/report/table.md")):
+        yield report.read_text("utf-8").replace("\n#", "\n##").replace("# ", "### ", 1)
     for part, record in records.items():
         yield f"## {HEADINGS[part]}\n\nMade by `{record['command']}`\n"
         yield from (table.markdown() for table in tables(record))
@@ -168,15 +167,10 @@ def _run(folder: RunFolder, alone: Mapping[str, float]) -> dict[str, Any]:
     record = folder.record
     cost = record.get("cost") or {}
     name, pace = folder.path.name.partition("-")[0], cost.get("step_seconds")
-    summary = folder.summary if folder.finished else None
-    unit = distance_unit(summary) if summary else ""
-    scores = summary["foreground"] if summary else {}
     return {
         "network": name,
         "status": record.get("status"),
         "steps": record.get("steps", 0),
-        "dice": scores["dice"]["mean"] if scores else None,
-        "hd95": f"{scores[f'hd95_{unit}']['mean']:.2f} {unit}" if scores else "–",
         "fit_seconds": record.get("fit_seconds"),
         "validation_seconds": cost.get("validation_seconds"),
         "step_seconds": pace,

@@ -28,18 +28,8 @@ def selective_scan_2d(
 ) -> Tensor:
     """Scan an image in four directions with a 1-D `scan` and sum the four outputs.
 
-    Args:
-        scan: A 1-D selective scan, called as `scan(u, delta, A, B, C, D, delta_bias)`.
-        x: Image, shape (B, H, W, D).
-        delta: Raw step sizes, shape (B, H, W, K, D).
-        A: Decay rates, shape (K, D, N).
-        B: Input weights, shape (B, H, W, K, N).
-        C: Output weights, shape (B, H, W, K, N).
-        D: Skip weights, shape (K, D).
-        delta_bias: Bias of delta, shape (K, D).
-
-    Returns:
-        The sum over the directions, shape (B, H, W, D), in x's dtype.
+    `scan` is a 1-D selective scan, called as `scan(u, delta, A, B, C, D, delta_bias)`; the other
+    arguments and the result are those of `dispatch.selective_scan_2d`.
     """
     height, width = x.shape[1:3]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # so that the sum is not in bfloat16
