@@ -1,5 +1,6 @@
 """What is averaged together, what is kept apart, and what a reader is told."""
 
+import json
 import shutil
 from statistics import fmean, stdev
 
@@ -21,7 +22,7 @@ from mambaseg.reporting.scores import (
     outcomes,
     patient_scores,
 )
-from mambaseg.reporting.tables import cell
+from mambaseg.reporting.tables import cell, score_grids
 
 DICE, HD95 = Metric("dice", "Dice"), Metric("hd95_mm", "HD95", decimals=2)
 FEW = {"patients": (1, 2), "size": 16}
@@ -206,6 +207,18 @@ def test_folders_without_results_are_explained(seeds, tmp_path):
     (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
     with pytest.raises(UserError, match=r"no finished run.*report.py status"):
         collect(tmp_path)
+
+
+def test_runs_that_describe_no_metric_have_the_built_in_ones(seeds, tmp_path):
+    shutil.copytree(seeds, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("*/metrics.json"):
+        summary = json.loads(path.read_text())
+        del summary["metrics"]  # as before descriptions were stored
+        path.write_text(json.dumps(summary))
+    (before,), _, problems = collect(tmp_path / "copy")
+    (now,), _, _ = collect(seeds)
+    assert not problems
+    assert [grid.rows for grid in score_grids(before)] == [grid.rows for grid in score_grids(now)]
 
 
 def test_labels_say_what_differs_and_nothing_else():
