@@ -89,7 +89,7 @@ def test_an_unknown_network_is_refused(finished, small_run, tmp_path):
         checkpoint["mambaseg"]["model"]["name"] = "../../evil"
 
     path = altered(finished, tmp_path, rename)
-    with pytest.raises(UserError, match="unet"):
+    with pytest.raises(UserError, match=r"trained with model=\.\./\.\./evil, but there is no"):
         built(f"checkpoint={path}", *small_run, script="evaluate")
 
 
