@@ -95,7 +95,7 @@ def test_training_and_scoring_use_no_float64_on_the_device(
         run.data.trainer = run.trainer
         batch = next(iter(run.data.train_dataloader()))
         case = next(iter(run.data.val_dataloader()))
-        for name in ("sampling", "augment", "geometry", "resampling"):
+        for name in ("sampling", "augmentation", "geometry"):
             monkeypatch.setattr(f"mambaseg.data.{name}.precision", lambda device: torch.float32)
         assert sampling.precision(torch.device("cpu")) == torch.float32
         # what is dropped is drawn on the CPU, in float64, and only then goes to the device
