@@ -229,7 +229,7 @@ def test_pretrained_arrays_run_nothing_and_are_not_unpacked_without_end(
         path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as weights"):
             read_hybrid_vit(path, grid=14)
-    monkeypatch.setattr("mambaseg.models.vit_weights.UNPACKED", 1 << 20)
+    monkeypatch.setattr("mambaseg.models.pretrained.UNPACKED", 1 << 20)
     path.write_bytes(
         npz({str(name): claiming_npy((1 << 19,), bytes(1 << 19)) for name in range(3)})
     )
