@@ -32,7 +32,7 @@ demo: setup ## A local page for trying a network out: make demo [RUN=<run folder
 sweep: setup ## The three-network comparison on whatever data are found
 	$(BIN)/python src/train.py -m model=unet,swin_unet,mamba_unet
 
-models: setup ## Measure every network and write docs/models.md anew (minutes; keep the machine idle)
+models: setup ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
 	$(BIN)/python src/benchmark.py profile models=all threads=1 page=docs/models.md
 
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
@@ -44,7 +44,7 @@ test-long: setup ## Run everything, also the tests that take minutes each
 test-launchers: setup-launchers ## Run real sweeps on every launcher, a simulated SLURM and a search
 	$(BIN)/python -m pytest tests/app/test_launching.py tests/app/test_search.py
 
-lock: ## Write constraints/lock.txt anew: the versions of cpu.txt with hashes (needs uv)
+lock: ## Rewrite constraints/lock.txt: the versions of cpu.txt with hashes (needs uv)
 	echo 'setuptools>=77' | uv pip compile pyproject.toml - --quiet --generate-hashes \
 		--extra dev --extra launchers --extra ray --extra search --constraints constraints/cpu.txt \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
