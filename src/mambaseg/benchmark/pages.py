@@ -16,13 +16,13 @@ from mambaseg.storage.untrusted import read_json
 INTRODUCTION = """\
 # Networks
 
-`make models` writes this page; do not edit it. The comment at the head of its config,
-`conf/model/<network>.yaml`, says what a network is; the docstrings of its module describe every
-difference from the original. Tests compare everything here but the time with configs and code.
+`make models` writes this page; do not edit it. The comment at the top of
+`conf/model/<network>.yaml` describes a network; the docstrings of its module describe every
+difference from the original. Tests compare everything here except the time with configs and code.
 
-Every network takes images of any size: those that do not fit are padded at the bottom and right to
-the next multiple given here, and the logits are cropped. Any number of classes, one or more
-channels; the numbers are for one channel, four classes and {size} × {size} pixels.
+Every network accepts images of any size, any number of classes, and one or more channels. Images
+are padded at the bottom and right to the next multiple given here, and the logits are cropped.
+The numbers are for one channel, four classes and {size} × {size} pixels.
 
 The optimizer of each network in `experiment=acdc_own_recipe` is in `conf/optim/own/<network>.yaml`
 ([protocol](protocol.md)).
@@ -32,13 +32,13 @@ COSTS = """\
 
 GMAC: multiply-adds of all matrix products (convolutions, linear layers, attention, projections).
 Scan: operations of the selective scans, 9 L D N + L D each. All: both, a multiply-add as two
-([performance](performance.md)).
+operations ([performance](performance.md)).
 
-CPU: processor time of one image in evaluation mode, the least of {calls} calls; on one thread, what
-an idle machine takes. Measured by `{command}`:
+CPU: processor time of one image in evaluation mode, the least of {calls} calls; on one thread, close
+to the time on an idle machine. Measured by `{command}`:
 {setting}.
-Other programs still disturb it through caches and clock: take it as an order of magnitude. Ratios
-to rely on come from `python src/benchmark.py inference` on an idle machine.
+Other programs still affect it through caches and clock: take it as an order of magnitude. For
+reliable ratios run `python src/benchmark.py inference` on an idle machine.
 """
 HEADERS = [
     Column("network", lambda row: f"`{row['network']}`", is_number=False),
