@@ -34,8 +34,8 @@ GMAC: multiply-adds of all matrix products (convolutions, linear layers, attenti
 Scan: operations of the selective scans, 9 L D N + L D each. All: both, a multiply-add as two
 operations ([performance](performance.md)).
 
-CPU: processor time of one image in evaluation mode, the least of {calls} calls; on one thread, close
-to the time on an idle machine. Measured by `{command}`:
+CPU: processor time of one image in evaluation mode, the least of {calls} calls. On one thread it is
+close to the time on an idle machine. Measured by `{command}`:
 {setting}.
 Other programs still affect it through caches and clock: take it as an order of magnitude. For
 reliable ratios run `python src/benchmark.py inference` on an idle machine.
