@@ -40,7 +40,7 @@ def require(package: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise UserError(
-            f"logger: {package} is not installed: pip install 'mambaseg[{package}]', or logger=csv"
+            f"logger: {package} is not installed: pip install -e '.[{package}]', or logger=csv"
         )
 
 
