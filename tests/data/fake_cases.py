@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.volume import Volume
+from mambaseg.data.volume import Volume
 
 GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 

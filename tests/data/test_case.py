@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.validation import DataError, as_label, checked_label_map
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 
 SHAPE = (3, 5, 6)

@@ -17,9 +17,9 @@ from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.batches import Draw, StepSampler
 from mambaseg.data.cache import open_cache
 from mambaseg.data.fingerprint import fingerprint
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slices import Collate, SliceDataset
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 
 PAPER = Preprocessing("paper", 32)

@@ -8,7 +8,7 @@ from fake_cases import find_fakes, write_cases
 
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.formats.volume import Volume, slice_axis, unsliced
+from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as Pillow
 
 from mambaseg.app.ensemble import restore_predictor
-from mambaseg.data.fingerprint import content_digest
+from mambaseg.data.formats.files import content_digest
 from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.errors import UserError
 from tiny_checkpoints import write_checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mambaseg.app.networks import restore_network
-from mambaseg.data.formats.volume import slice_axis
+from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mambaseg.data.formats.volume import Volume, slice_axis
 from mambaseg.data.validation import DataError, find_problems, mapped
+from mambaseg.data.volume import Volume, slice_axis
 
 
 @dataclass(frozen=True)

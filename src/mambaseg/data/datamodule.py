@@ -16,7 +16,6 @@ from mambaseg.data.case import Case
 from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
 from mambaseg.data.foreground import require_foreground
-from mambaseg.data.formats.volume import slice_axis
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
@@ -25,6 +24,7 @@ from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.splits import known_duplicates, make_split
 from mambaseg.data.validation import checked_label_map
+from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 
 log = logging.getLogger(__name__)

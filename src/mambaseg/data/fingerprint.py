@@ -4,16 +4,14 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from mambaseg.data.case import Case
-from mambaseg.data.validation import check_file
-from mambaseg.errors import UserError
+from mambaseg.data.formats.files import content_digest
 
-_HEADERS = (".mhd", ".mha", ".nrrd")  # their voxels may lie in other files
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -73,35 +71,3 @@ def digest_of(plain: Any) -> str:
     """Hash plain data by its JSON text: 16 hex digits."""
     text = json.dumps(plain, sort_keys=True).encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
-
-
-def content_digest(files: Iterable[Path], what: str) -> str:
-    """Hash what files hold, and the files that they refer to for their voxels: 32 hex digits.
-
-    Args:
-        files: In an order of their own.
-        what: What messages call them.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    from mambaseg.data.formats.itk import voxel_files
-
-    found: dict[Path, None] = {}  # in order, each once
-    for path in files:
-        detached = voxel_files(path) if path.suffix.lower() in _HEADERS else []
-        found |= dict.fromkeys([path, *detached])
-    digest = hashlib.blake2b(digest_size=16)
-    for path in found:
-        check_file(path)  # a pipe or a device would never end
-        try:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path} of {what}: {error.strerror}. Restore the file or its "
-                "permissions, or run data-check on the folder"
-            ) from error
-        digest.update(b"|")  # so that bytes cannot move from one file to the next unseen
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.formats.volume import Spacing, Volume
+from mambaseg.data.volume import Spacing, Volume
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
 

@@ -16,9 +16,9 @@ import yaml
 from mambaseg.data.fingerprint import digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
 from mambaseg.data.validation import DataError, as_label
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.metrics import Metric

@@ -19,9 +19,9 @@ from mambaseg.data.formats import dicom_seg
 from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
-from mambaseg.data.formats.volume import Volume, slice_axis, unsliced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.validation import DataError
+from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
 from mambaseg.inference.segment import Member, keep_largest_component, segment
 from mambaseg.reporting.figures import case_slices, draw_cases

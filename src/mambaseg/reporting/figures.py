@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,23 @@ _TINT = 0.6  # how much of its colour a class shows
 _MARGIN = 0.45  # of the labelled area's size, left around it
 _GAP = 2  # pixels between cells
 _DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either colour
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk and for the page.
+
+    Attributes:
+        title: heading on the page.
+        caption: what is shown, and of which runs.
+        path: the PNG.
+        svg: inline SVG in the page's own colours; None for pictures made of pixels.
+    """
+
+    title: str
+    caption: str
+    path: Path
+    svg: str | None = None
 
 
 def case_slices(

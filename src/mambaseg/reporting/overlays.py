@@ -6,19 +6,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mambaseg.reporting.collect import Comparison, Entry
-from mambaseg.reporting.figures import Arrays, draw_cases, is_flat
+from mambaseg.reporting.figures import Arrays, Picture, draw_cases, is_flat
 from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import best_middle_worst, patient_scores
 from mambaseg.storage.untrusted import ForeignFileError, read_arrays
-
-if TYPE_CHECKING:
-    from mambaseg.reporting.plots import Picture
 
 _NAMES = ("image", "truth", "prediction", "slices")  # of a case's arrays
 _SIDE = 1024  # pixels of a slice: a picture has dozens of them
@@ -27,8 +24,6 @@ log = logging.getLogger(__name__)
 
 def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[Picture]:
     """A picture per shown patient; none where no run has overlays of them."""
-    from mambaseg.reporting.plots import Picture
-
     pictures = []
     scores = {entry.label: patient_scores(entry, "dice") for entry in comparison.entries}
     for place, patient in best_middle_worst(comparison.entries).items():

@@ -9,21 +9,21 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.collect import Comparison
+from mambaseg.reporting.figures import Picture
 from mambaseg.reporting.grid import Grid, counted, signed
-from mambaseg.reporting.paired import verdict
-from mambaseg.reporting.plots import Picture
+from mambaseg.reporting.paired import Paired, verdict
 from mambaseg.reporting.status import RunState, status_grid, summary
 from mambaseg.storage.untrusted import printable
-
-if TYPE_CHECKING:
-    from mambaseg.reporting.report import Section
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -46,6 +46,29 @@ def template_of(path: Path) -> Template:
     slug = {"slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")}
     environment.filters |= {"signed": signed, "counted": counted, "verdict": verdict, **slug}
     return environment.get_template(path.name)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A comparison with everything that is shown of it."""
+
+    comparison: Comparison
+    cautions: list[str]  # sentences on top
+    pairs: list[tuple[Metric, list[Paired]]]  # on each metric, Dice first; empty with one entry
+    grids: list[Grid]  # in the order of the page, the one of the scores first
+    figures: list[Picture] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> list[Grid | Picture]:
+        """Tables and figures in the order of the page."""
+        agreements = [picture for picture in self.figures if "agreement" in picture.path.stem]
+        curves = [picture for picture in self.figures if "curves" in picture.path.stem]
+        scores, *grids = self.grids
+        blocks: list[Grid | Picture] = [scores]
+        blocks += [p for p in self.figures if p not in agreements and p not in curves]
+        for grid in grids:
+            blocks += [grid, *(agreements if grid.title == "Clinical indices" else ())]
+        return [*blocks, *curves]
 
 
 def page(

@@ -8,7 +8,6 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ import numpy as np
 
 from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry
-from mambaseg.reporting.figures import save_png
+from mambaseg.reporting.figures import Picture, save_png
 from mambaseg.reporting.grid import signed
+from mambaseg.reporting.overlays import overlay_pictures
 from mambaseg.reporting.runs import SIZE, RunData
 from mambaseg.storage.untrusted import read_table
 
@@ -43,23 +43,6 @@ _STYLE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk and for the page.
-
-    Attributes:
-        title: heading on the page.
-        caption: what is shown, and of which runs.
-        path: the PNG.
-        svg: inline SVG in the page's own colours; None for pictures made of pixels.
-    """
-
-    title: str
-    caption: str
-    path: Path
-    svg: str | None = None
-
-
 def draw(comparison: Comparison, folder: Path, prefix: str = "") -> list[Picture]:
     """Draws every figure that the runs have data for.
 
@@ -68,8 +51,6 @@ def draw(comparison: Comparison, folder: Path, prefix: str = "") -> list[Picture
         folder: for the PNGs; made where it is missing.
         prefix: of the file names, where a report has several comparisons.
     """
-    from mambaseg.reporting.overlays import overlay_pictures
-
     pictures = []
     for name, title, caption, make in _figures(comparison):
         path = folder / f"{prefix}{name}.png"

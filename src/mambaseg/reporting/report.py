@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
+from mambaseg.reporting.page import Section, page
 from mambaseg.reporting.paired import Paired, paired_grid, pairs, verdict
+from mambaseg.reporting.plots import draw
 from mambaseg.reporting.status import states, status_grid
 from mambaseg.reporting.tables import (
     compared_metrics,
@@ -26,33 +27,7 @@ from mambaseg.reporting.tasks import other_grids
 from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from mambaseg.reporting.plots import Picture
-
 _UNFINISHED = ".unfinished-"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A comparison with everything that is shown of it."""
-
-    comparison: Comparison
-    cautions: list[str]  # sentences on top
-    pairs: list[tuple[Metric, list[Paired]]]  # on each metric, Dice first; empty with one entry
-    grids: list[Grid]  # in the order of the page, the one of the scores first
-    figures: list[Picture] = field(default_factory=list)
-
-    @property
-    def blocks(self) -> list[Grid | Picture]:
-        """Tables and figures in the order of the page."""
-        agreements = [picture for picture in self.figures if "agreement" in picture.path.stem]
-        curves = [picture for picture in self.figures if "curves" in picture.path.stem]
-        scores, *grids = self.grids
-        blocks: list[Grid | Picture] = [scores]
-        blocks += [p for p in self.figures if p not in agreements and p not in curves]
-        for grid in grids:
-            blocks += [grid, *(agreements if grid.title == "Clinical indices" else ())]
-        return [*blocks, *curves]
 
 
 def section_of(comparison: Comparison) -> Section:
@@ -73,9 +48,6 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         UserError: no such folder, or no finished run.
     """
-    from mambaseg.reporting.page import page
-    from mambaseg.reporting.plots import draw
-
     folder = Path(folder)
     comparisons, other_tasks, problems = collect(folder)
     others = other_grids(other_tasks)

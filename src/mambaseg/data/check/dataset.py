@@ -19,7 +19,6 @@ import numpy as np
 from mambaseg.data.case import Case
 from mambaseg.data.check.layouts import Layout, find_layout
 from mambaseg.data.fingerprint import THREADS
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import Alike, find_alike
 from mambaseg.data.readers.reader import Level, Problem, counted
 from mambaseg.data.splits import known_duplicates, listed
@@ -29,6 +28,7 @@ from mambaseg.data.validation import (
     collected_warnings,
     label_problems,
 )
+from mambaseg.data.volume import Volume
 from mambaseg.storage.untrusted import readable
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mambaseg.data.formats.itk import LPS_TO_RAS, read_pixels
 from mambaseg.data.formats.nifti import place_on
-from mambaseg.data.formats.volume import Spacing, Volume
 from mambaseg.data.validation import AGAIN, DataError, check_array, check_file, decoding, voxel_size
+from mambaseg.data.volume import Spacing, Volume
 from mambaseg.errors import UserError
 
 TOLERANCE_MM = 0.1  # of a corner of a slice from its place on the grid

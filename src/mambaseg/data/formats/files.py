@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.formats.nifti import read_nifti
-from mambaseg.data.formats.volume import Volume
-from mambaseg.data.validation import DataError, check_grey_values, check_same_geometry
+from mambaseg.data.validation import DataError, check_file, check_grey_values, check_same_geometry
+from mambaseg.data.volume import Volume
+from mambaseg.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -25,6 +27,38 @@ def without_ending(name: str, endings: Iterable[str] = (*ENDINGS, *DICOM)) -> st
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
+
+
+def content_digest(files: Iterable[Path], what: str) -> str:
+    """Hash what files hold, and the files that they refer to for their voxels: 32 hex digits.
+
+    Args:
+        files: In an order of their own.
+        what: What messages call them.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    from mambaseg.data.formats.itk import voxel_files
+
+    found: dict[Path, None] = {}  # in order, each once
+    for path in files:
+        detached = voxel_files(path) if path.suffix.lower() in META_IMAGE else []
+        found |= dict.fromkeys([path, *detached])
+    digest = hashlib.blake2b(digest_size=16)
+    for path in found:
+        check_file(path)  # a pipe or a device would never end
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path} of {what}: {error.strerror}. Restore the file or its "
+                "permissions, or run data-check on the folder"
+            ) from error
+        digest.update(b"|")  # so that bytes cannot move from one file to the next unseen
+    return digest.hexdigest()
 
 
 def read_image(path: Path, channels: int = 1) -> Volume:

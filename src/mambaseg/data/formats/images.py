@@ -11,10 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mambaseg.data.fingerprint import content_digest
-from mambaseg.data.formats.files import DICOM, ENDINGS, PICTURES, read_channels, without_ending
-from mambaseg.data.formats.volume import Volume
+from mambaseg.data.formats.files import (
+    DICOM,
+    ENDINGS,
+    PICTURES,
+    content_digest,
+    read_channels,
+    without_ending,
+)
 from mambaseg.data.validation import check_grey_values, not_finite, unlisted
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mambaseg.data.formats.nifti import place_on
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.validation import (
     DataError,
     check_affine,
@@ -22,6 +21,7 @@ from mambaseg.data.validation import (
     decoding,
     voxel_size,
 )
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes of the patient, and NIfTI's

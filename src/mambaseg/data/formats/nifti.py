@@ -12,7 +12,6 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from mambaseg.data.formats.volume import Spacing, Volume
 from mambaseg.data.validation import (
     AGAIN,
     DataError,
@@ -22,6 +21,7 @@ from mambaseg.data.validation import (
     decoding,
     voxel_size,
 )
+from mambaseg.data.volume import Spacing, Volume
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 MAX_QUATERNION = 1.001  # length that rounding explains

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from mambaseg.data.formats.nifti import place_on
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.validation import DataError, check_array, check_file, decoding
+from mambaseg.data.volume import Volume
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = {"1": np.uint8, "L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I": np.int32,

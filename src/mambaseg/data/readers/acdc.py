@@ -21,7 +21,6 @@ import numpy as np
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.nifti import read_nifti
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers import acdc_h5
 from mambaseg.data.readers.reader import Found, Problem, counted, reader
 from mambaseg.data.splits import LISTED, listed
@@ -33,6 +32,7 @@ from mambaseg.data.validation import (
     check_same_geometry,
     unlisted,
 )
+from mambaseg.data.volume import Volume
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.

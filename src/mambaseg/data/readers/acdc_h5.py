@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers.reader import Problem, named
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import AGAIN, DataError, as_float32, as_label, check_array, check_file
+from mambaseg.data.volume import Volume
 
 # SSL4MIS (and Mamba-UNet) and WSL4MIS; "" is one of these folders given as root itself.
 FOLDERS = ("data", "ACDC_training_volumes", "")

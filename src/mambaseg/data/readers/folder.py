@@ -14,10 +14,10 @@ import numpy.typing as npt
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import PICTURES
 from mambaseg.data.formats.pictures import read_mask, read_pixels, reduced, reduced_labels
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers.matching import Matcher
 from mambaseg.data.readers.reader import Found, Problem, reader
 from mambaseg.data.validation import DataError, as_float32, as_label
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 
 MATCHER = Matcher(PICTURES)

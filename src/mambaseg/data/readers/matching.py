@@ -22,11 +22,11 @@ from pathlib import Path
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import without_ending
 from mambaseg.data.formats.images import CHANNEL
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.reader import Found, Problem, counted
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError
+from mambaseg.data.volume import Volume
 from mambaseg.storage.untrusted import readable
 
 KINDS = {

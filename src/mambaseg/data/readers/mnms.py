@@ -18,9 +18,9 @@ from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import read_volume
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers.reader import Found, reader
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
+from mambaseg.data.volume import Volume
 from mambaseg.storage.untrusted import ForeignFileError, read_table, readable
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}

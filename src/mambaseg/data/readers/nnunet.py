@@ -24,12 +24,12 @@ import numpy as np
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json, read_plain
 from mambaseg.data.readers.reader import Found, Problem, reader
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
+from mambaseg.data.volume import Volume
 from mambaseg.storage.untrusted import readable
 
 SPLITS = "splits_final.json"

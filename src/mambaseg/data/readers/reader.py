@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.patients import parts_of
 from mambaseg.data.validation import DataError, unlisted
+from mambaseg.data.volume import Volume
 
 Level = Literal["error", "warning", "info"]
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.volume import Volume
 from mambaseg.data.readers.acdc import read_official
 from mambaseg.data.readers.acdc_h5 import read_h5
 from mambaseg.data.readers.reader import Found, named, reader
 from mambaseg.data.validation import DataError, as_float32, as_label, check_file
+from mambaseg.data.volume import Volume
 from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 
 TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)

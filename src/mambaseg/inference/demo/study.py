@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from mambaseg.data.formats.files import DICOM, NIFTI, PICTURES, without_ending
 from mambaseg.data.formats.images import Source
-from mambaseg.data.formats.volume import Volume as StoredVolume
 from mambaseg.data.validation import DataError
+from mambaseg.data.volume import Volume as StoredVolume
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Predictor, label_map
 from mambaseg.reporting.clinical import DENSITY, MYOCARDIUM, VENTRICLES, ejection_fraction
