@@ -39,16 +39,10 @@ class View:
 
 
 class Operation:
-    """One step of an augmentation, a pure function of random numbers in [0, 1).
+    """One step of an augmentation, a pure function of random numbers in [0, 1)."""
 
-    Attributes:
-        numbers: How many random numbers a sample takes.
-        mirrors: Whether training shows images mirrored along each axis.
-        turns: Whether training shows images turned by multiples of 90 degrees.
-    """
-
-    numbers = 1
-    mirrors = turns = False
+    numbers = 1  # random numbers that a sample takes
+    mirrors = turns = False  # whether images are mirrored along each axis, turned by 90 degrees
 
 
 class Spatial(Operation):
@@ -69,10 +63,7 @@ class Intensity(Operation):
     def paint(self, image: Tensor, drawn: Tensor, *, unit: bool) -> Tensor:
         """Return the changed image (B, C, S, S); what lies outside the native image stays zero.
 
-        Args:
-            image: (B, C, S, S) float32.
-            drawn: (numbers, B, 1, 1, 1): the parameters.
-            unit: Whether the intensities are scaled to [0, 1].
+        `drawn` are the parameters (numbers, B, 1, 1, 1); `unit` is for intensities in [0, 1].
         """
         raise NotImplementedError
 
@@ -204,13 +195,8 @@ class Augmentation:
     it is before it is turned or scaled): any such part, all equally likely, or the middle where
     there is no operation. Parts with foreground are not preferred.
 
-    Args:
-        operations: A name of `PRESETS`, or operations by name; None removes one.
-        preprocessing: The way onto the grid.
-        seed: Seed of the run.
-
-    Attributes:
-        views: The views that it makes alike to a network: none, flips, rot90 or all.
+    `operations` is a name of `PRESETS`, or operations by name; None removes one. `views` are those
+    that it makes alike to a network: none, flips, rot90 or all.
 
     Raises:
         UserError: There is no such preset, or something is no operation.
@@ -251,16 +237,12 @@ class Augmentation:
             step: Optimizer step.
             positions: Places of the samples in the global batch of that step.
             shapes: (B, 2) native height and width.
-            pixels: B times height and width of a native pixel in mm, None where unknown; all of
-                them are unknown if not given.
+            pixels: Height and width of each native pixel in mm, None where unknown.
 
         Returns:
             (B, 8 + P): matrix (2x2) and offset (2) from the augmented image (of a `windowed`
             preprocessing, from the grid) to the native one, height and width of the augmented image
             (the grid), and the parameters of the intensity operations.
-
-        Raises:
-            UserError: The preprocessing needs to know a pixel's size.
         """
         count = 11 + sum(operation.numbers for operation in self.operations)
         rows = []

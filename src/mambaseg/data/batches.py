@@ -31,16 +31,9 @@ class StepSampler(Sampler[list[Draw]]):
     Difference to the original code, which ends each epoch with a short batch (16 of 24 slices on
     the SSL4MIS split): here a batch may span two epochs, so that all of them are full.
 
-    Args:
-        length: Number of slices.
-        batch_size: Slices per optimizer step, over all ranks and micro-batches.
-        steps: Optimizer steps of the whole training.
-        seed: Seed of the run.
-        rank: This process.
-        world_size: Number of processes.
-        accumulate: Micro-batches per optimizer step and process.
-        start_step: Step to begin with, after a resume. The length stays that of the whole
-            training, because Lightning continues to count where the checkpoint stopped.
+    `batch_size` counts slices over all ranks and micro-batches, `accumulate` the micro-batches of a
+    step on each rank. After a resume it begins with `start_step`. Its length stays that of the whole training, because
+    Lightning continues to count where the checkpoint stopped.
     """
 
     def __init__(

@@ -19,50 +19,28 @@ from mambaseg.data.volume import Volume, slice_axis
 
 @dataclass(frozen=True)
 class Case:
-    """One annotated phase of one patient; holds paths, no arrays.
+    """One annotated phase of one patient; holds paths, no arrays."""
 
-    Attributes:
-        id: "patient001_ED".
-        patient: "patient001"; splits go by it.
-        phase: "ED" (end-diastole) or "ES" (end-systole); None where that means nothing.
-        group: pathology group (NOR, MINF, DCM, HCM, RV) or None.
-        image_path: file with the image, or the first of several.
-        label_path: file with the label, the same as `image_path` for h5; None without label.
-        reader: module-level function that reads the case, or a `functools.partial` of one with
-            plain keywords (so that a case can be pickled and described).
-        more_images: further files of an image that is spread over several: its channels, its
-            slices, the voxels beside a header.
-        more_labels: likewise of a label.
-        part: `train`, `val` or `test` of the data set's own split (`data.split=given`).
-        label_map: pairs (value in the file, class); None takes the values as they are.
-        value_names: pairs (value in the file, name), where the data set itself names them.
-        slicing: which axis of the file becomes the first one, a rule of `slice_axis`.
-        fold: of the data set's own cross-validation, to which `part` belongs; or None.
-        patient_assumed: no file names the patient, so the case counts as a patient.
-    """
-
-    id: str
-    patient: str
-    phase: str | None
-    group: str | None
-    image_path: Path
-    label_path: Path | None
+    id: str  # "patient001_ED"
+    patient: str  # "patient001"; splits go by it
+    phase: str | None  # "ED" (end-diastole), "ES" (end-systole), or None
+    group: str | None  # pathology: NOR, MINF, DCM, HCM, RV, or None
+    image_path: Path  # the image, or the first of its files
+    label_path: Path | None  # the same as `image_path` for h5
+    # A function of a module, or a `functools.partial` of one with plain keywords, so that a case
+    # can be pickled and described.
     reader: Callable[[Case], Volume]
-    more_images: tuple[Path, ...] = ()
+    more_images: tuple[Path, ...] = ()  # further files: channels, slices, voxels beside a header
     more_labels: tuple[Path, ...] = ()
-    part: str | None = None
-    label_map: tuple[tuple[int, int], ...] | None = None
-    value_names: tuple[tuple[int, str], ...] = ()
-    slicing: str = "stored"
-    fold: int | None = None
-    patient_assumed: bool = False
+    part: str | None = None  # `train`, `val` or `test` of the data set's own split
+    label_map: tuple[tuple[int, int], ...] | None = None  # (value in the file, class)
+    value_names: tuple[tuple[int, str], ...] = ()  # (value, name) where the data set names them
+    slicing: str = "stored"  # a rule of `slice_axis`
+    fold: int | None = None  # of the data set's own cross-validation, for `part`
+    patient_assumed: bool = False  # no file names the patient, so the case counts as one
 
     def load(self) -> Volume:
-        """Read the case, slice it and map its labels; what it holds is not validated.
-
-        Raises:
-            UserError: a file cannot be read, or a label is not named in the map.
-        """
+        """Read the case, slice it and map its labels; what it holds is not validated."""
         volume = self.reader(self)
         volume = volume.sliced(slice_axis(volume.spacing, self.slicing))
         if self.label_map is None or volume.label is None:
@@ -71,11 +49,7 @@ class Case:
         return replace(volume, label=mapped(volume.label, dict(self.label_map), path))
 
     def read(self, num_classes: int | None = None, channels: int | None = None) -> Volume:
-        """Load and validate the case (see `validation.find_problems`).
-
-        Raises:
-            UserError: the files cannot be read or do not hold what they should.
-        """
+        """Load the case; `UserError` for the first of `validation.find_problems`."""
         try:
             volume = self.load()
             for found in self.problems(volume, num_classes, channels):

@@ -127,9 +127,6 @@ class SegmentationDataModule(StepDataModule):
 
         Afterwards `split`, `fingerprint` (of the split's cases), `cases` (part -> list of `Case`)
         and `counts` are there. Cases of patients outside the split are neither read nor hashed.
-
-        Raises:
-            UserError: The data or the split cannot be used.
         """
         if self._cache is not None:
             return
@@ -229,12 +226,7 @@ class SegmentationDataModule(StepDataModule):
     # ---- Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Load the data, if `load` was not called before, and see what the parts hold.
-
-        Raises:
-            UserError: A part that will be used has no foreground, or the training part lacks a
-                class.
-        """
+        """Load the data; `UserError` if a set has no foreground or training lacks a class."""
         used = {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ())
         cache = self.cache
         parts = {part: self.cases[part] for part in used}

@@ -15,17 +15,7 @@ def require_foreground(
     split: Split,
     class_names: Sequence[str],
 ) -> None:
-    """Make sure that each part has foreground, and the training set every class.
-
-    Args:
-        parts: `train`, `val` and `test`, or some of them.
-        cache: Says which classes they hold.
-        split: Named in the message.
-        class_names: Background first.
-
-    Raises:
-        UserError: Naming the part or the classes, with a file.
-    """
+    """Raise `UserError` unless each set has foreground, and the training set every class."""
     for part, cases in parts.items():
         entries = [cache.entries[cache.position(case.id)].class_voxels for case in cases]
         missing = [k for k in range(1, len(class_names)) if not any(one[k] for one in entries)]

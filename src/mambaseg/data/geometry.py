@@ -49,16 +49,12 @@ class Resampled:
     """One image at another spacing, in the middle of the zeros that fill the network's grid.
 
     The centres of the native and the resampled image coincide. Positions are in native pixels, the
-    first pixel's centre at 0.
+    first pixel's centre at 0. `shape` is its height and width in pixels, `extent` with the zeros.
 
     Args:
         native: Height and width in native pixels.
         step: Native pixels per pixel, down and across.
         least: Rows and columns that there are at least.
-
-    Attributes:
-        shape: Height and width in pixels, at least one.
-        extent: Rows and columns with the zeros around it.
 
     Raises:
         UserError: It has more than `LARGEST_SIDE` pixels on a side, and more than natively.
@@ -75,15 +71,11 @@ class Resampled:
             )
 
     def _axes(self) -> Iterator[tuple[int, float, int, int, int, float]]:
-        """Of each axis: native size, step, size, extent, first pixel, native start of the extent.
-
-        All are whole pixels from the image's first one, so that nothing is interpolated where the
-        spacings are the same.
-        """
+        """Of each axis: native size, step, size, extent, first pixel, the extent's native start."""
         for native, step, count, extent in zip(
             self.native, self.step, self.shape, self.extent, strict=True
         ):
-            first = -((count - extent) // 2)
+            first = -((count - extent) // 2)  # whole pixels: equal spacings interpolate nothing
             start = (native - 1) / 2 + step * (0.5 - first - count / 2)
             yield native, step, count, extent, first, start
 
@@ -129,24 +121,14 @@ class Preprocessing:
       the grid's centre on zeros. Of larger ones training sees a part of the grid's size,
       evaluation and prediction all.
     * *native*: likewise, with the pixels as they are; the voxel size plays no part.
-
-    Args:
-        name: The preset.
-        size: Side S of the grid in pixels.
-        intensity: `minmax`, `percentile`, `zscore` or `window`; empty: the preset's own.
-        window: [low, high] in the files' grey values, clipped and mapped to 0 and 1; its
-            `intensity` is `window`.
-        spacing: Side of a pixel in mm, of geometry `spacing`.
-        longest_side: Pixels; larger pictures were reduced to it when they were read, so that
-            pictures are reduced before prediction too. None: read as they are.
     """
 
     name: str
-    size: int
-    intensity: str = ""
-    window: Window | None = None
-    spacing: float | None = None
-    longest_side: int | None = None
+    size: int  # side S of the grid in pixels
+    intensity: str = ""  # minmax, percentile, zscore or window; empty: the preset's own
+    window: Window | None = None  # grey values that become 0 and 1; its intensity is `window`
+    spacing: float | None = None  # side of a pixel in mm, of geometry `spacing`
+    longest_side: int | None = None  # pixels to which larger pictures are reduced when read
 
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
@@ -181,11 +163,7 @@ class Preprocessing:
 
     @classmethod
     def restored(cls, description: Mapping[str, Any]) -> "Preprocessing":
-        """Make the preprocessing of a `describe`; what it left unsaid is the preset's.
-
-        Raises:
-            UserError: There is none like that.
-        """
+        """Make the preprocessing of a `describe`; what it left unsaid is the preset's."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: description[name] for name in names if name in description})
 
@@ -242,14 +220,10 @@ class Preprocessing:
         return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 
     def resampled(self, shape: tuple[int, int], pixel: Pixel | None = None) -> Resampled:
-        """Say how one image lies at the spacing of a `windowed` geometry.
-
-        Args:
-            shape: Its native height and width.
-            pixel: Height and width of its pixels in mm, None where they are unknown.
+        """Say how an image of `shape` (H, W) lies at the spacing of a `windowed` geometry.
 
         Raises:
-            UserError: The geometry needs to know them, or the image would be far too large.
+            UserError: It needs the size of a pixel in mm and has none, or it would be far too large.
         """
         if self.spacing is None:
             return Resampled(shape, (1.0, 1.0), self.size)
@@ -264,10 +238,7 @@ class Preprocessing:
         return Resampled(shape, (down, across), self.size)
 
     def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:
-        """Say where in each native image the rows and columns of the grid lie, if all of it does.
-
-        Args:
-            shapes: (B, 2) integers: height and width of each image.
+        """Say where in native images of `shapes` (B, 2) the rows and columns of the grid lie.
 
         Returns:
             Rows (B, S) and columns (B, S) in pixels, float64; NaN for a sample that reads as zero.
@@ -283,17 +254,10 @@ class Preprocessing:
         return rows, columns
 
     def to_grid(self, image: Tensor, pixel: Pixel | None = None) -> Tensor:
-        """Bring intensity-scaled slices onto the grid.
-
-        Args:
-            image: (Z, C, H, W).
-            pixel: Height and width of a native pixel in mm, None where they are unknown.
+        """Bring intensity-scaled slices (Z, C, H, W) onto the grid; `pixel` as for `resampled`.
 
         Returns:
             (Z, C, S, S), dtype kept; of a `windowed` geometry (Z, C, S or more, S or more).
-
-        Raises:
-            UserError: See `resampled`.
         """
         shape = torch.tensor([image.shape[-2:]], device=image.device)
         if self.windowed:
@@ -311,10 +275,10 @@ class Preprocessing:
         *,
         seen: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Bring logits back to native pixels.
+        """Bring logits (Z, K, ...) of what `to_grid` made of the slices back to native pixels.
 
         Args:
-            logits: (Z, K, ...) of what `to_grid` made of the slices.
+            logits: (Z, K, ...).
             shape: Native height and width.
             pixel: As for `to_grid`.
             seen: Height and width of what `to_grid` got, where larger slices were reduced to it.
@@ -347,11 +311,7 @@ class Preprocessing:
         *,
         seen: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Decide the class of each native pixel, from what `logits_to_native` takes.
-
-        Returns:
-            Labels (Z, H, W) uint8.
-        """
+        """The class of each native pixel (Z, H, W) uint8, from what `logits_to_native` takes."""
         # Slice by slice: K native-size maps at a time are enough to hold.
         maps = (self.logits_to_native(one, shape, pixel, seen=seen) for one in logits.split(1))
         return torch.cat([one.argmax(dim=1) for one in maps]).to(torch.uint8)

@@ -47,17 +47,11 @@ class StepDataModule(L.LightningDataModule):
         num_workers: Worker processes per loader.
         accumulate: Micro-batches per optimizer step.
         seed: Seed of the order and of the augmentation.
-
-    Attributes:
-        split: Who is in which part; after `load`, like the next two.
-        fingerprint: Of what the files hold.
-        counts: Part -> what -> how many.
-        views: That training makes alike to a network, see `Augmentation`; None: it is not known.
     """
 
-    split: Split
-    fingerprint: str
-    views: str | None = None
+    split: Split  # who is in which set; after `load`, like the next one
+    fingerprint: str  # of what the files hold
+    views: str | None = None  # made alike by training, see `Augmentation`; None: unknown
 
     def __init__(
         self,

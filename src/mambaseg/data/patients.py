@@ -26,17 +26,11 @@ _CALLED = r"(?i)((?:patient|subject|subj|sub|pat)[-_. ]?[0-9]+)"
 
 @dataclass(frozen=True)
 class Alike:
-    """Names that look like several cases of one patient.
+    """Names that look like several cases of one patient."""
 
-    Attributes:
-        pattern: `data.patient_pattern` that finds the patient; without quotes and backslashes.
-        patients: Case -> its patient by that pattern.
-        examples: Two cases of the first patient that has several.
-    """
-
-    pattern: str
-    patients: dict[str, str]
-    examples: list[str]
+    pattern: str  # `data.patient_pattern` that finds the patient, without quotes and backslashes
+    patients: dict[str, str]  # case -> its patient by that pattern
+    examples: list[str]  # two cases of the first patient that has several
 
     @property
     def override(self) -> str:
@@ -59,13 +53,8 @@ class Alike:
 def with_patient(case: Case, pattern: str | None) -> Case:
     """Return the case under the name of its patient.
 
-    Args:
-        case: Any.
-        pattern: Regular expression that finds the patient in the case's id, by its first group or
-            as a whole; None takes every case for a patient of its own.
-
-    Raises:
-        UserError: The pattern is none, or the case's id does not hold it.
+    `pattern` is a regular expression that finds the patient in the case's id, by its first group or
+    as a whole; without one every case is its own patient. `UserError` where it finds none.
     """
     patient = case.id if pattern is None else _found(case.id, pattern)
     if not patient:
@@ -84,11 +73,7 @@ def _found(id_: str, pattern: str) -> str:
 
 
 def parts_of(cases: Sequence[Case]) -> dict[str, str]:
-    """Patient -> part, of those whose cases have one.
-
-    Raises:
-        UserError: a case is there twice, or a patient is in two parts.
-    """
+    """Patient -> part; `UserError` for a case that is there twice or a patient in two parts."""
     parts: dict[str, str] = {}
     seen: dict[str, Case] = {}
     for case in cases:

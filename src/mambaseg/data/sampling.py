@@ -25,17 +25,10 @@ def nearest_positions(source: Tensor, target: int) -> Tensor:
 
 
 def bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Read images between their pixels; beyond them they are zero.
+    """Read images (B, C, H, W) between their pixels -> (B, C, S, T); beyond them they are zero.
 
-    Arithmetic is per pixel, so an image gives the same result alone and in any batch.
-
-    Args:
-        image: (B, C, H, W), zero beyond the true size of each image.
-        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T).
-        columns: Column positions in pixels.
-
-    Returns:
-        (B, C, S, T) in the dtype of `image`.
+    Arithmetic is per pixel, so an image gives the same result alone and in any batch. Rows and
+    columns are in pixels, broadcastable to (B or 1, S, T).
     """
     height, width = image.shape[-2:]
     framed = functional.pad(image, (1, 2, 1, 2))
@@ -58,12 +51,8 @@ def nearest_pixel(
     """Return which pixel of a flattened image (H*W) each position falls in; H*W for none.
 
     As in SciPy, a position even slightly beyond the centres of the outermost pixels is in none.
-
-    Args:
-        rows: Row positions in pixels, broadcastable with `columns` to (B or 1, S, T); or NaN.
-        columns: Column positions in pixels.
-        shapes: (B, 2) or (1, 2) integers: the true height and width of each image.
-        image_shape: (B, C, H, W), each image in the upper left corner of what is given.
+    Rows and columns are in pixels or NaN, broadcastable to (B or 1, S, T); `shapes` (B or 1, 2) are
+    the true sizes of images that lie in the upper left corner of `image_shape` (B, C, H, W).
     """
     height, width = image_shape[-2:]
     last_row, last_column = (shapes[:, :, None, None] - 1).unbind(1)

@@ -21,17 +21,12 @@ SHARE = 0.25
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """All slices of some cases, at native size.
+    """All slices of some cases (ids), at native size.
 
     An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
     and width in mm, or None), `case` (id) and `slice` (number from 0); one asked for by a `Draw`
-    carries its `step` and `position` too.
-
-    Args:
-        cache: Of the cases.
-        cases: Ids.
-        arrays: False gives `item` (the number of the slice) in place of image and label, for
-            `DeviceSlices` to find them.
+    carries its `step` and `position` too. Without `arrays` it has `item`, the number of the slice,
+    in place of image and label, for `DeviceSlices` to find them.
     """
 
     def __init__(self, cache: VolumeCache, cases: Sequence[str], *, arrays: bool = True) -> None:
@@ -109,16 +104,7 @@ class Collate:
         step, positions = columns["step"][0], columns["position"]
         drawn = self.augmentation.draw(step, positions, shapes, columns["pixel"])
         height, width = map(int, shapes.max(axis=0))
-        what: dict[str, Any]
-        if "image" in columns:
-            what = {
-                key: torch.from_numpy(_padded(columns[key], (height, width)))
-                for key in ("image", "label")
-            }
-        else:
-            what = {"item": torch.tensor(columns["item"]), "padded": (height, width)}
-        return {
-            **what,
+        batch = {
             "shape": torch.from_numpy(shapes),
             "augmentation": torch.from_numpy(drawn),
             "step": step,
@@ -126,6 +112,11 @@ class Collate:
             "case": columns["case"],
             "slice": columns["slice"],
         }
+        if "image" not in columns:
+            return {**batch, "item": torch.tensor(columns["item"]), "padded": (height, width)}
+        for key in ("image", "label"):
+            batch[key] = torch.from_numpy(_padded(columns[key], (height, width)))
+        return batch
 
 
 def _padded(arrays: Sequence[NDArray[Any]], size: tuple[int, int]) -> NDArray[Any]:
@@ -139,9 +130,7 @@ def _padded(arrays: Sequence[NDArray[Any]], size: tuple[int, int]) -> NDArray[An
 class DeviceSlices:
     """What `Collate` makes of slices on the CPU, made of the same values on the device.
 
-    Args:
-        slices: The training's slices, at native size.
-        device: Whose memory they are kept in, 5 bytes per voxel of one channel.
+    They take 5 bytes of its memory per voxel of one channel.
     """
 
     def __init__(self, slices: SliceDataset, device: torch.device) -> None:
@@ -178,10 +167,8 @@ class DeviceSlices:
     ) -> tuple[Tensor, Tensor]:
         """Return the slices `items` (B,) as one batch, padded with zeros at the bottom and right.
 
-        Args:
-            items: Numbers of slices, on the device like `shapes`.
-            shapes: (B, 2) their heights and widths.
-            padded: The largest of both, known on the host: nothing waits for the device.
+        `shapes` (B, 2) are their heights and widths; `padded` is the largest of both, known on the
+        host so that nothing waits for the device.
 
         Returns:
             Image (B, C, H, W) float32 and label (B, H, W) uint8.

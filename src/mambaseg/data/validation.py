@@ -34,10 +34,7 @@ log = logging.getLogger(__name__)
 class DataError(UserError):
     """A file or folder of the data set cannot be used; the parts of the message stay apart.
 
-    Args:
-        problem: what is wrong, without a full stop.
-        path: the file or folder it is about.
-        remedy: what to do, one or more sentences.
+    `problem` is what is wrong with `path`, without a full stop; `remedy` is one or more sentences.
     """
 
     def __init__(self, problem: str, path: Path | None = None, remedy: str = "") -> None:
@@ -56,11 +53,7 @@ def unlisted(path: Path, error: OSError) -> DataError:
 
 
 def check_file(path: Path) -> None:
-    """Make sure that `path` is a regular file that can be opened, and is neither empty nor huge.
-
-    Raises:
-        UserError: with what is there instead.
-    """
+    """Raise `UserError` unless `path` is a regular file that opens, neither empty nor huge."""
     problem = ""
     try:
         status = path.stat()
@@ -89,18 +82,10 @@ def check_array(
     *,
     dimensions: tuple[int, ...] = (3,),
 ) -> None:
-    """Make sure that a claimed array is one grey-scale or label volume that fits into memory.
+    """Raise `UserError` unless an array that `path` claims to hold is a volume that fits memory.
 
-    Args:
-        path: the file that makes the claim.
-        shape: as claimed.
-        dtype: as claimed.
-        name: what the file calls the array.
-        dimensions: how many it may have; 4 is a volume per time.
-
-    Raises:
-        UserError: other dimensions, one of them empty, too many voxels, or a data type that is
-            no real number of at most 64 bits.
+    No axis may be empty, and the data type must be a real number of at most 64 bits. `name` is
+    what the file calls the array, `dimensions` how many axes it may have (4: a volume per time).
     """
     sizes = tuple(int(size) for size in shape)
     if len(sizes) not in dimensions:
@@ -122,16 +107,7 @@ def check_array(
 
 @contextlib.contextmanager
 def decoding(path: Path, kind: str, remedy: str = AGAIN) -> Iterator[None]:
-    """Turn whatever a library raises over foreign bytes into one error.
-
-    Args:
-        path: the file that is read.
-        kind: its format.
-        remedy: what to do.
-
-    Raises:
-        UserError: the library raised something.
-    """
+    """Turn whatever a library raises over foreign bytes of a `kind` of file into `UserError`."""
     try:
         yield
     except (UserError, MemoryError):
@@ -145,12 +121,9 @@ def decoding(path: Path, kind: str, remedy: str = AGAIN) -> Iterator[None]:
 
 
 def check_grey_values(path: Path, array: np.ndarray) -> None:
-    """Make sure that float32, in which images are computed with, tells grey values apart.
+    """Raise `UserError` where grey values are beyond float32, or too close for its rounding.
 
     An array that holds NaN or infinity is left for others to reject.
-
-    Raises:
-        UserError: values beyond its range, or so close together that its rounding would show.
     """
     if not array.size or array.dtype.itemsize < 4 or array.dtype == np.float32:
         return  # exact
@@ -184,13 +157,10 @@ def collected_warnings() -> Iterator[list[str]]:
 
 
 def as_label(array: np.ndarray, path: Path) -> np.ndarray:
-    """Class numbers as uint8; a label stored as float is accepted when its values are whole.
+    """Class numbers 0..255 as uint8; `UserError` for NaN, fractions and other values.
 
-    Values within `ROUNDED` of a whole number are rounded with a warning: a header's scale (2.00007)
+    Floats within `ROUNDED` of a whole number are rounded with a warning: a header's scale (2.00007)
     or arithmetic (0.9999999) made them so.
-
-    Raises:
-        UserError: NaN, fractions, or values outside 0..255.
     """
     if array.dtype in (np.uint8, np.bool_):
         return array.astype(np.uint8, copy=False)
@@ -223,11 +193,7 @@ def _listed(values: np.ndarray | list[int], limit: int = 4, *, digits: int = 6) 
 
 
 def mapped(label: np.ndarray, mapping: Mapping[int, int], path: Path) -> np.ndarray:
-    """The classes of a label by `data.label_map`.
-
-    Raises:
-        UserError: the map does not name a value.
-    """
+    """The classes of a label by `data.label_map`; `UserError` where it does not name a value."""
     if unknown := sorted(set(np.unique(label).tolist()) - mapping.keys()):
         problem = f"the label holds {_listed(unknown)}, not named in data.label_map ({mapping})"
         remedy = "Name every value of the files; what is to be background is mapped to 0."
@@ -240,11 +206,7 @@ def mapped(label: np.ndarray, mapping: Mapping[int, int], path: Path) -> np.ndar
 def checked_label_map(
     mapping: Mapping[int, int] | None, num_classes: int
 ) -> tuple[tuple[int, int], ...] | None:
-    """`data.label_map` as a case carries it.
-
-    Raises:
-        UserError: a value is no byte, or a class is not one of 0..num_classes-1.
-    """
+    """`data.label_map` as a case carries it; `UserError` unless it maps 0..255 to classes."""
     for value, index in (mapping or {}).items():
         whole = type(value) is type(index) is int
         if not (whole and 0 <= value < 256 and 0 <= index < num_classes):
@@ -267,15 +229,8 @@ def find_problems(
 ) -> Iterator[DataError]:
     """Yield every reason not to use a case, the image first.
 
-    The image is (Z, C, H, W) with as many channels as asked for, not empty and finite; the label
-    has its shape. With `num_classes` a label is required and may hold only 0..num_classes-1.
-
-    Args:
-        volume: the case.
-        image: file of its image.
-        label: file of its label.
-        num_classes: None allows any label, and none.
-        channels: None allows any number.
+    The image is (Z, C, H, W) with `channels` channels (None: any number), not empty and finite; the
+    label has its shape. With `num_classes` a label is required and may hold only 0..num_classes-1.
     """
     pixels = volume.image
     if pixels.ndim != 4 or pixels.size == 0:
@@ -328,11 +283,7 @@ def label_problems(label: np.ndarray, path: Path, num_classes: int | None) -> It
 
 
 def voxel_size(path: Path, sides: Sequence[float]) -> Spacing:
-    """A voxel size (z, y, x) in mm.
-
-    Raises:
-        UserError: it cannot be that of a scan.
-    """
+    """A voxel size (z, y, x) in mm; `UserError` where it cannot be that of a scan."""
     low, high = SPACING_MM
     z, y, x = (float(side) for side in sides)
     if not all(low <= side <= high for side in (z, y, x)):  # also for NaN
@@ -343,16 +294,14 @@ def voxel_size(path: Path, sides: Sequence[float]) -> Spacing:
 
 
 def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None:
-    """Make sure that an affine describes a rectangular grid with this voxel size.
+    """Raise `UserError` unless an affine is that of a rectangular grid with this voxel size.
+
+    It must be finite, its axes at most 0.5 degrees off right angles and within 1 % of `sides`.
 
     Args:
         path: of the file.
         affine: 4x4, voxel (x, y, z) to any unit.
         sides: of a voxel (x, y, z), in that unit; NaN where there is no distance.
-
-    Raises:
-        UserError: it is singular or not finite, its axes are more than 0.5 degrees off right
-            angles, or their lengths are other than `sides` by more than 1 %.
     """
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
@@ -371,13 +320,10 @@ def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None
 
 
 def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Path) -> None:
-    """Make sure that a label or a further channel at `path` lies where its image lies.
+    """Raise `UserError` unless a label or further channel at `path` lies where its image lies.
 
+    Axes are the same, voxel sizes and directions within 1 %, first voxels within half a voxel.
     Voxels are paired by index. A header that was never filled in says nothing.
-
-    Raises:
-        UserError: the axes, the voxel sizes or directions (by more than 1 %), or the places of the
-            first voxel (by more than half a voxel) differ.
     """
     if image.spacing is None or other.spacing is None:
         return

@@ -15,14 +15,11 @@ CLEARLY = 1.5  # times the voxel size along each other axis
 
 
 def slice_axis(spacing: Spacing | None, rule: str) -> int:
-    """Which of the axes (z, y, x) the slices are stacked along that the network sees.
+    """Which of the axes (z, y, x) becomes the one along which the network's slices are stacked.
 
     `stored`: the file's last one (z), as ACDC and most scans are stored. `spacing`: the one with
     clearly the largest voxel size; else z, as of a nearly isotropic scan the largest says nothing
     about how it was made. The rule looks at the case alone, so prediction cuts as training would.
-
-    Raises:
-        UserError: there is no such rule.
     """
     if rule not in SLICINGS:
         raise UserError(f"unknown data.slicing={rule!r}: choose one of {', '.join(SLICINGS)}")
@@ -35,27 +32,16 @@ def slice_axis(spacing: Spacing | None, rule: str) -> int:
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels with their place; "z" is the axis along which slices are stacked.
+    """Voxels with their place; "z" is the axis along which slices are stacked."""
 
-    Attributes:
-        image: `(Z, C, H, W)` of a case, in the file's own intensity units; `(T, Z, C, H, W)` of a
-            file that may be a cine, T = 1 for a volume.
-        label: `(Z, H, W)` uint8, or None for a case without one.
-        spacing: voxel size in mm as (z, y, x); None when the file does not tell.
-        affine: 4x4, from voxel (x, y, z) to mm; None when the file has none.
-        orientation: axis codes of (x, y, z) such as "LPS"; None when unknown.
-        header: a nibabel NIfTI header with the place of the grid and nothing else, for label maps
-            on it; None where none are written.
-        flat: whether it is one 2-D picture, whose labels are a picture too.
-    """
-
+    # (Z, C, H, W) in the file's own units; of a file that may be a cine (T, Z, C, H, W)
     image: np.ndarray
-    label: np.ndarray | None = None
-    spacing: Spacing | None = None
-    affine: np.ndarray | None = None
-    orientation: str | None = None
-    header: Any = None
-    flat: bool = False
+    label: np.ndarray | None = None  # (Z, H, W) uint8
+    spacing: Spacing | None = None  # mm (z, y, x); None when the file does not tell
+    affine: np.ndarray | None = None  # 4x4, voxel (x, y, z) to mm
+    orientation: str | None = None  # axis codes of (x, y, z) such as "LPS"
+    header: Any = None  # nibabel's, with the place of the grid alone, for label maps on it
+    flat: bool = False  # whether it is one 2-D picture, whose labels are a picture too
 
     @property
     def place(self) -> str:

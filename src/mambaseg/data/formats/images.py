@@ -37,19 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Where an image is.
+    """Where an image is."""
 
-    Attributes:
-        name: of its results, relative to their folder, without an ending.
-        path: the file, or the folder of a DICOM series.
-        series: the files of the series in that folder; empty for a file.
-        further: files of the other channels, where each has its own.
-    """
-
-    name: str
-    path: Path
-    series: tuple[Path, ...] = ()
-    further: tuple[Path, ...] = ()
+    name: str  # of its results, relative to their folder, without an ending
+    path: Path  # the file, or the folder of a DICOM series
+    series: tuple[Path, ...] = ()  # the files of the series; empty for a file
+    further: tuple[Path, ...] = ()  # files of the other channels, where each has its own
 
     @property
     def is_picture(self) -> bool:
@@ -57,19 +50,14 @@ class Source:
         return not self.series and self.path.name.lower().endswith(PICTURES)
 
     def digest(self) -> str:
-        """Of the content of its files.
-
-        Raises:
-            UserError: one of them cannot be read.
-        """
+        """Of the content of its files."""
         return content_digest(self.series or (self.path, *self.further), self.name)
 
     def read(self, channels: int = 1) -> Volume:
         """Read the image as (T, Z, C, H, W) of its own data type.
 
-        Args:
-            channels: how many the network takes, which decides whether a picture may have
-                colours. The image may have another number: the caller checks it.
+        `channels` is how many the network takes: only with 3 may a picture have colours. The image
+        may have another number, which the caller checks.
 
         Raises:
             UserError: it cannot be read, has colours where one channel is asked for, channels on
@@ -90,16 +78,12 @@ class Source:
 
 
 def find_images(place: str, *, outside: Path) -> list[Source]:
-    """The images that a path stands for, sorted by name.
+    """The images that a file, folder or pattern stands for, sorted by name.
 
-    A file is itself. A folder is all files below it with a known ending, in folders that are links
-    too, and a folder that holds DICOM files, whatever their names, is its series. A pattern (`*`,
-    `?`, `[...]`, `**`) is what it matches. Of a folder and a pattern, references and what this
-    program wrote are left out, which is logged.
-
-    Args:
-        place: file, folder or pattern.
-        outside: nothing in this folder is an input: it takes the results.
+    A folder is all files below it with a known ending, in folders that are links too, and a folder
+    that holds DICOM files, whatever their names, is its series. A pattern (`*`, `?`, `[...]`, `**`)
+    is what it matches. Of a folder and a pattern, references and what this program wrote are left
+    out, which is logged. Nothing in `outside`, the folder of the results, is an input.
 
     Raises:
         UserError: there is nothing, or two images would have one name.
@@ -234,10 +218,7 @@ def _below(base: Path) -> Iterator[Source]:
 
 
 def _series(folder: Path, base: Path, entries: list[Path]) -> Iterator[Source]:
-    """The DICOM series of a folder: files with DICOM's ending or mark, and those named like them.
-
-    A file that lost its content has no mark, and may be a slice all the same.
-    """
+    """The DICOM series of a folder; a file that lost its mark may be a slice all the same."""
     files = [
         path
         for path in entries

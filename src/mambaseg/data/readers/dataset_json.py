@@ -28,32 +28,18 @@ MAX_CHANNELS = 64
 
 @dataclass(frozen=True)
 class DatasetJson:
-    """What a `dataset.json` says.
-
-    Attributes:
-        path: Of the file.
-        channels: What each channel is, in the order of their numbers.
-        value_names: Value in the label files -> name; empty where the labels are no such thing.
-        ending: Of the images and labels.
-        count: How many training cases there are said to be.
-        labels: As the file has them, for messages.
-    """
+    """What a `dataset.json` says."""
 
     path: Path
-    channels: tuple[str, ...]
-    value_names: dict[int, str]
-    ending: str
-    count: int | None
-    labels: str
+    channels: tuple[str, ...]  # what each channel is, in the order of their numbers
+    value_names: dict[int, str]  # value in the label files -> name; empty where there are none
+    ending: str  # of the images and labels
+    count: int | None  # how many training cases there are said to be
+    labels: str  # as the file has them, for messages
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What each label 0, 1, ... is called.
-
-        Raises:
-            UserError: Labels that are regions (lists of values) or ignored, values that are not
-                0, 1, ..., or names that are not plain and different.
-        """
+        """Names of the labels 0, 1, ...; `UserError` where each has no plain name of its own."""
         names = [self.value_names.get(value, "") for value in range(len(self.value_names))]
         plain = all(name and "${" not in name for name in names)  # which a config would replace
         if not (plain and 1 < len(set(names)) == len(names) <= 256):
@@ -70,14 +56,7 @@ class DatasetJson:
 
 
 def read_dataset_json(root: Path | str) -> DatasetJson:
-    """Read the file of a data set.
-
-    Args:
-        root: Its folder (`Dataset027_ACDC`, `Task01_BrainTumour`).
-
-    Raises:
-        UserError: It is missing, or is not what it should be.
-    """
+    """Read the file in the folder of a data set (`Dataset027_ACDC`, `Task01_BrainTumour`)."""
     path = Path(root).expanduser() / NAME
     below = listed(child.parent.name for child in path.parent.glob(f"*/{NAME}"))
     remedy = (
@@ -115,11 +94,7 @@ def read_dataset_json(root: Path | str) -> DatasetJson:
 
 
 def read_plain(path: Path, kind: type, remedy: str) -> Any:
-    """Read a JSON file that holds a `kind`.
-
-    Raises:
-        UserError: It is missing, unreadable, or something else.
-    """
+    """Read a JSON file that holds a `kind`; `UserError` where it does not."""
     try:
         content = read_json(path)
     except (ForeignFileError, OSError) as error:

@@ -85,15 +85,10 @@ def _unread(case: Case) -> Volume:
 
 @dataclass(frozen=True)
 class Matcher:
-    """Finds images with their labels.
+    """Finds images with their labels."""
 
-    Attributes:
-        endings: Of the files that are looked at.
-        channels: Whether files named `a_0000` and `a_0001` are channels of one image `a`.
-    """
-
-    endings: tuple[str, ...]
-    channels: bool = False
+    endings: tuple[str, ...]  # of the files that are looked at
+    channels: bool = False  # whether `a_0000` and `a_0001` are channels of one image `a`
 
     def recognises(self, root: Path) -> bool:
         """Whether images and labels are told apart by the names in a folder.
@@ -109,13 +104,7 @@ class Matcher:
         return 2 * len({parts[0] for parts in places}) > folders
 
     def find_cases(self, root: Path, read: Read, patient_pattern: str | None) -> Iterator[Found]:
-        """A case of every image, and what is wrong with the rest.
-
-        Args:
-            root: The folder.
-            read: Reads a case.
-            patient_pattern: See `with_patient`.
-        """
+        """A case of every image, and what is wrong with the rest; see `with_patient`."""
         images: dict[str, Path] = {}
         for one in self._find(root, read):
             if not isinstance(one, Case):

@@ -45,28 +45,17 @@ Found = Case | DataError | Problem
 
 @dataclass(eq=False)
 class Reader:
-    """A reader, and what data-check asks it. Called with a folder and options it returns the cases.
+    """A reader, and what data-check asks it. Called with a folder it returns the cases."""
 
-    Attributes:
-        scan: (folder, options) -> what is found; it opens no image.
-        example: What such a folder holds, for messages.
-        remedy: What to do where nothing is found, beyond the example.
-        recognises: Whether a folder is meant to be such a data set, by names alone; generous, so
-            that damaged data are recognised too.
-        any_names: Whether it takes files of any names: such readers are asked last.
-        class_names: Folder -> names of the classes or None, in place of the config's.
-        split: Folder -> `data.split` to propose, in place of the config's.
-        remarks: Volume -> sentences about what is possible and still suspicious.
-    """
-
-    scan: Callable[..., Iterable[Found]]
-    example: str = ""
-    remedy: str = ""
+    scan: Callable[..., Iterable[Found]]  # (folder, options) -> what is found; opens no image
+    example: str = ""  # what such a folder holds, for messages
+    remedy: str = ""  # what to do where nothing is found
+    # By names alone, and generous, so that damaged data are recognised too.
     recognises: Callable[[Path], bool] = lambda root: False
-    any_names: bool = False
-    class_names: Callable[[Path], Sequence[str] | None] | None = None
-    split: Callable[[Path], str] | None = None
-    remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()
+    any_names: bool = False  # whether files may have any names: such readers are asked last
+    class_names: Callable[[Path], Sequence[str] | None] | None = None  # in place of the config's
+    split: Callable[[Path], str] | None = None  # `data.split` to propose, likewise
+    remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()  # on what is suspicious
 
     def __post_init__(self) -> None:
         functools.update_wrapper(self, self.scan)
@@ -97,11 +86,7 @@ class Reader:
     def survey(
         self, root: Path | str, **options: object
     ) -> tuple[list[Case], list[DataError], list[Problem]]:
-        """Return the cases sorted by id, all errors, and all remarks.
-
-        Raises:
-            UserError: `root` is no folder, cannot be listed, or is unusable as a whole.
-        """
+        """Return cases sorted by id, errors, remarks; `UserError` for an unusable `root`."""
         root = Path(root).expanduser()
         expected = f"Expected: {self.example}. {self.remedy}".rstrip()
         require_folder(root, expected)
@@ -132,11 +117,7 @@ def named(folder: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[str], 
 
 
 def require_folder(root: Path, expected: str = "") -> None:
-    """Make sure that the folder of a data set is one.
-
-    Raises:
-        UserError: It is not.
-    """
+    """Raise `UserError` unless the folder of a data set is one."""
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "this folder does not exist"
         raise DataError(problem, root, f"data.root names the folder of the data. {expected}")
