@@ -32,8 +32,8 @@ class StepSampler(Sampler[list[Draw]]):
     the SSL4MIS split): here a batch may span two epochs, so that all of them are full.
 
     `batch_size` counts slices over all ranks and micro-batches, `accumulate` the micro-batches of a
-    step on each rank. After a resume it begins with `start_step`. Its length stays that of the whole training, because
-    Lightning continues to count where the checkpoint stopped.
+    step on each rank. After a resume it begins with `start_step`. Its length stays that of the
+    whole training, because Lightning continues to count where the checkpoint stopped.
     """
 
     def __init__(

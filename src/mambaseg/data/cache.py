@@ -89,12 +89,9 @@ class Entry:
 
 
 class VolumeCache:
-    """A complete cache folder, opened read-only.
+    """A complete cache folder, opened read-only; `DamagedCacheError` where it is not one.
 
     Only the folder's path is pickled: a worker process maps the files itself.
-
-    Raises:
-        DamagedCacheError: A file is missing, has another size or type, or the index was changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -134,11 +131,7 @@ class VolumeCache:
         return self._flat("label", entry).reshape(entry.label_shape)
 
     def verify(self) -> None:
-        """Compare every stored voxel with its checksum.
-
-        Raises:
-            DamagedCacheError: Naming the first case that differs.
-        """
+        """Compare every stored voxel with its checksum; `DamagedCacheError` for a difference."""
 
         def intact(entry: Entry) -> bool:
             found = (zlib.crc32(self._flat(kind, entry).data) for kind in _FILES)
@@ -166,11 +159,7 @@ class VolumeCache:
 
 
 def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
-    """The volumes follow each other, so a case never shows a part of another one.
-
-    Raises:
-        ValueError: An entry cannot be.
-    """
+    """The volumes follow each other, so a case never shows a part of another one."""
     entries: list[Entry] = []
     for values in cases:
         spacing = None if values["spacing"] is None else tuple(map(float, values["spacing"]))
@@ -204,15 +193,10 @@ def open_cache(
     channels: int = 1,
     digests: dict[str, str] | None = None,
 ) -> VolumeCache:
-    """Open the decoded cache of these cases, building it if it is missing or damaged.
+    """Open the decoded cache of these labelled cases, building it if it is missing or damaged.
 
-    Args:
-        cases: The cases, each with a label.
-        preprocessing: Its intensity scaling is applied; its geometry plays no part here.
-        cache_dir: Folder that holds caches, made if needed.
-        num_classes: Labels must lie in 0..num_classes-1.
-        channels: C of every image.
-        digests: `source_digests(cases)` where they are known already.
+    Of the preprocessing only the intensity scaling is applied. `channels` is C of every image;
+    `digests` are `source_digests(cases)` where they are known already.
 
     Raises:
         UserError: A case cannot be read or used, or the cache cannot be written.
@@ -284,10 +268,7 @@ def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
 
 
 def _discard(folder: Path, digests: dict[str, str]) -> None:
-    """Remove a damaged cache; it leaves its name in one step, so nobody opens half of it.
-
-    If another process has built it again meanwhile, put that one back.
-    """
+    """Remove a damaged cache in one step; put it back if another process has built it again."""
     grave = _beside(folder)
     with contextlib.suppress(OSError):  # gone already, or there is a newer one
         folder.rename(grave)

@@ -14,15 +14,7 @@ _SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])")
 
 
 def check_class_names(names: Sequence[str], what: str) -> None:
-    """Make sure that every class has a name of its own.
-
-    Args:
-        names: background first.
-        what: what messages call them.
-
-    Raises:
-        UserError: two share one, or one has none.
-    """
+    """Raise `UserError` unless every class of `what`, background first, has a name of its own."""
     known = [_same(name) for name in names]
     twice = sorted({name for name, same in zip(names, known, strict=True) if known.count(same) > 1})
     if twice or not all(known):
@@ -39,19 +31,10 @@ def require_same_classes(
     label_map: Mapping[int, int] | None,
     checkpoint: str,
 ) -> None:
-    """Make sure that class k of a network is class k of the data that it is scored on.
+    """Raise `UserError` unless class k of a network is class k of the data it is scored on.
 
-    Upper and lower case do not matter, and not what the background is called.
-
-    Args:
-        network: names of its classes, background first.
-        data: names of theirs.
-        label_map: `data.label_map`.
-        checkpoint: the network, for the message.
-
-    Raises:
-        UserError: it is not. Where only the order differs, the message has the overrides that
-            bring the labels into the network's order.
+    Background comes first; its name and upper and lower case do not matter. Where only the order
+    differs, the message has the overrides that bring the labels into the network's order.
     """
     ours, theirs = [[_same(name) for name in names[1:]] for names in (network, data)]
     if ours == theirs:
@@ -77,15 +60,10 @@ def require_same_classes(
 def require_named_values(
     named: Mapping[int, str], classes: Sequence[str], *, label_map: Mapping[int, int] | None
 ) -> None:
-    """Make sure that a value which the data set names does not become a class of another's name.
+    """Raise `UserError` where a value that the data set names becomes a class of another's name.
 
-    Args:
-        named: value in the label files -> name, by the data set itself.
-        classes: `data.class_names`, background first.
-        label_map: `data.label_map`.
-
-    Raises:
-        UserError: one does. The message has the mapping by name.
+    `named` is value in the label files -> name; `classes` and `label_map` are those of `data`. The
+    message has the mapping by name.
     """
     places = {_same(name): index for index, name in enumerate(classes)}
     wanted = {value: places.get(_same(name)) for value, name in named.items()}

@@ -27,11 +27,7 @@ class Sourced(Protocol):
 
 
 def source_digests(cases: Sequence[Sourced]) -> dict[str, str]:
-    """Hash the content of each case's source files: case id -> hex digest.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
+    """Hash the content of each case's source files: case id -> hex digest."""
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda one: content_digest(one.sources(), f"case {one.id}"), cases)
         return {case.id: digest for case, digest in zip(cases, digests, strict=True)}
@@ -40,9 +36,7 @@ def source_digests(cases: Sequence[Sourced]) -> dict[str, str]:
 def fingerprint(cases: Sequence[Sourced], digests: dict[str, str] | None = None) -> str:
     """Return a hash of what the source files of these cases hold, by case id and in any order.
 
-    Args:
-        cases: The cases.
-        digests: `source_digests(cases)` where they are known already.
+    `digests` are `source_digests(cases)` where they are known already.
     """
     return digest_of(sorted((digests or source_digests(cases)).items()))
 

@@ -223,7 +223,7 @@ class Preprocessing:
         """Say how an image of `shape` (H, W) lies at the spacing of a `windowed` geometry.
 
         Raises:
-            UserError: It needs the size of a pixel in mm and has none, or it would be far too large.
+            UserError: It needs the size of a pixel in mm and has none, or would be far too large.
         """
         if self.spacing is None:
             return Resampled(shape, (1.0, 1.0), self.size)

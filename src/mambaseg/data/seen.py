@@ -111,11 +111,7 @@ class Seen:
 
     @classmethod
     def restored(cls, plain: Any) -> Seen:
-        """From what a checkpoint records; `unknown` where it records nothing.
-
-        Raises:
-            ValueError: It is not what `plain` gives.
-        """
+        """From what `plain` gives a checkpoint; `unknown` for nothing, else `ValueError`."""
         if plain is None:
             return cls.unknown()
         if not isinstance(plain, dict) or type(plain.get("complete")) is not bool:
@@ -163,16 +159,9 @@ def how_seen(prints: Sequence[str], networks: Sequence[Seen]) -> str | None:
 
 
 def require_unseen(found: Mapping[str, str], total: int, *, allowed: bool, subject: str) -> None:
-    """Refuse to score cases that a network has learnt from.
+    """Raise `UserError` for cases that a network (`subject`) has learnt from, unless it is allowed.
 
-    Args:
-        found: Of `Seen.among`.
-        total: Number of cases that are to be scored.
-        allowed: `evaluation.allow_seen`.
-        subject: The network, for the message.
-
-    Raises:
-        UserError: There are some, and it is not allowed.
+    `found` is that of `Seen.among`, `total` the number of cases to be scored.
     """
     if allowed or not found:
         return

@@ -47,9 +47,8 @@ class Split:
     """Who trains, who validates and who is tested.
 
     Raises:
-        UserError: A part is empty beside others than the test part, or a patient is in two parts.
-            Only a published split whose validation part *is* its test part is let through,
-            and its note tells.
+        UserError: A set is empty beside others than the test set, or a patient is in two sets.
+            Only a published split that validates by its test set is let through; its note tells.
     """
 
     name: str  # with its fold or seed: "ssl4mis", "nnunet-fold0", "random-seed0"
@@ -73,11 +72,7 @@ class Split:
                 )
 
     def require_training(self) -> None:
-        """Make sure that somebody trains; a split with a test part alone is for evaluation.
-
-        Raises:
-            UserError: nobody does.
-        """
+        """Raise `UserError` unless somebody trains: a test set alone is for evaluation."""
         if not self.train:
             raise UserError(
                 f"split {self.name}: nobody trains in it ({len(self.test)} are tested). Use it "
@@ -110,10 +105,10 @@ def make_split(
     unit: str = "patient",
     alike: Mapping[str, str] | None = None,
 ) -> Split:
-    """The split `name` of `patients`.
+    """The split `name` (see the table at the top of this file) of `patients`.
 
     Args:
-        name: see the table at the top of this file.
+        name: one of them.
         patients: ids of those at hand ("patient001"). A published split needs all of its own and
             leaves out any others.
         fold: 0..4 for nnunet and wsl4mis (their folds 1..5), 0 for the others; of a given split
@@ -129,8 +124,7 @@ def make_split(
             tells of those that the split tears apart.
 
     Raises:
-        UserError: unknown name or fold, patients of a published split that are not there, too few
-            patients for a random one.
+        UserError: unknown name or fold, absent patients of a published split, or too few.
     """
     present = sorted(set(patients))
     groups = tuple(dict.fromkeys((*known_duplicates(present), *map(tuple, duplicates))))
@@ -208,11 +202,7 @@ def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
 
 
 def _random_split(patients: list[str], seed: int, duplicates: Groups, unit: str) -> Split:
-    """70/10/20 % of patients, duplicates in one part.
-
-    The order is that of a hash of seed and patient, so it depends on no library's generator, and
-    not on the order or the presence of other patients.
-    """
+    """70/10/20 % of patients by a hash of seed and patient, duplicates in one set."""
     units = _units(patients, duplicates)
     kept = [listed(unit) for unit in units if len(unit) > 1]
     if len(units) < 3:
@@ -253,13 +243,7 @@ def _units(patients: list[str], duplicates: Groups) -> list[list[str]]:
 
 
 def _torn_apart(split: Split, groups: Groups, alike: Mapping[str, str]) -> list[str]:
-    """Sentences on who should be in one part of a split and is not.
-
-    Args:
-        split: the split.
-        groups: patients with the same images.
-        alike: case -> the patient that its name suggests.
-    """
+    """Sentences on who should be in one set of a split and is not."""
     parts = {"val": split.val, "test": split.test, "train": split.train}  # val may be test
     part_of = {patient: part for part, patients in parts.items() for patient in patients}
     sentences = []

@@ -38,37 +38,29 @@ LOOK = "Look at the file; correct it or get it again if it is wrong."
 
 @dataclass(frozen=True)
 class Examined:
-    """What is kept of a case after reading it; `digest` is None when it cannot be used.
-
-    `shape` is that of the image (Z, C, H, W), `spacing` and `orientation` are as of a `Volume`;
-    `label_counts` are the voxels with each value 0..255, after the label map where there is one.
-    """
+    """What is kept of a case after reading it."""
 
     case: Case
     errors: tuple[DataError, ...] = ()
-    digest: str | None = None
-    shape: tuple[int, ...] = ()
-    spacing: tuple[float, float, float] | None = None
+    digest: str | None = None  # None when it cannot be used
+    shape: tuple[int, ...] = ()  # (Z, C, H, W) of the image
+    spacing: tuple[float, float, float] | None = None  # as of a `Volume`, like the next one
     orientation: str | None = None
-    label_counts: tuple[int, ...] = ()
+    label_counts: tuple[int, ...] = ()  # voxels with each value 0..255, after the label map
     remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_dataset` found.
-
-    `patients`, `layout` and `class_names` are None where nothing tells them; `alike` are names
-    that look like several cases of one patient.
-    """
+    """What `check_dataset` found."""
 
     root: Path
     cases: int
     problems: tuple[Problem, ...]
-    patients: int | None = None
+    patients: int | None = None  # None where nothing tells, like the next one
     layout: Layout | None = None
     examined: tuple[Examined, ...] = ()
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None  # None where nothing names them
     alike: Alike | None = None
 
     def of(self, level: Level) -> list[Problem]:
@@ -97,11 +89,8 @@ def check_dataset(
 ) -> Report:
     """Read every case below `root` and report what is wrong with it (docs/data.md lists it).
 
-    Args:
-        root: Folder of the data set.
-        num_classes: With background; None for what the layout tells, any where it does not.
-        layout: None to recognise it.
-        config_dirs: Folders of further configs, see `known_layouts`.
+    `num_classes` includes the background. Without it or a layout, the folder itself is asked;
+    `config_dirs` are those of `known_layouts`.
     """
     root = Path(root).expanduser()
     try:

@@ -31,27 +31,16 @@ class Layout:
         return {k: v for k, v in node.items() if k[0] != "_" and "${" not in str(v)}
 
     def class_names(self, root: Path) -> tuple[str, ...] | None:
-        """Names of the classes, None where nobody names them.
-
-        Raises:
-            UserError: The file that should name them is unusable.
-        """
+        """Names of the classes, None where nobody names them."""
         asked = self.reader.class_names
         names = asked(root) if asked else self.config.get("class_names")
         return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
 
 
 def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:
-    """Read the configs of data sets that name a reader.
+    """Name -> layout by the configs that name a reader, in the order in which they are asked.
 
-    Args:
-        config_dirs: Folders beside ours that hold a `data/`, as Hydra's `--config-dir`.
-
-    Returns:
-        Name -> layout, in the order in which they are asked whether a folder is one.
-
-    Raises:
-        UserError: A config cannot be read, or its reader cannot be imported.
+    `config_dirs` are folders beside ours that hold a `data/`, as Hydra's `--config-dir`.
     """
     found = {}
     for path in (path for place in (CONF, *config_dirs) for path in place.glob("data/*.yaml")):
@@ -70,11 +59,7 @@ def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:
 
 
 def find_layout(root: Path, config_dirs: Iterable[Path] = ()) -> Layout:
-    """Recognise the layout of a folder.
-
-    Raises:
-        UserError: There is no such folder, it cannot be listed, or no layout is recognised.
-    """
+    """Recognise the layout of a folder; `UserError` where it is none."""
     layouts = known_layouts(config_dirs).values()
 
     def recognised(folder: Path) -> Layout | None:

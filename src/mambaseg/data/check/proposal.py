@@ -27,10 +27,7 @@ GIB = 2**30
 def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None) -> str | None:
     """Return the content of conf/data/<name>.yaml; None without a case that can be used.
 
-    Args:
-        report: Of `check_dataset`.
-        name: Of the config.
-        memory: Bytes that a training may use, and what they are; None asks the machine.
+    `memory` is bytes that a training may use, and what they are; None asks the machine.
     """
     usable = [one for one in report.examined if one.digest is not None]
     if report.layout is None or not usable:

@@ -70,15 +70,11 @@ class _Frame(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Frames in the order of their volume, a list of slices per time, and their place.
-
-    The affine is 4x4, voxel (x, y, z) to mm in NIfTI's axes; the spacing mm (z, y, x), None where
-    the headers leave some of it out.
-    """
+    """Frames in the order of their volume, a list of slices per time, and their place."""
 
     frames: list[list[_Frame]]
-    affine: npt.NDArray[np.float64]
-    spacing: Spacing | None
+    affine: npt.NDArray[np.float64]  # 4x4, voxel (x, y, z) to mm in NIfTI's axes
+    spacing: Spacing | None  # mm (z, y, x); None where the headers leave some of it out
 
 
 def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
@@ -86,9 +82,6 @@ def series_in(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
 
     A file that cannot be read may be a slice of any of them. It is listed with each, so that none
     is read without it.
-
-    Raises:
-        UserError: pydicom is not installed.
     """
     series: dict[str, list[Path]] = defaultdict(list)
     damaged = []
@@ -131,11 +124,7 @@ def read_dicom(paths: Sequence[Path]) -> Volume:
 
 
 def stack(paths: Sequence[Path]) -> Stack:
-    """Where the frames of one series lie, from the headers alone.
-
-    Raises:
-        UserError: as `read_dicom`.
-    """
+    """Where the frames of one series lie, from the headers alone; errors as of `read_dicom`."""
     frames = [frame for path in paths for frame in _frames(path)]
     first = frames[0]
     rows, columns = size = first.header.Rows, first.header.Columns
@@ -310,10 +299,7 @@ def _pydicom() -> Any:
 
 
 def _measured(path: Path, frames: Sequence[_Frame]) -> list[npt.NDArray[Any]]:
-    """The pixels (H, W) of all frames of a file, each in its own units; brighter is more.
-
-    Whole numbers that are not rescaled keep their data type.
-    """
+    """The pixels (H, W) of a file's frames in their own units; integers unless rescaled."""
     header = frames[0].header
     scales = [(frame.value("RescaleSlope"), frame.value("RescaleIntercept")) for frame in frames]
     if any(slope == 0 for slope, _ in scales):

@@ -57,13 +57,8 @@ def to_dicom_seg(
     """The content of a DICOM SEG file whose frames lie on the slices of a series.
 
     Patient, study and frame of reference are the series's, as DICOM demands; the segments are
-    binary, and a slice without a class has no frame of it.
-
-    Args:
-        files: the series.
-        labels: (T, Z, H, W) as `read_dicom` has its frames, 0 is no segment.
-        class_names: of the labels 0..K-1.
-        algorithm: name of what made them.
+    binary, and a slice without a class has no frame of it. Labels (T, Z, H, W) are as `read_dicom`
+    has the frames, 0 is no segment; `algorithm` is the name of what made them.
 
     Raises:
         UserError: highdicom is not installed, or the series has several times or lacks what a

@@ -64,9 +64,7 @@ def content_digest(files: Iterable[Path], what: str) -> str:
 def read_image(path: Path, channels: int = 1) -> Volume:
     """Read a file as `image` (T, Z, C, H, W) of its own data type.
 
-    Args:
-        path: of the file; without a known ending it is a DICOM file.
-        channels: asked of a picture, see `pictures.read_pixels`.
+    Without a known ending it is a DICOM file. `channels` is for `pictures.read_pixels`.
 
     Raises:
         UserError: missing, damaged, too large, or of a format that is not read.
@@ -110,13 +108,8 @@ def read_channels(paths: Sequence[Path], channels: int = 1) -> Volume:
 def read_volume(path: Path, *further: Path, channels: int = 1) -> Volume:
     """Read an image for training as (Z, C, H, W); a fourth axis of a file is its channels.
 
-    Args:
-        path: of the file.
-        further: files of further channels.
-        channels: asked of a picture, see `pictures.read_pixels`.
-
-    Raises:
-        UserError: as `read_channels`; DICOM files are not read here.
+    `further` are files of further channels, `channels` is for `pictures.read_pixels`. `UserError`
+    as of `read_channels`, and for DICOM files.
     """
     paths = (path, *further)
     for one in paths:
@@ -129,11 +122,7 @@ def read_volume(path: Path, *further: Path, channels: int = 1) -> Volume:
 
 
 def read_label(path: Path) -> Volume:
-    """Read a file of labels as `image` (T, Z, 1, H, W): numbers as they are stored.
-
-    Raises:
-        UserError: as `read_image`; JPEG, which blurs numbers.
-    """
+    """Read a file of labels, not JPEG, as `image` (T, Z, 1, H, W): numbers as stored."""
     if not path.name.lower().endswith(PICTURES):
         return read_image(path)
     from mambaseg.data.formats.pictures import read_mask

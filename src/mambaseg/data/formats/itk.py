@@ -62,11 +62,7 @@ def read_itk(path: Path) -> Volume:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """The frames (N, H, W) of a DICOM file, rescaled as its header says.
-
-    Raises:
-        UserError: they cannot be read.
-    """
+    """The frames (N, H, W) of a DICOM file, rescaled as its header says."""
     sitk = _simpleitk()
     with decoding(path, "DICOM"):
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
@@ -74,11 +70,7 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def voxel_files(path: Path) -> list[Path]:
-    """The files that hold the voxels of a MetaImage or NRRD header: itself, or others beside it.
-
-    Raises:
-        UserError: it names files that are not read.
-    """
+    """The files of the voxels of a MetaImage or NRRD header: itself, or others beside it."""
     check_file(path)
     return _voxel_files(path, _text_header(path))
 

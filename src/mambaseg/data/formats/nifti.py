@@ -41,15 +41,12 @@ def read_nifti(path: Path, *, dimensions: tuple[int, ...] = (3,)) -> Volume:
     """Read a `.nii` or `.nii.gz` file completely, check sum included: `image` (T, Z, 1, H, W).
 
     The header is read first and must be plausible; then as much is unpacked as it promises, so a
-    small file cannot fill the memory. Its slope is applied.
+    small file cannot fill the memory. Its slope is applied. `dimensions` may be 3 for a volume, 4
+    for one per time.
 
     The spacing counts as unknown when the header's unit is unknown *and* all zooms are 1: such a
     header was never filled in, and its axes mean nothing either. An unknown unit with other zooms
     is taken as mm, as every ACDC reader does.
-
-    Args:
-        path: of the file.
-        dimensions: that it may have: 3 for a volume, 4 for one per time.
 
     Raises:
         UserError: missing, truncated, damaged or not NIfTI; longer or shorter than its header

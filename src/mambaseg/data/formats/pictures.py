@@ -34,9 +34,6 @@ def read_picture(path: Path, channels: int = 1) -> Volume:
     """Read one picture as (1, 1, C, H, W) for a network of `channels` (see `read_pixels`).
 
     The spacing is unknown. As NIfTI (for probabilities) its pixels have the size 1, in no unit.
-
-    Raises:
-        UserError: as `read_pixels`.
     """
     pixels = read_pixels(path, channels)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # rows go down, columns right
@@ -45,14 +42,10 @@ def read_picture(path: Path, channels: int = 1) -> Volume:
 
 
 def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
-    """Read one picture: (C, H, W).
+    """Read one PNG, JPEG, TIFF or BMP file: (C, H, W).
 
     A colour picture is red, green and blue; three equal channels are grey. Grey is repeated where
-    three channels are asked for.
-
-    Args:
-        path: PNG, JPEG, TIFF or BMP file.
-        channels: what is asked for; a picture that has neither that many nor one has its own.
+    three channels are asked for. A picture with neither that many nor one keeps its own.
 
     Raises:
         UserError: missing, damaged, too large, of several pages, transparent, or coloured where
@@ -79,14 +72,12 @@ def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
 
 
 def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
-    """Read the numbers of a mask, (H, W): grey values, or the indices of a palette.
+    """Read the numbers of a mask, (H, W), and whether JPEG has blurred them.
 
-    Returns:
-        The numbers, and whether JPEG has blurred them.
+    Numbers are grey values or the indices of a palette.
 
     Raises:
-        UserError: missing, damaged, too large, of several pages, transparent, or coloured other
-            than by a palette.
+        UserError: as `read_pixels`; it has colours other than by a palette.
     """
     problem = ""
     with _opened(path) as (picture, stored):
@@ -154,8 +145,7 @@ def _problem(picture: Any) -> str:
 def reduced(pixels: npt.NDArray[Any], longest_side: int | None) -> npt.NDArray[Any]:
     """Reduce images (..., H, W) whose longer side exceeds `longest_side`, in their data type.
 
-    The aspect is kept; pixels are averaged under a triangle (bilinear with antialiasing). Smaller
-    images, and all with None, are returned as they are.
+    The aspect is kept; pixels are averaged under a triangle (bilinear with antialiasing).
     """
     height, width = pixels.shape[-2:]
     target = _reduced_size((height, width), longest_side)
@@ -194,13 +184,7 @@ def label_picture(labels: npt.NDArray[np.uint8]) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, str]]:
-    """A picture as Pillow has it, turned as it is shown, and Pillow's name of how it is stored.
-
-    What goes wrong while it is open is the file's fault.
-
-    Raises:
-        UserError: it is none that can be used.
-    """
+    """A picture turned as it is shown, and Pillow's name of how it is stored; else `UserError`."""
     check_file(path)
     with (
         decoding(path, ", ".join(FORMATS), f"Get the file again. {_AS}, grey or RGB."),

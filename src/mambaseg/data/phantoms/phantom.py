@@ -38,21 +38,12 @@ Multi-structures Segmentation and Diagnosis: Is the Problem Solved?", IEEE TMI 3
 
 
 def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float = 0.05) -> Path:
-    """Write the phantom dataset, or return at once when it is there already.
+    """Write the phantom dataset, or return at once when it is there already (see `write_once`).
 
     Patient k depends on seed, noise and k only: a larger dataset begins with the smaller one. Each
-    block of five patients holds every pathology group once, in an order that the seed shuffles. The
-    folder appears complete or not at all, also when several processes write it at a time.
-
-    Args:
-        root: folder to write; its parents are made.
-        patients: how many, 1 to 999.
-        seed: of everything drawn.
-        noise: standard deviation of the noise per channel, as a share of blood's intensity.
-
-    Raises:
-        UserError: `root` holds something else (other parameters, another generator, missing files),
-            or cannot be written.
+    block of five patients holds every pathology group once, in an order that the seed shuffles.
+    There are 1 to 999 patients; `noise` is the standard deviation of the noise per channel, as a
+    share of blood's intensity.
     """
     if not 1 <= patients <= 999:
         raise UserError(

@@ -138,10 +138,8 @@ def valve_plane(heart: Heart, ejected: float) -> float:
 def contours(heart: Heart, depth: float, ejected: float) -> Contours | None:
     """Contours at a depth and moment; None above the valve plane and below the apex.
 
-    Args:
-        heart: the heart.
-        depth: mm below the valve plane's position at ED.
-        ejected: share of the stroke volume that has left, 0 (ED) to 1 (ES).
+    `depth` is in mm below the valve plane's position at ED, `ejected` the share of the stroke
+    volume that has left, 0 (ED) to 1 (ES).
     """
     length_factor = 1 - (1 - heart.shortening) * ejected
     t = (depth - valve_plane(heart, ejected)) / (heart.length * length_factor)

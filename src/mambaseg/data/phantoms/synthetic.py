@@ -40,8 +40,7 @@ def write_once(
         what: for the log, such as "30 patients".
 
     Raises:
-        UserError: `root` holds something else (other parameters, another generator, missing files),
-            or cannot be written.
+        UserError: `root` holds something else or incomplete, or cannot be written.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _checked(root, parameters, manifest)

@@ -210,8 +210,7 @@ def read_official(case: Case) -> Volume:
     """Read a NIfTI image with its label; the geometry is the image's.
 
     Raises:
-        UserError: A file is missing, truncated or damaged, a label holds no classes, or its header
-            has other axes or another voxel size than the image's.
+        UserError: A file is damaged, a label holds no classes, or the two have other geometries.
     """
     image = read_nifti(case.image_path)
     label = None

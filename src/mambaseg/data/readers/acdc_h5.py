@@ -32,11 +32,7 @@ GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 
 
 def volume_files(root: Path) -> list[Path]:
-    """List the volume files below `root`.
-
-    Raises:
-        UserError: More than one of the known folders holds some.
-    """
+    """List the volume files below `root`; `UserError` for more than one known folder."""
     files = [path for folder in FOLDERS for _, path in named(root / folder, FILE_NAME)]
     if len({path.parent for path in files}) > 1:
         remedy = f"Point data.root at one of them, such as {files[0].parent}."

@@ -100,17 +100,11 @@ def read_pair(case: Case, *, masks: str, channels: int, longest_side: int | None
     """Read an image and its masks as a volume of one slice.
 
     All are as they are shown, each by its own EXIF orientation. An image whose longer side exceeds
-    `longest_side` is reduced with antialiasing, its mask by nearest neighbour.
+    `longest_side` pixels is reduced with antialiasing, its mask by nearest neighbour. Several masks
+    are joined. `channels` is for `read_pixels`.
 
-    Args:
-        case: The files; the foreground of several masks is joined.
-        masks: `binary`: 0 and 1, or black and white divided at half (128 of 0..255); `instances`:
-            every number but 0 is foreground; `classes`: the numbers of the classes.
-        channels: Of the image, see `read_pixels`.
-        longest_side: Pixels, None for native size.
-
-    Raises:
-        UserError: A file that cannot be read or used, a mask of another size or kind.
+    `masks` are `binary`: 0 and 1, or black and white divided at half (128 of 0..255); `instances`:
+    every number but 0 is foreground; `classes`: the numbers of the classes.
     """
     image = read_pixels(case.image_path, channels)
     paths = [path for path in (case.label_path, *case.more_labels) if path is not None]
@@ -165,24 +159,21 @@ def _classes(
 
 
 def _solid_greys(numbers: npt.NDArray[Any], white: int) -> bool:
-    """Whether a grey is that of a region rather than of a soft border.
-
-    Between black and white that is a grey over a twentieth of the mask, or in whose 3 × 3
-    neighbourhoods lies a twentieth of all that is not black. Close to black, where JPEG leaves its
-    noise, it is one of few greys: 0, 1, 255 are a class and a margin that belongs to none.
-    """
+    """Whether a grey is that of a region rather than of a soft border."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     greys, counts = np.unique(numbers[(numbers > 0) & (numbers < white)], return_counts=True)
     if not greys.size:
         return False
     limit = SOLID * np.count_nonzero(numbers)
+    # Close to black, where JPEG leaves its noise, a region's is one of few greys.
     dark = greys <= 0.1 * white
     if len(greys) <= FEW and (counts[dark] > limit).any():
         return True
     between = ~dark & (greys < 0.9 * white)
     if (counts[between] > SOLID * numbers.size).any():
         return True
+    # A region is one where 3 x 3 neighbourhoods have one grey.
     inner = numbers[minimum_filter(numbers, 3) == maximum_filter(numbers, 3)]
     found, inside = np.unique(inner, return_counts=True)
     return bool((inside[np.isin(found, greys[between])] > limit).any())

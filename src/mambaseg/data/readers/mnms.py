@@ -77,15 +77,7 @@ def _read_frames(root: Path) -> dict[str, dict[str, str]]:
 
 
 def read_frame(case: Case, *, frame: int) -> Volume:
-    """Read one frame of a cine and of its labels.
-
-    Args:
-        case: Of `find_cases`.
-        frame: Its number from 0.
-
-    Raises:
-        UserError: A file is missing or damaged, has no such frame, or the two do not fit.
-    """
+    """Read one frame (from 0) of a cine and of its labels; `UserError` if it has none."""
     image = read_volume(case.image_path)
     assert case.label_path is not None  # or there would be no case
     label = read_volume(case.label_path)

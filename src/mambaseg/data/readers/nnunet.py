@@ -55,13 +55,7 @@ def split_of(root: Path) -> str:
     split=split_of,
 )
 def find_cases(root: Path, *, fold: int = 0, patient_pattern: str | None = None) -> Iterator[Found]:
-    """All labelled cases; their part is that of a fold.
-
-    Args:
-        root: Folder of the data set.
-        fold: Of splits_final.json, or of nnU-Net's own draw.
-        patient_pattern: See `with_patient`.
-    """
+    """All labelled cases; their part is that of a fold of splits_final.json or nnU-Net's draw."""
     about = read_dataset_json(root)
     found = [*_labelled(root, about, "Tr"), *_labelled(root, about, "Ts")]
     yield from (one for one in found if isinstance(one, DataError))
@@ -150,12 +144,7 @@ def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJso
 def read(case: Case, *, channels: int = 1) -> Volume:
     """Read a case: all files of its channels, and its label. Geometry is the first channel's.
 
-    Args:
-        case: Which.
-        channels: In each file, of pictures: 3 is colour.
-
-    Raises:
-        UserError: A file is missing or damaged, channels or label do not fit each other.
+    `channels` is how many each file has, of pictures: 3 is colour.
     """
     image = read_volume(case.image_path, *case.more_images, channels=channels)
     array = as_float32(case.image_path, image.image)
@@ -174,10 +163,7 @@ def read(case: Case, *, channels: int = 1) -> Volume:
 
 
 def splits_file(root: Path) -> Path | None:
-    """Find `splits_final.json` in the data set's folder or in nnU-Net's preprocessed one beside it.
-
-    That is nnUNet_preprocessed/<name> where the data set is nnUNet_raw/<name>.
-    """
+    """Find splits_final.json in nnUNet_raw/<name>, or in nnUNet_preprocessed/<name> beside it."""
     there = root.absolute()
     places = [root / SPLITS]
     for above in list(there.parents)[1:3]:  # v1 has one folder more: nnUNet_raw_data

@@ -96,11 +96,7 @@ def find_btcv(root: Path) -> Iterator[Found]:
 
 
 def read_slices(case: Case) -> Volume:
-    """Read a training case of the archive: its slices, one file each, as a volume.
-
-    Raises:
-        UserError: A slice is missing or damaged, or is not like the others.
-    """
+    """Read a training case of the archive: its slices, one file each, as a volume."""
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for path in case.sources():
@@ -121,14 +117,11 @@ def read_slices(case: Case) -> Volume:
 
 
 def organ_remarks(class_names: Iterable[str], voxels: Mapping[str, float]) -> list[str]:
-    """Say where the sizes of the classes contradict their names.
+    """Say where the sizes of the classes contradict their names, in the order of the labels.
 
     The archive was made in more than one order of classes. In any abdomen the liver is the largest
-    of the eight organs and the gallbladder the smallest.
-
-    Args:
-        class_names: In the order of the labels.
-        voxels: Class -> median number of voxels in a case; background is not looked at.
+    of the eight organs and the gallbladder the smallest. `voxels` is class -> median number of
+    voxels in a case; background is not looked at.
     """
     sizes = {name: voxels[name] for name in list(class_names)[1:] if voxels.get(name)}
     remarks = []
