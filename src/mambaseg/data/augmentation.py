@@ -231,13 +231,9 @@ class Augmentation:
         shapes: NDArray[np.integer],
         pixels: Sequence[Pixel | None] | None = None,
     ) -> Array:
-        """Draw what happens to each sample of a (part of a) batch.
+        """Draw what happens to the samples at these positions of the global batch of a step.
 
-        Args:
-            step: Optimizer step.
-            positions: Places of the samples in the global batch of that step.
-            shapes: (B, 2) native height and width.
-            pixels: Height and width of each native pixel in mm, None where unknown.
+        Shapes are (B, 2) native heights and widths, `pixels` the same of a native pixel in mm.
 
         Returns:
             (B, 8 + P): matrix (2x2) and offset (2) from the augmented image (of a `windowed`

@@ -181,9 +181,6 @@ def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-# ---- opening and building -----------------------------------------------------------------------
-
-
 def open_cache(
     cases: Sequence[Case],
     preprocessing: Preprocessing,
@@ -191,17 +188,15 @@ def open_cache(
     cache_dir: Path,
     num_classes: int,
     channels: int = 1,
-    digests: dict[str, str] | None = None,
 ) -> VolumeCache:
     """Open the decoded cache of these labelled cases, building it if it is missing or damaged.
 
-    Of the preprocessing only the intensity scaling is applied. `channels` is C of every image;
-    `digests` are `source_digests(cases)` where they are known already.
+    Of the preprocessing only the intensity scaling is applied; `channels` is C of every image.
 
     Raises:
         UserError: A case cannot be read or used, or the cache cannot be written.
     """
-    digests = digests or source_digests(cases)
+    digests = source_digests(cases)
     scaling = preprocessing.intensity
     if preprocessing.window is not None:
         scaling = f"{scaling} {preprocessing.window}"

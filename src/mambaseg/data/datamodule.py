@@ -14,16 +14,15 @@ from mambaseg.data.augmentation import Augmentation, Operation
 from mambaseg.data.cache import VolumeCache, open_cache
 from mambaseg.data.case import Case
 from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
-from mambaseg.data.fingerprint import fingerprint, patients_with_same_images, source_digests
-from mambaseg.data.foreground import require_foreground
+from mambaseg.data.fingerprint import fingerprint, patients_with_same_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.patients import Alike, find_alike, parts_of
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
-from mambaseg.data.splits import known_duplicates, make_split
-from mambaseg.data.validation import checked_label_map
+from mambaseg.data.splits import known_duplicates, listed, make_split
+from mambaseg.data.validation import DataError, checked_label_map
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 
@@ -39,30 +38,11 @@ class SegmentationDataModule(StepDataModule):
     `Case`), `image` (Z, C, H, W) float32, intensity-scaled, on the device, `label` (Z, H, W) uint8
     on the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
 
-    Args:
-        find_cases: Lists the cases of a root folder.
-        root: Folder of the data set.
-        prepare: Makes the data set in `root` on first use; None where it is just there.
-        split: Name of the split, see `make_split`.
-        fold: Fold of a cross-validation.
-        split_seed: Seed of the random split; the run's seed does not change who is tested.
-        preprocessing: Preset of `Preprocessing`.
-        intensity: Another intensity scaling than the preset's.
-        window: [low, high] of an intensity window.
-        spacing: Side of a pixel in mm, of the preset `spacing`.
-        longest_side: What `find_cases` reduces pictures to, so that prediction does too.
-        augmentation: Operations, see `Augmentation`.
-        class_names: One per class, background first.
-        num_classes: K; labels must lie in 0..K-1.
-        label_map: Value in the label files -> class, for labels in another order; every value that
-            occurs must be named. None takes them as they are.
-        slicing: Along which axis of a file the slices are cut, a rule of `slice_axis`.
-        cache_dir: Folder for decoded caches.
-        on_device: Whether the training slices are kept in the device's memory and gathered there,
-            which changes no value; `auto`: on a CUDA device with room for them.
-        class_remarks: (class names, class -> median voxels of a case that has it) -> what is odd
-            about the sizes, for data sets that circulate in several orders of classes.
-        **options: See `StepDataModule`; `size` is the side S of the network's grid.
+    `options` are those of `StepDataModule`; `size` is the side S of the network's grid. With
+    `on_device` the training slices are kept in the device's memory and gathered there, which
+    changes no value; `auto`: on a CUDA device with room for them. `class_remarks` is (class names,
+    class -> median voxels of a case that has it) -> what is odd about the sizes, for data sets that
+    circulate in several orders of classes.
     """
 
     def __init__(
@@ -71,22 +51,22 @@ class SegmentationDataModule(StepDataModule):
         find_cases: Callable[[Path], list[Case]],
         root: str | Path,
         cache_dir: str | Path,
-        class_names: Sequence[str],
+        class_names: Sequence[str],  # background first
         num_classes: int,
-        prepare: Callable[[Path], object] | None = None,
-        split: str = "ssl4mis",
+        prepare: Callable[[Path], object] | None = None,  # makes the data set on first use
+        split: str = "ssl4mis",  # see `make_split`
         fold: int = 0,
-        split_seed: int = 0,
-        preprocessing: str = "paper",
+        split_seed: int = 0,  # the run's seed does not change who is tested
+        preprocessing: str = "paper",  # a preset, see `Preprocessing` also for the next four
         intensity: str | None = None,
         window: Window | None = None,
         spacing: float | None = None,
-        longest_side: int | None = None,
-        augmentation: str | Mapping[str, Operation | None] = "paper",
-        label_map: Mapping[int, int] | None = None,
+        longest_side: int | None = None,  # what `find_cases` reduces pictures to
+        augmentation: str | Mapping[str, Operation | None] = "paper",  # see `Augmentation`
+        label_map: Mapping[int, int] | None = None,  # every value in the label files -> class
         on_device: bool | Literal["auto"] = "auto",
         class_remarks: Callable[[Sequence[str], Mapping[str, float]], list[str]] | None = None,
-        slicing: str = "stored",
+        slicing: str = "stored",  # a rule of `slice_axis`
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -120,8 +100,6 @@ class SegmentationDataModule(StepDataModule):
         self._on_device = on_device
         self._device_slices: DeviceSlices | None = None
 
-    # ---- once, before the trainer exists
-
     def load(self) -> None:
         """Find the data, split it, and open (or build) the decoded cache; later calls do nothing.
 
@@ -154,27 +132,25 @@ class SegmentationDataModule(StepDataModule):
         self.split = split()
         members = {*self.split.train, *self.split.val, *self.split.test}
         used = sorted((c for c in found if c.patient in members), key=lambda case: case.id)
-        digests = source_digests(used)
         cache = open_cache(
             used,
             self.preprocessing,
             cache_dir=self.cache_dir,
             num_classes=self.num_classes,
             channels=self.in_channels,
-            digests=digests,
         )
         contents = {entry.case: entry.content or entry.source for entry in cache.entries}
         groups = patients_with_same_images(used, contents)
         if copies := [group for group in groups if group not in known_duplicates(group)]:
             self.split = split(duplicates=copies)
-            listed = "; ".join(", ".join(group) for group in copies)
+            shown = "; ".join(", ".join(group) for group in copies)
             note = self.split.note
-            log.warning("the same images belong to more than one patient: %s. %s", listed, note)
+            log.warning("the same images belong to more than one patient: %s. %s", shown, note)
         self.cases: Mapping[str, list[Case]] = {
             part: [case for case in used if case.patient in getattr(self.split, part)]
             for part in PARTS
         }
-        self.fingerprint = fingerprint(used, digests)
+        self.fingerprint = fingerprint(used, {entry.case: entry.source for entry in cache.entries})
         for case in used if self.preprocessing.windowed else ():
             entry = cache.entry(case.id)
             try:
@@ -223,14 +199,27 @@ class SegmentationDataModule(StepDataModule):
             counts[part] |= {"cases": len(cases), "slices": slices}
         return counts
 
-    # ---- Lightning's hooks
-
     def setup(self, stage: str) -> None:
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""
-        used = {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ())
-        cache = self.cache
-        parts = {part: self.cases[part] for part in used}
-        require_foreground(parts, cache, split=self.split, class_names=self.class_names)
+        cache, classes = self.cache, range(1, self.num_classes)
+        for part in {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            cases = self.cases[part]
+            voxels = [cache.entry(case.id).class_voxels for case in cases]
+            missing = [k for k in classes if not any(one[k] for one in voxels)]
+            patients = listed({case.patient for case in cases})
+            where = f"the {part} part of split {self.split.name} ({patients})"
+            if len(missing) == len(classes):
+                problem = f"{where} holds no foreground at all: every label is background"
+            elif part == "train" and missing:
+                names = ", ".join(f"{k} ({self.class_names[k]})" for k in missing)
+                problem = f"class {names} occurs in no label of {where}, so it cannot be learnt"
+            else:
+                continue
+            remedy = (
+                "Look at the label files of these patients, choose another data.split, or leave "
+                "the class out of data.class_names and data.num_classes."
+            )
+            raise DataError(problem, cases[0].label_path or cases[0].image_path, remedy)
 
     def training_data(self) -> tuple[SliceDataset, Collate]:
         """Return the slices of the training cases, and what makes a batch of them."""

@@ -36,17 +36,6 @@ class StepDataModule(L.LightningDataModule):
 
     A data module adds `load`, `known`, `training_data`, `evaluation_data` and, where more than
     `image` goes to the device, `transferred`.
-
-    Args:
-        name: Name of the data set, for results.
-        in_channels: Channels of an image.
-        size: Side of the square that the network sees in training.
-        batch_size: Samples per optimizer step, over all devices and micro-batches.
-        steps: Optimizer steps of the whole training.
-        val_every: Optimizer steps between validations.
-        num_workers: Worker processes per loader.
-        accumulate: Micro-batches per optimizer step.
-        seed: Seed of the order and of the augmentation.
     """
 
     split: Split  # who is in which set; after `load`, like the next one
@@ -58,13 +47,13 @@ class StepDataModule(L.LightningDataModule):
         *,
         name: str,
         in_channels: int = 1,
-        size: int = 224,
-        batch_size: int = 24,
-        steps: int = 10_000,
-        val_every: int = 200,
-        num_workers: int = 0,
-        accumulate: int = 1,
-        seed: int = 1337,
+        size: int = 224,  # side of the square that the network sees in training
+        batch_size: int = 24,  # samples per optimizer step, over all devices and micro-batches
+        steps: int = 10_000,  # optimizer steps of the whole training
+        val_every: int = 200,  # optimizer steps between validations
+        num_workers: int = 0,  # worker processes per loader
+        accumulate: int = 1,  # micro-batches per optimizer step
+        seed: int = 1337,  # of the order and of the augmentation
     ) -> None:
         super().__init__()
         counts = {"data.steps": steps, "data.val_every": val_every, "data.batch_size": batch_size}
@@ -74,8 +63,6 @@ class StepDataModule(L.LightningDataModule):
         self.name, self.in_channels, self.size = name, in_channels, size
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.steps, self.val_every, self.num_workers = steps, val_every, num_workers
-
-    # ---- what a data module adds
 
     @abstractmethod
     def load(self) -> None:
@@ -109,8 +96,6 @@ class StepDataModule(L.LightningDataModule):
     def transferred(self, batch: Batch) -> Sequence[str]:
         """Keys of the tensors that the device needs."""
         return ("image",)
-
-    # ---- Lightning's hooks
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

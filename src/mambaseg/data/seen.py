@@ -21,6 +21,7 @@ from mambaseg.errors import UserError
 
 _LEVELS = 1 << 16  # distinct values of an image whose values may be rescaled
 _LISTED = 50  # cases that a message names
+_LISTS = ("train", "val", "test", "earlier")
 _LONGEST = 10_000_000  # fingerprints that a checkpoint may list
 
 TRAINED, VALIDATED, EARLIER = "trained", "validated", "earlier"
@@ -116,19 +117,16 @@ class Seen:
             return cls.unknown()
         if not isinstance(plain, dict) or type(plain.get("complete")) is not bool:
             raise ValueError("not the lists of a network")
-        lists: dict[str, Any] = {}
-        for name in ("train", "val", "test", "earlier"):
-            prints = plain.get(name)
-            if not isinstance(prints, list) or len(prints) > _LONGEST:
+        lists: dict[str, Any] = {name: plain.get(name) for name in _LISTS}
+        for prints in lists.values():
+            bounded = isinstance(prints, list) and len(prints) <= _LONGEST
+            if not (bounded and all(isinstance(one, str) and len(one) <= 64 for one in prints)):
                 raise ValueError("not a list of fingerprints")
-            if not all(isinstance(one, str) and len(one) <= 64 for one in prints):
-                raise ValueError("not fingerprints")
-            lists[name] = frozenset(prints)
-        return cls(**lists, complete=plain["complete"])
+        return cls(**{k: frozenset(v) for k, v in lists.items()}, complete=plain["complete"])
 
     def plain(self) -> dict[str, Any]:
         """As plain data, sorted so that the order reveals nothing."""
-        lists = {name: sorted(prints) for name, prints in vars(self).items() if name != "complete"}
+        lists = {name: sorted(getattr(self, name)) for name in _LISTS}
         return {**lists, "complete": self.complete}
 
     def among(self, cases: Iterable[Known], *, own_split: bool = False) -> dict[str, str]:

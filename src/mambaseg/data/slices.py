@@ -29,8 +29,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     in place of image and label, for `DeviceSlices` to find them.
     """
 
-    def __init__(self, cache: VolumeCache, cases: Sequence[str], *, arrays: bool = True) -> None:
-        self.cache, self.arrays = cache, arrays
+    def __init__(self, cache: VolumeCache, cases: Sequence[str]) -> None:
+        self.cache, self.arrays = cache, True
         if not cases:
             raise UserError("there is no case to train on")
         numbers = [cache.position(case) for case in cases]

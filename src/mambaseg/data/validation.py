@@ -43,9 +43,6 @@ class DataError(UserError):
         self.problem, self.path, self.remedy = problem, path, remedy
 
 
-# ---- files and the arrays that they claim to hold ------------------------------------------------
-
-
 def unlisted(path: Path, error: OSError) -> DataError:
     """The error for a file or folder that cannot be read."""
     problem = f"cannot be read ({error.strerror or error})"
@@ -115,9 +112,6 @@ def decoding(path: Path, kind: str, remedy: str = AGAIN) -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
         raise DataError(f"not a readable {kind} file ({reason})", path, remedy) from error
-
-
-# ---- values --------------------------------------------------------------------------------------
 
 
 def check_grey_values(path: Path, array: np.ndarray) -> None:
@@ -217,9 +211,6 @@ def checked_label_map(
     return None if mapping is None else tuple(sorted(mapping.items()))
 
 
-# ---- what a case may hold ------------------------------------------------------------------------
-
-
 def find_problems(
     volume: Volume,
     image: Path,
@@ -277,9 +268,6 @@ def label_problems(label: np.ndarray, path: Path, num_classes: int | None) -> It
             "Replace the file by the original, or map its labels to the data set's classes, every "
             f"value of all files: 'data.label_map={{{', '.join(pairs)}{more}}}'.",
         )
-
-
-# ---- places --------------------------------------------------------------------------------------
 
 
 def voxel_size(path: Path, sides: Sequence[float]) -> Spacing:

@@ -132,9 +132,6 @@ def _line(error: DataError, root: Path, where: str | None = None) -> Problem:
     return Problem("error", where or readable(path.name), f"{shown}: {problem}", error.remedy)
 
 
-# ---- one case
-
-
 def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[str]]) -> Examined:
     """Read a case completely, whatever comes of it."""
     try:
@@ -185,9 +182,6 @@ def _suspicious(image: np.ndarray, label: np.ndarray) -> Iterator[str]:
         yield f"the image holds two values only ({image.min():g} and {image.max():g})"
     if not label.any():
         yield "the label is background everywhere"
-
-
-# ---- the cases beside each other
 
 
 def _duplicates(examined: Iterable[Examined]) -> Iterator[Problem]:

@@ -120,9 +120,6 @@ def read_dicom(paths: Sequence[Path]) -> Volume:
     return Volume(array[:, :, None], None, spacing, affine, header=header)
 
 
-# ---- where the slices lie ------------------------------------------------------------------------
-
-
 def stack(paths: Sequence[Path]) -> Stack:
     """Where the frames of one series lie, from the headers alone; errors as of `read_dicom`."""
     frames = [frame for path in paths for frame in _frames(path)]
@@ -218,9 +215,6 @@ def _check_grid(slices: list[list[_Frame]], affine: npt.NDArray[np.float64]) -> 
         raise DataError(problem, frame.path.parent, _EXPORT)
 
 
-# ---- headers -------------------------------------------------------------------------------------
-
-
 def _frames(path: Path) -> list[_Frame]:
     """The frames of one file, as its header lists them."""
     header, is_image = _header(path)
@@ -293,9 +287,6 @@ def _pydicom() -> Any:
     except ImportError as error:
         raise UserError("DICOM is read with pydicom: pip install -e '.[images]'") from error
     return pydicom
-
-
-# ---- pixels --------------------------------------------------------------------------------------
 
 
 def _measured(path: Path, frames: Sequence[_Frame]) -> list[npt.NDArray[Any]]:

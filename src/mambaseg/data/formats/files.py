@@ -30,15 +30,7 @@ def without_ending(name: str, endings: Iterable[str] = (*ENDINGS, *DICOM)) -> st
 
 
 def content_digest(files: Iterable[Path], what: str) -> str:
-    """Hash what files hold, and the files that they refer to for their voxels: 32 hex digits.
-
-    Args:
-        files: In an order of their own.
-        what: What messages call them.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
+    """Hash files, and those that they refer to for their voxels, in this order: 32 hex digits."""
     from mambaseg.data.formats.itk import voxel_files
 
     found: dict[Path, None] = {}  # in order, each once

@@ -30,14 +30,9 @@ def write_once(
     """Write a synthetic data set, or return at once when it is there already.
 
     The folder appears complete or not at all, also when several processes write it at a time.
-
-    Args:
-        root: folder to write; its parents are made.
-        parameters: all that the content depends on, generator and version among them.
-        write: fills an empty folder.
-        note: text of SYNTHETIC.md in it.
-        manifest: name of the file that keeps the parameters and the size of every file.
-        what: for the log, such as "30 patients".
+    `write` fills an empty folder; the content depends on nothing but `parameters`, which the file
+    `manifest` keeps with the size of every file. `note` is the text of SYNTHETIC.md in it, `what`
+    is for the log, such as "30 patients".
 
     Raises:
         UserError: `root` holds something else or incomplete, or cannot be written.

@@ -19,7 +19,14 @@ import numpy as np
 from mambaseg.data.case import Case
 from mambaseg.data.readers.reader import Problem, named
 from mambaseg.data.splits import listed
-from mambaseg.data.validation import AGAIN, DataError, as_float32, as_label, check_array, check_file
+from mambaseg.data.validation import (
+    DataError,
+    as_float32,
+    as_label,
+    check_array,
+    check_file,
+    decoding,
+)
 from mambaseg.data.volume import Volume
 
 # SSL4MIS (and Mamba-UNet) and WSL4MIS; "" is one of these folders given as root itself.
@@ -107,14 +114,8 @@ def read_h5(case: Case) -> Volume:
 
     path = case.image_path
     check_file(path)
-    try:
-        with h5py.File(path, "r") as file:
-            content = {key: np.asarray(_data_set(file, key, path)) for key in ("image", "label")}
-    except DataError:
-        raise
-    except Exception as error:  # h5py raises OSError, RuntimeError, ... on damaged files
-        problem = f"not a readable h5 file ({type(error).__name__}: {error})"
-        raise DataError(problem, path, AGAIN) from error
+    with decoding(path, "h5"), h5py.File(path, "r") as file:
+        content = {key: np.asarray(_data_set(file, key, path)) for key in ("image", "label")}
     image = as_float32(path, content["image"])
     return Volume(image[:, None], as_label(content["label"], path))
 

@@ -49,18 +49,11 @@ def find_cases(
     longest_side: int | None = None,
     patient_pattern: str | None = None,
 ) -> Iterator[Found]:
-    """All images with their masks.
+    """All images with their masks; `num_classes` is None where nobody knows.
 
-    Args:
-        root: The folder.
-        masks: What the numbers in a mask are, see `read_pair`; `auto` is `binary` for two classes
-            without a label map, else `classes`, and where nobody knows the classes what some masks
-            look like.
-        num_classes: K, None where nobody knows.
-        label_map: `data.label_map`, which maps the numbers of `classes`.
-        channels: 1 or 3, of every image.
-        longest_side: Pixels; larger images are reduced to it when they are read.
-        patient_pattern: See `with_patient`.
+    `masks` says what the numbers in a mask are, see `read_pair`; `auto` is `binary` for two classes
+    without a label map, else `classes`, and where nobody knows the classes what some masks look
+    like. `channels` is 1 or 3, of every image; larger ones are reduced to `longest_side` pixels.
 
     Raises:
         UserError: An unknown kind of masks.

@@ -159,9 +159,6 @@ def read(case: Case, *, channels: int = 1) -> Volume:
     return replace(image, image=array, label=label)
 
 
-# ---- who trains, validates and is tested
-
-
 def splits_file(root: Path) -> Path | None:
     """Find splits_final.json in nnUNet_raw/<name>, or in nnUNet_preprocessed/<name> beside it."""
     there = root.absolute()
