@@ -284,11 +284,8 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor]:
         """Augment a batch and bring it onto the grid, all tensors on one device.
 
-        Args:
-            image: (B, C, H, W) float32, intensity-scaled, padded at the bottom and right.
-            label: (B, H, W) uint8, likewise.
-            shapes: (B, 2) integers, the true height and width.
-            parameters: (B, 8 + P) from `draw`.
+        Image (B, C, H, W) float32 is intensity-scaled, and like label (B, H, W) uint8 padded at the
+        bottom and right; `shapes` (B, 2) are true sizes, `parameters` (B, 8 + P) are of `draw`.
 
         Returns:
             Image (B, C, S, S) float32 and label (B, S, S) int64.

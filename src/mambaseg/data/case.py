@@ -8,7 +8,7 @@ file's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,13 @@ class Case:
         """Load the case; `UserError` for the first of `validation.find_problems`."""
         try:
             volume = self.load()
-            for found in self.problems(volume, num_classes, channels):
+            image, label = self.image_path, self.label_path
+            for found in find_problems(volume, image, label, num_classes, channels):
                 raise found
         except MemoryError as error:
             problem, remedy = f"{self.id} does not fit into memory", "Free some, or leave it out."
             raise DataError(problem, self.image_path, remedy) from error
         return volume
-
-    def problems(
-        self, volume: Volume, num_classes: int | None = None, channels: int | None = None
-    ) -> Iterator[DataError]:
-        """Why what `load` read cannot be used (see `validation.find_problems`)."""
-        return find_problems(volume, self.image_path, self.label_path, num_classes, channels)
 
     def sources(self) -> tuple[Path, ...]:
         """The files the arrays come from, each once."""

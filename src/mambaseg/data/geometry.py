@@ -48,16 +48,10 @@ def is_spacing(value: Any) -> bool:
 class Resampled:
     """One image at another spacing, in the middle of the zeros that fill the network's grid.
 
-    The centres of the native and the resampled image coincide. Positions are in native pixels, the
-    first pixel's centre at 0. `shape` is its height and width in pixels, `extent` with the zeros.
-
-    Args:
-        native: Height and width in native pixels.
-        step: Native pixels per pixel, down and across.
-        least: Rows and columns that there are at least.
-
-    Raises:
-        UserError: It has more than `LARGEST_SIDE` pixels on a side, and more than natively.
+    `native` is (H, W) and `step` native pixels per pixel, down and across; there are at least
+    `least` rows and columns. The centres of the native and the resampled image coincide. Positions
+    are in native pixels, the first pixel's centre at 0. `shape` is its height and width in pixels,
+    `extent` with the zeros; `UserError` for more than `LARGEST_SIDE` and more than natively.
     """
 
     def __init__(self, native: tuple[int, int], step: tuple[float, float], least: int) -> None:
@@ -275,13 +269,10 @@ class Preprocessing:
         *,
         seen: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Bring logits (Z, K, ...) of what `to_grid` made of the slices back to native pixels.
+        """Bring logits (Z, K, ...) of what `to_grid` made of slices back to native pixels.
 
-        Args:
-            logits: (Z, K, ...).
-            shape: Native height and width.
-            pixel: As for `to_grid`.
-            seen: Height and width of what `to_grid` got, where larger slices were reduced to it.
+        `shape` is the native height and width, `seen` those that `to_grid` got, where larger slices
+        were reduced to it; `pixel` is as for `to_grid`.
 
         Returns:
             (Z, K, H, W) float32. A pixel whose sample reads as zero (see `nearest_positions`) has

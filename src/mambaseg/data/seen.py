@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaseg.data.splits import listed
 from mambaseg.errors import UserError
 
 _LEVELS = 1 << 16  # distinct values of an image whose values may be rescaled
@@ -165,9 +166,8 @@ def require_unseen(found: Mapping[str, str], total: int, *, allowed: bool, subje
         return
     parts = []
     for how, words in _WORDS.items():
-        if cases := sorted(case for case, its in found.items() if its == how):
-            more = f" and {len(cases) - _LISTED} more" if len(cases) > _LISTED else ""
-            parts.append(f"{len(cases)} {words} ({', '.join(cases[:_LISTED])}{more})")
+        if cases := [case for case, its in found.items() if its == how]:
+            parts.append(f"{len(cases)} {words} ({listed(cases, limit=_LISTED)})")
     raise UserError(
         f"{subject} has seen {len(found)} of the {total} cases to be scored, by their images or by "
         f"other images of the same patients: {'; '.join(parts)}. Their scores would be too good. "

@@ -94,34 +94,22 @@ def known_duplicates(patients: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def make_split(
-    name: str,
-    patients: Iterable[str],
+    name: str,  # see the table at the top of this file
+    patients: Iterable[str],  # ids of those at hand ("patient001")
     *,
-    fold: int = 0,
-    seed: int = 0,
-    duplicates: Groups = (),
-    given: Mapping[str, str] | None = None,
-    given_fold: int | None = None,
-    unit: str = "patient",
-    alike: Mapping[str, str] | None = None,
+    fold: int = 0,  # 0..4 for nnunet and wsl4mis (their folds 1..5), `given_fold` for given
+    seed: int = 0,  # of the random split
+    duplicates: Groups = (),  # patients with the same images, beyond the known ones
+    given: Mapping[str, str] | None = None,  # patient -> set, where the data set says so
+    given_fold: int | None = None,  # that `given` is of; None where the data set has no folds
+    unit: str = "patient",  # or `case` where it is not known whose a case is
+    alike: Mapping[str, str] | None = None,  # case -> the patient that its name suggests
 ) -> Split:
-    """The split `name` (see the table at the top of this file) of `patients`.
+    """The split `name` of `patients`.
 
-    Args:
-        name: one of them.
-        patients: ids of those at hand ("patient001"). A published split needs all of its own and
-            leaves out any others.
-        fold: 0..4 for nnunet and wsl4mis (their folds 1..5), 0 for the others; of a given split
-            `given_fold`.
-        seed: of the random split; published splits do not depend on it.
-        duplicates: groups of patients with the same images, beyond the known ones. The random
-            split keeps a group together; a published one stays as it is, and its note tells.
-        given: patient -> `train`, `val` or `test`, where the data set itself says so; patients that
-            it does not name are left out.
-        given_fold: that these parts are of; None where the data set has no folds.
-        unit: what is in one part: `patient`, or `case` where it is not known whose a case is.
-        alike: case -> the patient that its name suggests, where the patient is unknown; the note
-            tells of those that the split tears apart.
+    A published split needs all of its own patients and leaves out any others. Duplicates stay
+    together in the random split; of a published one the note tells, as of those `alike` that it
+    tears apart. Patients whom `given` does not name are left out.
 
     Raises:
         UserError: unknown name or fold, absent patients of a published split, or too few.
@@ -264,9 +252,9 @@ def _torn_apart(split: Split, groups: Groups, alike: Mapping[str, str]) -> list[
     return sentences
 
 
-def listed(patients: Iterable[str], total: int | None = None) -> str:
+def listed(patients: Iterable[str], total: int | None = None, *, limit: int = LISTED) -> str:
     """Patients in words, the first few by name; `total` where not all of them are given."""
     ordered = sorted(patients)
-    further = (len(ordered) if total is None else total) - LISTED
+    further = (len(ordered) if total is None else total) - limit
     more = f" and {further} more" if further > 0 else ""
-    return f"{', '.join(ordered[:LISTED])}{more}"
+    return f"{', '.join(ordered[:limit])}{more}"

@@ -285,11 +285,8 @@ def check_affine(path: Path, affine: np.ndarray, sides: Sequence[float]) -> None
     """Raise `UserError` unless an affine is that of a rectangular grid with this voxel size.
 
     It must be finite, its axes at most 0.5 degrees off right angles and within 1 % of `sides`.
-
-    Args:
-        path: of the file.
-        affine: 4x4, voxel (x, y, z) to any unit.
-        sides: of a voxel (x, y, z), in that unit; NaN where there is no distance.
+    It is 4x4, voxel (x, y, z) to any unit; `sides` are those of a voxel (x, y, z) in that unit, NaN
+    where there is no distance.
     """
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)

@@ -26,6 +26,7 @@ from mambaseg.data.validation import (
     DataError,
     checked_label_map,
     collected_warnings,
+    find_problems,
     label_problems,
 )
 from mambaseg.data.volume import Volume
@@ -137,7 +138,7 @@ def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[
     try:
         with collected_warnings() as said:
             volume = case.load()
-        errors = tuple(case.problems(volume, num_classes))
+        errors = tuple(find_problems(volume, case.image_path, case.label_path, num_classes))
         if errors or volume.label is None:
             return Examined(case, errors)
         content = hashlib.sha256(str(volume.image.shape).encode())

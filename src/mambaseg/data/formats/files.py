@@ -57,9 +57,6 @@ def read_image(path: Path, channels: int = 1) -> Volume:
     """Read a file as `image` (T, Z, C, H, W) of its own data type.
 
     Without a known ending it is a DICOM file. `channels` is for `pictures.read_pixels`.
-
-    Raises:
-        UserError: missing, damaged, too large, or of a format that is not read.
     """
     name = path.name.lower()
     if name.endswith(NIFTI):
@@ -80,9 +77,7 @@ def read_image(path: Path, channels: int = 1) -> Volume:
 def read_channels(paths: Sequence[Path], channels: int = 1) -> Volume:
     """Read an image whose channels may be files of their own; its place is the first one's.
 
-    Raises:
-        UserError: as `read_image`; the files lie on different grids, or have grey values that
-            float32 cannot tell apart.
+    `UserError` as of `read_image`, and for files on different grids.
     """
     first, *others = (read_image(path, channels) for path in paths)
     check_grey_values(paths[0], first.image)

@@ -82,11 +82,8 @@ def place_on(
 ) -> Any:
     """`Volume.header` of an image of another format; its unit is mm where the spacing is known.
 
-    Args:
-        shape: (T, Z, H, W); T = 1 gets no axis of time unless `time` says how far apart it is.
-        affine: 4x4, voxel (x, y, z) to mm; to no known unit without a spacing.
-        spacing: of the volume.
-        time: from one volume to the next, in no known unit; None where it is unknown.
+    `shape` is (T, Z, H, W); T = 1 gets no axis of time unless `time` says how far apart volumes
+    are, in no known unit. `affine` is 4x4, voxel (x, y, z) to mm, or to no known unit.
     """
     header = nibabel.Nifti1Header()
     cine = time is not None or shape[0] > 1

@@ -74,10 +74,7 @@ def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
 def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
     """Read the numbers of a mask, (H, W), and whether JPEG has blurred them.
 
-    Numbers are grey values or the indices of a palette.
-
-    Raises:
-        UserError: as `read_pixels`; it has colours other than by a palette.
+    Numbers are grey values or the indices of a palette; `UserError` for any other colours.
     """
     problem = ""
     with _opened(path) as (picture, stored):

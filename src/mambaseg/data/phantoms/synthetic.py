@@ -32,10 +32,7 @@ def write_once(
     The folder appears complete or not at all, also when several processes write it at a time.
     `write` fills an empty folder; the content depends on nothing but `parameters`, which the file
     `manifest` keeps with the size of every file. `note` is the text of SYNTHETIC.md in it, `what`
-    is for the log, such as "30 patients".
-
-    Raises:
-        UserError: `root` holds something else or incomplete, or cannot be written.
+    is for the log, such as "30 patients". `UserError` where `root` holds something else.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _checked(root, parameters, manifest)

@@ -207,11 +207,7 @@ def _gaps(patients: set[str]) -> Iterator[Problem]:
 
 
 def read_official(case: Case) -> Volume:
-    """Read a NIfTI image with its label; the geometry is the image's.
-
-    Raises:
-        UserError: A file is damaged, a label holds no classes, or the two have other geometries.
-    """
+    """Read a NIfTI image with its label; the geometry is the image's."""
     image = read_nifti(case.image_path)
     label = None
     if case.label_path is not None:

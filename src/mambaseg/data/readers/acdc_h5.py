@@ -101,14 +101,10 @@ def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
 
 
 def read_h5(case: Case) -> Volume:
-    """Read one volume file; spacing, affine and orientation are unknown.
+    """Read `image` and `label`, 3-D, of one volume file without spacing, affine and orientation.
 
     Only what lies in the file itself is read: a link or a virtual or external data set may lead to
     any file of the machine.
-
-    Raises:
-        UserError: The file is missing, truncated, not h5, or has no `image` and `label` that are
-            3-D volumes of real numbers stored in it.
     """
     import h5py
 

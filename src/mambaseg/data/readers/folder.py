@@ -54,9 +54,6 @@ def find_cases(
     `masks` says what the numbers in a mask are, see `read_pair`; `auto` is `binary` for two classes
     without a label map, else `classes`, and where nobody knows the classes what some masks look
     like. `channels` is 1 or 3, of every image; larger ones are reduced to `longest_side` pixels.
-
-    Raises:
-        UserError: An unknown kind of masks.
     """
     if masks not in KINDS:
         raise UserError(f"data.masks={masks}: choose one of {', '.join(KINDS)}")

@@ -13,6 +13,7 @@ MSD has one file per case, imagesTr/case1.nii.gz, with the channels as its fourt
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from mambaseg.data.formats.files import PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json, read_plain
-from mambaseg.data.readers.reader import Found, Problem, reader
+from mambaseg.data.readers.reader import Found, Problem, named, reader
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.data.volume import Volume
@@ -121,9 +122,8 @@ def _labelled(root: Path, about: DatasetJson, part: str) -> Iterator[Case | Data
 
 def _files(folder: Path, ending: str) -> Iterator[tuple[str, Path]]:
     """Names without the ending, and files; macOS's `._` twins and other hidden files left out."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.endswith(ending) and not path.name.startswith("."):
-            yield readable(path.name.removesuffix(ending)), path
+    for match, path in named(folder, re.compile(f"(.+){re.escape(ending)}", re.DOTALL)):
+        yield readable(match[1]), path
 
 
 def _channels(folder: Path, case: str, files: dict[int, Path], about: DatasetJson) -> list[Path]:

@@ -64,11 +64,7 @@ class Reader:
         return self.scan.__qualname__
 
     def __call__(self, root: Path | str, **options: object) -> list[Case]:
-        """Return all cases below `root`, sorted by id; remarks are logged.
-
-        Raises:
-            UserError: The first of the errors, and how many more there are.
-        """
+        """Return all cases below `root`, sorted by id, or raise the first error; log remarks."""
         cases, errors, remarks = self.survey(root, **options)
         for one in remarks:
             level = logging.INFO if one.level == "info" else logging.WARNING
