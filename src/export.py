@@ -29,15 +29,16 @@ def main(cfg: DictConfig) -> None:
     channels = about["model"]["arguments"]["in_channels"]
     output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
     torch.manual_seed(cfg.seed)
+    image = torch.rand(cfg.batch_size, channels, size, size)
     parity = export_network(
         network,
-        torch.rand(cfg.batch_size, channels, size, size),
+        image,
         output.expanduser(),
         format=cfg.format,
         tolerance=cfg.tolerance,
         about={key: about[key] for key in _TOLD if key in about},
     )
-    log.info("written: %s, image %s; %s", output, "×".join(map(str, parity.shape)), parity)
+    log.info("written: %s, image %s; %s", output, "×".join(map(str, image.shape)), parity)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def test_the_label_map_is_the_file_that_predict_writes(predictor, tmp_path, name
 def test_the_heart_in_numbers_that_one_can_count():
     # 10 x 2 x 2 mm: 25 voxels are a millilitre
     found = heart_indices(volume(100, 200, 250), volume(50, 210, 100), CLASSES)
-    assert {(index.name, round(index.value, 9), index.unit) for index in found} == {
-        ("LV EDV", 10.0, "mL"), ("LV ESV", 4.0, "mL"), ("LV SV", 6.0, "mL"), ("LV EF", 60.0, "%"),
-        ("RV EDV", 4.0, "mL"), ("RV ESV", 2.0, "mL"), ("RV SV", 2.0, "mL"), ("RV EF", 50.0, "%"),
+    assert {(name, round(value, 9), unit) for name, value, unit in found} == {
+        ("LV EDV", 10.0, "ml"), ("LV ESV", 4.0, "ml"), ("LV SV", 6.0, "ml"), ("LV EF", 60.0, "%"),
+        ("RV EDV", 4.0, "ml"), ("RV ESV", 2.0, "ml"), ("RV SV", 2.0, "ml"), ("RV EF", 50.0, "%"),
         ("LV mass", 8.4, "g"),
     }  # fmt: skip
     assert heart_indices(volume(0, 0, 0), volume(0, 0, 9), CLASSES)[3] == ("LV EF", None, "%")
@@ -94,7 +94,7 @@ def test_the_heart_in_numbers_that_one_can_count():
 
 def test_without_voxel_size_the_ejection_fraction_alone_is_said():
     ed, es = (volume(0, 0, n, spacing=None) for n in (200, 50))
-    assert [index for index in heart_indices(ed, es, CLASSES) if index.value is not None] == [
+    assert [index for index in heart_indices(ed, es, CLASSES) if index[1] is not None] == [
         ("LV EF", 75.0, "%")
     ]
     other = volume(0, 0, 9, shape=(1, 20, 20), spacing=None)

@@ -10,7 +10,7 @@ from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Options, Predictor
-from mambaseg.inference.segment import Member
+from mambaseg.inference.segment import Member, segment
 from tiny_checkpoints import write_checkpoint
 
 NAMES = ["background", "polyp"]
@@ -75,18 +75,25 @@ def test_networks_that_saw_other_sizes_are_averaged_on_the_pictures_pixels(tmp_p
     assert "longest_side" in (tmp_path / "out" / "a.json").read_text()
 
 
-def test_a_network_is_shown_what_evaluation_shows_it(tmp_path):
+def test_a_network_is_shown_what_evaluation_shows_it(monkeypatch, tmp_path):
     """The same reduction, so the same picture, to the last bit."""
     from mambaseg.data.formats.pictures import read_pixels, reduced
 
     random = np.random.default_rng(0)
     Pillow.fromarray(random.integers(0, 255, (90, 130, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     member = red("modern", longest_side=50)
-    (source,) = find_images(str(tmp_path / "a.png"), outside=tmp_path / "out")
-    image = source.read(3)
-    shown = Predictor._scaled(image.image[0], image, member)
+    shown = []
+
+    def watched(members, images, **options):
+        shown.extend(images)
+        return segment(members, images, **options)
+
+    monkeypatch.setattr("mambaseg.inference.predictor.segment", watched)
+    assert predict([member], tmp_path / "a.png", tmp_path / "out").done == ["a"]
     cached = reduced(read_pixels(tmp_path / "a.png", 3), 50).astype(np.float32)
-    assert np.array_equal(shown[0].numpy(), member.preprocessing.scale_intensity(cached[None])[0])
+    assert np.array_equal(
+        shown[0][0].numpy(), member.preprocessing.scale_intensity(cached[None])[0]
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "jpeg", "bmp", "tif", "png"])

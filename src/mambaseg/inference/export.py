@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,14 @@ from mambaseg.errors import UserError
 from mambaseg.storage.files import whole_file
 
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported network compares with its original on one batch.
+    """How an exported network compares with its original on one batch."""
 
-    Attributes:
-        shape: of the image (B, C, H, W).
-        difference: largest absolute difference of a logit.
-        labels_equal: share of pixels with the same label, in [0, 1].
-    """
-
-    shape: tuple[int, ...]
-    difference: float
-    labels_equal: float
+    difference: float  # largest absolute one of a logit
+    labels_equal: float  # share of pixels with the same label, in [0, 1]
 
     def __str__(self) -> str:
         return (
@@ -57,7 +49,7 @@ def export_network(
     The file is read back and run (ONNX: by onnxruntime on the CPU) before it gets its name.
 
     Args:
-        network: in evaluation mode, on the CPU; scans with the backend `torch`.
+        network: on the CPU; scans with the backend `torch`.
         image: (B, C, H, W), float32 in [0, 1]: the shape to export for, and what is compared.
         path: of the file.
         format: `onnx` or `torch`.
@@ -75,7 +67,9 @@ def export_network(
     with whole_file(path, otherwise="choose another file with output=...") as temporary:
         with torch.no_grad(), _quiet():
             run = {"onnx": _onnx, "torch": _program}[format](network.eval(), image, temporary)
-            parity = _compare(image, network(image), run(image))
+            expected, logits = network(image), run(image)
+        same = (expected.argmax(1) == logits.argmax(1)).float().mean()
+        parity = Parity(float((expected - logits).abs().max()), float(same))
         if not parity.difference <= tolerance:  # a NaN is no success
             raise UserError(
                 f"{path} is not written: its logits would differ by up to {parity.difference:.1e}, "
@@ -84,19 +78,13 @@ def export_network(
         facts = {
             "input": {"name": "image", "shape": list(image.shape), "dtype": "float32"},
             "output": {"name": "logits", "classes": list(about.get("classes", []))},
-            "difference": parity.difference,
-            "labels_equal": parity.labels_equal,
+            **asdict(parity),
             **about,
         }
         text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
         with whole_file(description, otherwise="choose another file with output=...") as partly:
             partly.write_text(text, encoding="utf-8")
     return parity
-
-
-def _compare(image: Tensor, expected: Tensor, logits: Tensor) -> Parity:
-    same = (expected.argmax(1) == logits.argmax(1)).float().mean()
-    return Parity(tuple(image.shape), float((expected - logits).abs().max()), float(same))
 
 
 def _program(network: nn.Module, image: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
@@ -127,15 +115,11 @@ def _onnx(network: nn.Module, image: Tensor, path: Path) -> Callable[[Tensor], T
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporters say about their own parts (absent torchvision, deprecations)."""
-    names = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -37,48 +36,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What to do and what to write beside the label map.
+    """What to do and what to write beside the label map."""
 
-    Attributes:
-        keep_largest: keep the largest component of each class in each volume.
-        probabilities: write them too.
-        overlay: draw a picture too; of a cine its first frame.
-        dicom_seg: of a DICOM series write a DICOM segmentation too; `auto`: where that is possible.
-        batch_size: slices per forward pass.
-        precision: `32-true` or `bf16-mixed`.
-        rerun: predict again what is there.
-    """
-
-    keep_largest: bool = False
+    keep_largest: bool = False  # component of each class in each volume
     probabilities: bool = False
-    overlay: bool = False
-    dicom_seg: bool | Literal["auto"] = "auto"
-    batch_size: int = 24
-    precision: str = "32-true"
-    rerun: bool = False
+    overlay: bool = False  # a picture; of a cine its first frame
+    dicom_seg: bool | Literal["auto"] = "auto"  # of a DICOM series; `auto`: where it is possible
+    batch_size: int = 24  # slices per forward pass
+    precision: str = "32-true"  # or `bf16-mixed`
+    rerun: bool = False  # predict again what is there
 
 
 @dataclass
 class Outcome:
-    """What became of the images.
-
-    Attributes:
-        done: names.
-        skipped: names of those whose results were there.
-        failed: name -> why.
-        empty: names of those of `done` in which no class but the background was found.
-        voxels: of each class in all of `done`.
-        slices: of all of `done`.
-        seconds: for everything.
-    """
+    """Names of the images by their result, and sums over those that are done."""
 
     done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-    voxels: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)  # their results were there
+    failed: dict[str, str] = field(default_factory=dict)  # name -> why
+    empty: list[str] = field(default_factory=list)  # of `done`, those of background alone
+    voxels: dict[str, int] = field(default_factory=dict)  # of each class
     slices: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # for everything
 
 
 class Prediction(NamedTuple):
@@ -92,14 +71,11 @@ class Predictor:
     """Trained networks with what is done to every image.
 
     Args:
-        members: networks of the same classes, in evaluation mode, on one device.
-        channels: C that they take.
-        class_names: of the classes 0..K-1.
-        made_by: plain data that says which networks these are; stands in every sidecar.
-        options: what to do.
+        members: networks of the same classes and `channels`, in evaluation mode, on one device.
+        made_by: plain data that says which networks these are, for every sidecar.
         trained_on: titles of the data that they were trained on.
         slicing: how a volume is cut into slices, a rule of `slice_axis`.
-        seen: the images that each network has learnt from; empty where that is not known.
+        seen: the images that each network has learnt from; empty if that is not known.
     """
 
     def __init__(
@@ -179,16 +155,16 @@ class Predictor:
             "seen": self._seen(image),
             "made_by": self.recipe,
         }
-        _write_json(files["about"], {**about, "unfinished": True})
+        _write(files["about"], _json({**about, "unfinished": True}))
         if prediction.probabilities is not None:
-            _write(files["probabilities"],
-                   to_nifti(prediction.probabilities, image.header, slope=1 / 255))  # fmt: skip
+            content = to_nifti(prediction.probabilities, image.header, slope=1 / 255)
+            _write(files["probabilities"], content)
         if self.options.overlay:
             self._draw(source, image, prediction, files["overlay"])
         _write(files["labels"], label_map(image, prediction.labels))
         if source.series and self.options.dicom_seg:
             self._write_dicom_seg(source, prediction, output)
-        _write_json(files["about"], about)
+        _write(files["about"], _json(about))
         return int(len(image.image) * image.image.shape[(1, 3, 4)[self._axis(image)]]), voxels
 
     def _seen(self, image: Volume) -> dict[str, Any]:
@@ -223,9 +199,14 @@ class Predictor:
         image = image.sliced(axis)
         labels, probabilities = [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
+        bf16 = self.options.precision == "bf16-mixed"
         for frame in image.image:
-            scaled = [self._scaled(frame, image, member) for member in self.members]
-            with self._autocast(device):
+            scaled = []
+            for used in (member.preprocessing for member in self.members):
+                # pictures as large as those that the network learnt from
+                shown = reduced(frame, used.longest_side) if image.flat else frame
+                scaled.append(torch.from_numpy(used.scale_intensity(shown)))
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 found = segment(
                     self.members,
                     scaled,
@@ -240,26 +221,16 @@ class Predictor:
             labels.append(volume.cpu().numpy())
             if found.probabilities is not None:
                 probabilities.append(found.probabilities.numpy().swapaxes(0, 1))
-        return Prediction(
-            unsliced(np.stack(labels), axis, 1),
-            unsliced(_stacked(probabilities), axis, 2) if probabilities else None,
-        )
+        kept = None
+        if probabilities:  # may be large: those of a single frame are not copied
+            several = len(probabilities) > 1
+            stacked = np.stack(probabilities) if several else probabilities[0][None]
+            kept = unsliced(stacked, axis, 2)
+        return Prediction(unsliced(np.stack(labels), axis, 1), kept)
 
     def _axis(self, image: Volume) -> int:
         """Which of the axes (z, y, x) of an image its slices are stacked along."""
         return slice_axis(image.spacing, self.slicing)
-
-    @staticmethod
-    def _scaled(frame: npt.NDArray[Any], image: Volume, member: Member) -> torch.Tensor:
-        """What one network is shown of a frame; of pictures as large as those it learnt from."""
-        used = member.preprocessing
-        seen = reduced(frame, used.longest_side) if image.flat else frame
-        return torch.from_numpy(used.scale_intensity(seen))
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.options.precision == "bf16-mixed":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _draw(self, source: Source, image: Volume, prediction: Prediction, path: Path) -> None:
         """Draws the slices as the networks saw them."""
@@ -283,12 +254,10 @@ class Predictor:
         path = _beside(output / source.name, DICOM_SEG)
         if self.options.dicom_seg == "auto" and not dicom_seg.available():
             return
+        labels, names = prediction.labels, self.class_names
         try:
             content = dicom_seg.to_dicom_seg(
-                source.series,
-                prediction.labels,
-                class_names=self.class_names,
-                algorithm=self.title,
+                source.series, labels, class_names=names, algorithm=self.title
             )
         except DataError as error:
             if self.options.dicom_seg != "auto":
@@ -327,33 +296,26 @@ class Predictor:
             if not labels.exists():
                 return False
             about = None
+        there, problem = labels, ""
         if not isinstance(about, dict) or "made_by" not in about:
             there = labels if about is None else files["about"]
-            raise UserError(f"{there} was not made by this command: {_INSTEAD}")
-        if about.get("made_by") != self.recipe:
-            raise UserError(
-                f"{labels} was made by other networks or with other options (its .json says "
-                f"which): {_INSTEAD}"
-            )
-        try:
-            digest = source.digest()
-        except UserError:
-            return False  # it will fail with its reason
-        if about.get("image_digest") != digest:
-            raise UserError(
-                f"{labels} was made from another image than {source.path}, or from an earlier "
-                f"version of it: {_INSTEAD}"
-            )
+            problem = "was not made by this command"
+        elif about["made_by"] != self.recipe:
+            problem = "was made by other networks or with other options (its .json says which)"
+        else:
+            try:
+                digest = source.digest()
+            except UserError:
+                return False  # it will fail with its reason
+            if about.get("image_digest") != digest:
+                problem = f"was made from another image than {source.path}, or an earlier version"
+        if problem:
+            raise UserError(f"{there} {problem}: {_INSTEAD}")
         return "unfinished" not in about and all(path.is_file() for path in files.values())
 
 
 def _beside(place: Path, ending: str) -> Path:
     return place.with_name(place.name + ending)
-
-
-def _stacked(frames: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-    """As `np.stack`; a single frame, whose probabilities may be large, is not copied."""
-    return frames[0][None] if len(frames) == 1 else np.stack(frames)
 
 
 def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:
@@ -363,8 +325,8 @@ def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:
     return to_nifti(labels, image.header, label=True)
 
 
-def _write_json(path: Path, about: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+def _json(about: Mapping[str, Any]) -> bytes:
+    return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _write(path: Path, content: bytes) -> None:

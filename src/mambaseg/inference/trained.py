@@ -31,16 +31,13 @@ class NamelessCheckpointError(UserError):
 class Checkpoint:
     """A checkpoint of this project.
 
-    Attributes:
-        path: the file.
-        about: `model` (leaf name, arguments), `task`, `preprocessing`, `slicing`,
-            `views`, `classes`, `data`, `split`, `seen`.
-        weights: state dict of the network as `build_network` makes it.
+    `about` has `model` (name of its config, arguments), `task`, `preprocessing`, `slicing`,
+    `views`, `classes`, `data`, `split` and `seen`.
     """
 
     path: Path
     about: dict[str, Any]
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # state dict of the network as `build_network` makes it
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -104,7 +101,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     weights = {k[len(start) :]: v for k, v in named if isinstance(k, str) and k.startswith(start)}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"checkpoint: {path} holds no weights of a network. Get it again.")
-    _require_sizes(path, weights)
+    # The file must have every byte that its tensors claim: they are copied into the network.
+    stored = [weight.untyped_storage() for weight in weights.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in stored}.values())
+    unfolded = any(w.nbytes > s.nbytes() for w, s in zip(weights.values(), stored, strict=True))
+    if unfolded or held > path.stat().st_size:
+        raise UserError(
+            f"checkpoint: {path} claims larger weights than it holds. It is damaged or was made "
+            "to fill the memory: get it again from a source that you trust."
+        )
     check_class_names(about["classes"], f"checkpoint: {path}: classes")
     return Checkpoint(path, about, weights)
 
@@ -158,11 +163,8 @@ def plain_argument(value: Any, like: Any) -> bool:
     """Whether a value of a checkpoint may replace a network's argument: numbers and plain words.
 
     Keys do not begin with `_`, so that nothing can ask for an object (`_target_`); words hold no
-    `$`, so that nothing is interpolated.
-
-    Args:
-        value: what the checkpoint says.
-        like: what the leaf of conf/model says; a list stays a list.
+    `$`, so that nothing is interpolated. `like` is what the file in conf/model says; a list stays
+    a list.
     """
     if like is not None and isinstance(value, (list, tuple)) != isinstance(like, (list, tuple)):
         return False
@@ -184,22 +186,6 @@ def plain_argument(value: Any, like: Any) -> bool:
         elif one is not None and not _is_name(one):
             return False
     return True
-
-
-def _require_sizes(path: Path, weights: dict[str, Tensor]) -> None:
-    """The file must have every byte that its tensors claim: they are copied into the network.
-
-    Raises:
-        UserError: it has not.
-    """
-    storages = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes()
-                for w in weights.values()}  # fmt: skip
-    unfolded = any(w.nbytes > w.untyped_storage().nbytes() for w in weights.values())
-    if unfolded or sum(storages.values()) > path.stat().st_size:
-        raise UserError(
-            f"checkpoint: {path} claims larger weights than it holds. It is damaged or was made "
-            "to fill the memory: get it again from a source that you trust."
-        )
 
 
 def _is_compressed(path: Path) -> bool:

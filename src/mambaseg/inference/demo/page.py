@@ -28,6 +28,9 @@ HOST = "127.0.0.1"
 _READERS = 4  # browsers whose images are kept in memory at a time
 _IDLE = 3600  # s, after which those of a closed page are forgotten
 _CSS = Path(__file__).with_name("page.css")
+_HEAD = '<meta name="robots" content="noindex"><meta name="referrer" content="no-referrer">'
+# of the reader's own machine
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 log = logging.getLogger(__name__)
 
 
@@ -42,9 +45,8 @@ def _gradio() -> Any:
     # both are read while Gradio is imported and when a page is made
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    logging.getLogger("httpx").setLevel(
-        logging.WARNING
-    )  # Gradio asks its own server whether it runs
+    # Gradio asks its own server whether it runs
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         import gradio
     except ImportError as error:
@@ -56,13 +58,8 @@ def _gradio() -> Any:
 def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) -> Iterator[str]:
     """Serves the page while the block runs.
 
-    Args:
-        predictor: the networks that segment what is brought.
-        port: of the loopback device; None: the first free one from 7860.
-        max_mib: larger files are refused.
-
-    Yields:
-        The page's address.
+    It yields the page's address. Without a `port` it is the first free one from 7860. Files
+    larger than `max_mib` are refused.
 
     Raises:
         UserError: Gradio is not installed, or the port is taken.
@@ -70,14 +67,23 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) 
     with tempfile.TemporaryDirectory(prefix="mambaseg-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         gradio = _gradio()
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+        # a stranger's page that gives this machine a name of its own gets no answer under it
+        own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
         page = _page(gradio, predictor, Path(folder), max_mib)
         try:
             _, address, _ = page.launch(
                 server_name=HOST, server_port=port, share=False, prevent_thread_lock=True,
                 quiet=True, inbrowser=False, max_file_size=max_mib * 2**20, ssr_mode=False,
                 pwa=False, mcp_server=False, enable_monitoring=False, run_history=False,
-                footer_links=[], state_session_capacity=_READERS, app_kwargs=_own_names_only(),
-                css_paths=[_CSS], theme=_theme(gradio), head=_HEAD,
+                footer_links=[], state_session_capacity=_READERS, css_paths=[_CSS], head=_HEAD,
+                app_kwargs={"middleware": [own_names]},
+                theme=gradio.themes.Default(
+                    primary_hue="blue", neutral_hue="slate", font=_FONTS,
+                    font_mono=("ui-monospace", "monospace"),
+                ),
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"port={port}: {HOST} cannot be served there ({error})") from error
@@ -88,25 +94,6 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) 
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             page.server.force_exit = True
             page.close(verbose=False)
-
-
-def _own_names_only() -> dict[str, Any]:
-    """A stranger's page that gives this machine a name of its own gets no answer under it."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    return {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]}
-
-
-_HEAD = '<meta name="robots" content="noindex"><meta name="referrer" content="no-referrer">'
-
-
-def _theme(gradio: Any) -> Any:
-    """Fonts of the reader's own machine."""
-    sans = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
-    return gradio.themes.Default(
-        primary_hue="blue", neutral_hue="slate", font=sans, font_mono=("ui-monospace", "monospace")
-    )
 
 
 def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
@@ -173,18 +160,18 @@ class _Handlers:
         """The handler of a new file, for a field of `_Study`."""
 
         def handle(path: str | None, study: _Study) -> list[Any]:
-            if path is None:
-                return [None, study, "", *self._kept()]
+            problem = ""
             try:
-                changed = study._replace(**{place: self._segment(Path(path))})
-                volumes_of(*changed)
+                if path is not None:
+                    changed = study._replace(**{place: self._segment(Path(path))})
+                    volumes_of(*changed)
+                    return [None, changed, "", *self._shown(changed)]
             except UserError as error:
-                return [None, study, parts.message(printable(str(error))), *self._kept()]
+                problem = printable(str(error))
             except Exception:  # a page shows no stack trace; the terminal does
                 log.exception("an image could not be segmented")
-                text = "this image cannot be segmented; the terminal says more"
-                return [None, study, parts.message(text), *self._kept()]
-            return [None, changed, "", *self._shown(changed)]
+                problem = "this image cannot be segmented; the terminal says more"
+            return [None, study, parts.message(problem), *[self.gradio.skip()] * 10]
 
         return handle
 
@@ -223,9 +210,6 @@ class _Handlers:
         except UserError as error:
             return parts.remark(str(error))
         return parts.heart(found, (large.caption, small.caption), proposed=proposed)
-
-    def _kept(self) -> list[Any]:
-        return [self.gradio.skip()] * 10
 
     def _shown(self, study: _Study) -> list[Any]:
         """All that is shown of a study, at its largest labelled slice."""

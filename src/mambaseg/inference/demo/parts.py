@@ -6,13 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.inference.demo.study import Index, Segmented, Volume
+from mambaseg.inference.demo.study import Segmented, Volume
 from mambaseg.inference.predictor import Predictor
 from mambaseg.reporting.figures import CLASS_COLOURS, overlay
 from mambaseg.reporting.page import template_of
@@ -112,24 +113,24 @@ def _png(pixels: npt.NDArray[np.float64]) -> str:
 def sizes(volume: Volume, class_names: Sequence[str]) -> str:
     """The legend, with the size of each class in the whole volume."""
     counts = volume.voxels(len(class_names))
+    ml = volume.voxel_ml or 0
     rows = [
-        (
-            name,
-            CLASS_COLOURS[index % len(CLASS_COLOURS)],
-            f"{count * (volume.voxel_ml or 0):.1f}",
-            f"{count:,}",
+        (name, colour, f"{count * ml:.1f}", f"{count:,}")
+        for name, colour, count in zip(
+            class_names[1:], cycle(CLASS_COLOURS), counts[1:], strict=False
         )
-        for index, (name, count) in enumerate(zip(class_names[1:], counts[1:], strict=True))
     ]
     caption = f"Volumes, {volume.caption}" if volume.caption else "Volumes"
     return _part("sizes", caption, rows, volume.voxel_ml is not None)
 
 
-def heart(indices: Sequence[Index], captions: tuple[str, str], *, proposed: bool) -> str:
+def heart(
+    indices: Sequence[tuple[str, float | None, str]], captions: tuple[str, str], *, proposed: bool
+) -> str:
     """The heart's indices of an end-diastole and an end-systole."""
     rows = [
-        (index.name, "undefined" if index.value is None else f"{index.value:.1f} {index.unit}")
-        for index in indices
+        (name, "undefined" if value is None else f"{value:.1f} {unit}")
+        for name, value, unit in indices
     ]
-    known = any(index.unit == "mL" for index in indices)
+    known = any(unit == "ml" for _, _, unit in indices)
     return _part("heart", " → ".join(captions), rows, proposed, known)

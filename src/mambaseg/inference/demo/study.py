@@ -17,7 +17,7 @@ from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume as StoredVolume
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Predictor, label_map
-from mambaseg.reporting.clinical import DENSITY, MYOCARDIUM, VENTRICLES, ejection_fraction
+from mambaseg.reporting.clinical import VENTRICLES, indices
 from mambaseg.reporting.views import grey
 
 ENDINGS = (*NIFTI, ".mha", *DICOM, *PICTURES)  # what is whole in one file
@@ -25,21 +25,13 @@ ENDINGS = (*NIFTI, ".mha", *DICOM, *PICTURES)  # what is whole in one file
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: the arrays are large
 class Segmented:
-    """An image with its labels.
+    """An image with its labels."""
 
-    Attributes:
-        name: what its owner called the file. Text for the page, never a path.
-        image: as read.
-        labels: (T, Z, H, W).
-        windows: of each frame the intensities that are drawn black and white.
-        label_map: the bytes that `src/predict.py` would write.
-    """
-
-    name: str
+    name: str  # what its owner called the file: text for the page, never a path
     image: StoredVolume
-    labels: npt.NDArray[np.uint8]
-    windows: list[tuple[float, float]]
-    label_map: bytes
+    labels: npt.NDArray[np.uint8]  # (T, Z, H, W)
+    windows: list[tuple[float, float]]  # of each frame the intensities drawn black and white
+    label_map: bytes  # that `src/predict.py` would write
 
     @property
     def label_map_name(self) -> str:
@@ -49,21 +41,13 @@ class Segmented:
 
 
 class Volume(NamedTuple):
-    """One volume to look at.
+    """One volume to look at."""
 
-    Attributes:
-        caption: which it is of several; empty for the only one.
-        image: (Z, H, W), on any scale.
-        labels: (Z, H, W).
-        spacing: mm (z, y, x), None when unknown.
-        window: the intensities that are drawn black and white.
-    """
-
-    caption: str
-    image: npt.NDArray[Any]
-    labels: npt.NDArray[np.uint8]
-    spacing: tuple[float, float, float] | None
-    window: tuple[float, float] = (0.0, 1.0)
+    caption: str  # which it is of several; empty for the only one
+    image: npt.NDArray[Any]  # (Z, H, W), on any scale
+    labels: npt.NDArray[np.uint8]  # (Z, H, W)
+    spacing: tuple[float, float, float] | None  # mm (z, y, x), None when unknown
+    window: tuple[float, float] = (0.0, 1.0)  # the intensities drawn black and white
 
     @property
     def voxel_ml(self) -> float | None:
@@ -73,14 +57,6 @@ class Volume(NamedTuple):
     def voxels(self, num_classes: int) -> list[int]:
         """Voxels of the classes 0..K-1."""
         return np.bincount(self.labels.ravel(), minlength=num_classes).tolist()
-
-
-class Index(NamedTuple):
-    """An index of the heart; the value is None where it is undefined."""
-
-    name: str
-    value: float | None
-    unit: str
 
 
 def segment_file(predictor: Predictor, path: Path) -> Segmented:
@@ -140,11 +116,13 @@ def phases(volumes: Sequence[Volume], class_names: Sequence[str]) -> tuple[int, 
     return int(np.argmax(sizes)), int(np.argmin(sizes))
 
 
-def heart_indices(ed: Volume, es: Volume, class_names: Sequence[str]) -> list[Index]:
-    """Volumes and ejection fraction of each ventricle, and the LV's mass.
+def heart_indices(
+    ed: Volume, es: Volume, class_names: Sequence[str]
+) -> list[tuple[str, float | None, str]]:
+    """Name, value and unit of each ventricle's volumes and ejection fraction, and the LV's mass.
 
-    Millilitres where both voxel sizes are known; else the ejection fraction alone, from voxel
-    counts on one grid.
+    Millilitres if both voxel sizes are known; else the ejection fraction alone, from voxel counts
+    on one grid. A value is None if it is undefined.
 
     Raises:
         UserError: the classes have no LV, or nothing can be said without a voxel size.
@@ -154,23 +132,18 @@ def heart_indices(ed: Volume, es: Volume, class_names: Sequence[str]) -> list[In
         raise UserError(
             f"no ejection fraction: the network's classes ({', '.join(names[1:])}) have no LV"
         )
-    known = ed.voxel_ml is not None and es.voxel_ml is not None
+    known = None not in (ed.voxel_ml, es.voxel_ml)
     if not known and ed.labels.shape != es.labels.shape:
         raise UserError(
             "no ejection fraction: a voxel size is unknown and the two images differ in shape"
         )
-    counts = [volume.voxels(len(names)) for volume in (ed, es)]
-    found = []
-    for name in VENTRICLES:
-        if name not in names:
-            continue
-        large, small = (float(count[names.index(name)]) for count in counts)
-        if ed.voxel_ml is not None and es.voxel_ml is not None:
-            large, small = large * ed.voxel_ml, small * es.voxel_ml
-            found += [Index(f"{name} EDV", large, "mL"), Index(f"{name} ESV", small, "mL"),
-                      Index(f"{name} SV", large - small, "mL")]  # fmt: skip
-        found.append(Index(f"{name} EF", ejection_fraction(large, small), "%"))
-    if MYOCARDIUM in names and ed.voxel_ml is not None:
-        mass = DENSITY * counts[0][names.index(MYOCARDIUM)] * ed.voxel_ml
-        found.append(Index("LV mass", mass, "g"))
-    return found
+    rows = []  # as in a cases.csv
+    for phase, volume in (("ED", ed), ("ES", es)):
+        for name, count in zip(names, volume.voxels(len(names)), strict=True):
+            size: dict[str, float] = {} if known else {"voxels": count}
+            if volume.voxel_ml is not None:
+                size["volume_ml"] = count * volume.voxel_ml
+            reference = {f"reference_{key}": value for key, value in size.items()}
+            about = {"patient": "", "class_name": name, "phase": phase}
+            rows.append({**about, **size, **reference})
+    return [(index.name, index.prediction, index.unit) for index in indices(rows)]
