@@ -6,6 +6,7 @@ layers (attention, the projections of a scan block) and the scan itself, which i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
@@ -98,7 +99,8 @@ def start_peak(device: torch.device) -> int | None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    _return_free_memory()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # gives freed memory back to the system
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the mark
         return _memory_status("VmRSS")
@@ -120,22 +122,9 @@ def peak(device: torch.device) -> int | None:
         return None
 
 
-def memory_in_use() -> int:
-    """The resident memory of this process now, in bytes (Linux)."""
-    return _memory_status("VmRSS")
-
-
 def _memory_status(key: str) -> int:
     """A line of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status does not tell {key}")
-
-
-def _return_free_memory() -> None:
-    """Lets the C library give freed memory back to the system, where it can."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # not glibc
-        return

@@ -22,14 +22,8 @@ def causal_conv1d(
 
     y[b, d, t] = bias[d] + Σ_w weight[d, w] x[b, d, t - (W - 1) + w], with x = 0 before the start.
 
-    Args:
-        x: Sequences, shape (B, D, L).
-        weight: Weights, the last for the present step, shape (D, W).
-        bias: Bias, shape (D,).
-        activation: "silu", or None for none.
-
-    Returns:
-        The sequences convolved, shape (B, D, L), in x's dtype.
+    The sequences x and y have the shape (B, D, L) and x's dtype; weight is (D, W), its last column
+    for the present step, and bias (D,). The activation is "silu" or None.
 
     Raises:
         ValueError: The activation is unknown.

@@ -69,21 +69,13 @@ def _from_chunks(chunks: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _Chunks(NamedTuple):
-    """What the recurrence takes.
+    """What the recurrence takes."""
 
-    Attributes:
-        delta: Step sizes Δ, positive, (T, K, D, R).
-        inflow: Δ u, (T, K, D, R).
-        B: Input weights, (T, K, N, R).
-        C: Output weights, (T, K, N, R).
-        A: Decay rates, (K, N, D).
-    """
-
-    delta: Tensor
-    inflow: Tensor
-    B: Tensor
-    C: Tensor
-    A: Tensor
+    delta: Tensor  # step sizes Δ, positive, (T, K, D, R)
+    inflow: Tensor  # Δ u, (T, K, D, R)
+    B: Tensor  # input weights, (T, K, N, R)
+    C: Tensor  # output weights, (T, K, N, R)
+    A: Tensor  # decay rates, (K, N, D)
 
 
 def _forward(inputs: _Chunks, batch: int) -> tuple[Tensor, Tensor]:

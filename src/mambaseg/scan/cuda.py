@@ -44,8 +44,7 @@ class Sizes(NamedTuple):
     warps: int
     unroll: int
     min_blocks: int
-    busy: int
-    """Warps that a sub-partition of the device should have: the sequence is split to get them."""
+    busy: int  # warps that a sub-partition should have: the sequence is split to get them
 
 
 FORWARD = Sizes(3, 2, 5, 2)
@@ -167,13 +166,9 @@ def _parts(states: int) -> int:
 
 
 def _segments(chunks: int, warps: int, busy: int, processors: int) -> tuple[int, int]:
-    """Segments of a sequence, and chunks of each.
+    """Segments of a sequence, and chunks of each, for `busy` warps per sub-partition.
 
-    Args:
-        chunks: Chunks of the sequence.
-        warps: Warps that one segment would have on the whole device.
-        busy: Warps per sub-partition that are wanted.
-        processors: Multiprocessors of the device, of four sub-partitions each.
+    One segment would have `warps` on the device; a processor has four sub-partitions.
     """
     wanted = SEGMENTS or min(round(busy * 4 * processors / warps), chunks // SEGMENT_CHUNKS)
     each = math.ceil(chunks / max(wanted, 1))

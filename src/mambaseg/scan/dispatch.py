@@ -135,14 +135,7 @@ def available_backends(device: torch.device | str) -> tuple[str, ...]:
 
 
 def choose_backend(name: str, device: torch.device | str) -> str:
-    """Resolve a backend name for a device: "auto" becomes the best one that can run.
-
-    Args:
-        name: "auto" or the name of a backend.
-        device: The device the tensors are on.
-
-    Returns:
-        The name of a backend that can run there.
+    """Resolve a backend name for a device: "auto" becomes the best one that can run there.
 
     Raises:
         UserError: The name is unknown, or the named backend cannot run; the message says why.
@@ -191,10 +184,8 @@ def obstacle(name: str, device_type: str) -> str | None:
     except Exception as error:  # what is installed badly fails in any way
         if backend.package is None:
             raise
-        problem = (
-            f"{backend.package} is installed but does not load ({type(error).__name__}: {error})"
-        )
-        return f"{problem}; {remedy}"
+        reason = f"{type(error).__name__}: {error}"
+        return f"{backend.package} is installed but does not load ({reason}); {remedy}"
     return None
 
 

@@ -24,13 +24,7 @@ from mambaseg.scan.operators import Inputs, make_forms, make_operator, sum_parts
 
 
 def _forward(inputs: Inputs, width: int, keep: bool) -> tuple[Tensor, Tensor]:
-    """Compute y, and the states that the backward starts its chunks from.
-
-    Args:
-        inputs: Float32, of any strides.
-        width: Width of the image whose positions L are, walked in four directions; 0: a sequence.
-        keep: Keep states for a backward; without, there are none.
-    """
+    """Compute y, and if they are to be kept the states that the backward starts its chunks from."""
     x, delta, A, B, C, _, _ = inputs
     y, checkpoints = _empty(inputs, width, keep)
     _use_torch_threads()

@@ -1,7 +1,7 @@
 """Kernels in CUDA C++, compiled when they are first needed by the compiler that torch brings.
 
 NVRTC is a library that comes with CUDA builds of torch, so neither CUDA's toolkit nor a C++
-compiler has to be installed. What it made is kept in a folder (see `cache_folder`), by source,
+compiler has to be installed. What it made is kept (see `compile_binary`), by source,
 sizes, architecture and compiler: a kernel is compiled once per machine.
 """
 
@@ -47,14 +47,8 @@ def launch(
 ) -> None:
     """Run a kernel on the current device and stream; compile it first if it is not yet there.
 
-    Args:
-        source: File with the kernels, declared `extern "C"`.
-        name: Which of them.
-        defines: What to compile the file with.
-        grid: Blocks in x, y and z.
-        threads: Threads per block.
-        shared: Bytes of dynamic shared memory per block.
-        arguments: The only argument of the kernel.
+    The file `source` declares it `extern "C"`, with `arguments` as the only argument. The grid is
+    blocks in x, y and z; `threads` and `shared`, dynamic memory in bytes, are per block.
     """
     device = torch.cuda.current_device()
     function = _function(source, name, defines, device, shared)
@@ -108,7 +102,9 @@ def compile_binary(source: Path, defines: Defines, architecture: str) -> bytes:
     options = [f"--gpu-architecture={architecture}", "--std=c++17"]
     options += [f"-D{name}={value}" for name, value in defines]
     key = hashlib.sha256(repr((text, options, _version())).encode()).hexdigest()
-    kept = cache_folder() / f"{source.stem}-{key[:32]}.cubin"
+    # $XDG_CACHE_HOME/mambaseg, by default ~/.cache/mambaseg
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mambaseg"
+    kept = cache / f"{source.stem}-{key[:32]}.cubin"
     try:
         return kept.read_bytes()
     except OSError:
@@ -120,12 +116,6 @@ def compile_binary(source: Path, defines: Defines, architecture: str) -> bytes:
             file.write(binary)
         os.replace(file.name, kept)  # noqa: PTH105 - whole or not at all
     return binary
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/mambaseg, by default ~/.cache/mambaseg."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "mambaseg"
 
 
 def _compile(text: bytes, name: str, options: list[str]) -> bytes:

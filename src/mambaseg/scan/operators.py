@@ -14,29 +14,15 @@ from mambaseg.scan import cross
 
 
 class Inputs(NamedTuple):
-    """The inputs of a fused scan, positions before channels.
+    """The inputs of a fused scan, positions before channels."""
 
-    Attributes:
-        x: Input, (B, L, G, D).
-        delta: Raw step sizes, (B, L, K, D).
-        A: Decay rates, (K, D, N); on a GPU A log2(e), (K, N, D): see `for_gpu`.
-        B: Input weights, (B, L, K, N).
-        C: Output weights, (B, L, K, N).
-        D: Skip weights, (K, D).
-        delta_bias: Bias of delta, (K, D).
-    """
-
-    x: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    delta_bias: Tensor
-
-
-def _alike(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t) for t in inputs)
+    x: Tensor  # input, (B, L, G, D)
+    delta: Tensor  # raw step sizes, (B, L, K, D)
+    A: Tensor  # decay rates, (K, D, N); on a GPU A log2(e), (K, N, D): see `for_gpu`
+    B: Tensor  # input weights, (B, L, K, N)
+    C: Tensor  # output weights, (B, L, K, N)
+    D: Tensor  # skip weights, (K, D)
+    delta_bias: Tensor  # (K, D)
 
 
 def make_operator(
@@ -45,7 +31,7 @@ def make_operator(
     backward: Callable[..., Sequence[Tensor]],
     empty: Callable[..., tuple[Tensor, Tensor]],
     *,
-    empty_gradients: Callable[[Any], Sequence[Tensor]] = _alike,
+    empty_gradients: Callable[[Any], Sequence[Tensor]] | None = None,
     kind: Any = Inputs,
     options: str = ", SymInt width",
 ) -> Callable[..., Any]:
@@ -64,6 +50,7 @@ def make_operator(
         The operator, called as `(*inputs, *options) -> (y, kept)`.
     """
     count = len(kind._fields)
+    alike = empty_gradients or (lambda inputs: tuple(map(torch.empty_like, inputs)))
     tensors = ", ".join(f"Tensor {field}" for field in kind._fields)
     gradients = ", ".join(["Tensor"] * count)
 
@@ -98,7 +85,7 @@ def make_operator(
         schema=f"(Tensor d_y, {tensors}, Tensor kept{options}) -> ({gradients})",
     )
     scan.register_fake(lambda *values: empty(kind(*values[:count]), *values[count:]))
-    gradient.register_fake(lambda d_y, *values: tuple(empty_gradients(kind(*values[:count]))))
+    gradient.register_fake(lambda d_y, *values: tuple(alike(kind(*values[:count]))))
     scan.register_autograd(differentiate, setup_context=save_for_backward)
     return scan
 
@@ -152,9 +139,7 @@ def make_forms(
 def for_gpu(inputs: Inputs, lay_out: Callable[[Tensor], Tensor]) -> Inputs:
     """Inputs in float32 or bfloat16, parameters in float32 and contiguous, A log2(e) as (K, N, D).
 
-    Args:
-        inputs: In any dtypes.
-        lay_out: Gives x, delta, B and C the strides that the kernels read.
+    `lay_out` gives x, delta, B and C the strides that the kernels read.
     """
     x, delta, B, C = (
         lay_out(t if t.dtype == torch.bfloat16 else t.float())

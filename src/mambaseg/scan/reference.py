@@ -42,19 +42,9 @@ def selective_scan(
     linear in L in the backward too: tensors are taken apart by `split` and `unbind`, whose gradient
     is one concatenation, never by an index, whose gradient is a full tensor of zeros per step.
 
-    Args:
-        u: Input, shape (B, K, D, L).
-        delta: Step sizes before bias and softplus, shape (B, K, D, L).
-        A: Decay rates, negative, shape (K, D, N).
-        B: Input weights, shape (B, K, N, L).
-        C: Output weights, shape (B, K, N, L).
-        D: Skip weights, shape (K, D).
-        delta_bias: Bias of delta, shape (K, D).
-        recompute: Keep one state per `STEPS_PER_CHECKPOINT` for the backward and recompute the
-            others. False keeps them all: half the time, and gigabytes for a map of 56 x 56.
-
-    Returns:
-        The output sequences, shape (B, K, D, L), in u's dtype.
+    `dispatch.selective_scan` has the arguments and the result. With `recompute`, one state per
+    `STEPS_PER_CHECKPOINT` is kept for the backward, which recomputes the others; without, all are
+    kept: half the time, and gigabytes for a map of 56 x 56.
     """
     out_dtype = u.dtype
     state_dtype = torch.promote_types(u.dtype, torch.float32)
