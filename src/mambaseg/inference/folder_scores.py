@@ -37,19 +37,12 @@ log = logging.getLogger(__name__)
 
 
 class Pair(NamedTuple):
-    """A prediction and its reference.
+    """A prediction and its reference."""
 
-    Attributes:
-        id: the prediction's place in its folder, without an ending.
-        prediction: file.
-        reference: file.
-        group: unknown.
-    """
-
-    id: str
+    id: str  # the prediction's place in its folder, without an ending
     prediction: Path
     reference: Path
-    group: str | None = None
+    group: str | None = None  # unknown
 
     @property
     def patient(self) -> str:
@@ -197,17 +190,10 @@ def score_folders(
     The run folder's model is the folder of the predictions, and its data the one of the
     references. The same files under the same convention are scored once.
 
-    Args:
-        predictions: folder of label maps: NIfTI (of a cine every frame is a case) or pictures.
-        references: the same.
-        class_names: of the classes 0..K-1; None: as the files beside the predictions say.
-        evaluation: `empty`, `tolerance_mm`, `keep_largest`, `allow_seen` (conf/config.yaml).
-        outputs: folder of the run folders.
-        metrics: beside the built-in ones.
-        rerun: whether to score again.
-
-    Returns:
-        The run folder and the configuration that it has.
+    Both folders hold NIfTI files (of a cine every frame is a case) or pictures. `evaluation` has
+    `empty`, `tolerance_mm`, `keep_largest` and `allow_seen`, as conf/config.yaml; without
+    `class_names` the files beside the predictions tell them. It returns the run folder, below
+    `outputs`, and its configuration.
 
     Raises:
         UserError: a file has no partner, cannot be read, holds other labels, or lies elsewhere; or
@@ -217,12 +203,10 @@ def score_folders(
     names = class_names_of(pairs, class_names)
     seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
     title, model = references.resolve().name, predictions.resolve().name
+    files = digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs])
     config: dict[str, Any] = {
         "seed": 0,
-        "model": {
-            "name": model,
-            "files": digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs]),
-        },
+        "model": {"name": model, "files": files},
         "data": {
             "name": slug(title) or "references",
             "title": title,
@@ -243,13 +227,11 @@ def score_folders(
         return folder, config
     scores = _scores(pairs, names, config["evaluation"], metrics)
     split = {"name": "all files", "hash": digest_of([pair.id for pair in pairs])[:12], "note": note}
-    header = {
-        "data": title,
-        "model": model,
-        "split": split,
-        "seen": {**seen, "cases": _frames(seen["cases"], scores)},
-        "checkpoint": None,
-    }
+    # of a cine that was seen, all frames that were scored were
+    cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
+    found = {case: seen["cases"].get(case, seen["cases"].get(cine)) for case, cine in cases.items()}
+    seen["cases"] = {case: how for case, how in found.items() if how}
+    header = {"data": title, "model": model, "split": split, "seen": seen, "checkpoint": None}
     lock = RunLock(folder.path)
     lock.acquire()
     try:
@@ -269,16 +251,6 @@ def score_folders(
     finally:
         lock.release()
     return folder, config
-
-
-def _frames(found: Mapping[str, str], scores: CaseScores) -> dict[str, str]:
-    """The same of the cases that were scored: of a cine every frame."""
-    cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
-    return {
-        case: found[key]
-        for case, cine in cases.items()
-        if (key := case if case in found else cine) in found
-    }
 
 
 def _scores(
@@ -301,7 +273,10 @@ def _scores(
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))
         expected = _labels(pair.reference, reference, len(names))
-        for case, one, other in zip(_cases(pair, len(labels)), labels, expected, strict=True):
+        # a volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them
+        digits = max(2, len(str(len(labels))))
+        for t, (one, other) in enumerate(zip(labels, expected, strict=True), 1):
+            case = pair if len(labels) == 1 else pair._replace(id=f"{pair.id}_frame{t:0{digits}d}")
             if case.id in seen:
                 raise UserError(f"{pair.prediction}: there are two cases of the name {case.id}")
             seen.add(case.id)
@@ -309,14 +284,6 @@ def _scores(
                 one = keep_largest_component(one, len(names))
             scores.update(case, *map(torch.from_numpy, (one, other)), spacing=reference.spacing)
     return scores
-
-
-def _cases(pair: Pair, frames: int) -> list[Pair]:
-    """A volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them."""
-    if frames == 1:
-        return [pair]
-    digits = max(2, len(str(frames)))
-    return [pair._replace(id=f"{pair.id}_frame{t:0{digits}d}") for t in range(1, frames + 1)]
 
 
 def _labels(path: Path, read: Volume, num_classes: int) -> npt.NDArray[np.uint8]:
@@ -329,17 +296,12 @@ def _labels(path: Path, read: Volume, num_classes: int) -> npt.NDArray[np.uint8]
 
 def _require_same_grid(pair: Pair, prediction: Volume, reference: Volume) -> None:
     """Raise `UserError` unless both lie on one grid; a header never filled in says no place."""
-    if prediction.image.shape != reference.image.shape:
-        theirs, ours = (f"the shape {read.image.shape}" for read in (prediction, reference))
-    elif (
-        prediction.spacing is None
-        or reference.spacing is None
-        or prediction.affine is None
-        or reference.affine is None
-    ):
-        return
-    else:
-        one, other = affines = [np.array(read.affine) for read in (prediction, reference)]
+    both = prediction, reference
+    theirs, ours = (f"the shape {read.image.shape}" for read in both)
+    if theirs == ours:
+        if any(read.spacing is None or read.affine is None for read in both):
+            return
+        one, other = affines = [np.array(read.affine) for read in both]
         if np.allclose(one, other, rtol=0, atol=_TOLERANCE):
             return
         theirs, ours = (f"the affine {affine.round(3).tolist()}" for affine in affines)

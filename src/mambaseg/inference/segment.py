@@ -98,29 +98,18 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 class Member(NamedTuple):
-    """One network of an ensemble.
+    """One network of an ensemble."""
 
-    Attributes:
-        network: (B, C, S, S) -> logits (B, K, S, S).
-        preprocessing: the one that it was trained with.
-        views: name in `VIEWS` of those in which it sees every slice.
-    """
-
-    network: nn.Module
-    preprocessing: Preprocessing
-    views: str = "none"
+    network: nn.Module  # (B, C, S, S) -> logits (B, K, S, S)
+    preprocessing: Preprocessing  # that it was trained with
+    views: str = "none"  # name in `VIEWS` of those in which it sees every slice
 
 
 class Segmentation(NamedTuple):
-    """What networks say about one volume.
+    """What networks say about one volume."""
 
-    Attributes:
-        labels: (Z, H, W) uint8 at native resolution, on the networks' device.
-        probabilities: (Z, K, H, W) uint8 on the CPU, 255 is 1; None unless asked for.
-    """
-
-    labels: Tensor
-    probabilities: Tensor | None
+    labels: Tensor  # (Z, H, W) uint8 at native resolution, on the networks' device
+    probabilities: Tensor | None  # (Z, K, H, W) uint8 on the CPU, 255 is 1; None unless asked for
 
 
 def predict_case(
@@ -131,18 +120,7 @@ def predict_case(
     spacing: tuple[float, float, float] | None = None,
     batch_size: int = 24,
 ) -> Tensor:
-    """Segment one case with one network: the labels that `segment` gives.
-
-    Args:
-        network: (B, C, S, S) -> logits (B, K, S, S). Its training mode is left as found.
-        image: (Z, C, H, W) float32, intensity-scaled, native resolution, on any device.
-        preprocessing: the one the network was trained with.
-        spacing: voxel size in mm (z, y, x), None where it is unknown.
-        batch_size: slices (or windows on them) per forward pass.
-
-    Returns:
-        Labels (Z, H, W) uint8 at native resolution, on the network's device.
-    """
+    """The labels that `segment` gives of one image (Z, C, H, W) and one network in one view."""
     members = [Member(network, preprocessing)]
     return segment(members, [image], spacing=spacing, batch_size=batch_size).labels
 
@@ -198,16 +176,14 @@ def segment(
             total: Tensor | float = 0.0
             for member, image in zip(members, images, strict=True):
                 preprocessing, seen = member.preprocessing, _sides(image)
-                slices = image[start : start + count]
-                views = VIEWS[member.views]
-                for logits in _logits(member, slices, pixel, views, batch_size):
+                share = len(members) * len(VIEWS[member.views])
+                for logits in _logits(member, image[start : start + count], pixel, batch_size):
+                    back = (logits, shape, pixel)
                     if decided:
-                        labels.append(
-                            preprocessing.labels_to_native(logits, shape, pixel, seen=seen)
-                        )
+                        labels.append(preprocessing.labels_to_native(*back, seen=seen))
                     if probabilities or not decided:
-                        native = preprocessing.logits_to_native(logits, shape, pixel, seen=seen)
-                        total = total + native.softmax(dim=1) / (len(members) * len(views))
+                        native = preprocessing.logits_to_native(*back, seen=seen)
+                        total = total + native.softmax(dim=1) / share
             if isinstance(total, Tensor):
                 if not decided:
                     labels.append(total.argmax(dim=1).to(torch.uint8))
@@ -235,17 +211,13 @@ def _windows(preprocessing: Preprocessing, shape: tuple[int, int], pixel: Pixel 
 
 
 def _logits(
-    member: Member,
-    slices: Tensor,
-    pixel: Pixel | None,
-    views: Sequence[tuple[int, bool]],
-    batch_size: int,
+    member: Member, slices: Tensor, pixel: Pixel | None, batch_size: int
 ) -> Iterator[Tensor]:
     """Logits (B, K, ...) in float32 of native slices (B, C, H, W), one per view, turned back."""
     parameter = next(member.network.parameters(), None)
     like = slices if parameter is None else parameter
     grid = member.preprocessing.to_grid(slices.to(like.device), pixel).to(like.dtype)
-    for turns, mirrored in views:
+    for turns, mirrored in VIEWS[member.views]:
         seen = (grid.flip(-1) if mirrored else grid).rot90(turns, (-2, -1))
         logits = _through_windows(member, seen, batch_size).rot90(-turns, (-2, -1))
         yield logits.flip(-1) if mirrored else logits
@@ -273,12 +245,8 @@ def keep_largest_component(labels: Labels, num_classes: int) -> Labels:
     Voxels are connected through their six faces. Of equally large components the first in raster
     order stays. Holes are not filled.
 
-    Args:
-        labels: (Z, H, W) uint8, an array or a tensor on any device; left unchanged.
-        num_classes: K; classes 1..K-1 are looked at.
-
-    Returns:
-        A new volume of the same kind, shape, dtype and device.
+    Labels are (Z, H, W) uint8, an array or a tensor on any device, and left unchanged; the new
+    volume is of the same kind, shape, dtype and device. Class 0 is not looked at.
     """
     if isinstance(labels, Tensor):
         kept = keep_largest_component(labels.cpu().numpy(), num_classes)
