@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from medpy.metric import binary as medpy
 
 from mambaseg.errors import UserError
-from mambaseg.evaluation.metrics import BUILT_IN, confusion_matrix, score_case
+from mambaseg.evaluation.metrics import BUILT_IN, _confusion_matrix, score_case
 from mambaseg.evaluation.summary import summarise
 
 ORACLE = {
@@ -315,7 +315,7 @@ def test_no_real_distance_is_larger_than_the_penalty(pair, spacing):
 
 def test_confusion_matrix_has_references_in_rows_and_predictions_in_columns():
     prediction, reference = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 0, 1, 1, 2, 2])
-    assert confusion_matrix(prediction, reference, 3).tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 2]]
+    assert _confusion_matrix(prediction, reference, 3).tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 2]]
 
 
 @pytest.mark.parametrize("place", [0, 1])

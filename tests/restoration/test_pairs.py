@@ -136,7 +136,7 @@ def damaged(kind, root):
     [
         ("partner", "2_1_0.9.png: its clear image clear/2 is missing. Put it there"),
         ("size", r"2_1_0.9.png: 20 × 24 pixels, but .*2.png has 20 × 25. Crop or resize"),
-        ("grey", r"2_1_0.9.png: is a grey image \(mode L\).*Convert it"),
+        ("grey", r"2_1_0.9.png: is no RGB image \(mode L\).*Convert it"),
         ("alpha", r"2_1_0.9.png: is no RGB image \(mode RGBA\)"),
         ("text", "2_1_0.9.png: cannot be read as an image .*get the file again"),
         ("empty file", "2_1_0.9.png: the file is empty"),

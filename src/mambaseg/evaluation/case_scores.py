@@ -77,14 +77,7 @@ class CaseRows(Metric):
 class CaseScores(CaseRows):
     """Scores whole cases as they come and summarises them at the end, over all ranks.
 
-    Args:
-        class_names: name of class 0 (background), 1, ..., K-1.
-        policy: what empty masks score (`mambaseg.evaluation.metrics` has the table).
-        tolerance_mm: tolerance of ``nsd_mm``.
-        tolerance_vox: tolerance of ``nsd_vox``.
-        surface: False leaves the surface columns out.
-        distances: unit in which distances are shown; None: mm where every case's spacing is known.
-        more: metrics beside the built-in ones.
+    `score_case` and `summarise` describe the arguments.
     """
 
     def __init__(
@@ -116,13 +109,7 @@ class CaseScores(CaseRows):
         *,
         spacing: Spacing | None = None,
     ) -> None:
-        """Score one case.
-
-        Args:
-            case: its identity.
-            prediction: labels (Z, H, W) at native resolution, on any device.
-            reference: labels (Z, H, W).
-            spacing: voxel size (z, y, x) in mm, None when unknown.
+        """Score labels (Z, H, W) at native resolution, on any device; spacing (z, y, x) in mm.
 
         Raises:
             UserError: shapes differ or a label is out of range; the message names the case.

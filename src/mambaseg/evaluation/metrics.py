@@ -92,15 +92,10 @@ class Metric:
         reference: npt.NDArray[np.bool_],
         spacing: Spacing | None,
     ) -> float | None:
-        """The score of one class in one case.
+        """The score of one class in one case, None if it is undefined.
 
-        Args:
-            prediction: mask (Z, H, W) at native resolution.
-            reference: mask of the same shape.
-            spacing: voxel size (z, y, x) in mm, None where it is unknown.
-
-        Returns:
-            None where the score is undefined.
+        Masks are (Z, H, W) at native resolution; spacing is the voxel size (z, y, x) in mm, None
+        if it is unknown.
         """
         raise NotImplementedError(f"{type(self).__name__} does not measure masks")
 
@@ -172,14 +167,10 @@ EMPTY: dict[str, dict[str, Empty]] = {
 }
 
 
-def confusion_matrix(
+def _confusion_matrix(
     prediction: npt.NDArray[Any], reference: npt.NDArray[Any], num_classes: int
 ) -> npt.NDArray[np.int64]:
-    """Voxel counts (K, K): row = reference class, column = predicted class.
-
-    Raises:
-        UserError: shapes differ, or a label is not in 0..K-1.
-    """
+    """Voxel counts (K, K): row = reference class, column = predicted class."""
     if prediction.shape != reference.shape:
         raise UserError(
             f"Prediction and reference differ in shape: {prediction.shape} and {reference.shape}. "
@@ -233,7 +224,7 @@ def score_case(
         names = ", ".join(EMPTY)
         raise UserError(f"There is no policy {policy!r} for empty masks; choose one of {names}.")
     predicted, expected = np.asarray(prediction), np.asarray(reference)
-    counts = confusion_matrix(predicted, expected, num_classes)
+    counts = _confusion_matrix(predicted, expected, num_classes)
     scales = [Scale("vox", (1.0, 1.0, 1.0), tolerance_vox)]
     if spacing is not None:
         scales.append(Scale("mm", spacing, tolerance_mm))

@@ -36,9 +36,8 @@ def summarise(
 
     Args:
         rows: of `score_case`, of any number of cases, all under one convention.
-        class_names: name of class 0, 1, ..., K-1; class 0 is the background.
-        distances: unit in which distances are to be shown; None: mm where every case's spacing is
-            known.
+        class_names: name of class 0 (background), 1, ..., K-1.
+        distances: unit in which to show distances; None: mm if every case's spacing is known.
         more: metrics beside the built-in ones.
 
     Returns:

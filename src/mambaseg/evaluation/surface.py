@@ -52,11 +52,8 @@ def border(mask: Mask) -> Mask:
     return mask & ~inside
 
 
-def box_around(mask: Mask, margin: Sequence[int]) -> tuple[slice, ...]:
-    """The smallest box around a mask that has at least one voxel.
-
-    It is wider by `margin` voxels per axis, on both sides, as far as the volume goes.
-    """
+def _box_around(mask: Mask, margin: Sequence[int]) -> tuple[slice, ...]:
+    """The smallest box around a mask, wider by `margin` voxels per axis as far as there are any."""
     box = []
     for axis, extra in enumerate(margin):
         others = tuple(other for other in range(mask.ndim) if other != axis)
@@ -66,7 +63,7 @@ def box_around(mask: Mask, margin: Sequence[int]) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def nearest_distances(start: Mask, goal: Mask, spacing: Spacing) -> Distances:
+def _nearest_distances(start: Mask, goal: Mask, spacing: Spacing) -> Distances:
     """Distance from each voxel of `start`, in raster order, to the nearest voxel of `goal`.
 
     Exact, yet only where the two differ is anything computed: the transform runs on the box around
@@ -86,7 +83,7 @@ def nearest_distances(start: Mask, goal: Mask, spacing: Spacing) -> Distances:
     reach = FIRST_REACH * min(spacing)
     while True:
         margin = np.minimum(np.ceil(reach / np.asarray(spacing)), start.shape).astype(int)
-        box = box_around(apart, margin.tolist())
+        box = _box_around(apart, margin.tolist())
         if not goal[box].any():  # the transform needs one
             reach = np.inf  # the box becomes the whole volume
             continue
@@ -119,23 +116,17 @@ def _distances_at(chosen: Mask, nearest: npt.NDArray[np.int32], spacing: Spacing
 def surface_distances(
     prediction: Mask, reference: Mask, spacings: Sequence[Spacing]
 ) -> list[SurfaceDistances]:
-    """Distances between two borders, once per spacing.
+    """Distances between the borders of two masks (Z, H, W), in the unit of each spacing (z, y, x).
 
-    Args:
-        prediction: mask (Z, H, W) with at least one voxel.
-        reference: mask of the same shape with at least one voxel.
-        spacings: voxel sizes (z, y, x); ``(1, 1, 1)`` measures in voxels.
-
-    Returns:
-        One `SurfaceDistances` per spacing, in the spacing's unit.
+    Each mask has at least one voxel; the spacing ``(1, 1, 1)`` measures in voxels.
     """
     # Beyond this box is outside of both masks, so cutting it out changes no border.
-    box = box_around(prediction | reference, margin=(0, 0, 0))
+    box = _box_around(prediction | reference, margin=(0, 0, 0))
     predicted, expected = border(prediction[box]), border(reference[box])
     return [
         SurfaceDistances(
-            to_reference=nearest_distances(predicted, expected, spacing),
-            to_prediction=nearest_distances(expected, predicted, spacing),
+            to_reference=_nearest_distances(predicted, expected, spacing),
+            to_prediction=_nearest_distances(expected, predicted, spacing),
         )
         for spacing in spacings
     ]
@@ -144,9 +135,7 @@ def surface_distances(
 def surface_scores(distances: SurfaceDistances, tolerance: float) -> dict[str, float]:
     """``hd95``, ``hd``, ``asd``, ``assd`` in the unit of `distances`, and ``nsd`` in [0, 1].
 
-    Args:
-        distances: of two masks that are not empty.
-        tolerance: largest distance at which surfaces count as agreeing, in the same unit.
+    Surfaces agree up to the tolerance, in the same unit.
     """
     pooled = np.concatenate(distances)
     return {

@@ -38,13 +38,12 @@ class RestorationDataModule(StepDataModule):
     Scenes, not images, are split: all hazy images of a scene are in one part.
 
     Args:
-        root: Folder of the pairs, see `mambaseg.restoration.pairs`.
-        prepare: Makes the data set in `root` on first use; None where it is just there.
-        split_seed: Seed of a random split; the run's seed does not change what is tested.
-        class_names: Of the output's channels.
-        num_classes: Channels of the output; the images have 3.
-        cache_dir: Not used: images are decoded as they are needed.
-        **options: See `StepDataModule`; `size` is the side of the crops.
+        root: folder of the pairs, see `mambaseg.restoration.pairs`.
+        class_names: of the output's `num_classes` channels, which are 3.
+        prepare: makes the data set in `root` on first use.
+        split_seed: of a random split; the run's seed does not change what is tested.
+        cache_dir: not used: images are decoded as they are needed.
+        **options: see `StepDataModule`; `size` is the side of the crops.
     """
 
     tasks: ClassVar[Mapping[str, str]] = {
@@ -91,7 +90,7 @@ class RestorationDataModule(StepDataModule):
         if self._prepare is not None:
             self._prepare(self.root)
         found, pairs = find_pairs(self.root), {}
-        self.split = split_scenes(found, seed=self._split_seed, root=self.root)
+        self.split = _split(found, seed=self._split_seed, root=self.root)
         for part in PARTS:
             scenes = set(getattr(self.split, part))
             pairs[part] = [pair for pair in found if pair.scene in scenes]
@@ -131,14 +130,14 @@ class RestorationDataModule(StepDataModule):
 
     def evaluation_data(self, part: str) -> Dataset[Any]:
         """Return the whole images of a part."""
-        return PairDataset(self.pairs[part])
+        return _Pairs(self.pairs[part])
 
     def transferred(self, batch: Batch) -> Sequence[str]:
         """Name both images: they are compared on the device."""
         return "image", "clear"
 
 
-class PairDataset(Dataset[Batch]):
+class _Pairs(Dataset[Batch]):
     """Whole pairs: `case` (the `Pair`), `image` and `clear` (1, 3, H, W) float32 in [0, 1]."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -152,15 +151,11 @@ class PairDataset(Dataset[Batch]):
         return {"case": self.pairs[index], "image": image[None], "clear": clear[None]}
 
 
-class CropDataset(PairDataset):
+class CropDataset(_Pairs):
     """Random crops of pairs, asked for by a `Draw`: `image` and `clear` (3, S, S) and its place.
 
     The crop and a left-right flip (half of the samples) are functions of (seed, step, position).
-
-    Args:
-        pairs: At least `size` pixels high and wide.
-        size: Side S of the crops.
-        seed: Seed of the run.
+    The pairs are at least S = `size` pixels high and wide.
     """
 
     def __init__(self, pairs: Sequence[Pair], *, size: int, seed: int) -> None:
@@ -189,23 +184,16 @@ def _tensor(image: NDArray[np.uint8]) -> Tensor:
 def _stacked(items: Sequence[Batch]) -> Batch:
     """A training batch of the items of one (part of a) step; by NumPy alone."""
     steps, positions = zip(*(item["place"] for item in items), strict=True)
-    image, clear = (
-        torch.from_numpy(np.stack([item[key].numpy() for item in items]))
+    batch: Batch = {
+        key: torch.from_numpy(np.stack([item[key].numpy() for item in items]))
         for key in ("image", "clear")
-    )
-    cases = [item["case"] for item in items]
-    place = {"step": steps[0], "position": torch.tensor(positions)}
-    return {"image": image, "clear": clear, "case": cases, **place}
+    }
+    batch |= {"case": [item["case"] for item in items], "step": steps[0]}
+    return {**batch, "position": torch.tensor(positions)}
 
 
-def split_scenes(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
-    """The split that the folders give, or a random one of the scenes; `root` is for messages.
-
-    By `seed` the whole split is drawn, or the validation scenes out of `train/`.
-
-    Raises:
-        UserError: too few scenes.
-    """
+def _split(pairs: Sequence[Pair], *, seed: int, root: Path) -> Split:
+    """The split that the folders give, or one of the scenes drawn by `seed`, in part or whole."""
     scenes = {part: sorted({p.scene for p in pairs if p.part == part}) for part in ("", *PARTS)}
     loose, train, val, test = scenes.values()
     drawn = train if not (loose or val) else loose

@@ -32,20 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """A degraded image and its clear one; holds paths, no pixels.
+    """A degraded image and its clear one; holds paths, no pixels."""
 
-    Attributes:
-        id: unique: the degraded file's name without its suffix, after its part where there is one.
-        scene: what both show; splits keep a scene together.
-        part: `train`, `val`, `test`, or empty where no folder names it.
-        image_path: the degraded image.
-        clear_path: the clear one.
-    """
-
-    id: str
-    scene: str
-    part: str
-    image_path: Path
+    id: str  # unique: the degraded file's name without its suffix, after its part if it has one
+    scene: str  # what both show; splits keep a scene together
+    part: str  # `train`, `val`, `test`, or empty if no folder names it
+    image_path: Path  # degraded
     clear_path: Path
 
     def sources(self) -> tuple[Path, ...]:
@@ -118,11 +110,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 
 def check_pair(pair: Pair, *, smallest: int) -> None:
-    """Compare the heads of both files, without decoding them.
-
-    Args:
-        pair: which.
-        smallest: least height and width, pixels.
+    """Compare the heads of both files, without decoding them; `smallest` side in pixels.
 
     Raises:
         UserError: a file cannot be read, is not RGB or too small, or the two differ in size.
@@ -133,8 +121,7 @@ def check_pair(pair: Pair, *, smallest: int) -> None:
         with _opened(path) as image:
             mode, size = image.mode, (image.height, image.width)
         if mode != "RGB":
-            kind = "a grey" if mode in ("1", "L", "LA", "F", "I", "I;16") else "no RGB"
-            problem = f"is {kind} image (mode {mode}); red, green and blue are needed"
+            problem = f"is no RGB image (mode {mode}); red, green and blue are needed"
             remedy = "Convert it, such as with Pillow: Image.open(file).convert('RGB').save(file)"
             raise DataError(problem, path, remedy)
         sizes.append(size)

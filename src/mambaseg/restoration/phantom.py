@@ -95,14 +95,9 @@ def write_haze_phantom(
 ) -> Path:
     """Write the data set, or return at once when it is there already.
 
-    Scene k depends on seed, sizes and k only: a larger data set begins with the smaller one.
-
-    Args:
-        root: folder to write, which is returned; its parents are made.
-        scenes: how many, 3 to 9999; each is seen through three kinds of haze.
-        seed: of everything drawn.
-        height: of the images, pixels.
-        width: likewise.
+    There are 3 to 9999 scenes, each seen through three kinds of haze; height and width are in
+    pixels. Scene k depends on seed, sizes and k only: a larger data set begins with the smaller
+    one. It returns `root`, whose parents are made.
 
     Raises:
         UserError: `root` holds something else, or cannot be written.
@@ -117,23 +112,22 @@ def write_haze_phantom(
         "scenes": scenes, "seed": seed, "height": height, "width": width,
     }  # fmt: skip
 
+    def save(path: Path, image: Array) -> None:
+        from PIL import Image
+
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.round(255 * image).astype(np.uint8)).save(path)
+
     def write(work: Path) -> None:
         for number in range(1, scenes + 1):
             rng = np.random.default_rng([seed, number])
             clear, depth = draw_scene(rng, height, width)
-            _save(work / "clear" / f"{number:04d}.png", clear)
+            save(work / "clear" / f"{number:04d}.png", clear)
             for variant in range(1, VARIANTS + 1):
                 beta, airlight = round(rng.uniform(*BETA), 2), rng.uniform(*AIRLIGHT)
                 hazy = add_haze(clear, transmission(depth, beta), airlight)
-                _save(work / "hazy" / f"{number:04d}_{variant}_{beta:.2f}.png", hazy)
+                save(work / "hazy" / f"{number:04d}_{variant}_{beta:.2f}.png", hazy)
 
     return write_once(
         Path(root), parameters, write=write, note=_NOTE, manifest=MANIFEST, what=f"{scenes} scenes"
     )
-
-
-def _save(path: Path, image: Array) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.round(255 * image).astype(np.uint8)).save(path)

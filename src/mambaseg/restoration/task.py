@@ -16,13 +16,9 @@ from mambaseg.training.task import Task
 class RestorationTask(Task):
     """Trains a network to give the clear image of a degraded one.
 
-    With `model.residual=true` (`AnySize`) the network predicts what is to be added to the image.
-
-    Args:
-        network: image (B, 3, H, W) in [0, 1] -> restored image (B, 3, H, W).
-        loss: (restored, clear) -> scalar; the restored image is not clipped.
-        *common: see `Task`; nothing of `evaluation` applies.
-        **named: likewise.
+    The network takes an image (B, 3, H, W) in [0, 1] and gives the restored one, or with
+    `model.residual=true` (`AnySize`) what is to be added to the image. The loss is that of
+    (restored, clear); the restored image is not clipped. Nothing of `evaluation` applies.
     """
 
     monitor: ClassVar[str] = "val/psnr"
