@@ -327,7 +327,7 @@ MISTAKES = [
 ]  # fmt: skip
 ONLY_A_TARGET_KNOWS = [
     (["train", "-m", "data=phantom", "model.embed_dim=96,abc"], "model.embed_dim=abc"),
-    (["train", "-m", "data=phantom,haze", "+data.fold=1"], "there is no data.fold"),
+    (["train", "-m", "data=phantom,haze", "++data.fold=1"], "there is no data.fold"),
     (["train", "trainer.max_time=00:01:00:00"], "add it with +trainer.max_time=..."),
     (["benchmark", "scan", "sizee=3"], "there is no sizee"),
 ]  # fmt: skip

@@ -62,7 +62,8 @@ def test_wandb_goes_offline_when_the_server_does_not_answer(tmp_path, monkeypatc
 def test_wandb_gets_overlays_with_masks_and_the_table_of_cases(tmp_path):
     logger = wandb_logger(save_dir=tmp_path, name="x", mode="offline")
     maps = {name: np.ones((1, 20, 24), np.uint8) for name in ("truth", "prediction")}
-    kept = {"middle": {"image": np.zeros((1, 20, 24), np.float32), **maps}}
+    slices = {"image": np.zeros((1, 20, 24), np.float32), "slices": np.array([0]), **maps}
+    kept = {"overlay": slices, "aspect": 1.0}
     media = SegmentationViews(("background", "heart")).media(kept)
     results = {
         "rows": [{"case": "patient001_ED", "dice": 0.5}],

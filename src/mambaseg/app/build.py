@@ -28,11 +28,7 @@ _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
 
 
 def build(cfg: DictConfig) -> Run:
-    """Builds a run: settled, with its data loaded; network and trainer follow when it is entered.
-
-    Raises:
-        UserError: anything the user can mend: data, weights, devices, values.
-    """
+    """Builds a run, settled and with its data; network and trainer follow when it is entered."""
     _silence_libraries()
     from mambaseg.training.run import Run
 
@@ -120,11 +116,16 @@ class Assembly:
 
     def _filled_in(self, logger: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
         """What a logger's config leaves to the run (null or ???)."""
-        from mambaseg.training.loggers import run_fields
-
-        data = self.plan.config["data"]
-        known = run_fields(folder).items()
-        filled_in = {key: value for key, value in known if logger.get(key, "") in (None, "???")}
+        data, record = self.plan.config["data"], folder.record
+        resumed = record.get("resumed", [])
+        known = {
+            "name": folder.path.name,
+            "run_id": record.get("wandb_id"),  # by which a resumed run finds its curves
+            "resume_step": resumed[-1]["step"] if resumed else None,
+            "history": str(folder.path / "metrics.csv"),
+        }
+        absent = (None, "???")
+        filled_in = {key: value for key, value in known.items() if logger.get(key, "") in absent}
         if data["synthetic"] and "tags" in logger:
             filled_in["tags"] = [*logger["tags"], data["title"]]
         return filled_in

@@ -1,7 +1,6 @@
 """The composed configuration against the schema: no key that nobody reads, no impossible value.
 
-Two steps, so that most mistakes are answered at once: keys and values by the table, which imports
-nothing; then the keys beside a `_target_`, by the signature of the target.
+The first step (`checked`) imports nothing, so that it answers most mistakes at once.
 """
 
 from __future__ import annotations
@@ -24,11 +23,7 @@ _MISSING = "???"
 
 
 def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The first step: `cfg` of conf/<script>.yaml with its values as the schema takes them.
-
-    Raises:
-        UserError: an unknown key, a value of another kind, something missing.
-    """
+    """The first step: `cfg` of conf/<script>.yaml with its values as the schema takes them."""
     raw = plain_tree(cfg)
     raw.pop("hydra", None)
     own, groups = keys_of(script)
@@ -161,7 +156,7 @@ def _resolved(cfg: DictConfig, key: str, given: Any) -> Any:
 def require_named_data(
     cfg: DictConfig, overrides: Sequence[str], *, as_configured: bool = False
 ) -> None:
-    """Writes computed data to another folder only where the command asks for them by name.
+    """Refuses to write computed data to another folder unless the command names them.
 
     With `as_configured` the root must be that of conf/data also where no override sets it.
     """

@@ -107,13 +107,8 @@ def restore_network(
 ) -> tuple[nn.Module, Checkpoint]:
     """The trained network of a run folder (its best checkpoint) or .ckpt file, on the CPU.
 
-    Args:
-        path: of the run folder or file.
-        scan_backend: of a network that scans; a name of `mambaseg.scan`, or `auto`.
-        original: `model` and `data` of a file with weights of the original repository.
-
-    Returns:
-        The network (B, C, H, W) -> (B, K, H, W) for any size, and the checkpoint.
+    It is (B, C, H, W) -> (B, K, H, W) for any size. `original` has `model` and `data` of a file
+    with weights of the original repository.
     """
     checkpoint, model = read_with_config(path, original)
     if "scan_backend" in model:
@@ -173,8 +168,8 @@ def _original(path: Path, model: DictConfig, data: dict[str, Any]) -> Checkpoint
 def _config_of(checkpoint: Checkpoint) -> DictConfig:
     """The config that a checkpoint names, with its plain arguments.
 
-    Nothing of a foreign file is instantiated: the config is one of the installed conf/model, or of
-    a folder that the user names. A checkpoint may set those arguments of it that are plain values.
+    It is one of the installed conf/model or of a folder that the user names, so nothing of a
+    foreign file is instantiated.
     """
     from mambaseg.inference.trained import plain_argument
 

@@ -32,10 +32,7 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options of a command line and its overrides, in whatever order they were typed.
 
     Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
-    may hold `=`, a comma or an umlaut.
-
-    Raises:
-        UserError: an override of an earlier version.
+    may hold `=`, a comma or an umlaut. An override of an earlier version is a UserError.
     """
     read = get_args_parser().parse_intermixed_args(list(typed))
     options = list(typed)
@@ -77,17 +74,13 @@ def _quoted(value: str) -> str:
 
 
 def jobs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The jobs of a sweep that show every swept value: one differs from the first at a time.
-
-    So many compositions as values, where the product of them may be thousands. Intervals of a
-    search are left out.
-    """
+    """Jobs that show each value of a sweep once, where the product of them may be thousands."""
     fixed: list[str] = []
     swept: list[list[str]] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
-        elif override.is_discrete_sweep():
+        elif override.is_discrete_sweep():  # not the interval of a search
             key = override.get_key_element()
             swept.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     first = [values[0] for values in swept]
@@ -129,12 +122,8 @@ def _unknown_key(key: str, script: str, overrides: Sequence[str]) -> str:
     root, _, below = key.partition(".")
     if root in NAMED and "." not in below:
         return f"there is no {key}; a new one begins with its class: +{key}._target_=..."
-    added = [
-        f"++{word}"
-        if word[:1] not in "+~" and (key_of(word) == key or "." in key_of(word))
-        else word
-        for word in overrides
-    ]
+    keys = {word for word in overrides if key_of(word) == key or "." in key_of(word)}
+    added = [f"++{word}" if word in keys and word[0] not in "+~" else word for word in overrides]
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     try:
         cfg = loader.load_configuration(script, next(jobs_of(added)), RunMode.RUN)

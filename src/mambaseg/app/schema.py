@@ -33,9 +33,8 @@ class Number(NamedTuple):
         words = "a whole number" if self.whole else "a number"
         words += f" above {self.above:g}" if self.above > -math.inf else ""
         if self.low > -math.inf:
-            words += (
-                f", {self.low:g} {'or more' if self.high == math.inf else f'to {self.high:.0f}'}"
-            )
+            to = "or more" if self.high == math.inf else f"to {self.high:.0f}"
+            words += f", {self.low:g} {to}"
         return words
 
 
@@ -98,9 +97,8 @@ def did_you_mean(key: str, known: Collection[str]) -> str:
     last = key.rpartition(".")[2]
     known = sorted(other for other in known if not key.startswith(f"{other}."))
     namesakes = [other for other in known if other.rpartition(".")[2] == last]
-    near = difflib.get_close_matches(key, namesakes, 1, 0) or difflib.get_close_matches(
-        key, known, 1, 0.7
-    )
+    similar = difflib.get_close_matches
+    near = similar(key, namesakes, 1, 0) or similar(key, known, 1, 0.7)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -1,8 +1,7 @@
 """Sweeps on any launcher: what cannot start is refused, jobs are listed, none changes the next.
 
 A sweep keeps one small file per job in `<outputs>/<experiment>/.jobs/`, so that a report can tell
-what is missing: the job's overrides, the run folder it led to and, where it failed before it had
-one, the error.
+what is missing: the job's overrides, its run folder, and the error if it failed before it had one.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ log = logging.getLogger(__name__)
 class Sweeps(Callback):
     """Checks launcher, sweeper and jobs before Hydra starts them; tidies up after each job.
 
-    Hydra turns the exceptions of a callback into warnings, so that the command ends by SystemExit,
-    with the message on stderr and status 1.
+    Hydra turns the exceptions of a callback into warnings, hence `sys.exit`.
     """
 
     def __init__(self) -> None:
@@ -102,9 +100,8 @@ def _check_launcher(config: DictConfig) -> None:
     for module, extra in _EXTRAS.items():
         used = module in launcher or module in sweeper
         if used and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
-            raise UserError(
-                f"{module.replace('_', '-')} is not installed: pip install -e '.[{extra}]'"
-            )
+            name = module.replace("_", "-")
+            raise UserError(f"{name} is not installed: pip install -e '.[{extra}]'")
     devices = OmegaConf.select(config, "trainer.devices")
     if "hydra_ray_launcher" in launcher:
         _check_ray(config.hydra.launcher.ray)
@@ -208,7 +205,7 @@ def _file(experiment: Path, job: Sequence[str]) -> Path:
 def _note(experiment: Path, job: Sequence[str], *, run: str = "", error: str = "") -> None:
     content = {"overrides": list(job), "run": run or None, "error": error or None}
     path = _file(experiment, job)
-    with whole_file(path, otherwise="choose another folder with outputs=...") as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -39,11 +39,7 @@ MOVED = {
 
 
 def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Compares the keys beside a `_target_`, and their `values`, with what the target takes.
-
-    Raises:
-        UserError: the target cannot be imported, or takes no such argument or no such value.
-    """
+    """Compares the keys beside a `_target_`, and their `values`, with what the target takes."""
     target = import_target(key, values["_target_"])
     takes, anything = _arguments(target)
     extras = _extras(key, node, target)
@@ -83,10 +79,7 @@ def import_target(key: str, path: Any) -> Any:
 
 
 def _arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The arguments that have names, and whether any other is taken too.
-
-    A class that hands on its `**rest` takes what the class above it takes.
-    """
+    """The arguments that have names, of base classes too (`**rest`), and whether it takes any."""
     takes: dict[str, inspect.Parameter] = {}
     makers = [target]
     if inspect.isclass(target):

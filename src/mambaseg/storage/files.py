@@ -31,14 +31,9 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def writing(path: Path, *, otherwise: str = _OUTPUTS) -> Iterator[None]:
-    """Explains what keeps the block from writing.
+    """Explains an `OSError` of the block, which writes `path`, in a UserError.
 
-    Args:
-        path: what is written, named in the message.
-        otherwise: what else the user can do.
-
-    Raises:
-        UserError: for an `OSError` of the block.
+    `otherwise` is what else the user can do.
     """
     try:
         yield
@@ -53,11 +48,8 @@ def writing(path: Path, *, otherwise: str = _OUTPUTS) -> Iterator[None]:
 def whole_file(path: Path, *, otherwise: str = _OUTPUTS, durable: bool = False) -> Iterator[Path]:
     """Gives a temporary name beside `path`, which becomes `path` when the block succeeds.
 
-    When it fails, an earlier file at `path` is untouched and nothing else is left. Missing folders
-    are created. With `durable` the file is then on the disk, even if the machine fails.
-
-    Raises:
-        UserError: the disk is full, or the place cannot be written.
+    When it fails, with a UserError for an `OSError`, an earlier file is untouched and nothing else
+    is left. Missing folders are created. With `durable` the file then survives a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, otherwise=otherwise):
@@ -104,9 +96,7 @@ def home_file(name: str) -> Path | None:
 def keep_caches() -> None:
     """Redirects the caches of matplotlib, numba, Triton and PyTorch if home takes no files.
 
-    A home folder that is absent, read-only or full is usual in containers and on clusters. The
-    caches then lie in a temporary folder that is removed at the end of the process; variables that
-    are set stay as they are, and libraries still read what they keep in the home folder.
+    They then lie in a temporary folder until the end of the process. Variables that are set stay.
     """
     if all(name in os.environ for name in _CACHES) or _home_takes_files():
         return

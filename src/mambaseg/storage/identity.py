@@ -52,7 +52,7 @@ _ADDED: dict[str, Any] = {"metric": {}}
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.
 _PRESETS = {"3833238a": "none", "656339af": "paper", "79a6d3bc": "modern"}
 
-# Lightning's callbacks that look on, by the names of their classes
+# Lightning's callbacks that change no number, by the names of their classes
 _LIGHTNINGS = ("lightning.pytorch.callbacks", "pytorch_lightning.callbacks")
 _ONLOOKERS = {
     "DeviceStatsMonitor", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary",
@@ -119,23 +119,19 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     for callback in callbacks.values() if isinstance(callbacks, Mapping) else ():
         named = callback.get("_target_") if isinstance(callback, Mapping) else None
         target = str(_by_name(named or ""))
+        package, _, name = target.rpartition(".")
         if target == "mambaseg Checkpoints":
             chosen["checkpoint"] = {key: callback.get(key) for key in ("monitor", "mode")}
         elif target == "mambaseg NonFinite":
             chosen["nonfinite"] = True
-        elif target and not _looks_on(target):
+        elif package.startswith(_LIGHTNINGS) and name in _ONLOOKERS:
+            continue  # it changes no number
+        elif target and target != "mambaseg ProgressBar":
             others.append(_without_place(callback, str(config.get("run_dir"))))
     for callback in sorted(others, key=_text):
         name = str(callback["_target_"]).rpartition(".")[2]
         chosen[name if name not in chosen else f"{name} {len(chosen)}"] = callback
     return chosen
-
-
-def _looks_on(target: str) -> bool:
-    """Whether a callback changes no number: our progress bar and some of Lightning's."""
-    package, _, name = target.rpartition(".")
-    lightnings = package.startswith(_LIGHTNINGS) and name in _ONLOOKERS
-    return lightnings or target == "mambaseg ProgressBar"
 
 
 def _without_place(value: Any, run_dir: str) -> Any:
@@ -167,21 +163,16 @@ def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[
 
 def weight_digests(config: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the files of weights that a configuration names: `pretrained`, `checkpoint`."""
-    named = {
-        "pretrained": config["model"].get("pretrained"),
-        "checkpoint": config.get("checkpoint"),
-    }
+    model = config["model"]
+    named = {"pretrained": model.get("pretrained"), "checkpoint": config.get("checkpoint")}
     files = {name: Path(path).expanduser() for name, path in named.items() if path}
     return {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
 def identity(config: Mapping[str, Any], *, split: str, data: str) -> str:
-    """Eight hex digits over scientific configuration, split hash and data fingerprint.
+    """Eight hex digits over the scientific part of a configuration, which has `with_digests`.
 
-    Args:
-        config: resolved, `with_digests`.
-        split: hash of the split.
-        data: fingerprint of the data; empty: a run's design, whatever its data.
+    They count the split's hash and the data's fingerprint too (empty: a run's design).
     """
     text = _text({"config": scientific(config), "split": split, "data": data})
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
@@ -195,10 +186,9 @@ def _text(value: Any) -> str:
 
 
 def same_run(folder: Path, key: str) -> Path:
-    """The folder of a run: the one that is named after it, or an older one that is the same run.
+    """The run's `folder`, named `<readable name>-<key>`, or an older one that is the same run.
 
-    Folders that were named by other rules (the scan backend used to count, callbacks did not) are
-    recognised by the configuration in them. `folder` is named `<readable name>-<key>`.
+    Folders that were named by other rules are recognised by the configuration in them.
     """
     if (folder / "run.json").is_file():
         return folder
@@ -211,13 +201,11 @@ def same_run(folder: Path, key: str) -> Path:
 def made_from_other_data(folder: Path, key: str, design: str, fingerprint: str) -> Path | None:
     """A run beside this one that differs in its data only; None where there is none.
 
-    `folder` is named `<readable name>-<key>`; `design` is the identity without the data, whose
-    `fingerprint` stands apart.
+    `design` is the identity without the data, whose `fingerprint` is given apart.
     """
-    for other, _, theirs, data in _alike(folder, key):
-        if data != fingerprint and theirs == design:
-            return other
-    return None
+    alike = _alike(folder, key)
+    found = (run for run, _, theirs, data in alike if data != fingerprint and theirs == design)
+    return next(found, None)
 
 
 def _alike(folder: Path, key: str) -> Iterator[tuple[Path, str, str, str]]:
@@ -234,7 +222,6 @@ def _alike(folder: Path, key: str) -> Iterator[tuple[Path, str, str, str]]:
                 continue
             config = read_yaml(path / "config.yaml")
             config = with_digests(config, record.get("weights") or weight_digests(config))
-            hashes = [
-                identity(config, split=record["split"]["hash"], data=each) for each in (data, "")
-            ]
-            yield path, hashes[0], hashes[1], data
+            split = record["split"]["hash"]
+            theirs = identity(config, split=split, data=data)
+            yield path, theirs, identity(config, split=split, data=""), data

@@ -20,15 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """The right to write a run folder.
+    """The right to write a run folder, which need not exist.
 
     The operating system holds it (flock, over NFS a lock of the server): a killed process leaves
     nothing to clean up, and the processes it has started do not keep it. The lock is a file in
     `.locks/` beside the run folders, because a locked run folder may be moved aside. The file names
-    process and machine while the lock is held; afterwards it is empty.
-
-    Args:
-        folder: the run folder; it need not exist.
+    process and machine while the lock is held.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,11 +34,7 @@ class RunLock:
         self._lock = FileLock(str(self.path), timeout=0)
 
     def acquire(self) -> None:
-        """Takes the lock or refuses at once; warns on a file system that has no locks.
-
-        Raises:
-            UserError: another job has it, or the place cannot be written.
-        """
+        """Takes the lock, or refuses at once by a UserError; warns where there are no locks."""
         with writing(self.path):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

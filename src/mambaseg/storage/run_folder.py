@@ -236,9 +236,8 @@ def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """One sentence when the code differs from the code that made a run, otherwise an empty text."""
     if not before or before.get("digest") == now.get("digest"):
         return ""
-    return (
-        f"made by other code ({code_name(before)}; now {code_name(now)}): rerun=true trains again"
-    )
+    names = f"{code_name(before)}; now {code_name(now)}"
+    return f"made by other code ({names}): rerun=true trains again"
 
 
 def code_name(state: Mapping[str, Any]) -> str:

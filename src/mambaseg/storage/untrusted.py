@@ -1,9 +1,9 @@
 """Files that somebody else may have written, read without executing anything and within bounds.
 
-Everything read back from a run folder, a sweep's list or a cache goes through here. A file gives
-plain data: dicts, lists, text, numbers, booleans, None. No object is made of it, no name in it is
-imported, nothing in it is interpolated, and its size and depth are bounded before memory is spent.
-Messages name the problem and never quote the file, which may be a link to somebody's password.
+A file gives plain data: dicts, lists, text, numbers, booleans, None. No object is made of it, no
+name in it is imported, nothing in it is interpolated, and its size and depth are bounded before
+memory is spent. A `ForeignFileError` says what is wrong and never quotes the file, which may be a
+link to somebody's password. An `OSError` means that a file is missing or may not be read.
 """
 
 from __future__ import annotations
@@ -37,12 +37,7 @@ class ForeignFileError(ValueError):
 
 
 def read_text(path: Path, *, limit: int = JSON_LIMIT) -> str:
-    """Text in UTF-8 of at most `limit` bytes, line ends as they are.
-
-    Raises:
-        ForeignFileError: too large, not a regular file (a pipe would never end), not UTF-8.
-        OSError: it is missing or may not be read.
-    """
+    """Text in UTF-8 of at most `limit` bytes of a regular file, line ends as they are."""
     _require_regular(path)
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
@@ -56,16 +51,11 @@ def read_text(path: Path, *, limit: int = JSON_LIMIT) -> str:
 
 def _require_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
-        raise ForeignFileError("not a regular file")
+        raise ForeignFileError("not a regular file")  # a pipe would never end
 
 
 def read_json(path: Path) -> Any:
-    """Plain data of a JSON file; NaN and infinities, which JSON does not have, become None.
-
-    Raises:
-        ForeignFileError: not JSON, or beyond the bounds.
-        OSError: it is missing or may not be read.
-    """
+    """Plain data of a JSON file; NaN and infinities, which JSON does not have, become None."""
     text = read_text(path)
     try:
         return _plain(json.loads(text, parse_constant=lambda _: None))
@@ -78,14 +68,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain data of a YAML file without tags of Python and without aliases.
-
-    Aliases of aliases would unfold to gigabytes; our own files have none.
-
-    Raises:
-        ForeignFileError: not YAML, something else than plain data in it, or beyond the bounds.
-        OSError: it is missing or may not be read.
-    """
+    """Plain data of a YAML file without tags of Python and without aliases."""
     import yaml
 
     # libyaml's parser where it was built in: ten times faster
@@ -95,7 +78,7 @@ def read_yaml(path: Path) -> Any:
     try:
         # unlike `load`, this does not recurse
         for count, event in enumerate(yaml.parse(text, Loader=loader)):
-            if isinstance(event, yaml.AliasEvent):
+            if isinstance(event, yaml.AliasEvent):  # of aliases: they would unfold to gigabytes
                 raise ForeignFileError("not plain data: an alias in it")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
@@ -142,10 +125,6 @@ def read_table(path: Path, *, growing: bool = False) -> tuple[list[str], list[di
     """Columns and rows of a CSV file; a row of another length than the heading is an error.
 
     With `growing` a process may be writing it: a last line without its end is left out.
-
-    Raises:
-        ForeignFileError: beyond the bounds, or not a table.
-        OSError: it is missing or may not be read.
     """
     text = read_text(path, limit=CSV_LIMIT)
     if growing:
@@ -170,19 +149,11 @@ def read_table(path: Path, *, growing: bool = False) -> tuple[list[str], list[di
 def read_arrays(
     path: Path, wanted: Sequence[str], check: Callable[[str, npt.NDArray[Any]], bool]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Some arrays of an .npz file; those that it does not hold are left out.
+    """The `wanted` arrays of an .npz file that it holds.
 
-    Sizes are compared with `ARRAY_LIMIT` before anything is unpacked, and the shape that an
-    array's header claims with the bytes that follow it.
-
-    Args:
-        path: of the file.
-        wanted: their names.
-        check: (name, array) -> whether it has the shape and type that it must have.
-
-    Raises:
-        ForeignFileError: not an .npz file of plain numbers, or beyond the bounds.
-        OSError: it is missing or may not be read.
+    `check`: (name, array) -> whether it has the shape and type that it must have. Sizes are
+    compared with `ARRAY_LIMIT` before anything is unpacked, and the shape that an array's header
+    claims with the bytes that follow it.
     """
     _require_regular(path)
     try:

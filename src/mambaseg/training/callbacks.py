@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
@@ -24,11 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar without the loggers' version numbers.
-
-    The values beside the bar are read from the device once a second at most: each reading waits for
-    the step to end.
-    """
+    """Lightning's progress bar without version numbers; reads values once a second at most."""
 
     _seen: dict[str, Any] | None = None
     _read = 0.0
@@ -45,11 +40,8 @@ class ProgressBar(RichProgressBar):
 class RunRecorder(Callback):
     """Writes the run's results: cases.csv, metrics.json, overlays.npz, figures, and W&B's copy.
 
-    Args:
-        folder: the run folder.
-        title: in every figure and table, e.g. `synthetic phantom, not ACDC`.
-        views: of the task (`mambaseg.reporting.views`).
-        header: plain data at the head of metrics.json (split, notes, preprocessing).
+    The `title` is in every figure and table, e.g. `synthetic phantom, not ACDC`; the `header` is
+    plain data at the head of metrics.json; `views` are the task's (`mambaseg.reporting.views`).
     """
 
     def __init__(
@@ -76,10 +68,7 @@ class RunRecorder(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Measures the pace between the saves and validations, which come with whole windows.
-
-        Nothing waits for the device: over many steps its pace is that of the loop.
-        """
+        """Measures the pace between saves and validations, without waiting for the device."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         place = trainer.global_step % PACE
@@ -124,10 +113,8 @@ class RunRecorder(Callback):
         if self._paces:
             cost["step_seconds"] = statistics.median(self._paces)
         seconds = round(time.monotonic() - self._started, 1)
-        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=self._cost(cost))
-
-    def _cost(self, more: dict[str, Any]) -> dict[str, Any]:
-        return {**self.folder.record.get("cost", {}), **more}
+        cost = {**self.folder.record.get("cost", {}), **cost}
+        self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=cost)
 
     # ---- test
 
@@ -144,7 +131,12 @@ class RunRecorder(Callback):
         if main:
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
-        overlays = self._gather_overlays()
+        cases = _of_all_ranks({case: kept["overlay"] for case, kept in self._cases.items()})
+        overlays = {
+            f"{case}/{name}": array
+            for case, arrays in sorted(cases.items())
+            for name, array in arrays.items()
+        }
         chosen = self._shown(results["rows"])
         kept = _of_all_ranks({c: self._cases[c] for c in chosen.values() if c in self._cases})
         self._cases.clear()
@@ -173,21 +165,13 @@ class RunRecorder(Callback):
         like = next(task.network.parameters(), torch.zeros(()))
         counted = count_operations(task.network, like.new_zeros(1, *shape))
         cost = {
+            **self.folder.record.get("cost", {}),
             "image": shape,
             "macs": counted["layer_macs"] + counted["other_macs"],
             "scan_flops": counted["scan_flops"],
             "seconds_per_case": task.results.get("seconds_per_case"),
         }
-        self.folder.update(cost=self._cost(cost))
-
-    def _gather_overlays(self) -> dict[str, np.ndarray]:
-        """Slices of the cases of all ranks; every rank has to call this."""
-        cases = _of_all_ranks({case: kept["overlay"] for case, kept in self._cases.items()})
-        return {
-            f"{case}/{name}": array
-            for case, arrays in sorted(cases.items())
-            for name, array in arrays.items()
-        }
+        self.folder.update(cost=cost)
 
     def _shown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """Best, median and worst of the cases of all ranks, by their rows."""

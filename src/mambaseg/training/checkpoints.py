@@ -59,11 +59,6 @@ class Checkpoints(Checkpoint):
         mode: whether more of it is better (`max`) or less (`min`); None: see `better`.
         every: optimizer steps between two states; None: only validations and the end save one.
         keep: the newest states that are kept, and the best one of each of them.
-
-    Attributes:
-        best_score: of the best validation so far; None: there was none.
-        best_step: optimizer steps behind it.
-        ended: the training has come to its end, which may be before its last step.
     """
 
     def __init__(
@@ -78,9 +73,9 @@ class Checkpoints(Checkpoint):
         self.folder = Path(folder)
         self.monitor, self.mode = monitor, mode or better(monitor)
         self.every, self.keep = every, keep
-        self.best_score: float | None = None
-        self.best_step: int | None = None
-        self.ended = False
+        self.best_score: float | None = None  # of the best validation so far
+        self.best_step: int | None = None  # optimizer steps behind it
+        self.ended = False  # the training has, which may be before its last step
         self._validated = False
         self._saved = 0  # step of the newest state
         self._best_of: dict[int, int | None] = {}  # step of a state -> that of its best one
@@ -112,11 +107,9 @@ class Checkpoints(Checkpoint):
             _set_loops(checkpoint["loops"]["fit_loop"], step, trainer.accumulate_grad_batches)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves in the folder only what the loaded state refers to.
-
-        Not in `on_train_start`: that is not called where no step is left, and the process may have
-        died before the last state had its names.
-        """
+        """Leaves in the folder only what the loaded state refers to."""
+        # not in `on_train_start`: that is not called where no step is left, and the process may
+        # have died before the last state had its names
         if self._saved and trainer.is_global_zero:
             self._arrange()
 
@@ -169,10 +162,7 @@ class Checkpoints(Checkpoint):
             self._name()
 
     def _arrange(self) -> None:
-        """Drops what came after the loaded state, and finds what the older ones refer to.
-
-        The names of the loaded state and of its best one may be all that is left of them.
-        """
+        """Drops what came after the loaded state, and finds what the older ones refer to."""
         self._best_of = {self._saved: self.best_step}
         for step, path in step_files(self.folder).items():
             progress = read_progress(path) if step <= self._saved else None
@@ -180,6 +170,7 @@ class Checkpoints(Checkpoint):
                 self._best_of[step] = progress.best_step
             else:
                 path.unlink()
+        # the names of the loaded state and of its best one may be all that is left of them
         for name, needed in (("last.ckpt", self._saved), ("best.ckpt", self.best_step)):
             if needed is not None and not step_file(self.folder, needed).exists():
                 give_name(self.folder / name, step_file(self.folder, needed))
@@ -196,10 +187,7 @@ class Checkpoints(Checkpoint):
 
 
 def _set_loops(fit_loop: dict[str, Any], step: int, accumulate: int) -> None:
-    """Sets what Lightning counts to its values after the hooks of the last batch of a step.
-
-    Lightning then counts that batch as done, a validation after it as past, and trains the next.
-    """
+    """Sets Lightning's counters to their values after the hooks of the last batch of a step."""
     batches = step * accumulate
     done = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -222,11 +210,7 @@ class CheckedIO(TorchCheckpointIO):
         write(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Reads one.
-
-        Raises:
-            UserError: its bytes are not those that were written.
-        """
+        """Reads one; UserError: its bytes are not those that were written."""
         if reason := damage(Path(path)):
             raise UserError(
                 f"checkpoint: {path} is damaged ({reason}). Put a good copy there, or train again "
@@ -236,11 +220,7 @@ class CheckedIO(TorchCheckpointIO):
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint; when this returns it is on the disk, even if the machine then fails.
-
-    Raises:
-        UserError: it could not be written, e.g. the disk is full; an earlier file is untouched.
-    """
+    """Writes a checkpoint whole or not at all; when this returns it is on the disk."""
     whole = whole_file(path, otherwise=_AGAIN, durable=True)
     with whole as temporary, temporary.open("wb") as stream:
         try:
@@ -274,13 +254,10 @@ def step_files(folder: Path) -> dict[int, Path]:
 
 
 def clear(folder: Path, *, keep: set[int | None]) -> None:
-    """Removes what killed processes left half-written, and all states but those of some steps.
-
-    A file that cannot be removed costs room and nothing else.
-    """
+    """Removes what killed processes left half-written, and all states but those of some steps."""
     old = [path for step, path in step_files(folder).items() if step not in keep]
     for path in (*folder.glob(".*.tmp"), *old):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it costs room and nothing else
             path.unlink()
 
 
@@ -296,10 +273,7 @@ class Progress(NamedTuple):
 
 
 def damage(path: Path) -> str:
-    """Why a checkpoint's bytes cannot be what was written; empty: they are.
-
-    Reads the whole file: about half a second per gigabyte where it is in memory.
-    """
+    """Why a checkpoint's bytes cannot be what was written; empty: they are. Reads all of them."""
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
@@ -322,10 +296,7 @@ def read_progress(path: Path) -> Progress | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest state that a training can resume from exactly; None: there is none.
-
-    That is one which is intact, as is the best one it refers to. The log names those passed over.
-    """
+    """The newest state that is intact, as is the best one it refers to; None: there is none."""
     states = list(step_files(folder).values())
     last = folder / "last.ckpt"
     if last.is_file() and not any(last.samefile(path) for path in states):

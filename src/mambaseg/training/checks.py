@@ -12,8 +12,6 @@ from mambaseg.training.losses import of_monai
 def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: str) -> None:
     """Makes sure that an untrained (or resumed) network's output can be trained as logits.
 
-    Looks at the values, so a GPU has to wait: once, before the first step.
-
     Args:
         logits: the output for a training batch, (B, K, H, W) if all is well.
         label: (B, H, W).
@@ -56,11 +54,7 @@ def _activation(logits: Tensor) -> str | None:
 
 
 def require_settings(loss: nn.Module) -> None:
-    """Makes sure that a loss of MONAI is set up for logits and class indices; its defaults are not.
-
-    Raises:
-        UserError: it would take logits for probabilities, or indices for one-hot maps.
-    """
+    """Makes sure that a loss of MONAI is set up for logits and class indices, else UserError."""
     missing = [
         "softmax"
         for part in filter(of_monai, loss.modules())

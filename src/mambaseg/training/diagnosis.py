@@ -1,7 +1,6 @@
 """Where numbers stopped being finite: a step's forward pass again, module by module.
 
-What is augmented and dropped is a function of seed, step and position, so the pass is the same.
-Networks of other packages may drop by torch's generator: theirs can differ in that.
+Networks of other packages may drop by torch's generator: their pass can differ in that.
 """
 
 from __future__ import annotations
@@ -20,20 +19,12 @@ _PLACES = ("weights", "image", "module", "backward")  # the first is nearest to 
 
 
 class Finding(NamedTuple):
-    """Where it began, on one device.
+    """Where it began, on one device."""
 
-    Attributes:
-        place: `weights` (not finite before the step), `image` (the augmented image), `module`, or
-            `backward` (the forward pass is finite).
-        name: of the parameter or module, as in the checkpoint; empty otherwise.
-        kind: class of the module; empty otherwise.
-        samples: those that are not finite there, as "<case> slice <number>".
-    """
-
-    place: str
-    name: str = ""
-    kind: str = ""
-    samples: tuple[str, ...] = ()
+    place: str  # of _PLACES
+    name: str = ""  # of the parameter or module, as in the checkpoint
+    kind: str = ""  # class of the module
+    samples: tuple[str, ...] = ()  # those not finite there, as "<case> slice <number>"
 
     @property
     def order(self) -> int:
@@ -64,12 +55,9 @@ def names_of_samples(batch: Mapping[str, Any]) -> list[str]:
 
 
 def step_arrays(batches: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-    """The micro-batches of a step one after the other, as arrays without objects.
+    """The micro-batches of a step as arrays: `step` (), each other key of a batch joined (N, ...).
 
-    Returns:
-        `image` (N, C, S, S) float32 and its truth (`label` (N, S, S) int64, or `clear` like the
-        image), augmented; `case` (N,) text, `slice` (N,) where there are slices, `position` (N,)
-        in the global batch, `step` ().
+    `image` (N, C, S, S) and its truth are augmented.
     """
     arrays = {"step": np.array(batches[0]["step"])}
     for key, value in batches[0].items():
@@ -83,11 +71,7 @@ def step_arrays(batches: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]
 def diagnose(task: Any, batches: Sequence[Mapping[str, Any]]) -> Finding:
     """Runs a step's micro-batches again and says where the first number is not finite.
 
-    Every micro-batch is run whatever is found: losses may add up over devices.
-
-    Args:
-        task: a `Task` in training mode; its running statistics change.
-        batches: on its device.
+    Runs all of them, because losses may add up over devices. Changes running statistics.
     """
     findings = [_in_batch(task, batch) for batch in batches]
     for name, parameter in task.network.named_parameters(prefix="network"):
@@ -122,10 +106,7 @@ def _in_batch(task: Any, batch: Mapping[str, Any]) -> Finding:
 
 
 def _samples(tensor: Tensor, names: Sequence[str]) -> tuple[str, ...]:
-    """Which samples are not finite; all of them where the first dimension is not the batch's.
-
-    Windows or patches of a sample that follow one another in the first dimension are its own.
-    """
+    """Which samples, each with its windows or patches, are not finite; all if nothing tells."""
     if not tensor.ndim or not len(tensor) or len(tensor) % len(names):
         return tuple(names)
     finite = tensor.reshape(len(names), -1).isfinite().all(1).tolist()
@@ -133,12 +114,7 @@ def _samples(tensor: Tensor, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def gradient_norms(task: Any) -> list[dict[str, Any]]:
-    """Euclidean norms of the gradients, the worst first: not finite ones, then the largest.
-
-    Returns:
-        `parameter` (as in the checkpoint), `norm` (as text) and `nonfinite` (how many elements are
-        not) for each parameter that has a gradient.
-    """
+    """Euclidean norms of the gradients (as text), the worst first: not finite, then the largest."""
     rows = []
     for name, parameter in task.network.named_parameters(prefix="network"):
         if parameter.grad is not None:

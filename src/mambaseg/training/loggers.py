@@ -25,7 +25,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mambaseg.errors import UserError, optional
 from mambaseg.storage.files import synchronise, whole_file, writing
-from mambaseg.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 _CALLED = ("log_metrics", "log_hyperparams", "log_graph", "after_save_checkpoint", "save",
@@ -33,33 +32,11 @@ _CALLED = ("log_metrics", "log_hyperparams", "log_graph", "after_save_checkpoint
 
 
 def require(package: str) -> None:
-    """Makes sure that a logger's package is installed.
-
-    Raises:
-        UserError: it is not; the extra is named after it.
-    """
+    """Makes sure that a logger's package is installed; its extra has the same name."""
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"logger: {package} is not installed: pip install -e '.[{package}]', or logger=csv"
         )
-
-
-def run_fields(folder: RunFolder) -> dict[str, Any]:
-    """What a logger's config has null or ??? for, because only the run folder tells.
-
-    Returns:
-        `name` of the run; `run_id`, kept in run.json, by which a resumed run finds its curves;
-        `resume_step`, the `global_step` of the checkpoint that is resumed, None in a new run;
-        `history`, its metrics.csv.
-    """
-    record = folder.record
-    resumed = record.get("resumed", [])
-    return {
-        "name": folder.path.name,
-        "run_id": record.get("wandb_id"),
-        "resume_step": resumed[-1]["step"] if resumed else None,
-        "history": str(folder.path / "metrics.csv"),
-    }
 
 
 def forgiving(logger: Logger) -> Logger:
@@ -101,11 +78,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MetricsCsv(Logger):
-    """Appends one row per logged step to `<save_dir>/metrics.csv` during the run.
-
-    Args:
-        save_dir: the run folder.
-    """
+    """Appends one row per logged step to `<save_dir>/metrics.csv` during the run."""
 
     name = "csv"  # Lightning asks for both; they appear nowhere
     version = ""
@@ -131,11 +104,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Returns to a checkpoint: drops what was logged after it, and a line that was cut.
-
-        Args:
-            step: the checkpoint's `global_step` s; rows numbered below s stay (see the module).
-        """
+        """Drops what was logged after a checkpoint's `global_step`, and a line that was cut."""
         self._columns, rows = _read_rows(self.path)
         if self._columns:
             self._replace([row for row in rows if int(row["step"]) < step])
@@ -180,12 +149,7 @@ def read_history(path: Path, *, before: int) -> dict[int, dict[str, float]]:
 
 
 class TensorBoard(TensorBoardLogger):
-    """The curves of metrics.csv as event files in `<save_dir>/tensorboard`.
-
-    Args:
-        save_dir: the run folder.
-        resume_step: `global_step` of the checkpoint that is resumed; later points are dropped.
-    """
+    """The curves of metrics.csv as event files; points after `resume_step` are dropped."""
 
     def __init__(self, save_dir: str | Path, resume_step: int | None = None) -> None:
         require("tensorboard")
@@ -200,14 +164,8 @@ class MLflow(MLFlowLogger):
     """The curves of metrics.csv as a run of MLflow, which a resumed training continues.
 
     Points that it trains again are in MLflow twice under their step, with equal values. MLflow's
-    tags with the user's name and the path of the script are left empty.
-
-    Args:
-        tracking_uri: a server, or a database in the run folder.
-        name: the run's name.
-        run_id: in the run's tag `mambaseg.run_id`, by which it is found again.
-        resume_step: None in a new run.
-        experiment: of MLflow.
+    tags with the user's name and the path of the script are left empty. The tag `mambaseg.run_id`
+    is that by which the run is found again.
     """
 
     def __init__(

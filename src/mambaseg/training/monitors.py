@@ -1,8 +1,4 @@
-"""What callbacks watch, settled and checked before anything is trained or written.
-
-A monitor that is never logged would choose no state, one judged the wrong way round would choose
-the worst, and Lightning's callbacks that count epochs do nothing in a training of one epoch.
-"""
+"""What callbacks watch, settled and checked before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -32,13 +28,10 @@ log = logging.getLogger(__name__)
 def settle_callbacks(
     cfg: Any, *, logged: Sequence[str], modes: Mapping[str, str] | None = None
 ) -> None:
-    """Fills in which way a callback's monitor is better, and refuses what cannot work.
+    """Fills in which way a callback's monitor in `cfg` is better; UserError: it cannot work.
 
-    `cfg` is changed; `logged` names what the validation of its task logs; `modes` has `min` or
-    `max` of those whose names do not tell.
-
-    Raises:
-        UserError: naming the key.
+    `logged` names what the task's validation logs; `modes` has `min` or `max` of those whose names
+    do not tell.
     """
     states = []
     folder = f"{cfg.get('run_dir')}/checkpoints"

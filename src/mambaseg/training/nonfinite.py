@@ -1,8 +1,4 @@
-"""Ends a training at the first loss or gradient that is not finite, or steps over that step.
-
-Either way the step is not taken: weights, optimizer state and running statistics stay as they were
-before it.
-"""
+"""Ends a training at the first loss or gradient that is not finite, or skips that step."""
 
 from __future__ import annotations
 
@@ -53,17 +49,15 @@ class _Step:
 class NonFinite(Callback):
     """Looks at the loss and the gradient of each optimizer step before it is taken.
 
-    All devices decide alike. One number per step is read back from the device, after the backward
-    pass: otherwise the step would be taken before anybody knows, and both the weights and the
-    module where it began would be lost.
+    All devices decide alike. A bad step leaves weights, optimizer state and running statistics as
+    they were before it.
 
-    Waiting for that number costs a GPU the time in which nothing is queued for it. With `late` the
-    optimizer's own kernels read it on the device, where a bad step changes nothing, and it is read
-    here one step later, before the next step is taken and before anything is saved or validated:
-    the training ends with the same state, files and message.
+    Reading the answer from the device makes a GPU wait. With `late` the optimizer's own kernels
+    read it on the device, where a bad step changes nothing, and it is read here one step later,
+    before the next step, a save or a validation: with the same state, files and message.
 
-    With float16 and its loss scaling an infinite gradient is usual in the first steps and lowers
-    the scale; such a step (finite loss) is stepped over whatever `on_nonfinite` says.
+    With float16 an infinite gradient is usual in the first steps and lowers the scale of the loss;
+    such a step (finite loss) is skipped whatever `on_nonfinite` says.
 
     Args:
         folder: the run folder.
@@ -104,7 +98,7 @@ class NonFinite(Callback):
     # ---- Lightning's hooks
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Finds the running statistics, which a forward pass changes before any optimizer does."""
+        """Finds the running statistics, which the forward pass changes already."""
         network = pl_module.network
         kept = network.state_dict().keys()
         self._buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
@@ -122,9 +116,7 @@ class NonFinite(Callback):
             self._step = _Step(trainer.global_step, [buffer.clone() for buffer in self._buffers])
         self._step.batches.append(batch)
 
-    def on_before_backward(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
-    ) -> None:
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
         """Keeps the loss of the micro-batch, on its device."""
         assert self._step is not None  # a batch has started
         self._step.losses.append(loss.detach())
@@ -132,11 +124,7 @@ class NonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Lets the step pass, takes its gradients away, or ends the training.
-
-        Raises:
-            NonFiniteError: the loss or the gradient is not finite, and the step is not skipped.
-        """
+        """Lets the step pass, takes its gradients away, or raises a NonFiniteError."""
         step, self._step = self._step, None
         assert step is not None
         parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -161,9 +149,7 @@ class NonFinite(Callback):
         """Settles the last step before anything is scored."""
         self._settle(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: Any) -> None:
         """Likewise before anything is written."""
         self._settle(trainer, pl_module)
 
@@ -174,7 +160,7 @@ class NonFinite(Callback):
     # ---- one step late
 
     def _not_late(self, trainer: L.Trainer) -> str:
-        """What forbids it, in words; empty where nothing does."""
+        """What forbids it; empty: nothing."""
         if self.on_nonfinite != "stop":
             return "with on_nonfinite=skip"
         if several_processes() or _loss_scaler(trainer) is not None:
@@ -200,11 +186,7 @@ class NonFinite(Callback):
         self._asked = step
 
     def _settle(self, trainer: L.Trainer, task: Any) -> None:
-        """Reads the answer about the last step; nothing has changed the weights since.
-
-        Raises:
-            NonFiniteError: it was a bad one.
-        """
+        """Reads the answer about the last step; nothing has changed the weights since."""
         step, self._asked = self._asked, None
         if step is None:
             return
@@ -262,14 +244,11 @@ class NonFinite(Callback):
             mine = diagnose(task, step.batches)
         self._restore_buffers(step)  # the diagnosis has run the network again
         ranks: list[Finding] = gathered(mine)
-        norms = gradient_norms(task)
-        skipped = self._in_a_row - 1
+        norms, skipped = gradient_norms(task), self._in_a_row - 1
         if trainer.is_global_zero:
-            record = {
-                **found, "skipped_in_a_row": skipped,
-                "ranks": [finding._asdict() for finding in ranks], "gradient_norms": norms,
-            }  # fmt: skip
-            self.folder.write_json("nonfinite.json", record)
+            found = {**found, "skipped_in_a_row": skipped}
+            record = {"ranks": [one._asdict() for one in ranks], "gradient_norms": norms}
+            self.folder.write_json("nonfinite.json", {**found, **record})
         if several_processes():
             dist.barrier()  # nobody ends the others while they write
         began = min(ranks, key=lambda finding: finding.order)
@@ -291,10 +270,8 @@ class NonFinite(Callback):
 
 
 def _is_bad(step: _Step) -> Tensor:
-    """1.0 where a loss or a gradient is not finite, else 0.0; one answer for all devices.
-
-    The largest number tells, NaN included; a sum of squares of finite numbers may overflow.
-    """
+    """1.0 where a loss or a gradient is not finite, else 0.0; one answer for all devices."""
+    # not the Euclidean norm: a sum of squares of finite numbers may overflow
     largest = get_total_norm(step.gradients.values(), math.inf)
     finite = torch.stack([value.isfinite() for value in (*step.losses, largest)]).all()
     bad = (~finite).float()

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is: settled, complete, plain data; nothing changes it any more.
+    """What a run is: settled, complete, plain data."""
 
-    Attributes:
-        config: the resolved configuration, with every `auto` a value; kept as config.yaml.
-        key: identity of the run, eight hex digits.
-        design: the same without the data.
-        data_config: the config of conf/data, for the record.
-        weights: digests of the files of weights that the configuration names.
-        seen: which test cases the network was trained or chosen on, for metrics.json.
-    """
-
-    config: dict[str, Any] = field(hash=False)
-    key: str
-    design: str
-    data_config: str
-    weights: dict[str, str] = field(hash=False)
-    seen: dict[str, Any] = field(hash=False)
+    config: dict[str, Any]  # resolved, with every `auto` a value; kept as config.yaml
+    key: str  # identity of the run, eight hex digits
+    design: str  # the same without the data
+    data_config: str  # the config of conf/data, for the record
+    weights: dict[str, str]  # digests of the files of weights that the configuration names
+    seen: dict[str, Any]  # test cases that the network was trained or chosen on
 
     @property
     def folder(self) -> RunFolder:
@@ -66,12 +57,8 @@ class Plan:
 class Run:
     """A planned run; a context manager that leaves a record however it ends.
 
-    Args:
-        plan: what it is.
-        data: the loaded data module.
-        parts: makes the rest of it: `network() -> (network, report of pretrained weights or None)`
-            and `task_and_trainer(network, folder)`.
-        requeue: queues the job again that this is on a cluster; None: it is none, or is not asked.
+    `parts` makes network, task and trainer (`mambaseg.app.build.Assembly`). `requeue` queues the
+    job again that this is on a cluster.
     """
 
     def __init__(
@@ -95,7 +82,7 @@ class Run:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes; Lightning knows it before a trainer exists."""
+        """Whether this is the process that writes."""
         return getattr(rank_zero_only, "rank", 0) == 0
 
     def _has_result(self) -> bool:

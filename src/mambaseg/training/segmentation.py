@@ -26,7 +26,7 @@ class SegmentationTask(Task):
         loss: (logits (B, K, H, W), label (B, H, W)) -> scalar, or one of MONAI.
         optimizer: see `Task`, like all that is not named here.
         scheduler: likewise.
-        preprocessing: the way to the network's grid and back; one for all stages.
+        preprocessing: one for all stages.
         class_names: one per class, background first.
         distances: unit in which distances are shown, `mm` where the spacing of all cases of the
             run is known; None leaves it to the cases of each part.
@@ -73,12 +73,8 @@ class SegmentationTask(Task):
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
         """Makes sure that the network gives K logits per pixel, and that the loss takes them."""
-        require_logits(
-            output,
-            batch["label"],
-            num_classes=len(self.class_names),
-            network=self.network_name(),
-        )
+        classes, name = len(self.class_names), self.network_name()
+        require_logits(output, batch["label"], num_classes=classes, network=name)
         require_settings(self.loss)
 
     def target(self, batch: Mapping[str, Any]) -> Tensor:

@@ -41,10 +41,8 @@ class Interruption(Callback):
     In a training the first of them lets the step (or the validation) finish and saves the state; a
     second one, and any outside a training, ends at once. Then the handler that was there before
     gets it (submitit's queues the job again; if that returns, so does the training); without one
-    the run ends with `Interrupted`. A signal that is ignored (nohup) stays so.
-
-    Args:
-        requeue: called at the end after a SIGUSR1; None: nothing.
+    the run ends with `Interrupted`. A signal that is ignored (nohup) stays so. `requeue` is called
+    at the end after a SIGUSR1.
     """
 
     def __init__(self, requeue: Callable[[], None] | None = None) -> None:

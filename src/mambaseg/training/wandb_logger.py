@@ -26,12 +26,8 @@ class StepRows(WandbLogger):
     """A W&B run whose history has one row per step, and the step as its number.
 
     Lightning logs rate, loss and scores of a step one after the other, and W&B would number these
-    calls. Here they are joined, and sent once the next step begins. The history is thus a function
-    of the training: a row that a resumed training repeats is the same row under the same number.
-
-    Args:
-        run: the started W&B run.
-        save_dir: the run folder.
+    calls. Here they are joined, and sent once the next step begins, so that a row which a resumed
+    training repeats is the same row under the same number.
     """
 
     def __init__(self, run: Any, save_dir: str | Path) -> None:
@@ -69,12 +65,8 @@ class StepRows(WandbLogger):
 
     @rank_zero_only
     def finish(self, *, failed: bool) -> None:
-        """Ends the run; a failed one without its last row.
-
-        That row may lack its other half, and W&B would not take the whole one under the same number
-        when the training is resumed.
-        """
-        if not failed:
+        """Ends the run; a failed one without its last row."""
+        if not failed:  # half a row would keep a resumed training from sending the whole one
             with optional("sending the last row to W&B"):
                 self.flush()
         with optional("ending the W&B run"):
@@ -82,10 +74,7 @@ class StepRows(WandbLogger):
 
 
 def new_wandb_id(key: str) -> str:
-    """An id for the curves of a new run folder, kept in its run.json; `key`: the run's identity.
-
-    A resumed run finds its curves by it, and a repeated one (`rerun=true`) gets another.
-    """
+    """An id for the curves of a new run folder (kept in run.json) of the identity `key`."""
     return f"{key}-{secrets.token_hex(4)}"  # not from `random`: that has the run's seed
 
 
@@ -172,10 +161,9 @@ def _started(folder: Path, mode: str, init_timeout: float, chosen: dict[str, Any
 
 
 def _keep_in(folder: Path) -> None:
-    """Lets W&B keep beside the run what it would keep in the home folder.
+    """Lets W&B keep beside the run what it would keep in the home folder; set variables stay.
 
-    Of an offline run that holds its tables, which `wandb sync` sends later. Variables that the user
-    has set stay; W&B's settings are still read from the home folder.
+    That includes an offline run's tables, which `wandb sync` sends later.
     """
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         if name not in os.environ or name in _moved:
@@ -186,10 +174,7 @@ def _keep_in(folder: Path) -> None:
 
 
 def finish_wandb(*, failed: bool) -> None:
-    """Ends the W&B run, or the next job of a sweep would write into it.
-
-    It knows the started runs itself: a job may fail before it has a trainer with loggers.
-    """
+    """Ends the W&B run, or the next job of a sweep would write into it."""
     while _open:
         _open.pop().finish(failed=failed)
     while _moved:
@@ -214,13 +199,9 @@ def log_cases_to_wandb(
     *,
     title: str,
 ) -> None:
-    """Sends test results to those of the loggers that are W&B: table of cases, images, summary.
+    """Sends a test's `rows` and `means`, and the images `shown`, to those loggers that are W&B.
 
-    Args:
-        loggers: of the trainer.
-        results: `rows` per case, and the `means` that stand for them.
-        shown: key -> case (id), image (H, W) or (H, W, 3), masks as W&B takes them, or None.
-        title: what the data are.
+    `shown`: key -> `case` (id), `image` (H, W) or (H, W, 3), `masks` as W&B takes them, or None.
     """
     boards = [logger for logger in loggers if isinstance(logger, StepRows)]
     if not boards:
