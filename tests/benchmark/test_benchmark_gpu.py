@@ -13,7 +13,7 @@ from mambaseg.benchmark.gpu import Machine, Part, affordable, measure_gpu
 from mambaseg.benchmark.pages import write_page
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
-from runs import small_overrides
+from runs import composed, small_overrides
 
 ROOT = Path(__file__).parents[2]
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -83,10 +83,6 @@ def test_as_many_equal_steps_as_fit(seconds, each, steps):
 
 
 def test_the_parts_come_in_order_and_compose(tmp_path, monkeypatch):
-    from hydra import compose, initialize_config_dir
-
-    from mambaseg.app.entry import CONF
-
     seen = []
     monkeypatch.setattr(Machine, "run", lambda self, *parts: seen.extend(parts))
     measure_gpu(tmp_path, tmp_path / "out", minutes=90, cwd=ROOT, train=("seed=7",))
@@ -96,15 +92,14 @@ def test_the_parts_come_in_order_and_compose(tmp_path, monkeypatch):
         "loop-unet", "loop-swin_unet", "train-mamba_unet", "train-unet", "train-swin_unet",
         "report",
     ]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for part in seen:
-            script, *words = part.words
-            if script == "src/train.py":
-                cfg = compose("config", overrides=words)
-                assert cfg.data.batch_size == 24 and cfg.seed == 7 and cfg.trainer.graph
-                assert (cfg.data.steps == 10_000) == part.name.startswith("train")
-            elif script == "src/benchmark.py":
-                compose("benchmark", overrides=[f"what={words[0]}", *words[1:]])
+    for part in seen:
+        script, *words = part.words
+        if script == "src/train.py":
+            cfg = composed(*words)
+            assert cfg.data.batch_size == 24 and cfg.seed == 7 and cfg.trainer.graph
+            assert (cfg.data.steps == 10_000) == part.name.startswith("train")
+        elif script == "src/benchmark.py":
+            composed(f"what={words[0]}", *words[1:], script="benchmark")
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -218,12 +217,10 @@ def test_the_module_runs_as_a_command(tmp_path):
 
 
 @pytest.mark.acdc
-def test_real_acdc_passes_in_seconds_with_the_one_known_warning(acdc_root):
-    begin = time.perf_counter()
+def test_real_acdc_passes_with_the_one_known_warning(acdc_root):
     report = check_dataset(acdc_root)
     assert report.ok
     assert told(report, "warning") == ["patient074, patient076: identical images (ED, ES)"]
-    assert time.perf_counter() - begin < 60
 
 
 def test_an_image_of_two_values_is_a_warning(root):

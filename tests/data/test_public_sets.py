@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
-from mambaseg.app.entry import CONF
 from mambaseg.data.check import check_dataset, find_layout
 from mambaseg.data.fingerprint import source_digests
 from mambaseg.data.readers import promise12, synapse
 from mambaseg.errors import UserError
+from runs import composed
 
 h5py = pytest.importorskip("h5py")
 SIDE = 16
@@ -221,8 +219,7 @@ def test_the_config_gives_batches_of_its_classes_and_the_published_parts(tmp_pat
         for seed, name in enumerate(("Case00", "Case02", "Case05")):
             write_mhd(root, name, seed)
     places = [f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"data={leaf}", *places, "data.size=32"])
+    cfg = composed(f"data={leaf}", *places, "data.size=32")
     module = instantiate(
         {key: value for key, value in cfg.data.items() if key not in ("title", "synthetic")},
         _convert_="all",

@@ -6,23 +6,17 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
-from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize
 from mambaseg.training.checks import require_logits
+from runs import built, composed
 
 LABEL = torch.zeros(2, 8, 8, dtype=torch.long)
 LEAVES = [leaf.stem for leaf in sorted((CONF / "model").glob("*.yaml"))]
-
-
-def composed(*words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(words))
 
 
 def check(logits, label=LABEL):
@@ -121,8 +115,8 @@ def trains_not(small_run, tmp_path):
     """Trains in this process and gives the message with which that ends before a step is taken."""
 
     def run(*words):
-        words = [*small_run, "logger=csv", "trainer.log_every_n_steps=1", *words]
-        with pytest.raises(UserError) as refused, build(composed(*words)) as run:
+        words = [*small_run, "trainer.log_every_n_steps=1", *words]
+        with pytest.raises(UserError) as refused, built(*words) as run:
             run.fit()
         assert run.trainer.global_step == 0 and run.folder.record["status"] == "failed"
         assert not list(run.folder.path.glob("checkpoints/*"))
@@ -168,7 +162,7 @@ def relabelled(phantom_root, tmp_path):
 @pytest.fixture
 def split(small_run):
     """Who is in which part of the phantom."""
-    with build(composed("model=unet", "logger=csv", *small_run)) as run:
+    with built("model=unet", *small_run) as run:
         return run.data.split
 
 
@@ -189,7 +183,7 @@ def test_a_class_that_is_never_trained_is_named(split, trains_not, relabelled):
 
 def test_a_class_that_only_the_other_parts_lack_is_no_error(split, relabelled, small_run):
     words = relabelled(lambda label: np.where(label == 2, 3, label), [*split.val, *split.test])
-    with build(composed(*small_run, "logger=csv", "data.steps=1", "test=false", *words)) as run:
+    with built(*small_run, "data.steps=1", "test=false", *words) as run:
         run.fit()
     assert run.folder.record["status"] == "done"
 
@@ -201,6 +195,6 @@ def test_a_class_that_only_the_other_parts_lack_is_no_error(split, relabelled, s
 )  # fmt: skip
 def test_a_budget_of_nothing_is_refused(word, small_run):
     with pytest.raises(Exception, match=r"0") as refused:
-        build(composed(*small_run, "model=unet", "logger=csv", word))
+        built(*small_run, "model=unet", word)
     cause = refused.value.__cause__ or refused.value
     assert isinstance(cause, UserError) and word.partition("=")[0].split(".")[1] in str(cause)

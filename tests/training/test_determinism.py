@@ -2,23 +2,16 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app import build as module
-from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.training.segmentation import SegmentationTask
+from runs import built
 
 TINY = {
     "unet": ["model=unet", "model.widths=[4,4,4,4,4]"],
     "swin_unet": ["model=swin_unet", "model.embed_dim=24", "model.depths=[1,1,1,1]"],
     "mamba_unet": ["model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]"],
 }
-
-
-def built(*words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return module.build(compose("config", overrides=["logger=csv", "test=false", *words]))
 
 
 @pytest.mark.parametrize("network", TINY)
@@ -33,7 +26,7 @@ def test_the_networks_train_under_the_switch_and_it_ends_with_the_run(
         return step(self, batch, index)
 
     monkeypatch.setattr(SegmentationTask, "training_step", training_step)
-    words = [*TINY[network], *small_run, "data.steps=1", "rerun=true"]
+    words = [*TINY[network], *small_run, "data.steps=1", "rerun=true", "test=false"]
     paths = set()
     for switch in ("true", "false"):
         with built(*words, f"trainer.deterministic={switch}") as run:

@@ -5,12 +5,10 @@ import logging
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.loggers import MetricsCsv, read_history
+from runs import built
 from small_disk import content, fill, no_space, small_disk
 
 
@@ -60,9 +58,7 @@ def test_the_files_of_a_run_folder(disk):
 
 def test_a_run_that_cannot_begin(disk, small_run, capfd):
     fill(disk)
-    words = ["model=unet", "logger=csv", *small_run, f"outputs={disk}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = build(compose("config", overrides=words))
+    run = built("model=unet", *small_run, f"outputs={disk}")
     with no_space(disk, "outputs="), run:
         pass
     assert not list(disk.glob("*/*/run.json"))
@@ -71,9 +67,7 @@ def test_a_run_that_cannot_begin(disk, small_run, capfd):
 
 def test_the_log_of_a_run_gives_up_without_noise(disk, small_run, capfd, caplog):
     """The disk fills while the run goes on: the record fails, not each line of the log."""
-    words = ["model=unet", "logger=csv", *small_run, f"outputs={disk}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = build(compose("config", overrides=words))
+    run = built("model=unet", *small_run, f"outputs={disk}")
     with caplog.at_level(logging.INFO), no_space(run.folder.path / "run.json", "outputs="), run:
         before = run.folder.record
         fill(disk)

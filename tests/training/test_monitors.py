@@ -6,12 +6,10 @@ import json
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.training.segmentation import SegmentationTask
+from runs import trained
 from sweep_jobs import environment, needs, typed
 
 EARLY = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, patience: 1, "
@@ -23,16 +21,10 @@ def made(small_run):
     """words -> the small run that they make, as src/train.py would."""
 
     def make(*words):
-        words = [*small_run, "trainer=cpu", "logger=csv", "~callbacks.progress", *words]
+        words = [*small_run, "trainer=cpu", *words]
         if not any(word.startswith("model=") for word in words):
             words += ["model=unet", "model.widths=[4,4,8,8,8]"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=words)
-        with build(cfg) as run:
-            if not run.finished:
-                run.fit()
-                run.evaluate()
-        return run
+        return trained(*words)
 
     return make
 

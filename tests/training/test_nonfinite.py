@@ -11,12 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slices import SliceDataset
 from mambaseg.errors import UserError
@@ -24,6 +21,7 @@ from mambaseg.training.diagnosis import diagnose, gradient_norms
 from mambaseg.training.nonfinite import NonFinite, NonFiniteError
 from mambaseg.training.run import Run
 from mambaseg.training.segmentation import SegmentationTask
+from runs import built
 
 ROOT = Path(__file__).parents[2]
 SKIP = "callbacks.nonfinite.on_nonfinite=skip"
@@ -41,13 +39,11 @@ class Trained:
 
     def __init__(self, words, *changes):
         self.error = None
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=words)
         with pytest.MonkeyPatch.context() as patch:
             for change in changes:
                 change(patch)
             try:
-                with build(cfg) as run:
+                with built(*words) as run:
                     run.fit()
             except (UserError, ZeroDivisionError) as error:
                 self.error = error

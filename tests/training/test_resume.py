@@ -15,12 +15,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
 from mambaseg.training import checkpoints
 from mambaseg.training.segmentation import SegmentationTask
+from runs import trained
 from small_disk import fill, no_space, small_disk
 
 ROOT = Path(__file__).parents[2]
@@ -35,17 +33,6 @@ NETWORKS = {
         "+optim.scheduler.max_lr=0.05", "+optim.scheduler.total_steps=8",
     ],
 }  # fmt: skip
-
-
-def go(words):
-    """Do what src/train.py does, in this process."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["logger=csv", "callbacks.progress=null", *words])
-    with build(cfg) as run:
-        if not run.finished:
-            run.fit()
-            run.evaluate()
-    return run
 
 
 def stop_before(step, monkeypatch):
@@ -96,7 +83,7 @@ def undisturbed_of(tmp_path_factory):
     def make(words):
         words = tuple(word for word in words if not word.startswith("outputs="))
         if words not in runs:
-            runs[words] = go([*words, f"outputs={tmp_path_factory.mktemp('undisturbed')}"])
+            runs[words] = trained(*words, f"outputs={tmp_path_factory.mktemp('undisturbed')}")
         return runs[words]
 
     return make
@@ -114,8 +101,8 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     with monkeypatch.context() as patch:
         stop_before(step, patch)
         with pytest.raises(ZeroDivisionError):
-            go(words)
-    resumed = go(words)
+            trained(*words)
+    resumed = trained(*words)
     record = resumed.folder.record
     assert record["status"] == "done" and "error" not in record
     assert [pause["step"] for pause in record["resumed"]] == [step // 2 * 2]
@@ -127,8 +114,8 @@ def test_a_run_without_a_checkpoint_starts_again(small_run, monkeypatch):
     with monkeypatch.context() as patch:
         stop_before(1, patch)
         with pytest.raises(ZeroDivisionError):
-            go([*UNET, *small_run])
-    run = go([*UNET, *small_run])
+            trained(*UNET, *small_run)
+    run = trained(*UNET, *small_run)
     assert run.folder.record["status"] == "done" and "resumed" not in run.folder.record
 
 
@@ -139,23 +126,23 @@ def test_a_run_that_died_in_its_test_part_is_only_tested(small_run, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationTask, "test_step", broken)
         with pytest.raises(ZeroDivisionError):
-            go([*UNET, *small_run])
+            trained(*UNET, *small_run)
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationTask, "training_step", broken)
-        run = go([*UNET, *small_run])
+        run = trained(*UNET, *small_run)
     assert run.folder.finished and run.score is not None
 
 
 def test_a_run_without_a_test_part_is_tested_when_it_is_wanted(small_run, monkeypatch):
     words = [*UNET, *small_run]
-    first = go([*words, "test=false"])
-    assert go([*words, "test=false"]).finished and not first.folder.finished
+    first = trained(*words, "test=false")
+    assert trained(*words, "test=false").finished and not first.folder.finished
 
     def broken(self, batch, index):
         raise ZeroDivisionError("on purpose")
 
     monkeypatch.setattr(SegmentationTask, "training_step", broken)
-    tested = go(words)
+    tested = trained(*words)
     assert tested.folder.path == first.folder.path and tested.folder.finished
     assert tested.score == first.score
 
@@ -172,7 +159,7 @@ def interrupted(words, step, monkeypatch):
     with monkeypatch.context() as patch:
         stop_before(step, patch)
         with pytest.raises(ZeroDivisionError):
-            go(words)
+            trained(*words)
     outputs = next(word[8:] for word in words if word.startswith("outputs="))
     (last,) = Path(outputs).glob("default/*/checkpoints/last.ckpt")
     return last.parent
@@ -188,7 +175,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     assert newest.samefile(folder / "last.ckpt")
     flip(newest)
     with caplog.at_level("WARNING"):
-        run = go(words)
+        run = trained(*words)
     assert f"{newest} is damaged: resuming from {before} instead" in caplog.text
     assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -212,8 +199,8 @@ def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "give_name", dying)
         with pytest.raises(ZeroDivisionError):
-            go(words)
-    run = go(words)
+            trained(*words)
+    run = trained(*words)
     assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
     assert state(run)["step"] == state(run)["best step"] == 4
     assert_equal(state(undisturbed), state(run))
@@ -226,7 +213,7 @@ def test_where_all_checkpoints_are_damaged_the_training_starts_again(
     last = interrupted(words, 3, monkeypatch) / "step-00000002.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with caplog.at_level("WARNING"):
-        run = go(words)
+        run = trained(*words)
     assert (
         f"{last} is damaged: there is no other, the training starts from the beginning"
         in caplog.text
@@ -244,9 +231,9 @@ def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
     monkeypatch.setattr(base_task, "drawing", lambda *_: contextlib.nullcontext())
     words = [*UNET, *small_run, "data.steps=6", "callbacks.checkpoint.every=1",
              "data.num_workers=1"]  # fmt: skip
-    undisturbed = go([*words, f"outputs={tmp_path / 'undisturbed'}"])
+    undisturbed = trained(*words, f"outputs={tmp_path / 'undisturbed'}")
     interrupted(words, 3, monkeypatch)
-    assert_equal(state(undisturbed), state(go(words)))
+    assert_equal(state(undisturbed), state(trained(*words)))
 
 
 def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, caplog):
@@ -254,7 +241,7 @@ def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, 
     interrupted(words, 3, monkeypatch)
     torch.set_num_threads(2)
     with caplog.at_level("WARNING"):
-        record = go(words).folder.record
+        record = trained(*words).folder.record
     assert "threads 1, now 2" in caplog.text and "devices 1" not in caplog.text
     assert (record["threads"], record["resumed"][0]["threads"]) == (1, 2)
     assert record["devices"] == record["resumed"][0]["devices"] == 1
@@ -277,10 +264,10 @@ def test_a_disk_that_fills_in_training_leaves_the_checkpoint_before(
         with monkeypatch.context() as patch:
             patch.setattr(SegmentationTask, "training_step", filling)
             with no_space(disk, "outputs="):
-                go(words)
+                trained(*words)
         assert not list(disk.rglob(".*.tmp"))
         (disk / "ballast").unlink()
-        run = go(words)
+        run = trained(*words)
         assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
         assert_equal(state(undisturbed), state(run))
 
@@ -289,13 +276,13 @@ def test_other_code_is_said_when_a_run_goes_on(small_run, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stop_before(3, patch)
         with pytest.raises(ZeroDivisionError):
-            go([*UNET, *small_run])
+            trained(*UNET, *small_run)
     from mambaseg.training import run as module
 
     other = {"digest": "0", "commit": "f" * 40, "dirty": False}
     monkeypatch.setattr(module, "code_state", lambda: other)
     with caplog.at_level("WARNING"):
-        go([*UNET, *small_run])
+        trained(*UNET, *small_run)
     assert "now ffffffffff" in caplog.text
 
 
@@ -304,14 +291,14 @@ def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):
     root = tmp_path / "data"
     shutil.copytree(phantom_root, root)
     words = [*UNET, *words, f"data.root={root}", "data.steps=2", "test=false"]
-    first = go(words)
+    first = trained(*words)
     path = next(p for p in sorted(root.rglob("*_frame*.nii.gz")) if "_gt" not in p.name)
     image = nibabel.load(path)
     voxels = np.asarray(image.dataobj).copy()
     voxels[0, 0, 0] += 1
     nibabel.save(nibabel.Nifti1Image(voxels, image.affine, image.header), path)
     assert "data have changed" not in caplog.text
-    second = go(words)
+    second = trained(*words)
     assert not second.finished and second.folder.path != first.folder.path
     assert f"data have changed since {first.folder.path}" in caplog.text
 

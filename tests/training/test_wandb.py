@@ -8,19 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from mambaseg.app.build import build
-from mambaseg.app.entry import CONF
-from runs import small_overrides
+from runs import built, small_overrides
 from wandb_file import curves, read_run
 
 ROOT = Path(__file__).parents[2]
-
-
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=["model=unet", "~callbacks.progress", *overrides])
+BOTH = ("logger=default", "model=unet")  # CSV and W&B
 
 
 def csv_by_step(folder):
@@ -42,7 +35,7 @@ def csv_by_step(folder):
 @pytest.fixture(scope="module")
 def run(shared_run):
     """One finished run with both loggers; tests only read it."""
-    with build(composed(*shared_run, "trainer.log_every_n_steps=1", "name=some_sweep")) as run:
+    with built(*BOTH, *shared_run, "trainer.log_every_n_steps=1", "name=some_sweep") as run:
         run.fit()
         run.evaluate()
     return run
@@ -127,7 +120,7 @@ def test_every_job_of_a_sweep_is_a_run_of_its_group_and_a_failed_one_says_so(
 def test_a_job_that_fails_before_it_has_a_trainer_finishes_its_run(small_run, tmp_path):
     with (
         pytest.raises(Exception, match="gradient_clip"),
-        build(composed(*small_run, "trainer.gradient_clip_val=abc")),
+        built(*BOTH, *small_run, "trainer.gradient_clip_val=abc"),
     ):
         pass
     (folder,) = (tmp_path / "outputs" / "default").glob("unet-*")

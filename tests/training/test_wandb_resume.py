@@ -5,17 +5,16 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
-from mambaseg.app.entry import CONF
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.models import UNet
 from mambaseg.training.checkpoints import Checkpoints
 from mambaseg.training.loggers import MetricsCsv, read_history
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.wandb_logger import StepRows, finish_wandb, wandb_logger
+from runs import composed
 from wandb_file import curves, read_run
 
 STEPS, EVERY = 7, 2
@@ -170,8 +169,7 @@ class Kill(Callback):
 
 def train(small_run, folder, *extra, checkpoint=None, **resumed):
     """Trains a small network without dropout: every run of it sees and does the same."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*small_run, f"data.steps={STEPS}", "data.num_workers=0"])
+    cfg = composed(*small_run, f"data.steps={STEPS}", "data.num_workers=0")
     L.seed_everything(1, verbose=False)
     data = {
         key: value
