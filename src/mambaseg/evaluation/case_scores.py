@@ -126,8 +126,11 @@ class CaseScores(CaseRows):
         except UserError as error:
             raise UserError(f"{case.id}: {error}") from error
         identity = {
-            "case": case.id, "patient": case.patient, "phase": case.phase, "group": case.group
-        }  # fmt: skip
+            "case": case.id,
+            "patient": case.patient,
+            "phase": case.phase,
+            "group": case.group,
+        }
         self._cases[case.id] = [
             {**identity, "class_name": self.class_names[row["class"]], **row} for row in scored
         ]

@@ -101,9 +101,13 @@ def _onnx(network: nn.Module, image: Tensor, path: Path) -> Callable[[Tensor], T
     program = torch.export.export(network, (image,), strict=False)
     # Unoptimised: onnxruntime does that itself when it loads the file, in a fraction of the time.
     exported = torch.onnx.export(
-        program, dynamo=True, optimize=False, verbose=False,
-        input_names=["image"], output_names=["logits"],
-    )  # fmt: skip
+        program,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        input_names=["image"],
+        output_names=["logits"],
+    )
     assert exported is not None
     exported.save(path, external_data=False)  # one file, whatever the name it will get
     options = onnxruntime.SessionOptions()

@@ -162,14 +162,19 @@ def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]
     for pair in pairs:
         seen = _about(pair.prediction).get("seen")
         told[pair.id] = seen if isinstance(seen, dict) else {"checked": False}
-    grave = {pair.patient: how for pair in pairs
-             if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)}  # fmt: skip
+    grave = {
+        pair.patient: how
+        for pair in pairs
+        if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)
+    }
     found = {pair.id: grave[pair.patient] for pair in pairs if pair.patient in grave}
     require_unseen(found, len(pairs), allowed=allowed, subject="the network of the predictions")
     checked = all(seen.get("checked") is True for seen in told.values())
     if not (checked or found):
-        log.warning("the predictions do not say which images trained their network: whether it has "
-                    "seen these cases cannot be checked")  # fmt: skip
+        log.warning(
+            "the predictions do not say which images trained their network: whether it has "
+            "seen these cases cannot be checked"
+        )
     published = sum(seen.get("how") == PUBLISHED for seen in told.values())
     note = f"{published} cases validated the network too, as its published split does: scores are "
     return {"checked": checked, "cases": found}, f"{note}optimistic." if published else ""

@@ -72,16 +72,26 @@ def choose_views(tta: bool | str, learnt: str | None, network: str) -> str:
                 "without flips, choose none: left and right classes could be exchanged"
             )
         if learnt == "none":
-            log.warning("tta=true: %s was trained without flips or rotations by 90 degrees: each "
-                        "slice is seen once, as it is", network)  # fmt: skip
+            log.warning(
+                "tta=true: %s was trained without flips or rotations by 90 degrees: each "
+                "slice is seen once, as it is",
+                network,
+            )
         return learnt
     if not isinstance(name, str) or name not in VIEWS:
         raise UserError(f"tta={tta}: choose true, {', '.join(VIEWS)} or false")
     if learnt is not None and (unknown := set(VIEWS[name]) - set(VIEWS[learnt])):
-        log.warning("tta=%s: %s has not learnt from %d of these %d views: %s", name, network,
-                    len(unknown), len(VIEWS[name]),
-                    "classes that differ by their side can be exchanged"
-                    if learnt == "none" else "they can be labelled worse")  # fmt: skip
+        risk = "they can be labelled worse"
+        if learnt == "none":
+            risk = "classes that differ by their side can be exchanged"
+        log.warning(
+            "tta=%s: %s has not learnt from %d of these %d views: %s",
+            name,
+            network,
+            len(unknown),
+            len(VIEWS[name]),
+            risk,
+        )
     return name
 
 

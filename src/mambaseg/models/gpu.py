@@ -53,8 +53,9 @@ class GraphedNetwork:
         shapes: dict[nn.Module, Tensor] = {}
         handles = [
             layer.register_forward_pre_hook(lambda m, x: shapes.update({m: torch.ones_like(x[0])}))
-            for layer in self.layers if isinstance(layer, Dropout)
-        ]  # fmt: skip
+            for layer in self.layers
+            if isinstance(layer, Dropout)
+        ]
         with torch.no_grad():
             self.network(image)
         for handle in handles:

@@ -108,9 +108,13 @@ def write_haze_phantom(
             f"images of {height} × {width} pixels have at least 16 × 16"
         )
     parameters = {
-        "generator": _GENERATOR, "version": VERSION,
-        "scenes": scenes, "seed": seed, "height": height, "width": width,
-    }  # fmt: skip
+        "generator": _GENERATOR,
+        "version": VERSION,
+        "scenes": scenes,
+        "seed": seed,
+        "height": height,
+        "width": width,
+    }
 
     def save(path: Path, image: Array) -> None:
         from PIL import Image

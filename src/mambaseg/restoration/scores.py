@@ -29,20 +29,26 @@ _BORDER = 5  # pixels, half a window
 METRICS = {
     name: Metric(name, title, decimals=decimals)
     for name, title, decimals in (
-        ("psnr", "PSNR dB", 2), ("ssim", "SSIM", 4),
-        ("psnr_hazy", "PSNR dB (hazy)", 2), ("ssim_hazy", "SSIM (hazy)", 4),
+        ("psnr", "PSNR dB", 2),
+        ("ssim", "SSIM", 4),
+        ("psnr_hazy", "PSNR dB (hazy)", 2),
+        ("ssim_hazy", "SSIM (hazy)", 4),
     )
-}  # fmt: skip
+}
 _ABOUT = {
     "title": "Image restoration",
     "note": "Restored images at their own size, RGB in [0, 1], not rounded; SSIM: Gaussian 11 × "
     "11. (hazy): of the untreated images.",
     "metrics": [metric.plain() for metric in METRICS.values()],
     "convention": {
-        "data_range": 1.0, "rounded": False, "colour": "RGB", "ssim_window": 11,
-        "ssim_sigma": 1.5, "psnr_highest": HIGHEST,
+        "data_range": 1.0,
+        "rounded": False,
+        "colour": "RGB",
+        "ssim_window": 11,
+        "ssim_sigma": 1.5,
+        "psnr_highest": HIGHEST,
     },
-}  # fmt: skip
+}
 
 
 def image_scores(image: Tensor, clear: Tensor) -> tuple[float, float]:
@@ -52,9 +58,16 @@ def image_scores(image: Tensor, clear: Tensor) -> tuple[float, float]:
     image, clear = image.double(), clear.double()
     psnr = peak_signal_noise_ratio(image, clear, data_range=1.0)
     full = structural_similarity_index_measure(
-        image, clear, data_range=1.0, gaussian_kernel=True, sigma=1.5, kernel_size=11,
-        k1=0.01, k2=0.03, return_full_image=True,
-    )[1]  # fmt: skip
+        image,
+        clear,
+        data_range=1.0,
+        gaussian_kernel=True,
+        sigma=1.5,
+        kernel_size=11,
+        k1=0.01,
+        k2=0.03,
+        return_full_image=True,
+    )[1]
     # Where the window lies inside: versions of torchmetrics differ in what they average.
     ssim = full[..., _BORDER:-_BORDER, _BORDER:-_BORDER].mean()
     return float(torch.clamp(psnr, max=HIGHEST)), float(ssim)

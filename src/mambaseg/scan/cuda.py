@@ -132,8 +132,10 @@ _SIZES = ("height", "width", "channels", "states", "image", "segments", "segment
 
 class _Place(ctypes.Structure):
     _fields_ = [
-        ("batch", ctypes.c_longlong), ("group", ctypes.c_longlong), ("position", ctypes.c_int),
-    ]  # fmt: skip
+        ("batch", ctypes.c_longlong),
+        ("group", ctypes.c_longlong),
+        ("position", ctypes.c_int),
+    ]
 
 
 class _Arguments(ctypes.Structure):
@@ -183,10 +185,16 @@ def _lay_out(sizes: Sizes, inputs: Inputs) -> _Layout:
     warps = min(sizes.warps, math.ceil(channels / per_warp))
     block = warps * per_warp  # channels
     defines = {
-        "R": padded // parts, "S": parts, "WARPS": warps, "STEPS": STEPS, "UNROLL": sizes.unroll,
-        "MIN_BLOCKS": sizes.min_blocks, "X_BF16": x.dtype == torch.bfloat16,
-        "DELTA_BF16": delta.dtype == torch.bfloat16, "BC_BF16": B.dtype == torch.bfloat16,
-    }  # fmt: skip
+        "R": padded // parts,
+        "S": parts,
+        "WARPS": warps,
+        "STEPS": STEPS,
+        "UNROLL": sizes.unroll,
+        "MIN_BLOCKS": sizes.min_blocks,
+        "X_BF16": x.dtype == torch.bfloat16,
+        "DELTA_BF16": delta.dtype == torch.bfloat16,
+        "BC_BF16": B.dtype == torch.bfloat16,
+    }
     blocks = math.ceil(channels / block)
     processors = 1
     if x.is_cuda:

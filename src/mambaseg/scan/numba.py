@@ -73,9 +73,13 @@ def _empty_gradients(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 _scan = make_operator(
-    "numba_scan", _forward, _backward, _empty, empty_gradients=_empty_gradients,
+    "numba_scan",
+    _forward,
+    _backward,
+    _empty,
+    empty_gradients=_empty_gradients,
     options=", SymInt width, bool keep",
-)  # fmt: skip
+)
 
 
 def _scan_keeping(*inputs_and_width: Tensor | int) -> tuple[Tensor, Tensor]:

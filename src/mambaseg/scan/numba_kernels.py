@@ -100,9 +100,8 @@ def _scan_channels_backward(
     blocks = (min(extent, channels - first) + LANES - 1) // LANES
     h, rates, skips, biases = _parameter_tiles(blocks, N)
     d_h, d_rates, d_skips, d_biases = _parameter_tiles(blocks, N)
-    B_rows, C_rows, d_B_rows, d_C_rows = (
-        _state_rows(N), _state_rows(N), _state_rows(N), _state_rows(N)
-    )  # fmt: skip
+    B_rows, C_rows = _state_rows(N), _state_rows(N)
+    d_B_rows, d_C_rows = _state_rows(N), _state_rows(N)
     tiles = empty_tiles(6 + WORK_TILES)
     x_tile, d_y_tile, delta_tile, slopes = tiles[0], tiles[1], tiles[2], tiles[3]
     d_delta_x, d_exponent, work = tiles[4], tiles[5], tiles[6:]

@@ -28,9 +28,14 @@ _FAST = ("contract", "nsz", "arcp")  # not nnan, ninf: a NaN has to come out as 
 
 # 2**f on [0, 1], relative error 2e-9; exact at both ends, so that decays close to 1 have no bias.
 _EXP2 = (
-    1.0, 0.6931470324000212, 0.24022951329206346, 0.05548415245928682, 0.00967806389364339,
-    0.001244087702687545, 0.00021715025229760443,
-)  # fmt: skip
+    1.0,
+    0.6931470324000212,
+    0.24022951329206346,
+    0.05548415245928682,
+    0.00967806389364339,
+    0.001244087702687545,
+    0.00021715025229760443,
+)
 
 
 class _LanesType(types.Type):

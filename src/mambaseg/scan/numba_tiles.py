@@ -199,9 +199,8 @@ def scan_tile_backward(
     d_delta_x is the gradient of Δ u, d_exponent that of Δ through exp2(Δ A). `work` is scratch of
     `WORK_TILES` tiles.
     """
-    delta_x, decays0, decays1, states0, states1, products = (
-        work[0], work[1], work[2], work[3], work[4], work[5]
-    )  # fmt: skip
+    delta_x, decays0, decays1 = work[0], work[1], work[2]
+    states0, states1, products = work[3], work[4], work[5]
     zero = splat(np.float32(0.0))
     for t in range(steps):
         at = t * LANES
