@@ -3,11 +3,11 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from typed import typed as typed_anywhere
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "src" / "train.py"
@@ -47,11 +47,7 @@ def environment(**changes):
 
 
 def typed(*words, script=LIGHT, env=None):
-    return subprocess.run(
-        [sys.executable, str(script), *words],
-        capture_output=True, text=True, timeout=280, cwd=ROOT, stdin=subprocess.DEVNULL,
-        env=env or environment(),
-    )  # fmt: skip
+    return typed_anywhere(*words, script=script, env=env or environment())
 
 
 def notes(outputs):
