@@ -131,12 +131,7 @@ class RunRecorder(Callback):
         if main:
             self.folder.write_rows("cases.csv", results["rows"])
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
-        cases = _of_all_ranks({case: kept["overlay"] for case, kept in self._cases.items()})
-        overlays = {
-            f"{case}/{name}": array
-            for case, arrays in sorted(cases.items())
-            for name, array in arrays.items()
-        }
+        overlays = self._gather_overlays()
         chosen = self._shown(results["rows"])
         kept = _of_all_ranks({c: self._cases[c] for c in chosen.values() if c in self._cases})
         self._cases.clear()
@@ -172,6 +167,15 @@ class RunRecorder(Callback):
             "seconds_per_case": task.results.get("seconds_per_case"),
         }
         self.folder.update(cost=cost)
+
+    def _gather_overlays(self) -> dict[str, Any]:
+        """Slices of the cases of all ranks; every rank has to call this."""
+        cases = _of_all_ranks({case: kept["overlay"] for case, kept in self._cases.items()})
+        return {
+            f"{case}/{name}": array
+            for case, arrays in sorted(cases.items())
+            for name, array in arrays.items()
+        }
 
     def _shown(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """Best, median and worst of the cases of all ranks, by their rows."""
