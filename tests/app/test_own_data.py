@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import explained_errors
-from mambaseg.data.check import check_dataset
 from mambaseg.data.check.__main__ import main
+from mambaseg.data.check.dataset import check_dataset
 from mambaseg.data.check.proposal import _yaml, propose
 from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.readers import nnunet

@@ -192,9 +192,7 @@ def open_cache(
     """Open the decoded cache of these labelled cases, building it if it is missing or damaged.
 
     Of the preprocessing only the intensity scaling is applied; `channels` is C of every image.
-
-    Raises:
-        UserError: A case cannot be read or used, or the cache cannot be written.
+    `UserError` where a case cannot be used or the cache cannot be written.
     """
     digests = source_digests(cases)
     scaling = preprocessing.intensity

@@ -216,8 +216,7 @@ class Preprocessing:
     def resampled(self, shape: tuple[int, int], pixel: Pixel | None = None) -> Resampled:
         """Say how an image of `shape` (H, W) lies at the spacing of a `windowed` geometry.
 
-        Raises:
-            UserError: It needs the size of a pixel in mm and has none, or would be far too large.
+        `UserError` where that needs the size of a pixel in mm and has none.
         """
         if self.spacing is None:
             return Resampled(shape, (1.0, 1.0), self.size)

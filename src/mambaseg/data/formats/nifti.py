@@ -99,12 +99,10 @@ def place_on(
 def to_nifti(array: np.ndarray, place: Any, *, slope: float = 1.0, label: bool = False) -> bytes:
     """The content of a `.nii.gz` file; the same array gives the same bytes.
 
-    Args:
-        array: (T, Z, H, W) or, with classes, (T, K, Z, H, W); uint8. T = 1 leaves no axis of time
-            where the header has none; classes become the last axis.
-        place: `Volume.header`, bit for bit in the file but for the axis of the classes.
-        slope: what the numbers are to be multiplied with.
-        label: whether to mark the file as a label map.
+    The array is uint8, (T, Z, H, W) or, with classes, (T, K, Z, H, W). T = 1 leaves no axis of time
+    where the header has none; classes become the last axis. `place` is `Volume.header`, bit for bit
+    in the file but for the axis of the classes. The numbers are to be multiplied with `slope`;
+    `label` marks the file as a label map.
     """
     header = place.copy()
     header.set_data_dtype(np.uint8)

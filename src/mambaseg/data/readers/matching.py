@@ -44,8 +44,6 @@ SUFFIX = re.compile(
     r"(?P<name>.+?)[_-](?:mask|segmentation|seg|anno|gt|label)s?(?P<number>_\d+)?", re.IGNORECASE
 )
 PART_PREFIX = re.compile(r"(train|val|test)[A-Z]?_")  # testA_ and testB_ are GlaS's
-
-
 Read = Callable[[Case], Volume]
 
 
