@@ -168,7 +168,7 @@ def broken(*_, **__):
     "mambaseg.reporting.views.SegmentationViews.media",
     "mambaseg.training.callbacks.log_cases_to_wandb",
     "mambaseg.training.callbacks.count_operations",
-    "mambaseg.storage.run_folder.RunFolder.write_arrays", "mambaseg.reporting.tables.table_of",
+    "mambaseg.storage.run_folder.RunFolder.write_arrays", "mambaseg.training.run.table_of",
     "mambaseg.training.run.describe_to_wandb",
     "wandb.sdk.wandb_run.Run.log", "wandb.sdk.wandb_run.Run.finish", "wandb.init",
 ])  # fmt: skip

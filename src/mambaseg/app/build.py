@@ -35,8 +35,11 @@ def build(cfg: DictConfig) -> Run:
     plan, data, checkpoint = settle(cfg)
     note_run(plan.folder.path)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        # Lightning's DDP children repeat this job rather than the whole sweep
-        sys.argv[1:] = list(HydraConfig.get().overrides.task)
+        # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
+        hydra = HydraConfig.get()
+        sources = [s for s in hydra.runtime.config_sources if s.provider == "command-line"]
+        configs = [f"--config-dir={source.path}" for source in sources]
+        sys.argv[1:] = [*configs, *hydra.overrides.task]
     return Run(plan, data, Assembly(plan, data, checkpoint), requeue=requeue_call())
 
 

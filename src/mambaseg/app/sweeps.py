@@ -74,6 +74,8 @@ class Sweeps(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Notes what a job could leave behind for the next one of this process."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            import mambaseg.training.run  # noqa: F401  # libraries add warning filters at import
         self._before = dict(os.environ), list(sys.argv), list(warnings.filters)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
