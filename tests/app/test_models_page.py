@@ -70,6 +70,13 @@ def test_a_config_without_its_comment_says_what_belongs_there():
 def test_the_page_says_how_its_time_was_measured():
     row = {**costs("unet", size=32), "cpu_s": 0.0123}
     configs = {"unet": config_of("unet")}
-    text = networks_page([row], configs, size=32, command="COMMAND", setting="SETTING")
-    assert f"{cells(EXACT, row)} 12 |" in text
-    assert "the least of 3 calls" in text and "`COMMAND`:\nSETTING" in text
+    record = {
+        "rows": [row], "settings": {"size": 32}, "command": "COMMAND", "device": "cpu",
+        "precision": "32-true", "started": "2026-01-02T00:00",
+        "versions": {"torch": "2.13", "numba": "0.60"},
+        "hardware": {"gpus": [], "cpu": "a CPU", "threads": 1},
+    }  # fmt: skip
+    text = networks_page(record, configs)
+    assert f"{cells(EXACT, row)} 12 |" in text and "32 × 32 pixels" in text
+    measured = "`COMMAND`:\na CPU, threads: 1, 32-true, torch 2.13, numba 0.60, 2026-01-02."
+    assert "the least of 3 calls" in text and measured in text

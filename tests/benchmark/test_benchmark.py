@@ -156,7 +156,7 @@ def test_truth_ends_with_an_error_where_numbers_are_wrong(tmp_path, monkeypatch)
         return torch.where(torch.arange(y.shape[-1]) == 3, torch.empty_like(y), y)
 
     monkeypatch.setattr(truth, "SHAPES", {"tiny": Shape("tiny", 1, 3, 4)})
-    settings = {"shapes": ["tiny"], "device": CPU, "seed": 0}
+    settings = {"protocol": Protocol(CPU), "shapes": ["tiny"]}
     monkeypatch.setattr(truth, "available_backends", lambda device: ["torch"])
     assert truth.measure_truth({}, lambda network: None, **settings)["within"]
     monkeypatch.setattr(chunked, "selective_scan", leaves_an_element_unwritten)
@@ -178,7 +178,7 @@ def test_truth_compares_a_network_with_float64(monkeypatch):
     for kind, within in ((nn.Conv2d, True), (Rounded, False)):
         builders = {"conv": lambda kind=kind: kind(1, 2, 3)}
         monkeypatch.setattr(truth, "NETWORK_LIMIT", 1e-5)
-        record = truth.measure_truth(builders, step, shapes=[], device=CPU, seed=0)
+        record = truth.measure_truth(builders, step, Protocol(CPU), shapes=[])
         assert record["within"] is within
 
 

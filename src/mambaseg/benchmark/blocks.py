@@ -46,17 +46,15 @@ class MonaiSwinBlocks(nn.Module):
 
 
 def measure_blocks(
-    *, size: int, batch: int, scan_backend: str, protocol: Protocol, autocast: bool, seed: int
+    protocol: Protocol, *, size: int, batch: int, scan_backend: str
 ) -> dict[str, Any]:
     """Measure two blocks of each kind, forward and backward, at every resolution.
 
     Args:
+        protocol: how to measure.
         size: side of the image in pixels; maps have sides size / 4 to size / 32.
         batch: images at a time.
         scan_backend: of the VSS blocks.
-        protocol: how to measure.
-        autocast: run in bfloat16 where that is safe.
-        seed: of the weights.
 
     Returns:
         `rows`, with `stage`, and `notes`; see docs/performance.md. The base is MONAI's block.
@@ -67,12 +65,12 @@ def measure_blocks(
         builders: dict[str, Builder] = {
             "Swin (MONAI)": partial(MonaiSwinBlocks, dim, heads, side),
             "Swin": partial(swin_blocks, dim, heads),
-            "VSS": partial(vss_blocks, dim, scan_backend),
+            "VSS": partial(_vss_blocks, dim, scan_backend),
         }
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(protocol.seed)
         image = torch.randn(batch, side, side, dim, generator=generator).to(protocol.device)
-        step = _forward_and_backward(image, autocast=autocast)
-        measured = measure_networks(builders, step, images=batch, protocol=protocol, seed=seed)
+        step = _forward_and_backward(image, autocast=protocol.autocast)
+        measured = measure_networks(builders, step, protocol, images=batch)
         sizes = {"stage": stage + 1, "channels": dim, "side": side}
         rows += [{**sizes, **row} for row in measured["rows"]]
         notes += measured["notes"]
@@ -84,8 +82,7 @@ def swin_blocks(dim: int, heads: int) -> nn.Module:
     return nn.Sequential(*(SwinBlock(dim, heads, WINDOW, shifted=s) for s in (False, True)))
 
 
-def vss_blocks(dim: int, scan_backend: str) -> nn.Module:
-    """Two of our visual state space blocks."""
+def _vss_blocks(dim: int, scan_backend: str) -> nn.Module:
     return nn.Sequential(*(VSSBlock(dim, scan_backend=scan_backend) for _ in range(2)))
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_kernels(
-    builders: Mapping[str, Builder], step: Step, *, protocol: Protocol, seed: int
+    builders: Mapping[str, Builder], step: Step, protocol: Protocol
 ) -> dict[str, Any]:
     """Profiles a step of each network.
 
@@ -36,7 +36,7 @@ def measure_kernels(
     rows = []
     for name, build in builders.items():
         log.info("profiling %s", name)
-        call = step(built(build, protocol, seed))
+        call = step(built(build, protocol))
         for _ in range(max(3, protocol.warmup)):
             call()
         torch.cuda.synchronize()

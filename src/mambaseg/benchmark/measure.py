@@ -21,22 +21,15 @@ MOST_CALLS = 1000
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is done with every candidate of a comparison.
-
-    Args:
-        device: where it runs.
-        repeats: measured repeats; the median of them is reported.
-        warmup: repeats before them that do not count (compilation, caches, memory pools).
-        budget_s: a candidate that has taken this long, warm-up included, is not repeated again;
-            one repeat is always measured.
-        least_s: a repeat lasts at least this long: quick calls are repeated back to back within it.
-    """
+    """What is done with every candidate of a comparison; one repeat is always measured."""
 
     device: torch.device
-    repeats: int = 5
-    warmup: int = 1
-    budget_s: float = 60.0
-    least_s: float = 0.02
+    repeats: int = 5  # measured; their median is reported
+    warmup: int = 1  # calls before them (compilation, caches, memory pools)
+    budget_s: float = 60.0  # no more repeats of a candidate that has taken this long
+    seed: int = 0  # of weights and dropout
+    autocast: bool = False  # bfloat16 where that is safe
+    least_s: float = 0.02  # of a repeat: quick calls follow each other within it
 
 
 @dataclass
@@ -113,13 +106,6 @@ def _seconds(call: Call, calls: int, device: torch.device) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def processor_seconds(call: Call) -> float:
-    """Processor time of one call, all threads together; time spent waiting does not count."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def peak_memory(call: Call, device: torch.device) -> dict[str, int | None]:

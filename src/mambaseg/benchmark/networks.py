@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mambaseg.benchmark.measure import (
-    Call,
-    Protocol,
-    peak_memory,
-    processor_seconds,
-    time_interleaved,
-)
+from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
 from mambaseg.evaluation.costs import count_operations
 from mambaseg.models import GraphedNetwork, ScanBlock, channels_last
 
@@ -77,7 +72,7 @@ def training(
 
 
 def measure_networks(
-    builders: Mapping[str, Builder], step: Step, *, images: int, protocol: Protocol, seed: int
+    builders: Mapping[str, Builder], step: Step, protocol: Protocol, *, images: int
 ) -> dict[str, Any]:
     """Measures a step of each network, in turns.
 
@@ -87,9 +82,8 @@ def measure_networks(
     Args:
         builders: networks by label; the first is the one the others are compared with.
         step: of `inference` or `training`.
-        images: per step.
         protocol: how to measure.
-        seed: of weights and dropout.
+        images: per step.
 
     Returns:
         `rows` and `notes`; see docs/performance.md.
@@ -97,7 +91,7 @@ def measure_networks(
     rows: dict[str, dict[str, Any]] = {}
     for name, build in builders.items():
         log.info("measuring the memory of %s", name)
-        network = built(build, protocol, seed)
+        network = built(build, protocol)
         call = step(network)
         call()
         scans = (m.scan_backend for m in network.modules() if isinstance(m, ScanBlock))
@@ -109,20 +103,20 @@ def measure_networks(
         }
         del call, network
     log.info("measuring the time of %s", ", ".join(builders))
-    calls = {name: step(built(build, protocol, seed)) for name, build in builders.items()}
+    calls = {name: step(built(build, protocol)) for name, build in builders.items()}
     timings, failures = time_interleaved(calls, protocol)
     baseline = next(iter(timings), None)
-    for name, time in timings.items():
-        ratio = time["median_s"] / timings[baseline or name]["median_s"]
-        rate = images / time["median_s"]
-        rows[name].update(time, baseline=baseline, ratio=ratio, images_per_s=rate)
+    for name, timing in timings.items():
+        ratio = timing["median_s"] / timings[baseline or name]["median_s"]
+        rate = images / timing["median_s"]
+        rows[name].update(timing, baseline=baseline, ratio=ratio, images_per_s=rate)
     notes = [f"{name}: {why}" for name, why in failures.items()]
     return {"rows": [rows[name] for name in timings], "notes": notes}
 
 
-def built(build: Builder, protocol: Protocol, seed: int) -> nn.Module:
+def built(build: Builder, protocol: Protocol) -> nn.Module:
     """A network on the device, laid out as in a training there."""
-    torch.manual_seed(seed)
+    torch.manual_seed(protocol.seed)
     network = build().to(protocol.device)
     if protocol.device.type == "cuda":  # as in a training
         channels_last(network)
@@ -135,12 +129,7 @@ def autocast_on(image: Tensor, enabled: bool) -> torch.autocast:
 
 
 def profile_networks(
-    builders: Mapping[str, Builder],
-    image: Tensor,
-    *,
-    autocast: bool,
-    protocol: Protocol,
-    seed: int,
+    builders: Mapping[str, Builder], image: Tensor, protocol: Protocol
 ) -> dict[str, Any]:
     """Parameters, operations, latency and peak memory of one inference call of each network.
 
@@ -150,14 +139,17 @@ def profile_networks(
     Returns:
         `rows` and `notes`; see docs/performance.md.
     """
-    measured = measure_networks(
-        builders, inference(image, autocast=autocast),
-        images=len(image), protocol=protocol, seed=seed,
-    )  # fmt: skip
+    step = inference(image, autocast=protocol.autocast)
+    measured = measure_networks(builders, step, protocol, images=len(image))
     for row in measured["rows"]:
         network = builders[row["network"]]().to(protocol.device)
         row["size_multiple"] = getattr(network, "multiple", 1)
         row.update(count_operations(network, image))
-        call = inference(image, autocast=autocast)(network)
-        row["cpu_s"] = min(processor_seconds(call) for _ in range(PROCESSOR_CALLS))
+        call = step(network)
+        seconds = []
+        for _ in range(PROCESSOR_CALLS):
+            start = time.process_time()
+            call()
+            seconds.append(time.process_time() - start)
+        row["cpu_s"] = min(seconds)
     return measured

@@ -72,22 +72,21 @@ def read_header(network: str, config: str) -> dict[str, str]:
     return {"network": network, "what": what, "source": source, "differs": differs}
 
 
-def networks_page(
-    rows: Sequence[Row], configs: Mapping[str, str], *, size: int, command: str, setting: str
-) -> str:
-    """The page of all networks as Markdown.
+def networks_page(record: Row, configs: Mapping[str, str]) -> str:
+    """The page of all networks as Markdown, from the record of `benchmark.py profile`.
 
-    Args:
-        rows: of `profile_networks`.
-        configs: text of `conf/model/<network>.yaml`, by the rows' `network`.
-        size: side of the image that was measured, pixels.
-        command: that measured.
-        setting: machine, versions and date of the time.
+    `configs` is the text of `conf/model/<network>.yaml`, by the rows' `network`.
     """
+    rows, versions, hardware = record["rows"], record["versions"], record["hardware"]
+    device = hardware["gpus"][0] if record["device"] == "cuda" else hardware["cpu"]
+    setting = (
+        f"{device}, threads: {hardware['threads']}, {record['precision']}, "
+        f"torch {versions['torch']}, numba {versions['numba']}, {record['started'][:10]}"
+    )
     names = [row["network"] for row in rows]
     headers = Table("", HEADERS, [read_header(name, configs[name]) for name in names])
-    costs = COSTS.format(calls=PROCESSOR_CALLS, command=command, setting=setting)
-    parts = (INTRODUCTION.format(size=size), headers.markdown(), costs)
+    costs = COSTS.format(calls=PROCESSOR_CALLS, command=record["command"], setting=setting)
+    parts = (INTRODUCTION.format(size=record["settings"]["size"]), headers.markdown(), costs)
     return "\n".join((*parts, Table("", [*EXACT, CPU_TIME], rows).markdown()))
 
 

@@ -45,14 +45,6 @@ class Shape(NamedTuple):
         """B K D L."""
         return self.batch * GROUPS * self.channels * self.side**2
 
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """As a row of a record has them."""
-        return {
-            "shape": self.name, "batch": self.batch, "groups": GROUPS, "channels": self.channels,
-            "length": self.side**2, "states": STATES,
-        }  # fmt: skip
-
 
 SMALL = Shape("small", 2, 7, 40)
 """For errors: no power of two, no whole block."""
@@ -80,26 +72,25 @@ def choice(key: str, name: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 def measure_scans(
     shapes: Sequence[Shape],
-    *,
     protocol: Protocol,
     forms: Sequence[str],
     backends: Sequence[str],
-    dtype: torch.dtype,
+    *,
     loop_limit: int | None,
 ) -> dict[str, Any]:
     """Measures backends at shapes, forward and forward + backward, in the 1-D and 2-D form.
 
     Args:
         shapes: of `shapes_of`.
-        protocol: how to measure.
+        protocol: how to measure; with its autocast x, delta, B and C are bfloat16.
         forms: of `1d` and `2d`.
         backends: names; empty for all that can run on the device.
-        dtype: of x, delta, B and C; parameters are float32.
         loop_limit: B K D L above which the loop over time is left out; None: nowhere.
 
     Returns:
         `rows`, `errors`, `notes`; see docs/performance.md.
     """
+    dtype = torch.bfloat16 if protocol.autocast else torch.float32
     forms = [choice("forms", form, FORMS) for form in forms]
     names = [choose_backend(name, protocol.device) for name in backends]
     names = names or list(available_backends(protocol.device))
@@ -134,6 +125,10 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """One row per pass and backend at a shape; the loop is the base, or else the last backend."""
     inputs = scan_inputs(shape, form, dtype, protocol.device)
+    sizes = {
+        "shape": shape.name, "batch": shape.batch, "groups": GROUPS, "channels": shape.channels,
+        "length": shape.side**2, "states": STATES,
+    }  # fmt: skip
     rows = []
     for what in PASSES:
         calls = {name: _call(_scan(name, form), inputs, what) for name in names}
@@ -144,7 +139,7 @@ def _rows(
             speedup = times[baseline]["median_s"] / time["median_s"]
             added = peak_memory(calls[name], protocol.device)["peak_added_bytes"]
             rows.append({
-                **shape.sizes, "form": form, "pass": what, "backend": name, **time,
+                **sizes, "form": form, "pass": what, "backend": name, **time,
                 "baseline": baseline, "speedup": speedup, "peak_added_bytes": added,
             })  # fmt: skip
     return rows

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.benchmark.measure import Protocol
 from mambaseg.benchmark.networks import Builder, Step
 from mambaseg.benchmark.scans import (
     FORMS,
@@ -41,12 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_truth(
-    builders: Mapping[str, Builder],
-    step: Step,
-    *,
-    shapes: Sequence[str],
-    device: torch.device,
-    seed: int,
+    builders: Mapping[str, Builder], step: Step, protocol: Protocol, *, shapes: Sequence[str]
 ) -> dict[str, Any]:
     """Compares every scan backend and network with float64, and everything with itself.
 
@@ -56,9 +52,8 @@ def measure_truth(
     Args:
         builders: networks by label.
         step: makes, from a network on the device, the call that is one training step.
+        protocol: its device and seed.
         shapes: of the scans, names of `SHAPES`.
-        device: where it runs.
-        seed: of weights and dropout.
 
     Returns:
         `rows`: a backend, form, shape and type of inputs each, with `worst` error against
@@ -67,6 +62,7 @@ def measure_truth(
         few steps from the same start give the same weights, as they are and with PyTorch's
         deterministic algorithms; `within`: no error is above its limit; `notes`.
     """
+    device, seed = protocol.device, protocol.seed
     sizes = [SHAPES[choice("scans", name, SHAPES)] for name in shapes]
     rows = [row for shape in sizes for dtype in LIMITS for row in _scan_rows(shape, dtype, device)]
     networks = []

@@ -1,0 +1,165 @@
+"""The benchmarks of conf/benchmark.yaml: builds what is measured, prints and writes the results."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import nn
+
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import build_network, plain
+from mambaseg.benchmark.blocks import measure_blocks
+from mambaseg.benchmark.gpu import measure_gpu
+from mambaseg.benchmark.kernels import measure_kernels
+from mambaseg.benchmark.measure import Protocol
+from mambaseg.benchmark.networks import inference, measure_networks, profile_networks, training
+from mambaseg.benchmark.pages import networks_page
+from mambaseg.benchmark.scans import measure_scans, shapes_of
+from mambaseg.benchmark.tables import tables
+from mambaseg.benchmark.truth import measure_truth
+from mambaseg.errors import UserError
+from mambaseg.inference.segment import choose_precision
+from mambaseg.scan import choose_backend
+from mambaseg.storage.run_folder import RunFolder, code_state, environment
+
+KINDS = ("scan", "inference", "train", "blocks", "profile", "kernels", "truth", "gpu")
+_NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+log = logging.getLogger(__name__)
+
+
+def run_benchmark(cfg: DictConfig, *, command: str) -> None:
+    """Measures what `cfg.what` names; `command` is what the user typed.
+
+    Raises:
+        UserError: a setting is impossible here, a part of `gpu` failed, or numbers are wrong.
+    """
+    if cfg.what == "gpu":
+        _measure_machine(cfg)
+        return
+    device = _device(cfg.device)
+    precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
+    if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
+        raise UserError("page: is written by `profile models=all`")
+    if cfg.graph and device.type != "cuda":
+        raise UserError("graph=true: CUDA graphs need device=cuda")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    if cfg.batch is None:
+        batches = {"train": 2, "blocks": 2, "truth": 2, "kernels": 24}
+        batches["scan"] = 24 if device.type == "cuda" else 1
+        cfg.batch = batches.get(cfg.what, 1)
+    torch.manual_seed(cfg.seed)
+    autocast = precision == "bf16-mixed"
+    protocol = Protocol(device, cfg.repeats, cfg.warmup, cfg.budget, cfg.seed, autocast)
+    started = datetime.datetime.now(datetime.UTC)
+    record = {
+        "what": cfg.what,
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "device": device.type,
+        "precision": precision,
+        "settings": plain(cfg),
+        "code": code_state(),
+        **environment(),
+        **_measured(cfg, protocol),
+    }
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in tables(record):
+        console.print(table)
+    for note in record["notes"]:
+        log.info(note)
+    if cfg.page:
+        configs = {name: (CONF / f"model/{name}.yaml").read_text("utf-8") for name in _NETWORKS}
+        page = Path(cfg.page)
+        RunFolder(page.parent).write_text(page.name, networks_page(record, configs))
+        log.info("written: %s", page)
+    name = f"{cfg.what}-{started:%Y%m%d-%H%M%S-%f}.json"
+    path = RunFolder(cfg.outputs).write_json(name, record)
+    log.info("written: %s", path)
+    if not record.get("within", True):
+        raise UserError(f"wrong numbers: errors above their limits, see the tables or {path}")
+
+
+def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
+    """`rows`, `notes` and what else a kind of benchmark finds."""
+    device = protocol.device
+    if cfg.what == "scan":
+        shapes = shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch)
+        forms, backends = list(cfg.forms), list(cfg.backends)
+        return measure_scans(shapes, protocol, forms, backends, loop_limit=cfg.loop_limit)
+    if cfg.what == "blocks":
+        backend = choose_backend("auto", device)
+        return measure_blocks(protocol, size=cfg.size, batch=cfg.batch, scan_backend=backend)
+    networks = _networks(cfg, device)
+    image = torch.rand(cfg.batch, cfg.data.in_channels, cfg.size, cfg.size, device=device)
+    if cfg.what == "profile":
+        return profile_networks(networks, image, protocol)
+    if cfg.what == "inference":
+        step = inference(image, autocast=protocol.autocast)
+        return measure_networks(networks, step, protocol, images=cfg.batch)
+    label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(device)
+    loss, optimizer = instantiate(cfg.loss), instantiate(cfg.optim.optimizer)
+    mixed = protocol.autocast
+    step = training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
+    if cfg.what == "kernels":
+        return measure_kernels(networks, step, protocol)
+    if cfg.what == "truth":
+        return measure_truth(networks, step, protocol, shapes=list(cfg.scans))
+    return measure_networks(networks, step, protocol, images=cfg.batch)
+
+
+def _measure_machine(cfg: DictConfig) -> None:
+    """A fresh GPU machine: its numbers, its speed, and trainings of the paper's networks."""
+    if cfg.root is None:
+        raise UserError("gpu: root=<folder of ACDC> names the data to train on")
+    out = Path(cfg.out).expanduser().absolute()
+    parts = measure_gpu(
+        Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=CONF.parent,
+        networks=list(cfg.models), only=list(cfg.parts), graph=cfg.device != "cpu",
+        train=list(cfg.train), bench=list(cfg.bench),
+    )  # fmt: skip
+    log.info("results: %s", out / "table.md")
+    if failed := [part["name"] for part in parts if part["status"] == "failed"]:
+        raise UserError(f"failed: {', '.join(failed)}; their logs are in {out / 'logs'}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: no CUDA device is visible to PyTorch")
+    return torch.device(name)
+
+
+def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
+    """Networks to build, by the entries of `models`: a config of conf/model and changes to it."""
+    builders: dict[str, Callable[[], nn.Module]] = {}
+    for label in _NETWORKS if cfg.models == "all" else cfg.models:
+        name, *changes = str(label).split()
+        overrides = [f"model={name}", *(f"model.{change}" for change in changes)]
+        model = compose("benchmark", [*HydraConfig.get().overrides.task, *overrides]).model
+        if "scan_backend" in model:
+            model.scan_backend = choose_backend(model.scan_backend, device)
+            log.info("%s: scan backend %s", label, model.scan_backend)
+        builders[str(label)] = partial(_network, model)
+    if not builders and cfg.what != "truth":
+        raise UserError("models: name at least one config of conf/model")
+    return builders
+
+
+def _network(model: DictConfig) -> nn.Module:
+    return build_network(model)[0]
