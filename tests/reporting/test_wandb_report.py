@@ -50,7 +50,7 @@ def test_without_a_key_the_workspace_is_written_and_the_way_to_send_it_said(
     assert (said["project"], said["group"]) == ("hearts", "my sweep")
     assert metrics(said, "validation") == [["val/dice"], ["val/dice_A"]]
     assert metrics(said, "training") == [["train/loss"], ["lr-SGD"]]
-    assert metrics(said, "test part") == [
+    assert metrics(said, "test set") == [
         ["test/dice"], ["test/hd95_mm"], ["test/dice_A", "test/dice_B"]
     ]  # fmt: skip
     assert str(experiment) not in text  # the file may be passed on
@@ -102,7 +102,7 @@ def test_the_description_becomes_a_workspace(experiment):
     description = wandb_report.describe(experiment, wandb_report.find_runs(experiment))
     workspace = wandb_report.make_workspace(description, entity="me")
     assert [section.name for section in workspace.sections] == [
-        "test part", "validation", "training", "overlays"
+        "test set", "validation", "training", "overlays"
     ]  # fmt: skip
     first = workspace.sections[1].panels[0]
     assert first.x == "trainer/global_step" and first.y == ["val/dice"]

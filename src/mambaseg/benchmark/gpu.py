@@ -13,9 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mambaseg.benchmark.pages import newest_record, write_page
 from mambaseg.storage.run_folder import RunFolder
@@ -40,19 +39,12 @@ QUIET = (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One command.
+class Part(NamedTuple):
+    """One command."""
 
-    Args:
-        name: of its log and results.
-        words: the command behind `python`.
-        limit_s: it is asked to stop after this long.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    limit_s: float = 60.0
+    name: str  # of its log and results
+    words: tuple[str, ...]  # behind `python`
+    limit_s: float = 60.0  # it is asked to stop after this long
 
 
 def measure_gpu(
@@ -136,14 +128,7 @@ def affordable(seconds: float, steps: dict[str, Any] | None) -> int:
 
 
 class Machine:
-    """Runs parts until an end, and keeps what they left.
-
-    Args:
-        out: see `measure_gpu`.
-        cwd: where the commands run.
-        end: by `time.monotonic()`.
-        only: beginnings of the names of parts; the others are left out. Empty: all.
-    """
+    """Runs parts until `end` (by `time.monotonic()`), and keeps what they left in `out`."""
 
     def __init__(self, out: Path, cwd: Path, end: float, only: tuple[str, ...] = ()) -> None:
         self.out, self.cwd, self.end, self.only = out, cwd, end, only or ("",)
@@ -165,7 +150,12 @@ class Machine:
         running: dict[Part, subprocess.Popen[bytes]] = {}
         try:
             for part in parts:
-                running[part] = self._start(part)
+                with self._log(part).open("wb") as stream:
+                    running[part] = subprocess.Popen(
+                        [sys.executable, *part.words], cwd=self.cwd, stdout=stream,
+                        stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                        env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ},
+                    )  # fmt: skip
             for part, process in running.items():
                 until = min(start + part.limit_s, self.end - GRACE_S)
                 code, stopped = _wait(process, until - time.monotonic())
@@ -179,14 +169,6 @@ class Machine:
 
     def _log(self, part: Part) -> Path:
         return self.out / "logs" / f"{part.name}.log"
-
-    def _start(self, part: Part) -> subprocess.Popen[bytes]:
-        with self._log(part).open("wb") as stream:
-            return subprocess.Popen(
-                [sys.executable, *part.words], cwd=self.cwd, stdout=stream,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ},
-            )  # fmt: skip
 
     def _note(self, part: Part, status: str, seconds: float) -> None:
         command = shlex.join(["python", *part.words])

@@ -92,13 +92,7 @@ def networks_page(record: Row, configs: Mapping[str, str]) -> str:
 
 # ---- a GPU machine ------------------------------------------------------------------------------
 
-HEADINGS = {
-    "smoke": "Networks and a small scan against float64",
-    "truth": "Scans of full size against float64",
-    "steps": "The networks' own training step",
-    "scan": "Scans",
-    "kernels": "A training step by kernel",
-}
+MEASURED = ("smoke", "truth", "steps", "scan", "kernels")  # parts that leave a record
 RUNS = [
     text("network"),
     text("status"),
@@ -131,7 +125,7 @@ def newest_record(out: Path, part: str) -> dict[str, Any] | None:
 
 
 def _sections(out: Path, parts: Sequence[Row]) -> Iterator[str]:
-    found = {part: newest_record(out, part) for part in HEADINGS}
+    found = {part: newest_record(out, part) for part in MEASURED}
     records = {part: record for part, record in found.items() if record is not None}
     yield "# A GPU machine: numbers, speed, the paper's table\n"
     yield from dict.fromkeys(map(_setting, records.values()))
@@ -145,7 +139,7 @@ def _sections(out: Path, parts: Sequence[Row]) -> Iterator[str]:
     for report in sorted((out / "runs").glob("*/report/table.md")):
         yield report.read_text("utf-8").replace("\n#", "\n##").replace("# ", "### ", 1)
     for part, record in records.items():
-        yield f"## {HEADINGS[part]}\n\nMade by `{record['command']}`\n"
+        yield f"## {part.capitalize()}\n\nMade by `{record['command']}`\n"
         yield from (table.markdown() for table in tables(record))
         yield from (f"- {note}\n" for note in record["notes"])
     yield f"## Commands\n\n{Table('', PARTS, parts).markdown()}"

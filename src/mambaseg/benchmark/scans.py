@@ -90,12 +90,11 @@ def measure_scans(
     Returns:
         `rows`, `errors`, `notes`; see docs/performance.md.
     """
-    dtype = torch.bfloat16 if protocol.autocast else torch.float32
     forms = [choice("forms", form, FORMS) for form in forms]
     names = [choose_backend(name, protocol.device) for name in backends]
     names = names or list(available_backends(protocol.device))
     notes: list[str] = []
-    errors = errors_of(forms, names, dtype, protocol.device)
+    errors = errors_of(forms, names, _dtype(protocol), protocol.device)
     rows = []
     for shape in shapes:
         here = names
@@ -104,8 +103,12 @@ def measure_scans(
             notes.append(f"{shape.name}: the loop is left out (loop_limit)")
         for form in forms:
             log.info("measuring %s, %s", shape, form)
-            rows += _rows(shape, form, here, protocol, dtype, notes)
+            rows += _rows(shape, form, here, protocol, notes)
     return {"rows": rows, "errors": errors, "notes": notes}
+
+
+def _dtype(protocol: Protocol) -> torch.dtype:
+    return torch.bfloat16 if protocol.autocast else torch.float32
 
 
 def _scan(name: str, form: str) -> Scan:
@@ -116,15 +119,10 @@ def _scan(name: str, form: str) -> Scan:
 
 
 def _rows(
-    shape: Shape,
-    form: str,
-    names: Sequence[str],
-    protocol: Protocol,
-    dtype: torch.dtype,
-    notes: list[str],
+    shape: Shape, form: str, names: Sequence[str], protocol: Protocol, notes: list[str]
 ) -> list[dict[str, Any]]:
     """One row per pass and backend at a shape; the loop is the base, or else the last backend."""
-    inputs = scan_inputs(shape, form, dtype, protocol.device)
+    inputs = scan_inputs(shape, form, _dtype(protocol), protocol.device)
     sizes = {
         "shape": shape.name, "batch": shape.batch, "groups": GROUPS, "channels": shape.channels,
         "length": shape.side**2, "states": STATES,
@@ -198,10 +196,8 @@ def errors_of(
     rows = []
     for form in forms:
         inputs, d_y, exact = _exact(shape, form)
-        narrow = [
-            t.to(device, dtype if i in (0, 1, 3, 4) else torch.float32)
-            for i, t in enumerate(inputs)
-        ]
+        kinds = [dtype if i in (0, 1, 3, 4) else torch.float32 for i in range(len(inputs))]
+        narrow = [t.to(device, kind) for t, kind in zip(inputs, kinds, strict=True)]
         for backend in names:
             found = _tensors(_scan(backend, form), narrow, d_y.to(device, dtype))
             errors = worst_error(dict(zip(TENSORS, found, strict=True)), exact)
@@ -211,12 +207,10 @@ def errors_of(
 
 def worst_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, Any]:
     """Largest error of each tensor over its largest value, the `worst` and the `tensor` with it."""
-    errors = {
-        name: float(
-            (found[name].double().cpu() - want).abs().max() / want.abs().max().clamp_min(TINY)
-        )
-        for name, want in exact.items()
-    }
+    errors = {}
+    for name, want in exact.items():
+        error = (found[name].double().cpu() - want).abs().max()
+        errors[name] = float(error / want.abs().max().clamp_min(TINY))
     worst = max(errors, key=lambda name: (math.isnan(errors[name]), errors[name]))
     return {"worst": errors[worst], "tensor": worst, "errors": errors}
 

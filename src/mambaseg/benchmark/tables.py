@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from rich import box
@@ -25,19 +26,12 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to be shown; printed by rich as it is, or written as Markdown.
-
-    Args:
-        title: above the table.
-        columns: from left to right.
-        rows: of a record.
-        groups: keys of a row; where one changes, a rule is drawn.
-    """
+    """Rows to be shown; printed by rich as it is, or written as Markdown."""
 
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
-    groups: Sequence[str] = ()
+    rows: Sequence[Row]  # of a record
+    groups: Sequence[str] = ()  # keys of a row; where one changes, a rule is drawn
 
     def __rich__(self) -> RichTable:
         """The table for a terminal."""
@@ -73,11 +67,10 @@ def tables(record: Mapping[str, Any]) -> Iterator[Table]:
     what, rows = record["what"], record["rows"]
     title = f"{what} · {_setting(record)}"
     if what == "scan":
-        for shape in dict.fromkeys(row["shape"] for row in rows):
-            of_shape = [row for row in rows if row["shape"] == shape]
-            sizes = "B={batch} K={groups} D={channels} L={length} N={states}"
-            name = f"{shape}: {sizes.format(**of_shape[0])}, {record['precision']}"
-            yield Table(name, SCANS, of_shape, ("form", "pass"))
+        sizes = "{shape}: B={batch} K={groups} D={channels} L={length} N={states}"
+        for name, of_shape in groupby(rows, lambda row: sizes.format(**row)):
+            title = f"{name}, {record['precision']}"
+            yield Table(title, SCANS, list(of_shape), ("form", "pass"))
         yield Table("worst error against float64", ERRORS, record["errors"])
     elif what == "truth":
         yield Table(title, TRUTH, rows, ("shape", "dtype"))

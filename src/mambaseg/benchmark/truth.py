@@ -129,7 +129,7 @@ def _repeats(
         return [y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)]
 
     first = run()
-    return all(_equal(first, run()) for _ in range(REPEATS - 1))
+    return all(all(map(torch.equal, first, run())) for _ in range(REPEATS - 1))
 
 
 def _same_weights(
@@ -151,7 +151,7 @@ def _same_weights(
                 return None
             raise
         ends.append([value.clone() for value in network.state_dict().values()])
-    return _equal(*ends)
+    return all(map(torch.equal, *ends))
 
 
 @contextlib.contextmanager
@@ -164,7 +164,3 @@ def _deterministic(wanted: bool, *, warn_only: bool = False) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -7,14 +7,15 @@ import io
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambaseg.reporting.clinical import UNITS, Index, agreement, indices
+from mambaseg.reporting.clinical import UNITS, agreement, indices
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.figures import Picture, save_png
 from mambaseg.reporting.grid import signed
@@ -44,19 +45,13 @@ _STYLE = {
 
 
 def draw(comparison: Comparison, folder: Path, prefix: str = "") -> list[Picture]:
-    """Draws every figure that the runs have data for.
-
-    Args:
-        comparison: whose.
-        folder: for the PNGs; made where it is missing.
-        prefix: of the file names, where a report has several comparisons.
-    """
+    """Draws every figure that the runs have data for; `prefix` is of the PNGs' names."""
     pictures = []
     for name, title, caption, make in _figures(comparison):
         path = folder / f"{prefix}{name}.png"
         figure = _styled(make)
         if figure is not None:
-            svg = to_svg(figure)
+            svg = _to_svg(figure)
             figure.set_layout_engine("none")  # stays as laid out: that is half of the time
             figure.set_facecolor("white")
             pictures.append(Picture(title, caption, save_png(figure, path), svg))
@@ -65,42 +60,38 @@ def draw(comparison: Comparison, folder: Path, prefix: str = "") -> list[Picture
 
 def _figures(
     comparison: Comparison,
-) -> list[tuple[str, str, str, Callable[[], Figure | None]]]:
+) -> Iterator[tuple[str, str, str, Callable[[], Figure | None]]]:
+    """Name of the file, title, caption, and what draws it."""
     entries = comparison.entries
     seeds = "all seeds and folds together"
-    found: list[tuple[str, str, str, Callable[[], Figure | None]]] = [
-        (
-            "dice-histogram", "Distribution of Dice",
-            f"Mean foreground Dice of each test case, {seeds}; the line is the mean.",
-            lambda: _histograms(entries),
-        ),
-        (
-            "dice-classes", "Dice per class",
-            f"Each test case, {seeds}. Box: quartiles and median; whiskers: 1.5 interquartile "
-            "ranges; a missed structure counts as 0.",
-            lambda: _boxes(comparison),
-        ),
-        (
-            "curves", "Training",
-            "A line per run: training loss, and Dice of the validation part (mean over the "
-            "foreground classes).",
-            lambda: _curves(entries),
-        ),
-    ]  # fmt: skip
+    yield (
+        "dice-histogram", "Distribution of Dice",
+        f"Mean foreground Dice of each test case, {seeds}; the line is the mean.",
+        partial(_histograms, entries),
+    )  # fmt: skip
+    yield (
+        "dice-classes", "Dice per class",
+        f"Each test case, {seeds}. Box: quartiles and median; whiskers: 1.5 interquartile "
+        "ranges; a missed structure counts as 0.",
+        partial(_boxes, comparison),
+    )  # fmt: skip
+    yield (
+        "curves", "Training",
+        "A line per run: training loss, and Dice of the validation set (mean over the "
+        "foreground classes).",
+        partial(_curves, entries),
+    )  # fmt: skip
+    agreements = (
+        "A point per patient and seed. Left: prediction against reference, the diagonal "
+        "is agreement. Right (Bland–Altman): difference against mean; lines are the bias "
+        "and the 95 % limits of agreement, over all points."
+    )
     for name, title in (
         ("EF", "Ejection fraction"), ("EDV", "End-diastolic volume"),
         ("ESV", "End-systolic volume"), ("mass", "Left ventricular mass"),
     ):  # fmt: skip
-        found.append(
-            (
-                f"agreement-{name.lower()}", title,
-                "A point per patient and seed. Left: prediction against reference, the diagonal "
-                "is agreement. Right (Bland–Altman): difference against mean; lines are the bias "
-                "and the 95 % limits of agreement, over all points.",
-                lambda name=name: _agreements(entries, name),  # type: ignore[misc]
-            )
-        )  # fmt: skip
-    return found
+        draws = partial(_agreements, entries, name)
+        yield f"agreement-{name.lower()}", title, agreements, draws
 
 
 def _styled(make: Callable[[], Figure | None]) -> Figure | None:
@@ -110,7 +101,7 @@ def _styled(make: Callable[[], Figure | None]) -> Figure | None:
         return make()
 
 
-def to_svg(figure: Figure) -> str:
+def _to_svg(figure: Figure) -> str:
     """Inline SVG without any address in it, text in the page's font and colour."""
     import matplotlib as mpl
 
@@ -187,15 +178,8 @@ def _boxes(comparison: Comparison) -> Figure:
     handles = []
     for index, entry in enumerate(entries):
         places = [k - 0.4 + width * (index + 0.5) for k in range(len(classes))]
-        values = [
-            [
-                row["dice"]
-                for run in entry.runs
-                for row in run.rows
-                if row["class_name"] == name and row["dice"] is not None
-            ]
-            for name in classes
-        ]
+        scored = [row for row in entry.rows if row["dice"] is not None]
+        values = [[row["dice"] for row in scored if row["class_name"] == k] for k in classes]
         line = {"color": _INK, "linewidth": 0.9}
         drawn = axis.boxplot(
             values, positions=places, widths=0.85 * width, patch_artist=True, manage_ticks=False,
@@ -223,7 +207,8 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
             for axis, key in zip(axes, ("train/loss", "val/dice"), strict=True):
                 points = _points(rows, key)
                 label = entry.label if number == 0 else None
-                axis.plot(*_columns(points), color=_colour(index), linewidth=1.2, alpha=0.8,
+                xs, ys = [x for x, _ in points], [y for _, y in points]
+                axis.plot(xs, ys, color=_colour(index), linewidth=1.2, alpha=0.8,
                           linestyle=_again(index, LINES), label=label)  # fmt: skip
                 drawn += len(points)
     if not drawn:
@@ -255,13 +240,9 @@ def _points(rows: Sequence[dict[str, str]], key: str) -> list[tuple[float, float
     return [point for point in points if all(abs(value) <= SIZE for value in point)]
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
 def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
     found = [[i for rows in e.by_seed.values() for i in indices(rows)] for e in entries]
-    found = [[i for i in own if i.name.endswith(f" {name}") and _known(i)] for own in found]
+    found = [[i for i in own if i.name.endswith(f" {name}") and None not in i] for own in found]
     kinds = sorted({index.name for own in found for index in own})
     if not kinds:
         return None
@@ -277,20 +258,10 @@ def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
     return figure
 
 
-def _known(index: Index) -> bool:
-    return index.prediction is not None and index.reference is not None
-
-
 def _agreement_panels(left: Axes, right: Axes, pairs: Any, colour: str, title: str) -> None:
-    dots: dict[str, Any] = {
-        "linestyle": "",
-        "marker": "o",
-        "markersize": 3.5,
-        "color": colour,
-        "alpha": 0.75,
-    }
-    left.plot([r for _, r in pairs], [p for p, _ in pairs], **dots)
-    right.plot([(p + r) / 2 for p, r in pairs], [p - r for p, r in pairs], **dots)
+    dots: dict[str, Any] = {"markersize": 3.5, "color": colour, "alpha": 0.75}
+    left.plot([r for _, r in pairs], [p for p, _ in pairs], "o", **dots)
+    right.plot([(p + r) / 2 for p, r in pairs], [p - r for p, r in pairs], "o", **dots)
     left.set(xlabel="reference", ylabel="prediction")
     right.set(xlabel="mean", ylabel="difference")
     agreed = agreement(pairs)

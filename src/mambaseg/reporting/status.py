@@ -37,9 +37,7 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     Jobs that a sweep has listed (`mambaseg.app.jobs`) and that have no run folder are `missing`, or
     `failed` where their error is known.
 
-    Args:
-        folder: `outputs/<experiment>`.
-        now: the time to compare heartbeats with, aware; the present by default.
+    `folder` is `outputs/<experiment>`, `now` an aware time to compare heartbeats with.
 
     Raises:
         UserError: no such folder, or nothing in it.
@@ -154,16 +152,13 @@ def summary(runs: Sequence[RunState]) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
-def _marks(runs: Sequence[RunState]) -> dict[int, str]:
-    return {index: f"state-{run.state}" for index, run in enumerate(runs)}
-
-
 def status_grid(runs: Sequence[RunState]) -> Grid:
     """For the page and table.md."""
     rows = [[cell or UNDEFINED for cell in run[:5]] for run in runs]
     notes = [f"{summary(runs)}. +: with local changes."]
     header = ["run", "state", "cause", "time", "commit"]
-    return Grid("Runs", header, rows, notes, wide=5, marks=_marks(runs))
+    marks = {index: f"state-{run.state}" for index, run in enumerate(runs)}
+    return Grid("Runs", header, rows, notes, wide=5, marks=marks)
 
 
 def status_table(runs: Sequence[RunState], *, title: str) -> Table:
@@ -174,4 +169,5 @@ def status_table(runs: Sequence[RunState], *, title: str) -> Table:
         name = "\n".join([run.name, *(f"  {line}" for line in lines if line)])
         rows.append([run.state, name, run.time, run.commit])
     header = ["state", "run", "time", "commit"]
-    return Grid(title, header, rows, [summary(runs)], wide=2, marks=_marks(runs)).terminal()
+    marks = status_grid(runs).marks
+    return Grid(title, header, rows, [summary(runs)], wide=2, marks=marks).terminal()

@@ -75,12 +75,7 @@ def compared_metrics(comparison: Comparison) -> list[Metric]:
 
 
 def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
-    """The scores of a run for the terminal, in at most 80 characters.
-
-    Args:
-        summary: content of metrics.json.
-        config: of the run; it names network, data and classes.
-    """
+    """The scores of a run (its metrics.json) for the terminal, in at most 80 characters."""
     split, data = summary["split"], config["data"]
     told = [seen_note(summary), f'Split "{split["name"]}" ({split["hash"]}): {split["note"]}']
     notes = [note for note in (*told, summary.get("note")) if note]
@@ -153,9 +148,8 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
         return f"mean foreground Dice {plus_minus(dice, None, 4)}", dice
     name, score = next(iter(summary["scores"].items()))
     metric = metric_of(summary, name)
-    return f"mean {heading(metric)} {plus_minus(score['mean'], None, metric.decimals)}", score[
-        "mean"
-    ]
+    mean = score["mean"]
+    return f"mean {heading(metric)} {plus_minus(mean, None, metric.decimals)}", mean
 
 
 def score_grids(comparison: Comparison) -> list[Grid]:
@@ -254,10 +248,8 @@ def _parts(comparison: Comparison, key: str, title: str) -> Grid:
         for value in values_of(entry, key):
             cases = {row["case"] for row in rows_where(entry.rows, {key: value})}
             members.append((entry, [value, str(len(cases))], {key: value}))
-    notes = [
-        'Mean over cases, then over the foreground classes; "cases" counts distinct test cases.',
-        _SD,
-    ]
+    means = 'Mean over cases, then over the foreground classes; "cases" counts distinct test cases.'
+    notes = [means, _SD]
     return _score_grid(title, [key, "cases"], [*columns, *_columns(others)], members, notes)
 
 

@@ -23,11 +23,7 @@ SIDE = 256  # pixels that what is kept of a 2-D image has at most
 
 
 class SegmentationViews:
-    """Slices of a volume with truth and prediction.
-
-    Args:
-        class_names: one per class, background first.
-    """
+    """Slices of a volume with truth and prediction; `class_names` has the background first."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)

@@ -27,11 +27,8 @@ log = logging.getLogger(__name__)
 def publish(folder: Path) -> None:
     """Sends an experiment to W&B: `wandb sync` of its offline runs, then the workspace.
 
-    Without a key nothing is sent: what would be stands in `<folder>/report/wandb-workspace.json`,
+    Without a key nothing is sent: `<folder>/report/wandb-workspace.json` describes what would be,
     and the log says how to send it.
-
-    Args:
-        folder: the experiment's folder, which holds its run folders.
 
     Raises:
         UserError: there is no run with W&B's logger, wandb-workspaces is missing, a sync failed.
@@ -42,7 +39,9 @@ def publish(folder: Path) -> None:
             f"{folder}: no run in it was logged to W&B (logger=default or logger=wandb): "
             "give the folder of an experiment, <outputs>/<name>"
         )
-    offline = unsent(runs)
+    found = [path for run in runs for path in sorted(run.path.glob("wandb/offline-run-*"))]
+    offline = [path for path in found if not list(path.glob("*.synced"))]
+    sync = ["sync", *map(str, offline)]
     description = describe(folder, runs)
     if not has_key():
         written = RunFolder(folder / "report").write_json(
@@ -51,12 +50,12 @@ def publish(folder: Path) -> None:
         )
         log.info("no W&B key: nothing was sent, the workspace is described in %s", written)
         if offline:
-            log.info("the runs: wandb login && %s", shlex.join(["wandb", *_sync(offline)]))
+            log.info("the runs: wandb login && %s", shlex.join(["wandb", *sync]))
         log.info("both: wandb login && python src/report.py wandb %s", shlex.quote(str(folder)))
         return
     workspace = make_workspace(description)  # before the sync, which may take long
     if offline:
-        done = subprocess.run([sys.executable, "-m", "wandb", *_sync(offline)], check=False)
+        done = subprocess.run([sys.executable, "-m", "wandb", *sync], check=False)
         if done.returncode:
             raise UserError(f"{folder}: wandb sync ended with status {done.returncode}, see above")
     workspace.save()
@@ -72,20 +71,11 @@ def find_runs(folder: Path) -> list[RunFolder]:
     ]  # fmt: skip
 
 
-def unsent(runs: Iterable[RunFolder]) -> list[Path]:
-    """Directories of offline runs that `wandb sync` has not marked as sent."""
-    found = [path for run in runs for path in sorted(run.path.glob("wandb/offline-run-*"))]
-    return [path for path in found if not list(path.glob("*.synced"))]
-
-
 def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
     """The workspace as plain data: which runs, and which panels in which sections.
 
-    Curves are what the runs' metrics.csv have, so a data set with other classes gets its own.
-
-    Args:
-        folder: the experiment's folder; its name is W&B's group.
-        runs: with W&B's logger, at least one.
+    Curves are what the metrics.csv of the runs (at least one) have, so a data set with other
+    classes gets its own.
     """
     runs = list(runs)
     names = list(dict.fromkeys(name for run in runs for name in _columns(run)))
@@ -108,7 +98,7 @@ def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
         ],
         "axis": AXIS,
         "sections": [
-            {"name": "test part", "panels": bars},
+            {"name": "test set", "panels": bars},
             {"name": "validation", "panels": lines("val/")},
             {"name": "training", "panels": lines("train/") + lines("lr-")},
             {"name": "overlays", "panels": [{"kind": "media", "metrics": list(OVERLAYS)}]},
@@ -117,11 +107,9 @@ def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
 
 
 def make_workspace(description: dict[str, Any], *, entity: str | None = None) -> Any:
-    """The description as a `wandb_workspaces` workspace, not saved.
+    """What `describe` gives as a `wandb_workspaces` workspace, not saved.
 
-    Args:
-        description: of `describe`.
-        entity: W&B user or team; None asks W&B's server for the key's default.
+    `entity` is a W&B user or team; None asks W&B's server for the key's default.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -171,10 +159,6 @@ def has_key() -> bool:
     except ImportError as error:
         raise UserError("wandb is not installed: pip install -e '.[wandb]'") from error
     return bool(wandb.login(prompt=False))
-
-
-def _sync(offline: Iterable[Path]) -> list[str]:
-    return ["sync", *map(str, offline)]
 
 
 def _columns(run: RunFolder) -> list[str]:
