@@ -154,7 +154,7 @@ def test_the_page_puts_the_trainings_step_beside_the_networks(tmp_path):
     }  # fmt: skip
     (bench / "a.json").write_text(json.dumps(record))
     text = write_page(tmp_path, []).read_text()
-    assert "| unet | running | 10 | 2.0 | 0.5 | 20.00 | 19.00 | 1200 |" in text
+    assert "| unet | running | 10 | 2.0 | 0.5 | 20.00 | 19.00 |" in text
     assert "a CPU, python 3.11, torch 2.13, lightning –; commit 0123456789" in text
     assert "| unet | 19.00 |" in text and "nothing pretrained" in text
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mambaseg.reporting import figures
-from mambaseg.reporting.figures import case_slices, draw_cases, error_map, overlay
+from mambaseg.reporting.figures import _error_map, case_slices, draw_cases, overlay
 
 NAMES = ("background", "RV", "MYO", "LV")
 
@@ -104,7 +104,7 @@ def test_a_failure_leaves_the_old_picture(case, tmp_path, monkeypatch):
 def test_errors_are_told_apart():
     truth = np.array([[0, 0, 1, 1, 2]])
     prediction = np.array([[0, 3, 0, 1, 1]])
-    assert error_map(truth, prediction).tolist() == [[0, 1, 2, 0, 3]]
+    assert _error_map(truth, prediction).tolist() == [[0, 1, 2, 0, 3]]
 
 
 def test_the_overlay_tints_labels_and_leaves_the_background():

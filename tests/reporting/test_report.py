@@ -13,7 +13,7 @@ from scipy import stats
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.clinical import agreement, clinical_grid, indices
 from mambaseg.reporting.collect import collect
-from mambaseg.reporting.figures import mosaic
+from mambaseg.reporting.figures import _mosaic
 from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.page import page
 from mambaseg.reporting.paired import pairs, verdict
@@ -265,7 +265,8 @@ def test_small_numbers_keep_no_sign():
 
 
 def test_a_mosaic_centres_cells_and_leaves_gaps_dark():
-    canvas, cell = mosaic([[np.zeros((2, 2, 3)), None], [np.zeros((4, 2, 3)), np.zeros((2, 2, 3))]])
+    low, high = np.zeros((2, 2, 3)), np.zeros((4, 2, 3))
+    canvas, cell = _mosaic([[low, None], [high, low]])
     assert canvas.shape == (12, 8, 3) and cell == (6, 4)
     assert (canvas[:6, :4] == 0).sum() == 12
     dark = canvas[0, 0, 0]

@@ -13,12 +13,12 @@ from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import Entry
 from mambaseg.reporting.paired import (
     Paired,
-    bootstrap_interval,
+    _bootstrap_interval,
+    _holm,
+    _patient_differences,
+    _seed_margin,
+    _signed_ranks,
     compare,
-    holm,
-    patient_differences,
-    seed_margin,
-    signed_ranks,
     verdict,
 )
 from mambaseg.reporting.runs import RunData
@@ -36,20 +36,20 @@ def test_wilcoxon_counts_sign_patterns():
     sums = [sum(r for r, s in zip((1, 2, 3, 4, 5, 6), signs, strict=True) if s)
             for signs in product((0, 1), repeat=6)]  # fmt: skip
     exact = 2 * sum(total <= 1 for total in sums) / len(sums)
-    assert signed_ranks(differences)[0] == pytest.approx(exact) == pytest.approx(4 / 64)
+    assert _signed_ranks(differences)[0] == pytest.approx(exact) == pytest.approx(4 / 64)
 
 
 def test_wilcoxon_drops_zeros_and_is_one_without_any_difference():
     differences = [0.3, -0.1, 0.4, 0.6, 0.0, 0.2, 0.5]
-    assert signed_ranks(differences)[0] == pytest.approx(stats.wilcoxon(differences).pvalue)
-    assert signed_ranks([0.0, 0.0, 0.0]) == (1.0, 0.0)
+    assert _signed_ranks(differences)[0] == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert _signed_ranks([0.0, 0.0, 0.0]) == (1.0, 0.0)
 
 
 def test_holm_by_hand():
     # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, never below the one before
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.6, 0.5]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert _holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert _holm([0.6, 0.5]) == [1.0, 1.0]
+    assert _holm([]) == []
 
 
 @pytest.mark.parametrize(
@@ -61,27 +61,27 @@ def test_holm_by_hand():
     ],
 )
 def test_rank_biserial_by_hand(differences, share):
-    assert signed_ranks(differences)[1] == pytest.approx(share)
+    assert _signed_ranks(differences)[1] == pytest.approx(share)
 
 
 def test_the_bootstrap_interval_is_repeatable_and_that_of_a_mean():
     values = np.random.default_rng(1).normal(0.02, 0.05, 60)
-    low, high = bootstrap_interval(values)
-    assert (low, high) == bootstrap_interval(values)
+    low, high = _bootstrap_interval(values)
+    assert (low, high) == _bootstrap_interval(values)
     error = values.std(ddof=1) / math.sqrt(60)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
-    assert bootstrap_interval([0.25] * 4) == (0.25, 0.25)
+    assert _bootstrap_interval([0.25] * 4) == (0.25, 0.25)
 
 
 def test_what_seeds_alone_explain_is_welchs_interval():
     first, second = [0.80, 0.82, 0.81], [0.75, 0.79]
-    margin = seed_margin(first, second)
+    margin = _seed_margin(first, second)
     parts = 0.0001 / 3, 0.0008 / 2  # variances over numbers
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
     assert margin == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts)))
-    assert seed_margin([0.8], second) is None
-    assert seed_margin([0.8, 0.8], [0.7, 0.7]) == 0.0
+    assert _seed_margin([0.8], second) is None
+    assert _seed_margin([0.8, 0.8], [0.7, 0.7]) == 0.0
 
 
 DICE = Metric("dice", "Dice")
@@ -112,7 +112,7 @@ def test_a_comparison_uses_patients_that_both_have():
 def test_a_structure_that_one_misses_does_not_count_for_the_other():
     found = {("p", "p_ED", 1): 40.0, ("p", "p_ED", 2): 2.0, ("p", "p_ES", 2): 4.0}
     missed = {("p", "p_ED", 1): None, ("p", "p_ED", 2): 3.0, ("p", "p_ES", 2): 4.0}
-    assert patient_differences(found, missed) == ([-0.5], 0, 1)
+    assert _patient_differences(found, missed) == ([-0.5], 0, 1)
 
 
 def test_smaller_distances_win():
@@ -152,4 +152,4 @@ def test_of_a_distance_the_smaller_is_better():
 
 
 def test_six_patients_can_reach_significance_and_five_cannot():
-    assert signed_ranks([1, 2, 3, 4, 5, 6])[0] < 0.05 < signed_ranks([1, 2, 3, 4, 5])[0]
+    assert _signed_ranks([1, 2, 3, 4, 5, 6])[0] < 0.05 < _signed_ranks([1, 2, 3, 4, 5])[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.benchmark.networks import PROCESSOR_CALLS
-from mambaseg.benchmark.tables import Column, Row, Table, number, tables, text
+from mambaseg.benchmark.tables import UNKNOWN, Column, Row, Table, number, tables, text
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_json
 
@@ -101,7 +101,6 @@ RUNS = [
     number("of them validation", "validation_seconds", ".1f", 1 / 60),
     number("ms per step", "step_seconds", ".2f", 1e3),
     number("network alone", "alone", ".2f", 1e3),
-    number("images/s", "images_per_s", ".0f"),
 ]
 RUNS_NOTE = """\
 ms per step: median over windows of the training without validations and saving; network alone: the
@@ -155,18 +154,8 @@ def _setting(record: Row) -> str:
     )
 
 
-def _run(folder: RunFolder, alone: Mapping[str, float]) -> dict[str, Any]:
+def _run(folder: RunFolder, alone: Mapping[str, float]) -> Row:
     """The row of a training."""
-    record = folder.record
-    cost = record.get("cost") or {}
-    name, pace = folder.path.name.partition("-")[0], cost.get("step_seconds")
-    return {
-        "network": name,
-        "status": record.get("status"),
-        "steps": record.get("steps", 0),
-        "fit_seconds": record.get("fit_seconds"),
-        "validation_seconds": cost.get("validation_seconds"),
-        "step_seconds": pace,
-        "alone": alone.get(name),
-        "images_per_s": cost["images_per_step"] / pace if pace else None,
-    }
+    record, name = folder.record, folder.path.name.partition("-")[0]
+    costs = record.get("cost") or {}
+    return {"status": UNKNOWN, **record, **costs, "network": name, "alone": alone.get(name)}

@@ -105,7 +105,7 @@ def number(heading: str, key: str, form: str, factor: float = 1.0) -> Column:
     """A column of numbers, `factor` times those of the rows; None is unknown."""
 
     def cell(row: Row) -> str:
-        value = row[key]
+        value = row.get(key)
         return UNKNOWN if value is None else format(factor * value, form)
 
     return Column(heading, cell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +35,12 @@ _DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either col
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on disk and for the page.
+    """A figure on disk and for the page."""
 
-    Attributes:
-        title: heading on the page.
-        caption: what is shown, and of which runs.
-        path: the PNG.
-        svg: inline SVG in the page's own colours; None for pictures made of pixels.
-    """
-
-    title: str
-    caption: str
-    path: Path
-    svg: str | None = None
+    title: str  # heading on the page
+    caption: str  # what is shown, and of which runs
+    path: Path  # the PNG
+    svg: str | None = None  # inline, in the page's own colours; None for pictures made of pixels
 
 
 def case_slices(
@@ -128,7 +122,7 @@ def draw_cases(
         rows += _rows(own, list(headings))
         told = [""] if is_flat(first) else [f"slice {z + 1}" for z in first["slices"]]
         names += [literal(f"{name} {slice_name}".strip()) for slice_name in told]
-    canvas, (height, width) = mosaic(rows)
+    canvas, (height, width) = _mosaic(rows)
     figure = Figure(facecolor=_DARK)
     inches = 1.55 if len(titles) > 6 else 2.2  # a cell's width
     lines = max(heading.count("\n") for heading in titles) + (2 if title else 0)
@@ -160,7 +154,7 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
     truth = first.get("truth")
     labels = [] if truth is None else [truth]
     labels += [arrays["prediction"] for arrays in own.values()]
-    window = np.s_[:, :] if is_flat(first) else crop(np.concatenate(labels))
+    window = np.s_[:, :] if is_flat(first) else _crop(np.concatenate(labels))
     rows = []
     for index in range(len(first["slices"])):
         grey = first["image"][index][window] / 255
@@ -176,22 +170,17 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
             predicted = arrays["prediction"][index][window]
             cells.append(overlay(grey, predicted, CLASS_COLOURS))
             if there is not None:
-                errors, colours = error_map(there, predicted), tuple(ERROR_COLOURS.values())
+                errors, colours = _error_map(there, predicted), tuple(ERROR_COLOURS.values())
                 cells.append(overlay(0.6 * grey, errors, colours, tint=0.9))
         rows.append(cells)
     return rows
 
 
-def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
-    """Puts cells (h, w, 3) of any size into one dark picture, centred in cells of one size.
-
-    One picture, because a hundred axes take matplotlib half a minute to lay out.
-
-    Returns:
-        The picture, and height and width of a cell with its gap.
-    """
+def _mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
+    """Cells (h, w, 3) of any size centred in one dark picture; a cell's height and width in it."""
     from matplotlib.colors import to_rgb
 
+    # one picture, because a hundred axes take matplotlib half a minute to lay out
     known = [cell for row in rows for cell in row if cell is not None]
     height = max(cell.shape[0] for cell in known) + _GAP
     width = max(cell.shape[1] for cell in known) + _GAP
@@ -205,13 +194,10 @@ def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, 
     return canvas, (height, width)
 
 
-def error_map(truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _error_map(truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """0 where right, else 1, 2, 3 for the kinds of `ERROR_COLOURS` in their order; same shape."""
-    kinds = np.zeros(truth.shape, np.uint8)
-    kinds[(truth == 0) & (prediction > 0)] = 1
-    kinds[(truth > 0) & (prediction == 0)] = 2
-    kinds[(truth > 0) & (prediction > 0) & (truth != prediction)] = 3
-    return kinds
+    wrong = [truth == 0, prediction == 0, truth > 0]
+    return np.select([own & (truth != prediction) for own in wrong], [1, 2, 3]).astype(np.uint8)
 
 
 def overlay(
@@ -237,10 +223,7 @@ def _add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> 
     """Puts the classes' colours, and those of errors, below the figure."""
     from matplotlib.patches import Patch
 
-    colours = {
-        name: CLASS_COLOURS[index % len(CLASS_COLOURS)]
-        for index, name in enumerate(class_names[1:])
-    }
+    colours = dict(zip(class_names[1:], cycle(CLASS_COLOURS), strict=False))
     if errors:
         colours |= ERROR_COLOURS
     patches = [Patch(facecolor=c, label=literal(name)) for name, c in colours.items()]
@@ -255,7 +238,7 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def crop(labelled: npt.NDArray[Any]) -> tuple[slice, slice]:
+def _crop(labelled: npt.NDArray[Any]) -> tuple[slice, slice]:
     """Rows and columns around everything labelled in the volume (Z, H, W), with a margin."""
     sides = []
     for axis in (1, 2):

@@ -47,18 +47,11 @@ class Paired(NamedTuple):
     seed_margin: float | None  # difference that seeds alone explain (95 %), None with one seed
 
 
-def signed_ranks(differences: Sequence[float]) -> tuple[float, float]:
-    """Wilcoxon's signed-rank test and the matched-pairs rank-biserial correlation (Kerby 2014).
-
-    Zeros are dropped (Wilcoxon 1945). The test is exact for up to 50 differences without ties or
-    zeros, otherwise the normal approximation, as SciPy decides.
-
-    Returns:
-        Two-sided p, 1 where all differences are 0; and the share of ranks for minus against: 1
-        where every patient favours the first, 0 for no preference, -1 for the second.
-    """
+def _signed_ranks(differences: Sequence[float]) -> tuple[float, float]:
+    """Two-sided p of Wilcoxon's signed-rank test, rank-biserial correlation (Kerby 2014), -1..1."""
     from scipy import stats
 
+    # zeros are dropped (Wilcoxon 1945); SciPy tests exactly up to 50 differences without ties
     values = np.asarray([value for value in differences if value != 0], float)
     if values.size == 0:
         return 1.0, 0.0
@@ -67,7 +60,7 @@ def signed_ranks(differences: Sequence[float]) -> tuple[float, float]:
     return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue), float(effect)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def _holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (Holm 1979), in the order given."""
     values = np.asarray(p_values, float)
     order = np.argsort(values, kind="stable")
@@ -76,7 +69,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return values.tolist()
 
 
-def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
+def _bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
     """95 % percentile interval of the mean over resampled patients; the same at every call."""
     from scipy import stats
 
@@ -89,12 +82,8 @@ def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Half the width of Welch's 95 % interval of a difference of means over seeds.
-
-    Few seeds have a wide one: with two each it is up to 4.3 standard errors (one network's spread
-    alone: 12.7). None when either network has a single seed.
-    """
+def _seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Half of Welch's 95 % interval of a difference of means over seeds; None with one seed."""
     from scipy import stats
 
     if min(len(first), len(second)) < 2:
@@ -117,16 +106,13 @@ def value_scores(entry: Entry, metric: str) -> dict[Structure, float | None]:
     }
 
 
-def patient_differences(
+def _patient_differences(
     first: Mapping[Structure, float | None], second: Mapping[Structure, float | None]
 ) -> tuple[list[float], int, int]:
-    """Per patient the mean difference over the structures that both networks have a score for.
+    """Mean difference of each patient; patients without one; structures left out.
 
-    Otherwise a network that misses the difficult structures would look better on the rest.
-
-    Returns:
-        first - second of each patient that has such structures, in order of their names; how many
-        patients have none; how many structures are left out.
+    Only structures that both networks have a score for count: otherwise a network that misses the
+    difficult ones would look better on the rest.
     """
     patients: dict[str, list[float]] = {}
     undefined = 0
@@ -143,17 +129,17 @@ def patient_differences(
 
 def compare(first: Entry, second: Entry, metric: Metric) -> Paired | None:
     """Two networks, `p_holm` and `p_least` not corrected yet; None if they share no structure."""
-    found = patient_differences(value_scores(first, metric.name), value_scores(second, metric.name))
-    differences, left_out, undefined = found
+    scores = [value_scores(entry, metric.name) for entry in (first, second)]
+    differences, left_out, undefined = _patient_differences(*scores)
     if not differences:
         return None
-    p, effect = signed_ranks(differences)
-    low, high = bootstrap_interval(differences)
+    p, effect = _signed_ranks(differences)
+    low, high = _bootstrap_interval(differences)
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     seeds = [estimate(entry, metric.name).per_seed for entry in (first, second)]
     return Paired(
-        first=first.label,
-        second=second.label,
+        first.label,
+        second.label,
         patients=len(differences),
         left_out=left_out,
         undefined=undefined,
@@ -167,7 +153,7 @@ def compare(first: Entry, second: Entry, metric: Metric) -> Paired | None:
         wins=above if metric.higher_is_better else below,
         losses=below if metric.higher_is_better else above,
         seeds=min(map(len, seeds)),
-        seed_margin=seed_margin(*seeds),
+        seed_margin=_seed_margin(*seeds),
     )
 
 
@@ -175,8 +161,8 @@ def pairs(comparison: Comparison, metric: Metric) -> list[Paired]:
     """Every pair of entries on patients' mean foreground score, Holm over all of these pairs."""
     found = [compare(a, b, metric) for a, b in combinations(comparison.entries, 2)]
     known = [pair for pair in found if pair is not None]
-    corrected = holm([pair.p for pair in known])
-    least = holm([pair.p_least for pair in known])
+    corrected = _holm([pair.p for pair in known])
+    least = _holm([pair.p_least for pair in known])
     return [
         pair._replace(p_holm=p, p_least=q)
         for pair, p, q in zip(known, corrected, least, strict=True)

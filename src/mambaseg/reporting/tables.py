@@ -142,13 +142,12 @@ def seen_note(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
-    """The one score that stands for a test, in words and as a number."""
+    """The one score that represents a test, in words and as a number."""
     if "foreground" in summary:
         dice = summary["foreground"]["dice"]["mean"]
         return f"mean foreground Dice {plus_minus(dice, None, 4)}", dice
     name, score = next(iter(summary["scores"].items()))
-    metric = metric_of(summary, name)
-    mean = score["mean"]
+    metric, mean = metric_of(summary, name), score["mean"]
     return f"mean {heading(metric)} {plus_minus(mean, None, metric.decimals)}", mean
 
 
@@ -226,9 +225,8 @@ def _repeats(entry: Entry) -> str:
 
 
 def _tolerance(comparison: Comparison) -> str:
-    unit = comparison.unit
-    tolerance = comparison.protocol[f"tolerance_{unit}"]
-    return f"NSD: normalised surface Dice at {tolerance:g} {unit}."
+    tolerance = comparison.protocol[f"tolerance_{comparison.unit}"]
+    return f"NSD: normalised surface Dice at {tolerance:g} {comparison.unit}."
 
 
 def _classes(comparison: Comparison) -> Grid:
