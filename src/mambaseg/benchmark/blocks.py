@@ -50,11 +50,7 @@ def measure_blocks(
 ) -> dict[str, Any]:
     """Measure two blocks of each kind, forward and backward, at every resolution.
 
-    Args:
-        protocol: how to measure.
-        size: side of the image in pixels; maps have sides size / 4 to size / 32.
-        batch: images at a time.
-        scan_backend: of the VSS blocks.
+    `size` is the side of the image in pixels: maps have sides size / 4 to size / 32.
 
     Returns:
         `rows`, with `stage`, and `notes`; see docs/performance.md. The base is MONAI's block.

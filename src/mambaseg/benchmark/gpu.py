@@ -118,9 +118,7 @@ def measure_gpu(
 def affordable(seconds: float, steps: dict[str, Any] | None) -> int:
     """Equal number of steps for networks that train side by side; 0: not enough to be worth it.
 
-    Args:
-        seconds: that are left.
-        steps: the record of `benchmark.py train`; None: unknown, and a guess is made.
+    `steps` is the record of `benchmark.py train`; without one a guess is made.
     """
     each = sum(row["median_s"] for row in steps["rows"]) if steps else 0.2
     count = int((seconds - START_S - 2 * END_S) / (SLOWER * each))

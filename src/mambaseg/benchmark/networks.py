@@ -79,11 +79,7 @@ def measure_networks(
     Memory comes first, with one network in the process at a time, at its second step: by then the
     optimizer has its state and everything is compiled. Then all networks are built and timed.
 
-    Args:
-        builders: networks by label; the first is the one the others are compared with.
-        step: of `inference` or `training`.
-        protocol: how to measure.
-        images: per step.
+    The first of `builders` is the network that the others are compared with; `images` is per step.
 
     Returns:
         `rows` and `notes`; see docs/performance.md.

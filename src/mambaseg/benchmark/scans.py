@@ -82,7 +82,7 @@ def measure_scans(
 
     Args:
         shapes: of `shapes_of`.
-        protocol: how to measure; with its autocast x, delta, B and C are bfloat16.
+        protocol: with its autocast x, delta, B and C are bfloat16.
         forms: of `1d` and `2d`.
         backends: names; empty for all that can run on the device.
         loop_limit: B K D L above which the loop over time is left out; None: nowhere.
@@ -146,8 +146,7 @@ def _rows(
 def _call(scan: Scan, inputs: list[Tensor], what: str) -> Call:
     """The call that is timed: one of `PASSES` of a scan on `scan_inputs`."""
     leaves = [t.detach().requires_grad_() for t in inputs]
-    with torch.no_grad():
-        d_y = torch.randn_like(inputs[0])
+    d_y = torch.randn_like(inputs[0])
 
     def forward() -> None:
         with torch.no_grad():

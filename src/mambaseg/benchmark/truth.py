@@ -49,11 +49,7 @@ def measure_truth(
     Whatever memory an operation allocates holds NaN first, so that an element that no kernel writes
     cannot pass by luck.
 
-    Args:
-        builders: networks by label.
-        step: makes, from a network on the device, the call that is one training step.
-        protocol: its device and seed.
-        shapes: of the scans, names of `SHAPES`.
+    `shapes` are names of `SHAPES`, of the scans.
 
     Returns:
         `rows`: a backend, form, shape and type of inputs each, with `worst` error against

@@ -50,11 +50,9 @@ class Agreement(NamedTuple):
 
 
 def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
-    """Indices of every patient with an ED and an ES case.
+    """Indices of every patient with an ED and an ES case; `rows` are of one run, or of one seed.
 
-    Args:
-        rows: of a cases.csv: one run, or all folds of one seed. Volumes are used where the rows
-            have them, voxel counts otherwise; then only ejection fractions come out.
+    From volumes where the rows have them, otherwise from voxel counts: then only the EF.
     """
     table: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:

@@ -45,9 +45,9 @@ class Entry:
         return [row for run in self.runs for row in run.rows]
 
     @property
-    def folds(self) -> list[int]:
-        """Folds of the cross-validation that any seed has; empty without one."""
-        return sorted({run.fold for run in self.runs if run.fold is not None})
+    def folds(self) -> int:
+        """How many folds of a cross-validation there are; 0 without one."""
+        return len({run.fold for run in self.runs} - {None})
 
     @cached_property
     def patients(self) -> set[str]:

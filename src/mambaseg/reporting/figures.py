@@ -44,9 +44,7 @@ class Picture:
 
 
 def case_slices(
-    image: npt.NDArray[Any],
-    truth: npt.NDArray[Any] | None,
-    prediction: npt.NDArray[Any],
+    image: npt.NDArray[Any], truth: npt.NDArray[Any] | None, prediction: npt.NDArray[Any]
 ) -> Arrays:
     """The slices of a case that are shown, small enough to keep for every case.
 
@@ -100,14 +98,11 @@ def draw_cases(
     Args:
         cases: name of a case, which may be empty -> network -> `case_slices`. A network that lacks
             a case leaves its cells empty; without truth there are no errors.
-        headings: network -> what stands above its predictions.
-        class_names: names of the classes 0..K-1, the background first.
+        headings: network -> the text above its predictions.
+        class_names: the background first.
         path: PNG to write; folders are made, an existing file is replaced.
         title: line above the picture.
         aspect: height of a pixel by its width.
-
-    Returns:
-        `path`.
     """
     from matplotlib.figure import Figure
 
@@ -240,15 +235,12 @@ def literal(text: str) -> str:
 
 def _crop(labelled: npt.NDArray[Any]) -> tuple[slice, slice]:
     """Rows and columns around everything labelled in the volume (Z, H, W), with a margin."""
-    sides = []
+    sides = [slice(None), slice(None)]
     for axis in (1, 2):
-        size = labelled.shape[axis]
         used = np.flatnonzero((labelled > 0).any(axis=(0, 3 - axis)))
-        if used.size == 0:
-            sides.append(slice(0, size))
-            continue
-        margin = max(8, round(_MARGIN * (used[-1] - used[0] + 1)))
-        sides.append(slice(max(0, int(used[0]) - margin), min(size, int(used[-1]) + margin + 1)))
+        if used.size:
+            margin = max(8, round(_MARGIN * (used[-1] - used[0] + 1)))
+            sides[axis - 1] = slice(max(0, int(used[0]) - margin), int(used[-1]) + margin + 1)
     return sides[0], sides[1]
 
 

@@ -25,44 +25,36 @@ log = logging.getLogger(__name__)
 def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[Picture]:
     """A picture per shown patient; none where no run has overlays of them."""
     pictures = []
-    scores = {entry.label: patient_scores(entry, "dice") for entry in comparison.entries}
-    for place, patient in best_middle_worst(comparison.entries).items():
-        columns = [(e, _first_run(e, patient)) for e in comparison.entries]
-        cases = _cases(comparison.entries, patient)
-        loaded = {e.label: _load(run, cases) for e, run in columns if run is not None}
+    entries, subject = comparison.entries, comparison.subject
+    scores = {entry.label: patient_scores(entry, "dice") for entry in entries}
+    for place, patient in best_middle_worst(entries).items():
+        runs = {entry.label: run for entry in entries if (run := _first_run(entry, patient))}
+        rows = [row for entry in entries for row in entry.rows]
+        cases = sorted({row["case"] for row in rows if row["patient"] == patient})
+        loaded = {label: _load(run, cases) for label, run in runs.items()}
         _leave_out_other_images(loaded)
-        if not any(loaded.values()):
+        shown = {}
+        for case in cases:
+            if own := {label: held[case] for label, held in loaded.items() if case in held}:
+                shown[case.removeprefix(patient).strip("_")] = own
+        if not shown:
             continue
-        own = [scores[label].get(patient) for label in loaded]
-        mean = fmean(score for score in own if score is not None)
-        path = folder / f"{prefix}overlay-{place}.png"
-        headings = {}
-        for label in loaded:
-            score = scores[label].get(patient)
-            said = "" if score is None else f"\n{score:.3f}"
-            headings[label] = label.replace(" · ", "\n") + said
-        shown = {case.removeprefix(patient).strip("_"): case for case in cases}
-        by_case = {
-            phase: {label: arrays[case] for label, arrays in loaded.items() if case in arrays}
-            for phase, case in shown.items()
+        found = {label: scores[label].get(patient) for label in loaded}
+        headings = {
+            label: label.replace(" · ", "\n") + ("" if score is None else f"\n{score:.3f}")
+            for label, score in found.items()
         }
-        draw_cases(
-            {phase: own for phase, own in by_case.items() if own},
-            headings=headings,
-            class_names=("background", *comparison.classes),
-            path=path,
-        )
-        seeds = {run.seed for _, run in columns if run is not None}
-        arrays = [case for own in loaded.values() for case in own.values()]
-        flat = all(is_flat(case) for case in arrays)
-        slices = (
-            "" if flat else "Slices at a quarter, half and three quarters of the labelled ones. "
-        )
-        subject = comparison.subject
+        path = folder / f"{prefix}overlay-{place}.png"
+        names = ("background", *comparison.classes)
+        draw_cases(shown, headings=headings, class_names=names, path=path)
+        mean = fmean(score for score in found.values() if score is not None)
+        seeds = ", ".join(map(str, sorted({run.seed for run in runs.values()})))
+        flat = all(is_flat(arrays) for own in shown.values() for arrays in own.values())
+        slices = "Slices at a quarter, half and three quarters of the labelled ones. "
         caption = (
-            f"{patient}: mean foreground Dice {mean:.3f} over networks and seeds. {slices}"
-            f"Predictions of seed {', '.join(map(str, sorted(seeds)))}; under each name its mean "
-            f"Dice of this {subject}."
+            f"{patient}: mean foreground Dice {mean:.3f} over networks and seeds. "
+            f"{'' if flat else slices}Predictions of seed {seeds}; under each name its mean Dice "
+            f"of this {subject}."
         )
         pictures.append(Picture(f"The {place} {subject}", caption, path))
     return pictures
@@ -75,11 +67,6 @@ def _first_run(entry: Entry, patient: str) -> RunData | None:
         if tested and (run.path / "overlays.npz").is_file():
             return run
     return None
-
-
-def _cases(entries: Sequence[Entry], patient: str) -> list[str]:
-    rows = [row for entry in entries for run in entry.runs for row in run.rows]
-    return sorted({row["case"] for row in rows if row["patient"] == patient})
 
 
 def _load(run: RunData, cases: Sequence[str]) -> dict[str, Arrays]:

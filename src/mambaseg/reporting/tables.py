@@ -220,8 +220,7 @@ def _main(comparison: Comparison) -> Grid:
 
 def _repeats(entry: Entry) -> str:
     """How many seeds, and folds where there are any."""
-    folds = f" × {len(entry.folds)} folds" if entry.folds else ""
-    return f"{len(entry.by_seed)}{folds}"
+    return f"{len(entry.by_seed)}" + (f" × {entry.folds} folds" if entry.folds else "")
 
 
 def _tolerance(comparison: Comparison) -> str:
@@ -352,7 +351,7 @@ def tidy(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     "comparison": comparison.title,
                     "network": entry.label,
                     "seeds": len(entry.by_seed),
-                    "folds": len(entry.folds) or None,
+                    "folds": entry.folds or None,
                     "class": name or "foreground",
                     "phase": place.get("phase", "all"),
                     "group": place.get("group", "all"),

@@ -172,10 +172,7 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     """How the run's W&B logger was configured: project, group, ..."""
     try:
         settings = read_yaml(run.path / "config.yaml")["logger"]["wandb"]
-        return {key: settings[key] for key in ("project", "group") if _is_name(settings.get(key))}
+        named = {key: settings[key] for key in ("project", "group") if settings.get(key)}
+        return {key: name for key, name in named.items() if re.fullmatch(r"[\w .+-]{1,128}", name)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch(r"[\w .+-]{1,128}", value))
