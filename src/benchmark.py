@@ -1,13 +1,8 @@
 """Measures scans, blocks, networks and training steps: speed and memory, as ratios within one run.
 
 python src/benchmark.py scan backends=[numba,torch] shapes=[stage1]
-python src/benchmark.py inference models=[swin_unet,mamba_unet]
-python src/benchmark.py train size=128 batch=4
-python src/benchmark.py blocks
-python src/benchmark.py profile models=all page=docs/models.md
-python src/benchmark.py truth
-python src/benchmark.py kernels device=cuda
-python src/benchmark.py gpu minutes=9 root=$ACDC_ROOT out=outputs/gpu
+python src/benchmark.py train models=[swin_unet,mamba_unet] batch=4
+python src/benchmark.py --help
 """
 
 import shlex

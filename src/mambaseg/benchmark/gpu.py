@@ -21,16 +21,11 @@ from mambaseg.storage.run_folder import RunFolder
 
 NETWORKS = ("mamba_unet", "unet", "swin_unet")
 EXPERIMENT = "acdc_paper"
-MOST_STEPS = 10_000
-"""Of the paper's protocol."""
-LOOP_STEPS = 100
-"""Of the short trainings that tell what the loop costs beside the network's step."""
-START_S, END_S = 30.0, 30.0
-"""What a training needs before its first and after its last step: imports, data; test, figures."""
-GRACE_S = 20.0
-"""For a part to save its state after it was asked to stop."""
-SLOWER = 1.15
-"""A training's step over the network's own, as a guess for the plan."""
+MOST_STEPS = 10_000  # of the paper's protocol
+LOOP_STEPS = 100  # of the short trainings that tell what the loop costs beside the network's step
+START_S, END_S = 30.0, 30.0  # what a training needs around its steps: imports, data; test, figures
+GRACE_S = 20.0  # for a part to save its state after it was asked to stop
+SLOWER = 1.15  # a training's step over the network's own, as a guess for the plan
 # nothing of a training waits for the device or the disk more often than it must
 QUIET = (
     "logger=csv", "callbacks.progress=null", "trainer.log_every_n_steps=50",

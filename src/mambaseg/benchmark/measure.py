@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,7 @@ from mambaseg.evaluation.costs import peak, start_peak
 
 Call = Callable[[], object]
 
-MOST_CALLS = 1000
-"""Calls per repeat, at most, of something very quick."""
+MOST_CALLS = 1000  # per repeat, of something very quick
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,6 @@ class Protocol:
     least_s: float = 0.02  # of a repeat: quick calls follow each other within it
 
 
-@dataclass
-class _Timing:
-    first_s: float
-    calls: int
-    spent: float
-    seconds: list[float] = field(default_factory=list)  # per call, one of each repeat
-
-
 def time_interleaved(
     candidates: Mapping[str, Call], protocol: Protocol
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -52,37 +43,35 @@ def time_interleaved(
         By name `median_s`, `min_s`, `max_s` and `first_s` of a call, and how many `calls` a repeat
         has; by the names of those that cannot run here, the reason why.
     """
-    timings: dict[str, _Timing] = {}
+    first_s: dict[str, float] = {}
+    calls: dict[str, int] = {}
     failures: dict[str, str] = {}
     for name, call in candidates.items():
         try:
-            timings[name] = _warm_up(call, protocol)
+            first_s[name], calls[name] = _warm_up(call, protocol)
         except torch.OutOfMemoryError:
             failures[name] = "out of memory"
+    spent = dict(first_s)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}  # per call, of each repeat
     for turn in range(max(1, protocol.repeats)):
-        for name in list(timings)[:: 1 if turn % 2 == 0 else -1]:
-            timing = timings[name]
-            if timing.seconds and timing.spent > protocol.budget_s:
+        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
+            if seconds[name] and spent[name] > protocol.budget_s:
                 continue
-            seconds = _seconds(candidates[name], timing.calls, protocol.device)
-            timing.seconds.append(seconds / timing.calls)
-            timing.spent += seconds
+            taken = _seconds(candidates[name], calls[name], protocol.device)
+            seconds[name].append(taken / calls[name])
+            spent[name] += taken
     found = {
         name: {
-            "median_s": statistics.median(timing.seconds),
-            "min_s": min(timing.seconds),
-            "max_s": max(timing.seconds),
-            "first_s": timing.first_s,
-            "repeats": len(timing.seconds),
-            "calls": timing.calls,
+            "median_s": statistics.median(own), "min_s": min(own), "max_s": max(own),
+            "first_s": first_s[name], "repeats": len(own), "calls": calls[name],
         }
-        for name, timing in timings.items()
-    }
+        for name, own in seconds.items()
+    }  # fmt: skip
     return found, failures
 
 
-def _warm_up(call: Call, protocol: Protocol) -> _Timing:
-    """The first call, and as many as the protocol wants; finds out how long a call takes."""
+def _warm_up(call: Call, protocol: Protocol) -> tuple[float, int]:
+    """Seconds of the first of the calls that the protocol wants; how many calls a repeat has."""
     first = last = _seconds(call, 1, protocol.device)
     for _ in range(max(0, protocol.warmup - 1)):
         if first > protocol.budget_s:
@@ -91,7 +80,7 @@ def _warm_up(call: Call, protocol: Protocol) -> _Timing:
     if last < protocol.least_s:  # the first call may have compiled something
         last = _seconds(call, 1, protocol.device)
     calls = math.ceil(protocol.least_s / max(last, 1e-9))
-    return _Timing(first, min(max(calls, 1), MOST_CALLS), spent=first)
+    return first, min(max(calls, 1), MOST_CALLS)
 
 
 def _seconds(call: Call, calls: int, device: torch.device) -> float:

@@ -15,8 +15,7 @@ from mambaseg.evaluation.costs import count_operations
 from mambaseg.models import GraphedNetwork, ScanBlock, channels_last
 
 Builder = Callable[[], nn.Module]
-Step = Callable[[nn.Module], Call]
-"""Makes, from a network on its device, the call that is measured."""
+Step = Callable[[nn.Module], Call]  # makes, from a network on its device, the call to measure
 Loss = Callable[[Tensor, Tensor], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 PROCESSOR_CALLS = 3

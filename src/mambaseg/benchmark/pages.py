@@ -44,7 +44,7 @@ HEADERS = [
     Column("network", lambda row: f"`{row['network']}`", is_number=False),
     text("what"), text("source"), text("differs from it", "differs"),
 ]  # fmt: skip
-EXACT = [
+EXACT = [  # columns that follow from the code alone
     HEADERS[0],
     number("parameters", "parameters", ",.0f"),
     number("multiple of", "size_multiple", ".0f"),
@@ -52,7 +52,6 @@ EXACT = [
     Column("scan, GFLOP", lambda r: f"{r['scan_flops'] / 1e9:.3f}" if r["scan_flops"] else "–"),
     number("all, GFLOP", "flops", ".3f", 1e-9),
 ]
-"""Columns that follow from the code alone."""
 CPU_TIME = number("CPU, ms", "cpu_s", ".0f", 1e3)
 
 

@@ -46,8 +46,7 @@ class Shape(NamedTuple):
         return self.batch * GROUPS * self.channels * self.side**2
 
 
-SMALL = Shape("small", 2, 7, 40)
-"""For errors: no power of two, no whole block."""
+SMALL = Shape("small", 2, 7, 40)  # for errors: no power of two, no whole block
 
 
 def shapes_of(names: Sequence[str], *, size: int, batch: int) -> list[Shape]:

@@ -11,8 +11,7 @@ from rich import box
 from rich.table import Table as RichTable
 
 UNKNOWN = "–"
-MOST_KERNELS = 25
-"""Of a network, the longest ones; the record has all of them."""
+MOST_KERNELS = 25  # of a network, the longest ones; the record has all of them
 Row = Mapping[str, Any]
 
 

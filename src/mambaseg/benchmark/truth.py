@@ -26,16 +26,13 @@ from mambaseg.benchmark.scans import (
 from mambaseg.models import ScanBlock
 from mambaseg.scan import available_backends
 
+# largest error of an output or a gradient, over its largest value, by the type of the inputs
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Largest error of an output or a gradient, over its largest value, by the type of the inputs."""
+# no power of two, no whole block; the longest and the widest of Mamba-UNet
 SHAPES = {s.name: s for s in (SMALL, Shape("stage1", 2, 56, 192), Shape("stage4", 1, 7, 1536))}
-"""No power of two, no whole block; the longest and the widest of Mamba-UNet."""
-NETWORK_LIMIT = 1e-3
-"""Likewise for logits and gradients of a whole network in float32."""
-NETWORK_SIZE = 64
-"""Pixels: the CPU computes the same in float64."""
-LOOP_LIMIT = 2_000_000
-"""B K D L above which the loop over time is not compared with itself."""
+NETWORK_LIMIT = 1e-3  # likewise for logits and gradients of a whole network in float32
+NETWORK_SIZE = 64  # pixels: the CPU computes the same in float64
+LOOP_LIMIT = 2_000_000  # B K D L above which the loop over time is not compared with itself
 REPEATS = 3
 STEPS = 3
 log = logging.getLogger(__name__)

@@ -51,8 +51,7 @@ def _patients(comparison: Comparison) -> Iterator[str]:
             )
         for seed, rows in entry.by_seed.items():
             counts = Counter((row["case"], row["class"]) for row in rows)
-            repeated = {case for (case, _), count in counts.items() if count > 1}
-            if repeated:
+            if repeated := {case for (case, _), count in counts.items() if count > 1}:
                 yield (
                     f"{entry.label}, seed {seed}: {len(repeated)} cases are in the test set of "
                     "more than one fold and count more than once."
@@ -95,8 +94,7 @@ def _missed(comparison: Comparison) -> Iterator[str]:
 def _differences(comparison: Comparison) -> Iterator[str]:
     settings = ("preprocessing", "size", "intensity", "window", "spacing")
     own = [entry.runs[0].config["data"] for entry in comparison.entries]
-    keys = [key for key in settings if len({str(data.get(key)) for data in own}) > 1]
-    if keys:
+    if keys := [key for key in settings if len({str(data.get(key)) for data in own}) > 1]:
         yield (
             f"The entries differ in {', '.join(f'data.{key}' for key in keys)}, so the networks "
             "saw other images. All scores are at native resolution all the same."
@@ -123,8 +121,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         distinct = {str(value) for value in values} - {"None"}
         if len(distinct) > 1:
             yield sentence.format(", ".join(sorted(distinct)))
-    last = [run.path.name for run in runs if run.summary.get("checkpoint") == "last"]
-    if last:
+    if last := [run.path.name for run in runs if run.summary.get("checkpoint") == "last"]:
         yield f"There was no best checkpoint, so the last one was scored: {', '.join(last)}."
     if skipped := [run.path.name for run in runs if run.record.get("skipped")]:
         yield f"Training skipped steps that were not finite: {', '.join(skipped)}."

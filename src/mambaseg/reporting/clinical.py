@@ -140,10 +140,9 @@ def _agreement_of(entry: Entry) -> dict[str, list[Agreement]]:
     """Index -> agreement of each seed (all its folds together)."""
     found: dict[str, list[Agreement]] = defaultdict(list)
     for rows in entry.by_seed.values():
-        values: dict[str, list[tuple[float | None, float | None]]] = defaultdict(list)
-        for index in indices(rows):
-            values[index.name].append((index.prediction, index.reference))
-        for name, pairs in values.items():
+        own = indices(rows)
+        for name in dict.fromkeys(index.name for index in own):
+            pairs = [(i.prediction, i.reference) for i in own if i.name == name]
             found[name].append(agreement(pairs))
     return found
 

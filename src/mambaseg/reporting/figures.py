@@ -147,8 +147,7 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
     """Cells of one case, a row per slice."""
     first = next(iter(own.values()))
     truth = first.get("truth")
-    labels = [] if truth is None else [truth]
-    labels += [arrays["prediction"] for arrays in own.values()]
+    labels = [arrays["prediction"] for arrays in own.values()] + ([] if truth is None else [truth])
     window = np.s_[:, :] if is_flat(first) else _crop(np.concatenate(labels))
     rows = []
     for index in range(len(first["slices"])):

@@ -53,21 +53,9 @@ class Grid:
         columns = "l" * self.wide + "r" * (len(self.header) - self.wide)
         head, *rows = [rf"{' & '.join(map(_latex, row))} \\" for row in (self.header, *self.rows)]
         caption = _latex(". ".join([self.title, *(note.rstrip(".") for note in self.notes)]) + ".")
-        return "\n".join(
-            [
-                r"\begin{table*}",
-                rf"\caption{{{caption}}}",
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                head,
-                r"\midrule",
-                *rows,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table*}",
-                "",
-            ]
-        )
+        start = [r"\begin{table*}", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
+        end = [r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""]
+        return "\n".join([*start, r"\toprule", head, r"\midrule", *rows, *end])
 
     def terminal(self) -> Table:
         """A rich table: text columns fold, numbers stay whole; marked rows have a colour."""

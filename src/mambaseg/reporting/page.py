@@ -28,17 +28,13 @@ from mambaseg.storage.untrusted import printable
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def visible(value: Any) -> Any:
-    """A text without what would reorder or hide the text around it; markup of ours as it is."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
-
-
 def template_of(path: Path) -> Template:
     """A template that escapes all text and refuses a name that it is not given."""
     environment = Environment(
         loader=FileSystemLoader(path.parent),
         autoescape=True,
-        finalize=visible,
+        # nothing that would reorder or hide the text around it; markup of ours as it is
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -16,13 +16,7 @@ from mambaseg.reporting.page import Section, page
 from mambaseg.reporting.paired import Paired, paired_grid, pairs, verdict
 from mambaseg.reporting.plots import draw
 from mambaseg.reporting.status import states, status_grid
-from mambaseg.reporting.tables import (
-    compared_metrics,
-    cost_grid,
-    score_grids,
-    settings_grid,
-    tidy,
-)
+from mambaseg.reporting.tables import compared_metrics, cost_grid, score_grids, settings_grid, tidy
 from mambaseg.reporting.tasks import other_grids
 from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder
@@ -32,9 +26,8 @@ _UNFINISHED = ".unfinished-"
 
 def section_of(comparison: Comparison) -> Section:
     """Everything but the figures."""
-    found: list[tuple[Metric, list[Paired]]] = []
-    if len(comparison.entries) > 1:
-        found = [(metric, pairs(comparison, metric)) for metric in compared_metrics(comparison)]
+    metrics = compared_metrics(comparison) if len(comparison.entries) > 1 else []
+    found = [(metric, pairs(comparison, metric)) for metric in metrics]
     scores, *details = score_grids(comparison)
     others = [clinical_grid(comparison), cost_grid(comparison), settings_grid(comparison)]
     paired = [paired_grid(comparison, metric, own) for metric, own in found]
@@ -107,8 +100,7 @@ def _write_tables(
     latex = ["% needs \\usepackage{booktabs}", *(grid.latex() for grid in grids)]
     report.write_text("table.tex", "\n".join(latex))
     for name, rows_of in _CSV.items():
-        found = [row for section in sections for row in rows_of(section)]
-        if found:
+        if found := [row for section in sections for row in rows_of(section)]:
             rows = ({key: cell_text(value) for key, value in row.items()} for row in found)
             report.write_rows(name, rows)
 

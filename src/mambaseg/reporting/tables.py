@@ -113,13 +113,12 @@ def run_grid(
     parts |= {"foreground": summary["foreground"], "+ background": summary["all"]}
     rows = []
     for name, part in parts.items():
-        row = [name]
+        rows.append([name])
         for metric in metrics:
             score = part[metric.name]
             sd = score.get("sd") if metric is metrics[0] else None  # there is no room for more
-            row.append(plus_minus(score["mean"], sd, metric.decimals))
-        counts = [str(part["counts"][outcome]) for outcome in ("missed", "false_positive")]
-        rows.append([*row, *counts])
+            rows[-1].append(plus_minus(score["mean"], sd, metric.decimals))
+        rows[-1] += [str(part["counts"][outcome]) for outcome in ("missed", "false_positive")]
     side = (summary.get("preprocessing") or {}).get("longest_side")
     how = f"in 2-D at most {side} pixels a side" if side else "in 3-D at native resolution"
     told = [

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
+from mambaseg.reporting.runs import run_folders
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_table, read_yaml
 
@@ -64,11 +65,7 @@ def publish(folder: Path) -> None:
 
 def find_runs(folder: Path) -> list[RunFolder]:
     """The run folders of an experiment that have a W&B run; earlier ones of a rerun have not."""
-    runs = [RunFolder(path.parent) for path in sorted(folder.glob("*/run.json"))]
-    return [
-        run for run in runs
-        if run.path.suffix != ".previous" and (run.path / "wandb").is_dir()
-    ]  # fmt: skip
+    return [RunFolder(path) for path in run_folders(folder) if (path / "wandb").is_dir()]
 
 
 def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
