@@ -7,13 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
 from mambaseg.reporting.page import Section, page
-from mambaseg.reporting.paired import Paired, paired_grid, pairs, verdict
+from mambaseg.reporting.paired import paired_grid, pairs, verdict
 from mambaseg.reporting.plots import draw
 from mambaseg.reporting.status import states, status_grid
 from mambaseg.reporting.tables import compared_metrics, cost_grid, score_grids, settings_grid, tidy

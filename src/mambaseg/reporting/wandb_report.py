@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.runs import run_folders
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_table, read_yaml
 
@@ -65,7 +64,9 @@ def publish(folder: Path) -> None:
 
 def find_runs(folder: Path) -> list[RunFolder]:
     """The run folders of an experiment that have a W&B run; earlier ones of a rerun have not."""
-    return [RunFolder(path) for path in run_folders(folder) if (path / "wandb").is_dir()]
+    paths = sorted(path.parent for path in folder.glob("*/run.json"))
+    kept = (path for path in paths if path.suffix != ".previous" and (path / "wandb").is_dir())
+    return [RunFolder(path) for path in kept]
 
 
 def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
