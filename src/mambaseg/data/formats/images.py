@@ -83,10 +83,8 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     A folder is all files below it with a known ending, in folders that are links too, and a folder
     that holds DICOM files, whatever their names, is its series. A pattern (`*`, `?`, `[...]`, `**`)
     is what it matches. Of a folder and a pattern, references and what this program wrote are left
-    out, which is logged. Nothing in `outside`, the folder of the results, is an input.
-
-    Raises:
-        UserError: there is nothing, or two images would have one name.
+    out, which is logged. Nothing in `outside`, the folder of the results, is an input. `UserError`
+    where there is nothing, or two images would have one name.
     """
     path = Path(place).expanduser()
     known = ", ".join(KNOWN)

@@ -46,10 +46,7 @@ def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
 
     A colour picture is red, green and blue; three equal channels are grey. Grey is repeated where
     three channels are asked for. A picture with neither that many nor one keeps its own.
-
-    Raises:
-        UserError: missing, damaged, too large, of several pages, transparent, or coloured where
-            one channel is asked for.
+    `UserError` where it is damaged, too large, transparent, or coloured for one channel.
     """
     pixels: npt.NDArray[Any]
     with _opened(path) as (picture, stored):
