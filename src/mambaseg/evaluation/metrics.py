@@ -41,8 +41,8 @@ published numbers only: it returns Dice 0 and HD95 0 for an empty prediction, an
 an error on a false positive (no ACDC volume lacks a class).
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,6 @@ from mambaseg.evaluation.surface import Spacing, surface_distances, surface_scor
 
 Policy = Literal["strict", "penalty", "legacy"]
 Row = dict[str, Any]
-Scores = dict[str, float | None]
 
 OUTCOMES = ("scored", "missed", "false_positive", "both_empty")
 
@@ -133,36 +132,23 @@ BUILT_IN = [*OVERLAP, *SURFACE, *VOLUME]
 """The metrics that every case gets, in the order of their columns."""
 
 
-class Empty(NamedTuple):
-    """What an outcome with an empty mask scores; None is undefined."""
-
-    overlap: float | None
-    distance: float | Literal["diagonal"] | None
-
-
-class Scale(NamedTuple):
-    """A unit to measure surfaces in: voxel size (z, y, x) and the tolerance of NSD."""
-
-    unit: Literal["vox", "mm"]
-    spacing: Spacing
-    tolerance: float
-
-
-EMPTY: dict[str, dict[str, Empty]] = {
+_DIAGONAL = -1.0
+# policy -> outcome -> what overlap and distance score; None is undefined
+_EMPTY: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "strict": {
-        "missed": Empty(0.0, None),
-        "false_positive": Empty(0.0, None),
-        "both_empty": Empty(None, None),
+        "missed": (0.0, None),
+        "false_positive": (0.0, None),
+        "both_empty": (None, None),
     },
     "penalty": {
-        "missed": Empty(0.0, "diagonal"),
-        "false_positive": Empty(0.0, "diagonal"),
-        "both_empty": Empty(1.0, 0.0),
+        "missed": (0.0, _DIAGONAL),
+        "false_positive": (0.0, _DIAGONAL),
+        "both_empty": (1.0, 0.0),
     },
     "legacy": {
-        "missed": Empty(0.0, 0.0),
-        "false_positive": Empty(0.0, None),
-        "both_empty": Empty(0.0, 0.0),
+        "missed": (0.0, 0.0),
+        "false_positive": (0.0, None),
+        "both_empty": (0.0, 0.0),
     },
 }
 
@@ -220,14 +206,15 @@ def score_case(
     Raises:
         UserError: shapes differ, a label is out of range, or the policy has no such name.
     """
-    if policy not in EMPTY:
-        names = ", ".join(EMPTY)
+    if policy not in _EMPTY:
+        names = ", ".join(_EMPTY)
         raise UserError(f"There is no policy {policy!r} for empty masks; choose one of {names}.")
     predicted, expected = np.asarray(prediction), np.asarray(reference)
     counts = _confusion_matrix(predicted, expected, num_classes)
-    scales = [Scale("vox", (1.0, 1.0, 1.0), tolerance_vox)]
+    spacings: dict[str, Spacing] = {"vox": (1.0, 1.0, 1.0)}
     if spacing is not None:
-        scales.append(Scale("mm", spacing, tolerance_mm))
+        spacings["mm"] = spacing
+    tolerances = {"tolerance_mm": tolerance_mm, "tolerance_vox": tolerance_vox}
     columns = [m.name for m in (*OVERLAP, *(SURFACE if surface else ()), *VOLUME, *more)]
     rows = []
     for index in range(num_classes):
@@ -236,12 +223,14 @@ def score_case(
         row |= _counted(counts, index, spacing)
         row |= {metric.name: metric.measure(*masks, spacing) for metric in more}
         if row["outcome"] != "scored":
-            row |= _empty(EMPTY[policy][row["outcome"]], expected.shape, scales, columns, more)
+            scored = _EMPTY[policy][row["outcome"]]
+            row |= _empty(*scored, expected.shape, spacings, columns, more)
         elif surface:
-            row |= _surface(*masks, scales)
-        rows.append(
-            {**row, "policy": policy, "tolerance_mm": tolerance_mm, "tolerance_vox": tolerance_vox}
-        )
+            measured = surface_distances(*masks, list(spacings.values()))
+            for unit, found in zip(spacings, measured, strict=True):
+                scores = surface_scores(found, tolerances[f"tolerance_{unit}"])
+                row |= {f"{name}_{unit}": value for name, value in scores.items()}
+        rows.append({**row, "policy": policy, **tolerances})
     return rows
 
 
@@ -281,36 +270,24 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _surface(
-    prediction: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_], scales: Sequence[Scale]
-) -> Scores:
-    measured = surface_distances(prediction, reference, [scale.spacing for scale in scales])
-    return {
-        f"{name}_{scale.unit}": value
-        for scale, distances in zip(scales, measured, strict=True)
-        for name, value in surface_scores(distances, scale.tolerance).items()
-    }
-
-
 def _empty(
-    empty: Empty,
+    overlap: float | None,
+    distance: float | None,
     shape: Sequence[int],
-    scales: Sequence[Scale],
+    spacings: Mapping[str, Spacing],
     columns: Sequence[str],
     more: Sequence[Metric],
-) -> Scores:
+) -> dict[str, float | None]:
     """What takes the place of scores where a mask is empty."""
-    distances: dict[str, float | None] = {
-        scale.unit: float(np.linalg.norm((np.asarray(shape) - 1) * np.asarray(scale.spacing)))
-        if empty.distance == "diagonal"
-        else empty.distance
-        for scale in scales
-    }
-    scores: Scores = {}
+    distances = dict.fromkeys(spacings, distance)
+    if distance == _DIAGONAL:
+        for unit, spacing in spacings.items():
+            distances[unit] = float(np.linalg.norm((np.asarray(shape) - 1) * np.asarray(spacing)))
+    scores: dict[str, float | None] = {}
     for metric in (*BUILT_IN, *more):
         measurable = metric.unit in ("", *distances)
         if metric.name not in columns or metric.empty == "measured" or not measurable:
             continue
         is_overlap = metric.empty == "overlap"
-        scores[metric.name] = empty.overlap if is_overlap else distances[metric.unit or "vox"]
+        scores[metric.name] = overlap if is_overlap else distances[metric.unit or "vox"]
     return scores

@@ -117,14 +117,16 @@ class Predictor:
         if self.options.dicom_seg is True and any(source.series for source in sources):
             dicom_seg.require()
         outcome, start = Outcome(), time.perf_counter()
-        waiting: list[str] = []
+        waiting: list[Source] = []
         for source in sources:
-            finished = not self.options.rerun and self._is_finished(source, output)
-            (outcome.skipped if finished else waiting).append(source.name)
-        by_name = {source.name: source for source in sources}
-        for name in track(waiting, description="images", disable=not waiting):
+            if not self.options.rerun and self._is_finished(source, output):
+                outcome.skipped.append(source.name)
+            else:
+                waiting.append(source)
+        for source in track(waiting, description="images", disable=not waiting):
+            name = source.name
             try:
-                slices, voxels = self._one(by_name[name], output)
+                slices, voxels = self._one(source, output)
                 outcome.slices += slices
                 outcome.voxels = {key: outcome.voxels.get(key, 0) + n for key, n in voxels.items()}
                 if not any(list(voxels.values())[1:]):

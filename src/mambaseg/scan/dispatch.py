@@ -99,23 +99,9 @@ def selective_scan_2d(
 
     Directions: 0 along the rows, 1 down the columns, 2 = 0 backwards, 3 = 1 backwards.
 
-    Args:
-        x: Image, channels last, shape (B, H, W, D).
-        delta: Step sizes as above, at their positions in the image, for each of the K = 4
-            directions, shape (B, H, W, K, D).
-        A: Decay rates, negative, shape (K, D, N).
-        B: Input weights, shape (B, H, W, K, N).
-        C: Output weights, shape (B, H, W, K, N).
-        D: Skip weights, shape (K, D).
-        delta_bias: Bias of delta, shape (K, D).
-        backend: Name or module of a backend, or "auto".
-
-    Returns:
-        The sum over the four directions, shape (B, H, W, D), in x's dtype.
-
-    Raises:
-        UserError: The named backend cannot run here, or the input is float16.
-        ValueError: The shapes do not fit together.
+    Like the result, the image x is channels last, (B, H, W, D). delta (B, H, W, K, D), B and C
+    (B, H, W, K, N) lie at their positions in the image, for each of the K = 4 directions. The
+    other arguments, the dtype and the errors are those of `selective_scan`.
     """
     *place, channels = x.shape
     of_group = (cross.NUM_DIRECTIONS, channels)

@@ -110,7 +110,8 @@ def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 drops = []
-                for name, label in zip(_Study._fields, parts.drops(max_mib), strict=True):
+                labels = parts.part("image_drop", max_mib), parts.part("systole_drop")
+                for name, label in zip(_Study._fields, labels, strict=True):
                     gradio.HTML(label)
                     drops.append(
                         gradio.File(label=name, show_label=False, type="filepath", height=120,
@@ -120,7 +121,7 @@ def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
                 facts = gradio.HTML(elem_id="facts")
                 again = gradio.Button("Start again", visible=False, size="sm")
             with gradio.Column(scale=2, min_width=300):
-                pictures = gradio.HTML(parts.empty(), elem_id="pictures")
+                pictures = gradio.HTML(parts.part("empty"), elem_id="pictures")
                 frame = gradio.Slider(1, 2, step=1, visible=False, label="Frame", elem_id="frame")
                 z = gradio.Slider(1, 2, step=1, visible=False, label="Slice", elem_id="slice")
                 with gradio.Row():
@@ -171,7 +172,8 @@ class _Handlers:
             except Exception:  # a page shows no stack trace; the terminal does
                 log.exception("an image could not be segmented")
                 problem = "this image cannot be segmented; the terminal says more"
-            return [None, study, parts.message(problem), *[self.gradio.skip()] * 10]
+            message = parts.part("message", problem) if problem else ""
+            return [None, study, message, *[self.gradio.skip()] * 10]
 
         return handle
 
@@ -208,15 +210,16 @@ class _Handlers:
         try:
             found = heart_indices(large, small, self.names)
         except UserError as error:
-            return parts.remark(str(error))
+            text = str(error)
+            return parts.part("remark", text[:1].upper() + text[1:])
         return parts.heart(found, (large.caption, small.caption), proposed=proposed)
 
     def _shown(self, study: _Study) -> list[Any]:
         """All that is shown of a study, at its largest labelled slice."""
         volumes, update = volumes_of(*study), self.gradio.update
         if not volumes:
-            hidden = update(visible=False)
-            return [hidden, hidden, parts.empty(), "", "", hidden, update(), update(), "", hidden]
+            hidden, nothing = update(visible=False), parts.part("empty")
+            return [hidden, hidden, nothing, "", "", hidden, update(), update(), "", hidden]
         ed, es = phases(volumes, self.names)
         cine = study.second is None and len(volumes) > 1
         large = volumes[ed].labels

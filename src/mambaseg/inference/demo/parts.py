@@ -26,7 +26,8 @@ def _macros() -> Any:
     return template_of(Path(__file__).with_name("parts.html")).module
 
 
-def _part(name: str, *values: Any) -> str:
+def part(name: str, *values: Any) -> str:
+    """A macro of parts.html with its values."""
     return str(getattr(_macros(), name)(*values))
 
 
@@ -35,33 +36,13 @@ def head(predictor: Predictor) -> str:
     views = list(dict.fromkeys(m.views for m in predictor.members if m.views != "none"))
     how = [f"views averaged (tta): {', '.join(views)}"] if views else []
     how += ["largest component of each class kept"] if predictor.options.keep_largest else []
-    return _part(
+    return part(
         "head",
         predictor.title,
         ", ".join(predictor.trained_on) or "unknown data",
         ", ".join(predictor.class_names[1:]),
         f" {'; '.join(how).capitalize()}." if how else "",
     )
-
-
-def drops(max_mib: int) -> tuple[str, str]:
-    """What stands above the two places for files."""
-    return _part("image_drop", max_mib), _part("systole_drop")
-
-
-def empty() -> str:
-    """What stands in the place of slices before there are any."""
-    return _part("empty")
-
-
-def message(problem: str = "") -> str:
-    """What is wrong, for a reader and a screen reader; nothing where nothing is."""
-    return _part("message", problem) if problem else ""
-
-
-def remark(text: str) -> str:
-    """A sentence instead of numbers."""
-    return _part("remark", text[:1].upper() + text[1:])
 
 
 def facts(*files: Segmented | None) -> str:
@@ -81,7 +62,7 @@ def _facts(file: Segmented) -> str:
     name = file.label_map_name
     kind = next(kind for ending, kind in _TYPES.items() if name.endswith(ending))
     content = base64.b64encode(file.label_map).decode()
-    return _part("facts", file.name, size, place, name, kind, content)
+    return part("facts", file.name, size, place, name, kind, content)
 
 
 def pictures(volume: Volume, z: int) -> str:
@@ -94,7 +75,7 @@ def pictures(volume: Volume, z: int) -> str:
         ratio *= volume.spacing[2] / volume.spacing[1]
     where = f"{volume.caption}, " if volume.caption else ""
     shown = {"Image": np.zeros_like(labels), "With labels": labels}
-    return _part(
+    return part(
         "pictures",
         {name: _png(overlay(grey, chosen, CLASS_COLOURS)) for name, chosen in shown.items()},
         f"{where}slice {z + 1} of {len(volume.labels)}",
@@ -121,7 +102,7 @@ def sizes(volume: Volume, class_names: Sequence[str]) -> str:
         )
     ]
     caption = f"Volumes, {volume.caption}" if volume.caption else "Volumes"
-    return _part("sizes", caption, rows, volume.voxel_ml is not None)
+    return part("sizes", caption, rows, volume.voxel_ml is not None)
 
 
 def heart(
@@ -133,4 +114,4 @@ def heart(
         for name, value, unit in indices
     ]
     known = any(unit == "ml" for _, _, unit in indices)
-    return _part("heart", " → ".join(captions), rows, proposed, known)
+    return part("heart", " → ".join(captions), rows, proposed, known)
