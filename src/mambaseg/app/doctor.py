@@ -1,8 +1,7 @@
 """Check whether this machine can train: `make doctor`, `python -m mambaseg.app.doctor [overrides]`.
 
-Prints one line per finding, with the remedy below what is wrong, and exits with 1 when something
-that a training needs is broken. What is broken must not hide the rest, so each check imports the
-libraries that it looks at.
+Exits with 1 when something that a training needs is broken. What is broken must not hide the rest,
+so each check imports the libraries that it looks at.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def restore_predictor(
 ) -> Predictor:
     """The networks of run folders or .ckpt files, on their device; UserError: they cannot be used.
 
-    The arguments are the keys of conf/predict.yaml; `original` is as `restore_network` has it, and
+    Most arguments are keys of conf/predict.yaml; `original` is as `restore_network` has it, and
     `options` are those of `mambaseg.inference.predictor.Options`.
     """
     where = _device(device)

@@ -1,8 +1,7 @@
 """What a run is scored on where no data are named: its own, as its run folder records them.
 
-A checkpoint may come from anybody, so nothing that it names is opened or made. A run folder says
-which config of conf/data it was trained with, and the plain values: root, split, fold, classes. The
-objects (`_target_`) are those of the installed config.
+A run folder may come from anybody, so only the name of a config of conf/data and plain values are
+taken from it. The objects (`_target_`) are those of the installed config.
 """
 
 from __future__ import annotations

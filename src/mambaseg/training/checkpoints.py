@@ -1,9 +1,8 @@
 """Checkpoints: when a training saves its state, how the file is written, which one is resumed.
 
-A state is saved between two optimizer steps only: when the next one begins, after everything about
-the last one has been logged, validated and judged. All that Lightning counts is then a function of
-the number of steps, and a resumed training is set to it (`_set_loops`) rather than to what
-Lightning infers from half-counted batches: it validates and logs at the same steps.
+A state is saved when the next optimizer step begins, after everything about the last one has been
+logged, validated and judged. All that Lightning counts is then a function of the number of steps,
+and a resumed training is set to it (`_set_loops`): it validates and logs at the same steps.
 
 During a training `<run folder>/checkpoints` holds
 

@@ -1,8 +1,7 @@
 """Losses: functions of (logits (B, K, H, W), label (B, H, W)) -> scalar.
 
-Any class with that signature is a loss, whose config in `conf/loss/` names it, and so is any of
-`monai.losses`: see `taken_label`. Labels are class indices 0..K-1. Whether they are is checked
-where a case is read (`mambaseg.data.validation`): a look at each step would make a GPU wait.
+Any class with that signature is a loss, and so is any of `monai.losses`: see `taken_label`. Labels
+are class indices 0..K-1, which `mambaseg.data.validation` checks when a case is read.
 """
 
 from typing import Any
@@ -68,11 +67,7 @@ class DiceCE(nn.Module):
 
 
 def _sum_over_devices(sums: Tensor) -> Tensor:
-    """Sum over the processes of a distributed training, with a gradient.
-
-    The gradient is summed likewise; DDP's average over processes then gives that of one process
-    with the whole batch.
-    """
+    """Sum over processes, and of its gradient: DDP's average is then that of the whole batch."""
     total: Tensor = _AllReduce.apply(sums) if several_processes() else sums
     return total
 

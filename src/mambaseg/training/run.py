@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 class Plan:
     """What a run is: settled, complete, plain data."""
 
-    config: dict[str, Any]  # resolved, with every `auto` a value; kept as config.yaml
+    config: dict[str, Any] = field(hash=False)  # resolved, every `auto` a value; in config.yaml
     key: str  # identity of the run, eight hex digits
     design: str  # the same without the data
     data_config: str  # the config of conf/data, for the record
-    weights: dict[str, str]  # digests of the files of weights that the configuration names
-    seen: dict[str, Any]  # test cases that the network was trained or chosen on
+    weights: dict[str, str] = field(hash=False)  # digests of the files of weights it names
+    seen: dict[str, Any] = field(hash=False)  # test cases that it was trained or chosen on
 
     @property
     def folder(self) -> RunFolder:

@@ -87,11 +87,7 @@ class Task(L.LightningModule, ABC):
 
     @abstractmethod
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
-        """Makes sure, before the first step, that the network gives what the loss takes.
-
-        Raises:
-            UserError: it does not.
-        """
+        """Makes sure, before the first step, that the network gives what the loss takes."""
 
     def target(self, batch: Mapping[str, Any]) -> Tensor:
         """What the loss compares the output of a training batch with."""
@@ -109,11 +105,7 @@ class Task(L.LightningModule, ABC):
     @classmethod
     @abstractmethod
     def logged(cls, data: Any) -> list[str]:
-        """Names of `values` of the validation: what may choose the best checkpoint.
-
-        Args:
-            data: the loaded data module.
-        """
+        """Names of `values` of the validation on loaded `data`: they may choose the best state."""
 
     @abstractmethod
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
@@ -126,11 +118,7 @@ class Task(L.LightningModule, ABC):
     # ---- training
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is.
-
-        Raises:
-            UserError: the images are so small that a norm is left with a single value.
-        """
+        """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is."""
         parameter = next(self.network.parameters(), image)
         try:
             output: Tensor = self.network(image.to(parameter.dtype))
@@ -201,7 +189,7 @@ class Task(L.LightningModule, ABC):
             self.graph = graph
 
     def network_name(self) -> str:
-        """The network's leaf where it is known, for messages."""
+        """The network's config where it is known, for messages."""
         name = self._description.get("model", {}).get("name")
         return f"model={name} (conf/model/{name}.yaml)" if name else type(self.network).__name__
 
@@ -265,13 +253,10 @@ def _seconds(device: torch.device) -> float:
 
 
 def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:
-    """Parameters for the optimizer, with or without exceptions from weight decay.
+    """Parameters for the optimizer in one group (`decay` is `all`) or two (`matrices`).
 
-    Args:
-        network: whose parameters.
-        decay: `all` (one group), or `matrices`: weight decay 0 for vectors (biases, norms) and what
-            the network itself names (the scan's A_logs and Ds, position biases). The scan's step
-            bias has a row per direction, so it counts as a matrix.
+    The second has weight decay 0: vectors (biases, norms) and what the network itself names (the
+    scan's A_logs and Ds, position biases). The scan's step bias counts as a matrix.
     """
     if decay == "all":
         return [{"params": list(network.parameters())}]
