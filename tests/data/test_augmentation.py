@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.ndimage import rotate, zoom
 
-from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.data.augmentation import Augmentation, Flip, Rotate, TurnOrRotate
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
-from runs import composed
+from runs import built
 
 COMBINATIONS = [
     (geometry, preset)
@@ -366,14 +365,13 @@ def test_an_augmentation_of_ones_own_is_a_file_and_a_config(shared_run, tmp_path
     (tmp_path / "augmentation").mkdir()
     (tmp_path / "augmentation/sheared.yaml").write_text(CHOSEN)
     monkeypatch.syspath_prepend(tmp_path)
-    words = [*shared_run, "model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "logger=csv"]
-    own = composed(*words, "augmentation=sheared", configs=tmp_path)
-    run = build(own)
+    words = [*shared_run, "model=unet", "model.widths=[2,4]", "model.dropout=[0,0]"]
+    run = built(*words, "augmentation=sheared", configs=tmp_path)
     names = [type(operation).__name__ for operation in run.data.augmentation.operations]
     assert names == ["Shear", "Invert"] and run.data.views == "none"
     (batch, *_) = run.data.train_dataloader()
     sheared = run.data.on_after_batch_transfer(dict(batch), 0)
-    plain = build(composed(*words, "augmentation=none", configs=tmp_path))
+    plain = built(*words, "augmentation=none", configs=tmp_path)
     (batch, *_) = plain.data.train_dataloader()
     straight = plain.data.on_after_batch_transfer(dict(batch), 0)
     assert sheared["case"] == straight["case"]
@@ -381,5 +379,5 @@ def test_an_augmentation_of_ones_own_is_a_file_and_a_config(shared_run, tmp_path
     assert sheared["image"].mean() > straight["image"].mean()  # dark images become bright
     assert run.key != plain.key
     words += ["augmentation=sheared", "augmentation.shear=null", "augmentation.invert=null"]
-    less = build(composed(*words, configs=tmp_path))
+    less = built(*words, configs=tmp_path)
     assert less.key == plain.key

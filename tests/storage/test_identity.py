@@ -2,13 +2,13 @@
 
 import copy
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.reporting.labels import flatten
@@ -21,7 +21,7 @@ from mambaseg.storage.identity import (
     with_digests,
 )
 from mambaseg.storage.run_folder import RunFolder
-from runs import composed
+from runs import built, composed
 
 # By design these change a number in cases.csv, or the cases and classes that it has rows of.
 IN = """
@@ -236,10 +236,9 @@ def test_a_configuration_read_back_is_the_same_run():
 
 
 @pytest.fixture
-def built(small_run):
+def small(small_run):
     """words -> the `Run` of a small run, with nothing done yet."""
-    words = [*small_run, "model=unet", "trainer=cpu", "logger=csv", "~callbacks.progress"]
-    return lambda *more: build(composed(*words, *more))
+    return partial(built, *small_run, "model=unet", "trainer=cpu")
 
 
 def old_folder(run, name="0123abcd", **changes):
@@ -257,45 +256,45 @@ def old_folder(run, name="0123abcd", **changes):
     return folder
 
 
-def test_an_older_folder_is_the_same_run(built):
-    old = old_folder(built())
-    run = built()
+def test_an_older_folder_is_the_same_run(small):
+    old = old_folder(small())
+    run = small()
     assert run.folder.path == old.path and run.finished
     with run:
         assert run.score == 0.25
-    assert built("rerun=true").folder.path != old.path
-    assert built("evaluation.batch_size=3").finished
-    assert not built("optim.optimizer.lr=0.5").finished
+    assert small("rerun=true").folder.path != old.path
+    assert small("evaluation.batch_size=3").finished
+    assert not small("optim.optimizer.lr=0.5").finished
 
 
-def test_an_older_folder_with_another_monitor_is_another_run(built):
+def test_an_older_folder_with_another_monitor_is_another_run(small):
     words = ["callbacks.checkpoint.monitor=val/hd95_mm"]
-    old = old_folder(built(), callbacks__checkpoint__monitor="val/hd95_mm",
+    old = old_folder(small(), callbacks__checkpoint__monitor="val/hd95_mm",
                      callbacks__checkpoint__mode="min")  # fmt: skip
-    assert built().folder.path != old.path and built(*words).folder.path == old.path
-    with built(*words) as run:
+    assert small().folder.path != old.path and small(*words).folder.path == old.path
+    with small(*words) as run:
         assert run.score == 0.25  # under the name of that time
 
 
-def test_of_several_older_folders_the_finished_one_is_taken(built):
-    run = built()
+def test_of_several_older_folders_the_finished_one_is_taken(small):
+    run = small()
     begun = old_folder(run, "00000001", evaluation__batch_size=3)
     begun.update(status="running")
     done = old_folder(run, "00000000")
-    assert built().folder.path == done.path
+    assert small().folder.path == done.path
 
 
-def test_damaged_folders_beside_a_run_are_passed_over(built):
-    run = built()
+def test_damaged_folders_beside_a_run_are_passed_over(small):
+    run = small()
     path = run.folder.path
     for number, (name, text) in enumerate((("config.yaml", "[1"), ("run.json", "{"))):
         folder = old_folder(run, f"0000000{number}")
         (folder.path / name).write_text(text)
-    assert built().folder.path == path
+    assert small().folder.path == path
 
 
-def test_the_record_of_a_run_says_by_which_rule_it_is_named(built):
-    run = built()
+def test_the_record_of_a_run_says_by_which_rule_it_is_named(small):
+    run = small()
     with pytest.raises(RuntimeError), run:
         raise RuntimeError
     record = run.folder.record
@@ -330,20 +329,20 @@ def test_reports_group_by_the_same_rule():
     ],
 )  # fmt: skip
 def test_callbacks_that_cannot_do_what_they_say_are_refused_before_anything_is_written(
-    built, tmp_path, words, said
+    small, tmp_path, words, said
 ):
     with pytest.raises(UserError) as error:
         words = [word if word.startswith(("+", "~")) else f"++{word}" for word in words]
-        built(*words)
+        small(*words)
     assert said in str(error.value)
     assert not list(tmp_path.rglob("run.json"))
 
 
-def test_the_way_a_monitor_is_better_is_filled_in(built, caplog):
-    run = built("callbacks.checkpoint.monitor=val/hd95_mm", f"+callbacks.e={EARLY}")
+def test_the_way_a_monitor_is_better_is_filled_in(small, caplog):
+    run = small("callbacks.checkpoint.monitor=val/hd95_mm", f"+callbacks.e={EARLY}")
     callbacks = run.config["callbacks"]
     assert (callbacks["checkpoint"]["mode"], callbacks["e"]["mode"]) == ("min", "max")
-    assert built().config["callbacks"]["checkpoint"]["mode"] == "max"
+    assert small().config["callbacks"]["checkpoint"]["mode"] == "max"
     assert "chooses the worst" not in caplog.text
-    built("callbacks.checkpoint.mode=min")
+    small("callbacks.checkpoint.mode=min")
     assert "callbacks.checkpoint.mode=min: more val/dice is better" in caplog.text
