@@ -6,6 +6,7 @@ what is missing: the job's overrides, its run folder, and the error if it failed
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -75,7 +76,8 @@ class Sweeps(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Notes what a job could leave behind for the next one of this process."""
         if config.hydra.mode == RunMode.MULTIRUN:
-            import mambaseg.training.run  # noqa: F401  # libraries add warning filters at import
+            with contextlib.suppress(Exception):  # libraries add warning filters at import
+                check_targets(config)
         self._before = dict(os.environ), list(sys.argv), list(warnings.filters)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
