@@ -18,6 +18,15 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+# Files of minutes come first, so that no worker is left alone with one of them at the end.
+LONGEST = ("test_kills", "test_resume", "test_train", "test_wandb", "test_monitors", "test_search",
+           "test_launching", "test_contract", "test_secrets", "test_nonfinite")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def repeatable():
     """Same random numbers in every test, one thread: two tests run side by side."""
