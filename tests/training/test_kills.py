@@ -87,7 +87,7 @@ def runs(shared_run, tmp_path_factory):
     attempts = run_forked(
         {
             "undisturbed": run("undisturbed"),
-            "killed": run("killed", kills=8, seed=1),
+            "killed": run("killed", kills=12, seed=1),
             "asked": run("asked", signals=signals),
             "slurm": run("slurm", signals=[["step 7 ", "SIGUSR1"]], env=slurm(folder / "tools")),
         }
@@ -96,9 +96,9 @@ def runs(shared_run, tmp_path_factory):
 
 
 @pytest.mark.timeout(1000)  # a minute on an idle machine; the fixture runs in here
-def test_eight_kills_leave_no_trace(runs):
+def test_twelve_kills_leave_no_trace(runs):
     folder, attempts = runs
-    assert [one["code"] for one in attempts["killed"]] == [-signal.SIGKILL] * 8 + [0]
+    assert [one["code"] for one in attempts["killed"]] == [-signal.SIGKILL] * 12 + [0]
     hit = {one["event"].split()[0] for one in attempts["killed"][:-1]}
     assert {"step", "save", "val", "test"} <= hit, hit
     assert attempts["killed"][-1]["step"] == 16  # all of the training was done before the last
