@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from mambaseg.app.build import build
 from mambaseg.app.entry import CONF
+from mambaseg.training.segmentation import SegmentationTask
 
 SOURCE = Path(__file__).parents[2] / "src"
 UNET = ("model=unet", "model.widths=[4,8]", "model.dropout=[0,0]")
@@ -95,3 +96,15 @@ def entered(script: str, *words: str, cwd: Path | None = None) -> int:
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training die when a step begins, as often as it gets there."""
+    whole = SegmentationTask.training_step
+
+    def training_step(self: SegmentationTask, batch: Any, index: int) -> Any:
+        if batch["step"] == step:
+            raise ZeroDivisionError("on purpose")
+        return whole(self, batch, index)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", training_step)

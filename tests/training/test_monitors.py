@@ -9,7 +9,7 @@ import yaml
 
 from mambaseg.errors import UserError
 from mambaseg.training.segmentation import SegmentationTask
-from runs import trained
+from runs import stop_before, trained
 from sweep_jobs import environment, needs, typed
 
 EARLY = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, patience: 1, "
@@ -92,7 +92,7 @@ def test_the_averaged_weights_of_best_are_tested(made, monkeypatch):
 def test_a_run_that_averages_resumes_exactly(made, monkeypatch, tmp_path):
     words = [EMA, "optim=adamw", "callbacks.checkpoint.every=1"]
     whole = made(*words, f"outputs={tmp_path / 'whole'}")
-    dies_before(3, monkeypatch)
+    stop_before(3, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         made(*words)
     monkeypatch.undo()
@@ -101,17 +101,6 @@ def test_a_run_that_averages_resumes_exactly(made, monkeypatch, tmp_path):
     for name in ("best", "last"):
         one, other = (weights(run, name)["state_dict"] for run in (whole, resumed))
         assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def dies_before(step, monkeypatch):
-    whole = SegmentationTask.training_step
-
-    def training_step(self, batch, index):
-        if batch["step"] == step:
-            raise ZeroDivisionError("on purpose")
-        return whole(self, batch, index)
-
-    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
 
 
 def test_the_last_state_is_tested_aloud_where_no_validation_has_a_score(made, monkeypatch, caplog):
@@ -156,7 +145,7 @@ def test_a_training_that_stops_early_says_so_and_stays_stopped(made, monkeypatch
 def test_resuming_with_another_scan_backend_says_so(made, monkeypatch, caplog):
     words = ["model=mamba_unet", "model.embed_dim=16", "model.depths=[1,1,1,1]",
              "callbacks.checkpoint.every=1"]  # fmt: skip
-    dies_before(2, monkeypatch)
+    stop_before(2, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         made(*words, "model.scan_backend=torch")
     monkeypatch.undo()

@@ -18,7 +18,7 @@ import torch
 
 from mambaseg.training import checkpoints
 from mambaseg.training.segmentation import SegmentationTask
-from runs import trained
+from runs import stop_before, trained
 from small_disk import fill, no_space, small_disk
 
 ROOT = Path(__file__).parents[2]
@@ -33,18 +33,6 @@ NETWORKS = {
         "+optim.scheduler.max_lr=0.05", "+optim.scheduler.total_steps=8",
     ],
 }  # fmt: skip
-
-
-def stop_before(step, monkeypatch):
-    """Let the training die when a step begins, as often as it gets there."""
-    whole = SegmentationTask.training_step
-
-    def training_step(self, batch, index):
-        if batch["step"] == step:
-            raise ZeroDivisionError("on purpose")
-        return whole(self, batch, index)
-
-    monkeypatch.setattr(SegmentationTask, "training_step", training_step)
 
 
 def state(run):

@@ -118,7 +118,7 @@ class Assembly:
         )
 
     def _filled_in(self, logger: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-        """What a logger's config leaves to the run (null or ???)."""
+        """Values of the run for the keys that a logger's config has as null or ???."""
         data, record = self.plan.config["data"], folder.record
         resumed = record.get("resumed", [])
         known = {
