@@ -229,6 +229,25 @@ def test_a_case_whose_voxel_size_is_unknown_is_named_before_the_first_step(root)
     module_on(root, find_cases=find, preprocessing="native").load()
 
 
+def test_a_case_is_read_again_where_another_thread_disturbed_pythons_parser(root):
+    disturbed = set()
+
+    def disturbed_once(case):
+        if case.id not in disturbed:
+            disturbed.add(case.id)
+            raise SystemError("AST constructor recursion depth mismatch (before=42, after=38)")
+        return read_npz(case)
+
+    found = partial(find_fakes, reader=disturbed_once)
+    for one, other in zip(
+        training_batches(module_on(root)),
+        training_batches(module_on(root, find_cases=found)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=0)
+    assert len(disturbed) == len(find_fakes(root))
+
+
 @pytest.mark.parametrize("preset", ["paper", "modern"])
 def test_a_training_batch_is_what_the_network_gets(root, preset):
     batches = training_batches(module_on(root, preprocessing=preset, augmentation=preset))

@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -321,7 +322,20 @@ def _in_threads(decode: Callable[[Case], _Decoded], cases: Sequence[Case]) -> It
     block, logged = 2 * THREADS, time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(cases), block):
-            yield from pool.map(decode, cases[start : start + block])
+            yield from pool.map(partial(_once_more, decode), cases[start : start + block])
             if time.monotonic() - logged > SECONDS_BETWEEN_REPORTS:
                 logged = time.monotonic()
                 log.info("decoded %d of %d cases", min(start + block, len(cases)), len(cases))
+
+
+def _once_more(decode: Callable[[Case], _Decoded], case: Case) -> _Decoded:
+    """Decode a case, again where another thread disturbed Python's parser.
+
+    `np.load` parses headers with `ast`. In Python 3.11 a garbage collection in the middle of that
+    lets another thread parse with the same depth counter: SystemError, "AST constructor recursion
+    depth mismatch" (python/cpython 106905).
+    """
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(SystemError):
+            return decode(case)
+    return decode(case)
