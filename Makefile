@@ -36,10 +36,10 @@ models: setup ## Measure every network and rewrite docs/models.md (minutes; keep
 	$(BIN)/python src/benchmark.py profile models=all threads=1 page=docs/models.md
 
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-long: setup ## Run everything, also the tests that take minutes each
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-launchers: setup-launchers ## Run real sweeps on every launcher, a simulated SLURM and a search
 	$(BIN)/python -m pytest tests/app/test_launching.py tests/app/test_search.py
