@@ -50,9 +50,9 @@ class SegmentationDataModule(StepDataModule):
         *,
         find_cases: Callable[[Path], list[Case]],
         root: str | Path,
-        cache_dir: str | Path,
         class_names: Sequence[str],  # background first
-        num_classes: int,
+        cache_dir: str | Path = "data/cache",  # of the decoded files
+        num_classes: int | None = None,  # as many as there are names
         prepare: Callable[[Path], object] | None = None,  # makes the data set on first use
         split: str = "ssl4mis",  # see `make_split`
         fold: int = 0,
@@ -71,6 +71,7 @@ class SegmentationDataModule(StepDataModule):
     ) -> None:
         super().__init__(**options)
         check_class_names(class_names, "data.class_names")
+        num_classes = len(class_names) if num_classes is None else num_classes
         if len(class_names) != num_classes:
             raise UserError(
                 f"data.class_names has {len(class_names)} names for num_classes={num_classes}: "

@@ -45,7 +45,7 @@ class StepDataModule(L.LightningDataModule):
     def __init__(
         self,
         *,
-        name: str,
+        name: str = "data",
         in_channels: int = 1,
         size: int = 224,  # side of the square that the network sees in training
         batch_size: int = 24,  # samples per optimizer step, over all devices and micro-batches

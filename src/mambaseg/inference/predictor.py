@@ -59,6 +59,13 @@ class Outcome:
     slices: int = 0
     seconds: float = 0.0  # for everything
 
+    def require_all(self) -> None:
+        """Raises `UserError` where an image failed."""
+        if self.failed:
+            count = len(self.failed) + len(self.done) + len(self.skipped)
+            listed = "".join(f"\n  {name}: {why}" for name, why in self.failed.items())
+            raise UserError(printable(f"{len(self.failed)} of {count} failed:{listed}"))
+
 
 class Prediction(NamedTuple):
     """(T, Z, H, W) labels; (T, K, Z, H, W) probabilities, 255 is 1, or None."""

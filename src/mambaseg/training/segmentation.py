@@ -43,7 +43,7 @@ class SegmentationTask(Task):
         network: nn.Module,
         loss: nn.Module,
         optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
+        scheduler: SchedulerFactory | None = None,
         *,
         preprocessing: Preprocessing,
         class_names: Iterable[str],

@@ -61,7 +61,7 @@ class Task(L.LightningModule, ABC):
         network: nn.Module,
         loss: nn.Module,
         optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
+        scheduler: SchedulerFactory | None = None,
         *,
         decay: str = "all",
         seed: int = 1337,
