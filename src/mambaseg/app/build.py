@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mambaseg.app.networks import made, network_with_weights
+from mambaseg.app.networks import bare, made, network_with_weights
+from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
 from mambaseg.app.settle import device_type, metrics_of, settle
 from mambaseg.app.sweeps import cluster_plugins, note_run, requeue_call
@@ -36,10 +37,8 @@ def build(cfg: DictConfig) -> Run:
     note_run(plan.folder.path)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
-        hydra = HydraConfig.get()
-        sources = [s for s in hydra.runtime.config_sources if s.provider == "command-line"]
-        configs = [f"--config-dir={source.path}" for source in sources]
-        sys.argv[1:] = [*configs, *hydra.overrides.task]
+        configs = [f"--config-dir={place}" for place in config_dirs()]
+        sys.argv[1:] = [*configs, *HydraConfig.get().overrides.task]
     return Run(plan, data, Assembly(plan, data, checkpoint), requeue=requeue_call())
 
 
@@ -138,11 +137,13 @@ class Assembly:
         from mambaseg.data.loaders import PARTS
         from mambaseg.data.seen import Seen
 
-        data, cfg, model = self.data, self.plan.config["data"], dict(self.plan.config["model"])
-        model.pop("_target_")
+        data, cfg, model = self.data, self.plan.config["data"], bare(self.plan.config["model"])
+        config = {"config": self.plan.configs["model"]}  # mine/deep of the name deep
+        if config["config"] == model["name"]:
+            config = {}
         before = self.checkpoint
         return {
-            "model": {"name": model["name"], "arguments": model},
+            "model": {"name": model["name"], **config, "arguments": model},
             "task": cfg.get("task", "segmentation"),
             "preprocessing": data.describe(),
             "slicing": cfg.get("slicing", "stored"),

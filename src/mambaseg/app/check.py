@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.schema import NAMED, READ, TABLE, WRITTEN, did_you_mean, shown, take, words
-from mambaseg.app.targets import check_target
+from mambaseg.app.targets import check_target, import_target
 from mambaseg.errors import UserError
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -44,6 +44,13 @@ def check_targets(cfg: DictConfig) -> None:
         if isinstance(node, dict) and "_target_" in node:
             values = {name: _resolved(cfg, f"{key}.{name}", node[name]) for name in node}
             check_target(key, node, values)
+
+
+def check_imports(key: str, node: Mapping[str, Any]) -> None:
+    """Imports each `_target_` of a configuration that was not composed by a command."""
+    for place, target, _ in flat({key: dict(node)}):
+        if place.endswith("._target_"):
+            import_target(place.removesuffix("._target_"), target)
 
 
 # ---- keys ---------------------------------------------------------------------------------------

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
+from mambaseg.app.own import config_dirs, config_remedy, is_config_name
 from mambaseg.app.schema import EXTRAS
 from mambaseg.errors import UserError
+from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import printable
 
 if TYPE_CHECKING:
@@ -44,6 +49,13 @@ def escaped(value: Any) -> Any:
     return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
+def bare(value: Any) -> Any:
+    """A configuration without the names of what makes its objects."""
+    if isinstance(value, Mapping):
+        return {key: bare(one) for key, one in value.items() if key != "_target_"}
+    return [bare(one) for one in value] if isinstance(value, list) else value
+
+
 def made(config: Any, *left_out: str, **more: Any) -> Any:
     """What the `_target_` of a configuration makes of the other keys and of `more`."""
     kept = {key: value for key, value in plain(config).items() if key not in (*left_out, *more)}
@@ -65,7 +77,7 @@ def build_network(model: Any) -> tuple[nn.Module, dict[str, Any] | None]:
         loaded = network.load_pretrained_encoder(Path(str(path)).expanduser(), **how)
         report = asdict(loaded)
         log.info(loaded.summary())
-    multiple = model.get("size_multiple") or network.size_multiple
+    multiple = model.get("size_multiple") or getattr(network, "size_multiple", 1)
     return AnySize(network, multiple, residual=bool(model.get("residual"))), report
 
 
@@ -171,33 +183,60 @@ def _config_of(checkpoint: Checkpoint) -> DictConfig:
     It is one of the installed conf/model or of a folder that the user names, so nothing of a
     foreign file is instantiated.
     """
+    about = checkpoint.about["model"]
+    name = str(about.get("config") or about["name"])
+    model = _composed(name)
+    if model is None:
+        remedy = config_remedy("model", name, RunFolder(checkpoint.path.resolve().parent.parent))
+        raise UserError(
+            f"checkpoint: {checkpoint.path} was trained with model={name}, but there is no "
+            f"conf/model/{name}.yaml. {remedy}"
+        )
+    if "residual" in about.get("arguments", {}):
+        model.residual = False  # an argument that every network may have
+    left_out = _fill(model, about.get("arguments", {}), keep=_NOT_A_CHECKPOINTS)
+    for key in left_out:
+        log.warning("checkpoint: %s sets the argument %s of %s to something that it must not: "
+                    "left out", checkpoint.path, key, name)  # fmt: skip
+    check_imports("model", plain_tree(model))
+    return model
+
+
+def _composed(name: str) -> DictConfig | None:
+    """A config of conf/model, or of model/ in a folder of --config-dir; None: there is none."""
+    dirs = config_dirs()
+    places = [place / "model" for place in (CONF, *dirs)]
+    if not is_config_name(name) or not any((p / f"{name}.yaml").is_file() for p in places):
+        return None
+    search = create_config_search_path(str(CONF))  # of a loader beside that of a running command
+    for place in dirs:  # the schema is the last
+        search.prepend("command-line", f"file://{place}", anchor="schema")
+    cfg = ConfigLoaderImpl(search).load_configuration(None, [f"+model={name}"], RunMode.RUN)
+    model: DictConfig = cfg.model
+    model._set_parent(None)
+    return model
+
+
+def _fill(
+    model: DictConfig, arguments: Mapping[str, Any], at: str = "", *, keep: Sequence[str] = ()
+) -> list[str]:
+    """Puts a checkpoint's plain arguments into the config of its network, except those to `keep`.
+
+    What the config makes by a `_target_` of its own stays such an object, with the checkpoint's
+    arguments. Returns the keys of what must not be there.
+    """
     from mambaseg.inference.trained import plain_argument
 
-    path, about = checkpoint.path, checkpoint.about["model"]
-    places = [CONF]
-    if GlobalHydra.instance().is_initialized():
-        found = GlobalHydra.instance().config_loader().get_search_path().get_path()
-        paths = [str(one.path) for one in found if str(one.path).startswith("file://")]
-        places += [Path(path.removeprefix("file://")) for path in paths]  # of --config-dir
-    files = [file for place in places[::-1] for file in (place / "model").glob("*.yaml")]
-    configs = {file.stem: file for file in files}
-    name, arguments = about.get("name"), about.get("arguments", {})
-    if name not in configs:
-        raise UserError(
-            f"checkpoint: {path} was trained with model={name}, but there is no conf/model/"
-            f"{name}.yaml. Pass the folder that has model/{name}.yaml: --config-dir=<folder>"
-        )
-    model: Any = OmegaConf.load(configs[name])
-    if "residual" in arguments:
-        model.residual = False  # an argument that every network may have
-    ours: Any = OmegaConf.to_container(model, resolve=False)
+    ours: Any = plain_tree(model)
+    left_out = []
     for key, value in arguments.items():
-        if key in _NOT_A_CHECKPOINTS:
-            continue
         like = None if OmegaConf.is_interpolation(model, key) else ours.get(key)
-        if key in model and plain_argument(value, like):
+        if key in keep or (key in ours and value == bare(like)):
+            continue
+        if isinstance(like, dict) and isinstance(value, dict) and bare(like) != like:
+            left_out += _fill(model[key], value, f"{at}{key}.")
+        elif key in ours and plain_argument(value, like):
             model[key] = value
         else:
-            log.warning("checkpoint: %s sets the argument %s of %s to something that it must not: "
-                        "left out", path, key, name)  # fmt: skip
-    return model
+            left_out.append(f"{at}{key}")
+    return left_out

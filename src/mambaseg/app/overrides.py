@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.check import check_targets, checked
+from mambaseg.app.own import found_config
 from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text
 from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
@@ -144,4 +145,6 @@ def _missing_config(path: str, options: Sequence[str], overrides: Sequence[str])
     typed = [word for word in overrides if "/".join(word.partition("=")[::2]) == path]
     near = did_you_mean(path.rpartition("/")[2], options)
     listed = f"\nThere are: {', '.join(sorted(options))}" if options else ""
+    if own := found_config(*path.rpartition("/")[::2]):
+        listed = f", but {own} has one: add --config-dir={own}"
     return "".join(f"{word}: " for word in typed) + f"there is no conf/{path}.yaml{near}{listed}"

@@ -18,8 +18,10 @@ from omegaconf import DictConfig, open_dict
 from mambaseg.app.check import plain_tree, require_named_data
 from mambaseg.app.networks import escaped
 from mambaseg.app.overrides import key_of
+from mambaseg.app.own import config_remedy
 from mambaseg.errors import UserError
 from mambaseg.reporting.runs import read_identity
+from mambaseg.storage.run_folder import RunFolder
 
 
 def with_run_data(cfg: DictConfig) -> DictConfig:
@@ -45,7 +47,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     if name not in GlobalHydra.instance().config_loader().get_group_options("data"):
         raise UserError(
             f"{folder} was trained with data={name}, but there is no conf/data/{name}.yaml. "
-            "--config-dir=<folder> adds a folder that has data/, or name other data: data=..."
+            f"{config_remedy('data', str(name), RunFolder(folder))}. Or name other data: data=..."
         )
     cfg = compose(HydraConfig.get().job.config_name, overrides=[*overrides, f"data={name}"])
     used = {key: value for key, value in used.items() if key != "augmentation"}  # of earlier runs

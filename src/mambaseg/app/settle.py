@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets
 from mambaseg.app.networks import made, plain, read_with_config
+from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
 from mambaseg.app.schema import EXTRAS
 from mambaseg.errors import UserError
@@ -74,14 +75,16 @@ def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> Plan:
     name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
     path = Path(cfg.outputs).expanduser() / cfg.name / name
     cfg.run_dir = str(path if cfg.rerun else same_run(path, key))
-    data_config = str(cfg.data.name)
+    configs = {"data": str(cfg.data.name), "model": str(cfg.model.name)}
     if checkpoint is None and HydraConfig.initialized():
-        data_config = str(HydraConfig.get().runtime.choices.get("data", data_config))
+        chosen = HydraConfig.get().runtime.choices
+        configs = {group: str(chosen.get(group, name)) for group, name in configs.items()}
     return Plan(
         config=plain(cfg),
         key=key,
         design=identity(whole, split=data.split.hash, data=""),
-        data_config=data_config,
+        configs=configs,
+        config_dirs=[str(place) for place in config_dirs()],
         weights=weights,
         seen=seen,
     )

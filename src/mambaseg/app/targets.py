@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra._internal.utils import _locate
 
+from mambaseg.app.own import code_remedy, find_code
 from mambaseg.app.schema import EXTRAS, TABLE, did_you_mean, shown
 from mambaseg.errors import UserError
 
@@ -68,13 +69,14 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
 
 def import_target(key: str, path: Any) -> Any:
     """What a `_target_` names; UserError: it cannot be imported, or has moved."""
+    find_code(str(path))
     try:
         return _locate(path)  # `get_object` would log the error too
     except Exception as error:  # whatever the user's own module raises when it is imported
         reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         module, _, name = str(path).rpartition(".")
         now = MOVED.get(str(path)) or (f"{MOVED[module]}.{name}" if module in MOVED else None)
-        said = f"it is {now} now" if now else reason[0]
+        said = f"it is {now} now" if now else reason[0] + code_remedy(str(path))
         raise UserError(f"{key}._target_={path} cannot be imported: {said}") from error
 
 

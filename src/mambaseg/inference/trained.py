@@ -120,7 +120,9 @@ def _wrong_field(about: dict[str, Any]) -> str:
     classes, name, given = about.get("classes"), model.get("name"), model.get("arguments", {})
     rules = {
         # whether there is a network of that name is known elsewhere
-        "its network": isinstance(name, str) and len(name) <= 64,
+        "its network": isinstance(name, str)
+        and len(name) <= 64
+        and isinstance(model.get("config", ""), str),
         "its network's arguments": isinstance(given, dict) and all(map(_is_name, given)),
         "its preprocessing": _is_name(used.get("name"))
         and _is_whole(used.get("size"), LARGEST_SIDE)

@@ -44,7 +44,8 @@ class Plan:
     config: dict[str, Any] = field(hash=False)  # resolved, every `auto` a value; in config.yaml
     key: str  # identity of the run, eight hex digits
     design: str  # the same without the data
-    data_config: str  # the config of conf/data, for the record
+    configs: dict[str, str] = field(hash=False)  # of conf/data and conf/model, for the record
+    config_dirs: list[str] = field(hash=False)  # of --config-dir: where else configs come from
     weights: dict[str, str] = field(hash=False)  # digests of the files of weights it names
     seen: dict[str, Any] = field(hash=False)  # test cases that it was trained or chosen on
 
@@ -145,7 +146,7 @@ class Run:
         other = made_from_other_data(self.folder.path, self.key, self.plan.design, fingerprint)
         if other:
             log.warning("the data have changed since %s was made: this is another run", other)
-        data = {"title": config["data"]["title"], "config": self.plan.data_config}
+        data = {"title": config["data"]["title"], "config": self.plan.configs["data"]}
         self.folder.start(
             rule=RULE,
             key=self.key,
@@ -157,6 +158,7 @@ class Run:
             counts=self.data.counts,
             parameters=sum(p.numel() for p in network.parameters()),
             pretrained=pretrained,
+            config_dirs=self.plan.config_dirs,
             code=code_state(),
             **self._places(),
             **environment(),
