@@ -24,16 +24,16 @@ setup-launchers: setup ## Add the launchers and the search: joblib, submitit, Ra
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[launchers,ray,search]'
 
 train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
-	$(BIN)/python src/train.py experiment=quickstart
+	$(BIN)/mambaseg train experiment=quickstart
 
 demo: setup ## A local page for trying a network out: make demo [RUN=<run folder or .ckpt>]; newest run otherwise
-	$(BIN)/python src/demo.py $(if $(RUN),'run="$(RUN)"')
+	$(BIN)/mambaseg demo $(if $(RUN),'run="$(RUN)"')
 
 sweep: setup ## The three-network comparison on whatever data are found
-	$(BIN)/python src/train.py -m model=unet,swin_unet,mamba_unet
+	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
 models: setup ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
-	$(BIN)/python src/benchmark.py profile models=all threads=1 page=docs/models.md
+	$(BIN)/mambaseg benchmark profile models=all threads=1 page=docs/models.md
 
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -64,10 +64,10 @@ types: setup ## mypy
 
 data-check: setup ## Check a dataset: make data-check DATA=<root> [ARGS=--help]
 	@test -n "$(DATA)" || { echo "usage: make data-check DATA=<folder of the dataset>"; exit 2; }
-	$(BIN)/python -m mambaseg.data.check "$(DATA)" $(ARGS)
+	$(BIN)/mambaseg check "$(DATA)" $(ARGS)
 
 doctor: setup ## Is this machine fit for training? Versions, GPU, scan backends, disk, data, W&B
-	$(BIN)/python -m mambaseg.app.doctor
+	$(BIN)/mambaseg doctor
 
 clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build

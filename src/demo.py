@@ -1,43 +1,8 @@
-"""A page on this machine for trying a trained network out: bring an image, see its labels.
+"""The command `mambaseg demo` as a script of a checkout: python src/demo.py ..."""
 
-python src/demo.py
-python src/demo.py run=outputs/default/<run folder>
-python src/demo.py run=best.ckpt tta=true port=8000
-python src/demo.py run=unet_best_model.pth model=unet
-"""
+import sys
 
-import logging
-import signal
-import threading
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from mambaseg.app.entry import entry
-from mambaseg.errors import UserError
-
-_HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "batch_size")
-log = logging.getLogger(__name__)
-
-
-@entry("demo")
-def main(cfg: DictConfig) -> None:
-    """Serves the page until it is interrupted."""
-    from mambaseg.app.ensemble import restore_predictor
-    from mambaseg.inference.demo.page import serve
-    from mambaseg.inference.demo.runs import newest_run
-
-    if cfg.run is not None and cfg.ensemble:
-        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
-    paths = list(cfg.ensemble) or [cfg.run or newest_run(Path(cfg.outputs).expanduser())]
-    predictor = restore_predictor(paths, original=cfg, **{name: cfg[name] for name in _HOW})
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    with serve(predictor, port=cfg.port, max_mib=cfg.max_mib) as address:
-        log.info("%s: %s (Ctrl+C ends it)", predictor.title, address)
-        ended.wait()
-
+from mambaseg.app.console import main
 
 if __name__ == "__main__":
-    main()
+    main(["demo", *sys.argv[1:]])

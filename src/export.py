@@ -1,45 +1,8 @@
-"""Writes a trained network as ONNX or as a torch.export program, and compares the two.
+"""The command `mambaseg export` as a script of a checkout: python src/export.py ..."""
 
-python src/export.py run=outputs/default/<run folder>
-python src/export.py run=best.ckpt format=torch size=256 output=network.pt2
-"""
+import sys
 
-import logging
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from mambaseg.app.entry import entry
-
-log = logging.getLogger(__name__)
-_TOLD = ("model", "preprocessing", "slicing", "views", "classes", "data", "seen")
-
-
-@entry("export")
-def main(cfg: DictConfig) -> None:
-    """Writes the file and, beside it, what a program that uses it has to know."""
-    import torch
-
-    from mambaseg.app.networks import restore_network
-    from mambaseg.inference.export import SUFFIX, export_network
-
-    network, checkpoint = restore_network(cfg.run, scan_backend="torch")
-    about = checkpoint.about
-    size = cfg.size or about["preprocessing"]["size"]
-    channels = about["model"]["arguments"]["in_channels"]
-    output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
-    torch.manual_seed(cfg.seed)
-    image = torch.rand(cfg.batch_size, channels, size, size)
-    parity = export_network(
-        network,
-        image,
-        output.expanduser(),
-        format=cfg.format,
-        tolerance=cfg.tolerance,
-        about={key: about[key] for key in _TOLD if key in about},
-    )
-    log.info("written: %s, image %s; %s", output, "×".join(map(str, image.shape)), parity)
-
+from mambaseg.app.console import main
 
 if __name__ == "__main__":
-    main()
+    main(["export", *sys.argv[1:]])

@@ -1,61 +1,8 @@
-"""Label maps of images without a reference, from a trained network.
+"""The command `mambaseg predict` as a script of a checkout: python src/predict.py ..."""
 
-python src/predict.py run=outputs/default/<run folder> input=images output=labels
-python src/predict.py run=best.ckpt input='scans/*_4d.nii.gz' output=labels tta=true overlay=true
-python src/predict.py ensemble=[run1,run2,run3] input=scan.nii.gz output=labels
-python src/predict.py run=unet_best_model.pth model=unet input=scan.nii.gz output=labels
-"""
+import sys
 
-import logging
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from mambaseg.app.entry import entry
-from mambaseg.errors import UserError
-from mambaseg.storage.untrusted import printable
-
-_HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities", "overlay",
-        "dicom_seg", "batch_size", "rerun")  # fmt: skip
-log = logging.getLogger(__name__)
-
-
-@entry("predict")
-def main(cfg: DictConfig) -> None:
-    """Writes a label map and what its labels mean for every image."""
-    from mambaseg.app.ensemble import restore_predictor
-    from mambaseg.data.formats.images import find_images, group_channels
-
-    output = Path(cfg.output).expanduser()
-    sources = find_images(cfg.input, outside=output)
-    if (cfg.run is None) == (not cfg.ensemble):
-        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
-    how = {name: cfg[name] for name in _HOW}
-    predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], original=cfg, **how)
-    outcome = predictor.predict(group_channels(sources, predictor.channels), output)
-    if outcome.skipped:
-        log.info("there already: %d (rerun=true predicts them again)", len(outcome.skipped))
-    if outcome.done:
-        log.info(
-            "images: %d with %d slices in %.1f s, %.1f slices/s with reading and writing",
-            len(outcome.done), outcome.slices, outcome.seconds, outcome.slices / outcome.seconds,
-        )  # fmt: skip
-        total = sum(outcome.voxels.values())
-        shares = (f"{name} {count / total:.2%}" for name, count in outcome.voxels.items())
-        log.info("share of the voxels: %s", printable(", ".join(shares)))
-    if outcome.empty:
-        log.warning(
-            "nothing but background was found in %d of %d images (%s): compare their intensities, "
-            "channels and orientation with those of the training images",
-            len(outcome.empty), len(outcome.done),
-            printable(", ".join(outcome.empty[:5]) + ", ..." * (len(outcome.empty) > 5)),
-        )  # fmt: skip
-    log.info("label maps: %s (numbers 0..%d, which look black; overlay=true draws them)",
-             output, len(predictor.class_names) - 1)  # fmt: skip
-    if outcome.failed:
-        listed = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
-        raise UserError(printable(f"{len(outcome.failed)} of {len(sources)} failed:{listed}"))
-
+from mambaseg.app.console import main
 
 if __name__ == "__main__":
-    main()
+    main(["predict", *sys.argv[1:]])

@@ -1,26 +1,8 @@
-"""Trains one network, tests its best checkpoint, hands the validation score to a sweeper.
+"""The command `mambaseg train` as a script of a checkout: python src/train.py ..."""
 
-python src/train.py model=mamba_unet
-python src/train.py -m model=unet,swin_unet,mamba_unet
-python src/train.py --help
-"""
+import sys
 
-from omegaconf import DictConfig
-
-from mambaseg.app.build import build
-from mambaseg.app.entry import entry
-
-
-@entry("config")
-def main(cfg: DictConfig) -> float | None:
-    """Returns the best validation score: the mean Dice, or `callbacks.checkpoint.monitor`."""
-    with build(cfg) as run:
-        if not run.finished:
-            run.fit()
-            run.evaluate()
-        run.report()
-    return run.score
-
+from mambaseg.app.console import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])

@@ -1,6 +1,6 @@
 """A sweeper: one Optuna study per combination of swept overrides.
 
-    python src/train.py -m hparams_search=optuna model=unet,mamba_unet
+    mambaseg train -m hparams_search=optuna model=unet,mamba_unet
 
 searches twice, each time with the whole budget and the same first points. What
 `hydra.sweeper.params` names is searched; every other override with commas makes studies.
@@ -132,4 +132,4 @@ class Studies(Sweeper):
         kept = [word for word in words if word.split("=", 1)[0] not in left_out]
         log.info("study %s: best score %.4f", label, result.best_value)
         command = [f"name={self.config.name}_best", *kept, *best]
-        log.info("train and test it: python src/train.py %s", shlex.join(command))
+        log.info("train and test it: mambaseg train %s", shlex.join(command))

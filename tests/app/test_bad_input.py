@@ -32,7 +32,7 @@ def fails(capsys, monkeypatch, tmp_path):
     """Runs train.py in this process with the given words; returns what it said before exit 1."""
 
     def run(*arguments):
-        import train
+        from mambaseg.app.commands import train
 
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["train.py", "model=unet", "logger=csv", *arguments])
@@ -151,7 +151,7 @@ def test_out_of_memory_names_it_and_the_remedy(capsys, monkeypatch):
 
 
 def test_the_stack_trace_is_there_when_asked(small_run, tmp_path, monkeypatch):
-    import train
+    from mambaseg.app.commands import train
 
     GlobalHydra.instance().clear()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

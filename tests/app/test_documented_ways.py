@@ -2,9 +2,7 @@
 
 import json
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import nibabel
@@ -14,6 +12,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from mambaseg.app.console import main
 from mambaseg.app.overrides import arranged
 from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
@@ -38,27 +37,23 @@ def documented(heading):
     return re.search(r"```sh\n(.*?)```", below, re.DOTALL)[1].splitlines()
 
 
-def execute(line, monkeypatch):
+def execute(line):
     """Runs a documented command in this process and in the working directory."""
     found = sorted(str(path) for path in Path("outputs/default").glob("*-seed*"))
     words = shlex.split(line.replace("outputs/default/<run folder>", "".join(found)))
     if words[:2] == ["make", "data-check"]:
-        from mambaseg.data.check.__main__ import main
-
         given = dict(word.split("=", 1) for word in words[2:])
-        assert main([given["DATA"], *shlex.split(given["ARGS"])]) == 0
+        main(["check", given["DATA"], *shlex.split(given["ARGS"])])
         return
-    assert words[0] == "python"
-    name = Path(words[1]).stem
-    arguments = words[2:]
+    assert words[0] == "mambaseg"
+    name, *arguments = words[1:]
     if any(word.startswith("data=") for word in arguments):  # the leaf is not in the project's conf
         arguments.append(f"hydra.searchpath=[file://{Path.cwd()}/conf]")
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [words[1], *arguments, *SMALL.get(name, [])])
-    runpy.run_path(str(REPOSITORY / words[1]), run_name="__main__")
+    main([name, *arguments, *SMALL.get(name, [])])
 
 
-COMMANDS = ["data-check", "src/train.py", "src/evaluate.py", "src/report.py", "src/predict.py"]
+COMMANDS = ["data-check", "train", "evaluate", "report", "predict"]
 
 
 @pytest.mark.timeout(120)
@@ -72,7 +67,7 @@ def test_a_data_set_of_nnunet_goes_from_its_check_to_a_cines_labels(tmp_path, mo
     lines = documented("# Your own images: from a folder to scores and label maps")
     assert [line.split()[1] for line in lines] == COMMANDS
     for line in lines:
-        execute(line, monkeypatch)
+        execute(line)
     leaf = yaml.safe_load(Path("conf/data/heart.yaml").read_text())
     assert leaf["class_names"] == list(LABELS) and leaf["split"] == "given"
     (run,) = Path("outputs/default").glob("*-seed*")
@@ -98,7 +93,7 @@ def test_pictures_go_from_their_check_to_a_report_and_predictions(tmp_path, monk
     lines = documented("### Pictures with masks")
     assert [line.split()[1] for line in lines] == COMMANDS
     for line in lines:
-        execute(line, monkeypatch)
+        execute(line)
     leaf = yaml.safe_load((tmp_path / "conf" / "data" / "kvasir.yaml").read_text())
     assert leaf["defaults"][0] == "folder" and leaf["in_channels"] == 3
     page = (tmp_path / "outputs" / "default" / "report" / "index.html").read_text()

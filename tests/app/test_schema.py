@@ -381,8 +381,8 @@ def test_what_only_a_target_knows_leaves_nothing_either(words, said, others):
 @pytest.mark.parametrize("script", HELP)
 def test_each_script_has_its_own_help(script, others):
     said = others[f"{script} --help"]["out"]
-    assert f"python src/{script}.py" in said
-    assert said.count("python src/") == said.count(f"python src/{script}.py")
+    assert f"mambaseg {script}" in said
+    assert said.count("\n      mambaseg ") == said.count(f"\n      mambaseg {script}")
 
 
 def test_a_target_that_has_moved_is_named_by_its_new_place():

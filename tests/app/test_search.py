@@ -32,7 +32,7 @@ def test_every_network_gets_a_study_of_its_own_with_the_same_budget(tmp_path):
         assert (found["optim.optimizer.lr"], found["optim.optimizer.weight_decay"]) == best
     assert "alembic" not in done.stdout and "\x1b[" not in done.stdout + done.stderr
     (line,) = (line for line in done.stdout.splitlines() if "name=search_best model=unet" in line)
-    final = shlex.split(line.split("src/train.py", 1)[1])
+    final = shlex.split(line.split("mambaseg train", 1)[1])
     assert not any(word.startswith(("test=", "hparams_search=")) for word in final)
     assert typed(*final, f"outputs={tmp_path / 'final'}").returncode == 0
     (note,) = notes(tmp_path / "final")

@@ -109,12 +109,12 @@ def test_the_parts_come_in_order_and_compose(tmp_path, monkeypatch):
         "report",
     ]  # fmt: skip
     for part in seen:
-        script, *words = part.words
-        if script == "src/train.py":
+        _, _, script, *words = part.words
+        if script == "train":
             cfg = composed(*words)
             assert cfg.data.batch_size == 24 and cfg.seed == 7 and cfg.trainer.graph
             assert (cfg.data.steps == 10_000) == part.name.startswith("train")
-        elif script == "src/benchmark.py":
+        elif script == "benchmark":
             composed(f"what={words[0]}", *words[1:], script="benchmark")
 
 
@@ -147,7 +147,7 @@ def test_the_page_puts_the_trainings_step_beside_the_networks(tmp_path):
     times = {"median_s": 0.019, "min_s": 0.019, "max_s": 0.02, "ratio": 1.0, "images_per_s": 1263.0}
     row = {"network": "unet", "peak_bytes": None, "peak_added_bytes": None, **times}
     record = {
-        "what": "train", "command": "python src/benchmark.py train", "rows": [row], "notes": [],
+        "what": "train", "command": "mambaseg benchmark train", "rows": [row], "notes": [],
         "settings": {"size": 224, "batch": 24}, "device": "cpu", "precision": "32-true",
         "hardware": {"gpus": [], "cpu": "a CPU", "threads": 1}, "started": "2026-01-02T00:00",
         "code": {"commit": "0123456789abcdef"}, "versions": {"python": "3.11", "torch": "2.13"},

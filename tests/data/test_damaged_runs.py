@@ -36,8 +36,7 @@ def words(root, outputs):
 
 def run(monkeypatch, name, *arguments):
     """Runs an entry script in this process; returns its exit status."""
-    import evaluate
-    import train
+    from mambaseg.app.commands import evaluate, train
 
     script = {"train": train, "evaluate": evaluate}[name]
     GlobalHydra.instance().clear()

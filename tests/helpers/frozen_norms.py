@@ -4,11 +4,9 @@ On a GPU it is synchronised over processes; a CPU cannot do that, and two proces
 with statistics of their halves. Frozen, nothing but rounding may differ from one process.
 """
 
-import sys
-from pathlib import Path
-
 from torch import nn
 
+from mambaseg.app.commands.train import main
 from mambaseg.training.segmentation import SegmentationTask
 
 
@@ -19,8 +17,4 @@ def freeze(task, batch, batch_index):
 
 
 SegmentationTask.on_train_batch_start = freeze
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-
-from train import main  # noqa: E402  # found in the folder above
-
 main()

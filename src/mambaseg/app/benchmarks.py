@@ -34,7 +34,6 @@ from mambaseg.inference.segment import choose_precision
 from mambaseg.scan import choose_backend
 from mambaseg.storage.run_folder import RunFolder, code_state, environment
 
-KINDS = ("scan", "inference", "train", "blocks", "profile", "kernels", "truth", "gpu")
 _NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def _measure_machine(cfg: DictConfig) -> None:
         raise UserError("gpu: root=<folder of ACDC> names the data to train on")
     out = Path(cfg.out).expanduser().absolute()
     parts = measure_gpu(
-        Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=CONF.parent,
+        Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=Path.cwd(),
         networks=list(cfg.models), only=list(cfg.parts), graph=cfg.device != "cpu",
         train=list(cfg.train), bench=list(cfg.bench),
     )  # fmt: skip

@@ -37,8 +37,9 @@ def build(cfg: DictConfig) -> Run:
     note_run(plan.folder.path)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
+        command = [word for word in sys.argv[1:2] if word.isalpha()]  # of `mambaseg train`
         configs = [f"--config-dir={place}" for place in config_dirs()]
-        sys.argv[1:] = [*configs, *HydraConfig.get().overrides.task]
+        sys.argv[1:] = [*command, *configs, *HydraConfig.get().overrides.task]
     return Run(plan, data, Assembly(plan, data, checkpoint), requeue=requeue_call())
 
 

@@ -16,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mambaseg.app.schema import NAMED, READ, TABLE, WRITTEN, did_you_mean, shown, take, words
 from mambaseg.app.targets import check_target, import_target
 from mambaseg.errors import UserError
+from mambaseg.storage.files import conf_folder
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+CONF = conf_folder()
 _OURS = re.compile(r"\$\{(?!oc\.)\w+:")  # our own resolvers need no look, and may read files
 _MISSING = "???"
 

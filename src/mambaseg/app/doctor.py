@@ -1,4 +1,4 @@
-"""Check whether this machine can train: `make doctor`, `python -m mambaseg.app.doctor [overrides]`.
+"""Check whether this machine can train: `mambaseg doctor [overrides]`.
 
 Exits with 1 when something that a training needs is broken. What is broken must not hide the rest,
 so each check imports the libraries that it looks at.
@@ -6,6 +6,7 @@ so each check imports the libraries that it looks at.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import platform
@@ -37,7 +38,7 @@ class Finding(NamedTuple):
 
 
 def examine(words: Sequence[str] = ()) -> list[Finding]:
-    """Run all checks; overrides as for train.py choose the data, the folders and the device."""
+    """Run all checks; overrides of a training choose data, folders and device."""
     findings: list[Finding] = []
     configuration: list[Any] = []
 
@@ -276,10 +277,13 @@ def wandb(_: Any) -> Iterator[Finding]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Print the findings; 1 when one is an error, else 0."""
+    parser = argparse.ArgumentParser(prog="mambaseg doctor", description=__doc__.split("\n")[0])
+    parser.add_argument("overrides", nargs="*", help="as of mambaseg train: data=acdc trainer=gpu")
+    overrides = parser.parse_args(words).overrides
     from rich.console import Console
     from rich.text import Text
 
-    findings = examine(sys.argv[1:] if words is None else words)
+    findings = examine(overrides)
     console = Console()
     for one in findings:  # Text: square brackets in a path are no markup
         line = Text.assemble((f"{one.level:>7}  ", STYLES[one.level]), f"{one.about}: {one.said}")

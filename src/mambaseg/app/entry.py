@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import hydra
+from hydra import version
 from hydra._internal import utils as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
@@ -56,10 +56,14 @@ def explained_errors() -> Iterator[None]:
         raise
 
 
-def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
-    """Decorates an entry script: composes and checks `conf/<script>.yaml`, explains errors."""
+def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., None]]:
+    """Decorates a command: composes and checks `conf/<script>.yaml`, explains errors.
 
-    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+    What it makes takes the words behind the command, by default those that were typed. It leaves
+    `sys.argv` as it is, which Lightning repeats to start the other processes of DDP.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[..., None]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> Any:
             print_any_name()
@@ -70,15 +74,16 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
                 check_targets(cfg)
                 return function(cfg)
 
-        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(job)
-
         @functools.wraps(function)
-        def command() -> Any:
+        def command(words: Sequence[str] | None = None) -> None:
             try:
-                options, overrides = arranged(sys.argv[1:])
+                options, overrides = arranged(sys.argv[1:] if words is None else words)
             except UserError as error:
                 sys.exit(str(error))
-            sys.argv[1:] = [*options, *overrides]
+            version.setbase("1.3")
+            parser = hydra_main.get_args_parser()
+            parser.prog = f"mambaseg {function.__module__.rpartition('.')[2]}"
+            args = parser.parse_args([*options, *overrides])
             report = hydra_main.run_and_report
 
             def run_and_report(composes: Callable[[], Any]) -> Any:
@@ -93,7 +98,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], A
                 return report(explained)
 
             with mock.patch.object(hydra_main, "run_and_report", run_and_report):
-                return main()
+                hydra_main._run_hydra(args, parser, job, str(CONF), script)
 
         return command
 

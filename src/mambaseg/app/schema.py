@@ -156,7 +156,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((object,), "data.label_map data.window optim.optimizer optim.scheduler"),
 )  # fmt: skip
 INSTEAD = {
-    "data.augmentation": "set augmentation=none|paper|modern; of predict.py and demo.py "
+    "data.augmentation": "set augmentation=none|paper|modern; of mambaseg predict and demo "
     "data.views=none|flips|all",
     "data.accumulate": "set trainer.accumulate_grad_batches",
     "trainer.max_steps": "set data.steps",

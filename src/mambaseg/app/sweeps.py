@@ -62,7 +62,7 @@ class Sweeps(Callback):
         for group, plain in (("hydra/launcher", "basic"), ("hparams_search", None)):
             chosen = config.hydra.runtime.choices.get(group)
             if chosen not in (plain, None):
-                sys.exit(f"{group}={chosen} is for sweeps: python src/train.py -m ...")
+                sys.exit(f"{group}={chosen} is for sweeps: mambaseg train -m ...")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses absent plugins and impossible jobs; lists the jobs."""

@@ -31,6 +31,7 @@ QUIET = (
     "logger=csv", "callbacks.progress=null", "trainer.log_every_n_steps=50",
     "callbacks.checkpoint.every=1000",
 )  # fmt: skip
+_OURS = ("-m", "mambaseg")
 log = logging.getLogger(__name__)
 
 
@@ -60,12 +61,12 @@ def measure_gpu(
         root: the data set, as `data.root` of `experiment=acdc_paper`.
         out: gets `logs/`, `bench/`, `runs/`, `parts.json` and `table.md`.
         minutes: in all.
-        cwd: the checkout.
+        cwd: the folder in which they run.
         networks: configs of `conf/model`; the trainings run side by side.
         only: beginnings of the names of parts; empty: all.
         graph: record the networks' passes as CUDA graphs (`trainer.graph`).
-        train: further overrides of each `train.py`; they win.
-        bench: likewise of each `benchmark.py`.
+        train: further overrides of each training; they win.
+        bench: likewise of each benchmark.
 
     Returns:
         One record per part: `name`, `command`, `status` (done, stopped, failed), `seconds`.
@@ -76,18 +77,18 @@ def measure_gpu(
 
     def benchmark(name: str, what: str, *words: str, limit_s: float = 60.0) -> Part:
         folder = f"outputs={out / 'bench' / name}"
-        return Part(name, ("src/benchmark.py", what, folder, *words, *bench), limit_s)
+        return Part(name, (*_OURS, "benchmark", what, folder, *words, *bench), limit_s)
 
     def training(name: str, network: str, *words: str, limit_s: float) -> Part:
         fixed = (
             f"experiment={EXPERIMENT}", f"model={network}", f"data.root={root}",
             f"data.cache_dir={out / 'cache'}", f"outputs={out / 'runs'}", f"trainer.{graphs}",
         )  # fmt: skip
-        return Part(name, ("src/train.py", *fixed, *QUIET, *words, *train), limit_s)
+        return Part(name, (*_OURS, "train", *fixed, *QUIET, *words, *train), limit_s)
 
     # nothing of these is timed
     machine.run(
-        Part("environment", ("-m", "mambaseg.app.doctor"), 90.0),
+        Part("environment", (*_OURS, "doctor"), 90.0),
         benchmark("smoke", "truth", "scans=[small]", models, limit_s=150.0),
         benchmark("truth", "truth", "scans=[stage1,stage4]", "models=[]", limit_s=150.0),
     )
@@ -106,14 +107,14 @@ def measure_gpu(
         machine.run(*(training(f"train-{name}", name, *words, limit_s=limit) for name in networks))
     else:
         log.warning("no time is left to train the networks")
-    machine.run(Part("report", ("src/report.py", str(out / "runs" / EXPERIMENT)), END_S))
+    machine.run(Part("report", (*_OURS, "report", str(out / "runs" / EXPERIMENT)), END_S))
     return machine.parts
 
 
 def affordable(seconds: float, steps: dict[str, Any] | None) -> int:
     """Equal number of steps for networks that train side by side; 0: not enough to be worth it.
 
-    `steps` is the record of `benchmark.py train`; without one a guess is made.
+    `steps` is the record of `mambaseg benchmark train`; without one a guess is made.
     """
     each = sum(row["median_s"] for row in steps["rows"]) if steps else 0.2
     count = int((seconds - START_S - 2 * END_S) / (SLOWER * each))

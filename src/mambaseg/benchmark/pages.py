@@ -38,7 +38,7 @@ CPU: processor time of one image in evaluation mode, the least of {calls} calls.
 close to the time on an idle machine. Measured by `{command}`:
 {setting}.
 Other programs still affect it through caches and clock: take it as an order of magnitude. For
-reliable ratios run `python src/benchmark.py inference` on an idle machine.
+reliable ratios run `mambaseg benchmark inference` on an idle machine.
 """
 HEADERS = [
     Column("network", lambda row: f"`{row['network']}`", is_number=False),
@@ -72,7 +72,7 @@ def read_header(network: str, config: str) -> dict[str, str]:
 
 
 def networks_page(record: Row, configs: Mapping[str, str]) -> str:
-    """The page of all networks as Markdown, from the record of `benchmark.py profile`.
+    """The page of all networks as Markdown, from the record of `mambaseg benchmark profile`.
 
     `configs` is the text of `conf/model/<network>.yaml`, by the rows' `network`.
     """

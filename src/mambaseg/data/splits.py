@@ -76,7 +76,7 @@ class Split:
         if not self.train:
             raise UserError(
                 f"split {self.name}: nobody trains in it ({len(self.test)} are tested). Use it "
-                "with src/evaluate.py; to train on these data use data.split=random."
+                "with mambaseg evaluate; to train on these data use data.split=random."
             )
 
     @property
@@ -174,7 +174,7 @@ def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
         raise UserError(
             "split given: the data set does not say who trains and who is tested. Use "
             "data.split=random, or add the files that say so (docs/own-data.md); data.split=test "
-            "tests everybody, in src/evaluate.py."
+            "tests everybody, in mambaseg evaluate."
         )
     note = (
         "As published for the data set, or as its own files say; in nnU-Net's layout without a "

@@ -46,7 +46,7 @@ def write_report(folder: str | Path) -> Path:
     runs = states(folder)
     sections = [section_of(comparison) for comparison in comparisons]
     place = folder / "report"
-    with writing(place, otherwise="run report.py on a copy of the folder; an earlier report stays"):
+    with writing(place, otherwise="report on a copy of the folder; an earlier report stays"):
         place.mkdir(exist_ok=True)
         remove_abandoned(place, f"{_UNFINISHED}*")
         with TemporaryDirectory(prefix=_UNFINISHED, dir=place) as unfinished:

@@ -201,7 +201,7 @@ def read_runs(folder: str | Path) -> tuple[list[RunData], list[str]]:
         detail = "".join(f"\n  {problem}" for problem in problems)
         raise UserError(
             f"{folder}: no finished run with test scores yet. "
-            f"`python src/report.py status {folder}` lists what there is.{detail}"
+            f"`mambaseg report status {folder}` lists what there is.{detail}"
         )
     return runs, problems
 

@@ -51,7 +51,7 @@ def publish(folder: Path) -> None:
         log.info("no W&B key: nothing was sent, the workspace is described in %s", written)
         if offline:
             log.info("the runs: wandb login && %s", shlex.join(["wandb", *sync]))
-        log.info("both: wandb login && python src/report.py wandb %s", shlex.quote(str(folder)))
+        log.info("both: wandb login && mambaseg report wandb %s", shlex.quote(str(folder)))
         return
     workspace = make_workspace(description)  # before the sync, which may take long
     if offline:

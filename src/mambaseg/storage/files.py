@@ -26,7 +26,14 @@ _REMEDIES = {
 _OUTPUTS = "choose another folder with outputs=..."
 _CACHES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TRITON_HOME",
            "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
+_PACKAGE = Path(__file__).resolve().parents[1]
 log = logging.getLogger(__name__)
+
+
+def conf_folder() -> Path:
+    """The configs: `conf/` of a checkout, which a wheel holds inside of the package."""
+    installed = _PACKAGE / "conf"
+    return installed if installed.is_dir() else _PACKAGE.parents[1] / "conf"
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def settle_callbacks(
             if str(config.get("folder")) != folder:
                 raise UserError(
                     f"{key}.folder={config.get('folder')}: leave it at ${{run_dir}}/checkpoints, "
-                    "where a run resumes from and evaluate.py looks. outputs=... moves run folders."
+                    "where resuming and evaluating look. outputs=... moves run folders."
                 )
         elif (
             issubclass(kind, Checkpoint)

@@ -1,4 +1,4 @@
-"""data-check: is a folder fit for training? `python -m mambaseg.data.check ROOT`."""
+"""data-check: is a folder fit for training? `mambaseg check ROOT`."""
 
 from mambaseg.data.check.dataset import check_dataset
 from mambaseg.data.check.layouts import find_layout

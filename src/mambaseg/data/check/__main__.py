@@ -25,7 +25,7 @@ STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "c
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report and the proposed config; return 1 when there are errors, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m mambaseg.data.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mambaseg check", description=__doc__)
     parser.add_argument("root", type=Path, help="folder of the data set (as data.root)")
     parser.add_argument("--layout", help="name of a config of conf/data (default: recognised)")
     parser.add_argument(
@@ -85,7 +85,7 @@ def _proposed(report: Report, path: Path | None) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, otherwise="choose another place with --write") as temporary:
         temporary.write_text(config, encoding="utf-8")
-    return f"\n{config}\nWritten to {path}. To train with it: python src/train.py data={path.stem}"
+    return f"\n{config}\nWritten to {path}. To train with it: mambaseg train data={path.stem}"
 
 
 if __name__ == "__main__":

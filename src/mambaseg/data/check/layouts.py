@@ -11,9 +11,8 @@ from typing import Any
 from mambaseg.data.readers.reader import Reader, require_folder
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, unlisted
+from mambaseg.storage.files import conf_folder
 from mambaseg.storage.untrusted import ForeignFileError, read_yaml
-
-CONF = Path(__file__).resolve().parents[4] / "conf"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:
     `config_dirs` are folders beside ours that hold a `data/`, as Hydra's `--config-dir`.
     """
     found = {}
-    for path in (path for place in (CONF, *config_dirs) for path in place.glob("data/*.yaml")):
+    for path in (
+        path for place in (conf_folder(), *config_dirs) for path in place.glob("data/*.yaml")
+    ):
         try:
             config = read_yaml(path)
             target = config["find_cases"]["_target_"]

@@ -108,7 +108,7 @@ class Matcher:
             if not isinstance(one, Case):
                 yield one
             elif one.label_path is None:
-                remedy = "Put its mask there, or take the image away (predict.py needs no masks)."
+                remedy = "Put its mask there, or take the image away (prediction needs no masks)."
                 yield DataError("has no mask", one.image_path, remedy)
             elif images.setdefault(one.id, one.image_path) != one.image_path:
                 problem = f"would be {one.id}, as {images[one.id]} is"

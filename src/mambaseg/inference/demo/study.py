@@ -31,7 +31,7 @@ class Segmented:
     image: StoredVolume
     labels: npt.NDArray[np.uint8]  # (T, Z, H, W)
     windows: list[tuple[float, float]]  # of each frame the intensities drawn black and white
-    label_map: bytes  # that `src/predict.py` would write
+    label_map: bytes  # that `mambaseg predict` would write
 
     @property
     def label_map_name(self) -> str:

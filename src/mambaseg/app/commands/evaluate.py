@@ -1,0 +1,57 @@
+"""Scores a checkpoint on the test part, or label maps in a folder against references.
+
+mambaseg evaluate run=outputs/default/<run folder>
+mambaseg evaluate run=best.ckpt data=acdc data.root=another_hospital
+mambaseg evaluate run=unet_best_model.pth model=unet data=acdc
+mambaseg evaluate predictions=labels references=truth
+"""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mambaseg.app.build import build
+from mambaseg.app.entry import entry
+from mambaseg.app.run_data import with_run_data
+from mambaseg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@entry("evaluate")
+def main(cfg: DictConfig) -> float | None:
+    """Returns the score of the test set: the mean foreground Dice."""
+    if cfg.predictions or cfg.references:
+        return _folders(cfg)
+    from mambaseg.reporting.tables import headline
+
+    with build(with_run_data(cfg)) as run:
+        if not run.finished:
+            run.evaluate()
+        run.report()
+    return headline(run.folder.summary)[1] if run.main else None
+
+
+def _folders(cfg: DictConfig) -> float | None:
+    if cfg.checkpoint or not (cfg.predictions and cfg.references):
+        raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
+    from rich.console import Console
+
+    from mambaseg.app.settle import metrics_of
+    from mambaseg.inference.folder_scores import score_folders
+    from mambaseg.reporting.tables import headline, table_of
+
+    folder, config = score_folders(
+        Path(cfg.predictions).expanduser(),
+        Path(cfg.references).expanduser(),
+        class_names=cfg.class_names and list(cfg.class_names),
+        evaluation=OmegaConf.to_container(cfg.evaluation),  # type: ignore[arg-type]
+        outputs=Path(cfg.outputs).expanduser() / cfg.name,
+        metrics=metrics_of(cfg),
+        rerun=cfg.rerun,
+    )
+    Console().print(table_of(folder.summary, config))
+    words, score = headline(folder.summary)
+    log.info("%s\nrun folder: %s", words, folder.path)
+    return score

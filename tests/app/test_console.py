@@ -1,0 +1,61 @@
+"""The console command: it lists its commands at once, and its names are those of the scripts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mambaseg import __version__
+from mambaseg.app.console import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "lightning", "monai", "matplotlib", "wandb", "hydra", "numpy")
+
+
+def imported(*words):
+    """Which heavy packages a command imported."""
+    code = (
+        "import sys\nfrom mambaseg.app.console import main\n"
+        f"try:\n    main({list(words)!r})\nexcept SystemExit as end:\n    assert end.code\n"
+        f"import json\nprint(json.dumps([one for one in {HEAVY!r} if one in sys.modules]))"
+    )
+    env = {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_list_of_commands_imports_nothing(capsys):
+    main([])
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in COMMANDS)
+    assert not imported() and not imported("trian")
+
+
+def test_a_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"mambaseg {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("trian", "did you mean train?"), ("model=unet", "mambaseg train model=unet"),
+     ("-m", "mambaseg train -m"), ("xyz", "mambaseg --help lists them")],
+)  # fmt: skip
+def test_what_is_no_command_is_refused_with_the_nearest(typed, said):
+    with pytest.raises(SystemExit, match=said):
+        main([typed])
+
+
+def test_every_script_is_a_command():
+    scripts = {path.stem for path in (ROOT / "src").glob("*.py")}
+    assert scripts <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["check", "doctor", "report"])
+def test_help_names_the_command(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0 and f"usage: mambaseg {name}" in capsys.readouterr().out
