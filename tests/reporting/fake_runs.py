@@ -60,6 +60,7 @@ def write_run(
     record=None,
     size: int = 32,
     more=(),
+    title: str = "fake hearts",
 ) -> Path:
     """Writes a finished run.
 
@@ -72,7 +73,7 @@ def write_run(
     folder = RunFolder(experiment / name)
     folder.start(
         key=name,
-        data={"title": "fake hearts", "fingerprint": "f00d"},
+        data={"title": title, "fingerprint": "f00d"},
         split=split,
         parameters=1_000_000 + len(model),
         code={"digest": "d", "commit": "0123456789abcdef", "dirty": False},
@@ -109,7 +110,7 @@ def write_run(
         "name": experiment.name,
         "run_dir": str(folder.path),
         "seed": seed,
-        "data": {"name": "fake", "title": "fake hearts", "synthetic": False, "seed": seed,
+        "data": {"name": "fake", "title": title, "synthetic": False, "seed": seed,
                  "fold": fold or 0, "class_names": list(NAMES), "size": 32,
                  "preprocessing": "paper", "root": "/somewhere"},
         "model": {"name": model, "_target_": f"mambaseg.models.{model}", "in_channels": 1},
@@ -123,7 +124,7 @@ def write_run(
         settings[part][leaf] = value
     folder.write_text("config.yaml", yaml.safe_dump(settings))
     folder.write_rows("cases.csv", rows)
-    header = {"data": "fake hearts", "model": model, "split": split, "checkpoint": "best"}
+    header = {"data": title, "model": model, "split": split, "checkpoint": "best"}
     folder.write_json("metrics.json", {**header, **summarise(rows, NAMES, more=more)})
     folder.write_arrays("overlays.npz", overlays)
     folder.write_rows("metrics.csv", curve(seed, error))

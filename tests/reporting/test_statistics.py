@@ -137,14 +137,12 @@ def pair(**changes):
         ({"low": -0.001}, "within noise"),
         ({"patients": 5, "p_least": 1 / 16}, "too few patients (5)"),
         ({"seed_margin": None}, "with a single seed"),
-        (
-            {"seed_margin": 0.04},
-            "this could be seed-to-seed variation (up to 0.04)",
-        ),
+        ({"seed_margin": 1.9}, "with two seeds per network this could be seed-to-seed variation"),
     ],
 )
 def test_verdicts(changes, said):
-    assert said in verdict(pair(**changes))
+    told = verdict(pair(**changes))
+    assert said in told and "1.9" not in told
 
 
 def test_of_a_distance_the_smaller_is_better():

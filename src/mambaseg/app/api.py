@@ -237,11 +237,12 @@ def predict(
     return outcome
 
 
-def report(folder: str | Path) -> Path:
+def report(folder: str | Path, *, images: bool = True) -> Path:
     """Compares the finished runs of an experiment: tables, statistics, figures and one page.
 
     Args:
         folder: the folder of its run folders, `outputs/<experiment>`.
+        images: False leaves out all pictures of patients, for a page that is published.
 
     Returns:
         The page, `<folder>/report/index.html`.
@@ -251,7 +252,7 @@ def report(folder: str | Path) -> Path:
     """
     from mambaseg.reporting.report import write_report
 
-    return write_report(Path(folder).expanduser())
+    return write_report(Path(folder).expanduser(), images=images)
 
 
 def _predictor(

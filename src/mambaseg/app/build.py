@@ -40,7 +40,9 @@ def build(cfg: DictConfig) -> Run:
         command = [word for word in sys.argv[1:2] if word.isalpha()]  # of `mambaseg train`
         configs = [f"--config-dir={place}" for place in config_dirs()]
         sys.argv[1:] = [*command, *configs, *HydraConfig.get().overrides.task]
-    return Run(plan, data, Assembly(plan, data, checkpoint), requeue=requeue_call())
+    words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+    parts = Assembly(plan, data, checkpoint)
+    return Run(plan, data, parts, overrides=words, requeue=requeue_call())
 
 
 @dataclass(frozen=True)

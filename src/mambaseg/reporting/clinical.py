@@ -24,7 +24,7 @@ from mambaseg.reporting.scores import mean_sd
 DENSITY = 1.05  # g/ml, of myocardium
 VENTRICLES = ("LV", "RV")
 MYOCARDIUM = "MYO"
-UNITS = {"EDV": "ml", "ESV": "ml", "SV": "ml", "EF": "%", "mass": "g"}
+UNITS = {"EF": "%", "EDV": "ml", "ESV": "ml", "SV": "ml", "mass": "g"}  # in the order of tables
 
 
 class Index(NamedTuple):
@@ -112,11 +112,13 @@ def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement:
 
 def clinical_grid(comparison: Comparison) -> Grid | None:
     """Agreement of clinical indices; None where no patient has both phases."""
-    found = {entry.label: _agreement_of(entry) for entry in comparison.entries}
-    names = dict.fromkeys(name for own in found.values() for name in own)
+    found = {entry.label: agreements_of(entry) for entry in comparison.entries}
+    known = {name for own in found.values() for name in own}
+    names = (f"{part} {name}" for name in UNITS for part in VENTRICLES)
     rows = [
         [f"{name} ({UNITS[name.rsplit(' ', 1)[-1]]})", label, *_cells(own[name])]
         for name in names
+        if name in known
         for label, own in found.items()
         if name in own
     ]
@@ -136,7 +138,7 @@ def clinical_grid(comparison: Comparison) -> Grid | None:
     return Grid("Clinical indices", header, rows, notes, wide=2)
 
 
-def _agreement_of(entry: Entry) -> dict[str, list[Agreement]]:
+def agreements_of(entry: Entry) -> dict[str, list[Agreement]]:
     """Index -> agreement of each seed (all its folds together)."""
     found: dict[str, list[Agreement]] = defaultdict(list)
     for rows in entry.by_seed.values():
@@ -147,22 +149,24 @@ def _agreement_of(entry: Entry) -> dict[str, list[Agreement]]:
     return found
 
 
-def _cells(seeds: Sequence[Agreement]) -> list[str]:
-    def known(name: str) -> list[float]:
-        return [value for seed in seeds if (value := getattr(seed, name)) is not None]
+def over_seeds(seeds: Sequence[Agreement], name: str) -> list[float]:
+    """A number of each seed that has it: `bias`, `low`, `high`, `mae` or `r`."""
+    return [value for seed in seeds if (value := getattr(seed, name)) is not None]
 
-    def over_seeds(name: str, digits: int, *, sign: bool = False) -> str:
-        values = known(name)
+
+def _cells(seeds: Sequence[Agreement]) -> list[str]:
+    def mean(name: str, digits: int, *, sign: bool = False) -> str:
+        values = over_seeds(seeds, name)
         text = plus_minus(*mean_sd(values), digits, sign=sign)
         return text + of_seeds(len(values), len(seeds))
 
-    lows, highs = known("low"), known("high")
+    lows, highs = over_seeds(seeds, "low"), over_seeds(seeds, "high")
     return [
         str(max(seed.patients for seed in seeds)),
-        over_seeds("bias", 1, sign=True),
+        mean("bias", 1, sign=True),
         f"{signed(fmean(lows), 1)} … {signed(fmean(highs), 1)}" if lows else UNDEFINED,
-        over_seeds("mae", 1),
-        over_seeds("r", 3),
+        mean("mae", 1),
+        mean("r", 3),
         str(sum(seed.undefined for seed in seeds)),
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,16 +30,6 @@ _TINT = 0.6  # how much of its colour a class shows
 _MARGIN = 0.45  # of the labelled area's size, left around it
 _GAP = 2  # pixels between cells
 _DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either colour
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk and for the page."""
-
-    title: str  # heading on the page
-    caption: str  # what is shown, and of which runs
-    path: Path  # the PNG
-    svg: str | None = None  # inline, in the page's own colours; None for pictures made of pixels
 
 
 def case_slices(
@@ -110,14 +99,8 @@ def draw_cases(
     titles = ["image", "truth"] if known else ["image"]
     for heading in headings.values():
         titles += [literal(heading), "error"] if known else [literal(heading)]
-    rows: list[list[Pixels | None]] = []
-    names = []
-    for name, own in cases.items():
-        first = next(iter(own.values()))
-        rows += _rows(own, list(headings))
-        told = [""] if is_flat(first) else [f"slice {z + 1}" for z in first["slices"]]
-        names += [literal(f"{name} {slice_name}".strip()) for slice_name in told]
-    canvas, (height, width) = _mosaic(rows)
+    rows, names = overlay_cells(cases, list(headings))
+    canvas, (height, width) = mosaic(rows)
     figure = Figure(facecolor=_DARK)
     inches = 1.55 if len(titles) > 6 else 2.2  # a cell's width
     lines = max(heading.count("\n") for heading in titles) + (2 if title else 0)
@@ -131,7 +114,8 @@ def draw_cases(
     axis.set_anchor("S")  # room that is left is for the names above
     axis.xaxis.tick_top()
     axis.set_xticks([(k + 0.5) * width for k in range(len(titles))], titles, fontsize=8)
-    axis.set_yticks([(k + 0.5) * height for k in range(len(rows))], names, fontsize=8)
+    places = [(k + 0.5) * height for k in range(len(rows))]
+    axis.set_yticks(places, map(literal, names), fontsize=8)
     axis.tick_params(length=0, colors=_LIGHT)
     axis.spines[:].set_visible(False)
     _add_legend(figure, class_names, errors=known)
@@ -141,6 +125,20 @@ def draw_cases(
 def is_flat(arrays: Arrays) -> bool:
     """Whether a case's slices are of a picture rather than of a volume."""
     return arrays["image"].ndim == 4 or arrays["slices"].tolist() == [0]
+
+
+def overlay_cells(
+    cases: Mapping[str, Mapping[str, Arrays]], networks: Sequence[str]
+) -> tuple[list[list[Pixels | None]], list[str]]:
+    """Cells of all cases, a row per slice, in the columns of `draw_cases`; and the rows' names."""
+    rows: list[list[Pixels | None]] = []
+    names = []
+    for name, own in cases.items():
+        first = next(iter(own.values()))
+        rows += _rows(own, networks)
+        told = [""] if is_flat(first) else [f"slice {z + 1}" for z in first["slices"]]
+        names += [f"{name} {slice_name}".strip() for slice_name in told]
+    return rows, names
 
 
 def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixels | None]]:
@@ -170,7 +168,7 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
     return rows
 
 
-def _mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
+def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:
     """Cells (h, w, 3) of any size centred in one dark picture; a cell's height and width in it."""
     from matplotlib.colors import to_rgb
 
@@ -213,13 +211,17 @@ def overlay(
     return rgb
 
 
+def class_colours(class_names: Sequence[str], *, errors: bool) -> dict[str, str]:
+    """The colours of the classes (the background is first and has none), and those of errors."""
+    colours = dict(zip(class_names[1:], cycle(CLASS_COLOURS), strict=False))
+    return colours | ERROR_COLOURS if errors else colours
+
+
 def _add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> None:
     """Puts the classes' colours, and those of errors, below the figure."""
     from matplotlib.patches import Patch
 
-    colours = dict(zip(class_names[1:], cycle(CLASS_COLOURS), strict=False))
-    if errors:
-        colours |= ERROR_COLOURS
+    colours = class_colours(class_names, errors=errors)
     patches = [Patch(facecolor=c, label=literal(name)) for name, c in colours.items()]
     figure.legend(
         handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False,

@@ -40,10 +40,10 @@ class Grid:
     marks: Mapping[int, str] = field(default_factory=dict)  # row -> `quoted`, `bold`, `state-done`
 
     def markdown(self, level: int = 3) -> str:
-        """A heading, the table, the notes."""
+        """A heading, the table, the notes; without rows the notes say why there are none."""
         rule = ["---" if index < self.wide else "---:" for index in range(len(self.header))]
         cells = (self.header, rule, *self.rows)
-        lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in cells]
+        lines = [f"| {' | '.join(map(markdown_text, row))} |" for row in cells if self.rows]
         notes = [f"{markdown_text(note)}  " for note in self.notes]
         title = markdown_text(self.title)
         return "\n".join([f"{'#' * level} {title}", "", *lines, "", *notes, ""])

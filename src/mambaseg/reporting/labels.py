@@ -30,7 +30,7 @@ def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for key in sorted({key for _, flat in settings for key in flat}, key=_importance):
-        values = [_text(key, flat[key]) if key in flat else _ABSENT for _, flat in settings]
+        values = [text_of(key, flat[key]) if key in flat else _ABSENT for _, flat in settings]
         varies = any(_varies_for(model, key, settings, values) for model, _ in settings)
         if varies and values not in found.values():
             found[key] = values
@@ -74,7 +74,7 @@ def _label(
             short = _short(key, keys)
             words.append(value if short == "_target_" else f"{short}={value}")
     if "checkpoint" in flat and not any(word.startswith("checkpoint=") for word in words):
-        words.append(f"checkpoint={_text('checkpoint', flat['checkpoint'])}")
+        words.append(f"checkpoint={text_of('checkpoint', flat['checkpoint'])}")
     return f"{model} · {' '.join(words)}" if words else model
 
 
@@ -93,7 +93,8 @@ def _importance(key: str) -> tuple[int, int, str]:
     return (place, 0 if key.endswith("_target_") else 1, key)
 
 
-def _text(key: str, value: Any) -> str:
+def text_of(key: str, value: Any) -> str:
+    """A setting's value in few words: of a class its name, of a path its last part."""
     if key.endswith("_target_"):
         return str(value).rsplit(".", 1)[-1]
     if key == "checkpoint":  # .../<run folder>/checkpoints/best.ckpt

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mambaseg.reporting.cards import Picture, deck
 from mambaseg.reporting.collect import Comparison, Entry
-from mambaseg.reporting.figures import Arrays, Picture, draw_cases, is_flat
+from mambaseg.reporting.figures import Arrays, draw_cases, is_flat
 from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import best_middle_worst, patient_scores
 from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 
 _NAMES = ("image", "truth", "prediction", "slices")  # of a case's arrays
+OVERLAY = "overlay-"  # in the names of the pictures' files
 _SIDE = 1024  # pixels of a slice: a picture has dozens of them
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
             label: label.replace(" · ", "\n") + ("" if score is None else f"\n{score:.3f}")
             for label, score in found.items()
         }
-        path = folder / f"{prefix}overlay-{place}.png"
+        path = folder / f"{prefix}{OVERLAY}{place}.png"
         names = ("background", *comparison.classes)
         draw_cases(shown, headings=headings, class_names=names, path=path)
         mean = fmean(score for score in found.values() if score is not None)
@@ -56,7 +58,8 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
             f"{'' if flat else slices}Predictions of seed {seeds}; under each name its mean Dice "
             f"of this {subject}."
         )
-        pictures.append(Picture(f"The {place} {subject}", caption, path))
+        cards = deck(shown, headings=headings, class_names=names)
+        pictures.append(Picture(f"The {place} {subject}", caption, path, deck=cards))
     return pictures
 
 

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.collect import Comparison
-from mambaseg.reporting.figures import Picture
 from mambaseg.reporting.grid import Grid, counted, signed
 from mambaseg.reporting.paired import Paired, verdict
 from mambaseg.reporting.status import RunState, status_grid, summary
@@ -39,9 +38,17 @@ def template_of(path: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    slug = {"slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")}
-    environment.filters |= {"signed": signed, "counted": counted, "verdict": verdict, **slug}
+    environment.filters |= {
+        "signed": signed,
+        "counted": counted,
+        "verdict": verdict,
+        "drawn": _drawn,
+    }
+    environment.filters["slug"] = _slug
     return environment.get_template(path.name)
+
+
+_LATER = ("agreement", "costs", "curves")  # figures beside a table of theirs, or last
 
 
 @dataclass(frozen=True)
@@ -52,19 +59,20 @@ class Section:
     cautions: list[str]  # sentences on top
     pairs: list[tuple[Metric, list[Paired]]]  # on each metric, Dice first; empty with one entry
     grids: list[Grid]  # in the order of the page, the one of the scores first
+    protocol: Grid
     figures: list[Picture] = field(default_factory=list)
 
     @property
     def blocks(self) -> list[Grid | Picture]:
         """Tables and figures in the order of the page."""
-        agreements = [picture for picture in self.figures if "agreement" in picture.path.stem]
-        curves = [picture for picture in self.figures if "curves" in picture.path.stem]
+        beside = {"Clinical indices": "agreement", "What the networks cost": "costs"}
+        kept = {words: [p for p in self.figures if words in p.path.stem] for words in _LATER}
         scores, *grids = self.grids
         blocks: list[Grid | Picture] = [scores]
-        blocks += [p for p in self.figures if p not in agreements and p not in curves]
+        blocks += [p for p in self.figures if not any(p in own for own in kept.values())]
         for grid in grids:
-            blocks += [grid, *(agreements if grid.title == "Clinical indices" else ())]
-        return [*blocks, *curves]
+            blocks += [grid, *kept.get(beside.get(grid.title, ""), ())]
+        return [*blocks, *kept["curves"]]
 
 
 def page(
@@ -73,10 +81,13 @@ def page(
     others: Sequence[Grid],
     runs: Sequence[RunState],
     problems: Sequence[str],
+    *,
+    images: bool = True,
 ) -> str:
     """The page of an experiment: sections with their figures, tables of other tasks, all runs.
 
-    `problems` are the runs that could not be read, one sentence each.
+    `problems` are the runs that could not be read, one sentence each; `images` is whether pictures
+    of patients were asked for.
     """
     template = template_of(_TEMPLATES / "page.html")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -87,8 +98,8 @@ def page(
         script=Markup(script),
         style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         problems=problems,
+        images=images,
         sections=sections,
-        figures=[[_figure(block) for block in section.blocks] for section in sections],
         others=others,
         counts=summary(runs),
         all_done=all(run.state == "done" for run in runs),
@@ -96,16 +107,13 @@ def page(
     )
 
 
-def _figure(block: Grid | Picture) -> dict[str, Any]:
-    """What the template needs of a picture: drawn in place, or the bytes of its PNG."""
-    if isinstance(block, Grid):
-        return {}
-    if block.svg is not None:
-        # text of a wide figure would shrink beyond reading on a phone: it scrolls instead
-        width = float(re.search(r'viewBox="0 0 ([\d.]+)', block.svg)[1])  # type: ignore[index]
-        style = f"width:100%;min-width:{round(0.85 * width)}px;max-width:{round(1.6 * width)}px"
-        return {"svg": Markup(block.svg.replace("<svg", f'<svg role="img" style="{style}"', 1))}
-    pixels = block.path.read_bytes()
-    width = int.from_bytes(pixels[16:20], "big")  # where a PNG says it
-    style = f"width:100%;min-width:{round(0.6 * width)}px;max-width:{width}px"
-    return {"style": style, "data": base64.b64encode(pixels).decode()}
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _drawn(picture: Picture) -> Markup:
+    """A plot as SVG; one too wide for a phone scrolls, or its text would be beyond reading."""
+    svg = str(picture.svg)
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])  # type: ignore[index]
+    style = f"width:100%;min-width:{round(0.85 * width)}px;max-width:{round(1.6 * width)}px"
+    return Markup(svg.replace("<svg", f'<svg role="img" style="{style}"', 1))

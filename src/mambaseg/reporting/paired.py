@@ -24,6 +24,7 @@ Structure = tuple[str, str, int]  # patient, case, class
 
 RESAMPLES = 10_000
 LEVEL = 0.05
+_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 class Paired(NamedTuple):
@@ -185,9 +186,10 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
             "seed-to-seed variation is unknown"
         )
     if abs(pair.difference) <= pair.seed_margin:
+        count = _WORDS.get(pair.seeds, str(pair.seeds))
         return (
-            f"{better} scores better, but with {pair.seeds} seeds per network this could be "
-            f"seed-to-seed variation (up to {pair.seed_margin:.2g})"
+            f"{better} scores better, but with {count} seeds per network this could be "
+            "seed-to-seed variation"
         )
     return f"{better} scores better, by more than patients and seeds vary"
 
@@ -223,11 +225,13 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
         'Only structures for which both networks have a score of every seed count. "values left '
         f'out" counts the other structures, "{subject}s left out" those without any.',
     ]
+    if not found:
+        notes = []
     compared = {(pair.first, pair.second) for pair in found}
     labels = combinations([entry.label for entry in comparison.entries], 2)
     if alone := [" − ".join(pair) for pair in labels if pair not in compared]:
         notes.append(f"No {subject} has a structure that both score: {', '.join(alone)}.")
-    if not higher:
+    if found and not higher:
         notes.append(
             f"Smaller is better. {metric.title} ignores missed structures; always read it "
             'together with the "missed" column.'

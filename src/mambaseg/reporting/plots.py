@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambaseg.reporting.clinical import UNITS, agreement, indices
+from mambaseg.reporting.cards import Picture
+from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices, over_seeds
 from mambaseg.reporting.collect import Comparison, Entry
-from mambaseg.reporting.figures import Picture, save_png
-from mambaseg.reporting.grid import signed
-from mambaseg.reporting.overlays import overlay_pictures
+from mambaseg.reporting.figures import save_png
+from mambaseg.reporting.grid import plus_minus
 from mambaseg.reporting.runs import SIZE, RunData
+from mambaseg.reporting.scores import estimate
+from mambaseg.reporting.tables import costs_of
 from mambaseg.storage.untrusted import read_table
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9
 # With more entries than colours, the second and third seven are told apart by these.
 LINES = ("-", "--", ":")
 HATCHES = ("", "////", "....")
+MARKERS = ("o", "s", "^")
 # Stands for the page's text colour: nearly black in PNGs, replaced by currentColor in SVGs.
 _INK = "#010203"
 log = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ def draw(comparison: Comparison, folder: Path, prefix: str = "") -> list[Picture
             figure.set_layout_engine("none")  # stays as laid out: that is half of the time
             figure.set_facecolor("white")
             pictures.append(Picture(title, caption, save_png(figure, path), svg))
-    return pictures + overlay_pictures(comparison, folder, prefix)
+    return pictures
 
 
 def _figures(
@@ -66,7 +69,7 @@ def _figures(
     seeds = "all seeds and folds together"
     yield (
         "dice-histogram", "Distribution of Dice",
-        f"Mean foreground Dice of each test case, {seeds}; the line is the mean.",
+        f"Mean foreground Dice of each test case, {seeds}; the line is the Dice of the table.",
         partial(_histograms, entries),
     )  # fmt: skip
     yield (
@@ -81,10 +84,17 @@ def _figures(
         "foreground classes).",
         partial(_curves, entries),
     )  # fmt: skip
+    yield (
+        "costs", "Dice and costs",
+        "A point per network: Dice of the table (± standard deviation over seeds) against the "
+        "number of parameters, and against the time of a test case where all were measured on one "
+        "device.",
+        partial(_costs, entries),
+    )  # fmt: skip
     agreements = (
         "A point per patient and seed. Left: prediction against reference, the diagonal "
         "is agreement. Right (Bland–Altman): difference against mean; lines are the bias "
-        "and the 95 % limits of agreement, over all points."
+        "and the 95 % limits of agreement. All numbers are the table's: means over seeds."
     )
     for name, title in (
         ("EF", "Ejection fraction"), ("EDV", "End-diastolic volume"),
@@ -162,9 +172,11 @@ def _histograms(entries: Sequence[Entry]) -> Figure:
     axes = figure.subplots(len(entries), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for index, (axis, own, entry) in enumerate(zip(axes, values, entries, strict=True)):
         axis.hist(own, edges, color=_colour(index), alpha=0.85)
-        if own:
-            axis.axvline(fmean(own), color=_INK, linewidth=1, linestyle="--")
-        axis.set_title(f"{entry.label}, {len(own)} values", loc="left")
+        mean = estimate(entry, "dice").mean
+        if mean is not None:
+            axis.axvline(mean, color=_INK, linewidth=1, linestyle="--")
+        told = f"{plus_minus(mean, None, 3)} ({len(own)} values)"
+        axis.set_title(f"{entry.label}: {told}", loc="left")
         axis.set_ylabel("cases")
     axes[-1].set_xlabel("Dice")
     return figure
@@ -195,6 +207,45 @@ def _boxes(comparison: Comparison) -> Figure:
     axis.grid(axis="y", color=_INK, alpha=0.15)
     _legend(figure, handles, [entry.label for entry in entries])
     return figure
+
+
+def _costs(entries: Sequence[Entry]) -> Figure | None:
+    scores, costs = [estimate(e, "dice") for e in entries], [costs_of(e) for e in entries]
+    panels: dict[str, list[float | None]] = {"parameters": [cost.parameters for cost in costs]}
+    if len({place for cost in costs for place in cost.devices}) == 1:
+        panels["s per case"] = [fmean(c.seconds) if c.seconds else None for c in costs]
+    panels = {name: xs for name, xs in panels.items() if sum(map(bool, xs)) > 1}
+    if not panels:
+        return None
+    figure = _new(4.5 * len(panels), 3.4)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    drawn = {}
+    for axis, (name, xs) in zip(axes, panels.items(), strict=True):
+        for index, (x, score) in enumerate(zip(xs, scores, strict=True)):
+            if x and score.mean is not None:
+                style = {"color": _colour(index), "marker": _again(index, MARKERS)}
+                drawn[index] = axis.errorbar(
+                    x, score.mean, score.sd or 0, linestyle="", capsize=3, markersize=7, **style
+                )
+        _cost_axis(axis, name, [x for x in xs if x])
+    axes[0].set_ylabel("Dice")
+    _legend(figure, list(drawn.values()), [entries[index].label for index in drawn])
+    return figure
+
+
+def _cost_axis(axis: Axes, name: str, xs: Sequence[float]) -> None:
+    """Parameters differ by powers of ten; times are compared from zero."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axis.set_xlabel(name)
+    axis.grid(color=_INK, alpha=0.15)
+    if name != "parameters":
+        axis.set_xlim(0, 1.15 * max(xs))
+        return
+    axis.set(xscale="log", xlim=(min(xs) / 2.3, 2.3 * max(xs)))  # two of 1, 2, 5 are in it
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _curves(entries: Sequence[Entry]) -> Figure | None:
@@ -249,33 +300,38 @@ def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
     figure = _new(4.6 * len(kinds) + 0.3, 2.4 * len(entries) + 0.2)
     axes = figure.subplots(len(entries), 2 * len(kinds), squeeze=False)
     for row, (entry, own) in enumerate(zip(entries, found, strict=True)):
+        agreed = agreements_of(entry)
         for column, kind in enumerate(kinds):
             pairs = [(i.prediction, i.reference) for i in own if i.name == kind]
             left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
-            _agreement_panels(left, right, pairs, _colour(row), f"{kind} ({UNITS[name]})")
+            _agreement_points(left, right, pairs, _colour(row))
+            title = f"{kind} ({UNITS[name]})"
+            _agreement_numbers(left, right, agreed.get(kind, []), title)
         axes[row, 0].set_ylabel(f"{entry.label}\nprediction")
     _share_limits(axes)
     return figure
 
 
-def _agreement_panels(left: Axes, right: Axes, pairs: Any, colour: str, title: str) -> None:
+def _agreement_points(left: Axes, right: Axes, pairs: Any, colour: str) -> None:
     dots: dict[str, Any] = {"markersize": 3.5, "color": colour, "alpha": 0.75}
     left.plot([r for _, r in pairs], [p for p, _ in pairs], "o", **dots)
     right.plot([(p + r) / 2 for p, r in pairs], [p - r for p, r in pairs], "o", **dots)
     left.set(xlabel="reference", ylabel="prediction")
     right.set(xlabel="mean", ylabel="difference")
-    agreed = agreement(pairs)
-    r = "undefined" if agreed.r is None else signed(agreed.r, 3).removeprefix("+")
-    left.set_title(f"{title}, r = {r}", loc="left")
-    if agreed.bias is None:
-        right.set_title("no value", loc="left")
-        return
-    right.set_title(f"bias {signed(agreed.bias, 1)}", loc="left")
-    left.axline((pairs[0][1], pairs[0][1]), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
-    right.axhline(agreed.bias, color=_INK, linewidth=1)
-    for limit in (agreed.low, agreed.high):
-        if limit is not None:
-            right.axhline(limit, color=_INK, linewidth=0.8, linestyle="--")
+    if pairs:
+        left.axline((pairs[0][1], pairs[0][1]), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
+
+
+def _agreement_numbers(left: Axes, right: Axes, seeds: Sequence[Agreement], title: str) -> None:
+    """Lines and titles; a number is the mean over seeds, as in the table of indices."""
+    known = {name: over_seeds(seeds, name) for name in ("bias", "low", "high", "r")}
+    means = {name: fmean(values) if values else None for name, values in known.items()}
+    left.set_title(f"{title}, r = {plus_minus(means['r'], None, 3)}", loc="left")
+    bias = plus_minus(means["bias"], None, 1, sign=True)
+    right.set_title("no value" if means["bias"] is None else f"bias {bias}", loc="left")
+    for name, style in (("bias", "-"), ("low", "--"), ("high", "--")):
+        if (value := means[name]) is not None:
+            right.axhline(value, color=_INK, linewidth=0.9, linestyle=style)
 
 
 def _share_limits(axes: Any) -> None:

@@ -6,7 +6,7 @@ SOURCE = (
     "Quoted: Wang et al., Mamba-UNet: UNet-Like Pure Visual Mamba for Medical Image Segmentation, "
     "arXiv 2402.05079, Table 1 (ACDC)"
 )
-CLASSES = ("RV", "MYO", "LV")
+DATA, CLASSES = "ACDC", ("RV", "MYO", "LV")  # scores of other data do not belong beside them
 COLUMNS = ("dice", "iou", "accuracy", "precision", "sensitivity", "specificity",
            "hd95_vox", "asd_vox")  # fmt: skip
 # HD and ASD: the released code measures them in voxels, HD as the 95th percentile; the paper names

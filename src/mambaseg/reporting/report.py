@@ -11,9 +11,11 @@ from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
+from mambaseg.reporting.overlays import OVERLAY, overlay_pictures
 from mambaseg.reporting.page import Section, page
 from mambaseg.reporting.paired import paired_grid, pairs, verdict
 from mambaseg.reporting.plots import draw
+from mambaseg.reporting.protocol import protocol_grid
 from mambaseg.reporting.status import states, status_grid
 from mambaseg.reporting.tables import compared_metrics, cost_grid, score_grids, settings_grid, tidy
 from mambaseg.reporting.tasks import other_grids
@@ -31,11 +33,13 @@ def section_of(comparison: Comparison) -> Section:
     others = [clinical_grid(comparison), cost_grid(comparison), settings_grid(comparison)]
     paired = [paired_grid(comparison, metric, own) for metric, own in found]
     grids = [scores, *paired, *details, *(grid for grid in others if grid is not None)]
-    return Section(comparison, cautions(comparison), found, grids)
+    return Section(comparison, cautions(comparison), found, grids, protocol_grid(comparison))
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, *, images: bool = True) -> Path:
     """Reads the finished runs of an experiment and writes `<folder>/report/index.html`.
+
+    Without `images` no picture of a patient is in it or beside it, and the page says so.
 
     Raises:
         UserError: no such folder, or no finished run.
@@ -52,10 +56,13 @@ def write_report(folder: str | Path) -> Path:
         with TemporaryDirectory(prefix=_UNFINISHED, dir=place) as unfinished:
             report = RunFolder(unfinished)  # for its writing of whole files
             _write_tables(report, sections, others, status_grid(runs), problems)
+            figures = report.path / "figures"
             for index, section in enumerate(sections):
                 prefix = f"{index + 1}-" if len(sections) > 1 else ""
-                section.figures.extend(draw(section.comparison, report.path / "figures", prefix))
-            html = page(folder.resolve().name, sections, others, runs, problems)
+                section.figures.extend(draw(section.comparison, figures, prefix))
+                if images:
+                    section.figures.extend(overlay_pictures(section.comparison, figures, prefix))
+            html = page(folder.resolve().name, sections, others, runs, problems, images=images)
             report.write_text("index.html", html)
             _publish(report.path, place)
     return place / "index.html"
@@ -91,12 +98,12 @@ def _write_tables(
     for section in sections:
         text += [f"## {markdown_text(section.comparison.title)}", ""]
         text += [*(f"- {markdown_text(caution)}" for caution in section.cautions), ""]
-        text += [grid.markdown() for grid in section.grids]
+        text += [grid.markdown() for grid in (*section.grids, section.protocol)]
     text += [grid.markdown(level=2) for grid in (*others, runs)]
     text += [f"- {markdown_text(problem)}" for problem in problems]
     report.write_text("table.md", "\n".join(text).rstrip() + "\n")
     grids = [*(grid for section in sections for grid in section.grids), *others]
-    latex = ["% needs \\usepackage{booktabs}", *(grid.latex() for grid in grids)]
+    latex = ["% needs \\usepackage{booktabs}", *(grid.latex() for grid in grids if grid.rows)]
     report.write_text("table.tex", "\n".join(latex))
     for name, rows_of in _CSV.items():
         if found := [row for section in sections for row in rows_of(section)]:
@@ -109,6 +116,8 @@ def _publish(unfinished: Path, place: Path) -> None:
     for name in _CSV:
         if not (unfinished / name).exists():  # nothing to tell any more
             (place / name).unlink(missing_ok=True)
+    for path in place.glob(f"figures/*{OVERLAY}*.png"):  # also those of patients shown no more
+        path.unlink()
     for path in sorted(unfinished.rglob("*")):
         target = place / path.relative_to(unfinished)
         if path.is_dir():

@@ -35,6 +35,7 @@ _RECORD = {
     "parameters": 1,
     "fit_seconds": 1.0,
     "weights": {},
+    "overrides": [""],
     "data": {"fingerprint": "", "config": ""},
     "code": {"digest": "", "commit": ""},
     "versions": {"torch": ""},

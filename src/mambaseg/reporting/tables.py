@@ -156,7 +156,7 @@ def score_grids(comparison: Comparison) -> list[Grid]:
     for key, title in (("phase", "Per phase"), ("group", "Per pathology group")):
         if any(values_of(entry, key) for entry in comparison.entries):
             found.append(_parts(comparison, key, title))
-    if comparison.classes == quoted.CLASSES:
+    if comparison.classes == quoted.CLASSES and comparison.protocol["data"] == quoted.DATA:
         found.append(_beside_the_paper(comparison))
     return found
 
@@ -261,40 +261,63 @@ def _beside_the_paper(comparison: Comparison) -> Grid:
             rows.append([entry.label, words, *cells])
     ours = len(rows)
     rows += [[f"{n} (quoted)", "not stated", *numbers] for n, numbers in quoted.TABLE_1.items()]
-    data = str(comparison.protocol["data"])
     notes = [f"{quoted.SOURCE}.", quoted.CAVEAT]
-    if "not ACDC" in data or "ACDC" not in data:
-        notes.insert(0, f"Our rows are from another data set: {data}.")
     header = ["network", "average over classes", *map(heading, metrics)]
     marks = dict.fromkeys(range(ours, len(rows)), "quoted")
     return Grid("Beside the paper's table", header, rows, notes, wide=2, marks=marks)
+
+
+class Costs(NamedTuple):
+    """What an entry costs; None or nothing where it was not measured."""
+
+    parameters: int | None
+    macs: float | None  # per image
+    scan_flops: float | None  # per image
+    image: Sequence[int]  # its shape (C, H, W)
+    seconds: list[float]  # per case at testing, of each run
+    memory: list[float]  # peak, bytes, of each run
+    training: list[float]  # seconds of each run
+    devices: list[str]  # without repetition
+
+
+def costs_of(entry: Entry) -> Costs:
+    """Costs from the records of an entry's runs."""
+    costs = [run.record.get("cost") or {} for run in entry.runs]
+    counted_once = next((cost for cost in costs if cost.get("macs") is not None), {})
+    seconds, memory = (
+        [own[key] for own in costs if own.get(key) is not None]
+        for key in ("seconds_per_case", "peak_memory_bytes")
+    )
+    return Costs(
+        entry.runs[0].record.get("parameters"),
+        counted_once.get("macs"),
+        counted_once.get("scan_flops"),
+        counted_once.get("image") or [],
+        seconds,
+        memory,
+        [run.record["fit_seconds"] for run in entry.runs if run.record.get("fit_seconds")],
+        list(dict.fromkeys(device(run.record) for run in entry.runs)),
+    )
 
 
 def cost_grid(comparison: Comparison) -> Grid:
     """Parameters, operations with the scan counted, time and memory of each entry."""
     rows = []
     for entry in comparison.entries:
-        costs = [run.record.get("cost") or {} for run in entry.runs]
-        cost = next((cost for cost in costs if cost.get("macs") is not None), {})
-        macs, scan = cost.get("macs"), cost.get("scan_flops")
+        cost = costs_of(entry)
+        macs, scan = cost.macs, cost.scan_flops
         both = None if macs is None or scan is None else 2 * macs + scan
-        memory, seconds = (
-            [own[key] for own in costs if own.get(key) is not None]
-            for key in ("peak_memory_bytes", "seconds_per_case")
-        )
-        fits = [run.record["fit_seconds"] for run in entry.runs if run.record.get("fit_seconds")]
-        parameters = entry.runs[0].record.get("parameters")
         rows.append(
             [
                 entry.label,
-                UNDEFINED if parameters is None else f"{parameters:,}",
+                UNDEFINED if cost.parameters is None else f"{cost.parameters:,}",
                 *(UNDEFINED if v is None else f"{v / 1e9:.2f}" for v in (macs, scan, both)),
-                " × ".join(map(str, cost.get("image") or [])) or UNDEFINED,
-                plus_minus(*mean_sd(seconds), 2),
-                f"{max(memory) / 2**20:.0f}" if memory else UNDEFINED,
-                duration(fmean(fits)) if fits else UNDEFINED,
+                " × ".join(map(str, cost.image)) or UNDEFINED,
+                plus_minus(*mean_sd(cost.seconds), 2),
+                f"{max(cost.memory) / 2**20:.0f}" if cost.memory else UNDEFINED,
+                duration(fmean(cost.training)) if cost.training else UNDEFINED,
                 _repeats(entry),
-                ", ".join(dict.fromkeys(device(run.record) for run in entry.runs)),
+                ", ".join(cost.devices),
             ]
         )
     header = [

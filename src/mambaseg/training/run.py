@@ -58,15 +58,21 @@ class Plan:
 class Run:
     """A planned run; a context manager that leaves a record however it ends.
 
-    `parts` makes network, task and trainer (`mambaseg.app.build.Assembly`). `requeue` queues the
-    job again that this is on a cluster.
+    `parts` makes network, task and trainer (`mambaseg.app.build.Assembly`). `overrides` are those
+    of its command line, for the record. `requeue` queues the job again that this is on a cluster.
     """
 
     def __init__(
-        self, plan: Plan, data: Any, parts: Any, *, requeue: Callable[[], None] | None = None
+        self,
+        plan: Plan,
+        data: Any,
+        parts: Any,
+        *,
+        overrides: list[str] | None = None,
+        requeue: Callable[[], None] | None = None,
     ) -> None:
         self.plan, self.config, self.key, self.folder = plan, plan.config, plan.key, plan.folder
-        self.data, self._parts = data, parts
+        self.data, self._parts, self._overrides = data, parts, overrides
         self.finished = self._has_result()
         self._monitor = monitor_of(plan.config)  # val/dice; empty: nothing is trained
         self._score_name = self._monitor.replace("/", "_")  # in the record: val_dice
@@ -152,6 +158,7 @@ class Run:
             key=self.key,
             design=self.plan.design,
             weights=self.plan.weights,
+            overrides=self._overrides,
             wandb_id=new_wandb_id(self.key),
             data={**data, "fingerprint": fingerprint},
             split={"name": split.name, "hash": split.hash, "note": split.note},

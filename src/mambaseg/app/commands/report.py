@@ -3,6 +3,7 @@
 mambaseg report outputs/<experiment>           # writes outputs/<experiment>/report/index.html
 mambaseg report status outputs/<experiment>    # what is done, running, failed, missing
 mambaseg report wandb outputs/<experiment>     # the same report to Weights & Biases
+mambaseg report --no-images outputs/<experiment>    # to publish: without patients' images
 """
 
 import argparse
@@ -19,11 +20,16 @@ def main(words: Sequence[str]) -> None:
         prog="mambaseg report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="mambaseg report [status | wandb] FOLDER",
+        usage="mambaseg report [status | wandb | --no-images] FOLDER",
     )
     parser.add_argument("folder", type=Path, help="outputs/<experiment>, the folder of its runs")
+    about = "leave out all pictures of patients, for a page that is published"
+    parser.add_argument("--no-images", dest="images", action="store_false", help=about)
     command = words[0] if words and words[0] in ("status", "wandb") else "report"
-    folder = parser.parse_args(words[command != "report" :]).folder
+    given = parser.parse_args(words[command != "report" :])
+    folder = given.folder
+    if not given.images and command != "report":
+        parser.error(f"{command} has no images to leave out")
     if command == "status":
         from rich.console import Console
 
@@ -35,4 +41,4 @@ def main(words: Sequence[str]) -> None:
     else:
         from mambaseg.reporting.report import write_report
 
-        logging.info("report: %s", write_report(folder))
+        logging.info("report: %s", write_report(folder, images=given.images))

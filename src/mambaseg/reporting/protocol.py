@@ -1,0 +1,207 @@
+"""How the runs of a comparison were made, in one box: from their configurations and records."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from mambaseg.reporting.collect import Comparison
+from mambaseg.reporting.grid import Grid, counted
+from mambaseg.reporting.labels import flatten, text_of
+from mambaseg.reporting.runs import RunData
+from mambaseg.reporting.tables import device
+
+_VERSIONS = ("python", "mambaseg", "torch", "lightning", "monai")
+# where things are on one machine, and how jobs are started: it changes no number
+_PLACES = ("outputs", "run_dir", "data.root", "data.cache_dir", "logger", "hydra", "rerun")
+_MOST = 6  # commands that are shown where they are no sweep
+
+
+def protocol_grid(comparison: Comparison) -> Grid:
+    """A row per subject; where the runs differ, each value with the networks that have it."""
+    rows = [["command", "\n".join(commands(comparison.runs))], ["seeds", _seeds(comparison)]]
+    rows += [[name, _of_entries(comparison, tell)] for name, tell in _TOLD.items()]
+    return Grid("Protocol", ["", "value"], [row for row in rows if row[1]], wide=2)
+
+
+def commands(runs: Sequence[RunData]) -> list[str]:
+    """The command lines that give these runs: one sweep where they are a full grid of values.
+
+    Nothing where no run recorded its overrides, as runs of earlier versions.
+    """
+    jobs = [_words(run) for run in runs if run.record.get("overrides") is not None]
+    keys = list(dict.fromkeys(key for job in jobs for key in job))
+    values = {key: list(dict.fromkeys(job.get(key) for job in jobs)) for key in keys}
+    distinct = {tuple(map(job.get, keys)) for job in jobs}
+    full = prod(map(len, values.values())) == len(distinct)
+    if not jobs or not full or any(None in own for own in values.values()):
+        lines = list(dict.fromkeys(_line(job) for job in jobs))
+        more = [f"... and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+        return lines[:_MOST] + more
+    return [_line({key: ",".join(map(str, own)) for key, own in values.items()}, len(distinct) > 1)]
+
+
+def _words(run: RunData) -> dict[str, str]:
+    """Overrides by key, without places; of a file's name the last part."""
+    parted = (word.partition("=") for word in run.record["overrides"])
+    script = "evaluate" if "checkpoint" in run.config else "train"
+    shown = ((key, value) for key, _, value in parted if not key.lstrip("+~").startswith(_PLACES))
+    return {"": f"mambaseg {script}", **{key: text_of(key, value) for key, value in shown}}
+
+
+def _line(job: Mapping[str, str], sweep: bool = False) -> str:
+    script, *words = (f"{key}={value}".removeprefix("=") for key, value in job.items())
+    return " ".join([script, *(["-m"] if sweep else []), *map(_quoted, words)])
+
+
+def _quoted(word: str) -> str:
+    """For a shell; Hydra's own quotes in double ones, which can be read."""
+    double = "'" in word and not set(word) & set('"$`!\\')
+    return f'"{word}"' if double else shlex.quote(word)
+
+
+def _of_entries(comparison: Comparison, tell: Callable[[RunData, Mapping[str, Any]], str]) -> str:
+    """What all runs share, or each value with its entries; those that tell nothing are left out."""
+    texts: dict[str, list[str]] = {}
+    for entry in comparison.entries:
+        own = dict.fromkeys(tell(run, flatten(run.config)) for run in entry.runs)
+        texts.setdefault(" / ".join(filter(None, own)), []).append(entry.label)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return "; ".join(f"{', '.join(labels)}: {text}" for text, labels in texts.items() if text)
+
+
+def _seeds(comparison: Comparison) -> str:
+    texts: dict[str, list[str]] = {}
+    for entry in comparison.entries:
+        texts.setdefault(", ".join(map(str, entry.by_seed)), []).append(entry.label)
+    if len(texts) == 1:
+        (seeds,) = texts
+        return f"{seeds} ({counted(len(comparison.entries[0].by_seed), 'training')} per network)"
+    return "; ".join(f"{', '.join(labels)}: {seeds}" for seeds, labels in texts.items())
+
+
+def _name(config: Mapping[str, Any], key: str) -> str:
+    return text_of(f"{key}._target_", config.get(f"{key}._target_", "")).strip()
+
+
+def _optimizer(_: RunData, config: Mapping[str, Any]) -> str:
+    return _with(
+        _name(config, "optim.optimizer"), _arguments(config, "optim.optimizer", {"lr", "fused"})
+    )
+
+
+def _rate(_: RunData, config: Mapping[str, Any]) -> str:
+    rate = config.get("optim.optimizer.lr")
+    schedule = _name(config, "optim.scheduler")
+    known = [] if rate is None else [text_of("", rate)]
+    if schedule:
+        known.append(_with(schedule, _arguments(config, "optim.scheduler", set())))
+    return ", ".join(known)
+
+
+def _steps(_: RunData, config: Mapping[str, Any]) -> str:
+    steps, every = config.get("data.steps"), config.get("data.val_every")
+    told = "" if steps is None else f"{steps}"
+    return told + (f", validation every {every}" if told and every else "")
+
+
+def _batch(_: RunData, config: Mapping[str, Any]) -> str:
+    batch, parts = config.get("data.batch_size"), config.get("data.accumulate") or 1
+    if batch is None:
+        return ""
+    return f"{batch}" + (f" in {parts} parts" if parts != 1 else "")
+
+
+def _size(_: RunData, config: Mapping[str, Any]) -> str:
+    size, kind = config.get("data.size"), config.get("data.preprocessing")
+    known = [f"{size} × {size} pixels" if isinstance(size, int) else text_of("", size or "")]
+    return ", ".join(filter(None, [*known, f"preprocessing {kind}" if kind else ""]))
+
+
+def _augmentation(run: RunData, _: Mapping[str, Any]) -> str:
+    operations = run.config.get("augmentation")
+    if not isinstance(operations, Mapping):
+        return "none" if "augmentation" in run.config else ""
+    told = []
+    for name, operation in operations.items():
+        arguments = flatten(operation) if isinstance(operation, Mapping) else {}
+        named = (f"{k}={text_of(k, v)}" for k, v in arguments.items() if not k.startswith("_"))
+        told.append(_with(str(name), named))
+    return ", ".join(told) or "none"
+
+
+def _loss(_: RunData, config: Mapping[str, Any]) -> str:
+    return _with(_name(config, "loss"), _arguments(config, "loss", set()))
+
+
+def _counts(run: RunData, _: Mapping[str, Any]) -> str:
+    counts = run.record.get("counts")
+    if not isinstance(counts, Mapping):
+        return ""
+    words = {"train": "training", "val": "validation", "test": "test"}
+    parts = {name: counts.get(name) for name in words}
+    shown = [
+        f"{words[name]} {counted(part['cases'], 'case')} of {counted(part['patients'], 'patient')}"
+        for name, part in parts.items()
+        if isinstance(part, Mapping) and {"cases", "patients"} <= part.keys()
+    ]
+    return ", ".join(shown)
+
+
+def _versions(run: RunData, _: Mapping[str, Any]) -> str:
+    versions = run.record.get("versions") or {}
+    return ", ".join(f"{name} {versions[name]}" for name in _VERSIONS if versions.get(name))
+
+
+def _code(run: RunData, _: Mapping[str, Any]) -> str:
+    code = run.record.get("code") or {}
+    changed = " with local changes" if code.get("dirty") else ""
+    return f"commit {code['commit'][:10]}{changed}" if code.get("commit") else ""
+
+
+def _scan(run: RunData, _: Mapping[str, Any]) -> str:
+    return str(run.record.get("scan_backend") or "")
+
+
+def _device(run: RunData, config: Mapping[str, Any]) -> str:
+    record, gpus = run.record, (run.record.get("hardware") or {}).get("gpus")
+    known = [device(record)]
+    if not gpus and record.get("threads"):
+        known.append(counted(record["threads"], "thread"))
+    if gpus and (record.get("devices") or 1) != 1:
+        known.append(f"{record['devices']} devices")
+    if precision := config.get("trainer.precision"):
+        known.append(f"precision {precision}")
+    return ", ".join(known)
+
+
+def _arguments(config: Mapping[str, Any], key: str, without: set[str]) -> Iterable[str]:
+    """`name=value` of an object's own arguments."""
+    for full, value in config.items():
+        name = full.removeprefix(f"{key}.")
+        if full != name and not name.startswith("_") and name not in without and value is not None:
+            yield f"{name}={text_of(name, value)}"
+
+
+def _with(name: str, arguments: Iterable[str]) -> str:
+    told = ", ".join(arguments)
+    return f"{name} ({told})" if name and told else name
+
+
+_TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
+    "data": _counts,
+    "optimizer": _optimizer,
+    "learning rate": _rate,
+    "loss": _loss,
+    "steps": _steps,
+    "batch": _batch,
+    "image size": _size,
+    "augmentation": _augmentation,
+    "versions": _versions,
+    "code": _code,
+    "device": _device,
+    "scan": _scan,
+}

@@ -1,0 +1,68 @@
+"""The protocol box, and overlays as cards."""
+
+import base64
+import io
+
+import numpy as np
+from fake_runs import write_run
+from PIL import Image
+
+from mambaseg.reporting.cards import deck
+from mambaseg.reporting.collect import collect
+from mambaseg.reporting.protocol import commands, protocol_grid
+
+
+def runs_with(folder, *overrides):
+    """Runs of networks and seeds that their overrides name."""
+    for words in overrides:
+        named = dict(word.split("=", 1) for word in words)
+        write_run(folder, named["model"], seed=int(named["seed"]), patients=(1,), size=16,
+                  record={"overrides": list(words)})  # fmt: skip
+    ((comparison,), _, _) = collect(folder)
+    return comparison
+
+
+def test_the_command_of_a_sweep_is_put_together_without_this_machines_places(tmp_path):
+    own = ("data.root=/home/me/scans", "outputs=/scratch/x", "model.pretrained=/home/me/swin.pth",
+           "data.patient_pattern='^(.+)_'")  # fmt: skip
+    jobs = [(*own, f"model={m}", f"seed={s}") for m in ("unet", "mamba_unet") for s in (1, 2)]
+    comparison = runs_with(tmp_path / "full", *jobs)
+    line = "mambaseg train -m model.pretrained=swin.pth \"data.patient_pattern='^(.+)_'\" model=unet,mamba_unet seed=1,2"
+    assert commands(comparison.runs) == [line]
+    some = runs_with(tmp_path / "some", *jobs[:3])
+    assert commands(some.runs) == [
+        f"mambaseg train model.pretrained=swin.pth \"data.patient_pattern='^(.+)_'\" model={model} seed={seed}"
+        for model, seed in (("unet", 1), ("unet", 2), ("mamba_unet", 1))
+    ]
+    rows = dict(protocol_grid(some).rows)
+    assert rows["seeds"] == "unet: 1, 2; mamba_unet: 1"
+    assert (rows["learning rate"], rows["device"]) == ("0.01", "a CPU, precision 32-true")
+
+
+def test_what_differs_is_told_with_its_networks(tmp_path):
+    write_run(tmp_path, "unet", patients=(1,), size=16)
+    write_run(tmp_path, "mamba_unet", patients=(1,), size=16, optim="adamw",
+              record={"scan_backend": "numba"})  # fmt: skip
+    rows = dict(protocol_grid(collect(tmp_path)[0][0]).rows)
+    assert "unet" in rows["optimizer"] and "AdamW (betas=[0.9,0.999])" in rows["optimizer"]
+    assert rows["scan"].startswith("mamba_unet") and rows["scan"].endswith(": numba")
+    assert "command" not in rows  # not recorded: by an earlier version
+
+
+def test_each_network_has_a_card_beside_image_and_truth():
+    shown = {name: np.zeros((2, 20, 24), np.uint8) for name in ("image", "truth", "prediction")}
+    shown["slices"] = np.array([3, 5], np.int16)
+    shown["truth"][:, 8:12, 8:12] = 1
+    cards = deck({"ED": {"a": shown}}, headings={"a": "a\n0.9", "b": "b"},
+                 class_names=("background", "LV"))  # fmt: skip
+    assert [card.columns for card in cards.cards] == [
+        ("image", "truth"), ("prediction", "error"), ("prediction", "error")
+    ]  # fmt: skip
+    assert cards.rows == ("ED slice 4", "ED slice 6") and cards.legend["LV"].startswith("#")
+    truth, a, b = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(card.png))).convert("RGB"))
+        for card in cards.cards
+    )
+    assert truth.shape == a.shape == b.shape
+    assert truth.max() > 100 and a.max() > 100  # the missed structure is an error
+    assert b.max() < 40, "a network without this case has an empty card"
