@@ -27,11 +27,12 @@ def test_the_command_of_a_sweep_is_put_together_without_this_machines_places(tmp
            "data.patient_pattern='^(.+)_'")  # fmt: skip
     jobs = [(*own, f"model={m}", f"seed={s}") for m in ("unet", "mamba_unet") for s in (1, 2)]
     comparison = runs_with(tmp_path / "full", *jobs)
-    line = "mambaseg train -m model.pretrained=swin.pth \"data.patient_pattern='^(.+)_'\" model=unet,mamba_unet seed=1,2"
+    shared = "model.pretrained=swin.pth \"data.patient_pattern='^(.+)_'\""
+    line = f"mambaseg train -m {shared} model=unet,mamba_unet seed=1,2"
     assert commands(comparison.runs) == [line]
     some = runs_with(tmp_path / "some", *jobs[:3])
     assert commands(some.runs) == [
-        f"mambaseg train model.pretrained=swin.pth \"data.patient_pattern='^(.+)_'\" model={model} seed={seed}"
+        f"mambaseg train {shared} model={model} seed={seed}"
         for model, seed in (("unet", 1), ("unet", 2), ("mamba_unet", 1))
     ]
     rows = dict(protocol_grid(some).rows)

@@ -129,7 +129,7 @@ def test_the_command_prints_the_states(experiment):
 
 def test_the_command_explains_itself_and_its_errors(tmp_path):
     done = typed("--help")
-    assert done.returncode == 0 and "report.py status outputs/<experiment>" in done.stdout
+    assert done.returncode == 0 and "report status outputs/<experiment>" in done.stdout
     done = typed(tmp_path / "nothing")
     assert done.returncode == 1 and "no such folder" in done.stderr
     assert "Traceback" not in done.stderr
