@@ -76,7 +76,7 @@ def test_a_data_set_of_nnunet_goes_from_its_check_to_a_cines_labels(tmp_path, mo
     assert list(scores["classes"]) == list(LABELS) and scores["foreground"] == same["foreground"]
     page = Path("outputs/default/report/index.html").read_text()
     assert all(said in page for said in ("cavity", "wall", "Dataset501_Heart", "test_00"))
-    assert "mambaseg train data=heart model=mamba_unet" in page  # the protocol's command
+    assert "mambaseg train data=heart model=unet" in page  # the protocol's command
     image, labels = (nibabel.load(f"{place}/cine.nii.gz") for place in ("new_scans", "labels"))
     assert labels.shape == image.shape == (20, 18, 4, 3)
     for field in ("dim", "pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"):

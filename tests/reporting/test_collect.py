@@ -205,7 +205,7 @@ def test_folders_without_results_are_explained(seeds, tmp_path):
         collect(seeds / "unet-sgd-seed1")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
-    with pytest.raises(UserError, match=r"no finished run.*report.py status"):
+    with pytest.raises(UserError, match=r"no finished run.*report status"):
         collect(tmp_path)
 
 

@@ -54,7 +54,7 @@ def test_without_a_key_the_workspace_is_written_and_the_way_to_send_it_said(
         ["test/dice"], ["test/hd95_mm"], ["test/dice_A", "test/dice_B"]
     ]  # fmt: skip
     assert str(experiment) not in text  # the file may be passed on
-    assert "wandb sync" in caplog.text and "report.py wandb" in caplog.text
+    assert "wandb sync" in caplog.text and "report wandb" in caplog.text
 
 
 def test_with_a_key_the_runs_go_first_and_the_workspace_after_them(experiment, monkeypatch):
