@@ -19,21 +19,23 @@ SITE = Path(__file__).parent
 ROOT = SITE.parents[1]
 BUILD = ROOT / "build" / "docs"
 PAGES = BUILD / "pages"
-GENERATED = {"Reference": ["/api/index"]}
-"""Pages that GitHub's readers do not have, by the section of docs/README.md that lists them."""
+API = "| [API reference](../api/index.rst) | What `from mambaseg import ...` gives |"
+"""A line of the section Reference that GitHub's readers do not have."""
+_ROW = re.compile(r"^\| \[([^]]+)\]\((\S+)\.(?:md|rst)\)", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[([^]]+)\]\((?!https?:|#)([^)#]+)((?:#[^)]*)?)\)")
 
 
 def sections(index: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Title, text and linked pages of each section of docs/README.md."""
+    """Title, text and entries `title <page>` of each section of docs/README.md."""
     for part in index.split("\n## ")[1:]:
         title, _, text = part.partition("\n")
-        yield title, text.strip(), re.findall(r"^\| \[[^]]+\]\(([^)]+)\.md\)", text, re.MULTILINE)
+        text = text.strip() + (f"\n{API}" if title == "Reference" else "")
+        yield title, text, [f"{words} <{page}>" for words, page in _ROW.findall(text)]
 
 
-def toctree(pages: list[str], *options: str) -> str:
+def toctree(pages: list[str]) -> str:
     """A table of contents that only the navigation shows."""
-    return "\n".join(["```{toctree}", ":hidden:", *options, "", *pages, "```", ""])
+    return "\n".join(["```{toctree}", ":hidden:", "", *pages, "```", ""])
 
 
 def relinked(text: str, at: Path) -> str:
@@ -44,7 +46,7 @@ def relinked(text: str, at: Path) -> str:
         path = (ROOT / at.parent / target).resolve()
         if path in (ROOT / "README.md", ROOT / "docs" / "README.md"):
             return f"[{words}](/index.md{anchor})"
-        if path.suffix == ".md" or path.is_file():
+        if path.suffix in (".md", ".rst") or path.is_file():
             return match[0]
         return words  # a folder
 
@@ -74,8 +76,8 @@ def write_pages() -> None:
     for title, text, linked in sections((ROOT / "docs/README.md").read_text("utf-8")):
         name = title.lower().replace(" ", "-")
         names.append(f"/docs/{name}")
-        contents = toctree([*linked, *GENERATED.get(title, ())])
-        write(f"docs/{name}.md", f"# {title}\n\n{relinked(text, Path('docs/x.md'))}\n\n{contents}")
+        text = relinked(text, Path("docs/README.md"))
+        write(f"docs/{name}.md", f"# {title}\n\n{text}\n\n{toctree(linked)}")
     start = relinked((ROOT / "README.md").read_text("utf-8"), Path("README.md"))
     write("index.md", f"{start}\n{toctree(names)}")
 

@@ -3,7 +3,7 @@
 import mambaseg
 
 project = "mambaseg"
-author = copyright = "The mambaseg authors"  # noqa: A001 (Sphinx's name)
+author = copyright = "The mambaseg authors"
 version = release = mambaseg.__version__
 
 extensions = [
@@ -25,6 +25,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"npt.ArrayLike": "ArrayLike"}
 napoleon_numpy_docstring = False
 
 html_theme = "pydata_sphinx_theme"

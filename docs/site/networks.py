@@ -53,11 +53,11 @@ def _page(file: Path, cost: dict[str, str]) -> str:
 
 {about["what"]}
 
-| | |
+| | for one channel and four classes |
 |---|---|
 {rows}
 
-For one channel and four classes; [Networks](../models.md) compares all networks.
+[Networks](../models.md) compares it with all others.
 
 ## Train it
 
@@ -87,11 +87,15 @@ python src/train.py model={file.stem}
 
 ## Class
 
-```{{eval-rst}}
-.. autoclass:: {public_name(config["_target_"])}
-   :no-index:
-```
+{_class(public_name(config["_target_"]))}
 """
+
+
+def _class(name: str) -> str:
+    """What the class says of itself; of other packages, which have their own pages, its name."""
+    if not name.startswith("mambaseg."):
+        return f"`{name}`, which the documentation of {name.partition('.')[0].upper()} describes."
+    return f"```{{eval-rst}}\n.. autoclass:: {name}\n   :no-index:\n```"
 
 
 def public_name(target: str) -> str:
@@ -110,9 +114,8 @@ def example(config: dict[str, Any]) -> str:
     ours = sorted({"AnySize", *([name] if place == "mambaseg" else [])})
     imports.append(f"from mambaseg import {', '.join(ours)}")
     arguments = "".join(f"    {key}={value!r},\n" for key, value in given.items())
-    return "\n".join(
-        [*imports, "", f"network = {name}(\n{arguments})", f"network = AnySize(network, {multiple})"]
-    )
+    made = [f"network = {name}(\n{arguments})", f"network = AnySize(network, {multiple})"]
+    return "\n".join([*imports, "", *made])
 
 
 def _value(value: Any) -> Any:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
+    from mambaseg.data.geometry import Preprocessing
     from mambaseg.data.volume import Spacing, Volume
     from mambaseg.inference.predictor import Outcome, Predictor
     from mambaseg.training.run import Run
@@ -85,7 +86,7 @@ class TrainedRun:
         return self.predictor.members[0].network
 
     @property
-    def preprocessing(self) -> Any:
+    def preprocessing(self) -> Preprocessing:
         """The `Preprocessing` of the network's training."""
         return self.predictor.members[0].preprocessing
 
@@ -96,12 +97,20 @@ class TrainedRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration (config.yaml). `UserError`: this is a .ckpt file alone."""
+        """The resolved configuration, as config.yaml holds it.
+
+        Raises:
+            UserError: this is a .ckpt file without its run folder.
+        """
         return read_identity(self.path)[1]
 
     @property
     def scores(self) -> Scores:
-        """The scores of its test set. `UserError`: it was not scored."""
+        """The scores of its test set.
+
+        Raises:
+            UserError: it was not scored.
+        """
         return _scores(self.path)
 
     def predict(

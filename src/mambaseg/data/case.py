@@ -21,23 +21,23 @@ from mambaseg.data.volume import Volume, slice_axis
 class Case:
     """One annotated phase of one patient; holds paths, no arrays."""
 
-    id: str  # "patient001_ED"
-    patient: str  # "patient001"; splits go by it
-    phase: str | None  # "ED" (end-diastole), "ES" (end-systole), or None
-    group: str | None  # pathology: NOR, MINF, DCM, HCM, RV, or None
-    image_path: Path  # the image, or the first of its files
-    label_path: Path | None  # the same as `image_path` for h5
-    # A function of a module, or a `functools.partial` of one with plain keywords, so that a case
-    # can be pickled and described.
+    id: str  #: such as `patient001_ED`
+    patient: str  #: such as `patient001`; splits go by it
+    phase: str | None  #: "ED" (end-diastole), "ES" (end-systole), or None
+    group: str | None  #: pathology (NOR, MINF, DCM, HCM, RV), or None
+    image_path: Path  #: the image, or the first of its files
+    label_path: Path | None  #: the same as `image_path` for h5
+    #: A function of a module, or a `functools.partial` of one with plain keywords, so that a case
+    #: can be pickled and described.
     reader: Callable[[Case], Volume]
-    more_images: tuple[Path, ...] = ()  # further files: channels, slices, voxels beside a header
+    more_images: tuple[Path, ...] = ()  #: further files (channels, slices, parts)
     more_labels: tuple[Path, ...] = ()
-    part: str | None = None  # `train`, `val` or `test` of the data set's own split
-    label_map: tuple[tuple[int, int], ...] | None = None  # (value in the file, class)
-    value_names: tuple[tuple[int, str], ...] = ()  # (value, name) where the data set names them
-    slicing: str = "stored"  # a rule of `slice_axis`
-    fold: int | None = None  # of the data set's own cross-validation, for `part`
-    patient_assumed: bool = False  # no file names the patient, so the case counts as one
+    part: str | None = None  #: `train`, `val` or `test` of the data set's own split
+    label_map: tuple[tuple[int, int], ...] | None = None  #: (value in the file, class)
+    value_names: tuple[tuple[int, str], ...] = ()  #: (value, name) where the data set names them
+    slicing: str = "stored"  #: a rule of `slice_axis`
+    fold: int | None = None  #: of the data set's own cross-validation, for `part`
+    patient_assumed: bool = False  #: no file names the patient, so the case counts as one
 
     def load(self) -> Volume:
         """Read the case, slice it and map its labels; what it holds is not validated."""
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def recipe(self) -> str:
-        """How its arrays come from its files: reader and keywords, label map, slicing."""
+        """How its arrays come from its files (reader and keywords, label map, slicing)."""
         reader: Any = self.reader
         keywords = []
         if isinstance(reader, functools.partial):

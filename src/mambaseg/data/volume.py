@@ -34,14 +34,14 @@ def slice_axis(spacing: Spacing | None, rule: str) -> int:
 class Volume:
     """Voxels with their place; "z" is the axis along which slices are stacked."""
 
-    # (Z, C, H, W) in the file's own units; of a file that may be a cine (T, Z, C, H, W)
+    #: (Z, C, H, W) in the file's own units; of a file that may be a cine (T, Z, C, H, W)
     image: np.ndarray
-    label: np.ndarray | None = None  # (Z, H, W) uint8
-    spacing: Spacing | None = None  # mm (z, y, x); None when the file does not tell
-    affine: np.ndarray | None = None  # 4x4, voxel (x, y, z) to mm
-    orientation: str | None = None  # axis codes of (x, y, z) such as "LPS"
-    header: Any = None  # nibabel's, with the place of the grid alone, for label maps on it
-    flat: bool = False  # whether it is one 2-D picture, whose labels are a picture too
+    label: np.ndarray | None = None  #: (Z, H, W) uint8
+    spacing: Spacing | None = None  #: mm (z, y, x); None when the file does not tell
+    affine: np.ndarray | None = None  #: 4x4, voxel (x, y, z) to mm
+    orientation: str | None = None  #: axis codes of (x, y, z) such as "LPS"
+    header: Any = None  #: nibabel's, with the place of the grid alone, for label maps on it
+    flat: bool = False  #: whether it is one 2-D picture, whose labels are a picture too
 
     @property
     def place(self) -> str:

@@ -3,8 +3,8 @@
 Columns of a row, one row per case and class. Undefined values are None, never NaN or 0:
 
 ===================================  ========================================================
-``dice iou precision sensitivity     overlap of the class with the rest as background, [0, 1];
-specificity accuracy``               accuracy is (TP + TN) / N
+``dice iou precision sensitivity``   overlap of the class with the rest as background, [0, 1];
+``specificity accuracy``             accuracy is (TP + TN) / N
 ``hd95 hd asd assd`` + ``_vox``      surface distances in voxels (1 = one pixel in the slice or
                                      one slice), the unit of the published tables
 ``hd95 hd asd assd`` + ``_mm``       the same in mm; None where spacing is unknown
@@ -14,8 +14,8 @@ specificity accuracy``               accuracy is (TP + TN) / N
 ``volume_ml reference_volume_ml``    voxels times voxel volume; None where spacing is unknown
 ``outcome``                          scored, missed (not predicted though there), false_positive
                                      (predicted though not there), both_empty
-``policy tolerance_mm                the convention the row was made under
-tolerance_vox``
+``policy tolerance_mm``              the convention the row was made under
+``tolerance_vox``
 ===================================  ========================================================
 
 Definitions of overlap and distances are medpy 0.5.2's (`mambaseg.evaluation.surface` states them).
@@ -40,6 +40,8 @@ distance is larger. *legacy* is the validation code released with Mamba-UNet, fo
 published numbers only: it returns Dice 0 and HD95 0 for an empty prediction, and would stop with
 an error on a false positive (no ACDC volume lacks a class).
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

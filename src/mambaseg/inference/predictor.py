@@ -51,13 +51,13 @@ class Options:
 class Outcome:
     """Names of the images by their result, and sums over those that are done."""
 
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # their results were there
-    failed: dict[str, str] = field(default_factory=dict)  # name -> why
-    empty: list[str] = field(default_factory=list)  # of `done`, those of background alone
-    voxels: dict[str, int] = field(default_factory=dict)  # of each class
-    slices: int = 0
-    seconds: float = 0.0  # for everything
+    done: list[str] = field(default_factory=list)  #: their label maps are written
+    skipped: list[str] = field(default_factory=list)  #: their results were there
+    failed: dict[str, str] = field(default_factory=dict)  #: name -> why
+    empty: list[str] = field(default_factory=list)  #: of `done`, those of background alone
+    voxels: dict[str, int] = field(default_factory=dict)  #: of each class
+    slices: int = 0  #: of all images
+    seconds: float = 0.0  #: for everything
 
     def require_all(self) -> None:
         """Raises `UserError` where an image failed."""

@@ -2,7 +2,7 @@
 
 A reader is a function that yields the cases below a folder and, as errors, what is wrong with the
 rest. Training stops at the first error, data-check lists them all. A config in conf/data names it
-as `find_cases._target_`, which is all that is needed to train and check:
+as `find_cases._target_`, which is all that is needed to train and check::
 
     @reader(example="hearts (h1.nii.gz and h1_seg.nii.gz)", recognises=lambda root: ...)
     def find_cases(root: Path) -> Iterator[Found]:
@@ -47,15 +47,15 @@ Found = Case | DataError | Problem
 class Reader:
     """A reader, and what data-check asks it. Called with a folder it returns the cases."""
 
-    scan: Callable[..., Iterable[Found]]  # (folder, options) -> what is found; opens no image
-    example: str = ""  # what such a folder holds, for messages
-    remedy: str = ""  # what to do where nothing is found
-    # By names alone, and generous, so that damaged data are recognised too.
+    scan: Callable[..., Iterable[Found]]  #: (folder, options) -> what is found; opens no image
+    example: str = ""  #: what such a folder holds, for messages
+    remedy: str = ""  #: what to do where nothing is found
+    #: By names alone, and generous, so that damaged data are recognised too.
     recognises: Callable[[Path], bool] = lambda root: False
-    any_names: bool = False  # whether files may have any names: such readers are asked last
-    class_names: Callable[[Path], Sequence[str] | None] | None = None  # in place of the config's
-    split: Callable[[Path], str] | None = None  # `data.split` to propose, likewise
-    remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()  # on what is suspicious
+    any_names: bool = False  #: whether files may have any names; such readers are asked last
+    class_names: Callable[[Path], Sequence[str] | None] | None = None  #: in place of the config's
+    split: Callable[[Path], str] | None = None  #: `data.split` to propose, likewise
+    remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()  #: on what is suspicious
 
     def __post_init__(self) -> None:
         functools.update_wrapper(self, self.scan)
