@@ -46,9 +46,13 @@ test-launchers: setup-launchers ## Run real sweeps on every launcher, a simulate
 
 lock: ## Rewrite constraints/lock.txt: the versions of cpu.txt with hashes (needs uv)
 	echo 'setuptools>=77' | uv pip compile pyproject.toml - --quiet --generate-hashes \
-		--extra dev --extra launchers --extra ray --extra search --constraints constraints/cpu.txt \
+		--extra dev --extra docs --extra launchers --extra ray --extra search --constraints constraints/cpu.txt \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate \
 		--no-emit-index-url --custom-compile-command "make lock" --output-file constraints/lock.txt
+
+docs: setup ## Build the documentation as a site with search: build/docs/html/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[docs]'
+	$(BIN)/python docs/site/build.py
 
 lint: setup ## ruff (lint and format) and the import contracts
 	$(BIN)/ruff check .
@@ -73,4 +77,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers lint format types data-check doctor clean
+.PHONY: help setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers docs lint format types data-check doctor clean

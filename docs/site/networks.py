@@ -62,7 +62,7 @@ def _page(file: Path, cost: dict[str, str]) -> str:
 ## Train it
 
 ```sh
-python src/train.py model={file.stem}
+mambaseg train model={file.stem}
 ```
 
 ## Use it in Python

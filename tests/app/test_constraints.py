@@ -62,7 +62,7 @@ def test_the_lock_is_complete_for_what_it_says_it_covers():
     about, hashed = project(), locked()
     extras = about["optional-dependencies"]
     wanted = [*about["dependencies"]]
-    for extra in ("dev", "demo", "export", "images", "launchers", "ray", "search"):
+    for extra in ("dev", "demo", "docs", "export", "images", "launchers", "ray", "search"):
         wanted += extras[extra]
     for requirement in map(Requirement, wanted):
         if requirement.name != about["name"]:

@@ -128,9 +128,3 @@ def test_files_that_contributing_names_are_there():
     for name in named:
         places = (REPOSITORY / name, REPOSITORY / "src" / "mambaseg" / name)
         assert any(place.is_file() for place in places), name
-
-
-def test_the_index_lists_every_page():
-    index = (REPOSITORY / "docs" / "README.md").read_text()
-    pages = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"README.md"}
-    assert set(re.findall(r"^\| \[[^]]+\]\((\S+)\)", index, re.MULTILINE)) == pages

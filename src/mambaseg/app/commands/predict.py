@@ -52,6 +52,4 @@ def main(cfg: DictConfig) -> None:
         )  # fmt: skip
     log.info("label maps: %s (numbers 0..%d, which look black; overlay=true draws them)",
              output, len(predictor.class_names) - 1)  # fmt: skip
-    if outcome.failed:
-        listed = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
-        raise UserError(printable(f"{len(outcome.failed)} of {len(sources)} failed:{listed}"))
+    outcome.require_all()
