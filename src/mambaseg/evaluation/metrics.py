@@ -3,8 +3,8 @@
 Columns of a row, one row per case and class. Undefined values are None, never NaN or 0:
 
 ===================================  ========================================================
-``dice iou precision sensitivity``   overlap of the class with the rest as background, [0, 1];
-``specificity accuracy``             accuracy is (TP + TN) / N
+``dice iou precision sensitivity``   overlap of the class with the rest as background, [0, 1]
+``specificity accuracy``             likewise; accuracy is (TP + TN) / N
 ``hd95 hd asd assd`` + ``_vox``      surface distances in voxels (1 = one pixel in the slice or
                                      one slice), the unit of the published tables
 ``hd95 hd asd assd`` + ``_mm``       the same in mm; None where spacing is unknown
@@ -15,7 +15,7 @@ Columns of a row, one row per case and class. Undefined values are None, never N
 ``outcome``                          scored, missed (not predicted though there), false_positive
                                      (predicted though not there), both_empty
 ``policy tolerance_mm``              the convention the row was made under
-``tolerance_vox``
+``tolerance_vox``                    likewise
 ===================================  ========================================================
 
 Definitions of overlap and distances are medpy 0.5.2's (`mambaseg.evaluation.surface` states them).
