@@ -23,11 +23,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.entry import CONF
+from mambaseg.app.entry import CONF, explained_errors
 from mambaseg.app.overrides import arranged, composition_error
 from mambaseg.errors import UserError
 from mambaseg.reporting.runs import read_identity, read_run
 from mambaseg.reporting.tables import headline
+from mambaseg.storage.files import keep_caches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -269,7 +270,7 @@ def _predictor(
 ) -> Predictor:
     from mambaseg.app.ensemble import restore_predictor
 
-    with _hydra(config_dir):
+    with explained_errors(UserError), _hydra(config_dir):
         return restore_predictor(paths, **options)
 
 
@@ -313,7 +314,8 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
     options, overrides = arranged(words)
     if options:
         raise UserError(f"{options[0]}: options are for the command line; give overrides only")
-    with _hydra(config_dir):
+    keep_caches()
+    with explained_errors(UserError), _hydra(config_dir):
         cfg = _composed(script, overrides)
         with build(with_run_data(cfg) if script == "evaluate" else cfg) as run:
             yield run

@@ -33,27 +33,33 @@ class _Explained(CompactHydraException):
     """Hydra prints the message of such an error without a stack trace and exits with status 1."""
 
 
+def explanation(error: BaseException) -> tuple[BaseException, str] | None:
+    """The first of an error and its causes that the user can mend, and what to say about it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        said = str(cause)
+        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+            return cause, (
+                f"out of memory: {said}\n"
+                "A smaller data.batch_size or data.size needs less; "
+                "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
+            )
+        if isinstance(cause, UserError):
+            return cause, said
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 @contextmanager
-def explained_errors() -> Iterator[None]:
+def explained_errors(kind: type[Exception] = _Explained) -> Iterator[None]:
     """Turns errors the user can mend into one message; all others pass with their stack trace."""
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            said = str(cause)
-            if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
-                said = (
-                    f"out of memory: {said}\n"
-                    "A smaller data.batch_size or data.size needs less; "
-                    "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
-                )
-            elif not isinstance(cause, UserError):
-                cause = cause.__cause__ or cause.__context__
-                continue
-            # not from an error of OmegaConf that wraps it: Hydra would print that one too
-            raise _Explained(printable(said)) from cause
-        raise
+        if isinstance(error, kind) or (found := explanation(error)) is None:
+            raise
+        # not from an error of OmegaConf that wraps it: Hydra would print that one too
+        raise kind(printable(found[1])) from found[0]
 
 
 def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., None]]:
