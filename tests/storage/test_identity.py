@@ -65,6 +65,7 @@ trainer._target_ trainer.accumulate_grad_batches trainer.gradient_clip_val train
 # These change none beyond rounding, or say only where and how fast it is computed. The fingerprint
 # of the data and the hash of the split stand for data.root and data.prepare.
 OUT = """
+calibration
 callbacks.checkpoint.every callbacks.checkpoint.folder callbacks.checkpoint.keep
 callbacks.nonfinite.folder callbacks.nonfinite.late callbacks.nonfinite.most_in_a_row
 callbacks.nonfinite.on_nonfinite callbacks.progress.refresh_rate callbacks.rate.logging_interval

@@ -159,8 +159,8 @@ def load_run(
     Args:
         run: a run folder (its best checkpoint) or a .ckpt file of this project.
         config_dir: the folder with the config of a network of one's own, as `--config-dir`.
-        **options: `device`, `precision`, `scan_backend`, `tta`, `keep_largest`, `batch_size`, as
-            conf/predict.yaml describes them.
+        **options: `device`, `precision`, `scan_backend`, `tta`, `keep_largest`, `calibrated`,
+            `batch_size`, as conf/predict.yaml describes them.
 
     Raises:
         UserError: there is no such run, or it cannot be used.
@@ -198,7 +198,7 @@ def evaluate(
     Args:
         run: as `load_run` has it, or what it returned.
         *overrides: as on the command line: `"data=acdc"`, `"data.root=/another/hospital"`,
-            `"evaluation.keep_largest=true"`.
+            `"evaluation.keep_largest=true"`, `"calibration=true"`.
         config_dir: as `load_run` has it.
 
     Raises:
@@ -226,8 +226,8 @@ def predict(
         input: a file, a folder (with all below it) or a pattern such as `scans/*.nii.gz`.
         output: the folder for the results. Finished images are not predicted again.
         config_dir: as `load_run` has it.
-        **options: those of `load_run`, `overlay`, `probabilities`, `dicom_seg` and `rerun`, as
-            conf/predict.yaml describes them.
+        **options: those of `load_run`, `overlay`, `probabilities`, `uncertainty`, `dicom_seg` and
+            `rerun`, as conf/predict.yaml describes them.
 
     Returns:
         Which images are done, were there already, or hold nothing but background.
@@ -309,6 +309,7 @@ def _volume(image: Any, channels: int, spacing: Spacing | None) -> Volume:
 def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> Iterator[Run]:
     """The entered run of conf/<script>.yaml under these overrides."""
     from mambaseg.app.build import build
+    from mambaseg.app.calibrate import calibrate_run
     from mambaseg.app.run_data import with_run_data
 
     options, overrides = arranged(words)
@@ -319,6 +320,7 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
         cfg = _composed(script, overrides)
         with build(with_run_data(cfg) if script == "evaluate" else cfg) as run:
             yield run
+            calibrate_run(run, cfg)
 
 
 def _composed(script: str, overrides: list[str]) -> DictConfig:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mambaseg.app.calibrate import stored_calibration
 from mambaseg.app.networks import restore_network
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
 from mambaseg.storage.run_folder import file_digest
+
+if TYPE_CHECKING:
+    from mambaseg.inference.trained import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ def restore_predictor(
     precision: str = "auto",
     scan_backend: str = "auto",
     tta: bool | str = False,
+    calibrated: bool = False,
     original: Any = None,
     **options: bool | int,
 ) -> Predictor:
@@ -36,6 +41,7 @@ def restore_predictor(
     """
     where = _device(device)
     members, made_by, trained_on, seen = [], [], [], []
+    thresholds: list[float | None] = []
     told: dict[str, Any] = {}
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
@@ -56,6 +62,12 @@ def restore_predictor(
             )
         views = choose_views(tta, learnt_views(about), name)
         members.append(Member(network.to(where), checkpoint.preprocessing, views))
+        if calibrated or options.get("uncertainty"):
+            stored = _calibration(checkpoint, needed=calibrated)
+            how = "calibrated" if calibrated else "plain"
+            thresholds.append(stored["flag"]["thresholds"][how] if stored else None)
+            if calibrated and stored:
+                members[-1] = members[-1]._replace(temperature=stored["temperature"])
         model = {"model": about["model"]["name"], "checkpoint": file_digest(checkpoint.path)}
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
         trained_on.append(about["data"]["title"])
@@ -68,8 +80,26 @@ def restore_predictor(
         made_by=made_by,
         trained_on=trained_on,
         seen=seen,
+        flag_above=_mean(thresholds),
         options=Options(precision=chosen, **options),  # type: ignore[arg-type]
     )
+
+
+def _calibration(checkpoint: Checkpoint, *, needed: bool) -> dict[str, Any] | None:
+    """What is stored beside a checkpoint; an error where it is needed, a warning where not."""
+    stored = stored_calibration(checkpoint)
+    if stored is None:
+        how = f"mambaseg evaluate run={checkpoint.path} calibration=true makes it"
+        if needed:
+            raise UserError(f"calibrated=true: no temperature is stored for this network; {how}")
+        log.warning("no threshold is stored, so no case is flagged; %s", how)
+    return stored
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None without values, or where one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _device(name: str) -> torch.device:

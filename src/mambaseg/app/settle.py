@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from mambaseg.inference.trained import Checkpoint
     from mambaseg.training.run import Plan
 
-# keys of conf/evaluate.yaml that only say what to score; `checkpoint` is what they come to
-_SOURCES = ("run", "predictions", "references", "class_names")
+# keys of conf/evaluate.yaml that say what to score, which `checkpoint` is what comes of, and what
+# else to measure
+_SOURCES = ("run", "predictions", "references", "class_names", "calibration")
 log = logging.getLogger(__name__)
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from mambaseg.data.fingerprint import digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
-from mambaseg.data.formats.images import OVERLAY, PROBABILITIES
+from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
 from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
 from mambaseg.data.validation import DataError, as_label
 from mambaseg.data.volume import Volume
@@ -91,7 +91,8 @@ def _label_maps(folder: Path, role: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = path.name.lower()
-        hidden = path.name.startswith(".") or name.endswith((PROBABILITIES, OVERLAY))
+        beside = (PROBABILITIES, OVERLAY, *UNCERTAINTY)
+        hidden = path.name.startswith(".") or name.endswith(beside)
         if hidden or not name.endswith(_LABELS):
             continue
         place = path.parent.relative_to(folder) / without_ending(path.name, _LABELS)

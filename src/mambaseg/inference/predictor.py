@@ -15,14 +15,15 @@ import numpy.typing as npt
 import torch
 
 from mambaseg.data.formats import dicom_seg
-from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, Source
+from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, UNCERTAINTY, Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
-from mambaseg.inference.segment import Member, keep_largest_component, segment
+from mambaseg.inference.segment import Member, case_uncertainty, keep_largest_component, segment
+from mambaseg.inference.uncertainty import require_own_table, write_table
 from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
 from mambaseg.storage.files import whole_file
@@ -40,6 +41,7 @@ class Options:
 
     keep_largest: bool = False  # component of each class in each volume
     probabilities: bool = False
+    uncertainty: bool = False
     overlay: bool = False  # a picture; of a cine its first frame
     dicom_seg: bool | Literal["auto"] = "auto"  # of a DICOM series; `auto`: where it is possible
     batch_size: int = 24  # slices per forward pass
@@ -55,6 +57,7 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)  #: their results were there
     failed: dict[str, str] = field(default_factory=dict)  #: name -> why
     empty: list[str] = field(default_factory=list)  #: of `done`, those of background alone
+    flagged: list[str] = field(default_factory=list)  #: whose uncertainty says: look at it
     voxels: dict[str, int] = field(default_factory=dict)  #: of each class
     slices: int = 0  #: of all images
     seconds: float = 0.0  #: for everything
@@ -68,10 +71,15 @@ class Outcome:
 
 
 class Prediction(NamedTuple):
-    """(T, Z, H, W) labels; (T, K, Z, H, W) probabilities, 255 is 1, or None."""
+    """(T, Z, H, W) labels; (T, K, Z, H, W) probabilities, 255 is 1, or None; likewise uncertainty.
+
+    `uncertainty` is (T, Z, H, W), `scores` the `case_uncertainty` of each frame that has one.
+    """
 
     labels: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.uint8] | None
+    uncertainty: npt.NDArray[np.uint8] | None = None
+    scores: Sequence[float | None] = ()
 
 
 class Predictor:
@@ -83,6 +91,7 @@ class Predictor:
         trained_on: titles of the data that they were trained on.
         slicing: how a volume is cut into slices, a rule of `slice_axis`.
         seen: the images that each network has learnt from; empty if that is not known.
+        flag_above: uncertainty of an image above which it is flagged; None: it is not known.
     """
 
     def __init__(
@@ -96,13 +105,15 @@ class Predictor:
         trained_on: Sequence[str] = (),
         slicing: str = "stored",
         seen: Sequence[Seen] = (),
+        flag_above: float | None = None,
     ) -> None:
+        self.flag_above = flag_above
         self.members, self.class_names, self.options = members, class_names, options
         self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
         self.slicing, self.seen = slicing, seen
         views = [member.views for member in members]
         # what decides the labels: another recipe is another result
-        self.recipe = {
+        self.recipe: dict[str, Any] = {
             "networks": list(made_by),
             "tta": views[0] if len(set(views)) == 1 else views,
             "keep_largest": options.keep_largest,
@@ -110,6 +121,8 @@ class Predictor:
         }
         if slicing != "stored":
             self.recipe["slicing"] = slicing
+        if any(member.temperature != 1 for member in members):
+            self.recipe["temperature"] = [round(member.temperature, 6) for member in members]
         self.title = " + ".join(str(one["model"]) for one in made_by)
 
     def predict(self, sources: Sequence[Source], output: Path) -> Outcome:
@@ -123,6 +136,8 @@ class Predictor:
 
         if self.options.dicom_seg is True and any(source.series for source in sources):
             dicom_seg.require()
+        if self.options.uncertainty:
+            require_own_table(output, otherwise=_OTHERWISE)
         outcome, start = Outcome(), time.perf_counter()
         waiting: list[Source] = []
         for source in sources:
@@ -144,6 +159,9 @@ class Predictor:
                 outcome.failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
                 log.error("%s failed: %s", name, printable(outcome.failed[name]))
                 log.debug("%s", name, exc_info=not known)
+        if self.options.uncertainty:
+            names = [source.name for source in sources if source.name not in outcome.failed]
+            outcome.flagged = write_table(output, names, self.flag_above, otherwise=_OTHERWISE)
         outcome.seconds = time.perf_counter() - start
         return outcome
 
@@ -155,7 +173,7 @@ class Predictor:
         files = self._files(source, output)
         counts = np.bincount(prediction.labels.ravel(), minlength=len(self.class_names))
         voxels = dict(zip(self.class_names, counts.tolist(), strict=True))
-        about = {
+        about: dict[str, Any] = {
             "labels": {name: index for index, name in enumerate(self.class_names)},
             "image": readable(source.path.name),
             "image_digest": digest,
@@ -164,6 +182,9 @@ class Predictor:
             "seen": self._seen(image),
             "made_by": self.recipe,
         }
+        if prediction.uncertainty is not None:
+            about["uncertainty"] = prediction.scores
+            _write(files["uncertainty"], _uncertainty_map(image, prediction.uncertainty))
         _write(files["about"], _json({**about, "unfinished": True}))
         if prediction.probabilities is not None:
             content = to_nifti(prediction.probabilities, image.header, slope=1 / 255)
@@ -206,7 +227,7 @@ class Predictor:
         """Every frame on its own, as a volume of a training set is; on the image's own grid."""
         axis = self._axis(image)
         image = image.sliced(axis)
-        labels, probabilities = [], []
+        labels, probabilities, uncertainty, scores = [], [], [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
         bf16 = self.options.precision == "bf16-mixed"
         for frame in image.image:
@@ -222,9 +243,13 @@ class Predictor:
                     shape=(frame.shape[-2], frame.shape[-1]),
                     spacing=image.spacing,
                     probabilities=self.options.probabilities,
+                    uncertainty=self.options.uncertainty,
                     batch_size=self.options.batch_size,
                 )
             volume = found.labels
+            if found.uncertainty is not None:
+                uncertainty.append(found.uncertainty.numpy())
+                scores.append(case_uncertainty(found.uncertainty, volume))
             if self.options.keep_largest:
                 volume = keep_largest_component(volume, len(self.class_names))
             labels.append(volume.cpu().numpy())
@@ -235,7 +260,8 @@ class Predictor:
             several = len(probabilities) > 1
             stacked = np.stack(probabilities) if several else probabilities[0][None]
             kept = unsliced(stacked, axis, 2)
-        return Prediction(unsliced(np.stack(labels), axis, 1), kept)
+        maps = unsliced(np.stack(uncertainty), axis, 1) if uncertainty else None
+        return Prediction(unsliced(np.stack(labels), axis, 1), kept, maps, scores)
 
     def _axis(self, image: Volume) -> int:
         """Which of the axes (z, y, x) of an image its slices are stacked along."""
@@ -283,6 +309,8 @@ class Predictor:
         }
         if self.options.probabilities:
             files["probabilities"] = _beside(place, PROBABILITIES)
+        if self.options.uncertainty:
+            files["uncertainty"] = _beside(place, UNCERTAINTY[source.is_picture])
         if self.options.overlay:
             files["overlay"] = _beside(place, OVERLAY)
         if self.options.dicom_seg is True and source.series:
@@ -332,6 +360,13 @@ def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:
     if image.flat:
         return label_picture(labels[0, 0])
     return to_nifti(labels, image.header, label=True)
+
+
+def _uncertainty_map(image: Volume, uncertainty: npt.NDArray[np.uint8]) -> bytes:
+    """Likewise of the uncertainty, which a .nii.gz scales to 0..1."""
+    if image.flat:
+        return label_picture(uncertainty[0, 0])
+    return to_nifti(uncertainty, image.header, slope=1 / 255)
 
 
 def _json(about: Mapping[str, Any]) -> bytes:

@@ -113,13 +113,15 @@ class Member(NamedTuple):
     network: nn.Module  # (B, C, S, S) -> logits (B, K, S, S)
     preprocessing: Preprocessing  # that it was trained with
     views: str = "none"  # name in `VIEWS` of those in which it sees every slice
+    temperature: float = 1.0  # that its logits are divided by before they become probabilities
 
 
 class Segmentation(NamedTuple):
-    """What networks say about one volume."""
+    """What networks say about one volume; the last two on the CPU, and None unless asked for."""
 
     labels: Tensor  # (Z, H, W) uint8 at native resolution, on the networks' device
-    probabilities: Tensor | None  # (Z, K, H, W) uint8 on the CPU, 255 is 1; None unless asked for
+    probabilities: Tensor | None  # (Z, K, H, W) uint8, 255 is 1
+    uncertainty: Tensor | None = None  # `normalised_entropy` (Z, H, W) uint8, 255 is 1
 
 
 def predict_case(
@@ -142,6 +144,7 @@ def segment(
     shape: tuple[int, int] | None = None,
     spacing: tuple[float, float, float] | None = None,
     probabilities: bool = False,
+    uncertainty: bool = False,
     batch_size: int = 24,
 ) -> Segmentation:
     """Segment one volume with one or more networks.
@@ -154,8 +157,8 @@ def segment(
     by half; the logits of a pixel are averaged over them, Gaussian weights favouring a window's
     middle (MONAI's `sliding_window_inference`). Smaller ones are seen at once.
 
-    Memory is bounded by the batch: only labels outlive it, and probabilities where they are asked
-    for. Autocast is the caller's to choose; logits are float32 by the time they are resampled.
+    Memory is bounded by the batch: only labels outlive it, and what else is asked for. Autocast is
+    the caller's to choose; logits are float32 by the time they are resampled.
 
     Args:
         members: networks of the same classes, on one device. Training modes are left as found.
@@ -163,6 +166,7 @@ def segment(
         shape: native height and width, where images were reduced; None for those of the images.
         spacing: voxel size in mm (z, y, x), None where it is unknown.
         probabilities: whether to return them.
+        uncertainty: whether to return it.
         batch_size: slices (or windows on them) per forward pass.
 
     Raises:
@@ -172,6 +176,7 @@ def segment(
     shape = shape or _sides(images[0])
     decided = sum(len(VIEWS[member.views]) for member in members) == 1  # by logits
     labels: list[Tensor] = []
+    entropies: list[Tensor] = []
     kept: npt.NDArray[np.uint8] | None = None
     with ExitStack() as stack:
         for member in members:
@@ -191,19 +196,69 @@ def segment(
                     back = (logits, shape, pixel)
                     if decided:
                         labels.append(preprocessing.labels_to_native(*back, seen=seen))
-                    if probabilities or not decided:
+                    if probabilities or uncertainty or not decided:
                         native = preprocessing.logits_to_native(*back, seen=seen)
+                        if member.temperature != 1:
+                            native = native / member.temperature
                         total = total + native.softmax(dim=1) / share
             if isinstance(total, Tensor):
                 if not decided:
                     labels.append(total.argmax(dim=1).to(torch.uint8))
+                if uncertainty:
+                    entropies.append(_bytes(normalised_entropy(total)))
                 if probabilities:
                     if kept is None:  # once as a whole: it may fill half the memory
                         kept = np.empty((len(images[0]), *total.shape[1:]), np.uint8)
-                    found = (255 * total).round().to(torch.uint8).cpu()
-                    kept[start : start + count] = found.numpy()
+                    kept[start : start + count] = _bytes(total).numpy()
     # outside inference mode: ordinary tensors
-    return Segmentation(torch.cat(labels), None if kept is None else torch.from_numpy(kept))
+    return Segmentation(
+        torch.cat(labels),
+        None if kept is None else torch.from_numpy(kept),
+        torch.cat(entropies) if entropies else None,
+    )
+
+
+def native_logits(
+    member: Member,
+    image: Tensor,
+    *,
+    spacing: tuple[float, float, float] | None = None,
+    batch_size: int = 24,
+) -> Iterator[Tensor]:
+    """Logits (B, K, H, W) at native resolution by which a network decides in one view.
+
+    `image` is the whole case as `segment` takes it; the batches are of consecutive slices.
+    """
+    pixel = None if spacing is None else (spacing[1], spacing[2])
+    once = member._replace(views="none")
+    count = max(1, batch_size // _windows(member.preprocessing, _sides(image), pixel))
+    with evaluating(member.network), torch.inference_mode():
+        for slices in image.split(count):
+            for logits in _logits(once, slices, pixel, batch_size):
+                yield member.preprocessing.logits_to_native(logits, _sides(image), pixel)
+
+
+def normalised_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of class probabilities (B, K, ...) over its largest value, ln K: (B, ...) in [0, 1].
+
+    0: one class is certain; 1: all classes are equally probable.
+    """
+    entropy = torch.special.entr(probabilities).sum(dim=1)
+    return (entropy / math.log(probabilities.shape[1])).clamp(0, 1)
+
+
+def case_uncertainty(uncertainty: Tensor, labels: Tensor) -> float | None:
+    """Mean uncertainty of the voxels that are labelled as foreground, in [0, 1]; None: no such.
+
+    Both as `segment` returns them.
+    """
+    inside = uncertainty[labels.to(uncertainty.device) > 0]
+    return float(inside.double().mean() / 255) if len(inside) else None
+
+
+def _bytes(shares: Tensor) -> Tensor:
+    """Numbers in [0, 1] as uint8 on the CPU, 255 is 1."""
+    return (255 * shares).round().to(torch.uint8).cpu()
 
 
 def _sides(image: Tensor) -> tuple[int, int]:

@@ -48,7 +48,12 @@ def template_of(path: Path) -> Template:
     return environment.get_template(path.name)
 
 
-_LATER = ("agreement", "costs", "curves")  # figures beside a table of theirs, or last
+_LATER = (
+    "agreement",
+    "costs",
+    "curves",
+    "reliability",
+)  # figures beside a table of theirs, or last
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,11 @@ class Section:
     @property
     def blocks(self) -> list[Grid | Picture]:
         """Tables and figures in the order of the page."""
-        beside = {"Clinical indices": "agreement", "What the networks cost": "costs"}
+        beside = {
+            "Clinical indices": "agreement",
+            "Calibration": "reliability",
+            "What the networks cost": "costs",
+        }
         kept = {words: [p for p in self.figures if words in p.path.stem] for words in _LATER}
         scores, *grids = self.grids
         blocks: list[Grid | Picture] = [scores]

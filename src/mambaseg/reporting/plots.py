@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mambaseg.reporting.calibration import HOW, reliability
 from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices, over_seeds
 from mambaseg.reporting.collect import Comparison, Entry
@@ -90,6 +91,12 @@ def _figures(
         "number of parameters, and against the time of a test case where all were measured on one "
         "device.",
         partial(_costs, entries),
+    )  # fmt: skip
+    yield (
+        "reliability", "Reliability",
+        "Test voxels in bins of confidence, all runs together: how many of a bin are right. On the "
+        "diagonal confidence and accuracy agree; below it the network is too sure.",
+        partial(_reliability, entries),
     )  # fmt: skip
     agreements = (
         "A point per patient and seed. Left: prediction against reference, the diagonal "
@@ -269,6 +276,33 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
         axis.grid(color=_INK, alpha=0.15)
     handles, names = axes[0].get_legend_handles_labels()
     _legend(figure, handles, names)
+    return figure
+
+
+def _reliability(entries: Sequence[Entry]) -> Figure | None:
+    figure = _new(7, 6.4)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    regions, rows = ("all", "foreground"), ("as trained", "with the temperature")
+    drawn = 0
+    for index, entry in enumerate(entries):
+        for row, column in np.ndindex(2, 2):
+            points = reliability(entry, regions[column], HOW[row])
+            if len(points):
+                axes[row, column].plot(*points.T, color=_colour(index), linewidth=1.2, marker="o",
+                                       linestyle=_again(index, LINES), markersize=3,
+                                       label=entry.label)  # fmt: skip
+            drawn += len(points)
+    if not drawn:
+        return None
+    for row, column in np.ndindex(2, 2):
+        axis = axes[row, column]
+        axis.axline((0, 0), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
+        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.set_title(f"{regions[column]} voxels, {rows[row]}", loc="left")
+        axis.grid(color=_INK, alpha=0.15)
+    figure.supxlabel("confidence", fontsize=9)
+    figure.supylabel("accuracy", fontsize=9)
+    _legend(figure, *axes[0, 0].get_legend_handles_labels())
     return figure
 
 

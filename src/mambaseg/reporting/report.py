@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mambaseg.reporting.calibration import calibration_grid
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
@@ -30,7 +31,8 @@ def section_of(comparison: Comparison) -> Section:
     metrics = compared_metrics(comparison) if len(comparison.entries) > 1 else []
     found = [(metric, pairs(comparison, metric)) for metric in metrics]
     scores, *details = score_grids(comparison)
-    others = [clinical_grid(comparison), cost_grid(comparison), settings_grid(comparison)]
+    others = [clinical_grid(comparison), calibration_grid(comparison), cost_grid(comparison),
+              settings_grid(comparison)]  # fmt: skip
     paired = [paired_grid(comparison, metric, own) for metric, own in found]
     grids = [scores, *paired, *details, *(grid for grid in others if grid is not None)]
     return Section(comparison, cautions(comparison), found, grids, protocol_grid(comparison))

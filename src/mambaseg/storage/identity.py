@@ -25,7 +25,8 @@ without one are of the time when the scan backend counted and callbacks did not.
 # all that is below it.
 _LEFT_OUT = frozenset({
     "name", "outputs", "run_dir", "rerun", "test", "logger", "hydra",
-    "run", "predictions", "references", "class_names",  # of mambaseg evaluate: `checkpoint` counts
+    # of mambaseg evaluate, where `checkpoint` counts
+    "run", "predictions", "references", "class_names", "calibration",
     "callbacks",  # `_chosen` has what counts of them
     # the fingerprint of the data and the hash of the split say what these lead to
     "data.root", "data.prepare", "data.cache_dir", "data.num_workers", "data.on_device",

@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.build import build
+from mambaseg.app.calibrate import calibrate_run
 from mambaseg.app.entry import entry
 from mambaseg.app.run_data import with_run_data
 from mambaseg.errors import UserError
@@ -30,12 +31,15 @@ def main(cfg: DictConfig) -> float | None:
         if not run.finished:
             run.evaluate()
         run.report()
+        calibrate_run(run, cfg)
     return headline(run.folder.summary)[1] if run.main else None
 
 
 def _folders(cfg: DictConfig) -> float | None:
     if cfg.checkpoint or not (cfg.predictions and cfg.references):
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
+    if cfg.calibration:
+        raise UserError("calibration=true: label maps hold no probabilities; give run=...")
     from rich.console import Console
 
     from mambaseg.app.settle import metrics_of

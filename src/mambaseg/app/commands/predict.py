@@ -15,8 +15,8 @@ from mambaseg.app.entry import entry
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import printable
 
-_HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities", "overlay",
-        "dicom_seg", "batch_size", "rerun")  # fmt: skip
+_HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities",
+        "uncertainty", "calibrated", "overlay", "dicom_seg", "batch_size", "rerun")  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +50,11 @@ def main(cfg: DictConfig) -> None:
             len(outcome.empty), len(outcome.done),
             printable(", ".join(outcome.empty[:5]) + ", ..." * (len(outcome.empty) > 5)),
         )  # fmt: skip
+    if outcome.flagged:
+        log.warning("%d of %d images deserve a look (uncertainty.csv): %s",
+                    len(outcome.flagged), len(outcome.done) + len(outcome.skipped),
+                    printable(", ".join(outcome.flagged[:5])
+                              + ", ..." * (len(outcome.flagged) > 5)))  # fmt: skip
     log.info("label maps: %s (numbers 0..%d, which look black; overlay=true draws them)",
              output, len(predictor.class_names) - 1)  # fmt: skip
     outcome.require_all()

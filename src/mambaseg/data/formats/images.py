@@ -27,6 +27,7 @@ from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, r
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 PROBABILITIES = "_probabilities.nii.gz"
 OVERLAY = "_overlay.png"
+UNCERTAINTY = ("_uncertainty.nii.gz", "_uncertainty.png")  # of a volume, of a picture
 DICOM_SEG = "_seg.dcm"
 _REFERENCE = re.compile(r"(.+)_(gt|scribble)")  # ACDC's, beside the image
 _MARKED = re.compile(r"(.+)_(seg|segmentation|labels?|mask)")  # where the image is there too
@@ -138,7 +139,7 @@ def _without_labels(sources: list[Source]) -> tuple[list[Source], list[str]]:
 def _label_kind(source: Source, names: set[str], with_images: set[Path]) -> str:
     """Which labels a file holds by its name, or by what the .json beside it says; none: empty."""
     match = _MARKED.fullmatch(source.name)
-    if source.path.name.endswith((PROBABILITIES, OVERLAY, DICOM_SEG)):
+    if source.path.name.endswith((PROBABILITIES, OVERLAY, DICOM_SEG, *UNCERTAINTY)):
         return "earlier result"
     try:
         about = read_json(source.path.with_name(without_ending(source.path.name) + ".json"))

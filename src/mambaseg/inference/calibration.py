@@ -1,0 +1,98 @@
+"""Calibrates a trained network: its temperature, how reliable it is, and when to look twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mambaseg.errors import UserError
+from mambaseg.evaluation.calibration import REGIONS, Reliability, fit_temperature
+from mambaseg.inference.segment import Member, case_uncertainty, native_logits, segment
+
+LARGEST = 2**26  # logits that are kept to fit the temperature: 256 MiB
+QUANTILE = 0.95  # of the validation cases' uncertainties, above which a case is flagged
+Cases = Sequence[dict[str, Any]]  # of a data module: `image`, `label`, `spacing`
+
+
+def calibrate(
+    member: Member, validation: Cases, test: Cases, *, fitted: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fits a network's temperature on the validation cases and measures it on the test cases.
+
+    All voxels of all cases at native resolution count; where they are more than `LARGEST` / K,
+    every n-th one fits the temperature. `foreground` are the voxels that the reference or the
+    network does not call background.
+
+    Args:
+        member: the network in one view; its own temperature is not used.
+        validation: cases that chose the network's best state; not read where `fitted` is given.
+        test: cases to measure it on.
+        fitted: the result of an earlier call, whose temperature and thresholds are taken.
+
+    Returns:
+        `temperature`, `fitted_on` (cases, voxels, of which every n-th), `flag` (quantile, cases,
+        thresholds of `case_uncertainty` with and without the temperature), `test` (cases; region ->
+        `plain` and `calibrated`: see `Reliability.plain`). Plain data.
+
+    Raises:
+        UserError: there are no validation cases.
+    """
+    if fitted is None:
+        if not len(validation):
+            raise UserError("calibration=true: the data have no validation set, which fits it")
+        fitted = _fit(member, validation)
+    temperatures = {"plain": 1.0, "calibrated": float(fitted["temperature"])}
+    found = {region: {how: Reliability() for how in temperatures} for region in REGIONS}
+    for case in test:
+        for logits, truth in _voxels(member, case):
+            inside = (truth > 0) | (logits.argmax(dim=1) > 0)
+            for how, temperature in temperatures.items():
+                scaled = logits / temperature
+                found["all"][how].update(scaled, truth)
+                found["foreground"][how].update(scaled[inside], truth[inside])
+    scores = {region: {how: one.plain() for how, one in of.items()} for region, of in found.items()}
+    kept = {key: fitted[key] for key in ("temperature", "fitted_on", "flag")}
+    return {**kept, "test": {"cases": len(test), **scores}}
+
+
+def _fit(member: Member, cases: Cases) -> dict[str, Any]:
+    voxels = sum(case["label"].numel() for case in cases)
+    kept: list[tuple[Tensor, Tensor]] = []
+    every = first = 0
+    for case in cases:
+        for logits, truth in _voxels(member, case):
+            every = every or math.ceil(voxels * logits.shape[1] / LARGEST)
+            kept.append((logits[first::every], truth[first::every]))
+            first = (first - len(truth)) % every
+    logits, truth = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    temperature = fit_temperature(logits, truth)
+    thresholds = {}
+    for how, value in (("plain", 1.0), ("calibrated", temperature)):
+        scores = [_uncertainty(member._replace(temperature=value), case) for case in cases]
+        known = [score for score in scores if score is not None]
+        thresholds[how] = float(np.quantile(known, QUANTILE)) if known else None
+    return {
+        "temperature": temperature,
+        "fitted_on": {"cases": len(cases), "voxels": voxels, "every": every},
+        "flag": {"quantile": QUANTILE, "cases": len(known), "thresholds": thresholds},
+    }
+
+
+def _voxels(member: Member, case: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (N, K) and classes (N,) of a case on the CPU, some slices at a time."""
+    start = 0
+    for logits in native_logits(member, case["image"], spacing=case["spacing"]):
+        truth = case["label"][start : start + len(logits)].long()
+        start += len(logits)
+        yield logits.cpu().movedim(1, -1).flatten(0, -2), truth.flatten()
+
+
+def _uncertainty(member: Member, case: dict[str, Any]) -> float | None:
+    found = segment([member], [case["image"]], spacing=case["spacing"], uncertainty=True)
+    assert found.uncertainty is not None
+    return case_uncertainty(found.uncertainty, found.labels)

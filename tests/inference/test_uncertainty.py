@@ -1,0 +1,225 @@
+"""Calibration and uncertainty, from a finished run to maps, flags and the report."""
+
+import csv
+import json
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from mambaseg.app.ensemble import restore_predictor
+from mambaseg.data.formats.images import Source, find_images
+from mambaseg.errors import UserError
+from mambaseg.evaluation.calibration import read_calibration
+from mambaseg.reporting.calibration import calibration_grid
+from mambaseg.reporting.collect import collect
+from mambaseg.reporting.plots import _figures
+from mambaseg.reporting.report import section_of
+from runs import UNET, entered, trained
+from tiny_checkpoints import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def calibrated(shared_run):
+    """A finished run that `calibration=true` has measured, and its evaluation's folder."""
+    run = trained(*UNET, *shared_run)
+    words = (f"run={run.folder.path}", *shared_run, "logger=csv", "callbacks.progress=null")
+    assert entered("evaluate.py", *words, "calibration=true") == 0
+    evaluation = next(run.folder.path.parents[1].glob("evaluate/*"))
+    return run, evaluation
+
+
+def predict(paths, place, output, **options):
+    predictor = restore_predictor(paths, device="cpu", **options)
+    return predictor.predict(find_images(str(place), outside=output), output)
+
+
+def table(output):
+    with (output / "uncertainty.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def voxels(path):
+    return np.asarray(nibabel.load(path).dataobj, np.float64)
+
+
+def write_scan(path, shape=(21, 34, 5)):
+    scan = np.random.default_rng(0).integers(0, 900, shape).astype(np.int16)
+    affine = np.diag([1.3, 1.4, 9.0, 1])
+    affine[:3, 3] = -7, 8, 9
+    nibabel.save(nibabel.Nifti1Image(scan, affine), path)
+    return path
+
+
+def test_the_temperature_is_stored_beside_the_checkpoint_and_the_errors_are_torchmetrics(
+    calibrated,
+):
+    run, evaluation = calibrated
+    stored = read_calibration(run.folder.path / "checkpoints" / "best.calibration.json")
+    assert stored == read_calibration(evaluation / "calibration.json")
+    assert stored["fitted_on"]["cases"] == len(run.data.cases["val"])
+    # the probabilities that predict.py would write, of every test case
+    shares, truth = [], []
+    predictor = restore_predictor([run.folder.path], device="cpu", probabilities=True)
+    for case in run.data.cases["test"]:
+        volume = case.read()
+        found = predictor.segment(predictor.read(Source("a", case.image_path)))
+        shares.append(found.probabilities[0].reshape(4, -1).T / 255)
+        truth.append(volume.label.ravel())
+    expected = multiclass_calibration_error(
+        torch.from_numpy(np.concatenate(shares)),
+        torch.from_numpy(np.concatenate(truth).astype(int)),
+        num_classes=4, n_bins=15, norm="l1",
+    )  # fmt: skip
+    # rounded to bytes there
+    assert stored["test"]["all"]["plain"]["ece"] == pytest.approx(float(expected), abs=5e-3)
+
+
+def test_evaluating_without_it_writes_the_same_scores(calibrated, shared_run):
+    run, evaluation = calibrated
+    before = json.loads((evaluation / "metrics.json").read_text())
+    assert before["foreground"] == run.folder.summary["foreground"]
+    assert "calibration" not in (evaluation / "config.yaml").read_text()
+
+
+def test_other_data_are_measured_with_the_stored_temperature(calibrated, shared_run, tmp_path):
+    run, _ = calibrated
+    words = (*shared_run, "logger=csv", "callbacks.progress=null", "calibration=true",
+             f"outputs={tmp_path}", "data.split=test", "evaluation.allow_seen=true")  # fmt: skip
+    place = run.folder.path / "checkpoints"
+    before = (place / "best.calibration.json").read_bytes()
+    assert entered("evaluate.py", f"run={run.folder.path}", *words) == 0
+    other = read_calibration(next(tmp_path.glob("evaluate/*/calibration.json")))
+    stored = read_calibration(place / "best.calibration.json")
+    assert (place / "best.calibration.json").read_bytes() == before
+    assert other["temperature"] == stored["temperature"]
+    assert other["test"] != stored["test"]
+    # a checkpoint without one
+    bare = tmp_path / "bare.ckpt"
+    bare.write_bytes((place / "best.ckpt").read_bytes())
+    assert entered("evaluate.py", f"run={bare}", *words, "data=phantom") != 0
+
+
+def test_the_report_shows_it(calibrated):
+    run, evaluation = calibrated
+    for folder in (run.folder.path.parent, evaluation.parent):
+        (comparison,), _, _ = collect(folder)
+        section = section_of(comparison)
+        (grid,) = [grid for grid in section.grids if grid.title == "Calibration"]
+        assert grid.rows[0][0].startswith("unet") and "foreground ECE with T" in grid.header
+    (make,) = [make for name, _, _, make in _figures(comparison) if name == "reliability"]
+    assert [len(axis.get_lines()) for axis in make().axes] == 4 * [2]  # and the diagonal
+    assert calibration_grid(replace(comparison, entries=())) is None
+
+
+def test_a_damaged_calibration_is_named(calibrated, tmp_path):
+    run, _ = calibrated
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes((run.folder.path / "checkpoints" / "best.ckpt").read_bytes())
+    stored = tmp_path / "best.calibration.json"
+    with pytest.raises(UserError, match="calibration=true makes it"):
+        restore_predictor([checkpoint], device="cpu", calibrated=True)
+    good = json.loads((run.folder.path / "checkpoints" / stored.name).read_text())
+    for damage in ({"temperature": 0}, {"temperature": "1"}, {"test": {}}, {"flag": None}):
+        stored.write_text(json.dumps({**good, **damage}))
+        with pytest.raises(UserError, match=r"best\.calibration\.json cannot be read"):
+            restore_predictor([checkpoint], device="cpu", calibrated=True)
+    stored.write_text(json.dumps({**good, "checkpoint": "0" * 32}))
+    with pytest.raises(UserError, match="another checkpoint"):
+        restore_predictor([checkpoint], device="cpu", uncertainty=True)
+
+
+# ---- maps and flags ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"tta": "flips"}, {"ensemble": True}], ids=str)
+def test_the_map_is_the_entropy_of_the_written_probabilities(options, tmp_path):
+    paths = [write_checkpoint(tmp_path / "a.ckpt", size=16)]
+    options = dict(options)
+    if options.pop("ensemble", None):
+        paths.append(write_checkpoint(tmp_path / "b.ckpt", seed=1, preprocessing="native"))
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    outcome = predict(paths, scan, output, uncertainty=True, probabilities=True, **options)
+    assert outcome.done == ["scan"]
+    image = nibabel.load(scan)
+    found = nibabel.load(output / "scan_uncertainty.nii.gz")
+    assert found.shape == image.shape and np.array_equal(found.affine, image.affine)
+    shares = voxels(output / "scan_probabilities.nii.gz")
+    shares /= shares.sum(-1, keepdims=True)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy = -(shares * logs).sum(-1) / np.log(4)
+    assert abs(voxels(output / "scan_uncertainty.nii.gz") - entropy).max() < 0.04
+    inside = voxels(output / "scan.nii.gz") > 0
+    (row,) = table(output)
+    assert float(row["uncertainty"]) == pytest.approx(entropy[inside].mean(), abs=5e-3)
+    assert row["flag"] == "unknown"  # these networks are not calibrated
+    # nothing else changes
+    plain = tmp_path / "plain"
+    predict(paths, scan, plain, **options)
+    assert (plain / "scan.nii.gz").read_bytes() == (output / "scan.nii.gz").read_bytes()
+
+
+def test_of_a_picture_the_map_is_a_picture(tmp_path):
+    names = ["background", "polyp"]
+    path = write_checkpoint(tmp_path / "a.ckpt", channels=3, classes=names, preprocessing="modern")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 27, 3), np.uint8)
+    Pillow.fromarray(pixels).save(tmp_path / "a.png")
+    predict([path], tmp_path / "a.png", tmp_path / "out", uncertainty=True)
+    with Pillow.open(tmp_path / "out" / "a_uncertainty.png") as picture:
+        assert picture.size == (27, 40) and picture.mode == "L"
+        assert np.asarray(picture).std() > 0
+    # and is no image to predict, nor a label map to score
+    assert [one.name for one in find_images(str(tmp_path), outside=tmp_path / "x")] == ["a"]
+
+
+def test_flags_follow_the_threshold_of_the_validation_cases(calibrated, tmp_path):
+    run, _ = calibrated
+    checkpoint = tmp_path / "best.ckpt"
+    source = run.folder.path / "checkpoints"
+    checkpoint.write_bytes((source / "best.ckpt").read_bytes())
+    stored = json.loads((source / "best.calibration.json").read_text())
+    scan, output = run.data.cases["test"][0].image_path, tmp_path / "out"
+    for low, flag in ((0.0, "look"), (1.0, "ok")):
+        stored["flag"]["thresholds"] = {"plain": low, "calibrated": None}
+        (tmp_path / "best.calibration.json").write_text(json.dumps(stored))
+        outcome = predict([checkpoint], scan, output, uncertainty=True)  # once, then it is there
+        (row,) = table(output)
+        expected = "look" if row["uncertainty"] == "" else flag
+        assert (row["flag"], float(row["threshold"])) == (expected, low)
+        assert bool(outcome.flagged) == (expected == "look")
+    assert outcome.skipped
+
+
+def test_probabilities_are_those_of_the_temperature(calibrated, tmp_path):
+    run, _ = calibrated
+    place, scan = run.folder.path, run.data.cases["test"][0].image_path
+    with_it, without = (
+        predict([place], scan, tmp_path / str(how), probabilities=True, calibrated=how)
+        for how in (True, False)
+    )
+    assert with_it.done == without.done
+    name = with_it.done[0]
+    warm, plain = (
+        voxels(tmp_path / how / f"{name}_probabilities.nii.gz") for how in ("True", "False")
+    )
+    value = read_calibration(place / "checkpoints" / "best.calibration.json")["temperature"]
+    expected = plain ** (1 / value)
+    expected /= expected.sum(-1, keepdims=True)
+    assert abs(warm - expected).max() < 0.005 and abs(warm - plain).max() > 0.015
+    labels = [(tmp_path / how / f"{name}.nii.gz").read_bytes() for how in ("True", "False")]
+    assert labels[0] == labels[1]
+    about = json.loads((tmp_path / "True" / f"{name}.json").read_text())
+    assert about["made_by"]["temperature"] == [round(value, 6)]
+
+
+def test_a_table_of_somebody_else_is_kept(tmp_path):
+    path = write_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "uncertainty.csv").write_text("mine\n")
+    with pytest.raises(UserError, match=r"uncertainty\.csv was not made by this command"):
+        predict([path], write_scan(tmp_path / "s.nii.gz"), tmp_path / "out", uncertainty=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["uncertainty.csv"]
