@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mambaseg.app.fine_tuning import Start
 from mambaseg.app.networks import bare, made, network_with_weights
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
@@ -33,7 +34,7 @@ def build(cfg: DictConfig) -> Run:
     _silence_libraries()
     from mambaseg.training.run import Run
 
-    plan, data, checkpoint = settle(cfg)
+    plan, data, checkpoint, start = settle(cfg)
     note_run(plan.folder.path)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
@@ -41,7 +42,7 @@ def build(cfg: DictConfig) -> Run:
         configs = [f"--config-dir={place}" for place in config_dirs()]
         sys.argv[1:] = [*command, *configs, *HydraConfig.get().overrides.task]
     words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
-    parts = Assembly(plan, data, checkpoint)
+    parts = Assembly(plan, data, checkpoint, start)
     return Run(plan, data, parts, overrides=words, requeue=requeue_call())
 
 
@@ -52,10 +53,12 @@ class Assembly:
     plan: Plan
     data: Any
     checkpoint: Checkpoint | None
+    start: Start | None = None
 
     def network(self) -> tuple[nn.Module, dict[str, Any] | None]:
         """The network, and the report of its weights (None: from scratch)."""
-        return network_with_weights(self.plan.config["model"], self.checkpoint)
+        network, report = network_with_weights(self.plan.config["model"], self.checkpoint)
+        return network, self.start.fill(network) if self.start else report
 
     def task_and_trainer(self, network: nn.Module, folder: RunFolder) -> tuple[Any, Any]:
         """The task and the trainer; the run folder exists by now."""
@@ -144,7 +147,7 @@ class Assembly:
         config = {"config": self.plan.configs["model"]}  # mine/deep of the name deep
         if config["config"] == model["name"]:
             config = {}
-        before = self.checkpoint
+        before = self.start.checkpoint if self.start else self.checkpoint
         return {
             "model": {"name": model["name"], **config, "arguments": model},
             "task": cfg.get("task", "segmentation"),
@@ -152,7 +155,12 @@ class Assembly:
             "slicing": cfg.get("slicing", "stored"),
             "views": data.views,
             "classes": list(cfg["class_names"]),
-            "data": {"name": cfg["name"], "title": cfg["title"], "fingerprint": data.fingerprint},
+            "data": {
+                "name": cfg["name"],
+                "title": cfg["title"],
+                "fingerprint": data.fingerprint,
+                "channels": cfg["in_channels"],
+            },
             "split": {"name": data.split.name, "hash": data.split.hash},
             "seen": Seen.of(
                 {part: data.known(part) for part in PARTS},

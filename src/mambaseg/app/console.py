@@ -19,9 +19,10 @@ COMMANDS = {
     "predict": ("commands.predict", "label maps of new images"),
     "report": ("commands.report", "tables, statistics and a page from many runs"),
     "demo": ("commands.demo", "a page on this machine for trying a network out"),
-    "export": ("commands.export", "a trained network as ONNX or for torch.export"),
+    "export": ("commands.export", "a trained network as ONNX, for torch.export, or as a bundle"),
     "check": ("commands.check", "every problem of a data set, and a config for it"),
     "benchmark": ("commands.benchmark", "speed, memory and numbers of networks and scans"),
+    "new": ("new", "a folder for a project of your own: network, config, test"),
     "doctor": ("doctor", "is this machine fit for training?"),
 }
 """Name -> its module in `mambaseg.app`, and what it does."""

@@ -49,7 +49,7 @@ def restore_predictor(
         if (made_for := about.get("task", "segmentation")) != "segmentation":
             raise UserError(f"{checkpoint.path} was trained for {made_for}: it gives no labels")
         own = {
-            "channels": about["model"].get("arguments", {}).get("in_channels", 1),
+            "channels": checkpoint.channels,
             "class_names": list(about["classes"]),
             "slicing": about.get("slicing", "stored"),
         }

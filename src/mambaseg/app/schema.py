@@ -103,7 +103,7 @@ def did_you_mean(key: str, known: Collection[str]) -> str:
 
 
 TEXT, COUNT, NATURAL = Text(), Number(1, whole=True), Number(0, whole=True)
-FOLDER, RUN = Text("a folder"), Text("a run folder or a .ckpt file")
+FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file or a bundle")
 _SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False), """rerun test data.synthetic model.mirror_encoder model.residual
@@ -129,7 +129,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Text("the folder of the data set"),), "data.root"),
     ((FOLDER,), "outputs data.cache_dir out"),
     ((FOLDER, None), "run_dir root predictions references"),
-    ((RUN, None), "run checkpoint"),
+    ((RUN, None), "run checkpoint init_from"),
     (([RUN],), "ensemble"),
     ((Text("a regular expression"), None), "data.patient_pattern"),
     ((Text("a file of weights"), None), "model.pretrained"),
@@ -151,7 +151,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
         "trainer.precision"),
     (("auto", "32-true", "bf16-mixed", {"32": "32-true", "bf16": "bf16-mixed"}), "precision"),
     ((True, False, "flips", "rot90", "all", "none"), "tta"),
-    (("onnx", "torch"), "format"),
+    (("onnx", "torch", "bundle"), "format"),
     # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target
     ((object,), "data.label_map data.window optim.optimizer optim.scheduler"),
 )  # fmt: skip

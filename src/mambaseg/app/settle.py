@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets
+from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import made, plain, read_with_config
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
@@ -27,8 +28,11 @@ _SOURCES = ("run", "predictions", "references", "class_names", "calibration")
 log = logging.getLogger(__name__)
 
 
-def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
-    """The plan of a run, the loaded data, and the checkpoint that is scored (None: it trains)."""
+def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]:
+    """The plan of a run, the loaded data, and the checkpoint that is scored (None: it trains).
+
+    The last is what a training starts from; None: from scratch.
+    """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     _require_unicode(cfg)
     if cfg.data.synthetic:
@@ -41,6 +45,10 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
         cfg.checkpoint = str(checkpoint.path)
         for key in _SOURCES:
             cfg.pop(key, None)
+        if cfg.get("init_from"):
+            raise UserError("init_from: is where a training starts; leave it out of an evaluation")
+    if start := start_of(cfg):
+        cfg.init_from = str(start.checkpoint.path)
     _settle_device(cfg)
     if OmegaConf.is_missing(cfg.data, "root"):
         raise UserError(f"data={cfg.data.name}: name the folder of the data set, data.root=...")
@@ -59,15 +67,15 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None]:
             for metric in metrics_of(cfg)
         }
         settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
-    return _plan(cfg, data, checkpoint), data, checkpoint
+    parent = start.checkpoint if start else checkpoint
+    return _plan(cfg, data, checkpoint, _seen(cfg, data, parent)), data, checkpoint, start
 
 
-def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> Plan:
+def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[str, Any]) -> Plan:
     from mambaseg.storage.identity import identity, same_run, weight_digests, with_digests
     from mambaseg.storage.run_folder import slug
     from mambaseg.training.run import Plan
 
-    seen = _seen(cfg, data, checkpoint)
     config = plain(cfg)
     weights = weight_digests(config)
     whole = with_digests(config, weights)
@@ -230,7 +238,7 @@ def no_graph(cfg: DictConfig, *, gpu: bool) -> str:
 
 def _require_unicode(cfg: DictConfig) -> None:
     """Refuses a folder that the files of a run could not name."""
-    for key in ("data.root", "data.cache_dir", "outputs", "checkpoint"):
+    for key in ("data.root", "data.cache_dir", "outputs", "checkpoint", "init_from"):
         path = OmegaConf.select(cfg, key, throw_on_missing=False)
         if path is not None and readable(str(path)) != str(path):
             raise UserError(

@@ -16,7 +16,7 @@ from mambaseg.data.geometry import Preprocessing, is_spacing
 from mambaseg.data.intensity import is_window
 from mambaseg.data.seen import Seen
 from mambaseg.errors import UserError
-from mambaseg.storage.untrusted import printable
+from mambaseg.storage.untrusted import printable, read_json
 
 LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
 LARGEST_SIDE = 2048  # pixels of the images that it may ask for
@@ -52,6 +52,12 @@ class Checkpoint:
             raise UserError(f"checkpoint: {self.path}: {error}") from error
 
     @property
+    def channels(self) -> int:
+        """Channels of the images that it takes."""
+        given = self.about["model"].get("arguments", {}).get("in_channels", 1)
+        return int(self.about["data"].get("channels", given))
+
+    @property
     def seen(self) -> Seen:
         """The images that trained, validated and tested its network."""
         return Seen.restored(self.about.get("seen"))
@@ -64,20 +70,19 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a .ckpt file, or the best checkpoint of a run folder.
+    """Reads a .ckpt file, the best checkpoint of a run folder, or a bundle (`inference.bundle`).
 
     Raises:
         UserError: there is none, it cannot be read, or it is not one of this project.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        path = path / "checkpoints" / "best.ckpt"
+        weights_file = path / "model.safetensors"
+        path = weights_file if weights_file.is_file() else path / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise UserError(f"checkpoint: there is no file {path}")
     try:
-        if _is_compressed(path):
-            raise ValueError("it is compressed, which torch.save does not do")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _bundled(path) if path.suffix == ".safetensors" else _saved(path)
     except Exception as error:  # torch raises a zoo of types for damaged files
         reason = printable((str(error) or type(error).__name__).splitlines()[0][:300])
         raise UserError(
@@ -139,7 +144,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
         and all(isinstance(name, str) and len(name) <= 100 for name in classes),
         "its data": _is_name(data.get("name"))
         and isinstance(data.get("title"), str)
-        and len(data["title"]) <= 200,
+        and len(data["title"]) <= 200
+        and _is_whole(data.get("channels", 1), LARGEST),
     }
     wrong = [field for field, right in rules.items() if not right]
     try:
@@ -188,6 +194,26 @@ def plain_argument(value: Any, like: Any) -> bool:
         elif one is not None and not _is_name(one):
             return False
     return True
+
+
+def _saved(path: Path) -> Any:
+    """What torch.save wrote."""
+    if _is_compressed(path):
+        raise ValueError("it is compressed, which torch.save does not do")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _bundled(path: Path) -> dict[str, Any]:
+    """The weights of a bundle and what the config.json beside them says, as in a .ckpt file."""
+    from safetensors.torch import load_file
+
+    try:
+        told = read_json(path.with_name("config.json"))
+    except FileNotFoundError:
+        told = None
+    about = told.get("mambaseg") if isinstance(told, dict) else None
+    weights = {f"network.{key}": weight for key, weight in load_file(path).items()}
+    return {"mambaseg": about, "state_dict": weights}
 
 
 def _is_compressed(path: Path) -> bool:

@@ -170,6 +170,38 @@ class Pretrained(nn.Module):
         )
 
 
+def load_matching(
+    network: nn.Module, weights: Mapping[str, Tensor], *, fresh: Iterable[str] = ()
+) -> LoadReport:
+    """Fill what fits of a network, by name and shape, from the weights of another one like it.
+
+    Keys in `fresh` stay as they are initialised.
+    """
+    own, left = network.state_dict(), set(fresh)
+    fit = {
+        key: value
+        for key, value in weights.items()
+        if key in own and key not in left and own[key].shape == value.shape
+    }
+    missing = tuple(key for key in own if key not in fit)
+    ignored = tuple(key for key in weights if key not in fit)
+    network.load_state_dict(fit, strict=False)
+    return LoadReport(
+        path="",
+        loaded=tuple(fit),
+        mirrored=(),
+        missing=missing,
+        mismatched=tuple(_mismatches(own, weights)),
+        ignored=ignored,
+        parameters={
+            "loaded": _count(fit.values()),
+            "mirrored": 0,
+            "missing": _count(own[key] for key in missing),
+            "ignored": _count(weights[key] for key in ignored),
+        },
+    )
+
+
 def _renamed(key: str, prefixes: Mapping[str, str], parts: Mapping[str, str]) -> str:
     """Translate one key: the first prefix that fits, then every part."""
     start = next((old for old in prefixes if key.startswith(old)), "")

@@ -48,7 +48,7 @@ _OF_TRAINING = frozenset({
 })  # fmt: skip
 # Keys that were not always there, and the value with which all is as it was before: with that value
 # they are no part of the identity, so that older run folders keep theirs.
-_ADDED: dict[str, Any] = {"metric": {}}
+_ADDED: dict[str, Any] = {"metric": {}, "init_from": None}
 
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.
 _PRESETS = {"3833238a": "none", "656339af": "paper", "79a6d3bc": "modern"}
@@ -154,8 +154,7 @@ def monitor_of(config: Mapping[str, Any]) -> str:
 def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
     """The resolved configuration with the digests of weights (`weight_digests`) for their paths."""
     changed = dict(config)
-    if digest := digests.get("checkpoint"):
-        changed["checkpoint"] = digest
+    changed |= {key: digests[key] for key in ("checkpoint", "init_from") if key in digests}
     # always there, so that a network without the key and one with `pretrained: null` are the same
     model = config["model"]
     changed["model"] = {**model, "pretrained": digests.get("pretrained", model.get("pretrained"))}
@@ -163,9 +162,10 @@ def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[
 
 
 def weight_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files of weights that a configuration names: `pretrained`, `checkpoint`."""
+    """Digests of the files of weights that a configuration names, by their keys."""
     model = config["model"]
-    named = {"pretrained": model.get("pretrained"), "checkpoint": config.get("checkpoint")}
+    named = {"pretrained": model.get("pretrained")}
+    named |= {key: config.get(key) for key in ("checkpoint", "init_from")}
     files = {name: Path(path).expanduser() for name, path in named.items() if path}
     return {name: file_digest(file) for name, file in files.items() if file.is_file()}
 

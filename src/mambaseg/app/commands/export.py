@@ -1,6 +1,7 @@
-"""Writes a trained network as ONNX or as a torch.export program, and compares the two.
+"""Writes a trained network as ONNX or as a torch.export program, and compares; or as a bundle.
 
 mambaseg export run=outputs/default/<run folder>
+mambaseg export run=outputs/default/<run folder> format=bundle output=my_network
 mambaseg export run=best.ckpt format=torch size=256 output=network.pt2
 """
 
@@ -21,15 +22,21 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from mambaseg.app.networks import restore_network
+    from mambaseg.inference.bundle import write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
 
     network, checkpoint = restore_network(cfg.run, scan_backend="torch")
     about = checkpoint.about
+    if cfg.format == "bundle":
+        folder = Path(cfg.output or f"{about['model']['name']}_bundle").expanduser()
+        made_by = type(network.network)
+        write_bundle(checkpoint, folder, target=f"{made_by.__module__}.{made_by.__qualname__}")
+        log.info("written: %s; run=%s takes it like a run folder", folder, folder)
+        return
     size = cfg.size or about["preprocessing"]["size"]
-    channels = about["model"]["arguments"]["in_channels"]
     output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
     torch.manual_seed(cfg.seed)
-    image = torch.rand(cfg.batch_size, channels, size, size)
+    image = torch.rand(cfg.batch_size, checkpoint.channels, size, size)
     parity = export_network(
         network,
         image,

@@ -1,0 +1,129 @@
+"""A trained network as a folder to give away: weights, what they need, and a model card.
+
+    model.safetensors   the weights, without any code
+    config.json         what a checkpoint says of itself: network, preprocessing, classes, data
+    README.md           the model card
+
+`read_checkpoint` takes the folder like a run folder. The layout is that of the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mambaseg.errors import UserError
+from mambaseg.inference.trained import Checkpoint, read_checkpoint
+from mambaseg.reporting.grid import markdown_text
+from mambaseg.reporting.runs import read_run
+from mambaseg.reporting.tables import headline, run_grid
+from mambaseg.storage.files import writing
+from mambaseg.storage.run_folder import RunFolder
+
+_TOLD = ("model", "task", "preprocessing", "slicing", "views", "classes", "data", "split", "seen")
+_CARD = """---
+library_name: mambaseg
+pipeline_tag: image-segmentation
+tags: [medical-imaging, segmentation, pytorch]
+---
+
+# {name}, trained on {title}
+
+Research software: not a medical device, and not for decisions about patients. Whoever publishes
+this folder states here the licence of the weights, which the data may restrict, and whom to cite.
+
+| | |
+|---|---|
+{facts}
+
+{scores}
+## Use
+
+```sh
+mambaseg predict run=<this folder> input=images output=labels
+mambaseg evaluate run=<this folder> data=<a config of conf/data> data.root=<folder>
+mambaseg train init_from=<this folder> data=<a config of conf/data> data.root=<folder>
+```
+
+The weights are in `model.safetensors`, and `config.json` holds what they need. Reading both
+executes nothing.{own}
+"""
+
+
+def write_bundle(checkpoint: Checkpoint, folder: Path, *, target: str) -> Path:
+    """Writes the folder of a checkpoint whole or not at all; `target` makes its network.
+
+    Raises:
+        UserError: the folder holds something, or what was written is not what was read.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output={folder} is there already: name a new folder")
+    from safetensors.torch import save_file
+
+    about = {key: checkpoint.about[key] for key in _TOLD if key in checkpoint.about}
+    weights = {name: tensor.contiguous().clone() for name, tensor in checkpoint.weights.items()}
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        with writing(folder, otherwise="choose another folder with output=..."):
+            part.mkdir(parents=True)
+            save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+            text = json.dumps({"mambaseg": about}, indent=2, ensure_ascii=False)
+            (part / "config.json").write_text(text + "\n", encoding="utf-8")
+            (part / "README.md").write_text(_card(checkpoint, target), encoding="utf-8")
+            _require_same(read_checkpoint(part), weights)
+            if folder.is_dir():
+                folder.rmdir()
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _require_same(written: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    back = written.weights
+    if back.keys() != weights.keys() or not all(torch.equal(back[k], weights[k]) for k in back):
+        raise UserError(f"{written.path}: the weights that were written read back as others")
+
+
+def _card(checkpoint: Checkpoint, target: str) -> str:
+    """The model card; with scores where the checkpoint is in the folder of a finished run."""
+    about, run = checkpoint.about, RunFolder(checkpoint.path.resolve().parent.parent)
+    name, title = about["model"]["name"], about["data"]["title"]
+    used = checkpoint.preprocessing.describe()
+    count = sum(weight.numel() for weight in checkpoint.weights.values())
+    split = about.get("split") or {}
+    facts = {
+        "network": f"{name} ({target}), {count:,} numbers",
+        "labels": ", ".join(f"{label} {one}" for label, one in enumerate(about["classes"])),
+        "channels": checkpoint.channels,
+        "preprocessing": ", ".join(f"{key} {value}" for key, value in used.items()),
+        "data": title,
+        "split": f"{split.get('name')} ({split.get('hash')})" if split else "unknown",
+    }
+    scores = ""
+    if run.finished:
+        summary = read_run(run.path).summary
+        scores = f"## Scores\n\n{headline(summary)[0]}\n"
+        if "foreground" in summary:
+            grid = run_grid(summary, "Scores on the test set", about["classes"])
+            scores = grid.markdown(2)
+        versions = run.record.get("versions") or {}
+        facts["made with"] = ", ".join(f"{key} {versions[key]}" for key in ("mambaseg", "torch")
+                                       if versions.get(key))  # fmt: skip
+    own = "" if target.startswith(("mambaseg.", "monai.")) else (
+        f" The network is `{target}`, which is not part of mambaseg: its module and its config, "
+        "with `--config-dir`, have to be there."
+    )  # fmt: skip
+    return _CARD.format(
+        name=markdown_text(name),
+        title=markdown_text(title),
+        facts="\n".join(f"| {key} | {markdown_text(str(text))} |" for key, text in facts.items()),
+        scores=scores,
+        own=own,
+    )
