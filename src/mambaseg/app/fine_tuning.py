@@ -46,7 +46,7 @@ class Start:
         lines = [
             f"init_from={self.checkpoint.path}: {about['model']['name']}, trained on "
             f"{about['data']['title']}",
-            f"  matched    {counts['loaded']:>12,} parameters, {len(report.loaded)} keys",
+            f"  matched    {counts['loaded']:>12,} values, {len(report.loaded)} keys",
         ]
         fresh = [key for key in report.missing if key in self.head]
         shapes = {text.partition(" is ")[0]: text for text in report.mismatched}

@@ -24,9 +24,8 @@ from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import printable
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mambaseg.inference.trained import Checkpoint
+    from mambaseg.models import AnySize
 
 # what a checkpoint says of a network that is not taken from it
 _NOT_A_CHECKPOINTS = ("name", "_target_", "pretrained", "mirror_encoder", "scan_backend")
@@ -62,7 +61,7 @@ def made(config: Any, *left_out: str, **more: Any) -> Any:
     return instantiate(escaped(kept), **more, _convert_="all")
 
 
-def build_network(model: Any) -> tuple[nn.Module, dict[str, Any] | None]:
+def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
     """A network (B, C, H, W) -> (B, K, H, W) of any size, and what was loaded (None: nothing).
 
     `model` is a config of conf/model with its interpolations resolvable or resolved.
@@ -83,7 +82,7 @@ def build_network(model: Any) -> tuple[nn.Module, dict[str, Any] | None]:
 
 def network_with_weights(
     model: Any, checkpoint: Checkpoint | None
-) -> tuple[nn.Module, dict[str, Any] | None]:
+) -> tuple[AnySize, dict[str, Any] | None]:
     """Like `build_network`; with a checkpoint, its weights instead of pretrained ones."""
     if checkpoint is None:
         return build_network(model)
@@ -116,7 +115,7 @@ def _require_shapes(model: Any, weights: Mapping[str, Any]) -> None:
 
 def restore_network(
     path: str | Path, *, scan_backend: str = "auto", original: DictConfig | None = None
-) -> tuple[nn.Module, Checkpoint]:
+) -> tuple[AnySize, Checkpoint]:
     """The trained network of a run folder (its best checkpoint) or .ckpt file, on the CPU.
 
     It is (B, C, H, W) -> (B, K, H, W) for any size. `original` has `model` and `data` of a file

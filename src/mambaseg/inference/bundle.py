@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mambaseg.errors import UserError
 from mambaseg.inference.trained import Checkpoint, read_checkpoint
+from mambaseg.models import AnySize
 from mambaseg.reporting.grid import markdown_text
 from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.tables import headline, run_grid
@@ -56,8 +57,8 @@ executes nothing.{own}
 """
 
 
-def write_bundle(checkpoint: Checkpoint, folder: Path, *, target: str) -> Path:
-    """Writes the folder of a checkpoint whole or not at all; `target` makes its network.
+def write_bundle(network: AnySize, checkpoint: Checkpoint, folder: Path) -> Path:
+    """Writes the folder of a checkpoint and its network, whole or not at all.
 
     Raises:
         UserError: the folder holds something, or what was written is not what was read.
@@ -75,7 +76,7 @@ def write_bundle(checkpoint: Checkpoint, folder: Path, *, target: str) -> Path:
             save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
             text = json.dumps({"mambaseg": about}, indent=2, ensure_ascii=False)
             (part / "config.json").write_text(text + "\n", encoding="utf-8")
-            (part / "README.md").write_text(_card(checkpoint, target), encoding="utf-8")
+            (part / "README.md").write_text(_card(network, checkpoint), encoding="utf-8")
             _require_same(read_checkpoint(part), weights)
             if folder.is_dir():
                 folder.rmdir()
@@ -91,15 +92,17 @@ def _require_same(written: Checkpoint, weights: Mapping[str, Tensor]) -> None:
         raise UserError(f"{written.path}: the weights that were written read back as others")
 
 
-def _card(checkpoint: Checkpoint, target: str) -> str:
+def _card(network: AnySize, checkpoint: Checkpoint) -> str:
     """The model card; with scores where the checkpoint is in the folder of a finished run."""
     about, run = checkpoint.about, RunFolder(checkpoint.path.resolve().parent.parent)
     name, title = about["model"]["name"], about["data"]["title"]
     used = checkpoint.preprocessing.describe()
-    count = sum(weight.numel() for weight in checkpoint.weights.values())
+    count = sum(parameter.numel() for parameter in network.parameters())
+    kind = type(network.network)
+    target = f"{kind.__module__}.{kind.__qualname__}"
     split = about.get("split") or {}
     facts = {
-        "network": f"{name} ({target}), {count:,} numbers",
+        "network": f"{name} ({target}), {count:,} parameters",
         "labels": ", ".join(f"{label} {one}" for label, one in enumerate(about["classes"])),
         "channels": checkpoint.channels,
         "preprocessing": ", ".join(f"{key} {value}" for key, value in used.items()),
@@ -117,8 +120,8 @@ def _card(checkpoint: Checkpoint, target: str) -> str:
         facts["made with"] = ", ".join(f"{key} {versions[key]}" for key in ("mambaseg", "torch")
                                        if versions.get(key))  # fmt: skip
     own = "" if target.startswith(("mambaseg.", "monai.")) else (
-        f" The network is `{target}`, which is not part of mambaseg: its module and its config, "
-        "with `--config-dir`, have to be there."
+        f" The network is not part of mambaseg:\nthe class `{target}` has to be there, and its "
+        "config with `--config-dir=<folder>`."
     )  # fmt: skip
     return _CARD.format(
         name=markdown_text(name),

@@ -29,8 +29,7 @@ def main(cfg: DictConfig) -> None:
     about = checkpoint.about
     if cfg.format == "bundle":
         folder = Path(cfg.output or f"{about['model']['name']}_bundle").expanduser()
-        made_by = type(network.network)
-        write_bundle(checkpoint, folder, target=f"{made_by.__module__}.{made_by.__qualname__}")
+        write_bundle(network, checkpoint, folder)
         log.info("written: %s; run=%s takes it like a run folder", folder, folder)
         return
     size = cfg.size or about["preprocessing"]["size"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,8 +23,13 @@ from mambaseg.storage.files import print_any_name, whole_file
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report and the proposed config; return 1 when there are errors, else 0."""
+def main(
+    arguments: Sequence[str] | None = None, *, find_code: Callable[[str], object] | None = None
+) -> int:
+    """Print the report and the proposed config; return 1 when there are errors, else 0.
+
+    `find_code` is as `known_layouts` has it.
+    """
     parser = argparse.ArgumentParser(prog="mambaseg check", description=__doc__)
     parser.add_argument("root", type=Path, help="folder of the data set (as data.root)")
     parser.add_argument("--layout", help="name of a config of conf/data (default: recognised)")
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_any_name()
     console = Console()
     try:
-        layouts = known_layouts(options.config_dir)
+        layouts = known_layouts(options.config_dir, find_code)
         if options.layout and options.layout not in layouts:
             names = ", ".join(layouts)
             raise UserError(f"unknown layout {options.layout!r}: choose one of {names}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,13 @@ class Layout:
         return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
 
 
-def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:
+def known_layouts(
+    config_dirs: Iterable[Path] = (), find_code: Callable[[str], object] | None = None
+) -> dict[str, Layout]:
     """Name -> layout by the configs that name a reader, in the order in which they are asked.
 
     `config_dirs` are folders beside ours that hold a `data/`, as Hydra's `--config-dir`.
+    `find_code` makes the module of a target importable, if only the current folder has it.
     """
     found = {}
     for path in (
@@ -48,12 +51,18 @@ def known_layouts(config_dirs: Iterable[Path] = ()) -> dict[str, Layout]:
         try:
             config = read_yaml(path)
             target = config["find_cases"]["_target_"]
+            if find_code:
+                find_code(target)
             function = pkgutil.resolve_name(target)
         except (KeyError, TypeError):
             continue  # it inherits its reader, or its data are no cases
         except (ForeignFileError, OSError, ImportError, AttributeError, ValueError) as error:
             problem = f"its reader (find_cases._target_) cannot be found: {error}"
-            raise DataError(problem, path, "PYTHONPATH says where modules are.") from error
+            raise DataError(
+                problem,
+                path,
+                "Run the command in the folder of the module, or name that in PYTHONPATH.",
+            ) from error
         reader = function if isinstance(function, Reader) else Reader(function)
         found[path.stem] = Layout(path.stem, reader, config)
     return dict(sorted(found.items(), key=lambda pair: (pair[1].reader.any_names, pair[0])))
