@@ -43,6 +43,7 @@ data.longest_side data.masks data.name data.num_classes data.patient_pattern dat
 data.seed data.size data.slicing data.spacing data.split data.steps data.task data.val_every
 data.window
 evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
+init_from
 loss._target_ loss.ce_weight loss.dice_weight loss.softmax loss.to_onehot_y
 model._target_ model.act_name model.attention model.blocks model.blocks_down model.blocks_up
 model.d_state model.decoder_depths model.decoder_widths model.deep_supervision model.depth
