@@ -44,8 +44,10 @@ def relinked(text: str, at: Path) -> str:
     def link(match: re.Match[str]) -> str:
         words, target, anchor = match.groups()
         path = (ROOT / at.parent / target).resolve()
-        if path in (ROOT / "README.md", ROOT / "docs" / "README.md"):
+        if path == ROOT / "README.md":
             return f"[{words}](/index.md{anchor})"
+        if path == ROOT / "docs" / "README.md":
+            return f"[{words}](/docs/start.md)"
         if path.suffix in (".md", ".rst") or path.is_file():
             return match[0]
         return words  # a folder

@@ -21,6 +21,7 @@ myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 4  # as GitHub names them
 copybutton_prompt_text = "$ "
 
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -36,6 +36,7 @@ def _page(file: Path, cost: dict[str, str]) -> str:
     text = file.read_text("utf-8")
     config = yaml.safe_load(text)
     about = read_header(file.stem, text)
+    keys = text[text.index("\nname:") :].strip()  # without the comment, which the table tells
     source = _ARXIV.sub(r"[\g<0>](https://arxiv.org/abs/\1)", about["source"])
     facts = {
         "Source": source,
@@ -76,7 +77,7 @@ mambaseg train model={file.stem}
 `conf/model/{file.name}`; on the command line every value is `model.<key>=<value>`.
 
 ```yaml
-{text.strip()}
+{keys}
 ```
 
 `optim=own/{file.stem}` is its authors' optimizer:
