@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from mambaseg.app.terminal import Console
 from runs import small_overrides
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -50,7 +51,7 @@ def log_handlers_kept():
     root.handlers[:] = before[:]
     yield
     for handler in root.handlers[:]:  # pytest's own are of other classes
-        if type(handler) is logging.StreamHandler and handler not in before:
+        if type(handler) in (logging.StreamHandler, Console) and handler not in before:
             root.removeHandler(handler)
 
 

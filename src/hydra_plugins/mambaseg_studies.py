@@ -21,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.errors import UserError
+from mambaseg.storage.identity import better
 from mambaseg.storage.run_folder import slug
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,6 @@ class Studies(Sweeper):
         Raises:
             UserError: `hydra.sweeper.direction` says the opposite.
         """
-        from mambaseg.training.checkpoints import better
-
         parsed = OverridesParser.create().parse_overrides(words)
         plain = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
         job = self.hydra_context.config_loader.load_sweep_config(self.config, plain)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mambaseg.app.fine_tuning import Start
@@ -16,7 +15,7 @@ from mambaseg.app.networks import bare, made, network_with_weights
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
 from mambaseg.app.settle import device_type, metrics_of, settle
-from mambaseg.app.sweeps import cluster_plugins, note_run, requeue_call
+from mambaseg.app.sweeps import cluster_plugins, in_sweep, note_run, requeue_call
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +35,7 @@ def build(cfg: DictConfig) -> Run:
 
     plan, data, checkpoint, start = settle(cfg)
     note_run(plan.folder.path)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if in_sweep():
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
         command = [word for word in sys.argv[1:2] if word.isalpha()]  # of `mambaseg train`
         configs = [f"--config-dir={place}" for place in config_dirs()]

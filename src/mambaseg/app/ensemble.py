@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def chosen_runs(cfg: DictConfig) -> list[Path]:
+    """The runs that `run=` or `ensemble=` names (`mambaseg.inference.found`)."""
+    if (cfg.run is None) == (not cfg.ensemble):
+        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
+    if cfg.run is not None:
+        return [find_run(cfg.run, cfg.outputs, segmenting=True)]
+    return [run for one in cfg.ensemble for run in find_runs(one, cfg.outputs, segmenting=True)]
+
+
 def restore_predictor(
     paths: Sequence[str | Path],
     *,

@@ -20,6 +20,7 @@ import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import arranged, composition_error
+from mambaseg.app.sweeps import compare_jobs
 from mambaseg.errors import UserError
 from mambaseg.storage.files import keep_caches, print_any_name
 from mambaseg.storage.untrusted import printable
@@ -100,6 +101,8 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                         if (said := composition_error(error, script, overrides)) is None:
                             raise
                         raise _Explained(printable(said)) from None
+                    finally:
+                        compare_jobs()
 
                 return report(explained)
 

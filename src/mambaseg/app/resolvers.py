@@ -21,6 +21,10 @@ from mambaseg.storage.files import home_file
 _TASKS = {"segmentation": "mambaseg.training.segmentation.SegmentationTask"}
 
 
+# configs of a layout: the data set itself is named by its folder
+_LAYOUTS = ("nnunet", "nifti", "folder")
+
+
 def task_class(data: Any) -> Any:
     """The task that trains on the data: of those that the data module names, `data.task`."""
     tasks = getattr(import_target("data", data["_target_"]), "tasks", _TASKS)
@@ -57,6 +61,22 @@ def wandb_mode() -> str:
     return "online" if known or os.environ.get("WANDB_API_KEY") else "offline"
 
 
+def data_name(data: Any) -> str:
+    """The data set in names of run folders: the config's name, or its folder's for a layout.
+
+    The name of a synthetic one says that it is.
+    """
+    name = str(data["name"])
+    if name in _LAYOUTS:
+        return _name_of(Path(str(data["root"]))).replace(" ", "-")
+    real = not data.get("synthetic") or "phantom" in name or "synthetic" in name
+    return name if real else f"{name}-synthetic"
+
+
+def _name_of(root: Path) -> str:
+    return re.sub(r"[^\w .+-]", "-", root.expanduser().absolute().name)[:100]
+
+
 def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     """What the data set at data.root, in nnU-Net's layout, says about itself."""
     from mambaseg.data.readers.dataset_json import read_dataset_json
@@ -66,7 +86,7 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
         raise UserError("data=nnunet: say where the data set is, data.root=<its folder>")
     root = Path(_root_.data.root).expanduser()
     if what == "title":
-        return re.sub(r"[^\w .+-]", "-", root.absolute().name)[:100]
+        return _name_of(root)
     if what == "split":
         return split_of(root)
     about = read_dataset_json(root)
@@ -80,6 +100,7 @@ _RESOLVERS: dict[str, Any] = {
     "data_root": _data_root,
     "acdc_root": _data_root,
     "found_data": _found_data,
+    "data_name": lambda *, _root_: data_name(_root_.data),
     "wandb_mode": wandb_mode,
     "nnunet": _nnunet,
 }

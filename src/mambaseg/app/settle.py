@@ -13,8 +13,10 @@ from mambaseg.app.check import check_targets
 from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import made, plain, read_with_config
 from mambaseg.app.own import config_dirs
-from mambaseg.app.resolvers import task_class
+from mambaseg.app.resolvers import data_name, task_class
 from mambaseg.app.schema import EXTRAS
+from mambaseg.app.sweeps import in_sweep
+from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
 
@@ -35,8 +37,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     _require_unicode(cfg)
-    if cfg.data.synthetic:
-        log.warning("*** %s *** %s", cfg.data.title, cfg.data.get("instead", ""))
+    if "checkpoint" in cfg or not in_sweep():  # a sweep of trainings has said it
+        announce_synthetic([cfg.data])
     check_targets(cfg)
     task = task_class(cfg.data)
     checkpoint = None
@@ -73,15 +75,13 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
 
 def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[str, Any]) -> Plan:
     from mambaseg.storage.identity import identity, same_run, weight_digests, with_digests
-    from mambaseg.storage.run_folder import slug
     from mambaseg.training.run import Plan
 
     config = plain(cfg)
     weights = weight_digests(config)
     whole = with_digests(config, weights)
     key = identity(whole, split=data.split.hash, data=data.fingerprint)
-    title = slug(cfg.data.title) if cfg.data.synthetic else cfg.data.name
-    name = f"{cfg.model.name}-{title}-seed{cfg.seed}-{key}"
+    name = f"{cfg.model.name}-{data_name(cfg.data)}-seed{cfg.seed}-{key}"
     path = Path(cfg.outputs).expanduser() / cfg.name / name
     cfg.run_dir = str(path if cfg.rerun else same_run(path, key))
     configs = {"data": str(cfg.data.name), "model": str(cfg.model.name)}

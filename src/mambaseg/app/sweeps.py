@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import composition_error, jobs_of
-from mambaseg.errors import UserError
+from mambaseg.app.terminal import announce_synthetic
+from mambaseg.errors import UserError, optional
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import read_json
 
@@ -71,6 +73,8 @@ class Sweeps(Callback):
             _check_jobs(config)
         except UserError as error:
             sys.exit(str(error))
+        if experiment := _experiment(config):
+            _BEGUN.append((experiment, _listed(experiment)))
         _list_jobs(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -162,16 +166,47 @@ def _check_jobs(config: DictConfig) -> None:
         except HydraException as error:
             raise UserError(composition_error(error, script, job) or str(error)) from error
         configurations.append(checked(cfg, script, job))
+    if "checkpoint" not in config and "data" in config:  # else only a job knows its data
+        announce_synthetic(cfg.data for cfg in configurations)
     for cfg in configurations:
         check_targets(cfg)  # seconds, for what is imported
 
 
 # ---- the list of jobs ---------------------------------------------------------------------------
 
+# the sweeps that have begun in this process: experiment, and its files of jobs at that time
+_BEGUN: list[tuple[Path, dict[str, int]]] = []
+
+
+def in_sweep() -> bool:
+    """Whether the present job is one of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def compare_jobs() -> None:
+    """Prints the jobs of a sweep that has ended, well or not, side by side; else does nothing."""
+    while _BEGUN:
+        experiment, before = _BEGUN.pop()
+        files = [name for name, time in _listed(experiment).items() if before.get(name) != time]
+        if not files:
+            continue
+        from rich import get_console
+
+        from mambaseg.reporting.jobs import jobs_grid
+
+        with optional("comparing the jobs"):
+            get_console().print(jobs_grid(experiment, files).terminal())
+        log.info("report:     python src/report.py %s", shlex.quote(str(experiment)))
+
+
+def _listed(experiment: Path) -> dict[str, int]:
+    """The files that list an experiment's jobs, and when each was written."""
+    return {file.name: file.stat().st_mtime_ns for file in (experiment / ".jobs").glob("*.json")}
+
 
 def note_run(folder: Path) -> None:
     """Notes which run folder the present job leads to; does nothing outside of a sweep."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if in_sweep():
         _note(folder.parent, list(HydraConfig.get().overrides.task), run=folder.name)
 
 

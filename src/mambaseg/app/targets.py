@@ -21,6 +21,8 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 MOVED = {
     "mambaseg.losses": "mambaseg.training.losses",
     "mambaseg.callbacks": "mambaseg.training.callbacks",
+    "mambaseg.callbacks.ProgressBar": "mambaseg.training.progress.ProgressBar",
+    "mambaseg.training.callbacks.ProgressBar": "mambaseg.training.progress.ProgressBar",
     "mambaseg.checkpoints": "mambaseg.training.checkpoints",
     "mambaseg.nonfinite": "mambaseg.training.nonfinite",
     "mambaseg.loggers": "mambaseg.training.loggers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,11 +44,11 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     """
     folder = Path(folder)
     now = now or datetime.datetime.now(datetime.UTC)
-    jobs = _jobs(folder)
-    overrides = {run: words for words, run, _ in jobs if run}
-    found = [_state(path, overrides.get(path.name, ""), now) for path in run_folders(folder)]
+    listed = jobs(folder)
+    overrides = {run: words for words, run, _ in listed if run}
+    found = [state_of(path, overrides.get(path.name, ""), now) for path in run_folders(folder)]
     known = {run.name for run in found}
-    for words, run, error in jobs:
+    for words, run, error in listed:
         if run not in known:
             cause = error or (f"no folder {run}" if run else "not started")
             state = "failed" if error else "missing"
@@ -56,27 +56,32 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     return sorted(found, key=lambda run: (STATES.index(run.state), run.name))
 
 
-def _jobs(folder: Path) -> list[tuple[str, str, str]]:
+def jobs(folder: Path, files: Collection[str] | None = None) -> list[tuple[str, str, str]]:
     """Overrides, run folder and error of each job of the sweeps; nothing without a sweep.
 
-    Overrides that all jobs share are left out: an experiment's table shows what differs.
+    Overrides that all jobs share are left out: an experiment's table shows what differs. `files`
+    are the names of those in `<folder>/.jobs` to read; None: all.
     """
-    jobs: list[tuple[list[str], str, str]] = []
+    found: list[tuple[list[str], str, str]] = []
     for file in sorted((folder / ".jobs").glob("*.json")):
+        if files is not None and file.name not in files:
+            continue
         try:
             job = read_json(file)
             run, error = (str(job[key] or "") for key in ("run", "error"))
-            jobs.append(([str(word) for word in job["overrides"]], run, _first_line(error)))
+            found.append(([str(word) for word in job["overrides"]], run, _first_line(error)))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged list must not hide the runs
-    shared = set.intersection(*(set(words) for words, _, _ in jobs)) if len(jobs) > 1 else set()
+    everyone = [set(words) for words, _, _ in found]
+    shared = set.intersection(*everyone) if len(found) > 1 else set()
     return [
         (" ".join(word for word in words if word not in shared), run, error)
-        for words, run, error in jobs
+        for words, run, error in found
     ]
 
 
-def _state(path: Path, overrides: str, now: datetime.datetime) -> RunState:
+def state_of(path: Path, overrides: str, now: datetime.datetime) -> RunState:
+    """State of one run folder; `overrides` are those of its job."""
     record = RunFolder(path).record
     state, cause = str(record.get("status", "damaged")), ""
     error = _first_line(str(record.get("error") or "").strip())[:1000]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mambaseg.storage.run_folder import RunFolder, file_digest
 from mambaseg.storage.untrusted import ForeignFileError, read_yaml
@@ -151,6 +152,11 @@ def monitor_of(config: Mapping[str, Any]) -> str:
     return monitor
 
 
+def better(monitor: str) -> Literal["max", "min"]:
+    """Which way a logged value is better: `min` for losses and distances, `max` for scores."""
+    return "min" if any(word in monitor for word in ("loss", "hd95", "assd")) else "max"
+
+
 def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
     """The resolved configuration with the digests of weights (`weight_digests`) for their paths."""
     changed = dict(config)
@@ -210,10 +216,14 @@ def made_from_other_data(folder: Path, key: str, design: str, fingerprint: str) 
 
 
 def _alike(folder: Path, key: str) -> Iterator[tuple[Path, str, str, str]]:
-    """Run folders of the same readable name: path, identity, design, fingerprint of the data."""
-    name = folder.name.removesuffix(key)
+    """Run folders of the same network and seed: path, identity, design, fingerprint of the data.
+
+    The data between the two have had other names.
+    """
+    network, _, rest = folder.name.removesuffix(key).partition("-")
+    seed = rest[rest.rfind("-seed") :]
     for path in sorted(file.parent for file in folder.parent.glob("*/run.json")):
-        if not path.name.startswith(name) or len(path.name) != len(name + key):
+        if not re.fullmatch(rf"{re.escape(network)}-.*{re.escape(seed)}[0-9a-f]{{8}}", path.name):
             continue
         record = RunFolder(path).record
         with contextlib.suppress(OSError, ForeignFileError, KeyError, TypeError, AttributeError):

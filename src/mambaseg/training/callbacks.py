@@ -1,4 +1,4 @@
-"""The progress bar, and the recorder of scores, figures and costs in the run folder."""
+"""The recorder of scores, figures and costs in the run folder."""
 
 from __future__ import annotations
 
@@ -9,32 +9,20 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 
 from mambaseg.errors import optional
 from mambaseg.evaluation.costs import count_operations, peak, start_peak
+from mambaseg.reporting.grid import duration
 from mambaseg.storage.run_folder import RunFolder, file_name
+from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.progress import seconds_left
 from mambaseg.training.ranks import gathered
 from mambaseg.training.wandb_logger import log_cases_to_wandb
 
 PACE = 50
 """Optimizer steps of a window over which the training's pace is measured."""
 log = logging.getLogger(__name__)
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's progress bar without version numbers; reads values once a second at most."""
-
-    _seen: dict[str, Any] | None = None
-    _read = 0.0
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The values beside the bar."""
-        if self._seen is None or not trainer.training or time.monotonic() - self._read > 1.0:
-            metrics = super().get_metrics(trainer, pl_module)
-            self._seen = {name: value for name, value in metrics.items() if name != "v_num"}
-            self._read = time.monotonic()
-        return dict(self._seen)
 
 
 class RunRecorder(Callback):
@@ -93,11 +81,14 @@ class RunRecorder(Callback):
         self._validating -= time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Logs the score, because a progress bar leaves nothing there."""
+        """Logs the score and how it compares with the best, because a bar leaves nothing there."""
         self._validating += time.monotonic()
         score = trainer.callback_metrics.get(pl_module.monitor)
         if score is not None and not trainer.sanity_checking:
-            log.info("step %d: %s %.4f", trainer.global_step, pl_module.monitor, float(score))
+            left = seconds_left(trainer, self._started)
+            log.info("step %d of %d: %s %.4f%s%s", trainer.global_step, trainer.max_steps,
+                     pl_module.monitor, float(score), _rank(trainer, pl_module.monitor),
+                     f", {duration(left)} left" if left else "")  # fmt: skip
             self._beat(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,6 +175,16 @@ class RunRecorder(Callback):
         if not ranked:
             return {}
         return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
+
+
+def _rank(trainer: L.Trainer, monitor: str) -> str:
+    """` (best)`, or which validation was better, where this score chooses the checkpoint."""
+    states = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
+    if states is None or states.monitor != monitor:
+        return ""
+    if states.best_step in (None, trainer.global_step):
+        return " (best)" if states.best_step else ""
+    return f" (best {states.best_score:.4f} at step {states.best_step})"
 
 
 def _of_all_ranks(own: dict[str, Any]) -> dict[str, Any]:

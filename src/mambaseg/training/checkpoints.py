@@ -32,6 +32,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mambaseg.errors import UserError
 from mambaseg.storage.files import whole_file
+from mambaseg.storage.identity import better
 
 STATE_KEY = "Checkpoints"  # of the callback's state in a checkpoint, as Lightning names it
 _AGAIN = (
@@ -39,11 +40,6 @@ _AGAIN = (
     "the checkpoint before"
 )
 log = logging.getLogger(__name__)
-
-
-def better(monitor: str) -> Literal["max", "min"]:
-    """Which way a logged value is better: `min` for losses and distances, `max` for scores."""
-    return "min" if any(word in monitor for word in ("loss", "hd95", "assd")) else "max"
 
 
 # ---- the callback

@@ -11,7 +11,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
 from mambaseg.errors import UserError
-from mambaseg.training.checkpoints import Checkpoints, better
+from mambaseg.storage.identity import better
+from mambaseg.training.checkpoints import Checkpoints
 
 # Lightning's callbacks that count epochs, or change what the data module has to know
 _INSTEAD = {

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
+from rich import get_console
 from torch import nn
 
 from mambaseg.errors import UserError, optional
@@ -29,6 +30,7 @@ from mambaseg.training import checkpoints
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
 from mambaseg.training.loggers import MetricsCsv
+from mambaseg.training.overview import overview
 from mambaseg.training.signals import Interrupted, Interruption
 from mambaseg.training.wandb_logger import describe_to_wandb, finish_wandb, new_wandb_id
 
@@ -173,13 +175,10 @@ class Run:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         self.folder.write_text("config.yaml", text)
         self._log_to_folder()
-        log.info("data: %s, split %s (%s)", config["data"]["title"], split.name, split.hash)
+        for what, line in overview(config, self.folder.record).items():
+            log.info("%-8s%s", f"{what}:", line)
         if split.note:
             log.warning("split %s: %s", split.name, split.note)
-        log.info("model: %s, %s parameters, scan backend %s, precision %s",
-                 config["model"]["name"], f"{self.folder.record['parameters']:,}",
-                 config["model"].get("scan_backend", "none"),
-                 config["trainer"]["precision"])  # fmt: skip
 
     def _resume_folder(self) -> None:
         code, record = code_state(), self.folder.record
@@ -331,24 +330,21 @@ class Run:
         self.trainer.test(self.task, datamodule=self.data, verbose=False)
 
     def report(self) -> None:
-        """Prints the score table, the folder and a picture; repeats it when data are synthetic."""
+        """Prints the score table, the folder, a picture, and what can be typed next."""
         if not self.main:
             return
         if (self.folder.path / "metrics.json").is_file():
             with optional("printing the table"):  # say, in a terminal without its characters
                 summary = self.folder.summary
-                Console().print(table_of(summary, self.config))
+                get_console().print(table_of(summary, self.config))
                 log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
         log.info("run folder: %s", self.folder.path)
         for picture in sorted(self.folder.path.glob("figures/median_*.png")):
             log.info("picture:    %s", picture)
-        if self.config["data"]["synthetic"]:
-            log.warning(synthetic_notice(self.config["data"]))
-
-
-def synthetic_notice(data: Any) -> str:
-    """What a run says first and last where its data are computed."""
-    return f"*** {data['title']} *** {data.get('instead') or ''}".rstrip()
+        segments = self.config["data"].get("task", "segmentation") == "segmentation"
+        if segments and not self.config.get("checkpoint"):
+            log.info("predict:    python src/predict.py run=%s input=<images> output=<folder>",
+                     shlex.quote(str(self.folder.path)))  # fmt: skip
 
 
 def _leave_process_group() -> None:

@@ -1,0 +1,33 @@
+"""What a command says in the terminal, through the console that also draws bars and tables."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def announce_synthetic(data: Iterable[Any]) -> None:
+    """Says, once for each of these configs of data, that they are computed and what to do."""
+    said = {one.title: one.get("instead") or "" for one in data if one.get("synthetic")}
+    for title, instead in said.items():
+        log.warning("*** %s *** %s", title, instead)
+
+
+class Console(logging.Handler):
+    """Writes each line above a bar that is being drawn; to a pipe or a file as it is.
+
+    The console is rich's own (`rich.get_console`), which writes to the present `sys.stdout`. Long
+    lines are left to the terminal to wrap, so that a path can be copied from it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line."""
+        from rich import get_console  # when something is said: a refused command imports little
+
+        try:
+            get_console().print(
+                self.format(record), soft_wrap=True, markup=False, highlight=False, emoji=False
+            )
+        except Exception:  # as logging's own handlers
+            self.handleError(record)

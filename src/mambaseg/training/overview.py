@@ -1,0 +1,51 @@
+"""What a run is, in a few lines at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mambaseg.reporting.grid import counted
+
+_NOT_SAID = ("_target_", "_partial_", "fused", "foreach")  # arguments that change no result
+
+
+def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    """Network, optimizer, budget, data and device of a run: what -> a line about it.
+
+    Args:
+        config: the resolved configuration.
+        record: `run.json` as `RunFolder.start` writes it.
+    """
+    data, trainer, optim = config["data"], config["trainer"], config["optim"]
+    scan = config["model"].get("scan_backend")
+    model = f"{config['model']['name']}, {record['parameters']:,} parameters"
+    schedule = f", {_name(optim['scheduler'])}" if optim["scheduler"] else ""
+    loss, split = _name(config["loss"]), record["split"]
+    micro = trainer["accumulate_grad_batches"]
+    batch = f"batches of {data['batch_size']}" + (f" in {micro} parts" if micro > 1 else "")
+    gpus = record["hardware"]["gpus"] if trainer["accelerator"] != "cpu" else []
+    place = gpus[0] if gpus else f"CPU, {counted(record['threads'], 'thread')}"
+    devices = trainer["devices"]
+    several = f"{devices} × " if isinstance(devices, int) and devices > 1 else ""
+    lines = {
+        "model": model + (f", scan backend {scan}" if scan else ""),
+        "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}",
+        "budget": f"{data['steps']:,} steps, {batch}, {data['size']} × {data['size']} pixels, "
+        f"validation every {data['val_every']:,} steps",
+        "data": f"{data['title']}, split {split['name']} ({split['hash']})",
+        "device": f"{several}{place}, {trainer['precision']}",
+    }
+    if config.get("checkpoint"):  # nothing is trained
+        del lines["optim"], lines["budget"]
+    return lines
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return str(config["_target_"]).rpartition(".")[2]
+
+
+def _call(config: Mapping[str, Any]) -> str:
+    """`SGD lr=0.01 momentum=0.9`."""
+    named = {key: value for key, value in config.items() if key not in _NOT_SAID}
+    return " ".join([_name(config), *(f"{key}={value}" for key, value in named.items())])

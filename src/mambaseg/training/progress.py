@@ -1,0 +1,189 @@
+"""The progress bar: one line at the bottom of a terminal while a run trains, validates, is tested.
+
+Log lines appear above it, because both go through rich's console. It leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar as Bar
+from rich import get_console
+from rich.console import RenderableType
+from rich.constrain import Constrain
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from mambaseg.reporting.grid import duration
+from mambaseg.training.checkpoints import Checkpoints
+
+
+def seconds_left(trainer: L.Trainer, begun: float, *, done: int = 0) -> float:
+    """Seconds until the last step, at the mean pace since `begun`, `done` steps before this one."""
+    steps = trainer.global_step - done
+    return (time.monotonic() - begun) / max(steps, 1) * (trainer.max_steps - trainer.global_step)
+
+
+class _Line(Progress):
+    """A bar with room for the `^C` that a terminal adds: on another line, it would stay there."""
+
+    def get_renderable(self) -> RenderableType:
+        """The line."""
+        return Constrain(super().get_renderable(), get_console().width - 4)
+
+
+class ProgressBar(Bar):
+    """Steps, time left, pace, loss, and the best validation score so far.
+
+    Nothing is drawn where the output is not a terminal, and on other ranks than the first.
+
+    Args:
+        refresh_rate: optimizer steps between two updates; 0: no bar.
+    """
+
+    def __init__(self, refresh_rate: int = 1) -> None:
+        super().__init__()
+        self._every = refresh_rate
+        self._enabled = refresh_rate > 0
+        self._progress: Progress | None = None
+        self._training: TaskID | None = None
+        self._evaluation: TaskID | None = None
+        self._begun, self._done = 0.0, 0  # when this training began, and at which step
+        self._read, self._loss = 0.0, ""  # a value of a GPU is waited for, so once a second
+
+    def disable(self) -> None:
+        """Draws nothing from now on, as Lightning asks for on other ranks."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Draws again."""
+        self._enabled = self._every > 0
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints above the bar."""
+        get_console().print(*args, **kwargs)
+
+    # ---- training
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the bar, at the step that a resumed training begins with."""
+        self._begun, self._done, self._loss = time.monotonic(), trainer.global_step, ""
+        self._training = self._task(trainer.max_steps, f"step {self._done}/{trainer.max_steps}")
+        self._advance(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int,
+    ) -> None:  # fmt: skip
+        """Shows a finished optimizer step."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps:
+            self._advance(trainer)
+
+    def _advance(self, trainer: L.Trainer) -> None:
+        if self._progress is None or self._training is None:
+            return
+        step, steps = trainer.global_step, trainer.max_steps
+        self._progress.update(
+            self._training,
+            completed=step,
+            description=f"step {step}/{steps}",
+            told=" · ".join(self._told(trainer)),
+        )
+
+    def _told(self, trainer: L.Trainer) -> list[str]:
+        if trainer.global_step == self._done:
+            return []
+        left = seconds_left(trainer, self._begun, done=self._done)
+        if time.monotonic() - self._read > 1.0:
+            loss = trainer.callback_metrics.get("train/loss")
+            self._read = time.monotonic()
+            self._loss = "" if loss is None else f"loss {float(loss):.3f}"
+        found = (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints))
+        states = next(found, None)
+        best = ""
+        if states is not None and states.best_score is not None:
+            best = f"best {states.monitor} {states.best_score:.4f}"
+        return [told for told in (f"{duration(left)} left", self._loss, best) if told]
+
+    # ---- evaluation
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the cases of the validation in place of the steps."""
+        if not trainer.sanity_checking:
+            self._evaluate("validation", trainer.num_val_batches)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the cases of the test set."""
+        self._evaluate("test", trainer.num_test_batches)
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        """Shows a finished case."""
+        self._next_case()
+
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
+        """Shows a finished case."""
+        self._next_case()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the steps again."""
+        self._end_evaluation()
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the bar away."""
+        self._end_evaluation()
+
+    def _evaluate(self, what: str, batches: Any) -> None:
+        total = int(sum(batches)) if isinstance(batches, list) else int(batches)
+        if self._progress is not None and self._training is not None:
+            self._progress.update(self._training, visible=False)
+        self._evaluation = self._task(total, what, told=f"{total} cases")
+
+    def _next_case(self) -> None:
+        if self._progress is not None and self._evaluation is not None:
+            self._progress.advance(self._evaluation)
+
+    def _end_evaluation(self) -> None:
+        if self._progress is not None and self._evaluation is not None:
+            self._progress.remove_task(self._evaluation)
+            self._evaluation = None
+            if self._training is not None:
+                self._progress.update(self._training, visible=True)
+
+    # ---- the line
+
+    def _task(self, total: int, description: str, told: str = "") -> TaskID | None:
+        console = get_console()
+        if not self._enabled or not console.is_interactive:
+            return None
+        if self._progress is None:
+            one_line = {"table_column": Column(no_wrap=True)}
+            self._progress = _Line(
+                TextColumn("{task.description}", markup=False, **one_line),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+                TextColumn("{task.fields[told]}", markup=False, **one_line),
+                console=console,
+                transient=True,
+                expand=True,
+                refresh_per_second=4,
+            )
+            self._progress.start()
+        return self._progress.add_task(description, total=total, told=told)
+
+    def _take_away(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._training = self._evaluation = None
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Takes the bar away before anything is said about the error."""
+        self._take_away()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Takes the bar away at the end."""
+        self._take_away()
