@@ -23,7 +23,7 @@ def run(shared_run):
 def test_a_run_leaves_everything_in_its_folder(run):
     folder = run.folder.path
     assert folder.parent.name == "default"
-    assert folder.name == f"unet-synthetic-phantom-not-acdc-seed1337-{run.key}"
+    assert folder.name == f"unet-phantom-seed1337-{run.key}"
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "run.json", "train.log", "metrics.csv", "cases.csv", "metrics.json",
         "overlays.npz", "checkpoints", "figures",

@@ -20,13 +20,19 @@ def seen(phantom_root, tmp_path_factory):
         {
             "80": {"words": steps, "columns": 80},
             "160": {"words": [*steps, "rerun=true"], "columns": 160},
-            "sweep": {"words": [*words, "-m", "seed=1,2", "name=sweep", "data.steps=2"], "columns": 80},
+            "sweep": {
+                "words": [*words, "-m", "seed=1,2", "name=sweep", "data.steps=2"],
+                "columns": 80,
+            },
             "stopped": {
                 "words": [*words, "data.steps=4000", "data.val_every=20", "seed=5"],
                 "columns": 80,
                 "at": "step 20 of 4000",
             },
-            "failed": {"words": [*words, "data.steps=40", "optim.optimizer.lr=1e30"], "columns": 80},
+            "failed": {
+                "words": [*words, "data.steps=40", "optim.optimizer.lr=1e30"],
+                "columns": 80,
+            },
         },
         place,
     )
@@ -38,7 +44,9 @@ def test_every_validation_is_there_afterwards_and_no_bar(seen, columns):
     assert seen[columns]["code"] == 0 and "━" in seen[columns]["drawn"]
     assert "step 0/8" in seen[columns]["drawn"] and "Epoch" not in seen[columns]["drawn"]
     for step in (2, 4, 6, 8):
-        found = [line for line in lines if re.search(rf"step {step} of 8: val/dice \d\.\d{{4}}", line)]
+        found = [
+            line for line in lines if re.search(rf"step {step} of 8: val/dice \d\.\d{{4}}", line)
+        ]
         assert len(found) == 1 and "best" in found[0]
         assert ("left" in found[0]) == (step < 8)
     assert not BAR.search(text)
@@ -94,6 +102,7 @@ def test_no_color_is_obeyed(monkeypatch):
     import logging
 
     import rich
+
     from mambaseg.app.terminal import Console
 
     monkeypatch.setenv("NO_COLOR", "1")

@@ -74,4 +74,4 @@ if __name__ == "__main__":
     import mambaseg.training.segmentation  # noqa: F401  (what a training imports)
 
     chosen = json.loads(sys.argv[1])
-    print(json.dumps({name: _typed(**one) for name, one in chosen.items()}))
+    sys.stdout.write(json.dumps({name: _typed(**one) for name, one in chosen.items()}))

@@ -23,8 +23,8 @@ from mambaseg.data.formats.images import find_images
 from mambaseg.data.phantoms.phantom import write_phantom
 from mambaseg.errors import UserError
 from mambaseg.inference.demo import page, parts
-from mambaseg.inference.demo.runs import newest_run
 from mambaseg.inference.demo.study import Volume, heart_indices, phases, segment_file, volumes_of
+from mambaseg.inference.found import find_run
 from mambaseg.storage.run_folder import RunFolder
 from tiny_checkpoints import CLASSES, write_checkpoint
 
@@ -153,14 +153,14 @@ def test_what_is_no_image_is_said_without_its_place(predictor, tmp_path):
 
 def test_the_newest_finished_run_is_taken(tmp_path):
     with pytest.raises(UserError, match="holds no finished run: give run="):
-        newest_run(tmp_path)
+        find_run("newest", tmp_path)
     times = {"b": "2026-01-03", "c": "2026-01-02", "a.previous": "2026-01-05", "d": "2026-01-06"}
     for name, time_ in times.items():
         folder = RunFolder(tmp_path / "hearts" / name)
         folder.start(ended=time_)
         (folder.path / "checkpoints" / "best.ckpt").touch()
         folder.update(status="running" if name == "d" else "done", ended=time_)
-    assert newest_run(tmp_path).name == "b"
+    assert find_run("newest", tmp_path).name == "b"
 
 
 def test_without_the_package_the_message_names_the_extra(predictor, monkeypatch):

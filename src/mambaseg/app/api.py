@@ -26,6 +26,7 @@ from mambaseg.app.check import check_targets, checked
 from mambaseg.app.entry import CONF, explained_errors
 from mambaseg.app.overrides import arranged, composition_error
 from mambaseg.errors import UserError
+from mambaseg.inference.found import find_run
 from mambaseg.reporting.runs import read_identity, read_run
 from mambaseg.reporting.tables import headline
 from mambaseg.storage.files import keep_caches
@@ -157,7 +158,9 @@ def load_run(
     """The trained network of a run.
 
     Args:
-        run: a run folder (its best checkpoint) or a .ckpt file of this project.
+        run: a run folder (its best checkpoint) or a .ckpt file of this project; `newest` (of the
+            runs in outputs/), a pattern that fits one run, or the folder of an experiment: its best
+            run by validation score.
         config_dir: the folder with the config of a network of one's own, as `--config-dir`.
         **options: `device`, `precision`, `scan_backend`, `tta`, `keep_largest`, `calibrated`,
             `batch_size`, as conf/predict.yaml describes them.
@@ -165,7 +168,7 @@ def load_run(
     Raises:
         UserError: there is no such run, or it cannot be used.
     """
-    path = Path(run).expanduser()
+    path = find_run(run, segmenting=True)
     return TrainedRun(path, _predictor([path], config_dir, options))
 
 
@@ -240,7 +243,9 @@ def predict(
     runs = [run] if isinstance(run, str | Path | TrainedRun) else run
     place = Path(output).expanduser()
     sources = find_images(str(input), outside=place)
-    paths = [one.path if isinstance(one, TrainedRun) else Path(one).expanduser() for one in runs]
+    paths = [
+        one.path if isinstance(one, TrainedRun) else find_run(one, segmenting=True) for one in runs
+    ]
     predictor = _predictor(paths, config_dir, options)
     outcome = predictor.predict(group_channels(sources, predictor.channels), place)
     outcome.require_all()

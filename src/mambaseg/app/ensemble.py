@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import DictConfig
 
 from mambaseg.app.calibrate import stored_calibration
 from mambaseg.app.networks import restore_network
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
+from mambaseg.inference.found import find_run, find_runs
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
 from mambaseg.storage.run_folder import file_digest
@@ -26,7 +28,9 @@ log = logging.getLogger(__name__)
 def chosen_runs(cfg: DictConfig) -> list[Path]:
     """The runs that `run=` or `ensemble=` names (`mambaseg.inference.found`)."""
     if (cfg.run is None) == (not cfg.ensemble):
-        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
+        raise UserError(
+            "give run=<run folder or .ckpt>, run=newest, or several runs as ensemble=[...]"
+        )
     if cfg.run is not None:
         return [find_run(cfg.run, cfg.outputs, segmenting=True)]
     return [run for one in cfg.ensemble for run in find_runs(one, cfg.outputs, segmenting=True)]

@@ -20,20 +20,23 @@ from mambaseg.app.networks import escaped
 from mambaseg.app.overrides import key_of
 from mambaseg.app.own import config_remedy
 from mambaseg.errors import UserError
+from mambaseg.inference.found import find_run
 from mambaseg.reporting.runs import read_identity
 from mambaseg.storage.run_folder import RunFolder
 
 
 def with_run_data(cfg: DictConfig) -> DictConfig:
     """The configuration of an evaluation with the data of the run, unless `data=` names others."""
-    if not cfg.checkpoint or not Path(cfg.checkpoint).expanduser().exists():
+    if cfg.checkpoint:
+        cfg.checkpoint = str(find_run(cfg.checkpoint, cfg.outputs))
+    if not cfg.checkpoint or not Path(cfg.checkpoint).exists():
         return cfg  # `build` says what is missing
     overrides = list(HydraConfig.get().overrides.task)
     keys = set(map(key_of, overrides))
     if keys & {"data", "experiment"}:  # groups that decide what the data are
         require_named_data(cfg, overrides)
         return cfg
-    path = Path(cfg.checkpoint).expanduser()
+    path = Path(cfg.checkpoint)
     folder = path if path.is_dir() else path.resolve().parents[1]
     inside = path.is_dir() or path.resolve().parent.name == "checkpoints"
     if not (inside and (folder / "run.json").is_file()):
@@ -50,6 +53,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
             f"{config_remedy('data', str(name), RunFolder(folder))}. Or name other data: data=..."
         )
     cfg = compose(HydraConfig.get().job.config_name, overrides=[*overrides, f"data={name}"])
+    cfg.checkpoint = str(path)
     used = {key: value for key, value in used.items() if key != "augmentation"}  # of earlier runs
     with open_dict(cfg):
         _take(cfg, {"data": used}, "", keys, file=folder / "config.yaml")

@@ -103,7 +103,7 @@ def did_you_mean(key: str, known: Collection[str]) -> str:
 
 
 TEXT, COUNT, NATURAL = Text(), Number(1, whole=True), Number(0, whole=True)
-FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file or a bundle")
+FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file, a bundle, newest or a pattern")
 _SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False), """rerun test data.synthetic model.mirror_encoder model.residual

@@ -196,7 +196,7 @@ def compare_jobs() -> None:
 
         with optional("comparing the jobs"):
             get_console().print(jobs_grid(experiment, files).terminal())
-        log.info("report:     python src/report.py %s", shlex.quote(str(experiment)))
+        log.info("report:     mambaseg report %s", shlex.quote(str(experiment)))
 
 
 def _listed(experiment: Path) -> dict[str, int]:

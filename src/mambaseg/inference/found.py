@@ -54,12 +54,12 @@ def find_runs(
     """Like `find_run`, but all runs that a pattern fits, those that ended last first."""
     path = Path(named).expanduser()
     if str(named) == NEWEST:
-        found = _newest(Path(outputs).expanduser(), segmenting=segmenting)
+        one = _newest(Path(outputs).expanduser(), segmenting=segmenting)
     elif path.is_dir() and not _is_run(path) and any(path.glob("*/run.json")):
-        found = _best(path)
+        one = _best(path)
     elif not path.exists() and re.search(r"[*?\[]", str(named)):
-        matches = map(Path, glob.glob(str(path), recursive=True))
-        runs = [one for one in matches if _is_run(one) or one.suffix == ".ckpt"]
+        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (may be absolute)
+        runs = [match for match in matches if _is_run(match) or match.suffix == ".ckpt"]
         found = sorted(filter(_current, runs), key=_ended, reverse=True)
         if not found:
             raise UserError(f"run={named}: no run folder and no .ckpt file has such a name")
@@ -68,8 +68,8 @@ def find_runs(
         return found
     else:
         return [path]
-    log.info("run=%s: %s", named, found)
-    return [found]
+    log.info("run=%s: %s", named, one)
+    return [one]
 
 
 def _is_run(path: Path) -> bool:

@@ -160,11 +160,10 @@ class ProgressBar(Bar):
         if not self._enabled or not console.is_interactive:
             return None
         if self._progress is None:
-            one_line = {"table_column": Column(no_wrap=True)}
             self._progress = _Line(
-                TextColumn("{task.description}", markup=False, **one_line),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
-                TextColumn("{task.fields[told]}", markup=False, **one_line),
+                TextColumn("{task.fields[told]}", markup=False, table_column=Column(no_wrap=True)),
                 console=console,
                 transient=True,
                 expand=True,

@@ -343,8 +343,9 @@ class Run:
             log.info("picture:    %s", picture)
         segments = self.config["data"].get("task", "segmentation") == "segmentation"
         if segments and not self.config.get("checkpoint"):
-            log.info("predict:    python src/predict.py run=%s input=<images> output=<folder>",
-                     shlex.quote(str(self.folder.path)))  # fmt: skip
+            own = (f"--config-dir={shlex.quote(place)} " for place in self.plan.config_dirs)
+            log.info("predict:    mambaseg predict %srun=%s input=<images> output=<folder>",
+                     "".join(own), shlex.quote(str(self.folder.path)))  # fmt: skip
 
 
 def _leave_process_group() -> None:

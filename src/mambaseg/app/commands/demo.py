@@ -9,12 +9,10 @@ mambaseg demo run=unet_best_model.pth model=unet
 import logging
 import signal
 import threading
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from mambaseg.app.entry import entry
-from mambaseg.errors import UserError
 
 _HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "batch_size")
 log = logging.getLogger(__name__)
@@ -23,14 +21,15 @@ log = logging.getLogger(__name__)
 @entry("demo")
 def main(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted."""
-    from mambaseg.app.ensemble import restore_predictor
+    from mambaseg.app.ensemble import chosen_runs, restore_predictor
     from mambaseg.inference.demo.page import serve
-    from mambaseg.inference.demo.runs import newest_run
+    from mambaseg.inference.found import NEWEST
 
-    if cfg.run is not None and cfg.ensemble:
-        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
-    paths = list(cfg.ensemble) or [cfg.run or newest_run(Path(cfg.outputs).expanduser())]
-    predictor = restore_predictor(paths, original=cfg, **{name: cfg[name] for name in _HOW})
+    if cfg.run is None and not cfg.ensemble:
+        cfg.run = NEWEST
+    predictor = restore_predictor(
+        chosen_runs(cfg), original=cfg, **{name: cfg[name] for name in _HOW}
+    )
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

@@ -40,7 +40,7 @@ def _folders(cfg: DictConfig) -> float | None:
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
     if cfg.calibration:
         raise UserError("calibration=true: label maps hold no probabilities; give run=...")
-    from rich.console import Console
+    from rich import get_console
 
     from mambaseg.app.settle import metrics_of
     from mambaseg.inference.folder_scores import score_folders
@@ -55,7 +55,7 @@ def _folders(cfg: DictConfig) -> float | None:
         metrics=metrics_of(cfg),
         rerun=cfg.rerun,
     )
-    Console().print(table_of(folder.summary, config))
+    get_console().print(table_of(folder.summary, config))
     words, score = headline(folder.summary)
     log.info("%s\nrun folder: %s", words, folder.path)
     return score

@@ -24,8 +24,10 @@ def main(cfg: DictConfig) -> None:
     from mambaseg.app.networks import restore_network
     from mambaseg.inference.bundle import write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
+    from mambaseg.inference.found import find_run
 
-    network, checkpoint = restore_network(cfg.run, scan_backend="torch")
+    run = find_run(cfg.run, cfg.outputs)
+    network, checkpoint = restore_network(run, scan_backend="torch")
     about = checkpoint.about
     if cfg.format == "bundle":
         folder = Path(cfg.output or f"{about['model']['name']}_bundle").expanduser()

@@ -2,6 +2,7 @@
 
 mambaseg predict run=outputs/default/<run folder> input=images output=labels
 mambaseg predict run=best.ckpt input='scans/*_4d.nii.gz' output=labels tta=true overlay=true
+mambaseg predict run=newest input=scan.nii.gz output=labels
 mambaseg predict ensemble=[run1,run2,run3] input=scan.nii.gz output=labels
 mambaseg predict run=unet_best_model.pth model=unet input=scan.nii.gz output=labels
 """
@@ -23,15 +24,14 @@ log = logging.getLogger(__name__)
 @entry("predict")
 def main(cfg: DictConfig) -> None:
     """Writes a label map and what its labels mean for every image."""
-    from mambaseg.app.ensemble import restore_predictor
+    from mambaseg.app.ensemble import chosen_runs, restore_predictor
     from mambaseg.data.formats.images import find_images, group_channels
 
     output = Path(cfg.output).expanduser()
     sources = find_images(cfg.input, outside=output)
-    if (cfg.run is None) == (not cfg.ensemble):
-        raise UserError("give run=<run folder or .ckpt>, or several as ensemble=[...]")
+    runs = chosen_runs(cfg)
     how = {name: cfg[name] for name in _HOW}
-    predictor = restore_predictor(list(cfg.ensemble) or [cfg.run], original=cfg, **how)
+    predictor = restore_predictor(runs, original=cfg, **how)
     outcome = predictor.predict(group_channels(sources, predictor.channels), output)
     if outcome.skipped:
         log.info("there already: %d (rerun=true predicts them again)", len(outcome.skipped))

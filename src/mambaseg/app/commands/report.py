@@ -31,11 +31,11 @@ def main(words: Sequence[str]) -> None:
     if not given.images and command != "report":
         parser.error(f"{command} has no images to leave out")
     if command == "status":
-        from rich.console import Console
+        from rich import get_console
 
         from mambaseg.reporting.status import states, status_table
 
-        Console().print(status_table(states(folder), title=str(folder)))
+        get_console().print(status_table(states(folder), title=str(folder)))
     elif command == "wandb":
         importlib.import_module("mambaseg.reporting.wandb_report").publish(folder)
     else:
