@@ -17,7 +17,11 @@ class BuildWithConf(build_py):
             return
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
-        shutil.copytree("conf", Path(self.build_lib) / "mambaseg" / "conf")
+        shutil.copytree(
+            "conf",
+            Path(self.build_lib) / "mambaseg" / "conf",
+            ignore=shutil.ignore_patterns("local"),  # paths of whoever builds
+        )
 
 
 setup(cmdclass={"build_py": BuildWithConf})

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
-from mambaseg.storage.files import home_file
+from mambaseg.storage.files import conf_folder, home_file
 
 # of a data module that names no `tasks`: value of data.task -> the task that trains for it
 _TASKS = {"segmentation": "mambaseg.training.segmentation.SegmentationTask"}
@@ -45,7 +45,8 @@ def _found_data(
     computed: str = "phantom",
 ) -> str:
     """Also real where the variable names a folder that is not there: then that is the error."""
-    there = os.environ.get(variable) or Path(folder).is_dir()
+    local = conf_folder() / "local/data" / f"{real}.yaml"  # the user's own, which names a root
+    there = os.environ.get(variable) or Path(folder).is_dir() or local.is_file()
     return real if there else computed
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mambaseg.app.entry import entry
-from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import printable
 
 _HOW = ("device", "precision", "scan_backend", "tta", "keep_largest", "probabilities",
