@@ -68,13 +68,14 @@ def start_of(cfg: DictConfig) -> Start | None:
     Raises:
         UserError: there is no such checkpoint, or it is of another network.
     """
+    from mambaseg.inference.found import find_run
     from mambaseg.inference.trained import read_checkpoint
 
     if not cfg.get("init_from"):
         return None
     if cfg.model.get("pretrained"):
         raise UserError("init_from and model.pretrained both give the first weights: choose one")
-    checkpoint = read_checkpoint(str(cfg.init_from))
+    checkpoint = read_checkpoint(find_run(cfg.init_from, cfg.outputs))
     _require_network(cfg, checkpoint)
     if (made_for := checkpoint.about.get("task", "segmentation")) != _task(cfg):
         log.warning("init_from: it was trained for %s, this run is for %s", made_for, _task(cfg))
