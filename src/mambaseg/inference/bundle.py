@@ -3,6 +3,7 @@
     model.safetensors   the weights, without any code
     config.json         what a checkpoint says of itself: network, preprocessing, classes, data
     README.md           the model card
+    model.calibration.json   where the network was calibrated: its temperature
 
 `read_checkpoint` takes the folder like a run folder. The layout is that of the Hugging Face Hub.
 """
@@ -14,18 +15,20 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambaseg.errors import UserError
+from mambaseg.evaluation.calibration import calibration_file
 from mambaseg.inference.trained import Checkpoint, read_checkpoint
 from mambaseg.models import AnySize
 from mambaseg.reporting.grid import markdown_text
 from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.tables import headline, run_grid
 from mambaseg.storage.files import writing
-from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.run_folder import RunFolder, file_digest
 
 _TOLD = ("model", "task", "preprocessing", "slicing", "views", "classes", "data", "split", "seen")
 _CARD = """---
@@ -57,8 +60,16 @@ executes nothing.{own}
 """
 
 
-def write_bundle(network: AnySize, checkpoint: Checkpoint, folder: Path) -> Path:
+def write_bundle(
+    network: AnySize,
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes the folder of a checkpoint and its network, whole or not at all.
+
+    `calibration` is what is stored beside the checkpoint.
 
     Raises:
         UserError: the folder holds something, or what was written is not what was read.
@@ -77,7 +88,11 @@ def write_bundle(network: AnySize, checkpoint: Checkpoint, folder: Path) -> Path
             text = json.dumps({"mambaseg": about}, indent=2, ensure_ascii=False)
             (part / "config.json").write_text(text + "\n", encoding="utf-8")
             (part / "README.md").write_text(_card(network, checkpoint), encoding="utf-8")
-            _require_same(read_checkpoint(part), weights)
+            _require_same(written := read_checkpoint(part), weights)
+            if calibration:
+                own = {**calibration, "checkpoint": file_digest(written.path)}
+                text = json.dumps(own, indent=2) + "\n"
+                calibration_file(written.path).write_text(text, encoding="utf-8")
             if folder.is_dir():
                 folder.rmdir()
             part.rename(folder)

@@ -21,6 +21,7 @@ def main(cfg: DictConfig) -> None:
     """Writes the file and, beside it, what a program that uses it has to know."""
     import torch
 
+    from mambaseg.app.calibrate import stored_calibration
     from mambaseg.app.networks import restore_network
     from mambaseg.inference.bundle import write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     about = checkpoint.about
     if cfg.format == "bundle":
         folder = Path(cfg.output or f"{about['model']['name']}_bundle").expanduser()
-        write_bundle(network, checkpoint, folder)
+        write_bundle(network, checkpoint, folder, calibration=stored_calibration(checkpoint))
         log.info("written: %s; run=%s takes it like a run folder", folder, folder)
         return
     size = cfg.size or about["preprocessing"]["size"]
