@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
+from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network, plain
 from mambaseg.benchmark.blocks import measure_blocks
@@ -151,6 +152,7 @@ def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], n
         name, *changes = str(label).split()
         overrides = [f"model={name}", *(f"model.{change}" for change in changes)]
         model = compose("benchmark", [*HydraConfig.get().overrides.task, *overrides]).model
+        check_imports("model", plain_tree(model))
         if "scan_backend" in model:
             model.scan_backend = choose_backend(model.scan_backend, device)
             log.info("%s: scan backend %s", label, model.scan_backend)
