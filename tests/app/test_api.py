@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -19,7 +21,8 @@ from mambaseg.app import api
 from mambaseg.app.entry import CONF
 from runs import QUIET, UNET, own_overrides
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "python.md"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,12 @@ def test_the_package_alone_imports_nothing_heavy():
     code = "import sys, mambaseg; print(*{'torch', 'numpy', 'hydra', 'rich'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_options_are_the_keys_of_the_command():
+    keys = set(yaml.safe_load((CONF / "predict.yaml").read_text()))
+    others = {"defaults", "hydra", "data", "run", "outputs", "ensemble", "input", "output"}
+    assert set(api.PredictOptions.__annotations__) == keys - others
 
 
 # ---- a run --------------------------------------------------------------------------------------
@@ -162,3 +171,7 @@ def test_the_code_of_the_page_runs_as_it_is_written(tmp_path, monkeypatch):
         exec(compile(block, PAGE.name, "exec"), namespace)
     assert namespace["trainer"].callback_metrics["test/dice"] >= 0
     assert (tmp_path / "outputs/quickstart/report/index.html").is_file()
+    shutil.copytree("data/phantom/patient001", "scans")  # README names these
+    shutil.copy("scans/patient001_frame01.nii.gz", "scan.nii.gz")
+    (code,) = re.findall(r"## In Python\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    exec(compile(code, README.name, "exec"), {})

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from hydra import compose, version
 from hydra._internal.hydra import Hydra
@@ -40,6 +40,28 @@ if TYPE_CHECKING:
     from mambaseg.data.volume import Spacing, Volume
     from mambaseg.inference.predictor import Outcome, Predictor
     from mambaseg.training.run import Run
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a network labels images; conf/predict.yaml has the defaults."""
+
+    device: str  #: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
+    precision: Literal["auto", "32-true", "bf16-mixed"]
+    scan_backend: str  #: of networks that scan
+    tta: bool | str  #: average over views of each slice; `True` takes those of the training
+    keep_largest: bool  #: the largest 3-D component of each class
+    calibrated: bool  #: divide logits by the temperature that an evaluation has fitted
+    batch_size: int  #: slices at a time
+
+
+class PredictOptions(LoadOptions, total=False):
+    """The same, and what is written beside each label map."""
+
+    probabilities: bool  #: `<name>_probabilities.nii.gz`
+    uncertainty: bool  #: a map, and uncertainty.csv with flags
+    overlay: bool  #: `<name>_overlay.png`
+    dicom_seg: bool | Literal["auto"]  #: `<name>_seg.dcm` of a DICOM series
+    rerun: bool  #: predict finished images again
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,7 @@ class TrainedRun:
     """
 
     path: Path
-    predictor: Predictor
+    predictor: Predictor = field(repr=False)
 
     @property
     def network(self) -> nn.Module:
@@ -153,7 +175,7 @@ class TrainedRun:
 
 
 def load_run(
-    run: str | Path, *, config_dir: str | Path | None = None, **options: Any
+    run: str | Path, *, config_dir: str | Path | None = None, **options: Unpack[LoadOptions]
 ) -> TrainedRun:
     """The trained network of a run.
 
@@ -162,8 +184,7 @@ def load_run(
             runs in outputs/), a pattern that fits one run, or the folder of an experiment: its best
             run by validation score.
         config_dir: the folder with the config of a network of one's own, as `--config-dir`.
-        **options: `device`, `precision`, `scan_backend`, `tta`, `keep_largest`, `calibrated`,
-            `batch_size`, as conf/predict.yaml describes them.
+        **options: see `LoadOptions`.
 
     Raises:
         UserError: there is no such run, or it cannot be used.
@@ -220,7 +241,7 @@ def predict(
     output: str | Path,
     *,
     config_dir: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[PredictOptions],
 ) -> Outcome:
     """Writes a label map, and what its labels mean, for each image.
 
@@ -229,8 +250,7 @@ def predict(
         input: a file, a folder (with all below it) or a pattern such as `scans/*.nii.gz`.
         output: the folder for the results. Finished images are not predicted again.
         config_dir: as `load_run` has it.
-        **options: those of `load_run`, `overlay`, `probabilities`, `uncertainty`, `dicom_seg` and
-            `rerun`, as conf/predict.yaml describes them.
+        **options: see `PredictOptions`.
 
     Returns:
         Which images are done, were there already, or hold nothing but background.
@@ -271,7 +291,7 @@ def report(folder: str | Path, *, images: bool = True) -> Path:
 
 
 def _predictor(
-    paths: Sequence[Path], config_dir: str | Path | None, options: dict[str, Any]
+    paths: Sequence[Path], config_dir: str | Path | None, options: LoadOptions
 ) -> Predictor:
     from mambaseg.app.ensemble import restore_predictor
 
