@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 class LoadOptions(TypedDict, total=False):
     """How a network labels images; conf/predict.yaml has the defaults."""
 
-    device: str  #: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
-    precision: Literal["auto", "32-true", "bf16-mixed"]
+    device: str  #: `auto`, `cpu`, `cuda` or `mps`
+    precision: Literal["auto", "32-true", "bf16-mixed"]  #: `auto` follows the device
     scan_backend: str  #: of networks that scan
     tta: bool | str  #: average over views of each slice; `True` takes those of the training
     keep_largest: bool  #: the largest 3-D component of each class
