@@ -33,7 +33,9 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
         )
     if cfg.run is not None:
         return [find_run(cfg.run, cfg.outputs, segmenting=True)]
-    return [run for one in cfg.ensemble for run in find_runs(one, cfg.outputs, segmenting=True)]
+    runs = [run for one in cfg.ensemble for run in find_runs(one, cfg.outputs, segmenting=True)]
+    log.info("ensemble of %d: %s", len(runs), ", ".join(map(str, runs)))
+    return runs
 
 
 def restore_predictor(

@@ -274,7 +274,7 @@ def _scores(
         tolerance_mm=evaluation["tolerance_mm"],
         more=metrics,
     )
-    for pair in track(pairs, description="label maps"):
+    for pair in track(pairs, description="label maps", transient=True):
         prediction, reference = read_label(pair.prediction), read_label(pair.reference)
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))

@@ -145,7 +145,7 @@ class Predictor:
                 outcome.skipped.append(source.name)
             else:
                 waiting.append(source)
-        for source in track(waiting, description="images", disable=not waiting):
+        for source in track(waiting, description="images", disable=not waiting, transient=True):
             name = source.name
             try:
                 slices, voxels = self._one(source, output)
