@@ -324,6 +324,13 @@ MISTAKES = [
     (["predict", "-m", "run=a", "input=b", "output=c", "tta=1,2"], "tta=1: must be"),
     (["export", "run=a", "+tta=true"], "there is no tta"),
     (["demo", "run=a", "+input=b"], "there is no input"),
+    (["train", "data=acdc"], "data/ACDC: this folder does not exist"),
+    (["train", "-m", "data=acdc", "seed=1,2"], "data/ACDC: this folder does not exist"),
+    (["train", "data=folder", "data.root=absent"], "absent: this folder does not exist"),
+    (["predict", "run=absent", "input=x.nii.gz", "output=labels"], "there is no file absent"),
+    (["evaluate", "run=absent"], "there is no file absent"),
+    (["export", "run=absent/best.ckpt"], "there is no file absent/best.ckpt"),
+    (["report", "absent"], "absent"),
 ]  # fmt: skip
 ONLY_A_TARGET_KNOWS = [
     (["train", "-m", "data=phantom", "model.embed_dim=96,abc"], "model.embed_dim=abc"),

@@ -20,6 +20,7 @@ import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import arranged, composition_error
+from mambaseg.app.sources import require_sources
 from mambaseg.app.sweeps import compare_jobs
 from mambaseg.errors import UserError
 from mambaseg.storage.files import keep_caches, print_any_name
@@ -78,6 +79,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                 keep_caches()
                 overrides = HydraConfig.get().overrides.task
                 cfg = checked(cfg, script, overrides)
+                require_sources(cfg, script)
                 check_targets(cfg)
                 return function(cfg)
 

@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import composition_error, jobs_of
+from mambaseg.app.sources import require_sources
 from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import UserError, optional
 from mambaseg.storage.files import whole_file
@@ -166,6 +167,8 @@ def _check_jobs(config: DictConfig) -> None:
         except HydraException as error:
             raise UserError(composition_error(error, script, job) or str(error)) from error
         configurations.append(checked(cfg, script, job))
+        if "basic_launcher" in config.hydra.launcher._target_:  # others may run on other machines
+            require_sources(configurations[-1], script)
     if "checkpoint" not in config and "data" in config:  # else only a job knows its data
         announce_synthetic(cfg.data for cfg in configurations)
     for cfg in configurations:

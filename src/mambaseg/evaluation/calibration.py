@@ -10,14 +10,15 @@ the most probable class stays, its probability changes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mambaseg.storage.untrusted import ForeignFileError, read_json
+
+if TYPE_CHECKING:  # reports read calibrations without torch
+    from torch import Tensor
 
 BINS = 15  # as in the paper
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are tried
@@ -35,6 +36,8 @@ class Reliability:
 
     def update(self, logits: Tensor, truth: Tensor) -> None:
         """Adds voxels: `logits` (N, K) and their classes `truth` (N,)."""
+        import torch
+
         log_probabilities = logits.double().log_softmax(dim=1)
         best, predicted = log_probabilities.max(dim=1)
         confidence = best.exp()
@@ -59,6 +62,7 @@ def fit_temperature(logits: Tensor, truth: Tensor) -> float:
     `truth` (N,) are their classes. In float64, between `COLDEST` and `HOTTEST`; the loss has one
     minimum in 1 / T, as it is convex in it.
     """
+    import torch
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:

@@ -72,6 +72,20 @@ def find_runs(
     return [one]
 
 
+def weights_file(path: Path) -> Path:
+    """The file of weights of a run folder or a bundle; a file is itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_dir():
+        bundled = path / "model.safetensors"
+        path = bundled if bundled.is_file() else path / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"checkpoint: there is no file {path}")
+    return path
+
+
 def _is_run(path: Path) -> bool:
     return (path / "run.json").is_file() or (path / "checkpoints").is_dir()
 

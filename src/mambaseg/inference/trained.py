@@ -16,6 +16,7 @@ from mambaseg.data.geometry import Preprocessing, is_spacing
 from mambaseg.data.intensity import is_window
 from mambaseg.data.seen import Seen
 from mambaseg.errors import UserError
+from mambaseg.inference.found import weights_file
 from mambaseg.storage.untrusted import printable, read_json
 
 LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
@@ -75,12 +76,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         UserError: there is none, it cannot be read, or it is not one of this project.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        weights_file = path / "model.safetensors"
-        path = weights_file if weights_file.is_file() else path / "checkpoints" / "best.ckpt"
-    if not path.is_file():
-        raise UserError(f"checkpoint: there is no file {path}")
+    path = weights_file(Path(path).expanduser())
     try:
         content = _bundled(path) if path.suffix == ".safetensors" else _saved(path)
     except Exception as error:  # torch raises a zoo of types for damaged files

@@ -79,13 +79,18 @@ class Reader:
         parts_of(cases)
         return cases
 
+    def require(self, root: Path | str) -> tuple[Path, str]:
+        """The folder, and what is expected in it; `UserError`: it is none."""
+        root = Path(root).expanduser()
+        expected = f"Expected: {self.example}. {self.remedy}".rstrip()
+        require_folder(root, expected)
+        return root, expected
+
     def survey(
         self, root: Path | str, **options: object
     ) -> tuple[list[Case], list[DataError], list[Problem]]:
         """Return cases sorted by id, errors, remarks; `UserError` for an unusable `root`."""
-        root = Path(root).expanduser()
-        expected = f"Expected: {self.example}. {self.remedy}".rstrip()
-        require_folder(root, expected)
+        root, expected = self.require(root)
         try:
             found = list(self.scan(root, **options))
             if all(isinstance(one, Problem) for one in found):
