@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from mambaseg.app.console import main
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.data.formats.images import find_images
 from mambaseg.errors import UserError
@@ -240,10 +241,8 @@ def test_a_folder_that_is_missing_or_empty_is_said(folders, tmp_path):
 
 
 def evaluate(monkeypatch, *words):
-    import evaluate as script
-
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
-    script.main()
+    monkeypatch.setattr(sys, "argv", ["mambaseg"])  # which the command replaces
+    main(["evaluate", *map(str, words)])
 
 
 def test_the_command_prints_the_table_and_keeps_the_scores(folders, monkeypatch, capsys):

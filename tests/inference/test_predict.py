@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from mambaseg.app.console import main
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
@@ -437,11 +438,9 @@ def test_one_bad_image_does_not_stop_the_others_and_leaves_nothing(checkpoint, t
 
 
 def command(monkeypatch, *words):
-    import predict as script
-
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["mambaseg"])  # which the command replaces
     with warnings.catch_warnings():
-        script.main()
+        main(["predict", *map(str, words)])
 
 
 def test_the_command_predicts_and_its_status_tells_of_failures(

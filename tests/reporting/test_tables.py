@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mambaseg.evaluation.metrics import score_case
+from mambaseg.evaluation.metrics import Metric, score_case
 from mambaseg.evaluation.summary import summarise
-from mambaseg.reporting.tables import run_grid
+from mambaseg.reporting.tables import run_grid, table_of
 
 NAMES = ("background", "RV", "MYO", "LV")
 
@@ -85,6 +85,20 @@ def test_a_structure_never_found_has_no_distance():
     cells = run_grid(summarise(rows, NAMES), "a run", NAMES).rows
     assert cells[0][:5] == ["RV", "0.000", "–", "–", "0.000"]
     assert cells[-2][-2:] == ["3", "0"]
+
+
+def test_metrics_that_find_no_room_in_the_terminal_are_named_below():
+    names = [f"a_score_of_my_own_{index}" for index in range(4)]
+    summary = make_summary([(10.0, 1.5, 1.5)] * 2)
+    summary["metrics"] += [Metric(name, name).plain() for name in names]
+    for part in (*summary["classes"].values(), summary["foreground"], summary["all"]):
+        part |= {name: {"mean": 0.25, "sd": None, "count": 2, "classes": 3} for name in names}
+    about = {"split": {"name": "s", "hash": "h", "note": ""}, "seen": {}, **summary}
+    config = {"model": {"name": "unet"}, "data": {"title": "hearts", "class_names": NAMES}}
+    text = printed(table_of(about, config), 80)
+    assert "structure" in text and "foreground" in text and "…" not in text
+    assert f"{names[3]} 0.250" in " ".join(text.split())
+    assert [name for name in run_grid(about, "a run", NAMES).header if name in names] == names
 
 
 @pytest.mark.parametrize(("spacing", "unit"), [((10.0, 1.5, 1.5), "2 mm"), (None, "1 vox")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,13 +82,24 @@ def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
     notes = [note for note in (*told, summary.get("note")) if note]
     title = f"{config['model']['name']} · {data['title']}"
     if "foreground" in summary:
-        return run_grid(summary, title, data["class_names"], notes).terminal()
+        return _fitting(run_grid(summary, title, data["class_names"], notes)).terminal()
     rows = []
     for name, score in summary["scores"].items():
         metric = metric_of(summary, name)
         rows.append([heading(metric), plus_minus(score["mean"], score["sd"], metric.decimals)])
     notes.append(f"{counted(summary['cases'], 'case')}, ± standard deviation over these.")
     return Grid(title, ["score", "mean"], rows, notes).terminal()
+
+
+def _fitting(grid: Grid) -> Grid:
+    """A run's table in 80 characters: metrics without room are named below it."""
+    header, rows = list(grid.header), [list(row) for row in grid.rows]
+    left = []
+    while sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)) > 80:
+        place = len(header) - 3  # the last two columns count what is missing
+        left.insert(0, f"{header.pop(place)} {[row.pop(place) for row in rows][-2]}")
+    notes = [*grid.notes, f"Foreground: {', '.join(left)}."] if left else grid.notes
+    return replace(grid, header=header, rows=rows, notes=notes)
 
 
 def metric_of(summary: Mapping[str, Any], name: str) -> Metric:
