@@ -15,6 +15,7 @@ from rich.text import Text
 from mambaseg.data.check.dataset import Report, check_dataset
 from mambaseg.data.check.layouts import known_layouts
 from mambaseg.data.check.proposal import propose
+from mambaseg.data.check.sheet import require_new, write_sheet
 from mambaseg.data.readers.reader import Level
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
@@ -40,6 +41,9 @@ def main(
         "--write", type=Path, metavar="conf/data/NAME.yaml", help="save the proposed config there"
     )
     parser.add_argument(
+        "--sheet", type=Path, metavar="FILE.png", help="draw a slice of each case with its labels"
+    )
+    parser.add_argument(
         "--config-dir", type=Path, action="append", default=[], help="a folder that has data/"
     )
     options = parser.parse_args(arguments)
@@ -50,6 +54,8 @@ def main(
         if options.layout and options.layout not in layouts:
             names = ", ".join(layouts)
             raise UserError(f"unknown layout {options.layout!r}: choose one of {names}")
+        if options.sheet:
+            require_new(options.sheet)  # before minutes of reading
         report = check_dataset(
             options.root,
             options.num_classes,
@@ -60,6 +66,8 @@ def main(
             console.print(_table(report))
         console.print(Text(report.summary, "green" if report.ok else "red"), soft_wrap=True)
         console.print(Text(_proposed(report, options.write)), soft_wrap=True)
+        if options.sheet:
+            console.print(Text(write_sheet(report, options.sheet)), soft_wrap=True)
     except UserError as error:
         console.print(Text(str(error), "red"), soft_wrap=True)
         return 1
