@@ -201,6 +201,14 @@ def test_an_upload_leaves_no_copy_and_an_error_leaves_the_page_as_it_was(predict
     assert "must come through the page" in bring(str(outside), study)[2] and outside.exists()
 
 
+def test_the_example_is_a_synthetic_heart_that_leaves_nothing(predictor, tmp_path):
+    _, study, problem, *shown = page._Handlers(Updates(), predictor, tmp_path).example()
+    assert not problem and study.second is None
+    assert study.first.name == "synthetic_heart.nii.gz" and len(study.first.labels) > 2
+    assert any("synthetic_heart.nii.gz" in str(part) for part in shown)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_defect_of_ours_is_said_without_a_stack_trace(predictor, tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("secret")
@@ -267,8 +275,10 @@ def test_a_cine_in_the_browser(served, predictor, tmp_path):
         browser.call("Page.navigate", url=address)
         browser.wait_for("document.querySelector('#first input[type=file]') !== null")
         assert "synthetic phantom, not ACDC" in browser.text()
+        browser.evaluate("document.querySelector('#example').click()")
+        browser.wait_for("document.body.innerText.includes('synthetic_heart.nii.gz')")
         browser.upload("#first input[type=file]", cine)
-        browser.wait_for("document.body.innerText.includes('LV EF')")
+        browser.wait_for(f"document.body.innerText.includes('{cine.name}')")
         for words in ("LV EF", "LV EDV", "Frames proposed", f"of {frames}", cine.name):
             assert words in browser.text()
         link = browser.evaluate("document.querySelector('.file a').href")

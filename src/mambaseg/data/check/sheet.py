@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +104,7 @@ def _pixels(volume: Volume, z: int, step: int) -> Any:
     return np.clip((grey - low) / max(high - low, 1e-9), 0, 1)
 
 
-def _extent(volume: Volume) -> Sequence[float]:
+def _extent(volume: Volume) -> tuple[float, float, float, float]:
     """Left, right, bottom and top in mm, or in pixels where a pixel's size is unknown."""
     height, width = volume.image.shape[-2:]
     _, down, across = volume.spacing or (1.0, 1.0, 1.0)

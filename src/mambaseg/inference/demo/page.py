@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mambaseg.data.phantoms.phantom import write_phantom
 from mambaseg.errors import UserError
 from mambaseg.inference.demo import parts
 from mambaseg.inference.demo.study import (
@@ -117,6 +118,10 @@ def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
                         gradio.File(label=name, show_label=False, type="filepath", height=120,
                                     elem_id=name, file_types=list(ENDINGS))
                     )  # fmt: skip
+                example = gradio.Button(
+                    "Try it with a synthetic heart", size="sm", elem_id="example",
+                    visible=predictor.channels == 1,
+                )  # fmt: skip
                 problem = gradio.HTML(elem_id="problem")
                 facts = gradio.HTML(elem_id="facts")
                 again = gradio.Button("Start again", visible=False, size="sm")
@@ -135,12 +140,12 @@ def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
                                 for label in ("ED frame", "ES frame")
                             )
         parts_shown = [frame, z, pictures, sizes, heart, choice, ed, es, facts, again]
+        working = {"concurrency_limit": 1, "concurrency_id": "networks",
+                   "show_progress_on": pictures, **private}  # fmt: skip
         for drop, place in zip(drops, _Study._fields, strict=True):
-            drop.upload(
-                handlers.bring(place), [drop, study], [drop, study, problem, *parts_shown],
-                concurrency_limit=1, concurrency_id="networks", show_progress_on=pictures,
-                **private,
-            )  # fmt: skip
+            shown = [drop, study, problem, *parts_shown]
+            drop.upload(handlers.bring(place), [drop, study], shown, **working)
+        example.click(handlers.example, None, [drops[0], study, problem, *parts_shown], **working)
         again.click(handlers.again, None, [study, problem, *parts_shown], **private)
         quick = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
         for slider in (frame, z):
@@ -176,6 +181,14 @@ class _Handlers:
             return [None, study, message, *[self.gradio.skip()] * 10]
 
         return handle
+
+    def example(self) -> list[Any]:
+        """The cine of a synthetic heart, as if it had been brought to an empty page."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            written = write_phantom(Path(place) / "phantom", patients=1)
+            cine = next(written.glob("*/*_4d.nii.gz"))
+            cine = cine.rename(cine.with_name("synthetic_heart.nii.gz"))
+            return list(self.bring("first")(str(cine), _Study()))
 
     def _segment(self, path: Path) -> Segmented:
         """Segments an upload and removes the copy that Gradio made of it."""
