@@ -195,8 +195,10 @@ def _config_of(checkpoint: Checkpoint) -> DictConfig:
         model.residual = False  # an argument that every network may have
     left_out = _fill(model, about.get("arguments", {}), keep=_NOT_A_CHECKPOINTS)
     for key in left_out:
-        log.warning("checkpoint: %s sets the argument %s of %s to something that it must not: "
-                    "left out", checkpoint.path, key, name)  # fmt: skip
+        known = key.partition(".")[0] in plain_tree(model)
+        why = "to something that it must not" if known else "which its config does not have"
+        log.warning("checkpoint: %s sets the argument %s of %s, %s: left out",
+                    checkpoint.path, printable(key), name, why)  # fmt: skip
     check_imports("model", plain_tree(model))
     return model
 
