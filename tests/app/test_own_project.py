@@ -217,6 +217,16 @@ def test_what_is_missing_is_named_with_the_option_that_gives_it(
     assert not (tmp_path / "labels").exists()
 
 
+def test_a_data_set_is_checked_by_a_reader_of_the_current_folder(project, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(project)])
+    (project / "my_reader.py").write_text("def find_cases(root):\n    return []\n")
+    (project / "conf/data").mkdir()
+    config = "find_cases: {_target_: my_reader.find_cases, _partial_: true}\n"
+    (project / "conf/data/mine.yaml").write_text(config)
+    assert command("check", "conf", "--config-dir=conf", "--layout=other") == 1
+    assert "mine" in capsys.readouterr().out.partition("unknown layout 'other': choose one of")[2]
+
+
 def test_a_checkpoint_imports_nothing_that_no_config_names(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nNet = None\n")
