@@ -5,6 +5,8 @@ import re
 import pytest
 
 from runs import UNET, entered, small_overrides
+
+pytest.importorskip("pty")  # Windows has none
 from terminals import in_terminals
 
 BAR = re.compile(r"[━╸╺]|step \d+/")

@@ -51,6 +51,7 @@ def test_newest_is_the_one_that_ended_last(outputs, caplog):
     assert find_run("newest").name == "unet-b-seed1-33333333"
     assert "run=newest: outputs/lungs/unet-b-seed1-33333333" in caplog.text
     write_run(outputs / "lungs/unet-b-seed2-44444444", 0.1, ended="2026-02-01", status="running")
+    write_run(outputs / "debug/unet-b-seed3-55555555", 0.1, ended="2026-02-02")
     assert find_run("newest").name == "unet-b-seed1-33333333"
 
 

@@ -18,6 +18,7 @@ from mambaseg.storage.identity import better, monitor_of
 from mambaseg.storage.run_folder import RunFolder
 
 NEWEST = "newest"
+_DEBUG = "debug"  # the experiment of debug=fast, whose networks have learnt nothing
 _LISTED = 10  # matches that an error shows
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ def find_run(
 
     Args:
         named: a run folder or a file, which are returned as they are; `newest`: the run that ended
-            last; a pattern (`outputs/heart/*mamba*`) that fits one run; or the folder of an
-            experiment (`outputs/heart`): its best run by the validation score.
+            last, but those of `debug=`; a pattern (`outputs/heart/*mamba*`) that fits one run; or
+            the folder of an experiment (`outputs/heart`): its best run by the validation score.
         outputs: folder of the experiments, for `newest`.
         segmenting: whether `newest` is to be one whose network gives label maps.
 
@@ -107,7 +108,7 @@ def _finished(folder: Path, pattern: str) -> list[Path]:
 
 def _newest(outputs: Path, *, segmenting: bool) -> Path:
     """The finished run that ended last."""
-    runs = _finished(outputs, "*/*")
+    runs = [path for path in _finished(outputs, "*/*") if path.parent.name != _DEBUG]
     if segmenting:
         runs = [path for path in runs if not is_other_task(path)]
     if not runs:
