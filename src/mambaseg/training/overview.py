@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mambaseg.reporting.grid import counted
 
 _NOT_SAID = ("_target_", "_partial_", "fused", "foreach")  # arguments that change no result
@@ -24,15 +26,18 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
     loss, split = _name(config["loss"]), record["split"]
     micro = trainer["accumulate_grad_batches"]
     batch = f"batches of {data['batch_size']}" + (f" in {micro} parts" if micro > 1 else "")
-    gpus = record["hardware"]["gpus"] if trainer["accelerator"] != "cpu" else []
-    place = gpus[0] if gpus else f"CPU, {counted(record['threads'], 'thread')}"
-    devices = trainer["devices"]
+    place = f"CPU, {counted(record['threads'], 'thread')}"
+    if trainer["accelerator"] != "cpu":
+        gpus = record["hardware"]["gpus"]
+        place = gpus[0] if gpus else "Apple GPU" if torch.backends.mps.is_available() else place
+    devices, every = trainer["devices"], data["val_every"]
+    validated = "each step" if every == 1 else f"every {every:,} steps"
     several = f"{devices} × " if isinstance(devices, int) and devices > 1 else ""
     lines = {
         "model": model + (f", scan backend {scan}" if scan else ""),
         "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}",
         "budget": f"{data['steps']:,} steps, {batch}, {data['size']} × {data['size']} pixels, "
-        f"validation every {data['val_every']:,} steps",
+        f"validation {validated}",
         "data": f"{data['title']}, split {split['name']} ({split['hash']})",
         "device": f"{several}{place}, {trainer['precision']}",
     }
