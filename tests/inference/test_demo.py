@@ -222,6 +222,13 @@ def test_a_defect_of_ours_is_said_without_a_stack_trace(predictor, tmp_path, mon
     assert "cannot be segmented" in problem and "secret" not in problem
 
 
+@without_gradio
+def test_a_page_is_served_under_the_limit_that_the_command_passes(predictor):
+    with page.serve(predictor, max_mib=4.0) as address:  # numbers of a command are no whole ones
+        assert status_under("localhost", int(address.rstrip("/").rsplit(":", 1)[1])) == 200
+    assert "up to 4\nMiB" in parts.part("image_drop", 4.0)
+
+
 @pytest.fixture
 def served(checkpoint, tmp_path):
     """Address of a page in a process of its own, and its folder of temporary files."""

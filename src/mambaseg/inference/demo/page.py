@@ -56,7 +56,7 @@ def _gradio() -> Any:
 
 
 @contextmanager
-def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) -> Iterator[str]:
+def serve(predictor: Predictor, *, port: int | None = None, max_mib: float = 512) -> Iterator[str]:
     """Serves the page while the block runs.
 
     It yields the page's address. Without a `port` it is the first free one from 7860. Files
@@ -77,7 +77,7 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) 
         try:
             _, address, _ = page.launch(
                 server_name=HOST, server_port=port, share=False, prevent_thread_lock=True,
-                quiet=True, inbrowser=False, max_file_size=max_mib * 2**20, ssr_mode=False,
+                quiet=True, inbrowser=False, max_file_size=int(max_mib * 2**20), ssr_mode=False,
                 pwa=False, mcp_server=False, enable_monitoring=False, run_history=False,
                 footer_links=[], state_session_capacity=_READERS, css_paths=[_CSS], head=_HEAD,
                 app_kwargs={"middleware": [own_names]},
@@ -97,7 +97,7 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: int = 512) 
             page.close(verbose=False)
 
 
-def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: int) -> Any:
+def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: float) -> Any:
     handlers = _Handlers(gradio, predictor, folder)
     private = {"api_visibility": "private"}
     with gradio.Blocks(
