@@ -48,6 +48,7 @@ def test_a_wheel_holds_every_config(installed):
         return {path.relative_to(folder) for path in folder.rglob("*.yaml")}
 
     assert configs(installed / "mambaseg" / "conf") == configs(ROOT / "conf")
+    assert (installed / "mambaseg/app/skeleton/tests/test_my_nets.py").is_file()  # mambaseg new
     assert {path.name for path in installed.iterdir()} >= {"mambaseg", "hydra_plugins", "bin"}
     assert not list(installed.glob("*.py")) and not (installed / "conf").exists()
 
