@@ -27,7 +27,7 @@ from mambaseg.app.entry import CONF, explained_errors
 from mambaseg.app.overrides import arranged, composition_error
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
-from mambaseg.reporting.runs import read_identity, read_run
+from mambaseg.reporting.runs import SEGMENTATION, read_identity, read_run
 from mambaseg.reporting.tables import headline
 from mambaseg.storage.files import keep_caches
 
@@ -343,6 +343,11 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
     keep_caches()
     with explained_errors(UserError), _hydra(config_dir):
         cfg = _composed(script, overrides)
+        if script == "config" and (task := cfg.data.get("task", SEGMENTATION)) != SEGMENTATION:
+            raise UserError(
+                f"data.task={task}: mambaseg.train loads what it has trained, and only networks "
+                f"that segment can be loaded. The command `mambaseg train` trains for {task}."
+            )
         with build(with_run_data(cfg) if script == "evaluate" else cfg) as run:
             yield run
             calibrate_run(run, cfg)
