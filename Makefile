@@ -1,14 +1,32 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
+CORE := .venv/.core
 SETUP := .venv/.complete
+FITS := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+	"Python 3.11, 3.12 or 3.13 is needed, and this is %d.%d. Name another: make PYTHON=python3.12 ..." % v)
+# a prerequisite only where .venv is missing, does not run, or is of another Python
+ANEW := $(shell $(BIN)/python -c '$(FITS)' 2>/dev/null || echo anew)
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(SETUP): pyproject.toml constraints/cpu.txt
+anew:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11, 3.12 or 3.13."; exit 1; }
+	@$(PYTHON) -c '$(FITS)'
+	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
+
+$(CORE): pyproject.toml constraints/cpu.txt $(ANEW)
+	@echo "Installing what training needs into .venv. The first time takes minutes, most of them for PyTorch."
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip
+	$(PIP) -e .
+	@touch $@
+
+$(SETUP): $(CORE)
+	@echo "Installing what development needs too."
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 setup: $(SETUP) ## Make .venv and install everything, versions pinned by constraints/cpu.txt
@@ -21,15 +39,16 @@ setup-cuda: setup ## On a GPU machine: build mamba-ssm and causal-conv1d too (op
 	$(BIN)/python -c "from mambaseg.scan import available_backends; print(*available_backends('cuda'))"
 
 setup-launchers: setup ## Add the launchers and the search: joblib, submitit, Ray, Optuna (docs/sweeps.md)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[launchers,ray,search]'
+	$(PIP) -e '.[launchers,ray,search]'
 
-train: setup ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
+train: $(CORE) ## Train Mamba-UNet on the synthetic phantom, test it, print the score table
 	$(BIN)/mambaseg train experiment=quickstart
 
-demo: setup ## A local page for trying a network out: make demo [RUN=<run folder or .ckpt>]; newest run otherwise
+demo: $(CORE) ## A local page for trying a network out: make demo [RUN=<run folder or .ckpt>]; newest run otherwise
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(PIP) -e '.[demo]'
 	$(BIN)/mambaseg demo $(if $(RUN),'run="$(RUN)"')
 
-sweep: setup ## The three-network comparison on whatever data are found
+sweep: $(CORE) ## The three-network comparison on whatever data are found
 	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
 models: setup ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
@@ -51,7 +70,7 @@ lock: ## Rewrite constraints/lock.txt: the versions of cpu.txt with hashes (need
 		--no-emit-index-url --custom-compile-command "make lock" --output-file constraints/lock.txt
 
 docs: setup ## Build the documentation as a site with search: build/docs/html/index.html
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e '.[docs]'
+	$(PIP) --quiet -e '.[docs]'
 	$(BIN)/python docs/site/build.py
 
 lint: setup ## ruff (lint and format) and the import contracts
@@ -66,15 +85,15 @@ format: setup ## Apply ruff's fixes and format
 types: setup ## mypy
 	$(BIN)/mypy
 
-data-check: setup ## Check a dataset: make data-check DATA=<root> [ARGS=--help]
+data-check: $(CORE) ## Check a dataset: make data-check DATA=<root> [ARGS=--help]
 	@test -n "$(DATA)" || { echo "usage: make data-check DATA=<folder of the dataset>"; exit 2; }
 	$(BIN)/mambaseg check "$(DATA)" $(ARGS)
 
-doctor: setup ## Is this machine fit for training? Versions, GPU, scan backends, disk, data, W&B
+doctor: $(CORE) ## Is this machine fit for training? Versions, GPU, scan backends, disk, data, W&B
 	$(BIN)/mambaseg doctor
 
 clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers docs lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers docs lint format types data-check doctor clean

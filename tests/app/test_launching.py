@@ -75,7 +75,7 @@ def test_an_absent_plugin_is_named_with_its_pip_command(words, monkeypatch):
     monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: None)
     message = refusal(sweep(*words))
     extra = {"ray": "ray", "optuna": "search"}.get(words[0].split("=")[1], "launchers")
-    assert f"pip install -e '.[{extra}]'" in message and "\n" not in message
+    assert f"pip install 'mambaseg[{extra}]'" in message and "\n" not in message
 
 
 def test_the_extras_that_errors_name_exist():

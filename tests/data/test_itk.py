@@ -142,9 +142,9 @@ def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
     write_series(tmp_path / "series", oblique())
     for package in ("SimpleITK", "pydicom"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mambaseg\[images\]'"):
         found(tmp_path / "a.mha", tmp_path)[0].read()
-    with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mambaseg\[images\]'"):
         found(tmp_path / "series", tmp_path)
 
 

@@ -30,7 +30,7 @@ from tiny_checkpoints import CLASSES, write_checkpoint
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 without_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="needs Gradio: pip install -e '.[demo]'"
+    importlib.util.find_spec("gradio") is None, reason="needs Gradio: pip install 'mambaseg[demo]'"
 )
 
 
@@ -165,7 +165,7 @@ def test_the_newest_finished_run_is_taken(tmp_path):
 
 def test_without_the_package_the_message_names_the_extra(predictor, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[demo\]'"), page.serve(predictor):
+    with pytest.raises(UserError, match=r"pip install 'mambaseg\[demo\]'"), page.serve(predictor):
         pass
 
 

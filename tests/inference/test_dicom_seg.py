@@ -167,5 +167,5 @@ def test_without_the_package(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("mambaseg.data.formats.dicom_seg.available", lambda: False)
     assert predict(checkpoint, folder, tmp_path / "out").done
     assert not list((tmp_path / "out").glob("*.dcm"))
-    with pytest.raises(UserError, match=r"pip install -e '\.\[images\]'"):
+    with pytest.raises(UserError, match=r"pip install 'mambaseg\[images\]'"):
         predict(checkpoint, folder, tmp_path / "out", dicom_seg=True)

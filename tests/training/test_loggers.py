@@ -249,7 +249,7 @@ def test_a_logger_without_its_package_is_an_error_that_names_the_extra(tmp_path,
         "mlflow": lambda: MLflow("sqlite:///x.db", name="x"),
         "wandb": lambda: wandb_logger(save_dir=tmp_path, name="x"),
     }.items():
-        with pytest.raises(UserError, match=rf"pip install -e '.\[{package}\]'"):
+        with pytest.raises(UserError, match=rf"pip install 'mambaseg\[{package}\]'"):
             make()
 
 

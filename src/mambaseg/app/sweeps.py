@@ -110,7 +110,7 @@ def _check_launcher(config: DictConfig) -> None:
         used = module in launcher or module in sweeper
         if used and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
             name = module.replace("_", "-")
-            raise UserError(f"{name} is not installed: pip install -e '.[{extra}]'")
+            raise UserError(f"{name} is not installed: pip install 'mambaseg[{extra}]'")
     devices = OmegaConf.select(config, "trainer.devices")
     if "hydra_ray_launcher" in launcher:
         _check_ray(config.hydra.launcher.ray)

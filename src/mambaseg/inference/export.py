@@ -97,7 +97,7 @@ def _onnx(network: nn.Module, image: Tensor, path: Path) -> Callable[[Tensor], T
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx needs it and says so less clearly
     except ImportError as error:
-        raise UserError(f"format=onnx: {error}; pip install -e '.[export]'") from error
+        raise UserError(f"format=onnx: {error}; pip install 'mambaseg[export]'") from error
     program = torch.export.export(network, (image,), strict=False)
     # Unoptimised: onnxruntime does that itself when it loads the file, in a fraction of the time.
     exported = torch.onnx.export(

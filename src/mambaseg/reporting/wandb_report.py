@@ -116,7 +116,9 @@ def make_workspace(description: dict[str, Any], *, entity: str | None = None) ->
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
-        raise UserError("wandb-workspaces is not installed: pip install -e '.[wandb]'") from error
+        raise UserError(
+            "wandb-workspaces is not installed: pip install 'mambaseg[wandb]'"
+        ) from error
 
     def panel(about: dict[str, Any]) -> Any:
         metrics = about["metrics"]
@@ -155,7 +157,7 @@ def has_key() -> bool:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("wandb is not installed: pip install -e '.[wandb]'") from error
+        raise UserError("wandb is not installed: pip install 'mambaseg[wandb]'") from error
     return bool(wandb.login(prompt=False))
 
 

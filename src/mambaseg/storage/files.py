@@ -77,7 +77,7 @@ def whole_file(path: Path, *, otherwise: str = _OUTPUTS, durable: bool = False) 
 
 def synchronise(path: Path) -> None:
     """Returns once a file's content, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows: only then
     try:
         os.fsync(handle)
     finally:

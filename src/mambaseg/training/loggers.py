@@ -35,7 +35,7 @@ def require(package: str) -> None:
     """Makes sure that a logger's package is installed; its extra has the same name."""
     if importlib.util.find_spec(package) is None:
         raise UserError(
-            f"logger: {package} is not installed: pip install -e '.[{package}]', or logger=csv"
+            f"logger: {package} is not installed: pip install 'mambaseg[{package}]', or logger=csv"
         )
 
 

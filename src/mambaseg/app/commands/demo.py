@@ -35,4 +35,5 @@ def main(cfg: DictConfig) -> None:
         signal.signal(number, lambda *_: ended.set())
     with serve(predictor, port=cfg.port, max_mib=cfg.max_mib) as address:
         log.info("%s: %s (Ctrl+C ends it)", predictor.title, address)
-        ended.wait()
+        while not ended.wait(1):  # Windows lets nothing interrupt a wait without an end
+            pass

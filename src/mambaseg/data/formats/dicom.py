@@ -285,7 +285,7 @@ def _pydicom() -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise UserError("DICOM is read with pydicom: pip install -e '.[images]'") from error
+        raise UserError("DICOM is read with pydicom: pip install 'mambaseg[images]'") from error
     return pydicom
 
 

@@ -42,7 +42,7 @@ def require() -> None:
     """Raise `UserError` unless it is."""
     if not available():
         raise UserError(
-            "DICOM segmentations are written with highdicom: pip install -e '.[images]', or "
+            "DICOM segmentations are written with highdicom: pip install 'mambaseg[images]', or "
             "dicom_seg=false"
         )
 

@@ -80,7 +80,7 @@ def _simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise UserError(
-            "MetaImage and NRRD are read with SimpleITK: pip install -e '.[images]'"
+            "MetaImage and NRRD are read with SimpleITK: pip install 'mambaseg[images]'"
         ) from error
     SimpleITK.ProcessObject_GlobalWarningDisplayOff()  # what is wrong ends in an error of ours
     return SimpleITK

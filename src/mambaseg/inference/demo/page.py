@@ -51,7 +51,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the page is made with Gradio: pip install -e '.[demo]'") from error
+        raise UserError("the page is made with Gradio: pip install 'mambaseg[demo]'") from error
     return gradio
 
 
