@@ -1,4 +1,4 @@
-"""make checks Python first, makes a broken .venv again, and installs for training only what it needs."""
+"""make checks Python first, replaces a broken .venv, and installs for training what it needs."""
 
 import os
 import shutil
