@@ -70,8 +70,8 @@ def write_pages() -> None:
         if page.name != "README.md":
             place = page.relative_to(ROOT)
             write(str(place), relinked(page.read_text("utf-8"), place))
-    for picture in (*ROOT.glob("docs/*.png"), *ROOT.glob("docs/*.svg"), ROOT / "CITATION.cff"):
-        shutil.copy(picture, PAGES / picture.relative_to(ROOT))
+    for file in (ROOT / "CITATION.cff", *ROOT.glob("docs/*.[ps][nv]g")):  # pictures
+        shutil.copy(file, PAGES / file.relative_to(ROOT))
     shutil.copytree(SITE / "api", PAGES / "api")
 
     names = []
