@@ -276,7 +276,7 @@ def test_a_training_starts_from_another_run(run, bundle, small, capsys, monkeypa
     other = {key for key in weights if not torch.equal(seen[1][key], weights[key])}
     assert other == {"network.head.weight", "network.head.bias"}
     shown = capsys.readouterr().out
-    assert "new head" in shown and "its classes: background, RV, MYO, LV" in shown
+    assert "new head" in shown and "classes of its own head: background, RV, MYO, LV" in shown
     (record,) = Path().glob("outputs/o/*/run.json")
     report = json.loads(record.read_text())["pretrained"]
     assert set(report["missing"]) == other and report["init_from"].endswith("best.ckpt")

@@ -33,11 +33,7 @@ class Start:
     head: tuple[str, ...]  # keys that depend on the classes, where these are others; they stay new
 
     def fill(self, network: nn.Module) -> dict[str, Any]:
-        """Puts the weights that fit into a network, and reports on all.
-
-        Raises:
-            UserError: less than half of the network's parameters fit.
-        """
+        """Puts the weights that fit into a network, and reports on all."""
         from mambaseg.models.pretrained import load_matching
 
         report = load_matching(network, self.checkpoint.weights, fresh=self.head)
@@ -56,7 +52,7 @@ class Start:
                 shown = ", ".join(keys[:5]) + f" and {len(keys) - 5} more" * (len(keys) > 5)
                 lines.append(f"  {what:<10} {len(keys):>12,} keys: {shown}")
         if self.head:
-            lines.append(f"  its classes: {', '.join(about['classes'])}")
+            lines.append(f"  classes of its own head: {', '.join(about['classes'])}")
         whole = not report.missing and not report.ignored
         log.log(logging.INFO if whole else logging.WARNING, printable("\n".join(lines)))
         return {"init_from": str(self.checkpoint.path), **asdict(report)}
