@@ -278,6 +278,7 @@ def test_a_training_starts_from_another_run(run, bundle, small, capsys, monkeypa
     shown = capsys.readouterr().out
     assert "new head" in shown and "classes of its own head: background, RV, MYO, LV" in shown
     (record,) = Path().glob("outputs/o/*/run.json")
+    assert "new head" in record.with_name("train.log").read_text()
     report = json.loads(record.read_text())["pretrained"]
     assert set(report["missing"]) == other and report["init_from"].endswith("best.ckpt")
 

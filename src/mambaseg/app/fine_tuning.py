@@ -33,7 +33,7 @@ class Start:
     head: tuple[str, ...]  # keys that depend on the classes, where these are others; they stay new
 
     def fill(self, network: nn.Module) -> dict[str, Any]:
-        """Puts the weights that fit into a network, and reports on all."""
+        """Puts the weights that fit into a network, and reports on all, in words as `said`."""
         from mambaseg.models.pretrained import load_matching
 
         report = load_matching(network, self.checkpoint.weights, fresh=self.head)
@@ -53,9 +53,8 @@ class Start:
                 lines.append(f"  {what:<10} {len(keys):>12,} keys: {shown}")
         if self.head:
             lines.append(f"  classes of its own head: {', '.join(about['classes'])}")
-        whole = not report.missing and not report.ignored
-        log.log(logging.INFO if whole else logging.WARNING, printable("\n".join(lines)))
-        return {"init_from": str(self.checkpoint.path), **asdict(report)}
+        said = printable("\n".join(lines))
+        return {"init_from": str(self.checkpoint.path), **asdict(report), "said": said}
 
 
 def start_of(cfg: DictConfig) -> Start | None:

@@ -177,6 +177,8 @@ class Run:
         self._log_to_folder()
         for what, line in overview(config, self.folder.record).items():
             log.info("%-8s%s", f"{what}:", line)
+        if pretrained and (said := pretrained.get("said")):
+            log.log(logging.WARNING if pretrained["missing"] else logging.INFO, said)
         if split.note:
             log.warning("split %s: %s", split.name, split.note)
 
