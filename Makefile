@@ -73,6 +73,11 @@ docs: setup ## Build the documentation as a site with search: build/docs/html/in
 	$(PIP) --quiet -e '.[docs]'
 	$(BIN)/python docs/site/build.py
 
+notebooks: setup ## Run the notebooks and store their outputs: make notebooks; .venv/bin/jupyter lab notebooks opens them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints/cpu.txt -c constraints/notebooks.txt -e '.[notebooks]'
+	$(BIN)/python notebooks/store.py
+
 lint: setup ## ruff (lint and format) and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -96,4 +101,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers docs lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers docs notebooks lint format types data-check doctor clean
