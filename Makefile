@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+CHROMIUM ?= chromium
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
 CORE := .venv/.core
@@ -54,6 +55,15 @@ sweep: $(CORE) ## The three-network comparison on whatever data are found
 models: setup ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
 	$(BIN)/mambaseg benchmark profile models=all threads=1 page=docs/models.md
 
+pictures: setup ## Make the pictures of README.md again, of the phantom (needs Chromium: CHROMIUM=chromium)
+	$(BIN)/mambaseg train -m logger=csv trainer=cpu data=phantom data.size=64 data.steps=100 data.val_every=50 \
+		optim=adamw name=phantom model=unet,swin_unet,mamba_unet seed=1,2
+	$(BIN)/mambaseg report outputs/phantom
+	cp outputs/phantom/unet-*-seed1-*/figures/median_*.png docs/overlay.png
+	$(CHROMIUM) --headless --hide-scrollbars --window-size=1280,1180 --screenshot=docs/report.png \
+		"file://$(CURDIR)/outputs/phantom/report/index.html"
+	$(BIN)/python -c "from PIL import Image; Image.open('docs/report.png').convert('RGB').quantize(256).save('docs/report.png', optimize=True)"
+
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
@@ -101,4 +111,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models test test-long test-launchers docs notebooks lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models pictures test test-long test-launchers docs notebooks lint format types data-check doctor clean

@@ -16,8 +16,6 @@ import numpy as np
 
 from mambaseg.reporting.figures import Arrays, Pixels, class_colours, mosaic, overlay_cells
 
-_COLOURS = 128  # of a card's PNG: a third of the bytes, and nobody sees it
-
 
 @dataclass(frozen=True)
 class Card:
@@ -70,6 +68,6 @@ def _png(pixels: Pixels) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    picture = Image.fromarray(np.round(255 * pixels).astype(np.uint8))
-    picture.quantize(_COLOURS).save(buffer, "PNG", optimize=True)
+    # no palette made to measure: it would merge the colours of small structures and errors
+    Image.fromarray(np.round(255 * pixels).astype(np.uint8)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()

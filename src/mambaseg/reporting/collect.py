@@ -21,7 +21,7 @@ from typing import Any
 
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.labels import labels
-from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs
+from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs, rows_where
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,20 @@ class Entry:
         for run in self.runs:
             rows[run.seed] += run.rows
         return dict(rows)
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[Any, ...], dict[int, list[Row]]]:
+        return {}  # of `chosen`: a report asks for the same rows once for each metric
+
+    def chosen(self, where: Mapping[str, str], *, background: bool) -> dict[int, list[Row]]:
+        """Seed -> rows with these values, of the foreground classes or of all."""
+        key = (background, *where.items())
+        if key not in self._chosen:
+            self._chosen[key] = {
+                seed: rows_where(rows, where, background=background)
+                for seed, rows in self.by_seed.items()
+            }
+        return self._chosen[key]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -136,12 +136,10 @@ def _to_svg(figure: Figure) -> str:
     return text.replace(_INK, "currentColor")
 
 
-def _new(width: float, height: float) -> Figure:
+def _new(width: float, height: float, layout: Any = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("constrained")
-    return figure
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _colour(index: int) -> str:
@@ -331,8 +329,13 @@ def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
     kinds = sorted({index.name for own in found for index in own})
     if not kinds:
         return None
-    figure = _new(4.6 * len(kinds) + 0.3, 2.4 * len(entries) + 0.2)
+    width, height = 4.6 * len(kinds) + 0.3, 2.4 * len(entries) + 0.2
+    figure = _new(width, height, None)  # to lay out dozens of axes takes longer than to draw them
     axes = figure.subplots(len(entries), 2 * len(kinds), squeeze=False)
+    figure.subplots_adjust(
+        left=0.8 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height,
+        wspace=0.45, hspace=0.3,
+    )  # fmt: skip
     for row, (entry, own) in enumerate(zip(entries, found, strict=True)):
         agreed = agreements_of(entry)
         for column, kind in enumerate(kinds):
@@ -343,6 +346,9 @@ def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
             _agreement_numbers(left, right, agreed.get(kind, []), title)
         axes[row, 0].set_ylabel(f"{entry.label}\nprediction")
     _share_limits(axes)
+    for axis in axes[:-1].flat:  # the scale is that of the last row
+        axis.set_xlabel("")
+        axis.tick_params(labelbottom=False)
     return figure
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,6 +172,17 @@ def run_folders(folder: str | Path) -> list[Path]:
         hint = f" Its subfolders {', '.join(inside)} do: name one of them." if inside else ""
         raise UserError(f"{folder} holds no run folders (a run folder has a run.json).{hint}")
     return found
+
+
+def rows_where(
+    rows: Iterable[Row], where: Mapping[str, str] | None = None, *, background: bool = False
+) -> list[Row]:
+    """Rows of the foreground classes, or of all, that have these values."""
+    return [
+        row
+        for row in rows
+        if (background or row["class"]) and all(row.get(k) == v for k, v in (where or {}).items())
+    ]
 
 
 def is_other_task(path: Path) -> bool:

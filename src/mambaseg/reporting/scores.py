@@ -16,13 +16,13 @@ Functions that take `where` use the rows with these values only, `phase="ED"` fo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from mambaseg.evaluation.metrics import OUTCOMES
 from mambaseg.reporting.collect import Entry
-from mambaseg.reporting.runs import Row
+from mambaseg.reporting.runs import Row, rows_where
 
 AVERAGES = ("cases", "background", "patients", "pooled")
 
@@ -47,8 +47,7 @@ def estimate(entry: Entry, metric: str, *, average: str = "cases", **where: str)
     """One score of an entry: `metric` is a column of cases.csv, `average` one of `AVERAGES`."""
     per_seed: list[float] = []
     values = undefined = 0
-    for rows in entry.by_seed.values():
-        own = rows_where(rows, where, background=average == "background")
+    for own in entry.chosen(where, background=average == "background").values():
         known = [row for row in own if row.get(metric) is not None]
         values += len(known)
         undefined += len(own) - len(known)
@@ -56,17 +55,6 @@ def estimate(entry: Entry, metric: str, *, average: str = "cases", **where: str)
         if score is not None:
             per_seed.append(score)
     return Estimate(*mean_sd(per_seed), tuple(per_seed), values, undefined, len(entry.by_seed))
-
-
-def rows_where(
-    rows: Iterable[Row], where: Mapping[str, str] | None = None, *, background: bool = False
-) -> list[Row]:
-    """Rows of the foreground classes, or of all, that have these values."""
-    return [
-        row
-        for row in rows
-        if (background or row["class"]) and all(row.get(k) == v for k, v in (where or {}).items())
-    ]
 
 
 def _average(rows: Sequence[Row], metric: str, average: str) -> float | None:

@@ -1,0 +1,50 @@
+"""README's commands are ones that the program takes, and its first screen keeps its size."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mambaseg.app.check import checked
+from mambaseg.app.overrides import arranged, jobs_of
+from runs import composed
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+OWN_DATA = (ROOT / "docs" / "own-data.md").read_text("utf-8")
+
+
+def shell(text):
+    """The commands of all shell blocks, without their comments."""
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    return [re.sub(r"\s+#.*", "", line) for line in lines.splitlines() if line[0] != "#"]
+
+
+def test_the_way_from_images_to_label_maps_is_the_one_that_is_executed():
+    """tests/app/test_documented_ways.py executes the first block of docs/own-data.md."""
+    (block,) = re.findall(r"\n## From a folder .*?```sh\n(.*?)```", README, re.DOTALL)
+    assert block == re.search(r"```sh\n(.*?)```", OWN_DATA, re.DOTALL)[1]
+    assert len(block.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for page in (README, (ROOT / "docs" / "results.md").read_text("utf-8"))
+        for line in shell(page)
+        if line.startswith("mambaseg train") and not re.search("data=heart|glob", line)
+    ],
+)
+def test_a_training_is_composed_as_it_is_written(line):
+    _, words = arranged(shlex.split(line)[2:])
+    for job in jobs_of([word for word in words if word != "-m"]):
+        checked(composed(*job, hydra=True), "config", job)
+
+
+def test_the_first_screen_is_short_and_its_pictures_are_small():
+    assert len(README.splitlines()) <= 150
+    pictures = re.findall(r"!\[[^]]+\]\((docs/\S+\.png)\)", README)
+    assert len(pictures) == 2
+    assert all((ROOT / picture).stat().st_size <= 150_000 for picture in pictures)
