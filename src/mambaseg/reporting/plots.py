@@ -358,6 +358,8 @@ def _agreement_points(left: Axes, right: Axes, pairs: Any, colour: str) -> None:
     right.plot([(p + r) / 2 for p, r in pairs], [p - r for p, r in pairs], "o", **dots)
     left.set(xlabel="reference", ylabel="prediction")
     right.set(xlabel="mean", ylabel="difference")
+    for axis in (left, right):
+        axis.locator_params(nbins=4)  # text takes most of the time
     if pairs:
         left.axline((pairs[0][1], pairs[0][1]), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
 
