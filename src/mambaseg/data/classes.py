@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from mambaseg.errors import UserError
 
+IGNORED = 255
+"""In label arrays: nothing is known of this pixel, so nothing is learnt, scored or drawn of it."""
 # read as text by Hydra without quotes
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_][\w +-]*", re.IGNORECASE)
 _SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])")

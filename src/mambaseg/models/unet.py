@@ -100,14 +100,27 @@ class UNet(Original):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
+        return self.head(self.decoded(self.encoded(image))[-1])
+
+    def encoded(self, image: Tensor) -> list[Tensor]:
+        """Map `(B, C, H, W)` to the encoder's levels, finest first."""
         require_multiple(image, self.size_multiple, type(self).__name__)
         levels = [self.encoder[0](image)]
         for block in self.encoder[1:]:
             levels.append(block(self.pool(levels[-1])))
-        x = levels.pop()
-        for block, skip in zip(self.decoder, reversed(levels), strict=True):
+        return levels
+
+    def decoded(self, levels: Sequence[Tensor], decoder: nn.Module | None = None) -> list[Tensor]:
+        """Map the encoder's levels to those of this decoder, or of another like it, coarse first.
+
+        `head` makes logits of the last.
+        """
+        *skips, x = levels
+        maps = []
+        for block, skip in zip(decoder or self.decoder, reversed(skips), strict=True):
             x = block(x, skip)
-        return self.head(x)
+            maps.append(x)
+        return maps
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""

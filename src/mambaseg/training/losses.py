@@ -1,7 +1,7 @@
 """Losses: functions of (logits (B, K, H, W), label (B, H, W)) -> scalar.
 
 Any class with that signature is a loss, and so is any of `monai.losses`: see `taken_label`. Labels
-are class indices 0..K-1, which `mambaseg.data.validation` checks when a case is read.
+are class indices 0..K-1, which `mambaseg.data.validation` checks when a case is read, or IGNORED.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mambaseg.data.classes import IGNORED
 from mambaseg.training.ranks import several_processes
 
 
@@ -40,13 +41,21 @@ class DiceCE(nn.Module):
         dice_weight: weight of the Dice loss (mean over classes).
         smooth: s, added to numerator and denominator; a class neither in the batch nor predicted
             costs nothing.
+        partial: leave out the pixels whose label is IGNORED: the cross entropy is the mean over
+            the others on all devices (0 where there are none), and so are the sums of the Dice.
     """
 
     def __init__(
-        self, *, ce_weight: float = 0.5, dice_weight: float = 0.5, smooth: float = 1e-5
+        self,
+        *,
+        ce_weight: float = 0.5,
+        dice_weight: float = 0.5,
+        smooth: float = 1e-5,
+        partial: bool = False,
     ) -> None:
         super().__init__()
         self.ce_weight, self.dice_weight, self.smooth = ce_weight, dice_weight, smooth
+        self.partial = partial
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of `logits` (B, K, H, W) against `label` (B, H, W), integers 0..K-1: a scalar."""
@@ -57,16 +66,23 @@ class DiceCE(nn.Module):
             log_probability = logits.log_softmax(1)
             probability = log_probability.exp()
             # Sums of products, not the indexed kernels of torch: those add in any order on a GPU.
-            cross_entropy = -log_probability.where(truth, 0.0).sum(1).mean()
+            costs = -log_probability.where(truth, 0.0).sum(1)
+            if self.partial:
+                known = (label != IGNORED).to(probability.dtype)
+                probability = probability * known.unsqueeze(1)
+                cost, count = sum_over_devices(torch.stack([costs.sum(), known.sum()]))
+                cross_entropy = cost / count.clamp(min=1)
+            else:
+                cross_entropy = costs.mean()
             sums = (probability * truth, probability.square(), truth.to(probability.dtype))
-            shared, predicted, true = _sum_over_devices(
+            shared, predicted, true = sum_over_devices(
                 torch.stack([t.sum((0, 2, 3)) for t in sums])
             )
             dice = (2 * shared + self.smooth) / (predicted + true + self.smooth)
             return self.ce_weight * cross_entropy + self.dice_weight * (1 - dice).mean()
 
 
-def _sum_over_devices(sums: Tensor) -> Tensor:
+def sum_over_devices(sums: Tensor) -> Tensor:
     """Sum over processes, and of its gradient: DDP's average is then that of the whole batch."""
     total: Tensor = _AllReduce.apply(sums) if several_processes() else sums
     return total

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 
 def several_processes() -> bool:
@@ -17,3 +18,11 @@ def gathered(own: Any) -> list[Any]:
         ranks = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, own)
     return ranks
+
+
+def averaged(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; every one has to call this."""
+    if several_processes():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value

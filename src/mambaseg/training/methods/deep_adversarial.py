@@ -1,0 +1,117 @@
+"""Deep adversarial network: unlabelled images should look as if they had been labelled."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.ranks import averaged
+
+
+class Discriminator(nn.Module):
+    """Tell from label map and image whether the image was labelled: logits (B, 2), 1 = labelled.
+
+    Source: Zhang et al. 2017, Deep Adversarial Networks for Biomedical Image Segmentation Utilizing
+    Unannotated Images; the layers are SSL4MIS'. There an average over 7 × 7 leaves 2 × 2 of a map
+    of 224²; here the average always leaves 2 × 2, so that any size from 32 on will do.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.of_map = nn.Conv2d(num_classes, width, 4, stride=2, padding=1)
+        self.of_image = nn.Conv2d(in_channels, width, 4, stride=2, padding=1)
+        widths = [width, 2 * width, 4 * width, 8 * width]
+        self.layers = nn.Sequential()
+        for one, other in zip(widths, widths[1:], strict=False):
+            convolve = nn.Conv2d(one, other, 4, stride=2, padding=1)
+            self.layers.extend([convolve, nn.LeakyReLU(0.2), nn.Dropout2d(0.5)])
+        self.decide = nn.Linear(4 * widths[-1], 2)
+
+    def forward(self, probability: Tensor, image: Tensor) -> Tensor:
+        """Map (B, K, H, W) and (B, C, H, W) to (B, 2)."""
+        x = self.layers(self.of_map(probability) + self.of_image(image))
+        return self.decide(F.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+class DeepAdversarial(Method):
+    """The network learns to make the discriminator call unlabelled images labelled.
+
+    The discriminator learns by Adam after each step of the network.
+
+    Source: Zhang et al. 2017, see `Discriminator`; as SSL4MIS trains it.
+
+    Args:
+        networks: see `Method`.
+        weight: of the adversarial term at the end of its ramp.
+        lr: the discriminator's learning rate.
+        in_channels: of the images.
+        num_classes: K.
+    """
+
+    unlabelled = True
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        in_channels: int,
+        num_classes: int,
+        weight: float = 0.1,
+        lr: float = 1e-4,
+    ) -> None:
+        super().__init__(networks)
+        # without gradients of their own, so that the network's optimizer and DDP leave them alone
+        self.discriminator = Discriminator(in_channels, num_classes).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr, betas=(0.9, 0.99))
+        self.weight = weight
+        self._seen: list[tuple[Tensor, Tensor, int]] = []  # of the step's micro-batches
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """`supervised` and `adversarial`."""
+        logits, first = step.logits(self.network), step.labelled
+        probability = logits.softmax(1)
+        self._seen.append((probability.detach(), step.image, first))
+        adversarial = called_labelled(self.discriminator(probability[first:], step.image[first:]))
+        weight = published_weight(step, self.weight)
+        return {"supervised": step.supervised(logits), "adversarial": weight * adversarial}
+
+    def after(self, step: int) -> None:
+        """The discriminator learns from the same images."""
+        seen, self._seen = self._seen, []
+        weights = {name: p.detach().requires_grad_() for name, p in self._named()}
+        with torch.enable_grad():
+            losses = [
+                told_apart(functional_call(self.discriminator, weights, (maps, image)), labelled)
+                for maps, image, labelled in seen
+            ]
+            gradients = torch.autograd.grad(torch.stack(losses).mean(), [*weights.values()])
+        for (_, parameter), gradient in zip(self._named(), gradients, strict=True):
+            parameter.grad = averaged(gradient)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.discriminator.named_parameters()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The state of the discriminator's optimizer, for a checkpoint."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.optimizer.load_state_dict(state)
+
+
+def called_labelled(decision: Tensor) -> Tensor:
+    """Cross entropy of decisions (B, 2) to the class 1."""
+    return F.cross_entropy(decision, torch.ones_like(decision[:, 0], dtype=torch.int64))
+
+
+def told_apart(decision: Tensor, labelled: int) -> Tensor:
+    """Cross entropy of decisions (B, 2) to 1 for the first `labelled` samples and 0 for others."""
+    target = (torch.arange(len(decision), device=decision.device) < labelled).long()
+    return F.cross_entropy(decision, target)

@@ -1,0 +1,58 @@
+"""Interpolation consistency: what is said of a mix of two images is the mix of what is said."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor, nn
+
+from mambaseg.errors import UserError
+from mambaseg.training.methods.mean_teacher import MeanTeacher
+from mambaseg.training.methods.method import Step, published_weight
+from mambaseg.training.methods.terms import squared_difference
+
+
+class ICT(MeanTeacher):
+    """The student's probabilities of mixed unlabelled images, against the teacher's mixed ones.
+
+    Source: Verma et al. 2019, Interpolation Consistency Training, equation 2; as in SSL4MIS.
+
+    Args:
+        networks: see `Method`.
+        alpha: of the Beta distribution from which each pair's share is drawn.
+        **teaching: see `MeanTeacher`; there is no noise.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], *, alpha: float = 0.2, **teaching: Any
+    ) -> None:
+        super().__init__(networks, **{"start": 0.0, "noise": 0.0, **teaching})
+        self.alpha = alpha
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """`supervised` and `consistency`."""
+        first, pairs = step.labelled, (len(step.image) - step.labelled) // 2
+        unlabelled = step.image[first:]
+        if len(unlabelled) % 2:
+            raise UserError("method=ict mixes pairs: an even number of unlabelled images is needed")
+        shares = self.shares(step, pairs).to(unlabelled).view(-1, 1, 1, 1)
+        mixed = mix(unlabelled[:pairs], unlabelled[pairs:], shares)
+        with torch.no_grad():
+            taught = step.logits(self.teacher.network, unlabelled, first=first, turn=1).softmax(1)
+        logits = step.logits(self.network, torch.cat([step.image[:first], mixed]))
+        target = mix(taught[:pairs], taught[pairs:], shares)
+        consistency = squared_difference(logits[first:].softmax(1), target)
+        weight = published_weight(step, self.weight) * self.begun(step)
+        return {"supervised": step.supervised(logits), "consistency": weight * consistency}
+
+    def shares(self, step: Step, pairs: int) -> Tensor:
+        """The share (pairs,) of the second image in each mix."""
+        places = range(step.labelled, step.labelled + pairs)
+        drawn = [step.uniform_of(place, 1)[0] for place in places]
+        return torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn))
+
+
+def mix(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """The share of the second, and the rest of the first."""
+    return (1 - share) * one + share * other

@@ -1,0 +1,69 @@
+"""Mean Teacher: agree with an average of oneself on a noisy view."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.terms import Teacher, squared_difference
+
+
+class MeanTeacher(Method):
+    """Squared difference to the teacher's probabilities of noisy unlabelled images.
+
+    Source: Tarvainen and Valpola 2017, Mean teachers are better role models; as SSL4MIS trains it.
+
+    Args:
+        networks: see `Method`.
+        decay: of the teacher's parameters, at most.
+        weight: of the consistency at the end of its ramp.
+        start: share of the training before the consistency begins.
+        noise: standard deviation of the noise on the teacher's images.
+        clip: largest absolute value of that noise.
+    """
+
+    unlabelled = True
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        decay: float = 0.99,
+        weight: float = 0.1,
+        start: float = 1 / 30,
+        noise: float = 0.1,
+        clip: float = 0.2,
+    ) -> None:
+        super().__init__(networks)
+        self.teacher = Teacher(self.network, decay)
+        self.weight, self.start, self.noise, self.clip = weight, start, noise, clip
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """`supervised` and `consistency`."""
+        logits = step.logits(self.network)
+        taught = self.taught(step, turn=1)
+        consistency = self.consistency(step, logits[step.labelled :].softmax(1), taught.softmax(1))
+        weight = published_weight(step, self.weight) * self.begun(step)
+        return {"supervised": step.supervised(logits), "consistency": weight * consistency}
+
+    def begun(self, step: Step) -> bool:
+        """Whether the consistency counts yet."""
+        return step.number >= round(self.start * step.steps)
+
+    def taught(self, step: Step, turn: int) -> Tensor:
+        """The teacher's logits of the unlabelled images with noise."""
+        first = step.labelled
+        image = step.image[first:]
+        noise = self.noise * step.normal(image, first=first, turn=turn)
+        with torch.no_grad():
+            noisy = image + noise.clamp(-self.clip, self.clip)
+            return step.logits(self.teacher.network, noisy, first=first, turn=turn)
+
+    def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
+        """How far the student's probabilities are from the teacher's."""
+        return squared_difference(student, teacher)
+
+    def after(self, step: int) -> None:
+        """The teacher follows."""
+        self.teacher.follow(self.network, step)

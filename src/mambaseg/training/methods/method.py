@@ -1,0 +1,151 @@
+"""What all learning methods share: their networks, and what a step offers them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mambaseg.data.counter import LEARNING, draws, uniforms
+from mambaseg.errors import UserError
+from mambaseg.training.methods.terms import ramp
+
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A micro-batch of an optimizer step, and what a method may ask about it.
+
+    Attributes:
+        image: (B, C, H, W).
+        label: (B, H, W), class indices, or IGNORED where nothing is known.
+        labelled: number of labelled samples; they come first.
+        number: optimizer step, counted from 0.
+        steps: of the whole training.
+        positions: of the samples in the global batch of the step, (B,).
+        seed: of the run.
+        run: (function of images, images, places in this batch, number of the pass) -> the
+            function's tensors (logits (B, K, H, W) of a network), at least float32. Layers that
+            drop something do so by the places and the number of the pass.
+        supervised_loss: (logits, label) -> scalar, the config of the group `loss`.
+    """
+
+    image: Tensor
+    label: Tensor
+    labelled: int
+    number: int
+    steps: int
+    positions: Sequence[int]
+    seed: int
+    run: Callable[[Callable[[Tensor], Any], Tensor, Sequence[int], int], Any]
+    supervised_loss: Callable[[Tensor, Tensor], Tensor]
+
+    def logits(
+        self, network: nn.Module, image: Tensor | None = None, *, first: int = 0, turn: int = 0
+    ) -> Tensor:
+        """The network's logits of the batch's images, or of others in the places from `first` on.
+
+        `turn` counts the passes of a step: passes of different numbers drop different things.
+        """
+        image = self.image[first:] if image is None else image
+        logits: Tensor = self.run(network, image, range(first, first + len(image)), turn)
+        return logits
+
+    def through(self, function: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        """The tensors that a function makes of the batch's images, in the first pass."""
+        tensors: list[Tensor] = self.run(function, self.image, range(len(self.image)), 0)
+        return tensors
+
+    def supervised(self, logits: Tensor) -> Tensor:
+        """The supervised loss of the logits of (at least) the labelled samples."""
+        return self.supervised_loss(logits[: self.labelled], self.label[: self.labelled])
+
+    def uniform(self, count: int) -> list[float]:
+        """Numbers in [0, 1) for the whole step, the same on all devices."""
+        return uniforms(self.seed, LEARNING, step=self.number, count=count).tolist()
+
+    def uniform_of(self, place: int, count: int) -> list[float]:
+        """Numbers in [0, 1) for the sample in a place of this batch."""
+        position = int(self.positions[place])
+        drawn = uniforms(
+            self.seed, LEARNING + 16, step=self.number, position=position, count=count
+        )
+        return drawn.tolist()
+
+    def normal(self, like: Tensor, *, first: int = 0, turn: int = 0) -> Tensor:
+        """Normal numbers for samples from place `first` on; a function of seed, step and place."""
+        generator, noise = torch.Generator(like.device), torch.empty_like(like)
+        for place, sample in enumerate(noise, start=first):
+            position = int(self.positions[place])
+            stream = LEARNING + 16 * (turn + 2)
+            drawn = draws(self.seed, stream, step=self.number, position=position, count=1)
+            number = int(drawn[0] >> np.uint64(1))
+            sample.normal_(generator=generator.manual_seed(number))
+        return noise
+
+
+class Method(nn.Module, ABC):
+    """Networks that learn together, and the loss of a step.
+
+    Args:
+        networks: the one of `model=...` first, then those of `method.partner`.
+
+    Attributes:
+        count: how many networks the method trains; None: any number from 2 on.
+        unlabelled: whether it learns from images without labels.
+    """
+
+    count: ClassVar[int | None] = 1
+    unlabelled: ClassVar[bool] = False
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        fits = len(networks) == self.count if self.count else len(networks) > 1
+        if not fits:
+            wanted = self.count or "two or more"
+            raise UserError(
+                f"method: {type(self).__name__} trains {wanted} network(s), not {len(networks)}: "
+                "model=... is the first, method.partner=... (a name, or a list) the others"
+            )
+        self._first = (networks[0],)  # in a tuple: the task holds its weights
+        self.partners = nn.ModuleList(networks[1:])
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that learn from a gradient, the first one first."""
+        return [*self._first, *self.partners]
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of `model=...`."""
+        return self._first[0]
+
+    @abstractmethod
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """The weighted terms of the loss, by name; the loss is their sum."""
+
+    def after(self, step: int) -> None:
+        """What follows optimizer step `step`, counted from 0: a teacher, a running mean."""
+
+
+def published_weight(step: Step, most: float) -> float:
+    """The weight of what unlabelled images say: rises to `most` over the training in 200 stairs."""
+    return most * ramp(step.number, step.steps, stairs=200)
+
+
+def require_network(method: Method, kind: type[Kind]) -> Kind:
+    """The first network, which must be of a kind; `UserError` names what the method needs."""
+    network = method.network
+    if not isinstance(network, kind):
+        raise UserError(
+            f"method: {type(method).__name__} needs the decoder of a {kind.__name__} (model="
+            f"{kind.__name__.lower()}), and {type(network).__name__} has another"
+        )
+    return network

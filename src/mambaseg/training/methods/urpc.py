@@ -1,0 +1,77 @@
+"""URPC: the scales of a decoder agree with their mean where they agree with each other."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaseg.models.unet import UNet
+from mambaseg.training.methods.method import Method, Step, published_weight, require_network
+from mambaseg.training.methods.terms import ratio
+
+
+class URPC(Method):
+    """Uncertainty-rectified pyramid consistency of a UNet with a head at each decoder level.
+
+    Source: Luo et al. 2021, Efficient Semi-supervised Gland Segmentation via Uncertainty Rectified
+    Pyramid Consistency, equations 1-6. The heads of the coarser levels belong to the method: they
+    teach, and only the finest predicts. The released network also disturbs what they see by
+    dropout and noise, which the paper does not have.
+
+    Args:
+        networks: see `Method`; a UNet.
+        weight: of the consistency at the end of its ramp.
+        scales: heads, the finest included.
+    """
+
+    unlabelled = True
+
+    def __init__(
+        self, networks: Sequence[nn.Module], *, weight: float = 0.1, scales: int = 4
+    ) -> None:
+        super().__init__(networks)
+        network = require_network(self, UNet)
+        if not 2 <= scales <= len(network.decoder):
+            scales = len(network.decoder)
+        coarse = [block.reduce.out_channels for block in network.decoder[-scales:-1]]
+        classes = network.head.out_channels
+        self.heads = nn.ModuleList(nn.Conv2d(width, classes, 3, padding=1) for width in coarse)
+        self.weight = weight
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """`supervised`, the mean over the heads, and `consistency`."""
+        fine, *coarse = step.through(self.scales)
+        outputs = [fine, *coarse]
+        supervised = torch.stack([step.supervised(logits) for logits in outputs]).mean()
+        weight = published_weight(step, self.weight)
+        consistency = pyramid_consistency([logits[step.labelled :] for logits in outputs])
+        return {"supervised": supervised, "consistency": weight * consistency}
+
+    def scales(self, image: Tensor) -> list[Tensor]:
+        """Logits (B, K, H, W) of the finest head, then of the others, brought to its size."""
+        network = self.network
+        assert isinstance(network, UNet)
+        maps = network.decoded(network.encoded(image))
+        coarse = [
+            F.interpolate(head(x), image.shape[-2:], mode="bilinear", align_corners=False)
+            for head, x in zip(self.heads, maps[-len(self.heads) - 1 : -1], strict=True)
+        ]
+        return [network.head(maps[-1]), *coarse]
+
+
+def pyramid_consistency(outputs: Sequence[Tensor]) -> Tensor:
+    """Squared difference of each scale to the mean, weighted by exp(-KL), plus the KL divergence.
+
+    `outputs` are logits (B, K, H, W) of one size. Nothing is detached.
+    """
+    logs = [logits.log_softmax(1) for logits in outputs]
+    mean = torch.stack([log.exp() for log in logs]).mean(0)
+    terms = []
+    for log in logs:
+        divergence = (mean * (mean.log() - log)).sum(1, keepdim=True)
+        weight = (-divergence).exp()
+        difference = ((mean - log.exp()).square() * weight).sum() / mean.shape[1]
+        count = torch.as_tensor(weight.numel(), device=weight.device)
+        terms.append(ratio(difference, weight.sum() + 1e-8 * count) + divergence.mean())
+    return torch.stack(terms).mean()
