@@ -82,6 +82,8 @@ def joined(batches):
         if isinstance(value, torch.Tensor)
         else list(chain(*(batch[key] for batch in batches)))
         if isinstance(value, list)
+        else sum(batch[key] for batch in batches)
+        if key == "labelled"
         else value
         for key, value in batches[0].items()
     }
@@ -253,7 +255,7 @@ def test_a_training_batch_is_what_the_network_gets(root, preset):
     batches = training_batches(module_on(root, preprocessing=preset, augmentation=preset))
     assert [batch["step"] for batch in batches] == list(range(6))
     for batch in batches:
-        assert sorted(batch) == ["case", "image", "label", "position", "slice", "step"]
+        assert sorted(batch) == ["case", "image", "label", "labelled", "position", "slice", "step"]
         assert batch["image"].shape == (8, 1, 32, 32) and batch["image"].dtype == torch.float32
         assert batch["label"].shape == (8, 32, 32) and batch["label"].dtype == torch.int64
         assert batch["image"].min() >= 0 and batch["image"].max() <= 1

@@ -14,19 +14,19 @@ TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
 @pytest.mark.parametrize("network", [UNet(widths=(4, 8, 8, 8, 8)), MambaUNet(**TINY)])
 @pytest.mark.parametrize("decay", ["all", "matrices"])
 def test_every_parameter_is_optimised_once(network, decay):
-    grouped = [p for group in parameter_groups(network, decay) for p in group["params"]]
+    grouped = [p for group in parameter_groups([network], decay) for p in group["params"]]
     assert sorted(map(id, grouped)) == sorted(map(id, network.parameters()))
 
 
 def test_the_published_recipe_decays_everything():
-    (group,) = parameter_groups(MambaUNet(**TINY), "all")
+    (group,) = parameter_groups([MambaUNet(**TINY)], "all")
     optimizer = torch.optim.SGD([group], lr=0.01, weight_decay=1e-4)
     assert optimizer.param_groups[0]["weight_decay"] == 1e-4
 
 
 def test_matrices_spares_vectors_and_what_a_network_names():
     for network in (MambaUNet(**TINY), SwinUNet(embed_dim=12, heads=(1, 2, 2, 4))):
-        decayed, spared = parameter_groups(network, "matrices")
+        decayed, spared = parameter_groups([network], "matrices")
         names = {id(p): name for name, p in network.named_parameters()}
         assert spared["weight_decay"] == 0.0 and "weight_decay" not in decayed
         spared_names = {names[id(p)] for p in spared["params"]}

@@ -196,7 +196,8 @@ class Augmentation:
     there is no operation. Parts with foreground are not preferred.
 
     `operations` is a name of `PRESETS`, or operations by name; None removes one. `views` are those
-    that it makes alike to a network: none, flips, rot90 or all.
+    that it makes alike to a network: none, flips, rot90 or all. `beyond` is the label of what lies
+    beyond the image: background, or IGNORED where labels are partial.
 
     Raises:
         UserError: There is no such preset, or something is no operation.
@@ -207,6 +208,7 @@ class Augmentation:
         operations: str | Mapping[str, Operation | None],
         preprocessing: Preprocessing,
         seed: int,
+        beyond: int = 0,
     ) -> None:
         if isinstance(operations, str):
             if operations not in PRESETS:
@@ -219,7 +221,7 @@ class Augmentation:
                     "a Spatial or an Intensity of mambaseg.data.augmentation"
                 )
         self.operations = tuple(one for one in operations.values() if one is not None)
-        self.preprocessing, self.seed = preprocessing, seed
+        self.preprocessing, self.seed, self.beyond = preprocessing, seed, beyond
         mirrors = any(one.mirrors for one in self.operations)
         turns = any(one.turns for one in self.operations)
         self.views = ("all" if turns else "flips") if mirrors else ("rot90" if turns else "none")
@@ -323,7 +325,8 @@ class Augmentation:
                 painted = operation.paint(painted, own, unit=unit)
         if painted is not grid:
             grid = torch.where(pixel[:, None] < image[0, 0].numel(), painted, grid)
-        return grid, look_up_or_zero(label[:, None], pixel)[:, 0]
+        labels = look_up_or_zero(label[:, None], pixel, self.beyond)[:, 0]
+        return grid, labels
 
 
 def _rotation(degrees: float) -> Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ class StepSampler(Sampler[list[Draw]]):
     the SSL4MIS split): here a batch may span two epochs, so that all of them are full.
 
     `batch_size` counts slices over all ranks and micro-batches, `accumulate` the micro-batches of a
-    step on each rank. After a resume it begins with `start_step`. Its length stays that of the
+    step on each rank. Samplers of another `stream` draw other orders. After a resume it begins with
+    `start_step`. Its length stays that of the
     whole training, because Lightning continues to count where the checkpoint stopped.
     """
 
@@ -47,6 +48,7 @@ class StepSampler(Sampler[list[Draw]]):
         world_size: int = 1,
         accumulate: int = 1,
         start_step: int = 0,
+        stream: int = 0,
     ) -> None:
         if length < 1:
             raise UserError("there is no slice to train on")
@@ -57,6 +59,7 @@ class StepSampler(Sampler[list[Draw]]):
             )
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.accumulate, self.start_step = rank, accumulate, start_step
+        self.stream = stream
         self.micro_batch_size = batch_size // (world_size * accumulate)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
@@ -82,8 +85,49 @@ class StepSampler(Sampler[list[Draw]]):
         ]
 
     def _permute(self, epoch: int) -> NDArray[np.int64]:
-        raw = draws(self.seed, ORDER, step=epoch, count=self.length)
+        raw = draws(self.seed, ORDER, step=epoch, position=self.stream, count=self.length)
         return np.argsort(raw, kind="stable")
+
+
+class TwoStreams(Sampler[list[Draw]]):
+    """Batches of a labelled half, which comes first, and an unlabelled one, each a `StepSampler`.
+
+    Of `length` slices the first `labelled` have labels. Every micro-batch on every rank has both
+    halves, and the two are together what one device sees at once. `batch_size` counts both.
+
+    Difference to the published code (SSL4MIS), in which an epoch of the labelled slices ends with
+    the last full half: here a half may span two epochs.
+    """
+
+    def __init__(self, length: int, *, labelled: int, batch_size: int, **options: Any) -> None:
+        if not 0 < labelled < length:
+            raise UserError(
+                "the method learns from images with and without labels: data.labelled=... says "
+                f"whose labels are read (now {labelled} of {length} training slices have one)"
+            )
+        half = batch_size // 2
+        share = options.get("world_size", 1) * options.get("accumulate", 1)
+        if batch_size % (2 * share):
+            raise UserError(
+                f"data.batch_size={batch_size}: half of it has labels and half has none, on each "
+                f"device and in each micro-batch, so it must be a multiple of {2 * share}"
+            )
+        self.labelled, self.half = labelled, half
+        self.with_labels = StepSampler(labelled, batch_size=half, **options)
+        self.without = StepSampler(length - labelled, batch_size=half, stream=1, **options)
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches of the whole training, on this rank."""
+        return len(self.with_labels)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield this rank's micro-batches, step after step."""
+        for known, unknown in zip(self.with_labels, self.without, strict=True):
+            yield [
+                *known,
+                *(Draw(one.item + self.labelled, one.step, one.position + self.half)
+                  for one in unknown),
+            ]  # fmt: skip
 
 
 def share_of(rank: int, length: int, world_size: int) -> list[int]:

@@ -226,7 +226,9 @@ def open_cache(
                 "content": fingerprint_of(volume.image),
                 "image_crc": zlib.crc32(image.data),
                 "label_crc": zlib.crc32(label.data),
-                "class_voxels": np.bincount(label.ravel(), minlength=num_classes).tolist(),
+                "class_voxels": np.bincount(label.ravel(), minlength=num_classes)[
+                    :num_classes
+                ].tolist(),
             },
         )
 

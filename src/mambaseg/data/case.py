@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mambaseg.data.classes import IGNORED
 from mambaseg.data.validation import DataError, find_problems, mapped
 from mambaseg.data.volume import Volume, slice_axis
 
@@ -34,6 +37,10 @@ class Case:
     more_labels: tuple[Path, ...] = ()
     part: str | None = None  #: `train`, `val` or `test` of the data set's own split
     label_map: tuple[tuple[int, int], ...] | None = None  #: (value in the file, class)
+    ignore: int | None = None  #: the value in the file that says nothing: IGNORED when read
+    labelled: bool = True  #: False: its label is not read, all of it is IGNORED
+    scribble_path: Path | None = None  #: a label of some pixels, `scribble_ignore` elsewhere
+    scribble_ignore: int | None = None
     value_names: tuple[tuple[int, str], ...] = ()  #: (value, name) where the data set names them
     slicing: str = "stored"  #: a rule of `slice_axis`
     fold: int | None = None  #: of the data set's own cross-validation, for `part`
@@ -43,17 +50,29 @@ class Case:
         """Read the case, slice it and map its labels; what it holds is not validated."""
         volume = self.reader(self)
         volume = volume.sliced(slice_axis(volume.spacing, self.slicing))
-        if self.label_map is None or volume.label is None:
+        if not self.labelled:
+            depth, _, height, width = volume.image.shape
+            nothing = np.full((depth, height, width), IGNORED, np.uint8)
+            return replace(volume, label=nothing)
+        if volume.label is None or (self.label_map is None and self.ignore is None):
             return volume
         path = self.label_path or self.image_path
-        return replace(volume, label=mapped(volume.label, dict(self.label_map), path))
+        return replace(volume, label=mapped(volume.label, self._mapping(), path))
+
+    def _mapping(self) -> dict[int, int]:
+        """Every value of a label file -> class or IGNORED."""
+        mapping = {value: value for value in range(256)}
+        if self.label_map is not None:
+            mapping = dict(self.label_map)
+        return mapping if self.ignore is None else {**mapping, self.ignore: IGNORED}
 
     def read(self, num_classes: int | None = None, channels: int | None = None) -> Volume:
         """Load the case; `UserError` for the first of `validation.find_problems`."""
         try:
             volume = self.load()
             image, label = self.image_path, self.label_path
-            for found in find_problems(volume, image, label, num_classes, channels):
+            partial = not self.labelled or self.ignore is not None
+            for found in find_problems(volume, image, label, num_classes, channels, partial):
                 raise found
         except MemoryError as error:
             problem, remedy = f"{self.id} does not fit into memory", "Free some, or leave it out."
@@ -73,4 +92,6 @@ class Case:
         if isinstance(reader, functools.partial):
             keywords, reader = sorted(reader.keywords.items()), reader.func
         made = f"{reader.__module__}.{reader.__qualname__} {keywords} {self.label_map}"
+        if self.ignore is not None or not self.labelled:
+            made += f" ignore {self.ignore if self.labelled else 'all'}"
         return made if self.slicing == "stored" else f"{made} {self.slicing}"

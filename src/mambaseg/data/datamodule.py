@@ -13,10 +13,22 @@ import torch
 from mambaseg.data.augmentation import Augmentation, Operation
 from mambaseg.data.cache import VolumeCache, open_cache
 from mambaseg.data.case import Case
-from mambaseg.data.classes import check_class_names, require_named_values, sides_of_one
+from mambaseg.data.classes import (
+    IGNORED,
+    check_class_names,
+    require_named_values,
+    sides_of_one,
+)
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import Window
+from mambaseg.data.labelling import (
+    Labels,
+    checked_ignore,
+    for_training,
+    labelled_patients,
+    supervision_note,
+)
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.patients import Alike, find_alike, parts_of
 from mambaseg.data.seen import Known
@@ -33,8 +45,9 @@ class SegmentationDataModule(StepDataModule):
     """Training batches on the network's grid, evaluation cases at native size.
 
     A training batch is, after the transfer to the device, `image` (B, C, S, S) float32, `label`
-    (B, S, S) int64, `case` (list of ids), `slice` (list of numbers), `step` (int) and `position`
-    (B,): the places in the global batch of that step. An evaluation batch is one case: `case` (the
+    (B, S, S) int64, `case` (list of ids), `slice` (list of numbers), `step` (int), `position` (B,):
+    the places in the global batch of that step, and `labelled`: how many samples, the first ones,
+    have a label. An evaluation batch is one case: `case` (the
     `Case`), `image` (Z, C, H, W) float32, intensity-scaled, on the device, `label` (Z, H, W) uint8
     on the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
 
@@ -67,6 +80,9 @@ class SegmentationDataModule(StepDataModule):
         on_device: bool | Literal["auto"] = "auto",
         class_remarks: Callable[[Sequence[str], Mapping[str, float]], list[str]] | None = None,
         slicing: str = "stored",  # a rule of `slice_axis`
+        labels: Labels = "dense",  # which of them training reads
+        labelled: float | Sequence[str] | None = None,  # see `labelled_patients`
+        ignore_label: int | None = None,  # value in the label files that says nothing
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -87,7 +103,12 @@ class SegmentationDataModule(StepDataModule):
             spacing=spacing,
             longest_side=longest_side,
         )
-        self.augmentation = Augmentation(augmentation, self.preprocessing, self.seed)
+        self._labels, self._labelled = labels, labelled
+        self._ignore = checked_ignore(ignore_label, num_classes, label_map)
+        self.partial = labels != "dense" or ignore_label is not None
+        self.augmentation = Augmentation(
+            augmentation, self.preprocessing, self.seed, beyond=IGNORED if self.partial else 0
+        )
         self.views = self.augmentation.views
         self._find_cases, self._prepare = find_cases, prepare
         self._label_map = checked_label_map(label_map, num_classes)
@@ -112,7 +133,7 @@ class SegmentationDataModule(StepDataModule):
         if self._prepare is not None:
             self._prepare(self.root)
         found = [
-            replace(case, label_map=self._label_map, slicing=self.slicing)
+            replace(case, label_map=self._label_map, slicing=self.slicing, ignore=self._ignore)
             for case in self._find_cases(self.root)
         ]
         named = dict(pair for case in found for pair in case.value_names)
@@ -131,19 +152,12 @@ class SegmentationDataModule(StepDataModule):
             alike=alike.patients if alike else None,
         )
         self.split = split()
-        members = {*self.split.train, *self.split.val, *self.split.test}
-        used = sorted((c for c in found if c.patient in members), key=lambda case: case.id)
-        cache = open_cache(
-            used,
-            self.preprocessing,
-            cache_dir=self.cache_dir,
-            num_classes=self.num_classes,
-            channels=self.in_channels,
-        )
+        used, cache = self._open(found)
         contents = {entry.case: entry.content or entry.source for entry in cache.entries}
         groups = patients_with_same_images(used, contents)
         if copies := [group for group in groups if group not in known_duplicates(group)]:
             self.split = split(duplicates=copies)
+            used, cache = self._open(found)
             shown = "; ".join(", ".join(group) for group in copies)
             note = self.split.note
             log.warning("the same images belong to more than one patient: %s. %s", shown, note)
@@ -160,6 +174,27 @@ class SegmentationDataModule(StepDataModule):
                 raise UserError(f"{case.image_path}: {error}") from error
         self._cache = cache
         self._log(cache, alike)
+
+    def _open(self, found: Sequence[Case]) -> tuple[list[Case], VolumeCache]:
+        """The split's cases with the labels that may be read, and their cache."""
+        split = self.split
+        labelled = labelled_patients(split, self._labelled)
+        evaluated = {*split.val, *split.test}
+        used = [
+            case if case.patient in evaluated else for_training(case, labelled, self._labels)
+            for case in sorted(found, key=lambda case: case.id)
+            if case.patient in evaluated.union(split.train)
+        ]
+        note = f"{split.note} {supervision_note(split, labelled, self._labels)}".strip()
+        self.split = replace(split, note=note)
+        cache = open_cache(
+            used,
+            self.preprocessing,
+            cache_dir=self.cache_dir,
+            num_classes=self.num_classes,
+            channels=self.in_channels,
+        )
+        return used, cache
 
     def _log(self, cache: VolumeCache, alike: Alike | None) -> None:
         """Say what the parts hold, and what about it is odd."""
@@ -224,7 +259,9 @@ class SegmentationDataModule(StepDataModule):
 
     def training_data(self) -> tuple[SliceDataset, Collate]:
         """Return the slices of the training cases, and what makes a batch of them."""
-        slices = SliceDataset(self.cache, [case.id for case in self.cases["train"]])
+        labelled, others = ([case.id for case in self.cases["train"] if case.labelled == known]
+                            for known in (True, False))  # fmt: skip
+        slices = SliceDataset(self.cache, labelled, others if self.unlabelled else ())
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self._device_slices = None
         if DeviceSlices.fit(slices, device) if self._on_device == "auto" else self._on_device:

@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mambaseg.data.batches import StepSampler, share_of
+from mambaseg.data.batches import Draw, StepSampler, TwoStreams, share_of
 from mambaseg.data.seen import Known
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
@@ -54,6 +54,7 @@ class StepDataModule(L.LightningDataModule):
         num_workers: int = 0,  # worker processes per loader
         accumulate: int = 1,  # micro-batches per optimizer step
         seed: int = 1337,  # of the order and of the augmentation
+        unlabelled: bool = False,  # a batch is a labelled and an unlabelled half; the method's wish
     ) -> None:
         super().__init__()
         counts = {"data.steps": steps, "data.val_every": val_every, "data.batch_size": batch_size}
@@ -63,6 +64,7 @@ class StepDataModule(L.LightningDataModule):
         self.name, self.in_channels, self.size = name, in_channels, size
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.steps, self.val_every, self.num_workers = steps, val_every, num_workers
+        self.unlabelled = unlabelled
 
     @abstractmethod
     def load(self) -> None:
@@ -112,16 +114,20 @@ class StepDataModule(L.LightningDataModule):
             )
         dataset, collate = self.training_data()
         rank, world_size = self._rank()
-        sampler = StepSampler(
-            len(dataset),  # type: ignore[arg-type]  # torch leaves the length to its subclasses
-            batch_size=self.batch_size,
-            steps=self.steps,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            accumulate=self.accumulate,
-            start_step=self.trainer.global_step if self.trainer else 0,
-        )
+        length = len(dataset)  # type: ignore[arg-type]  # torch leaves the length to its subclasses
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "seed": self.seed,
+            "rank": rank,
+            "world_size": world_size,
+            "accumulate": self.accumulate,
+            "start_step": self.trainer.global_step if self.trainer else 0,
+        }
+        sampler: Sampler[list[Draw]] = StepSampler(length, **options)
+        if self.unlabelled:
+            labelled = dataset.labelled  # type: ignore[attr-defined]  # has what this asks for
+            sampler = TwoStreams(length, labelled=labelled, **options)
         return StepLoader(
             dataset, batch_sampler=sampler, collate_fn=collate, **self._process_options()
         )

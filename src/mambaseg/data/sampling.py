@@ -61,9 +61,9 @@ def nearest_pixel(
     return torch.where(inside, pixel, height * width).long()
 
 
-def look_up_or_zero(image: Tensor, pixel: Tensor) -> Tensor:
+def look_up_or_zero(image: Tensor, pixel: Tensor, beyond: int = 0) -> Tensor:
     """Read images (B, C, H, W) at `nearest_pixel`s (B or 1, S, T) -> (B, C, S, T)."""
-    flat = functional.pad(image.flatten(2), (0, 1))  # a zero for the pixels that are outside
+    flat = functional.pad(image.flatten(2), (0, 1), value=beyond)  # for the pixels outside
     return look_up(flat, pixel)
 
 

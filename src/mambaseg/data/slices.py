@@ -21,20 +21,24 @@ SHARE = 0.25
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """All slices of some cases (ids), at native size.
+    """All slices of some cases (ids), at native size, then those of cases without labels.
 
     An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
-    and width in mm, or None), `case` (id) and `slice` (number from 0); one asked for by a `Draw`
-    carries its `step` and `position` too. Without `arrays` it has `item`, the number of the slice,
-    in place of image and label, for `DeviceSlices` to find them.
+    and width in mm, or None), `case` (id), `slice` (number from 0) and `labelled` (whether its
+    label is known); one asked for by a `Draw` carries its `step` and `position` too. Without
+    `arrays` it has `item`, the number of the slice, in place of image and label, for
+    `DeviceSlices` to find them.
     """
 
-    def __init__(self, cache: VolumeCache, cases: Sequence[str]) -> None:
+    def __init__(
+        self, cache: VolumeCache, cases: Sequence[str], unlabelled: Sequence[str] = ()
+    ) -> None:
         self.cache, self.arrays = cache, True
         if not cases:
             raise UserError("there is no case to train on")
-        numbers = [cache.position(case) for case in cases]
+        numbers = [cache.position(case) for case in (*cases, *unlabelled)]
         depths = [cache.entries[number].shape[0] for number in numbers]
+        self.labelled = sum(depths[: len(cases)])
         self.case_numbers = np.repeat(numbers, depths)
         self.slice_numbers = np.concatenate([np.arange(depth) for depth in depths])
 
@@ -42,9 +46,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return len(self.case_numbers)
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
-        index, place = key, {}
         if isinstance(key, Draw):
             index, place = key.item, {"step": key.step, "position": key.position}
+        else:
+            index, place = key, {}
         number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
         entry = self.cache.entries[number]
         if self.arrays:
@@ -52,7 +57,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         else:
             what = {"item": index}
         where = {"shape": entry.shape[2:], "pixel": entry.pixel, "case": entry.case, "slice": z}
-        return {**where, **what, **place}
+        return {**where, **what, **place, "labelled": index < self.labelled}
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -95,7 +100,8 @@ class Collate:
             `image` (B, C, H, W) float32 and `label` (B, H, W) uint8, padded with zeros at the
             bottom and right to the largest slice; `shape` (B, 2): their true sizes; `augmentation`
             (B, 8 + P): what `Augmentation` is to do; `step` (int) and `position` (B,): the places
-            in the global batch; `case` (list of ids) and `slice` (list of numbers). Of items
+            in the global batch; `case` (list of ids) and `slice` (list of numbers); `labelled`,
+            the number of items with a label. Of items
             without arrays, `item` (B,) and `padded` (the size of the padded batch) in place of
             image and label.
         """
@@ -111,6 +117,7 @@ class Collate:
             "position": torch.tensor(positions),
             "case": columns["case"],
             "slice": columns["slice"],
+            "labelled": sum(columns["labelled"]),
         }
         if "image" not in columns:
             return {**batch, "item": torch.tensor(columns["item"]), "padded": (height, width)}

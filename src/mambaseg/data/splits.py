@@ -39,7 +39,8 @@ PUBLISHED: dict[str, Any] = json.loads(
     Path(__file__).with_name("published_splits.json").read_text(encoding="utf-8")
 )
 """Of ACDC's patients 1..`patients`: the numbers of validation and test for each fold; the others
-train. A fold without `val` validates by its test set."""
+train. A fold without `val` validates by its test set. `labelled` has published lists of training
+patients with labels, by their number."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mambaseg.data.classes import IGNORED
 from mambaseg.data.volume import Spacing, Volume
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
@@ -217,11 +218,13 @@ def find_problems(
     label: Path | None,
     num_classes: int | None = None,
     channels: int | None = None,
+    partial: bool = False,
 ) -> Iterator[DataError]:
     """Yield every reason not to use a case, the image first.
 
     The image is (Z, C, H, W) with `channels` channels (None: any number), not empty and finite; the
-    label has its shape. With `num_classes` a label is required and may hold only 0..num_classes-1.
+    label has its shape. With `num_classes` a label is required and may hold only 0..num_classes-1,
+    and IGNORED where it is `partial`.
     """
     pixels = volume.image
     if pixels.ndim != 4 or pixels.size == 0:
@@ -242,7 +245,7 @@ def find_problems(
         problem = f"the label has shape {shape} (z, y, x) but the image ({image.name}) has {grid}"
         remedy = "The two files do not belong together: take both from the same download."
         yield DataError(problem, label or image, remedy)
-    yield from label_problems(volume.label, label or image, num_classes)
+    yield from label_problems(volume.label, label or image, num_classes, partial)
 
 
 def not_finite(image: np.ndarray, path: Path) -> Iterator[DataError]:
@@ -252,8 +255,12 @@ def not_finite(image: np.ndarray, path: Path) -> Iterator[DataError]:
         yield DataError(problem, path, "Get the file again, or export it again without NaN.")
 
 
-def label_problems(label: np.ndarray, path: Path, num_classes: int | None) -> Iterator[DataError]:
-    """Values that are no class of the data set."""
+def label_problems(
+    label: np.ndarray, path: Path, num_classes: int | None, partial: bool = False
+) -> Iterator[DataError]:
+    """Values that are no class of the data set, nor IGNORED in a `partial` label."""
+    if partial:
+        label = label[label != IGNORED]
     if num_classes is not None and label.size and int(label.max()) >= num_classes:
         values = np.unique(label).tolist()
         wrong = [value for value in values if value >= num_classes]

@@ -110,7 +110,9 @@ class UNet(Original):
             levels.append(block(self.pool(levels[-1])))
         return levels
 
-    def decoded(self, levels: Sequence[Tensor], decoder: nn.Module | None = None) -> list[Tensor]:
+    def decoded(
+        self, levels: Sequence[Tensor], decoder: nn.ModuleList | None = None
+    ) -> list[Tensor]:
         """Map the encoder's levels to those of this decoder, or of another like it, coarse first.
 
         `head` makes logits of the last.

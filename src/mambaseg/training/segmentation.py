@@ -77,9 +77,9 @@ class SegmentationTask(Task):
         require_logits(output, batch["label"], num_classes=classes, network=name)
         require_settings(self.loss)
 
-    def target(self, batch: Mapping[str, Any]) -> Tensor:
+    def taken(self, truth: Tensor) -> Tensor:
         """The label as the loss takes it."""
-        return taken_label(self.loss, batch["label"])
+        return taken_label(self.loss, truth)
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Labels (Z, H, W) of a case."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
 from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
+from mambaseg.training.methods.method import Method, Step
+from mambaseg.training.methods.supervised import Supervised
 
 log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -40,6 +43,8 @@ class Task(L.LightningModule, ABC):
             norms) and the scan's A_logs and Ds.
         seed: of what is dropped in training.
         graph: run the training pass as CUDA graphs (`mambaseg.models.GraphedNetwork`).
+        method: what a step learns from (`mambaseg.training.methods`); None: from labels alone.
+        steps: optimizer steps of the whole training, for a method's ramps.
         description: plain data that lets a checkpoint describe itself.
         evaluation: how cases are scored (conf/config.yaml); each task takes what concerns it.
 
@@ -66,16 +71,22 @@ class Task(L.LightningModule, ABC):
         decay: str = "all",
         seed: int = 1337,
         graph: bool = False,
+        method: Method | None = None,
+        steps: int = 1,
         description: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.method = method or Supervised([network])
         self.loss = loss
+        self.steps = steps
+        self._step = 0  # of the last training batch
+        self._terms: dict[str, Tensor] = {}  # of its loss
         self.seed = seed
         self.results: dict[str, Any] = {}
         self.evaluation = dict(evaluation or {})
-        self._stochastic = stochastic_layers(network)
+        self._stochastic = [*stochastic_layers(network), *stochastic_layers(self.method)]
         self.graph = graph
         self._graphed: GraphedNetwork | None = None  # recorded at the first step
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
@@ -89,9 +100,8 @@ class Task(L.LightningModule, ABC):
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
         """Makes sure, before the first step, that the network gives what the loss takes."""
 
-    def target(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the loss compares the output of a training batch with."""
-        truth: Tensor = batch[self.truth]
+    def taken(self, truth: Tensor) -> Tensor:
+        """What is true of training samples, as the loss takes it."""
         return truth
 
     @abstractmethod
@@ -119,9 +129,14 @@ class Task(L.LightningModule, ABC):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is."""
+        output: Tensor = self._passed(self.network, image)
+        return output
+
+    def _passed(self, function: Callable[[Tensor], Any], image: Tensor) -> Any:
+        """What a network, or a function of a method, makes of an image."""
         parameter = next(self.network.parameters(), image)
         try:
-            output: Tensor = self.network(image.to(parameter.dtype))
+            output = function(image.to(parameter.dtype))
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 "):  # of instance or batch norm
                 raise
@@ -132,38 +147,84 @@ class Task(L.LightningModule, ABC):
                 f"one, which cannot be normalised: use larger images (data.size){more}, or a "
                 "network with fewer stages."
             ) from error
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+        return [_wide(one) for one in output] if isinstance(output, list) else _wide(output)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Loss of one micro-batch, logged."""
+        """Loss of one micro-batch, logged with its terms where there are several."""
         loss = self.training_loss(batch)
-        size = len(batch["image"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+        how: dict[str, Any] = {"batch_size": len(batch["image"]), "sync_dist": True}
+        self.log("train/loss", loss.detach(), prog_bar=True, **how)
+        if len(self._terms) > 1:
+            self.log_dict({f"train/{name}": term for name, term in self._terms.items()}, **how)
+        self._step = batch["step"]
         return loss
 
     def training_loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Loss of a micro-batch; what is dropped depends on seed, step and position only."""
+        """Loss of a micro-batch; what is dropped or drawn depends on seed, step and position."""
+        terms = self.method.terms(self._offered(batch))
+        self._terms = {name: term.detach() for name, term in terms.items()}
+        return functools.reduce(torch.add, terms.values())
+
+    def _offered(self, batch: Mapping[str, Any]) -> Step:
+        """What a method may ask about a micro-batch."""
         if self.graph and self._graphed is None:
             self._record(batch["image"])
-        numbers = self._numbers(batch["step"], batch["position"])
-        if self.graph and self._graphed:
-            dropping = self._graphed.drawing(numbers)
-        else:
-            dropping = drawing(self._stochastic, numbers, self.device)
-        with dropping:
-            output = self(batch["image"])
-            if not self._checked:
-                self.check(output, batch)
-                self._checked = True
-            loss: Tensor = self.loss(output, self.target(batch))
-        return loss
+        step, positions = batch["step"], [int(place) for place in batch["position"]]
 
-    def _numbers(self, step: int, positions: Iterable[int]) -> Tensor:
-        """Numbers for `drawing`, (B, layers): one per sample and layer."""
-        layers = len(self._stochastic)
+        def run(function: Any, image: Tensor, places: Sequence[int], turn: int) -> Any:
+            numbers = self._numbers(step, [positions[place] for place in places], turn)
+            if self.graph and self._graphed:
+                dropping = self._graphed.drawing(numbers)
+            else:
+                dropping = drawing(self._stochastic, numbers, self.device)
+            with dropping:
+                return self._passed(function, image)
+
+        def supervised(output: Tensor, label: Tensor) -> Tensor:
+            if not self._checked:
+                self.check(output, {**batch, self.truth: label})
+                self._checked = True
+            loss: Tensor = self.loss(output, self.taken(label))
+            return loss
+
+        return Step(
+            image=batch["image"],
+            label=batch[self.truth],
+            labelled=batch.get("labelled", len(positions)),
+            number=step,
+            steps=self.steps,
+            positions=positions,
+            seed=self.seed,
+            run=run,
+            supervised_loss=supervised,
+        )
+
+    def optimizer_step(self, *arguments: Any, **how: Any) -> None:
+        """Steps; then the method's teachers follow."""
+        super().optimizer_step(*arguments, **how)
+        self.method.after(self._step)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient of each network apart, as if each had its own optimizer."""
+        if not len(self.method.partners) or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+        elif gradient_clip_val:
+            for network in self.method.networks:
+                nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
+
+    def _numbers(self, step: int, positions: Iterable[int], turn: int = 0) -> Tensor:
+        """Numbers for `drawing`, (B, layers): one per sample and layer, others in each turn."""
+        layers, stream = len(self._stochastic), DROPPING + 16 * turn
         drawn = [
-            draws(self.seed, DROPPING, step=step, position=position, count=layers)
-            for position in map(int, positions)
+            draws(self.seed, stream, step=step, position=position, count=layers)
+            for position in positions
         ]
         return torch.from_numpy((np.stack(drawn) >> np.uint64(1)).astype(np.int64))
 
@@ -234,7 +295,7 @@ class Task(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The injected optimizer and its schedule, stepped once per optimizer step."""
-        optimizer = self._optimizer(parameter_groups(self.network, self._decay))
+        optimizer = self._optimizer(parameter_groups([self.network, self.method], self._decay))
         if self._scheduler is None:
             return optimizer
         schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
@@ -252,16 +313,23 @@ def _seconds(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def parameter_groups(network: nn.Module, decay: str) -> list[dict[str, Any]]:
+def _wide(output: Tensor) -> Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def parameter_groups(modules: Iterable[nn.Module], decay: str) -> list[dict[str, Any]]:
     """Parameters for the optimizer in one group (`decay` is `all`) or two (`matrices`).
 
     The second has weight decay 0: vectors (biases, norms) and what the network itself names (the
     scan's A_logs and Ds, position biases). The scan's step bias counts as a matrix.
     """
-    if decay == "all":
-        return [{"params": list(network.parameters())}]
-    spared_names = names_without_decay(network)
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in network.named_parameters():
-        groups[name in spared_names or parameter.ndim < 2].append(parameter)
-    return [{"params": groups[False]}, {"params": groups[True], "weight_decay": 0.0}]
+    for module in modules:
+        spared_names = names_without_decay(module) if decay != "all" else set()
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:  # a teacher's
+                continue
+            spared = decay != "all" and (name in spared_names or parameter.ndim < 2)
+            groups[spared].append(parameter)
+    decayed: list[dict[str, Any]] = [{"params": groups[False]}]
+    return decayed if decay == "all" else [*decayed, {"params": groups[True], "weight_decay": 0.0}]

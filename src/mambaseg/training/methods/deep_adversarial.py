@@ -1,5 +1,6 @@
 """Deep adversarial network: unlabelled images should look as if they had been labelled."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class Discriminator(nn.Module):
         self.of_image = nn.Conv2d(in_channels, width, 4, stride=2, padding=1)
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.layers = nn.Sequential()
-        for one, other in zip(widths, widths[1:], strict=False):
+        for one, other in itertools.pairwise(widths):
             convolve = nn.Conv2d(one, other, 4, stride=2, padding=1)
             self.layers.extend([convolve, nn.LeakyReLU(0.2), nn.Dropout2d(0.5)])
         self.decide = nn.Linear(4 * widths[-1], 2)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mambaseg.models.stochastic import Dropout
 from mambaseg.models.unet import UNet
-from mambaseg.training.methods.method import Method, Step, require_network
+from mambaseg.training.methods.method import Kind, Method, Step, require_network
 from mambaseg.training.methods.terms import dice
 from mambaseg.training.methods.weak_mamba_unet import mixed_label
 
@@ -31,7 +31,7 @@ class DMPLS(Method):
         super().__init__(networks)
         network = require_network(self, UNet)
         self.decoder = _begun_anew(network.decoder)
-        self.head = _begun_anew(network.head)
+        self.head: nn.Module = _begun_anew(network.head)
         self.dropout = nn.ModuleList(Dropout(dropout) for _ in network.encoder)
         self.weight = weight
 
@@ -48,18 +48,18 @@ class DMPLS(Method):
 
     def both(self, image: Tensor) -> list[Tensor]:
         """Logits (B, K, H, W) of the network's own decoder and of the second one."""
-        network = self.network
-        assert isinstance(network, UNet)
+        network = require_network(self, UNet)
         levels = network.encoded(image)
         dropped = [drop(level) for drop, level in zip(self.dropout, levels, strict=True)]
         own, other = network.decoded(levels), network.decoded(dropped, self.decoder)
         return [network.head(own[-1]), self.head(other[-1])]
 
 
-def _begun_anew(module: nn.Module) -> nn.Module:
+def _begun_anew(module: Kind) -> Kind:
     """A copy with freshly drawn weights."""
     module = copy.deepcopy(module)
     for part in module.modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
     return module

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mambaseg.data.counter import LEARNING, draws, uniforms
 from mambaseg.errors import UserError
+from mambaseg.models.any_size import AnySize
 from mambaseg.training.methods.terms import ramp
-
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -74,9 +74,7 @@ class Step:
     def uniform_of(self, place: int, count: int) -> list[float]:
         """Numbers in [0, 1) for the sample in a place of this batch."""
         position = int(self.positions[place])
-        drawn = uniforms(
-            self.seed, LEARNING + 16, step=self.number, position=position, count=count
-        )
+        drawn = uniforms(self.seed, LEARNING + 16, step=self.number, position=position, count=count)
         return drawn.tolist()
 
     def normal(self, like: Tensor, *, first: int = 0, turn: int = 0) -> Tensor:
@@ -142,7 +140,7 @@ def published_weight(step: Step, most: float) -> float:
 
 def require_network(method: Method, kind: type[Kind]) -> Kind:
     """The first network, which must be of a kind; `UserError` names what the method needs."""
-    network = method.network
+    network = method.network.network if isinstance(method.network, AnySize) else method.network
     if not isinstance(network, kind):
         raise UserError(
             f"method: {type(method).__name__} needs the decoder of a {kind.__name__} (model="

@@ -1,7 +1,7 @@
 """Networks that teach each other by pseudo-labels: CPS, cross teaching."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ class Peers(Method):
         weight: of the pseudo-labels at the end of the ramp.
     """
 
-    count = None
+    count: ClassVar[int | None] = None
     unlabelled = True
 
     def __init__(

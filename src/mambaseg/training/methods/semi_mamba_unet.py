@@ -43,7 +43,7 @@ class SemiMambaUNet(Peers):
 
 
 def contrast(one: Tensor, other: Tensor) -> Tensor:
-    """Mean squared difference of the normalised mean logits (B, K) of two networks' (B, K, H, W)."""
+    """Mean squared difference of two networks' normalised mean logits, of logits (B, K, H, W)."""
     return squared_difference(
         F.normalize(one.mean((2, 3)), eps=1e-12), F.normalize(other.mean((2, 3)), eps=1e-12)
     )

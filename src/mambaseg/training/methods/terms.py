@@ -79,9 +79,7 @@ class Teacher(nn.Module):
                 mine.mul_(decay).add_(its.to(mine), alpha=1.0 - decay)
 
 
-def certain(
-    passes: Callable[[int], Tensor], count: int, threshold: float
-) -> tuple[Tensor, Tensor]:
+def certain(passes: Callable[[int], Tensor], count: int, threshold: float) -> tuple[Tensor, Tensor]:
     """Where the mean of several noisy passes is certain enough.
 
     Args:
@@ -92,6 +90,6 @@ def certain(
     Returns:
         The mask (B, H, W), and the entropy of the mean.
     """
-    mean = sum(passes(number).softmax(1) for number in range(count)) / count
+    mean = torch.stack([passes(number).softmax(1) for number in range(count)]).mean(0)
     uncertainty = entropy(mean)
     return uncertainty < threshold, uncertainty

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaseg.models.unet import UNet
+from mambaseg.models.unet import UNet, UpBlock
 from mambaseg.training.methods.method import Method, Step, published_weight, require_network
 from mambaseg.training.methods.terms import ratio
 
@@ -34,9 +34,11 @@ class URPC(Method):
         network = require_network(self, UNet)
         if not 2 <= scales <= len(network.decoder):
             scales = len(network.decoder)
-        coarse = [block.reduce.out_channels for block in network.decoder[-scales:-1]]
-        classes = network.head.out_channels
-        self.heads = nn.ModuleList(nn.Conv2d(width, classes, 3, padding=1) for width in coarse)
+        self.heads = nn.ModuleList()
+        for block in network.decoder[-scales:-1]:
+            assert isinstance(block, UpBlock)
+            width = block.reduce.out_channels
+            self.heads.append(nn.Conv2d(width, network.head.out_channels, 3, padding=1))
         self.weight = weight
 
     def terms(self, step: Step) -> dict[str, Tensor]:

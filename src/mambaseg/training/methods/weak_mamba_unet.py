@@ -1,6 +1,8 @@
 """Weak-Mamba-UNet: three networks learn scribbles, and the pseudo-labels of their random mix."""
 
+import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class WeakMambaUNet(Method):
         weight: of the pseudo-labels, from the first step on.
     """
 
-    count = None
+    count: ClassVar[int | None] = None
 
     def __init__(self, networks: Sequence[nn.Module], *, weight: float = 1.0) -> None:
         super().__init__(networks)
@@ -41,7 +43,7 @@ class WeakMambaUNet(Method):
 def shares(points: Sequence[float]) -> list[float]:
     """The lengths into which points in [0, 1) cut the unit interval."""
     cuts = [0.0, *sorted(points), 1.0]
-    return [high - low for low, high in zip(cuts, cuts[1:], strict=False)]
+    return [high - low for low, high in itertools.pairwise(cuts)]
 
 
 def mixed_label(outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
