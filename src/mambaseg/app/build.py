@@ -11,9 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mambaseg.app.fine_tuning import Start
-from mambaseg.app.networks import bare, made, network_with_weights
+from mambaseg.app.networks import bare, build_network, made, network_with_weights
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
+from mambaseg.app.schema import EXTRAS
 from mambaseg.app.settle import device_type, metrics_of, settle
 from mambaseg.app.sweeps import cluster_plugins, in_sweep, note_run, requeue_call
 
@@ -75,6 +76,8 @@ class Assembly:
             decay=optim["decay"],
             seed=config["seed"],
             graph=bool(trainer.pop("graph", False)),
+            method=self._method(network),
+            steps=config["data"]["steps"],
             description=self._description(),
             **self.data.for_task(),
             evaluation=config["evaluation"],
@@ -84,9 +87,23 @@ class Assembly:
             channels_last(network)
         if trainer["precision"] in _TRUE:
             # Only the network: Lightning's own would also round the data and their augmentation.
-            network.to(getattr(torch, _TRUE[trainer["precision"]]))
+            for part in (network, task.method):
+                part.to(getattr(torch, _TRUE[trainer["precision"]]))
             trainer["precision"] = "32-true"
         return task, self._trainer(trainer, folder)
+
+    def _method(self, network: nn.Module) -> Any:
+        """The learning method with all of its networks; none where a checkpoint is scored."""
+        import torch
+
+        config = self.plan.config.get("method")
+        if self.checkpoint is not None or not config:
+            return None
+        with torch.random.fork_rng(devices=[]):  # the training draws as without partners
+            torch.manual_seed(self.plan.config["seed"] + 1)
+            partners = [build_network(one)[0] for one in config["networks"]]
+            # not as a keyword of `made`: Hydra would copy the networks
+            return made(config, *EXTRAS["method"])([network, *partners])
 
     def _trainer(self, trainer: dict[str, Any], folder: RunFolder) -> Any:
         from lightning.pytorch.callbacks import LearningRateMonitor
@@ -147,8 +164,13 @@ class Assembly:
         if config["config"] == model["name"]:
             config = {}
         before = self.start.checkpoint if self.start else self.checkpoint
+        partners = [
+            {"name": one["name"], "arguments": bare(one)}
+            for one in self.plan.config.get("method", {}).get("networks", ())
+        ]
         return {
             "model": {"name": model["name"], **config, "arguments": model},
+            **({"partners": partners} if partners and not self.checkpoint else {}),
             "task": cfg.get("task", "segmentation"),
             "preprocessing": data.describe(),
             "slicing": cfg.get("slicing", "stored"),

@@ -203,6 +203,14 @@ def _config_of(checkpoint: Checkpoint) -> DictConfig:
     return model
 
 
+def composed_model(name: str) -> DictConfig:
+    """A config of conf/model by its name; `UserError` where there is none."""
+    model = _composed(name)
+    if model is None:
+        raise UserError(f"method.partner={name}: there is no conf/model/{name}.yaml")
+    return model
+
+
 def _composed(name: str) -> DictConfig | None:
     """A config of conf/model, or of model/ in a folder of --config-dir; None: there is none."""
     dirs = config_dirs()

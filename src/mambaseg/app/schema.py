@@ -137,6 +137,9 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Text("where the results go"), None), "output"),
     ((Text("auto, cpu, cuda, cuda:1 or mps"),), "device"),
     ((Text("the first word of the command"),), "what"),
+    ((TEXT, [TEXT]), "method.partner"),
+    (("dense", "scribble"), "data.labels"),
+    ((Number(0, 255, whole=True), None), "data.ignore_label"),
     (([TEXT],), "data.class_names shapes backends scans train bench parts"),
     (([TEXT], None), "class_names"),
     (([TEXT], "all"), "models"),
@@ -153,12 +156,13 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False, "flips", "rot90", "all", "none"), "tta"),
     (("onnx", "torch", "bundle"), "format"),
     # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target
-    ((object,), "data.label_map data.window optim.optimizer optim.scheduler"),
+    ((object,), "data.label_map data.labelled data.window optim.optimizer optim.scheduler"),
 )  # fmt: skip
 INSTEAD = {
     "data.augmentation": "set augmentation=none|paper|modern; of mambaseg predict and demo "
     "data.views=none|flips|all",
     "data.accumulate": "set trainer.accumulate_grad_batches",
+    "data.unlabelled": "choose a method (method=...)",
     "trainer.max_steps": "set data.steps",
     "trainer.max_epochs": "set data.steps",
     "trainer.val_check_interval": "set data.val_every",
@@ -189,6 +193,7 @@ def take(key: str, value: Any) -> Any:
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
+    "method": ("partner", "networks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual"),
     "trainer": ("graph",),
 }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mambaseg.inference.trained import Checkpoint
     from mambaseg.training.run import Plan
 
+_SUPERVISED = "mambaseg.training.methods.supervised.Supervised"
 # keys of conf/evaluate.yaml that say what to score, which `checkpoint` is what comes of, and what
 # else to measure
 _SOURCES = ("run", "predictions", "references", "class_names", "calibration")
@@ -57,6 +58,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     for key in ("root", "cache_dir"):
         cfg.data[key] = str(Path(cfg.data[key]).expanduser())
     cfg.data.accumulate = cfg.trainer.accumulate_grad_batches
+    if checkpoint is None:
+        _settle_method(cfg)
     operations = plain(cfg).get("augmentation") or {}
     data = made(cfg.data, *EXTRAS["data"], augmentation=operations)
     data.load()
@@ -71,6 +74,27 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
     parent = start.checkpoint if start else checkpoint
     return _plan(cfg, data, checkpoint, _seen(cfg, data, parent)), data, checkpoint, start
+
+
+def _settle_method(cfg: DictConfig) -> None:
+    """Settles what a learning method needs: the configs of its networks, unlabelled images."""
+    from hydra.utils import get_class
+
+    from mambaseg.app.networks import composed_model
+
+    if not cfg.get("method"):
+        return
+    kind: Any = get_class(cfg.method["_target_"])
+    partner = cfg.method.get("partner") or []
+    partners = [partner] if isinstance(partner, str) else list(partner)
+    kind.require_count(1 + len(partners))
+    cfg.method.partner = partners
+    cfg.method.networks = [composed_model(name) for name in partners]
+    if kind.unlabelled:
+        cfg.data.unlabelled = True
+    if cfg.trainer.get("graph") and cfg.method["_target_"] != _SUPERVISED:
+        log.warning("trainer.graph=true: the method has passes of its own; it trains without")
+        cfg.trainer.graph = False
 
 
 def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[str, Any]) -> Plan:

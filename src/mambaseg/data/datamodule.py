@@ -172,6 +172,11 @@ class SegmentationDataModule(StepDataModule):
                 self.preprocessing.resampled(entry.label_shape[1:], entry.pixel)
             except UserError as error:
                 raise UserError(f"{case.image_path}: {error}") from error
+        if self.unlabelled and all(case.labelled for case in self.cases["train"]):
+            raise UserError(
+                "the method learns from unlabelled images too, and the training reads all labels: "
+                "say whose, such as data.labelled=7 (patients) or 0.1 (a share of them)"
+            )
         self._cache = cache
         self._log(cache, alike)
 
@@ -293,6 +298,7 @@ class SegmentationDataModule(StepDataModule):
             "preprocessing": self.preprocessing,
             "class_names": self.class_names,
             "distances": "mm" if known else "vox",
+            **({"partial": True} if self.partial else {}),
         }
 
     def known(self, part: str) -> list[Known]:

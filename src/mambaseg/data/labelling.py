@@ -28,6 +28,8 @@ def labelled_patients(split: Split, wanted: float | Sequence[str] | None) -> tup
     train = split.train
     if wanted is None:
         return train
+    if isinstance(wanted, str | bool):
+        raise UserError(f"data.labelled={wanted}: give a number, a share or a list of patients")
     if not isinstance(wanted, int | float):
         if strangers := sorted({*map(str, wanted)}.difference(train)):
             raise UserError(f"data.labelled: {listed(strangers)} not in the training set")

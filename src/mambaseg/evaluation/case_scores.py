@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from mambaseg.data.classes import IGNORED
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import Metric as CaseMetric
 from mambaseg.evaluation.metrics import Policy, Row, score_case
@@ -111,13 +112,16 @@ class CaseScores(CaseRows):
     ) -> None:
         """Score labels (Z, H, W) at native resolution, on any device; spacing (z, y, x) in mm.
 
+        What is IGNORED in the reference counts as background on both sides.
+
         Raises:
             UserError: shapes differ or a label is out of range; the message names the case.
         """
+        known = (reference != IGNORED).to(reference.dtype)
         try:
             scored = score_case(
-                prediction.cpu().numpy(),
-                reference.cpu().numpy(),
+                (prediction * known.to(prediction)).cpu().numpy(),
+                (reference * known).cpu().numpy(),
                 num_classes=len(self.class_names),
                 spacing=spacing,
                 more=self.more,

@@ -43,13 +43,26 @@ _LEFT_OUT = frozenset({
 })  # fmt: skip
 # Likewise where a checkpoint is scored: nothing is trained.
 _OF_TRAINING = frozenset({
-    "loss", "optim", "data.steps", "data.val_every", "data.batch_size", "data.accumulate",
-    "augmentation", "data.augmentation", "trainer.accumulate_grad_batches",
-    "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.max_time",
+    "loss", "optim", "method", "data.labels", "data.labelled", "data.unlabelled", "data.steps",
+    "data.val_every", "data.batch_size", "data.accumulate", "augmentation", "data.augmentation",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm", "trainer.max_time",
 })  # fmt: skip
 # Keys that were not always there, and the value with which all is as it was before: with that value
 # they are no part of the identity, so that older run folders keep theirs.
-_ADDED: dict[str, Any] = {"metric": {}, "init_from": None}
+_ADDED: dict[str, Any] = {
+    "metric": {},
+    "init_from": None,
+    "method": {
+        "_target_": "mambaseg.training.methods.supervised.Supervised",
+        "_partial_": True,
+        "partner": [],
+        "networks": [],
+    },
+    "data.labels": "dense",
+    "data.labelled": None,
+    "data.ignore_label": None,
+}
 
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.
 _PRESETS = {"3833238a": "none", "656339af": "paper", "79a6d3bc": "modern"}

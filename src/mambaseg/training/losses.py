@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
+from mambaseg.errors import UserError
 from mambaseg.training.ranks import several_processes
 
 
@@ -22,6 +23,16 @@ def of_monai(loss: nn.Module) -> bool:
 def taken_label(loss: nn.Module, label: Tensor) -> Tensor:
     """A label (B, H, W) as a loss takes it: those of MONAI want (B, 1, H, W)."""
     return label.unsqueeze(1) if of_monai(loss) else label
+
+
+def leave_out_ignored(loss: nn.Module) -> None:
+    """Let a loss leave out ignored pixels; `UserError` where it has no switch `partial` for it."""
+    if not hasattr(loss, "partial"):
+        raise UserError(
+            f"loss: {type(loss).__name__} cannot leave out pixels without a label. Use "
+            "loss=partial_ce or loss=dice_ce, or give yours an attribute `partial`."
+        )
+    loss.partial = True  # type: ignore[assignment]
 
 
 class DiceCE(nn.Module):

@@ -14,7 +14,7 @@ from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import keep_largest_component, predict_case
 from mambaseg.reporting.views import SegmentationViews
 from mambaseg.training.checks import require_logits, require_settings
-from mambaseg.training.losses import taken_label
+from mambaseg.training.losses import leave_out_ignored, taken_label
 from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
 
 
@@ -31,6 +31,7 @@ class SegmentationTask(Task):
         distances: unit in which distances are shown, `mm` where the spacing of all cases of the
             run is known; None leaves it to the cases of each part.
         metrics: beside the built-in ones.
+        partial: labels have pixels that are IGNORED.
         **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
             `keep_largest`, `batch_size`).
     """
@@ -49,9 +50,12 @@ class SegmentationTask(Task):
         class_names: Iterable[str],
         distances: Literal["mm", "vox"] | None = None,
         metrics: Sequence[Metric] = (),
+        partial: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(network, loss, optimizer, scheduler, **common)
+        if partial:
+            leave_out_ignored(loss)
         self._distances, self._metrics = distances, metrics
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)

@@ -42,6 +42,7 @@ FOLDERS = ("", "training", "testing", "database/training", "database/testing")
 INFO_BYTES = 2**16  # of an Info.cfg that are read; real ones have about 100
 IN_PLANE_MM, BETWEEN_SLICES_MM = (0.2, 5.0), (0.5, 20.0)  # ACDC: 0.7 to 1.9, 5 to 10
 MYOCARDIUM, LEFT_VENTRICLE = 2, 3
+UNLABELLED = 4  # in a scribble (Valvano et al., IEEE TMI 40(8), 2021)
 # Of the pixel sides where a left ventricle ends, so many border on myocardium: in ACDC's 200 cases
 # at least 98 %, with two of its classes exchanged at most 46 %.
 ENCLOSED = 0.75
@@ -167,7 +168,18 @@ def _patient(folder: Path) -> Iterator[Case | DataError]:
     for phase, frame in phases.items():
         image, label = images.get(frame), labels.get(frame)
         if image:
-            yield Case(f"{patient}_{phase}", patient, phase, group, image, label, read_official)
+            scribble = image.with_name(re.sub(r"\.nii", "_scribble.nii", image.name, count=1))
+            yield Case(
+                f"{patient}_{phase}",
+                patient,
+                phase,
+                group,
+                image,
+                label,
+                read_official,
+                scribble_path=scribble if scribble.is_file() else None,
+                scribble_ignore=UNLABELLED,
+            )
         else:
             present = ", ".join(f"{number:02d}" for number in sorted(images)) or "none"
             yield DataError(

@@ -105,15 +105,19 @@ class Method(nn.Module, ABC):
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        fits = len(networks) == self.count if self.count else len(networks) > 1
-        if not fits:
-            wanted = self.count or "two or more"
-            raise UserError(
-                f"method: {type(self).__name__} trains {wanted} network(s), not {len(networks)}: "
-                "model=... is the first, method.partner=... (a name, or a list) the others"
-            )
+        self.require_count(len(networks))
         self._first = (networks[0],)  # in a tuple: the task holds its weights
         self.partners = nn.ModuleList(networks[1:])
+
+    @classmethod
+    def require_count(cls, count: int) -> None:
+        """`UserError` unless the method trains so many networks."""
+        if count != cls.count if cls.count else count < 2:
+            raise UserError(
+                f"method: {cls.__name__} trains {cls.count or 'two or more'} network(s), not "
+                f"{count}: model=... is the first, method.partner=... (a name, or a list) the "
+                "others"
+            )
 
     @property
     def networks(self) -> list[nn.Module]:
