@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -108,3 +110,22 @@ def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return whole(self, batch, index)
 
     monkeypatch.setattr(SegmentationTask, "training_step", training_step)
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Equal to the last bit, tensors and arrays in any nesting."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            assert_same(value, other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for place, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}/{place}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype and np.array_equal(one, other), where
+    else:
+        assert one == other or (one != one and other != other), where

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from forked_runs import run_forked
+from runs import assert_same
 
 SMALL = [
     "model=unet", "model.widths=[4,4,8,8,8]", "data.steps=16", "data.val_every=5",
@@ -39,25 +40,6 @@ def ended(outputs):
         "overlays": {name: arrays[name] for name in arrays.files},
         "score": record["val_dice"],
     }
-
-
-def assert_same(one, other, where=""):
-    """Equal to the last bit, tensors and arrays in any nesting."""
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key, value in one.items():
-            assert_same(value, other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for place, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}/{place}")
-    elif isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and torch.equal(one, other), where
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype and np.array_equal(one, other), where
-    else:
-        assert one == other or (one != one and other != other), where
 
 
 def slurm(folder):

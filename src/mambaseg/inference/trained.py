@@ -97,7 +97,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"checkpoint: {path} says something else than this project would about {field}: it is "
             "damaged or was made by somebody else. Get it again."
         )
-    start, state = "network.", content.get("state_dict")
+    about, start = _chosen_network(about)
+    state = content.get("state_dict")
     named = state.items() if isinstance(state, dict) else ()
     weights = {k[len(start) :]: v for k, v in named if isinstance(k, str) and k.startswith(start)}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -115,16 +116,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, about, weights)
 
 
+def _chosen_network(about: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What is said of the network that is the result, and how the names of its weights begin."""
+    if not (chosen := about.get("chosen", 0)):
+        return about, "network."
+    return {**about, "model": about["partners"][chosen - 1]}, f"method.partners.{chosen - 1}."
+
+
 def _wrong_field(about: dict[str, Any]) -> str:
     """What a checkpoint says that is not of the kind or size that it must have; empty: nothing."""
     model, used, data = (_dict(about.get(key)) for key in ("model", "preprocessing", "data"))
-    classes, name, given = about.get("classes"), model.get("name"), model.get("arguments", {})
+    classes = about.get("classes")
     rules = {
-        # whether there is a network of that name is known elsewhere
-        "its network": isinstance(name, str)
-        and len(name) <= 64
-        and isinstance(model.get("config", ""), str),
-        "its network's arguments": isinstance(given, dict) and all(map(_is_name, given)),
         "its preprocessing": _is_name(used.get("name"))
         and _is_whole(used.get("size"), LARGEST_SIDE)
         and _is_name(used.get("intensity", "minmax"))
@@ -143,12 +146,26 @@ def _wrong_field(about: dict[str, Any]) -> str:
         and len(data["title"]) <= 200
         and _is_whole(data.get("channels", 1), LARGEST),
     }
+    partners, chosen = about.get("partners", []), about.get("chosen", 0)
+    rules["its networks"] = (
+        isinstance(partners, list)
+        and all(map(_is_network, (model, *partners)))
+        and (chosen == 0 or (_is_whole(chosen, 16) and chosen <= len(partners)))
+    )
     wrong = [field for field, right in rules.items() if not right]
     try:
         Seen.restored(about.get("seen"))
     except ValueError:
         wrong.append("the images that it has seen")
     return wrong[0] if wrong else ""
+
+
+def _is_network(model: Any) -> bool:
+    """Whether a network has a name and arguments; whether there is one is known elsewhere."""
+    name, given = _dict(model).get("name"), _dict(model).get("arguments", {})
+    named = isinstance(name, str) and len(name) <= 64
+    named = named and isinstance(_dict(model).get("config", ""), str)
+    return named and isinstance(given, dict) and all(map(_is_name, given))
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -38,13 +38,14 @@ class RestorationTask(Task):
                 "output channels to ${data.num_classes} in its config."
             )
 
-    def predict(self, batch: dict[str, Any]) -> Tensor:
+    def predict(self, batch: dict[str, Any], network: nn.Module) -> Tensor:
         """The restored image (1, 3, H, W), clipped to [0, 1]."""
-        return self(batch["image"]).clamp(0, 1)
+        restored: Tensor = self.passed(network, batch["image"])
+        return restored.clamp(0, 1)
 
-    def score(self, batch: dict[str, Any], prediction: Tensor, stage: str) -> dict[str, Any]:
+    def score(self, batch: dict[str, Any], prediction: Tensor, scores: Any) -> dict[str, Any]:
         """Scores a whole image at its own size."""
-        self.scores[stage].update(batch["case"], prediction, batch["clear"], batch["image"])
+        scores.update(batch["case"], prediction, batch["clear"], batch["image"])
         return {"restored": prediction}
 
     @classmethod

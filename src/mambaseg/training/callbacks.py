@@ -121,6 +121,8 @@ class RunRecorder(Callback):
         results, main = pl_module.results, trainer.is_global_zero
         if main:
             self.folder.write_rows("cases.csv", results["rows"])
+            for name, rows in results.get("others", {}).items():
+                self.folder.write_rows(f"cases_{file_name(name)}.csv", rows)
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
         overlays = self._gather_overlays()
         chosen = self._shown(results["rows"])

@@ -328,6 +328,7 @@ class Run:
             # not by ckpt_path: callbacks would take part, and one that averages weights puts those
             # of the last step in place of the averaged ones
             state = CheckedIO().load_checkpoint(chosen, map_location="cpu", weights_only=True)
+            self.task.on_load_checkpoint(state)
             self.task.load_state_dict(state["state_dict"])
         self.trainer.test(self.task, datamodule=self.data, verbose=False)
 

@@ -64,7 +64,13 @@ class SegmentationTask(Task):
             "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
             **self.evaluation,
         }  # fmt: skip
-        self.scores = nn.ModuleDict({stage: self._case_scores() for stage in ("val", "test")})
+        self.scores = nn.ModuleDict(
+            {
+                f"{stage}_{number}" if number else stage: self._case_scores()
+                for stage in ("val", "test")
+                for number in range(len(self.method.networks))
+            }
+        )
 
     def _case_scores(self) -> CaseScores:
         return CaseScores(
@@ -85,23 +91,21 @@ class SegmentationTask(Task):
         """The label as the loss takes it."""
         return taken_label(self.loss, truth)
 
-    def predict(self, batch: dict[str, Any]) -> Tensor:
+    def predict(self, batch: dict[str, Any], network: nn.Module) -> Tensor:
         """Labels (Z, H, W) of a case."""
         return predict_case(
-            self.network,
+            network,
             batch["image"],
             self.preprocessing,
             spacing=batch["spacing"],
             batch_size=self.evaluation["batch_size"],
         )
 
-    def score(self, batch: dict[str, Any], prediction: Tensor, stage: str) -> dict[str, Any]:
+    def score(self, batch: dict[str, Any], prediction: Tensor, scores: Any) -> dict[str, Any]:
         """Scores a case at native resolution."""
         if self.evaluation["keep_largest"]:
             prediction = keep_largest_component(prediction, len(self.class_names))
-        self.scores[stage].update(
-            batch["case"], prediction, batch["label"], spacing=batch["spacing"]
-        )
+        scores.update(batch["case"], prediction, batch["label"], spacing=batch["spacing"])
         return {"prediction": prediction}
 
     @classmethod

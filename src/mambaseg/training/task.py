@@ -32,7 +32,8 @@ class Task(L.LightningModule, ABC):
     """Trains a network on batches of images and scores whole cases; knows no concrete network.
 
     A task adds what is scored, and how: see the abstract methods. It sets `scores` (`val` and
-    `test`: a `CaseRows` each) and `views` (what a run shows of its test cases).
+    `test`: a `CaseRows` each; `val_1`, `test_1` for the second network of its method, ...) and
+    `views` (what a run shows of its test cases).
 
     Args:
         network: image (B, C, H, W) -> output (B, K, H, W).
@@ -51,9 +52,10 @@ class Task(L.LightningModule, ABC):
     Attributes:
         monitor: the validation score that chooses the best checkpoint, unless another is named.
         truth: key of a training batch under which the loss finds what is true.
+        chosen: number of the network that is the result: it was best in the last validation.
         results: of the last validation or test: `stage`, `rows` (one per line of cases.csv),
-            `summary` (of metrics.json), `means` (the few numbers that stand for it),
-            `seconds_per_case` where there was a case.
+            `others` (rows of the other networks, by name), `summary` (of metrics.json), `means`
+            (the few numbers that stand for it), `seconds_per_case` where there was a case.
     """
 
     monitor: ClassVar[str]
@@ -91,6 +93,9 @@ class Task(L.LightningModule, ABC):
         self._graphed: GraphedNetwork | None = None  # recorded at the first step
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._description = dict(description or {})
+        networks = [self._description.get("model", {}), *self._description.get("partners", ())]
+        self.names = names_apart([one.get("name", "network") for one in networks])
+        self.chosen = 0  # which of the networks is the result
         self._checked = False  # that the network's output fits
         self._case_seconds: list[float] = []
 
@@ -105,12 +110,12 @@ class Task(L.LightningModule, ABC):
         return truth
 
     @abstractmethod
-    def predict(self, batch: dict[str, Any]) -> Any:
-        """What the network makes of one case; this is what is timed."""
+    def predict(self, batch: dict[str, Any], network: nn.Module) -> Any:
+        """What a network makes of one case; this is what is timed."""
 
     @abstractmethod
-    def score(self, batch: dict[str, Any], prediction: Any, stage: str) -> dict[str, Any]:
-        """Scores one case into `scores[stage]`; returns what `views` may want to show of it."""
+    def score(self, batch: dict[str, Any], prediction: Any, scores: Any) -> dict[str, Any]:
+        """Scores one case into `scores`; returns what `views` may want to show of it."""
 
     @classmethod
     @abstractmethod
@@ -129,10 +134,10 @@ class Task(L.LightningModule, ABC):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is."""
-        output: Tensor = self._passed(self.network, image)
+        output: Tensor = self.passed(self.network, image)
         return output
 
-    def _passed(self, function: Callable[[Tensor], Any], image: Tensor) -> Any:
+    def passed(self, function: Callable[[Tensor], Any], image: Tensor) -> Any:
         """What a network, or a function of a method, makes of an image."""
         parameter = next(self.network.parameters(), image)
         try:
@@ -178,7 +183,7 @@ class Task(L.LightningModule, ABC):
             else:
                 dropping = drawing(self._stochastic, numbers, self.device)
             with dropping:
-                return self._passed(function, image)
+                return self.passed(function, image)
 
         def supervised(output: Tensor, label: Tensor) -> Tensor:
             if not self._checked:
@@ -265,10 +270,18 @@ class Task(L.LightningModule, ABC):
         return self._evaluate(batch, "test")
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
-        start = _seconds(self.device)
-        prediction = self.predict(batch)
-        self._case_seconds.append(_seconds(self.device) - start)
-        return self.score(batch, prediction, stage)
+        outcomes = []
+        for number, network in enumerate(self.method.networks):
+            start = _seconds(self.device)
+            prediction = self.predict(batch, network)
+            if number == self.chosen:
+                self._case_seconds.append(_seconds(self.device) - start)
+            outcomes.append(self.score(batch, prediction, self._scores(stage, number)))
+        return outcomes[self.chosen]
+
+    def _scores(self, stage: str, number: int) -> Any:
+        """Where a network's scores of a stage come together."""
+        return self.scores[stage if number == 0 else f"{stage}_{number}"]
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation set, `monitor` among them."""
@@ -279,17 +292,45 @@ class Task(L.LightningModule, ABC):
         self._log_summary("test")
 
     def _log_summary(self, stage: str) -> None:
-        scores = self.scores[stage]
-        summary = scores.compute()
+        """Logs the scores of the chosen network, and the others' by their names.
+
+        A validation chooses the network whose `monitor` is best.
+        """
+        scores = [self._scores(stage, number) for number in range(len(self.method.networks))]
+        summaries = [one.compute() for one in scores]
         # an average over no case at all (every mask empty) is nan in the curves, never 0
-        values = {k: math.nan if v is None else v for k, v in self.values(stage, summary).items()}
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
-        means = self.means(summary)
-        self.results = {"stage": stage, "rows": scores.rows, "summary": summary, "means": means}
+        values = [
+            {key: math.nan if v is None else v for key, v in self.values(stage, one).items()}
+            for one in summaries
+        ]
+        if stage == "val":
+            known = [-math.inf if math.isnan(one[self.monitor]) else one[self.monitor]
+                     for one in values]  # fmt: skip
+            self.chosen = known.index(max(known))
+        own = dict(values[self.chosen])
+        summary = dict(summaries[self.chosen])
+        if len(scores) > 1:
+            each = dict(zip(self.names, values, strict=True))
+            own |= {f"{stage}/{name}/{key.partition('/')[2]}": value
+                    for name, its in each.items() for key, value in its.items()}  # fmt: skip
+            summary |= {
+                "network": self.names[self.chosen],
+                "networks": dict(zip(self.names, summaries, strict=True)),
+            }
+        self.log_dict(own, rank_zero_only=False, sync_dist=False)
+        self.results = {
+            "stage": stage,
+            "rows": scores[self.chosen].rows,
+            "others": {name: one.rows for name, one in zip(self.names, scores, strict=True)
+                       if one is not scores[self.chosen]},
+            "summary": summary,
+            "means": self.means(summary),
+        }  # fmt: skip
         if self._case_seconds:  # a rank may have no case
             self.results["seconds_per_case"] = statistics.median(self._case_seconds)
         self._case_seconds.clear()
-        scores.reset()
+        for one in scores:
+            one.reset()
 
     # ---- optimizer and checkpoint
 
@@ -303,7 +344,12 @@ class Task(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts plain data into the checkpoint from which the network can be rebuilt."""
-        checkpoint["mambaseg"] = self._description
+        chosen = {"chosen": self.chosen} if len(self.names) > 1 else {}
+        checkpoint["mambaseg"] = {**self._description, **chosen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes from the checkpoint which of several networks is the chosen one."""
+        self.chosen = int(checkpoint["mambaseg"].get("chosen", 0))
 
 
 def _seconds(device: torch.device) -> float:
@@ -315,6 +361,13 @@ def _seconds(device: torch.device) -> float:
 
 def _wide(output: Tensor) -> Tensor:
     return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def names_apart(names: Sequence[str]) -> list[str]:
+    """The names, with numbers where one is there several times: unet_1, unet_2."""
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [f"{name}_{count}" if names.count(name) > 1 else name
+            for name, count in zip(names, counts, strict=True)]  # fmt: skip
 
 
 def parameter_groups(modules: Iterable[nn.Module], decay: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.errors import UserError
 from mambaseg.models.unet import UNet, UpBlock
 from mambaseg.training.methods.method import Method, Step, published_weight, require_network
 from mambaseg.training.methods.terms import ratio
@@ -33,7 +34,10 @@ class URPC(Method):
         super().__init__(networks)
         network = require_network(self, UNet)
         if not 2 <= scales <= len(network.decoder):
-            scales = len(network.decoder)
+            raise UserError(
+                f"method.scales={scales}: the network's decoder has {len(network.decoder)} levels; "
+                "2 or more of them are needed"
+            )
         self.heads = nn.ModuleList()
         for block in network.decoder[-scales:-1]:
             assert isinstance(block, UpBlock)
@@ -52,8 +56,7 @@ class URPC(Method):
 
     def scales(self, image: Tensor) -> list[Tensor]:
         """Logits (B, K, H, W) of the finest head, then of the others, brought to its size."""
-        network = self.network
-        assert isinstance(network, UNet)
+        network = require_network(self, UNet)
         maps = network.decoded(network.encoded(image))
         coarse = [
             F.interpolate(head(x), image.shape[-2:], mode="bilinear", align_corners=False)

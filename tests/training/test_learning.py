@@ -1,0 +1,179 @@
+"""Trainings with few labels: every method by its config, resumed exactly, used like any network."""
+
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import restore_network
+from mambaseg.data.batches import TwoStreams
+from mambaseg.data.classes import IGNORED
+from mambaseg.data.labelling import labelled_patients
+from mambaseg.data.splits import make_split
+from mambaseg.errors import UserError
+from mambaseg.inference.trained import read_checkpoint
+from mambaseg.training.segmentation import SegmentationTask
+from runs import UNET, assert_same, built, stop_before, trained
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+PARTNERS = {"cps": "unet", "cross_teaching": "unet", "weak_mamba_unet": "[unet, unet]"}
+
+
+def words_of(method):
+    partner = [f"method.partner={PARTNERS[method]}"] if method in PARTNERS else []
+    network = ["model=unet", "model.widths=[4,4,8,8,8]"] if method == "urpc" else UNET
+    return [f"method={method}", *partner, "data.labelled=2", *network]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method, small_run):
+    run = trained(*small_run, *words_of(method), "data.steps=2", "test=false")
+    assert run.folder.record["status"] == "done"
+
+
+def state_of(run):
+    states = (run.folder.path / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    kept = ("state_dict", "optimizer_states", "global_step", "mambaseg")
+    return [{key: content[key] for key in kept}
+            for content in (torch.load(path, weights_only=True) for path in states)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method", ["semi_mamba_unet", "uamt", "ict", "deep_adversarial", "dmpls", "weak_mamba_unet"]
+)
+def test_an_interrupted_training_ends_as_an_undisturbed_one(method, small_run, monkeypatch):
+    words = [*small_run, *words_of(method), "data.steps=6", "model.dropout=[0.1,0.2]"]
+    undisturbed = trained(*words, "name=undisturbed")
+    with monkeypatch.context() as patch:
+        stop_before(5, patch)
+        with pytest.raises(ZeroDivisionError):
+            trained(*words)
+    resumed = trained(*words)
+    assert [pause["step"] for pause in resumed.folder.record["resumed"]] == [4]
+    assert_same(state_of(undisturbed), state_of(resumed))
+    assert (undisturbed.folder.path / "cases.csv").read_text() == (
+        resumed.folder.path / "cases.csv"
+    ).read_text()
+
+
+def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
+    whole = SegmentationTask.values
+
+    def values(self, stage, summary):
+        found = whole(self, stage, summary)
+        if stage == "val":  # the second network's scores come second
+            monkeypatch.setattr(self, "told", getattr(self, "told", 0) + 1, raising=False)
+            found["val/dice"] = 0.1 * self.told
+        return found
+
+    monkeypatch.setattr(SegmentationTask, "values", values)
+    run = trained(*small_run, *words_of("cps"))
+    summary = json.loads((run.folder.path / "metrics.json").read_text())
+    assert summary["network"] == "unet_2" and list(summary["networks"]) == ["unet_1", "unet_2"]
+    assert summary["foreground"] == summary["networks"]["unet_2"]["foreground"]
+    assert (run.folder.path / "cases_unet_1.csv").is_file()
+    header = (run.folder.path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val/unet_1/dice", "val/unet_2/dice", "train/pseudo_1"} <= {*header}
+    checkpoint = read_checkpoint(run.folder.path)
+    widths = checkpoint.about["model"]["arguments"]["widths"]
+    assert widths == [16, 32, 64, 128, 256]  # the partner's, not those of model=unet
+    network, _ = restore_network(run.folder.path)
+    expected = run.task.method.partners[0]
+    for one, other in zip(network.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def acdc(small_run, root):
+    """The overrides for a changed copy of the phantom, which must not be taken for the phantom."""
+    own = [word for word in small_run if not word.startswith(("data=", "data.root", "data.prep"))]
+    return ["data=acdc", f"data.root={root}", "data.split=random", *own]
+
+
+def test_labels_of_unlabelled_cases_are_never_read(small_run, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(next(w for w in small_run if w.startswith("data.root="))[10:], root)
+    words = [*acdc(small_run, root), "data.labelled=2", *UNET]
+    plain = built(*words)
+    kept = {c.patient for part in ("val", "test") for c in plain.data.cases[part]}
+    kept |= {case.patient for case in plain.data.cases["train"] if case.labelled}
+    poisoned = [path for path in root.rglob("*_gt.nii.gz") if path.parent.name not in kept]
+    assert poisoned
+    for path in poisoned:
+        path.write_bytes(b"poison")
+    run = trained(*words, "method=mean_teacher", f"data.cache_dir={tmp_path / 'cache'}")
+    assert run.folder.record["status"] == "done"
+    numbers = [run.data.cache.position(c.id) for c in run.data.cases["train"] if not c.labelled]
+    assert numbers and all((run.data.cache.label(n) == IGNORED).all() for n in numbers)
+
+
+def test_the_published_patients_have_the_labels(tmp_path):
+    split = make_split("ssl4mis", [f"patient{n:03d}" for n in range(1, 101)])
+    three, seven = labelled_patients(split, 3), labelled_patients(split, 7)
+    assert three == ("patient038", "patient050", "patient099") and {*three} < {*seven}
+    four = labelled_patients(split, 4)
+    assert {*four} < {*labelled_patients(split, 0.2)} < {*split.train}
+    assert labelled_patients(split, ["patient003"]) == ("patient003",)
+    for wrong in (0, 71, 1.5, ["patient001"], "7"):
+        with pytest.raises(UserError, match=r"data\.labelled"):
+            labelled_patients(split, wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=mean_teacher"], "say whose, such as data.labelled=7"),
+        (["method=cps", "method.partner=[]", "data.labelled=2"], "trains two or more"),
+        (["method=cps", "method.partner=[nothing]", "data.labelled=2"], "no conf/model/nothing"),
+        (["method=dmpls", "model=segresnet"], "needs the decoder of a UNet"),
+        (["method=mean_teacher", "data.labelled=2", "data.batch_size=5"], "multiple of 2"),
+        (["data.ignore_label=2"], "stands for no class"),
+        (["data.labels=scribble"], "has no scribble"),
+    ],
+)
+def test_what_a_method_lacks_is_said_before_anything_is_trained(words, message, small_run):
+    own = () if any(word.startswith("model=") for word in words) else UNET
+    with pytest.raises((UserError, InstantiationException), match=message):
+        trained(*small_run, *own, *words)
+
+
+def test_two_streams_give_each_micro_batch_both_halves():
+    options = {"labelled": 5, "batch_size": 8, "steps": 7, "seed": 3}
+    whole = list(TwoStreams(17, **options))
+    parts = [
+        list(TwoStreams(17, **options, rank=rank, world_size=2, accumulate=2)) for rank in (0, 1)
+    ]
+    for step, batch in enumerate(whole):
+        assert all((draw.item < 5) == (place < 4) for place, draw in enumerate(batch))
+        together = [d for part in parts for micro in part[2 * step : 2 * step + 2] for d in micro]
+        assert sorted(together) == sorted(batch)
+        assert [len(micro) for part in parts for micro in part] == [2] * 28
+    seen = [draw.item for batch in whole for draw in batch[4:]]
+    assert len({*seen[:12]}) == 12  # a permutation of all without labels
+
+
+def test_ignored_pixels_are_neither_learnt_nor_scored(small_run, phantom_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantom_root, root)
+    for path in root.rglob("*_gt.nii.gz"):
+        image = nibabel.load(path)
+        label = np.asarray(image.dataobj).astype(np.uint8)
+        label[:, ::2] = 9
+        nibabel.save(nibabel.Nifti1Image(label, image.affine, image.header), path)
+    words = [*acdc(small_run, root), *UNET, f"data.cache_dir={tmp_path / 'cache'}"]
+    run = trained(*words, "data.ignore_label=9", "augmentation=none")
+    assert run.task.loss.partial and run.data.augmentation.beyond == IGNORED
+    data = built(*words, "data.ignore_label=9", "rerun=true").data
+    batch = data.transfer_batch_to_device(
+        next(iter(data.train_dataloader())), torch.device("cpu"), 0
+    )
+    values = set(data.on_after_batch_transfer(batch, 0)["label"].unique().tolist())
+    assert IGNORED in values and values <= {0, 1, 2, 3, IGNORED}
+    voxels = sum(sum(entry.class_voxels) for entry in data.cache.entries)
+    assert 0.4 < voxels / data.cache.entries[-1].stop < 0.6
+    with pytest.raises(UserError, match="cannot leave out pixels"):
+        trained(*words, "data.ignore_label=9", "loss=dice_focal")
