@@ -38,13 +38,18 @@ data._target_ data.batch_size data.class_names data.class_remarks._partial_
 data.class_remarks._target_ data.find_cases._partial_ data.find_cases._target_
 data.find_cases.channels data.find_cases.fold data.find_cases.label_map
 data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
-data.find_cases.patient_pattern data.fold data.in_channels data.intensity data.label_map
+data.find_cases.patient_pattern data.fold data.ignore_label data.in_channels data.intensity
+data.label_map data.labelled data.labels
 data.longest_side data.masks data.name data.num_classes data.patient_pattern data.preprocessing
 data.seed data.size data.slicing data.spacing data.split data.steps data.task data.val_every
 data.window
 evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
 init_from
 loss._target_ loss.ce_weight loss.dice_weight loss.softmax loss.to_onehot_y
+method._partial_ method._target_ method.alpha method.clip method.contrast method.decay
+method.dropout method.in_channels method.intensity method.jitter method.lr method.noise
+method.num_classes method.partner method.passes method.position method.pseudo method.radius
+method.released method.scales method.start method.threshold method.weight
 model._target_ model.act_name model.attention model.blocks model.blocks_down model.blocks_up
 model.d_state model.decoder_depths model.decoder_widths model.deep_supervision model.depth
 model.depths model.dim model.drop_path_rate model.dropout model.dropout_prob model.embed_dim
@@ -92,10 +97,11 @@ trainer.log_every_n_steps trainer.num_sanity_val_steps trainer.strategy trainer.
 """
 # Where a checkpoint is scored nothing is trained, so these do not count either.
 ONLY_TRAINING = (
-    "callbacks.", "loss.", "optim.", "augmentation.", "data.batch_size", "data.steps",
+    "callbacks.", "loss.", "method.", "optim.", "augmentation.", "data.labelled", "data.labels",
+    "data.batch_size", "data.steps",
     "data.val_every", "trainer.accumulate", "trainer.gradient",
 )  # fmt: skip
-GROUPS = ("model", "data", "augmentation", "loss", "optim", "optim/own", "trainer",
+GROUPS = ("model", "data", "augmentation", "loss", "method", "optim", "optim/own", "trainer",
           "callbacks", "logger", "experiment", "hparams_search")  # fmt: skip
 EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/dice, patience: 3}"
 OLD = Path(__file__).with_name("old_run.yaml")

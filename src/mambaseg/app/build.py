@@ -101,7 +101,7 @@ class Assembly:
             return None
         with torch.random.fork_rng(devices=[]):  # the training draws as without partners
             torch.manual_seed(self.plan.config["seed"] + 1)
-            partners = [build_network(one)[0] for one in config["networks"]]
+            partners = [build_network(one)[0] for one in config.get("networks", ())]
             # not as a keyword of `made`: Hydra would copy the networks
             return made(config, *EXTRAS["method"])([network, *partners])
 

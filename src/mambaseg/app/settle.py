@@ -89,7 +89,8 @@ def _settle_method(cfg: DictConfig) -> None:
     partners = [partner] if isinstance(partner, str) else list(partner)
     kind.require_count(1 + len(partners))
     cfg.method.partner = partners
-    cfg.method.networks = [composed_model(name) for name in partners]
+    if partners:
+        cfg.method.networks = [composed_model(name) for name in partners]
     if kind.unlabelled:
         cfg.data.unlabelled = True
     if cfg.trainer.get("graph") and cfg.method["_target_"] != _SUPERVISED:

@@ -57,7 +57,6 @@ _ADDED: dict[str, Any] = {
         "_target_": "mambaseg.training.methods.supervised.Supervised",
         "_partial_": True,
         "partner": [],
-        "networks": [],
     },
     "data.labels": "dense",
     "data.labelled": None,
