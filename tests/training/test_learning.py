@@ -177,3 +177,9 @@ def test_ignored_pixels_are_neither_learnt_nor_scored(small_run, phantom_root, t
     assert 0.4 < voxels / data.cache.entries[-1].stop < 0.6
     with pytest.raises(UserError, match="cannot leave out pixels"):
         trained(*words, "data.ignore_label=9", "loss=dice_focal")
+
+
+def test_the_page_lists_every_method():
+    page = (CONF.parent / "docs" / "methods.md").read_text()
+    for method in METHODS:
+        assert f"| `{method}` | " in page
