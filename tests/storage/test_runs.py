@@ -1,8 +1,10 @@
 import json
 import math
+import os
 
 import pytest
 
+from mambaseg.storage import files
 from mambaseg.storage.identity import identity
 from mambaseg.storage.run_folder import RunFolder, code_changed, code_state, environment, slug
 
@@ -89,6 +91,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         folder.write_json("metrics.json", {"a": object()})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
+
+
+def test_a_file_is_synchronised_as_windows_asks_for(tmp_path, monkeypatch):
+    opened = []  # there a file must be open for writing, and a folder cannot be opened at all
+    monkeypatch.setattr(files.os, "fsync", lambda handle: opened.append(os.write(handle, b"")))
+    with files.whole_file(tmp_path / "a", durable=True) as temporary:
+        temporary.write_bytes(b"x")
+        monkeypatch.setattr(files.os, "name", "nt")
+    monkeypatch.undo()
+    assert opened == [0] and (tmp_path / "a").read_bytes() == b"x"
 
 
 def test_environment_holds_versions_and_hardware_but_no_variables(monkeypatch):
