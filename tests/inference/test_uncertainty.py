@@ -29,8 +29,8 @@ def calibrated(shared_run):
     run = trained(*UNET, *shared_run)
     words = (f"run={run.folder.path}", *shared_run, "logger=csv", "callbacks.progress=null")
     assert entered("evaluate.py", *words, "calibration=true") == 0
-    evaluation = next(run.folder.path.parents[1].glob("evaluate/*"))
-    return run, evaluation
+    (evaluation,) = run.folder.path.parents[1].glob("evaluate/*/run.json")
+    return run, evaluation.parent
 
 
 def predict(paths, place, output, **options):
