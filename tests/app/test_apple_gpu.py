@@ -106,8 +106,8 @@ def test_training_and_scoring_use_no_float64_on_the_device(
             run.task.training_loss(batch).backward()
             case = run.data.on_after_batch_transfer(case, 0)
             run.task.eval()
-            labels = run.task.predict(case)
-            run.task.score(case, labels, "val")
+            labels = run.task.predict(case, run.task.network)
+            run.task.score(case, labels, run.task.scores["val"])
 
 
 def test_scores_of_restored_images_are_those_of_the_cpu(monkeypatch):

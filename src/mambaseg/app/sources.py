@@ -21,6 +21,9 @@ def require_sources(cfg: DictConfig, script: str) -> None:
     """
     if script == "config":
         _require_data(cfg)
+    named = [cfg.get(key) for key in ("run", "ensemble", "predictions") if cfg.get(key)]
+    if len(named) > 1:
+        return  # the command says which of them it takes
     for run in (cfg.get("run"), *(cfg.get("ensemble") or ())):
         if isinstance(run, str) and not re.search(r"[*?\[]", run):
             path = Path(run).expanduser()

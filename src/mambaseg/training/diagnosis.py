@@ -63,7 +63,7 @@ def step_arrays(batches: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]
     for key, value in batches[0].items():
         if isinstance(value, Tensor):
             arrays[key] = torch.cat([batch[key] for batch in batches]).cpu().numpy()
-        elif key != "step":
+        elif isinstance(value, list):
             arrays[key] = np.array([one for batch in batches for one in batch[key]])
     return arrays
 

@@ -303,7 +303,7 @@ class Task(L.LightningModule, ABC):
             {key: math.nan if v is None else v for key, v in self.values(stage, one).items()}
             for one in summaries
         ]
-        if stage == "val":
+        if stage == "val" and len(scores) > 1:
             known = [-math.inf if math.isnan(one[self.monitor]) else one[self.monitor]
                      for one in values]  # fmt: skip
             self.chosen = known.index(max(known))
