@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import runpy
+import signal
 import struct
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def _typed(words, columns, at=None):
     stream, drawn = pyte.ByteStream(screen), b""
     child, terminal = pty.fork()
     if not child:
+        # a shell starts what it runs in the background with this signal ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
         sys.argv = [str(ROOT / "src/train.py"), *words]
         runpy.run_path(sys.argv[0], run_name="__main__")
