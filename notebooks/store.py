@@ -21,10 +21,14 @@ def smaller(png: str) -> str:
 
 
 def tidy(book: nbformat.NotebookNode) -> None:
-    """Leaves values and figures: what is logged names this machine's folders."""
+    """Leaves values and figures: logs and progress bars name this machine's folders."""
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.output_type != "stream"]
+            cell.outputs = [
+                one
+                for one in cell.outputs
+                if one.output_type == "execute_result" or "image/png" in one.get("data", {})
+            ]
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = smaller(output.data["image/png"])
