@@ -105,3 +105,18 @@ def test_two_ranks_agree_with_one_process_on_summary_and_rows(tmp_path):
     for seed in (1, 2, 3):
         alone.update(FakeCase(f"case{seed}"), *volumes(seed))
     assert answers == [[alone.compute(), alone.rows]] * 2
+
+
+def test_only_partial_references_may_leave_pixels_open():
+    reference = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    reference[:, 2:6, 2:6] = 1
+    prediction = reference.clone()
+    prediction[:, 6:] = 1  # wrong, where nothing is known
+    reference[:, 6:] = 255
+    with pytest.raises(UserError, match="patient042_ES"):
+        CaseScores(class_names=CLASSES).update(FakeCase("patient042_ES"), prediction, reference)
+    scores = CaseScores(class_names=CLASSES, partial=True)
+    scores.update(FakeCase("patient042_ES"), prediction, reference)
+    assert [row["dice"] for row in scores.rows if row["class"] == 1] == [1.0]
+    with pytest.raises(UserError, match="patient042_ES"):
+        scores.update(FakeCase("patient042_ES"), prediction[:, :4], reference)

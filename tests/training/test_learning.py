@@ -17,6 +17,7 @@ from mambaseg.data.labelling import labelled_patients
 from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
+from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.segmentation import SegmentationTask
 from runs import UNET, assert_same, built, stop_before, trained
 
@@ -183,3 +184,14 @@ def test_the_page_lists_every_method():
     page = (CONF.parent / "docs" / "methods.md").read_text()
     for method in METHODS:
         assert f"| `{method}` | " in page
+
+
+def test_a_skipped_step_leaves_the_statistics_of_all_networks(small_run):
+    run = built(*small_run, *words_of("cps"), "callbacks.nonfinite.on_nonfinite=skip")
+    with run:
+        callback = next(c for c in run.trainer.callbacks if isinstance(c, NonFinite))
+        run.fit()
+        kept = [buffer.data_ptr() for buffer in callback._buffers]
+        for network in run.task.method.networks:
+            norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            assert norms and all(norm.running_mean.data_ptr() in kept for norm in norms)

@@ -78,7 +78,8 @@ class CaseRows(Metric):
 class CaseScores(CaseRows):
     """Scores whole cases as they come and summarises them at the end, over all ranks.
 
-    `score_case` and `summarise` describe the arguments.
+    `score_case` and `summarise` describe the arguments. `partial`: references may hold IGNORED,
+    which otherwise is a label out of range.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class CaseScores(CaseRows):
         surface: bool = True,
         distances: Literal["mm", "vox"] | None = None,
         more: Sequence[CaseMetric] = (),
+        partial: bool = False,
     ) -> None:
         super().__init__()
-        self.distances, self.more = distances, tuple(more)
+        self.distances, self.more, self.partial = distances, tuple(more), partial
         self.class_names = tuple(class_names)
         self.convention: dict[str, Any] = {
             "policy": policy,
@@ -112,16 +114,19 @@ class CaseScores(CaseRows):
     ) -> None:
         """Score labels (Z, H, W) at native resolution, on any device; spacing (z, y, x) in mm.
 
-        What is IGNORED in the reference counts as background on both sides.
+        In `partial` references, what is IGNORED counts as background on both sides.
 
         Raises:
             UserError: shapes differ or a label is out of range; the message names the case.
         """
-        known = (reference != IGNORED).to(reference.dtype)
+        found, truth = prediction.cpu().numpy(), reference.cpu().numpy()
+        if self.partial and found.shape == truth.shape:
+            known = truth != IGNORED
+            found, truth = found * known, truth * known
         try:
             scored = score_case(
-                (prediction * known.to(prediction)).cpu().numpy(),
-                (reference * known).cpu().numpy(),
+                found,
+                truth,
                 num_classes=len(self.class_names),
                 spacing=spacing,
                 more=self.more,

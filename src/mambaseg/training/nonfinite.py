@@ -99,9 +99,10 @@ class NonFinite(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Finds the running statistics, which the forward pass changes already."""
-        network = pl_module.network
-        kept = network.state_dict().keys()
-        self._buffers = [buffer for name, buffer in network.named_buffers() if name in kept]
+        self._buffers = []
+        for module in (pl_module.network, pl_module.method):
+            kept = module.state_dict().keys()
+            self._buffers += [buffer for name, buffer in module.named_buffers() if name in kept]
         self._step = self._asked = None
         if self.late is True and (why := self._not_late(trainer)):
             raise UserError(f"callbacks.nonfinite.late=true: not {why}")

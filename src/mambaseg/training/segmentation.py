@@ -56,7 +56,7 @@ class SegmentationTask(Task):
         super().__init__(network, loss, optimizer, scheduler, **common)
         if partial:
             leave_out_ignored(loss)
-        self._distances, self._metrics = distances, metrics
+        self._distances, self._metrics, self._partial = distances, metrics, partial
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.views = SegmentationViews(self.class_names)
@@ -79,6 +79,7 @@ class SegmentationTask(Task):
             tolerance_mm=self.evaluation["tolerance_mm"],
             distances=self._distances,
             more=self._metrics,
+            partial=self._partial,
         )
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
