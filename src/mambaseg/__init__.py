@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mambaseg.models import SwinUMambaD as SwinUMambaD
     from mambaseg.models import SwinUNet as SwinUNet
     from mambaseg.models import TransUNet as TransUNet
+    from mambaseg.models import UltraLightVMUNet as UltraLightVMUNet
     from mambaseg.models import UMamba as UMamba
     from mambaseg.models import UNet as UNet
     from mambaseg.models import UVMNet as UVMNet
@@ -38,7 +39,7 @@ _NAMES = {
     "mambaseg.data.geometry": "Preprocessing",
     "mambaseg.errors": "UserError",
     "mambaseg.models": "AnySize AttentionUNet MambaUNet MambaUNetNoScan SwinUMamba SwinUMambaD "
-    "SwinUNet TransUNet UMamba UNet UVMNet VMUNet",
+    "SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet",
     "mambaseg.training.losses": "DiceCE",
     "mambaseg.training.segmentation": "SegmentationTask",
 }

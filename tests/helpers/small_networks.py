@@ -30,6 +30,7 @@ SMALL = {
     "u_mamba_bot": {"widths": [4, 8, 16, 16, 16], "blocks": 1, "d_state": 4},
     "u_mamba_enc": {"widths": [16, 32, 32], "blocks": 1, "d_state": 4},  # deeper, roundings grow
     "u_mamba_none": {"widths": [4, 8, 16, 16, 16], "blocks": 1},
+    "ultralight_vm_unet": {"d_state": 4},
     "unet": {"widths": [4, 8, 16, 32, 64]},
     "uvm_net": {"widths": [4, 8, 16, 32, 32], "grid": 8, "d_state": 4},
     "vm_unet": {

@@ -49,7 +49,7 @@ def recipe(name, shape, seed):
         value = np.log(np.arange(1, shape[1] + 1, dtype=np.float32)) + 0.1 * n
     elif name.endswith(("dt_projs_bias", "dt_proj.bias")):
         value = -4 + n
-    elif last in ("Ds", "D"):
+    elif last in ("Ds", "D", "skip_scale"):
         value = 1 + 0.1 * n
     elif last == "running_var":
         value = 1 + 0.2 * abs(n)
@@ -65,7 +65,10 @@ def recipe(name, shape, seed):
 def read_golden(name):
     golden = np.load(GOLDEN / f"{name}.npz")
     keys, seed = json.loads(str(golden["keys"])), int(golden["seed"])
-    return golden, {key: recipe(key, tuple(shape), seed) for key, shape in keys.items()}
+    state_dict = {key: recipe(key, tuple(shape), seed) for key, shape in keys.items()}
+    for key, factor in json.loads(str(golden.get("scale", "{}"))).items():
+        state_dict[key] *= factor
+    return golden, state_dict
 
 
 @pytest.mark.parametrize(

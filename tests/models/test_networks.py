@@ -18,6 +18,7 @@ from mambaseg.models import (
     SwinUMambaD,
     SwinUNet,
     TransUNet,
+    UltraLightVMUNet,
     UMamba,
     UNet,
     UVMNet,
@@ -95,6 +96,7 @@ def test_parameters_that_decay_would_harm_are_named():
         ("swin_umamba", SwinUMamba),
         ("swin_umamba_d", SwinUMambaD),
         ("u_mamba_bot", UMamba),
+        ("ultralight_vm_unet", UltraLightVMUNet),
         ("uvm_net", UVMNet),
     ],
 )

@@ -18,6 +18,7 @@ from mambaseg.models.swin_umamba_d import SwinUMambaD
 from mambaseg.models.swin_unet import SwinUNet
 from mambaseg.models.trans_unet import TransUNet
 from mambaseg.models.u_mamba import UMamba
+from mambaseg.models.ultralight_vm_unet import UltraLightVMUNet
 from mambaseg.models.unet import UNet
 from mambaseg.models.ushape import UShape
 from mambaseg.models.uvm_net import UVMNet

@@ -74,17 +74,23 @@ class Original(nn.Module):
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""
 
+    def own_name(self, key: str) -> str | None:
+        """Translate a key of the original network; None: it is left out here."""
+        if any(part in key for part in self.original_unused):
+            return None
+        key = key.removeprefix(self.original_wrapper)
+        return _renamed(key, self.original_names(), self.original_parts)
+
     def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the original network's weights, strictly; on an error the network stays as it was.
 
         Raises:
             UserError: a key is missing or left over, or a shape differs.
         """
-        names = self.original_names()
         translated = {
-            _renamed(key.removeprefix(self.original_wrapper), names, self.original_parts): value
+            name: value
             for key, value in _without_derived(state_dict).items()
-            if not any(part in key for part in self.original_unused)
+            if (name := self.own_name(key)) is not None
         }
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in translated]
