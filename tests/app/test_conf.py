@@ -96,6 +96,47 @@ def test_cpu_experiment_differs_from_the_paper_in_its_budget_only():
         assert cpu[part] == paper[part]
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "partners", "batch", "seed"),
+    [
+        ("acdc_semi_paper", "semi_mamba_unet", ["mamba_unet"], 16, 1337),
+        ("promise12_semi_paper", "semi_mamba_unet", ["mamba_unet"], 16, 1337),
+        ("acdc_scribble_paper", "weak_mamba_unet", ["mamba_unet", "swin_unet"], 24, 2022),
+    ],
+)
+def test_experiments_with_few_labels_are_the_published_protocols(
+    name, method, partners, batch, seed
+):
+    cfg = composed(f"experiment={name}")
+    assert (cfg.model.name, cfg.method.name, cfg.method.partner) == ("unet", method, partners)
+    data = cfg.data
+    assert (data.size, data.batch_size, data.steps, data.val_every) == (224, batch, 30_000, 200)
+    sgd = cfg.optim.optimizer
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay) == (0.01, 0.9, 1e-4)
+    assert (cfg.seed, cfg.name) == (seed, name)
+
+
+@pytest.mark.parametrize("kind", ["semi", "scribble"])
+def test_small_experiments_with_few_labels_differ_in_their_budget_only(kind):
+    paper = composed(f"experiment=acdc_{kind}_paper", "method=dmpls")
+    cpu = composed(f"experiment=acdc_cpu_{kind}", "method=dmpls")
+    for key in ("size", "batch_size", "steps", "val_every", "split"):
+        paper.data[key] = cpu.data[key]
+    for part in ("data", "optim", "loss", "model", "method", "trainer", "evaluation", "seed"):
+        assert cpu[part] == paper[part], part
+
+
+def test_a_methods_partners_are_the_published_networks_that_the_first_is_not():
+    def partners(method, model):
+        return composed(f"method={method}", f"model={model}").method.partner
+
+    assert partners("cross_teaching", "unet") == ["swin_unet"]
+    assert partners("cross_teaching", "swin_unet") == ["unet"]
+    assert partners("semi_mamba_unet", "vm_unet") == ["unet"]
+    assert partners("weak_mamba_unet", "unet") == ["mamba_unet", "swin_unet"]
+    assert partners("weak_mamba_unet", "mamba_unet") == ["swin_unet", "unet"]
+
+
 @pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
 def test_each_network_has_its_authors_recipe_and_one_budget(leaf):
     cfg = composed("experiment=acdc_own_recipe", f"model={leaf}", "data.steps=200")

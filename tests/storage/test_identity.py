@@ -88,7 +88,7 @@ logger.wandb._target_ logger.wandb.group
 logger.wandb.history logger.wandb.init_timeout logger.wandb.mode logger.wandb.name
 logger.wandb.project logger.wandb.resume_step logger.wandb.run_id logger.wandb.save_dir
 logger.wandb.tags
-model.scan_backend
+method.name model.scan_backend
 name
 optim.optimizer.fused
 outputs predictions references rerun run run_dir test

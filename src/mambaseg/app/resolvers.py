@@ -96,6 +96,12 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     return len(about.class_names) if what == "num_classes" else list(about.class_names)
 
 
+def _partners(*names: str, _root_: DictConfig) -> list[str]:
+    """Of a method's networks, those that `model=...` is not; a network beside them is the first."""
+    others = [name for name in names if name != _root_.model.name]
+    return others if len(others) < len(names) else others[1:]
+
+
 _RESOLVERS: dict[str, Any] = {
     "monitor": lambda *, _root_: str(task_class(_root_.data).monitor),  # chooses best.ckpt
     "data_root": _data_root,
@@ -104,6 +110,7 @@ _RESOLVERS: dict[str, Any] = {
     "data_name": lambda *, _root_: data_name(_root_.data),
     "wandb_mode": wandb_mode,
     "nnunet": _nnunet,
+    "partners": _partners,
 }
 for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)

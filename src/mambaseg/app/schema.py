@@ -123,7 +123,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
     ((Number(above=0), None), "data.spacing"),
     ((TEXT,), """data.name data.title data.instead data.split data.preprocessing
-        data.task model.name scan_backend"""),
+        data.task model.name method.name scan_backend"""),
     ((TEXT, None), "data.intensity page"),
     ((Text("the name of a folder below outputs"),), "name"),
     ((Text("the folder of the data set"),), "data.root"),
@@ -193,7 +193,7 @@ def take(key: str, value: Any) -> Any:
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
-    "method": ("partner", "networks"),
+    "method": ("name", "partner", "networks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual"),
     "trainer": ("graph",),
 }

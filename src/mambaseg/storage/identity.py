@@ -33,7 +33,7 @@ _LEFT_OUT = frozenset({
     "data.root", "data.prepare", "data.cache_dir", "data.num_workers", "data.on_device",
     "data.title", "data.synthetic", "data.instead",
     "evaluation.batch_size", "evaluation.allow_seen",  # scores that need the second are marked
-    "model.scan_backend",
+    "model.scan_backend", "method.name",
     "optim.optimizer.fused", "optim.optimizer.foreach",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.sync_batchnorm", "trainer.deterministic", "trainer.benchmark",
@@ -53,11 +53,7 @@ _OF_TRAINING = frozenset({
 _ADDED: dict[str, Any] = {
     "metric": {},
     "init_from": None,
-    "method": {
-        "_target_": "mambaseg.training.methods.supervised.Supervised",
-        "_partial_": True,
-        "partner": [],
-    },
+    "method": {"_target_": "mambaseg Supervised", "_partial_": True, "partner": []},
     "data.labels": "dense",
     "data.labelled": None,
     "data.ignore_label": None,
@@ -107,11 +103,14 @@ def _without(config: Mapping[str, Any], left_out: frozenset[str], start: str = "
     kept = {}
     for key, value in config.items():
         name = f"{start}{key}"
-        if name in left_out or (name in _ADDED and value == _ADDED[name]):
+        if name in left_out:
             continue
         if isinstance(value, Mapping):
             value = _without(value, left_out, f"{name}.")
-        kept[str(key)] = _by_name(value) if key == "_target_" else value
+        elif key == "_target_":
+            value = _by_name(value)
+        if name not in _ADDED or value != _ADDED[name]:
+            kept[str(key)] = value
     return kept
 
 
