@@ -45,7 +45,10 @@ data.seed data.size data.slicing data.spacing data.split data.steps data.task da
 data.window
 evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
 init_from
-loss._target_ loss.ce_weight loss.dice_weight loss.softmax loss.to_onehot_y
+loss._target_ loss.background loss.batch loss.ce_weight loss.class_weights loss.coarsest
+loss.dice_weight loss.gamma loss.loss._target_ loss.loss.background loss.loss.batch
+loss.loss.ce_weight loss.loss.class_weights loss.loss.dice_weight loss.loss.squared loss.softmax
+loss.squared loss.to_onehot_y loss.top_k loss.use_softmax loss.weight
 method._partial_ method._target_ method.alpha method.clip method.contrast method.decay
 method.dropout method.in_channels method.intensity method.jitter method.lr method.noise
 method.num_classes method.partner method.passes method.position method.pseudo method.radius

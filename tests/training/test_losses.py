@@ -6,9 +6,17 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from mambaseg.data.classes import IGNORED
 from mambaseg.errors import UserError
 from mambaseg.training.checks import require_settings
-from mambaseg.training.losses import DiceCE, taken_label
+from mambaseg.training.losses import (
+    DeepSupervision,
+    DiceCE,
+    WithBoundary,
+    leave_out_ignored,
+    signed_distance,
+    taken_label,
+)
 
 
 def batch(shape=(3, 4, 16, 20), seed=0, scale=3.0):
@@ -141,6 +149,108 @@ def test_two_processes_have_the_loss_of_the_whole_batch(tmp_path):
     assert (parts[0][0] + parts[1][0]).item() / 2 == pytest.approx(value.item(), rel=1e-6)
     gradient = torch.cat([part[1] for part in parts])
     torch.testing.assert_close(gradient, whole.grad, rtol=1e-5, atol=1e-9)
+
+
+# ---- nnU-Net's, weights, top-k, boundary
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_nnunets_dice_ce_skips_the_background_and_squares_nothing(whole):
+    logits, label = batch(shape=(2, 3, 6, 5))
+    p, g = logits.softmax(1), F.one_hot(label, 3).movedim(-1, 1)
+    over = (0, 2, 3) if whole else (2, 3)
+    dice = (2 * (p * g).sum(over) + 1e-5) / (p.sum(over) + g.sum(over) + 1e-5)
+    expected = F.cross_entropy(logits, label) + 1 - dice[..., 1:].mean()
+    options = {"ce_weight": 1.0, "dice_weight": 1.0, "background": False, "squared": False}
+    torch.testing.assert_close(DiceCE(**options, batch=whole)(logits, label), expected)
+
+
+def test_class_weights_weight_the_mean_as_torch_does_and_leave_out_ignored_pixels():
+    logits, label = batch()
+    label[0, :4] = IGNORED
+    weights = [0.1, 1.0, 2.0, 5.0]
+    ours = DiceCE(ce_weight=1, dice_weight=0, class_weights=weights, partial=True)
+    theirs = torch.tensor(weights, dtype=torch.float64)
+    expected = F.cross_entropy(logits, label, theirs, ignore_index=IGNORED)
+    torch.testing.assert_close(ours(logits, label), expected, rtol=1e-6, atol=0)
+    with pytest.raises(UserError, match="3 weights for 4 classes"):
+        DiceCE(class_weights=[1, 1, 1])(logits, label)
+
+
+def test_top_k_takes_the_worst_of_the_pixels_that_have_a_label():
+    logits, label = batch(shape=(1, 2, 2, 5))
+    label[0, 0] = IGNORED
+    costs = F.cross_entropy(logits, label, ignore_index=IGNORED, reduction="none")[0, 1]
+    loss = DiceCE(ce_weight=1, dice_weight=0, top_k=0.4, partial=True)
+    torch.testing.assert_close(loss(logits, label), costs.sort(descending=True).values[:2].mean())
+    assert loss(logits, torch.full_like(label, IGNORED)).item() == 0
+
+
+def test_the_boundary_loss_of_a_hand_sized_slice():
+    inside = torch.tensor([[0, 1, 1, 1, 0, 0]], dtype=torch.bool).numpy()
+    assert signed_distance(inside).tolist() == [[1, 0, -1, 0, 1, 2]]
+    assert not signed_distance(inside & False).any()
+    probability = torch.tensor([0.1, 0.9, 0.8, 0.7, 0.2, 0.3])
+    logits = torch.stack([1 - probability, probability]).log().reshape(1, 2, 1, 6)
+    label = torch.from_numpy(inside).long()[None]
+    region = DiceCE()
+    boundary = (0.1 - 0.8 + 0.2 + 2 * 0.3) / 6
+    value = WithBoundary(region, weight=0.5)(logits, label)
+    assert value.item() == pytest.approx(region(logits, label).item() + 0.5 * boundary, rel=1e-5)
+    with pytest.raises(UserError, match="WithBoundary cannot leave out"):
+        leave_out_ignored(WithBoundary(region))
+
+
+# ---- several heads
+
+
+def test_deep_supervision_halves_the_weights_and_drops_the_coarsest_head():
+    label = torch.zeros(1, 8, 8, dtype=torch.long)
+    label[:, 2:6, 3:8] = 1
+    outputs = [torch.randn(1, 2, side, side) for side in (8, 4, 2)]
+    loss = DiceCE()
+    fine, middle, coarse = (loss(one, label[:, k // 2 :: k, k // 2 :: k])
+                            for one, k in zip(outputs, (1, 2, 4), strict=True))  # fmt: skip
+    torch.testing.assert_close(
+        DeepSupervision(loss)(outputs, label), (fine + middle / 2) / 1.5, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        DeepSupervision(loss, coarsest=True)(outputs, label), (4 * fine + 2 * middle + coarse) / 7
+    )
+    leave_out_ignored(DeepSupervision(loss))
+    assert loss.partial
+
+
+HEADS = {
+    "u_mamba_none": ["model.widths=[4,8,8]", "model.blocks=1"],
+    "nnunet_2d": ["model.deep_supervision=true", "model.filters=[4,8,8]", "model.strides=[1,2,2]",
+                  "model.kernel_size=[3,3,3]", "model.upsample_kernel_size=[2,2]",
+                  "model.size_multiple=4"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", HEADS)
+def test_a_network_with_several_heads_is_supervised_deeply(model, phantom_root, tmp_path):
+    from runs import small_overrides, trained
+
+    words = [*small_overrides(phantom_root, tmp_path), f"model={model}", *HEADS[model]]
+    run = trained(*words, "loss=deep_supervision", "data.steps=2", "test=false", "trainer=cpu")
+    assert run.folder.trained
+    if model == "u_mamba_none":
+        heads = run.task.network.network.heads
+        assert all(head.weight.requires_grad for head in heads)
+
+
+def test_a_network_with_one_head_and_a_loss_for_several_are_refused(phantom_root, tmp_path):
+    from runs import UNET, small_overrides, trained
+
+    words = [*small_overrides(phantom_root, tmp_path), "trainer=cpu"]
+    with pytest.raises(UserError, match="needs a network with heads at several scales"):
+        trained(*words, *UNET, "loss=deep_supervision")
+    with pytest.raises(UserError, match="outputs while it trains"):
+        trained(*words, "model=nnunet_2d", *HEADS["nnunet_2d"])
+    with pytest.raises(UserError, match="method=supervised only"):
+        trained(*words, *UNET, "loss=deep_supervision", "method=entropy", "data.labelled=2")
 
 
 # ---- losses of others

@@ -36,12 +36,16 @@ class AnySize(nn.Module):
             raise ValueError(f"multiple must be at least 1, got {multiple}")
         self.network, self.multiple, self.residual = network, multiple, residual
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to logits `(B, K, H, W)`.
+    def supervise_deeply(self) -> None:
+        """Let the network train heads at several scales, where it has them."""
+        getattr(self.network, "supervise_deeply", lambda: None)()
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Map `(B, C, H, W)` to logits `(B, K, H, W)`; in training to a list, if there are several.
 
         Raises:
             UserError: the image is smaller than the network's patch, or the output is not one
-                tensor of the input's height and width.
+                tensor of the input's height and width, or several heads see a padded image.
         """
         height, width = image.shape[-2:]
         smallest = getattr(self.network, "patch_size", 1)
@@ -56,6 +60,13 @@ class AnySize(nn.Module):
             image = F.pad(image, (0, right, 0, bottom))
         logits: Tensor = self.network(image)
         name = type(self.network).__name__
+        if isinstance(logits, list) and self.training:
+            if bottom or right:
+                raise UserError(
+                    f"{name} has heads at several scales, for which training images of {height} × "
+                    f"{width} cannot be padded: choose data.size as a multiple of {self.multiple}"
+                )
+            return logits
         if not isinstance(logits, Tensor) or logits.shape[-2:] != image.shape[-2:]:
             shape = f"tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else None
             raise UserError(

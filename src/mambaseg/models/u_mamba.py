@@ -144,10 +144,16 @@ class UMamba(Original):
         self.apply(_init_convolution)
         if mamba == "encoder":
             self.apply(_close_branch)
+        self.deep = False  # whether training gives the logits of all heads
         self.heads[:-1].requires_grad_(False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to logits `(B, K, H, W)`.
+    def supervise_deeply(self) -> None:
+        """Train the coarse heads too: in training the output is a list of logits, finest first."""
+        self.deep = True
+        self.heads.requires_grad_(True)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Map `(B, C, H, W)` to logits `(B, K, H, W)`; see `supervise_deeply`.
 
         Raises:
             UserError: height and width are not multiples of `size_multiple`, or both no larger.
@@ -166,8 +172,12 @@ class UMamba(Original):
             x = mamba(stage(x))
             skips.append(x)
         x = skips.pop()
+        maps = []
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
+            maps.append(x)
+        if self.deep and self.training:
+            return [head(x) for head, x in zip(self.heads, maps, strict=True)][::-1]
         return self.heads[-1](x)
 
     def original_names(self) -> dict[str, str]:

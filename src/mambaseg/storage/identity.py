@@ -57,6 +57,7 @@ _ADDED: dict[str, Any] = {
     "data.labels": "dense",
     "data.labelled": None,
     "data.ignore_label": None,
+    "loss.class_weights": None,
 }
 
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.

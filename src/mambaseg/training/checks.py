@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mambaseg.errors import UserError
-from mambaseg.training.losses import of_monai
+from mambaseg.training.losses import DeepSupervision, of_monai
 
 
 def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: str) -> None:
@@ -33,6 +35,28 @@ def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: 
             f"{network} gives {function} outputs: before its first step they all lie in [0, 1]. "
             "The loss applies softmax itself and needs logits. Leave the last activation out of "
             "the network, or switch it off in its config."
+        )
+
+
+def require_heads(output: Any, loss: nn.Module, *, network: str) -> None:
+    """Makes sure that a loss for several heads gets several outputs, and others one; `UserError`.
+
+    Args:
+        output: for a training batch; a list of several heads.
+        loss: the run's.
+        network: its name, for the message.
+    """
+    several = isinstance(output, list)
+    if several and not isinstance(loss, DeepSupervision):
+        raise UserError(
+            f"{network} gives {len(output)} outputs while it trains, and loss={type(loss).__name__}"
+            " takes one: use loss=deep_supervision, or switch the network's further heads off"
+        )
+    if isinstance(loss, DeepSupervision) and not several:
+        raise UserError(
+            f"loss=deep_supervision needs a network with heads at several scales, and {network} "
+            "gives one output. Use u_mamba_none, u_mamba_bot, u_mamba_enc, or nnunet_2d with "
+            "model.deep_supervision=true; or another loss, such as dice_ce_nnunet."
         )
 
 

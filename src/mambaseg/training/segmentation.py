@@ -8,13 +8,15 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import keep_largest_component, predict_case
 from mambaseg.reporting.views import SegmentationViews
-from mambaseg.training.checks import require_logits, require_settings
-from mambaseg.training.losses import leave_out_ignored, taken_label
+from mambaseg.training.checks import require_heads, require_logits, require_settings
+from mambaseg.training.losses import DeepSupervision, leave_out_ignored, taken_label
+from mambaseg.training.methods.supervised import Supervised
 from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
 
 
@@ -56,6 +58,8 @@ class SegmentationTask(Task):
         super().__init__(network, loss, optimizer, scheduler, **common)
         if partial:
             leave_out_ignored(loss)
+        if isinstance(loss, DeepSupervision):
+            self._supervise_deeply()
         self._distances, self._metrics, self._partial = distances, metrics, partial
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
@@ -72,6 +76,15 @@ class SegmentationTask(Task):
             }
         )
 
+    def _supervise_deeply(self) -> None:
+        """Switches the network's coarse heads on."""
+        if not isinstance(self.method, Supervised):
+            raise UserError(
+                "loss=deep_supervision trains with method=supervised only: the others compare "
+                "single outputs. Choose another loss, such as dice_ce_nnunet."
+            )
+        getattr(self.network, "supervise_deeply", lambda: None)()
+
     def _case_scores(self) -> CaseScores:
         return CaseScores(
             class_names=self.class_names,
@@ -82,10 +95,12 @@ class SegmentationTask(Task):
             partial=self._partial,
         )
 
-    def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+    def check(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Makes sure that the network gives K logits per pixel, and that the loss takes them."""
         classes, name = len(self.class_names), self.network_name()
-        require_logits(output, batch["label"], num_classes=classes, network=name)
+        require_heads(output, self.loss, network=name)
+        fine = output[0] if isinstance(output, list) else output
+        require_logits(fine, batch["label"], num_classes=classes, network=name)
         require_settings(self.loss)
 
     def taken(self, truth: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Task(L.LightningModule, ABC):
     # ---- what a task adds
 
     @abstractmethod
-    def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+    def check(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Makes sure, before the first step, that the network gives what the loss takes."""
 
     def taken(self, truth: Tensor) -> Tensor:
@@ -152,6 +152,8 @@ class Task(L.LightningModule, ABC):
                 f"one, which cannot be normalised: use larger images (data.size){more}, or a "
                 "network with fewer stages."
             ) from error
+        if isinstance(output, Tensor) and output.ndim == 5:  # heads, as MONAI's networks have them
+            output = list(output.unbind(1))
         return [_wide(one) for one in output] if isinstance(output, list) else _wide(output)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -185,7 +187,7 @@ class Task(L.LightningModule, ABC):
             with dropping:
                 return self.passed(function, image)
 
-        def supervised(output: Tensor, label: Tensor) -> Tensor:
+        def supervised(output: Any, label: Tensor) -> Tensor:
             if not self._checked:
                 self.check(output, {**batch, self.truth: label})
                 self._checked = True

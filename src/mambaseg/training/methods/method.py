@@ -45,7 +45,7 @@ class Step:
     positions: Sequence[int]
     seed: int
     run: Callable[[Callable[[Tensor], Any], Tensor, Sequence[int], int], Any]
-    supervised_loss: Callable[[Tensor, Tensor], Tensor]
+    supervised_loss: Callable[[Any, Tensor], Tensor]
 
     def logits(
         self, network: nn.Module, image: Tensor | None = None, *, first: int = 0, turn: int = 0
@@ -63,9 +63,14 @@ class Step:
         tensors: list[Tensor] = self.run(function, self.image, range(len(self.image)), 0)
         return tensors
 
-    def supervised(self, logits: Tensor) -> Tensor:
-        """The supervised loss of the logits of (at least) the labelled samples."""
-        return self.supervised_loss(logits[: self.labelled], self.label[: self.labelled])
+    def supervised(self, logits: Tensor | list[Tensor]) -> Tensor:
+        """The supervised loss of the logits of (at least) the labelled samples.
+
+        A network that is supervised deeply gives a list of them, finest first.
+        """
+        several = isinstance(logits, list)
+        known = [one[: self.labelled] for one in (logits if several else [logits])]
+        return self.supervised_loss(known if several else known[0], self.label[: self.labelled])
 
     def uniform(self, count: int) -> list[float]:
         """Numbers in [0, 1) for the whole step, the same on all devices."""
