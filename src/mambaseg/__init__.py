@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mambaseg.models import UNet as UNet
     from mambaseg.models import UVMNet as UVMNet
     from mambaseg.models import VMUNet as VMUNet
+    from mambaseg.models import VMUNetV2 as VMUNetV2
     from mambaseg.training.losses import DiceCE as DiceCE
     from mambaseg.training.segmentation import SegmentationTask as SegmentationTask
 
@@ -39,7 +40,7 @@ _NAMES = {
     "mambaseg.data.geometry": "Preprocessing",
     "mambaseg.errors": "UserError",
     "mambaseg.models": "AnySize AttentionUNet MambaUNet MambaUNetNoScan SwinUMamba SwinUMambaD "
-    "SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet",
+    "SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet VMUNetV2",
     "mambaseg.training.losses": "DiceCE",
     "mambaseg.training.segmentation": "SegmentationTask",
 }

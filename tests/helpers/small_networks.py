@@ -33,6 +33,7 @@ SMALL = {
     "ultralight_vm_unet": {"d_state": 4},
     "unet": {"widths": [4, 8, 16, 32, 64]},
     "uvm_net": {"widths": [4, 8, 16, 32, 32], "grid": 8, "d_state": 4},
+    "vm_unet_v2": {"embed_dim": 64, "depths": [1, 1, 1, 1], "width": 16, "d_state": 4},
     "vm_unet": {
         "embed_dim": 24,
         "depths": [1, 1, 1, 1],

@@ -23,6 +23,7 @@ from mambaseg.models import (
     UNet,
     UVMNet,
     VMUNet,
+    VMUNetV2,
     names_without_decay,
 )
 from small_networks import NAMES, full_network, small_network
@@ -44,7 +45,7 @@ def test_sizes_that_do_not_fit_name_the_wrapper(name):
 
 
 repeats_a_single_channel = pytest.mark.parametrize(
-    "name", ["swin_unet", "mamba_unet", "mamba_unet_no_scan", "vm_unet"]
+    "name", ["swin_unet", "mamba_unet", "mamba_unet_no_scan", "vm_unet", "vm_unet_v2"]
 )
 
 
@@ -93,6 +94,7 @@ def test_parameters_that_decay_would_harm_are_named():
         ("mamba_unet", MambaUNet),
         ("mamba_unet_no_scan", MambaUNetNoScan),
         ("vm_unet", VMUNet),
+        ("vm_unet_v2", VMUNetV2),
         ("swin_umamba", SwinUMamba),
         ("swin_umamba_d", SwinUMambaD),
         ("u_mamba_bot", UMamba),

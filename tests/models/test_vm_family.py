@@ -15,7 +15,15 @@ from test_goldens import count, recipe
 from test_pretrained import backbone, constants, vmamba_block
 
 from mambaseg.errors import UserError
-from mambaseg.models import MambaUNet, MambaUNetNoScan, SwinUMamba, SwinUMambaD, VMUNet, VSSBlock
+from mambaseg.models import (
+    MambaUNet,
+    MambaUNetNoScan,
+    SwinUMamba,
+    SwinUMambaD,
+    VMUNet,
+    VMUNetV2,
+    VSSBlock,
+)
 
 DIM, CLASSES, STATES = 8, 5, 4
 
@@ -272,6 +280,13 @@ def test_vmamba_t_fills_the_encoder_of_swin_umamba(network, in_channels, embeddi
     assert report.mismatched == ()
     merging = "layers.2.downsample.reduction.weight"
     assert torch.equal(ours.encoder[2].downsample.reduction.weight.data, weights[merging])
+
+
+def test_vmamba_t_fills_the_stages_that_vm_unet_v2_has(tmp_path):
+    _, path = published(tmp_path, (2, 2, 9, 2))
+    report = VMUNetV2(add_coarser_head=True).load_pretrained_encoder(path)
+    assert report.parameters["loaded"] == VMAMBA_T - NORM - 2 * BLOCKS[3]
+    assert not any(key.startswith(("patch_embed", "encoder")) for key in report.missing)
 
 
 def test_twin_differs_from_mamba_unet_in_the_mixing_alone():

@@ -23,5 +23,6 @@ from mambaseg.models.unet import UNet
 from mambaseg.models.ushape import UShape
 from mambaseg.models.uvm_net import UVMNet
 from mambaseg.models.vm_unet import VMUNet
+from mambaseg.models.vm_unet_v2 import VMUNetV2
 from mambaseg.models.vss import SS2D, VSSBlock
 from mambaseg.models.window_attention import SwinBlock, WindowAttention

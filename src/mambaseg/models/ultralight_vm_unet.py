@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.cbam import SpatialAttention
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
 from mambaseg.models.ushape import init_linear
@@ -54,22 +55,18 @@ class Bridge(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.positions = nn.Conv2d(2, 1, kernel_size=7, padding=9, dilation=3)  # for all levels
+        self.positions = SpatialAttention(dilation=3, bias=True)  # for all levels
         self.mix = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
         self.channels = nn.ModuleList(nn.Linear(sum(widths), width) for width in widths)
 
     def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
         """Map skips `(B, C_i, H_i, W_i)` to the same shapes."""
-        weighed = [self._weigh_positions(skip) for skip in skips]
+        weighed = [self.positions(skip) for skip in skips]
         sums = [skip + part for skip, part in zip(skips, weighed, strict=True)]
         means = torch.cat([x.mean(dim=(2, 3)) for x in sums], dim=1)
         means = self.mix(means.unsqueeze(1)).squeeze(1)
         weights = [channels(means).sigmoid()[..., None, None] for channels in self.channels]
         return [w * x + part for w, x, part in zip(weights, sums, weighed, strict=True)]
-
-    def _weigh_positions(self, x: Tensor) -> Tensor:
-        summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return self.positions(summary).sigmoid() * x
 
 
 class UltraLightVMUNet(Original):
@@ -128,7 +125,7 @@ class UltraLightVMUNet(Original):
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""
         names = {"scab.catt.get_all_att.": "bridge.mix.", "final.": "head."}
-        names["scab.satt.shared_conv2d.0."] = "bridge.positions."
+        names["scab.satt.shared_conv2d.0."] = "bridge.positions.conv."
         for level in range(len(self.encoder)):
             names[f"encoder{level + 1}.0."] = f"encoder.{level}."
         for i in range(len(self.decoder)):
