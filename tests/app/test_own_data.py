@@ -253,8 +253,9 @@ def test_distances_of_a_run_have_one_unit_in_curves_tables_and_report(unknown, t
             array = np.asarray(nibabel.load(path).dataobj)
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)  # no unit, sides of 1
     run = trained(
-        *own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "data.slicing=stored"
-    )
+        *own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "data.slicing=stored",
+        "evaluation.val_distances=true",
+    )  # fmt: skip
     unit, other = ("vox", "mm") if unknown else ("mm", "vox")
     header = (run.folder.path / "metrics.csv").read_text().partition("\n")[0]
     assert f"val/hd95_{unit}" in header and f"test/hd95_{unit}" in header

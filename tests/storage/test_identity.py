@@ -82,7 +82,7 @@ class_names
 data.cache_dir data.instead data.num_workers data.on_device data.prepare data.prepare._partial_
 data.prepare._target_ data.prepare.height data.prepare.patients data.prepare.scenes
 data.prepare.seed data.prepare.width data.root data.synthetic data.title
-evaluation.allow_seen evaluation.batch_size
+evaluation.allow_seen evaluation.batch_size evaluation.val_distances
 logger.csv._target_ logger.csv.save_dir
 logger.mlflow._target_ logger.mlflow.experiment logger.mlflow.name logger.mlflow.resume_step
 logger.mlflow.run_id logger.mlflow.tracking_uri

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from mambaseg.errors import UserError
+from mambaseg.evaluation import metrics
 from mambaseg.training.segmentation import SegmentationTask
 from runs import stop_before, trained
 from sweep_jobs import environment, needs, typed
@@ -61,8 +62,25 @@ def test_a_distance_as_monitor_has_its_own_name_everywhere(made):
     assert made().folder.path != path
 
 
-def test_every_score_that_a_task_says_it_logs_is_logged(made, phantom_root):
+def test_validations_measure_distances_only_for_a_callback_that_chooses_by_them(made, monkeypatch):
+    asked = []
+
+    whole = metrics.surface_distances
+
+    def surface_distances(*masks):
+        asked.append(masks)
+        return whole(*masks)
+
+    monkeypatch.setattr(metrics, "surface_distances", surface_distances)
     run = made("test=false")
+    header = (run.folder.path / "metrics.csv").read_text().partition("\n")[0]
+    assert "val/dice" in header and "hd95" not in header and not asked
+    made("test=false", f"{EARLY}monitor: val/hd95_mm}}")
+    assert asked
+
+
+def test_every_score_that_a_task_says_it_logs_is_logged(made, phantom_root):
+    run = made("test=false", "evaluation.val_distances=true")
     assert sorted(type(run.task).logged(run.data)) == sorted(
         name for name in run.trainer.callback_metrics if name.startswith("val/")
     )

@@ -107,8 +107,8 @@ FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file, a bundle, newe
 _SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False), """rerun test data.synthetic model.mirror_encoder model.residual
-        evaluation.keep_largest evaluation.allow_seen trainer.graph graph keep_largest overlay
-        probabilities uncertainty calibrated calibration"""),
+        evaluation.keep_largest evaluation.allow_seen evaluation.val_distances trainer.graph graph
+        keep_largest overlay probabilities uncertainty calibrated calibration"""),
     (("auto", True, False), "data.on_device trainer.sync_batchnorm dicom_seg"),
     ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels data.size data.batch_size
         data.steps data.val_every model.size_multiple trainer.accumulate_grad_batches

@@ -96,12 +96,11 @@ class CaseScores(CaseRows):
     ) -> None:
         super().__init__()
         self.distances, self.more, self.partial = distances, tuple(more), partial
-        self.class_names = tuple(class_names)
+        self.class_names, self.surface = tuple(class_names), surface
         self.convention: dict[str, Any] = {
             "policy": policy,
             "tolerance_mm": tolerance_mm,
             "tolerance_vox": tolerance_vox,
-            "surface": surface,
         }
 
     def update(
@@ -129,6 +128,7 @@ class CaseScores(CaseRows):
                 truth,
                 num_classes=len(self.class_names),
                 spacing=spacing,
+                surface=self.surface,
                 more=self.more,
                 **self.convention,
             )

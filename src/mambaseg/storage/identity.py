@@ -32,7 +32,8 @@ _LEFT_OUT = frozenset({
     # the fingerprint of the data and the hash of the split say what these lead to
     "data.root", "data.prepare", "data.cache_dir", "data.num_workers", "data.on_device",
     "data.title", "data.synthetic", "data.instead",
-    "evaluation.batch_size", "evaluation.allow_seen",  # scores that need the second are marked
+    "evaluation.batch_size", "evaluation.val_distances",
+    "evaluation.allow_seen",  # scores that need it are marked
     "model.scan_backend", "method.name",
     "optim.optimizer.fused", "optim.optimizer.foreach",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
-from mambaseg.evaluation.metrics import Metric
+from mambaseg.evaluation.metrics import SURFACE, Metric
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import keep_largest_component, predict_case
 from mambaseg.reporting.views import SegmentationViews
@@ -35,7 +35,7 @@ class SegmentationTask(Task):
         metrics: beside the built-in ones.
         partial: labels have pixels that are IGNORED.
         **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
-            `keep_largest`, `batch_size`).
+            `keep_largest`, `batch_size`, `val_distances`).
     """
 
     monitor: ClassVar[str] = "val/dice"
@@ -66,7 +66,7 @@ class SegmentationTask(Task):
         self.views = SegmentationViews(self.class_names)
         self.evaluation = {
             "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
-            **self.evaluation,
+            "val_distances": False, **self.evaluation,
         }  # fmt: skip
         self.scores = nn.ModuleDict(
             {
@@ -84,6 +84,14 @@ class SegmentationTask(Task):
                 "single outputs. Choose another loss, such as dice_ce_nnunet."
             )
         getattr(self.network, "supervise_deeply", lambda: None)()
+
+    def on_validation_start(self) -> None:
+        """Measures distances in the validations of a training that wants them or chooses by one."""
+        watched = (str(getattr(one, "monitor", "")) for one in self.trainer.callbacks)
+        distances = {metric.name for metric in SURFACE}
+        chosen = any(monitor.rpartition("/")[2] in distances for monitor in watched)
+        for number in range(len(self.method.networks)):
+            self._scores("val", number).surface = self.evaluation["val_distances"] or chosen
 
     def _case_scores(self) -> CaseScores:
         return CaseScores(
@@ -126,16 +134,17 @@ class SegmentationTask(Task):
 
     @classmethod
     def logged(cls, data: Any) -> list[str]:
-        """`val/dice`, the distance in the data's unit, and a score per foreground class."""
+        """`val/dice`, a score per foreground class, and a distance (if it is measured)."""
         unit = data.for_task()["distances"]
         names = ("dice", f"hd95_{unit}", *(f"dice_{name}" for name in data.class_names[1:]))
         return [f"val/{name}" for name in names]
 
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
-        """`dice`, the mean over the foreground classes, one score per class, a distance, others."""
+        """`dice`, the mean over the foreground classes, one per class, others, a distance."""
         others = (metric.name for metric in self._metrics)
         shown = ("dice", f"hd95_{distance_unit(summary)}", *others)
-        values = {f"{stage}/{name}": summary["foreground"][name]["mean"] for name in shown}
+        means = summary["foreground"]
+        values = {f"{stage}/{name}": means[name]["mean"] for name in shown if name in means}
         for name in self.class_names[1:]:
             values[f"{stage}/dice_{name}"] = summary["classes"][name]["dice"]["mean"]
         return values
