@@ -87,11 +87,13 @@ class SegmentationTask(Task):
 
     def on_validation_start(self) -> None:
         """Measures distances in the validations of a training that wants them or chooses by one."""
-        watched = (str(getattr(one, "monitor", "")) for one in self.trainer.callbacks)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         distances = {metric.name for metric in SURFACE}
-        chosen = any(monitor.rpartition("/")[2] in distances for monitor in watched)
+        watched = {str(getattr(one, "monitor", "")).rpartition("/")[2] for one in callbacks}
         for number in range(len(self.method.networks)):
-            self._scores("val", number).surface = self.evaluation["val_distances"] or chosen
+            self._scores("val", number).surface = self.evaluation[
+                "val_distances"
+            ] or not watched.isdisjoint(distances)
 
     def _case_scores(self) -> CaseScores:
         return CaseScores(
