@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medpy.metric import binary as medpy
+from scipy.ndimage import distance_transform_edt
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import BUILT_IN, _confusion_matrix, score_case
 from mambaseg.evaluation.summary import summarise
+from mambaseg.evaluation.surface import border, surface_distances
 
 ORACLE = {
     "dice": medpy.dc,
@@ -124,6 +126,27 @@ def test_surface_dice_equals_its_definition_on_medpys_distances(pair, spacing, t
     expected = ((there <= tolerance).sum() + (back <= tolerance).sum()) / (len(there) + len(back))
     row = one_class(prediction, reference, spacing=spacing, tolerance_mm=tolerance)
     assert row["nsd_mm"] == pytest.approx(expected)
+
+
+def by_transform(start, goal, spacing):
+    """Distances as a distance transform of the whole volume has them."""
+    nearest = distance_transform_edt(
+        ~goal, sampling=spacing, return_distances=False, return_indices=True
+    )
+    away = (nearest - np.indices(start.shape))[:, start] * np.asarray(spacing)[:, None]
+    return np.sqrt(np.add.reduce(away * away))
+
+
+@settings(max_examples=100, deadline=None)
+@given(blobs, st.sampled_from([(10.0, 1.5625, 1.5625), (5.0, 1.25, 1.25), (0.5, 4.0, 1.0)]))
+def test_distances_are_those_of_a_distance_transform_to_the_last_bit(pair, spacing):
+    """Of spacings whose squares are exact; with others the last bit may tell equal ways apart."""
+    voxels = (1.0, 1.0, 1.0)
+    found = surface_distances(*pair, [voxels, spacing])
+    ours, theirs = map(border, pair)
+    for unit, distances in zip((voxels, spacing), found, strict=True):
+        assert np.array_equal(distances.to_reference, by_transform(ours, theirs, unit))
+        assert np.array_equal(distances.to_prediction, by_transform(theirs, ours, unit))
 
 
 @settings(max_examples=50, deadline=None)

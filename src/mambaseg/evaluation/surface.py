@@ -13,8 +13,6 @@ to the nearest border voxel of the other) follow
 - ``nsd``: normalised surface Dice, the share of border voxels of both masks no farther than a
   tolerance from the other border. Border *voxels* are counted; they are not weighted by the area
   they stand for, as Nikolov et al. (2018, arXiv 1809.04430) do.
-
-Distance transforms run on the smallest box that provably holds every nearest voxel.
 """
 
 from collections.abc import Sequence
@@ -26,8 +24,6 @@ import numpy.typing as npt
 Mask = npt.NDArray[np.bool_]
 Distances = npt.NDArray[np.float64]
 Spacing = tuple[float, float, float]
-
-FIRST_REACH = 8  # voxels of the finest axis; most borders of a usable prediction are nearer
 
 
 class SurfaceDistances(NamedTuple):
@@ -52,65 +48,25 @@ def border(mask: Mask) -> Mask:
     return mask & ~inside
 
 
-def _box_around(mask: Mask, margin: Sequence[int]) -> tuple[slice, ...]:
-    """The smallest box around a mask, wider by `margin` voxels per axis as far as there are any."""
+def _box_around(mask: Mask) -> tuple[slice, ...]:
+    """The smallest box around a mask."""
     box = []
-    for axis, extra in enumerate(margin):
+    for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
         occupied = np.flatnonzero(mask.any(axis=others))
-        first, last = int(occupied[0]), int(occupied[-1])
-        box.append(slice(max(first - extra, 0), min(last + 1 + extra, mask.shape[axis])))
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(box)
 
 
-def _nearest_distances(start: Mask, goal: Mask, spacing: Spacing) -> Distances:
-    """Distance from each voxel of `start`, in raster order, to the nearest voxel of `goal`.
+def _distances(start: Mask, goal: Mask, spacings: Distances) -> Distances:
+    """Distances (S, N) from the voxels of `start`, in raster order, to the nearest of `goal`."""
+    from mambaseg.evaluation.nearest import nearest_distances
 
-    Exact, yet only where the two differ is anything computed: the transform runs on the box around
-    the voxels of `start` that are not in `goal`, widened by a reach. If every distance found is
-    within the reach, nothing beyond the box can be nearer; otherwise the box grows to the largest.
-    It takes about 13 bytes per voxel of the box.
-    This makes the background class, whose border spans the volume, as cheap as the others.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    if not goal.any():
-        raise ValueError("there is no voxel to measure the distance to")
-    distances = np.zeros(np.count_nonzero(start))
-    apart = start & ~goal
-    if not apart.any():
-        return distances
-    reach = FIRST_REACH * min(spacing)
-    while True:
-        margin = np.minimum(np.ceil(reach / np.asarray(spacing)), start.shape).astype(int)
-        box = _box_around(apart, margin.tolist())
-        if not goal[box].any():  # the transform needs one
-            reach = np.inf  # the box becomes the whole volume
-            continue
-        nearest = distance_transform_edt(
-            ~goal[box], sampling=spacing, return_distances=False, return_indices=True
-        )
-        found = _distances_at(apart[box], nearest, spacing)
-        whole = all(part.stop - part.start == n for part, n in zip(box, start.shape, strict=True))
-        if whole or found.max() <= reach:
-            break
-        reach = found.max()
-    distances[apart[start]] = found
+    apart, box = start & ~goal, _box_around(goal)
+    distances = np.zeros((len(spacings), np.count_nonzero(start)))
+    corner = tuple(side.start for side in box)
+    distances[:, apart[start]] = nearest_distances(apart, goal[box], corner, spacings)
     return distances
-
-
-def _distances_at(chosen: Mask, nearest: npt.NDArray[np.int32], spacing: Spacing) -> Distances:
-    """Distances of the `chosen` voxels (Z, H, W) to their `nearest` (3, Z, H, W), in raster order.
-
-    SciPy's own distances, at a quarter of the memory: it makes them for every voxel of the box.
-    """
-    slices = []
-    for z, here in enumerate(chosen):
-        y, x = np.nonzero(here)
-        away = nearest[:, z, y, x] - np.stack((np.full_like(y, z), y, x))
-        scaled = away * np.asarray(spacing)[:, None]
-        slices.append(np.sqrt(np.add.reduce(scaled * scaled, axis=0)))
-    return np.concatenate(slices)
 
 
 def surface_distances(
@@ -121,15 +77,11 @@ def surface_distances(
     Each mask has at least one voxel; the spacing ``(1, 1, 1)`` measures in voxels.
     """
     # Beyond this box is outside of both masks, so cutting it out changes no border.
-    box = _box_around(prediction | reference, margin=(0, 0, 0))
+    box = _box_around(prediction | reference)
     predicted, expected = border(prediction[box]), border(reference[box])
-    return [
-        SurfaceDistances(
-            to_reference=_nearest_distances(predicted, expected, spacing),
-            to_prediction=_nearest_distances(expected, predicted, spacing),
-        )
-        for spacing in spacings
-    ]
+    scales = np.asarray(spacings, np.float64)
+    there, back = (_distances(predicted, expected, scales), _distances(expected, predicted, scales))
+    return [SurfaceDistances(*both) for both in zip(there, back, strict=True)]
 
 
 def surface_scores(distances: SurfaceDistances, tolerance: float) -> dict[str, float]:

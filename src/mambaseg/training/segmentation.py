@@ -88,12 +88,10 @@ class SegmentationTask(Task):
     def on_validation_start(self) -> None:
         """Measures distances in the validations of a training that wants them or chooses by one."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        distances = {metric.name for metric in SURFACE}
         watched = {str(getattr(one, "monitor", "")).rpartition("/")[2] for one in callbacks}
+        chosen = not watched.isdisjoint(metric.name for metric in SURFACE)
         for number in range(len(self.method.networks)):
-            self._scores("val", number).surface = self.evaluation[
-                "val_distances"
-            ] or not watched.isdisjoint(distances)
+            self._scores("val", number).surface = self.evaluation["val_distances"] or chosen
 
     def _case_scores(self) -> CaseScores:
         return CaseScores(
