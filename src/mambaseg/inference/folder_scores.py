@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from mambaseg.data.fingerprint import digest_of
+from mambaseg.data.fingerprint import THREADS, digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
 from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
@@ -265,30 +266,40 @@ def _scores(
     evaluation: Mapping[str, Any],
     metrics: Sequence[Metric],
 ) -> CaseScores:
+    """Scores of all pairs, several at a time: reading and measuring let other threads run."""
     from rich.progress import track
 
-    seen: set[str] = set()
     scores = CaseScores(
         class_names=names,
         policy=evaluation["empty"],
         tolerance_mm=evaluation["tolerance_mm"],
         more=metrics,
     )
-    for pair in track(pairs, description="label maps", transient=True):
+
+    def score(pair: Pair) -> list[str]:
         prediction, reference = read_label(pair.prediction), read_label(pair.reference)
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))
         expected = _labels(pair.reference, reference, len(names))
         # a volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them
         digits = max(2, len(str(len(labels))))
-        for t, (one, other) in enumerate(zip(labels, expected, strict=True), 1):
-            case = pair if len(labels) == 1 else pair._replace(id=f"{pair.id}_frame{t:0{digits}d}")
-            if case.id in seen:
-                raise UserError(f"{pair.prediction}: there are two cases of the name {case.id}")
-            seen.add(case.id)
+        ids = [pair.id] if len(labels) == 1 else [
+            f"{pair.id}_frame{t:0{digits}d}" for t in range(1, len(labels) + 1)
+        ]  # fmt: skip
+        for name, one, other in zip(ids, labels, expected, strict=True):
             if evaluation["keep_largest"]:
                 one = keep_largest_component(one, len(names))
-            scores.update(case, *map(torch.from_numpy, (one, other)), spacing=reference.spacing)
+            both = map(torch.from_numpy, (one, other))
+            scores.update(pair._replace(id=name), *both, spacing=reference.spacing)
+        return ids
+
+    seen: set[str] = set()
+    with ThreadPoolExecutor(THREADS) as pool:
+        scored = track(pool.map(score, pairs), "label maps", total=len(pairs), transient=True)
+        for pair, ids in zip(pairs, scored, strict=True):
+            if twice := seen.intersection(ids):
+                raise UserError(f"{pair.prediction}: there are two cases of the name {min(twice)}")
+            seen.update(ids)
     return scores
 
 
