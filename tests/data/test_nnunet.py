@@ -146,7 +146,6 @@ def test_the_data_module_trains_on_a_fold(tmp_path):
     "labels",
     [
         {"background": 0, "whole": [1, 2], "core": 2},
-        {"background": 0, "a": 1, "ignore": 2},
         {"background": 0, "a": 2},
         {"background": 0, "a": 0},
         {"background": False, "a": True},

@@ -6,8 +6,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny_acdc import write_patient
 
+from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset, sheet
 from mambaseg.data.check.__main__ import main
+from mambaseg.data.check.dataset import Examined
+from mambaseg.data.classes import IGNORED
+from mambaseg.data.volume import Volume
 from mambaseg.reporting.figures import CLASS_COLOURS
 
 
@@ -40,6 +44,19 @@ def test_a_sheet_holds_so_many_cases_and_says_so(root, tmp_path, monkeypatch):
 
 def test_a_class_has_the_colour_that_it_has_in_figures():
     assert sheet.COLOURS == CLASS_COLOURS
+
+
+def test_pixels_without_a_label_are_hatched_and_have_no_outline(tmp_path):
+    label = np.full((1, 6, 6), IGNORED, np.uint8)
+    label[0, 2:4, 1:5], label[0, 5] = 2, 0
+    volume = Volume(np.zeros((1, 1, 6, 6), np.float32), label)
+    case = Case("a", "a", None, None, tmp_path, tmp_path, lambda case: volume, ignore=IGNORED)
+    axis = Figure().subplots()
+    sheet._draw(axis, Examined(case), {2: "#ffffff"})
+    hatched, outline = axis.collections
+    assert hatched.hatches == [sheet._HATCH] and not outline.hatches[0]
+    outer, hole = (path[:, 1] for path in hatched.get_paths()[0].to_polygons())
+    assert (outer.min(), outer.max()) == (0, 5) and (hole.min(), hole.max()) == (2, 4)
 
 
 def test_outlines_lie_on_the_labels_at_the_images_own_proportions(root, monkeypatch):

@@ -1,5 +1,6 @@
 """Label maps in a folder are scored as a run's test part is, and make the same page."""
 
+import csv
 import json
 import sys
 
@@ -261,6 +262,31 @@ def test_the_command_takes_further_metrics(folders, monkeypatch):
     heads = [path.read_text().splitlines()[0] for path in outputs.glob("evaluate/*/cases.csv")]
     assert len(heads) == 2  # not taken for the same result
     assert sum("volumetric_similarity" in head for head in heads) == 1
+
+
+def test_pixels_without_a_label_are_left_out(folders, monkeypatch):
+    labels, truth, arrays = folders
+    known = dict.fromkeys(CASES)
+    for case in CASES:
+        open_ = arrays[case][1].copy()
+        known[case] = open_.shape[2] // 2
+        open_[..., known[case] :] = 200
+        write_labels(truth / f"{case}_gt.nii.gz", open_)
+    words = [f"predictions={labels}", f"references={truth}", f"outputs={labels.parent}/outputs"]
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, *words)
+    evaluate(monkeypatch, *words, "ignore_label=200")
+    (path,) = (labels.parent / "outputs" / "evaluate").glob("*/cases.csv")
+    with path.open() as file:
+        found = {(row["case"], int(row["class"])): row for row in csv.DictReader(file)}
+    for case in CASES:
+        parts = [np.ascontiguousarray(one[..., : known[case]]) for one in arrays[case]]
+        for row in score_case(*parts, num_classes=len(CLASSES), spacing=SPACING):
+            own = found[case, row["class"]]
+            for key in ("dice", "accuracy", "specificity", "reference_voxels", "hd95_mm"):
+                assert own[key] == ("" if row[key] is None else str(row[key])), key
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, *words, "ignore_label=2")
 
 
 @pytest.mark.parametrize(

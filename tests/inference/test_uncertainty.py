@@ -12,9 +12,13 @@ from PIL import Image as Pillow
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mambaseg.app.ensemble import restore_predictor
+from mambaseg.data.classes import IGNORED
 from mambaseg.data.formats.images import Source, find_images
+from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import read_calibration
+from mambaseg.inference.calibration import calibrate
+from mambaseg.inference.segment import Member
 from mambaseg.reporting.calibration import calibration_grid
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.plots import _figures
@@ -223,3 +227,15 @@ def test_a_table_of_somebody_else_is_kept(tmp_path):
     with pytest.raises(UserError, match=r"uncertainty\.csv was not made by this command"):
         predict([path], write_scan(tmp_path / "s.nii.gz"), tmp_path / "out", uncertainty=True)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["uncertainty.csv"]
+
+
+def test_voxels_without_a_label_do_not_calibrate():
+    member = Member(torch.nn.Conv2d(1, 2, 1), Preprocessing("paper", 16))
+    label = torch.randint(2, (2, 16, 16), dtype=torch.uint8)
+    label[:, :12] = IGNORED
+    case = {"image": torch.rand(2, 1, 16, 16), "label": label, "spacing": None}
+    found = calibrate(member, [case], [case])
+    assert found["fitted_on"]["voxels"] == 2 * 4 * 16
+    assert np.sum(found["test"]["all"]["plain"]["bins"], axis=0)[0] == 2 * 4 * 16
+    with pytest.raises(UserError, match="no voxel of the validation set has a label"):
+        calibrate(member, [{**case, "label": torch.full_like(label, IGNORED)}], [case])

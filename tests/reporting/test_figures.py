@@ -7,8 +7,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.reporting import figures
+from mambaseg.reporting.cards import deck
 from mambaseg.reporting.figures import _error_map, case_slices, draw_cases, overlay
+from mambaseg.reporting.views import SegmentationViews
 
 NAMES = ("background", "RV", "MYO", "LV")
 
@@ -110,6 +113,27 @@ def test_errors_are_told_apart():
 def test_the_overlay_tints_labels_and_leaves_the_background():
     rgb = overlay(np.array([[0.5, 0.5]]), np.array([[0, 2]]), ("#FF0000", "#0000FF"), tint=0.5)
     np.testing.assert_allclose(rgb, [[[0.5, 0.5, 0.5], [0.25, 0.25, 0.75]]])
+
+
+def test_what_has_no_label_is_striped_and_no_error(case, tmp_path):
+    grey, labels = np.full((12, 12), 0.2), np.full((12, 12), IGNORED)
+    striped = (overlay(grey, labels, figures.CLASS_COLOURS) != 0.2).any(-1)
+    assert 0.2 < striped.mean() < 0.5
+    image, truth, prediction = case
+    truth[0], truth[:, :20] = 0, IGNORED
+    plain = write((image, np.where(truth == IGNORED, 0, truth), prediction), tmp_path / "plain.png")
+    drawn = write((image, truth, prediction), tmp_path / "open.png")
+    assert count_near(drawn, figures.HATCH) > count_near(plain, figures.HATCH) + 500
+    kept = case_slices(image, truth, prediction)
+    assert set(kept["slices"]) <= set(range(1, 9))  # those with structures, not all
+    errors = _error_map(kept["truth"], kept["prediction"])
+    assert (errors[kept["truth"] == IGNORED] == IGNORED).all()
+    names = [{"": {"a": kept}}, {"": {"a": {**kept, "truth": kept["prediction"]}}}]
+    legends = [deck(cases, headings={"a": "a"}, class_names=NAMES).legend for cases in names]
+    assert [UNLABELLED in legend for legend in legends] == [True, False]
+    views = SegmentationViews(NAMES)
+    masks = [views.media({"overlay": cases[""]["a"]})["masks"] for cases in names]
+    assert [own["truth"]["class_labels"].get(IGNORED) for own in masks] == [UNLABELLED, None]
 
 
 def test_all_colours_in_use_for_acdc_differ():

@@ -36,7 +36,8 @@ callbacks.nonfinite._target_ callbacks.progress._target_ callbacks.rate._target_
 checkpoint
 data._target_ data.batch_size data.class_names data.class_remarks._partial_
 data.class_remarks._target_ data.find_cases._partial_ data.find_cases._target_
-data.find_cases.channels data.find_cases.fold data.find_cases.label_map
+data.find_cases.channels data.find_cases.fold data.find_cases.ignore_label
+data.find_cases.label_map
 data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
 data.find_cases.patient_pattern data.fold data.ignore_label data.in_channels data.intensity
 data.label_map data.labelled data.labels
@@ -83,6 +84,7 @@ data.cache_dir data.instead data.num_workers data.on_device data.prepare data.pr
 data.prepare._target_ data.prepare.height data.prepare.patients data.prepare.scenes
 data.prepare.seed data.prepare.width data.root data.synthetic data.title
 evaluation.allow_seen evaluation.batch_size evaluation.val_distances
+ignore_label
 logger.csv._target_ logger.csv.save_dir
 logger.mlflow._target_ logger.mlflow.experiment logger.mlflow.name logger.mlflow.resume_step
 logger.mlflow.run_id logger.mlflow.tracking_uri

@@ -93,6 +93,8 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
     about = read_dataset_json(root)
     if what == "in_channels":
         return len(about.channels)
+    if what == "ignore_label":
+        return about.ignore
     return len(about.class_names) if what == "num_classes" else list(about.class_names)
 
 

@@ -139,7 +139,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Text("the first word of the command"),), "what"),
     ((TEXT, [TEXT]), "method.partner"),
     (("dense", "scribble"), "data.labels"),
-    ((Number(0, 255, whole=True), None), "data.ignore_label"),
+    ((Number(0, 255, whole=True), None), "data.ignore_label ignore_label"),
     (([TEXT],), "data.class_names shapes backends scans train bench parts"),
     (([TEXT], None), "class_names"),
     (([TEXT], "all"), "models"),

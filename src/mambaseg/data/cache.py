@@ -84,6 +84,11 @@ class Entry:
         return None if self.spacing is None else self.spacing[1:]
 
     @property
+    def unlabelled(self) -> int:
+        """How many voxels have no label."""
+        return self.stop - self.offset - sum(self.class_voxels)
+
+    @property
     def stop(self) -> int:
         """Offset of what follows."""
         return self.offset + math.prod(self.label_shape)

@@ -11,13 +11,21 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.validation import DataError, find_problems, mapped
 from mambaseg.data.volume import Volume, slice_axis
+
+
+class Scribble(NamedTuple):
+    """A label of some pixels of a case; the others have the value `ignore`."""
+
+    path: Path  #: the case's `label_path`, where it is read with it
+    ignore: int
+    reader: Callable[[Case], Volume]
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class Case:
     phase: str | None  #: "ED" (end-diastole), "ES" (end-systole), or None
     group: str | None  #: pathology (NOR, MINF, DCM, HCM, RV), or None
     image_path: Path  #: the image, or the first of its files
-    label_path: Path | None  #: the same as `image_path` for h5
+    #: The same as `image_path` for h5. None: there is none, or it must not be read.
+    label_path: Path | None
     #: A function of a module, or a `functools.partial` of one with plain keywords, so that a case
     #: can be pickled and described.
     reader: Callable[[Case], Volume]
@@ -39,8 +48,7 @@ class Case:
     label_map: tuple[tuple[int, int], ...] | None = None  #: (value in the file, class)
     ignore: int | None = None  #: the value in the file that says nothing: IGNORED when read
     labelled: bool = True  #: False: its label is not read, all of it is IGNORED
-    scribble_path: Path | None = None  #: a label of some pixels, `scribble_ignore` elsewhere
-    scribble_ignore: int | None = None
+    scribble: Scribble | None = None
     value_names: tuple[tuple[int, str], ...] = ()  #: (value, name) where the data set names them
     slicing: str = "stored"  #: a rule of `slice_axis`
     fold: int | None = None  #: of the data set's own cross-validation, for `part`
@@ -57,14 +65,22 @@ class Case:
         if volume.label is None or (self.label_map is None and self.ignore is None):
             return volume
         path = self.label_path or self.image_path
-        return replace(volume, label=mapped(volume.label, self._mapping(), path))
+        return replace(volume, label=self._mapped(volume.label, path))
 
-    def _mapping(self) -> dict[int, int]:
-        """Every value of a label file -> class or IGNORED."""
-        mapping = {value: value for value in range(256)}
+    def _mapped(self, label: np.ndarray, path: Path) -> np.ndarray:
+        """The classes of a label, and IGNORED where it has the value `ignore`."""
+        if self.ignore is None:
+            return mapped(label, dict(self.label_map or ()), path)
+        unknown = label == self.ignore
+        known = label[~unknown]
         if self.label_map is not None:
-            mapping = dict(self.label_map)
-        return mapping if self.ignore is None else {**mapping, self.ignore: IGNORED}
+            known = mapped(known, dict(self.label_map), path)
+        elif (known == IGNORED).any():
+            problem = f"the label holds value {IGNORED} beside data.ignore_label={self.ignore}"
+            raise DataError(problem, path, "Name every value of the files in data.label_map.")
+        classes = np.full_like(label, IGNORED)
+        classes[~unknown] = known
+        return classes
 
     def read(self, num_classes: int | None = None, channels: int | None = None) -> Volume:
         """Load the case; `UserError` for the first of `validation.find_problems`."""

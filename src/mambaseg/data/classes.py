@@ -10,6 +10,7 @@ from mambaseg.errors import UserError
 
 IGNORED = 255
 """In label arrays: nothing is known of this pixel, so nothing is learnt, scored or drawn of it."""
+UNLABELLED = "no label"  # its name in legends
 # read as text by Hydra without quotes
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_][\w +-]*", re.IGNORECASE)
 _SIDE = re.compile(r"left|right|(?<![^\W_])[lr](?![^\W_])")

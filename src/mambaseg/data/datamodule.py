@@ -27,6 +27,7 @@ from mambaseg.data.labelling import (
     checked_ignore,
     for_training,
     labelled_patients,
+    open_note,
     supervision_note,
 )
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
@@ -178,6 +179,10 @@ class SegmentationDataModule(StepDataModule):
                 "say whose, such as data.labelled=7 (patients) or 0.1 (a share of them)"
             )
         self._cache = cache
+        evaluated = {case.id for part in ("val", "test") for case in self.cases[part]}
+        entries = [cache.entry(case) for case in sorted(evaluated)]
+        note = open_note([(one.unlabelled, one.stop - one.offset) for one in entries])
+        self.split = replace(self.split, note=f"{self.split.note} {note}".strip())
         self._log(cache, alike)
 
     def _open(self, found: Sequence[Case]) -> tuple[list[Case], VolumeCache]:
@@ -236,8 +241,13 @@ class SegmentationDataModule(StepDataModule):
         for part, cases in self.cases.items():
             known = not any(case.patient_assumed for case in cases)
             counts[part] = {"patients": len({case.patient for case in cases})} if known else {}
-            slices = sum(cache.entry(case.id).shape[0] for case in cases)
-            counts[part] |= {"cases": len(cases), "slices": slices}
+            entries = [cache.entry(case.id) for case in cases]
+            counts[part] |= {"cases": len(cases), "slices": sum(one.shape[0] for one in entries)}
+            labelled = [one for one, case in zip(entries, cases, strict=True) if case.labelled]
+            if len(labelled) < len(cases):
+                counts[part]["labelled"] = len(labelled)
+            if in_part := sum(one.unlabelled > 0 for one in labelled):
+                counts[part]["labelled in part"] = in_part
         return counts
 
     def setup(self, stage: str) -> None:

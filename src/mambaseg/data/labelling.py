@@ -67,16 +67,36 @@ def supervision_note(split: Split, labelled: Sequence[str], labels: Labels) -> s
     return " ".join(sentences)
 
 
+def open_note(voxels: Sequence[tuple[int, int]]) -> str:
+    """A sentence on cases to be scored, given voxels without a label and all; empty where none."""
+    left = [unlabelled / whole for unlabelled, whole in voxels if unlabelled]
+    if not left:
+        return ""
+    return (
+        f"In {len(left)} of {len(voxels)} validation and test cases {sum(left) / len(left):.1%} of "
+        "the voxels have no label: scores leave them out."
+    )
+
+
 def for_training(case: Case, labelled: Sequence[str], labels: Labels) -> Case:
     """A training case with the label that may be read; `UserError` where it has no scribble."""
     if case.patient not in labelled:
         return replace(case, label_path=None, more_labels=(), labelled=False)
+    return with_labels(case, labels)
+
+
+def with_labels(case: Case, labels: Labels) -> Case:
+    """The case with its labels of a kind; `UserError` where it has no scribble."""
     if labels == "dense":
         return case
-    if case.scribble_path is None:
-        remedy = "Get the data set's scribbles (docs/data.md), or use data.labels=dense."
+    if case.scribble is None:
+        remedy = (
+            "Get the data set's scribbles (docs/data.md); labels of your own that leave pixels "
+            "open are read with data.ignore_label=<the value of those pixels>."
+        )
         raise DataError("has no scribble, and data.labels=scribble", case.image_path, remedy)
-    return replace(case, label_path=case.scribble_path, ignore=case.scribble_ignore)
+    path, ignore, reader = case.scribble
+    return replace(case, label_path=path, ignore=ignore, reader=reader)
 
 
 def checked_ignore(

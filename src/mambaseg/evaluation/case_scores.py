@@ -113,15 +113,13 @@ class CaseScores(CaseRows):
     ) -> None:
         """Score labels (Z, H, W) at native resolution, on any device; spacing (z, y, x) in mm.
 
-        In `partial` references, what is IGNORED counts as background on both sides.
+        In `partial` references, what is IGNORED belongs to no class on either side.
 
         Raises:
             UserError: shapes differ or a label is out of range; the message names the case.
         """
         found, truth = prediction.cpu().numpy(), reference.cpu().numpy()
-        if self.partial and found.shape == truth.shape:
-            known = truth != IGNORED
-            found, truth = found * known, truth * known
+        ignored = truth == IGNORED if self.partial and found.shape == truth.shape else None
         try:
             scored = score_case(
                 found,
@@ -130,6 +128,7 @@ class CaseScores(CaseRows):
                 spacing=spacing,
                 surface=self.surface,
                 more=self.more,
+                ignored=ignored,
                 **self.convention,
             )
         except UserError as error:

@@ -188,6 +188,7 @@ def score_case(
     policy: Policy = "strict",
     surface: bool = True,
     more: Sequence[Metric] = (),
+    ignored: npt.NDArray[np.bool_] | None = None,
 ) -> list[Row]:
     """Score one case.
 
@@ -201,6 +202,7 @@ def score_case(
         policy: what empty masks score; see the module's table.
         surface: False leaves the surface columns out, for a quick look.
         more: metrics beside the built-in ones.
+        ignored: voxels (Z, H, W) that belong to no class on either side, whatever the labels say.
 
     Returns:
         One row per class 0..K-1, with the columns the module lists and ``class``, the index.
@@ -212,7 +214,11 @@ def score_case(
         names = ", ".join(_EMPTY)
         raise UserError(f"There is no policy {policy!r} for empty masks; choose one of {names}.")
     predicted, expected = np.asarray(prediction), np.asarray(reference)
+    if ignored is not None and ignored.any():
+        predicted, expected = (np.where(ignored, 0, labels) for labels in (predicted, expected))
     counts = _confusion_matrix(predicted, expected, num_classes)
+    if ignored is not None:
+        counts[0, 0] -= np.count_nonzero(ignored)
     spacings: dict[str, Spacing] = {"vox": (1.0, 1.0, 1.0)}
     if spacing is not None:
         spacings["mm"] = spacing
@@ -221,6 +227,8 @@ def score_case(
     rows = []
     for index in range(num_classes):
         masks = predicted == index, expected == index
+        if ignored is not None and index == 0:
+            masks = masks[0] & ~ignored, masks[1] & ~ignored
         row: Row = {"class": index, "outcome": _outcome(counts, index), **dict.fromkeys(columns)}
         row |= _counted(counts, index, spacing)
         row |= {metric.name: metric.measure(*masks, spacing) for metric in more}

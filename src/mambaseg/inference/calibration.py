@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mambaseg.data.classes import IGNORED
 from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import REGIONS, Reliability, fit_temperature
 from mambaseg.inference.segment import Member, case_uncertainty, native_logits, segment
@@ -24,9 +25,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fits a network's temperature on the validation cases and measures it on the test cases.
 
-    All voxels of all cases at native resolution count; where they are more than `LARGEST` / K,
-    every n-th one fits the temperature. `foreground` are the voxels that the reference or the
-    network does not call background.
+    All voxels with a label of all cases at native resolution count; where they are more than
+    `LARGEST` / K, every n-th one fits the temperature. `foreground` are the voxels that the
+    reference or the network does not call background.
 
     Args:
         member: the network in one view; its own temperature is not used.
@@ -61,7 +62,9 @@ def calibrate(
 
 
 def _fit(member: Member, cases: Cases) -> dict[str, Any]:
-    voxels = sum(case["label"].numel() for case in cases)
+    voxels = sum(int((case["label"] != IGNORED).sum()) for case in cases)
+    if not voxels:
+        raise UserError("calibration=true: no voxel of the validation set has a label")
     kept: list[tuple[Tensor, Tensor]] = []
     every = first = 0
     for case in cases:
@@ -84,12 +87,13 @@ def _fit(member: Member, cases: Cases) -> dict[str, Any]:
 
 
 def _voxels(member: Member, case: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (N, K) and classes (N,) of a case on the CPU, some slices at a time."""
+    """Logits (N, K) and classes (N,) of a case's labelled voxels on the CPU, in several parts."""
     start = 0
     for logits in native_logits(member, case["image"], spacing=case["spacing"]):
         truth = case["label"][start : start + len(logits)].long()
         start += len(logits)
-        yield logits.cpu().movedim(1, -1).flatten(0, -2), truth.flatten()
+        known = truth.flatten() != IGNORED
+        yield logits.cpu().movedim(1, -1).flatten(0, -2)[known], truth.flatten()[known]
 
 
 def _uncertainty(member: Member, case: dict[str, Any]) -> float | None:

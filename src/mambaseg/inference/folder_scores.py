@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 import yaml
 
+from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import THREADS, digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
+from mambaseg.data.labelling import checked_ignore
 from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
 from mambaseg.data.validation import DataError, as_label
 from mambaseg.data.volume import Volume
@@ -190,6 +192,7 @@ def score_folders(
     evaluation: Mapping[str, Any],
     outputs: Path,
     metrics: Sequence[Metric] = (),
+    ignore_label: int | None = None,
     rerun: bool = False,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Scores label maps as a run scores its test set, and writes what a report needs.
@@ -199,7 +202,8 @@ def score_folders(
 
     Both folders hold NIfTI files (of a cine every frame is a case) or pictures. `evaluation` has
     `empty`, `tolerance_mm`, `keep_largest` and `allow_seen`, as conf/config.yaml; without
-    `class_names` the files beside the predictions tell them. It returns the run folder, below
+    `class_names` the files beside the predictions tell them. Pixels that have `ignore_label` in a
+    reference are left out. It returns the run folder, below
     `outputs`, and its configuration.
 
     Raises:
@@ -208,6 +212,7 @@ def score_folders(
     """
     pairs = find_pairs(predictions, references)
     names = class_names_of(pairs, class_names)
+    checked_ignore(ignore_label, len(names), None)
     seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
     title, model = references.resolve().name, predictions.resolve().name
     files = digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs])
@@ -226,13 +231,14 @@ def score_folders(
     # scores with a mark, or with further columns, are others
     marks = [seen["cases"]] if seen["cases"] else []
     marks += [[metric.name for metric in metrics]] if metrics else []
+    marks += [{"ignored": ignore_label}] if ignore_label is not None else []
     key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]
     data = config["data"]["name"]
     folder = RunFolder(outputs / f"{slug(model) or 'predictions'}-{data}-{key}")
     if folder.finished and not rerun:
         log.info("already scored: %s (rerun=true scores again)", folder.path)
         return folder, config
-    scores = _scores(pairs, names, config["evaluation"], metrics)
+    scores = _scores(pairs, names, config["evaluation"], metrics, ignore_label)
     split = {"name": "all files", "hash": digest_of([pair.id for pair in pairs])[:12], "note": note}
     # of a cine that was seen, all frames that were scored were
     cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
@@ -265,6 +271,7 @@ def _scores(
     names: Sequence[str],
     evaluation: Mapping[str, Any],
     metrics: Sequence[Metric],
+    ignore_label: int | None,
 ) -> CaseScores:
     """Scores of all pairs, several at a time: reading and measuring let other threads run."""
     from rich.progress import track
@@ -274,13 +281,14 @@ def _scores(
         policy=evaluation["empty"],
         tolerance_mm=evaluation["tolerance_mm"],
         more=metrics,
+        partial=ignore_label is not None,
     )
 
     def score(pair: Pair) -> list[str]:
         prediction, reference = read_label(pair.prediction), read_label(pair.reference)
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))
-        expected = _labels(pair.reference, reference, len(names))
+        expected = _labels(pair.reference, reference, len(names), ignore_label)
         # a volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them
         digits = max(2, len(str(len(labels))))
         ids = [pair.id] if len(labels) == 1 else [
@@ -303,11 +311,17 @@ def _scores(
     return scores
 
 
-def _labels(path: Path, read: Volume, num_classes: int) -> npt.NDArray[np.uint8]:
+def _labels(
+    path: Path, read: Volume, num_classes: int, ignore: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """The numbers of a label map, with IGNORED in place of `ignore`."""
     labels = as_label(read.image[:, :, 0], path)
-    if (highest := int(labels.max())) >= num_classes:
+    known = labels if ignore is None else labels[labels != ignore]
+    if (highest := int(known.max(initial=0))) >= num_classes:
         problem = f"the label map holds the value {highest}; the classes are 0..{num_classes - 1}"
         raise DataError(problem, path, "Name all classes in class_names=[...], or map the labels.")
+    if ignore is not None:
+        labels = np.where(labels == ignore, np.uint8(IGNORED), labels)
     return np.ascontiguousarray(labels)
 
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.reporting.figures import Arrays, Pixels, class_colours, mosaic, overlay_cells
+from mambaseg.reporting.figures import (
+    Arrays,
+    Pixels,
+    class_colours,
+    has_unlabelled,
+    mosaic,
+    overlay_cells,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ def deck(
         Card(heading, own, _png(canvas[:, 2 * width * k : 2 * width * (k + 1)]))
         for k, (heading, own) in enumerate(columns)
     ]
-    return Deck(tuple(cards), tuple(names), class_colours(class_names, errors=True))
+    legend = class_colours(class_names, errors=True, unlabelled=has_unlabelled(cases))
+    return Deck(tuple(cards), tuple(names), legend)
 
 
 def _png(pixels: Pixels) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.storage.files import whole_file
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ ERROR_COLOURS = {
     "false negative": "#CC79A7",
     "wrong class": "#F0E442",
 }
+HATCH = "#8c8c8c"  # of the stripes over pixels without a label
+_STRIPE, _PERIOD = 2, 6  # pixels of a stripe, and from one to the next
 _TINT = 0.6  # how much of its colour a class shows
 _MARGIN = 0.45  # of the labelled area's size, left around it
 _GAP = 2  # pixels between cells
@@ -53,7 +56,7 @@ def case_slices(
     volumes = {"truth": truth, "prediction": prediction}
     labels = {kind: volume for kind, volume in volumes.items() if volume is not None}
     for volume in (*labels.values(), np.ones_like(prediction)):
-        used = np.flatnonzero((volume > 0).any(axis=(1, 2)))
+        used = np.flatnonzero(_structures(volume).any(axis=(1, 2)))
         if used.size:
             break
     chosen = np.unique(used[[int(share * used.size) for share in (0.25, 0.5, 0.75)]])
@@ -80,7 +83,8 @@ def draw_cases(
 ) -> Path:
     """Write a picture: a row per slice; image, truth, then prediction and error of each network.
 
-    Slices are cut to the surroundings of what is labelled; a picture is shown whole. An error is
+    Slices are cut to the surroundings of what is labelled; a picture is shown whole. Where the
+    truth is IGNORED it is striped, and nothing is an error. An error is
     *false positive* where the truth is background, *false negative* where the prediction is, and
     *wrong class* where both are different structures.
 
@@ -118,7 +122,8 @@ def draw_cases(
     axis.set_yticks(places, map(literal, names), fontsize=8)
     axis.tick_params(length=0, colors=_LIGHT)
     axis.spines[:].set_visible(False)
-    _add_legend(figure, class_names, errors=known)
+    colours = class_colours(class_names, errors=known, unlabelled=has_unlabelled(cases))
+    _add_legend(figure, colours)
     return save_png(figure, path, dpi=100)
 
 
@@ -187,9 +192,10 @@ def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, 
 
 
 def _error_map(truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """0 where right, else 1, 2, 3 for the kinds of `ERROR_COLOURS` in their order; same shape."""
+    """0 where right, else 1, 2, 3 for the kinds of `ERROR_COLOURS`, or IGNORED; same shape."""
     wrong = [truth == 0, prediction == 0, truth > 0]
-    return np.select([own & (truth != prediction) for own in wrong], [1, 2, 3]).astype(np.uint8)
+    errors = np.select([own & (truth != prediction) for own in wrong], [1, 2, 3])
+    return np.where(truth == IGNORED, IGNORED, errors).astype(np.uint8)
 
 
 def overlay(
@@ -199,30 +205,60 @@ def overlay(
     *,
     tint: float = _TINT,
 ) -> Pixels:
-    """Image (H, W[, 3]) in [0, 1] with label k > 0 tinted in colours[k - 1]: RGB (H, W, 3)."""
+    """Image (H, W[, 3]) in [0, 1] with label k > 0 tinted in colours[k - 1]: RGB (H, W, 3).
+
+    What is IGNORED gets grey stripes.
+    """
     from matplotlib.colors import to_rgb
 
     rgb = np.array(grey, dtype=np.float64)
     if rgb.ndim == 2:
         rgb = np.repeat(rgb[..., None], 3, axis=-1)
-    for index in range(1, int(labels.max(initial=0)) + 1):
-        colour = np.array(to_rgb(colours[(index - 1) % len(colours)]))
-        rgb[labels == index] = (1 - tint) * rgb[labels == index] + tint * colour
+    for index in map(int, np.unique(labels)):
+        if index:
+            colour = np.array(to_rgb(colours[(index - 1) % len(colours)]))
+            inside = labels == index
+            if index == IGNORED:  # the last one
+                colour, inside = np.array(to_rgb(HATCH)), inside & _stripes(labels.shape)
+                tint = _TINT
+            rgb[inside] = (1 - tint) * rgb[inside] + tint * colour
     return rgb
 
 
-def class_colours(class_names: Sequence[str], *, errors: bool) -> dict[str, str]:
-    """The colours of the classes (the background is first and has none), and those of errors."""
+def _stripes(shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return (rows + columns) % _PERIOD < _STRIPE
+
+
+def has_unlabelled(cases: Mapping[str, Mapping[str, Arrays]]) -> bool:
+    """Whether a truth among `case_slices` has pixels without a label."""
+    arrays = (one for own in cases.values() for one in own.values())
+    return any("truth" in one and bool((one["truth"] == IGNORED).any()) for one in arrays)
+
+
+def _structures(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where labels are a class other than the background."""
+    return (labels > 0) & (labels != IGNORED)
+
+
+def class_colours(
+    class_names: Sequence[str], *, errors: bool, unlabelled: bool = False
+) -> dict[str, str]:
+    """Colours of the classes (the background is first and has none), errors, and no label."""
     colours = dict(zip(class_names[1:], cycle(CLASS_COLOURS), strict=False))
-    return colours | ERROR_COLOURS if errors else colours
+    colours |= ERROR_COLOURS if errors else {}
+    return colours | ({UNLABELLED: HATCH} if unlabelled else {})
 
 
-def _add_legend(figure: Figure, class_names: Sequence[str], *, errors: bool) -> None:
-    """Puts the classes' colours, and those of errors, below the figure."""
+def _add_legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    """Puts names and colours below the figure; stripes stand for no label."""
     from matplotlib.patches import Patch
 
-    colours = class_colours(class_names, errors=errors)
-    patches = [Patch(facecolor=c, label=literal(name)) for name, c in colours.items()]
+    patches = [
+        Patch(facecolor=c, label=literal(name)) if name != UNLABELLED
+        else Patch(facecolor=_DARK, edgecolor=c, hatch="/////", label=name)
+        for name, c in colours.items()
+    ]  # fmt: skip
     figure.legend(
         handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False,
         labelcolor=_LIGHT,
@@ -238,7 +274,7 @@ def _crop(labelled: npt.NDArray[Any]) -> tuple[slice, slice]:
     """Rows and columns around everything labelled in the volume (Z, H, W), with a margin."""
     sides = [slice(None), slice(None)]
     for axis in (1, 2):
-        used = np.flatnonzero((labelled > 0).any(axis=(0, 3 - axis)))
+        used = np.flatnonzero(_structures(labelled).any(axis=(0, 3 - axis)))
         if used.size:
             margin = max(8, round(_MARGIN * (used[-1] - used[0] + 1)))
             sides[axis - 1] = slice(max(0, int(used[0]) - margin), int(used[-1]) + margin + 1)

@@ -145,6 +145,7 @@ def _counts(run: RunData, _: Mapping[str, Any]) -> str:
     parts = {name: counts.get(name) for name in words}
     shown = [
         f"{words[name]} {counted(part['cases'], 'case')} of {counted(part['patients'], 'patient')}"
+        + (f" ({part['labelled']} with labels)" if "labelled" in part else "")
         for name, part in parts.items()
         if isinstance(part, Mapping) and {"cases", "patients"} <= part.keys()
     ]

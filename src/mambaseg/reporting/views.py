@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.reporting.figures import case_slices, draw_cases
 
 SIDE = 256  # pixels that what is kept of a 2-D image has at most
@@ -63,6 +64,8 @@ class SegmentationViews:
     def media(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """The middle slice, with truth and prediction as masks."""
         shown, names = kept["overlay"], dict(enumerate(self.class_names))
+        if (shown["truth"] == IGNORED).any():
+            names[IGNORED] = UNLABELLED
         middle = len(shown["slices"]) // 2
         masks = {
             kind: {"mask_data": shown[kind][middle], "class_labels": names}

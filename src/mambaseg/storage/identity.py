@@ -27,7 +27,7 @@ without one are of the time when the scan backend counted and callbacks did not.
 _LEFT_OUT = frozenset({
     "name", "outputs", "run_dir", "rerun", "test", "logger", "hydra",
     # of mambaseg evaluate, where `checkpoint` counts
-    "run", "predictions", "references", "class_names", "calibration",
+    "run", "predictions", "references", "class_names", "ignore_label", "calibration",
     "callbacks",  # `_chosen` has what counts of them
     # the fingerprint of the data and the hash of the split say what these lead to
     "data.root", "data.prepare", "data.cache_dir", "data.num_workers", "data.on_device",
@@ -59,6 +59,7 @@ _ADDED: dict[str, Any] = {
     "data.labelled": None,
     "data.ignore_label": None,
     "loss.class_weights": None,
+    "data.find_cases.ignore_label": None,
 }
 
 # What conf/augmentation holds, by its text, and what the key data.augmentation called the same.

@@ -38,12 +38,24 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
         "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}",
         "budget": f"{data['steps']:,} steps, {batch}, {data['size']} × {data['size']} pixels, "
         f"validation {validated}",
-        "data": f"{data['title']}, split {split['name']} ({split['hash']})",
+        "data": f"{data['title']}, split {split['name']} ({split['hash']})"
+        + _supervision(config, record),
         "device": f"{several}{place}, {trainer['precision']}",
     }
     if config.get("checkpoint"):  # nothing is trained
         del lines["optim"], lines["budget"]
     return lines
+
+
+def _supervision(config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """What the training reads of the labels, where it is less than all of them."""
+    train = record.get("counts", {}).get("train", {})
+    labels = "scribbles" if config["data"].get("labels") == "scribble" else "labels"
+    if "labelled" in train:
+        return f", {labels} of {train['labelled']} of {counted(train['cases'], 'training case')}"
+    if "labelled in part" in train:
+        return f", {labels} in part"
+    return ""
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ def _folders(cfg: DictConfig) -> float | None:
         evaluation=OmegaConf.to_container(cfg.evaluation),  # type: ignore[arg-type]
         outputs=Path(cfg.outputs).expanduser() / cfg.name,
         metrics=metrics_of(cfg),
+        ignore_label=cfg.ignore_label,
         rerun=cfg.rerun,
     )
     get_console().print(table_of(folder.summary, config))

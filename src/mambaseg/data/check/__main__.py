@@ -38,6 +38,11 @@ def main(
         "--num-classes", type=int, help="with background (default: what the layout tells)"
     )
     parser.add_argument(
+        "--ignore-label", type=int, metavar="V", help="value of pixels without a label (default: "
+        "what the layout tells)"
+    )  # fmt: skip
+    parser.add_argument("--labels", choices=("dense", "scribble"), default="dense")
+    parser.add_argument(
         "--write", type=Path, metavar="conf/data/NAME.yaml", help="save the proposed config there"
     )
     parser.add_argument(
@@ -60,11 +65,15 @@ def main(
             options.root,
             options.num_classes,
             layout=layouts.get(options.layout),
+            ignore_label=options.ignore_label,
+            labels=options.labels,
             config_dirs=options.config_dir,
         )
         if report.problems:
             console.print(_table(report))
         console.print(Text(report.summary, "green" if report.ok else "red"), soft_wrap=True)
+        if report.supervision:
+            console.print(Text(report.supervision), soft_wrap=True)
         console.print(Text(_proposed(report, options.write)), soft_wrap=True)
         if options.sheet:
             console.print(Text(write_sheet(report, options.sheet)), soft_wrap=True)

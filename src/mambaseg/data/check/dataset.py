@@ -18,7 +18,9 @@ import numpy as np
 
 from mambaseg.data.case import Case
 from mambaseg.data.check.layouts import Layout, find_layout
+from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import THREADS
+from mambaseg.data.labelling import Labels, checked_ignore, with_labels
 from mambaseg.data.patients import Alike, find_alike
 from mambaseg.data.readers.reader import Level, Problem, counted
 from mambaseg.data.splits import known_duplicates, listed
@@ -63,6 +65,7 @@ class Report:
     examined: tuple[Examined, ...] = ()
     class_names: tuple[str, ...] | None = None  # None where nothing names them
     alike: Alike | None = None
+    labels: Labels = "dense"  # that were read
 
     def of(self, level: Level) -> list[Problem]:
         """The problems of one level."""
@@ -80,33 +83,59 @@ class Report:
         whose = "" if self.patients is None else f" of {counted(self.patients, 'patient')}"
         return f"{counted(self.cases, 'case')}{whose} in {self.root}: {', '.join(found)}"
 
+    @property
+    def supervision(self) -> str:
+        """Sentences on labels that leave voxels open, and on scribbles; empty where there are none.
+
+        Whether an h5 file holds a scribble is not known before that is read.
+        """
+        sentences = []
+        partial = [one.label_counts for one in self.examined if one.case.ignore is not None]
+        left = [counts[IGNORED] / sum(counts) for counts in partial if counts and counts[IGNORED]]
+        if left:
+            sentences.append(
+                f"{len(left)} of {counted(self.cases, 'case')} are labelled in part: "
+                f"{sum(left) / len(left):.1%} of their voxels have no label."
+            )
+        cases = [one.case for one in self.examined]
+        beside = sum(bool(one.scribble and one.scribble.path != one.image_path) for one in cases)
+        if beside and self.labels == "dense":
+            sentences.append(
+                f"{beside} of {counted(self.cases, 'case')} have a scribble (data.labels=scribble; "
+                "--labels scribble checks them)."
+            )
+        return " ".join(sentences)
+
 
 def check_dataset(
     root: Path | str,
     num_classes: int | None = None,
     *,
     layout: Layout | None = None,
+    ignore_label: int | None = None,
+    labels: Labels = "dense",
     config_dirs: Iterable[Path] = (),
 ) -> Report:
     """Read every case below `root` and report what is wrong with it (docs/data.md lists it).
 
-    `num_classes` includes the background. Without it or a layout, the folder itself is asked;
-    `config_dirs` are those of `known_layouts`.
+    `num_classes` includes the background. Without it, `ignore_label` or a layout, the folder itself
+    is asked; `labels` are those that are read, `config_dirs` those of `known_layouts`.
     """
     root = Path(root).expanduser()
     try:
         layout = layout or find_layout(root, config_dirs)
+        if ignore_label is not None:
+            layout = layout.ignoring(ignore_label)
         found, errors, remarks = layout.reader.survey(root, **layout.options)
     except DataError as error:
         return Report(root, 0, (_line(error, root, str(root)),))
     names = None
     try:
         names = layout.class_names(root)
+        ignore_label = layout.ignore_label(root)
     except DataError as error:  # the images are worth a look all the same
         errors.insert(0, error)
-    mapping = checked_label_map(layout.config.get("label_map"), ANY)
-    slicing = str(layout.config.get("slicing", "stored"))
-    cases = [replace(one, slicing=slicing, label_map=mapping) for one in found]
+    cases = list(_as_configured(found, layout, names, ignore_label, labels, errors))
     classes, further = num_classes or (len(names) if names else ANY), layout.reader.remarks
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
         examined = list(pool.map(lambda case: _examine(case, classes, further), cases))
@@ -121,7 +150,27 @@ def check_dataset(
     unknown = any(case.patient_assumed for case in cases)
     patients = None if unknown else len({case.patient for case in cases})
     lines = tuple(dict.fromkeys(problems))  # two parts of the check may find the same
-    return Report(root, len(cases), lines, patients, layout, tuple(examined), names, alike)
+    return Report(root, len(found), lines, patients, layout, tuple(examined), names, alike, labels)
+
+
+def _as_configured(
+    found: Sequence[Case],
+    layout: Layout,
+    names: Sequence[str] | None,
+    ignore: int | None,
+    labels: Labels,
+    errors: list[DataError],
+) -> Iterator[Case]:
+    """The cases as a training would read them; those that lack such a label are `errors`."""
+    mapping = checked_label_map(layout.config.get("label_map"), ANY)
+    checked_ignore(ignore, len(names or ()), layout.config.get("label_map"))
+    slicing = str(layout.config.get("slicing", "stored"))
+    for one in found:
+        case = replace(one, slicing=slicing, label_map=mapping, ignore=ignore)
+        try:
+            yield with_labels(case, labels)
+        except DataError as error:
+            errors.append(error)
 
 
 def _line(error: DataError, root: Path, where: str | None = None) -> Problem:
@@ -138,7 +187,10 @@ def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[
     try:
         with collected_warnings() as said:
             volume = case.load()
-        errors = tuple(find_problems(volume, case.image_path, case.label_path, num_classes))
+        partial = case.ignore is not None
+        errors = tuple(
+            find_problems(volume, case.image_path, case.label_path, num_classes, partial=partial)
+        )
         if errors or volume.label is None:
             return Examined(case, errors)
         content = hashlib.sha256(str(volume.image.shape).encode())
@@ -151,7 +203,7 @@ def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[
             volume.spacing,
             volume.orientation,
             tuple(map(int, np.bincount(volume.label.ravel(), minlength=ANY))),
-            (*said, *_suspicious(volume.image, volume.label), *further(volume)),
+            (*said, *_suspicious(volume.image, volume.label, partial=partial), *further(volume)),
         )
     except DataError as error:
         return Examined(case, (error, *_label_errors(case, error, num_classes)))
@@ -173,15 +225,15 @@ def _label_errors(case: Case, error: DataError, num_classes: int) -> Iterator[Da
         yield second
     else:
         assert label is not None
-        yield from label_problems(label, path, num_classes)
+        yield from label_problems(label, path, num_classes, case.ignore is not None)
 
 
-def _suspicious(image: np.ndarray, label: np.ndarray) -> Iterator[str]:
+def _suspicious(image: np.ndarray, label: np.ndarray, *, partial: bool) -> Iterator[str]:
     if image.min() == image.max():
         yield f"the image is constant ({image.flat[0]:g} everywhere)"
     elif ((image == image.min()) | (image == image.max())).all():
         yield f"the image holds two values only ({image.min():g} and {image.max():g})"
-    if not label.any():
+    if not (label % IGNORED if partial else label).any():
         yield "the label is background everywhere"
 
 

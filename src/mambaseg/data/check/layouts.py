@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,18 @@ class Layout:
         asked = self.reader.class_names
         names = asked(root) if asked else self.config.get("class_names")
         return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+    def ignore_label(self, root: Path) -> int | None:
+        """The value of pixels without a label, where the config or the folder names one."""
+        value, asked = self.config.get("ignore_label"), self.reader.ignore_label
+        return value if type(value) is int else asked(root) if asked else None
+
+    def ignoring(self, value: int) -> Layout:
+        """The layout whose label files have `value` where pixels have no label."""
+        node = dict(self.config["find_cases"])
+        if "ignore_label" in node:
+            node["ignore_label"] = value
+        return replace(self, config={**self.config, "ignore_label": value, "find_cases": node})
 
 
 def known_layouts(

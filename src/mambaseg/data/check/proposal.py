@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.check.dataset import Examined, Report
+from mambaseg.data.classes import IGNORED
 from mambaseg.storage.untrusted import readable
 
 MULTIPLE, SMALLEST, LARGEST = 32, 64, 512  # of the side of the square
@@ -34,6 +35,9 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         return None
     layout, root, asked = report.layout, report.root, report.layout.reader.split
     counts = np.array([one.label_counts for one in usable])  # (cases, 256)
+    ignore = layout.config.get("ignore_label")
+    if any(one.case.ignore is not None for one in usable):
+        counts[:, IGNORED] = 0
     values = [int(value) for value in np.flatnonzero(counts.sum(axis=0))]
     names, classes, mapping = _classes(report, values)
     longer = median(max(one.shape[2:]) for one in usable)
@@ -47,6 +51,8 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "class_names": list(names),
         "num_classes": len(names),
         "label_map": mapping,
+        **({"ignore_label": ignore} if type(ignore) is int else {}),
+        **({"labels": report.labels} if report.labels != "dense" else {}),
         "in_channels": Counter(one.shape[1] for one in usable).most_common(1)[0][0],
         "size": size,
         "batch_size": int(min(max(available // (BYTES_PER_PIXEL * size**2), 1), MOST_SLICES)),
@@ -66,6 +72,8 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     ]
     if len(values) > MOST_CLASSES:
         lines.append(f"# The labels hold {len(values)} values: are they labels?")
+    if len(values) > 2 and values == [*range(len(values) - 1), IGNORED]:
+        lines.append("# Does 255 mark pixels without a label? Then check with --ignore-label 255.")
     if not report.ok:
         lines.append("# Errors were found, which training may stop at.")
     lines += ["defaults:", f"  - {layout.name}", "  - _self_"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mambaseg.data.check.dataset import Examined, Report
+from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume
 from mambaseg.storage.files import whole_file
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MOST = 48  # cases on a sheet
 # of the classes, as in the figures of runs (`mambaseg.reporting.figures`)
 COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+_HATCH, _OPEN = "///", "#8c8c8c"  # of pixels without a label
 _COLUMNS = 6
 _SIDE = 512  # pixels of a slice that are drawn
 
@@ -39,6 +41,7 @@ def write_sheet(report: Report, path: Path) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     require_new(path)
     usable = [one for one in report.examined if one.digest is not None]
@@ -47,6 +50,8 @@ def write_sheet(report: Report, path: Path) -> str:
     places = np.linspace(0, len(usable) - 1, min(MOST, len(usable))).round().astype(int)
     shown = [usable[place] for place in places]
     values = np.flatnonzero(np.sum([one.label_counts for one in shown], axis=0))
+    partial = IGNORED in values and shown[0].case.ignore is not None
+    values = values[values != IGNORED] if partial else values
     colours = dict(zip((int(v) for v in values if v), cycle(COLOURS), strict=False))
     rows = math.ceil(len(shown) / _COLUMNS)
     said = f"{len(shown)} of {report.cases} cases"
@@ -60,8 +65,11 @@ def write_sheet(report: Report, path: Path) -> str:
         for axis in figure.axes:
             axis.axis("off")
         names = dict(enumerate(report.class_names or ()))
-        handles = [Line2D([], [], color=colour) for colour in colours.values()]
+        handles: list[Any] = [Line2D([], [], color=colour) for colour in colours.values()]
         words = [printable(f"{value} {names.get(value, '')}".strip()) for value in colours]
+        if partial:
+            handles.append(Patch(facecolor="none", edgecolor=_OPEN, hatch=_HATCH))
+            words.append(UNLABELLED)
         figure.suptitle(printable(f"{report.root.absolute().name}: {said}"), fontsize=10)
         if handles:
             figure.legend(handles, words, loc="outside lower center", ncols=8)
@@ -75,18 +83,24 @@ def write_sheet(report: Report, path: Path) -> str:
 def _draw(axis: Axes, one: Examined, colours: dict[int, str]) -> None:
     volume = one.case.load()
     assert volume.label is not None  # it was examined
-    labelled = (volume.label > 0).sum(axis=(1, 2))
+    partial = one.case.ignore is not None
+    inside = (volume.label > 0) & ~(partial & (volume.label == IGNORED))
+    labelled = inside.sum(axis=(1, 2))
     z = int(labelled.argmax()) if labelled.any() else len(labelled) // 2
     step = -(-max(volume.label.shape[1:]) // _SIDE)
     label = volume.label[z, ::step, ::step]
     pixels, extent = _pixels(volume, z, step), _extent(volume)
     axis.imshow(pixels, cmap="gray", extent=extent, interpolation="nearest")
+    height, width = label.shape
+    x = (np.arange(-1, width + 1) + 0.5) * extent[1] / width
+    y = (np.arange(-1, height + 1) + 0.5) * extent[2] / height
+    if partial and (label == IGNORED).any():
+        left = np.pad(label == IGNORED, 1)
+        hatch = axis.contourf(x, y, left, levels=[0.5, 1], colors="none", hatches=[_HATCH])
+        hatch.set(edgecolor=_OPEN, linewidth=0)
     for value, colour in colours.items():
         inside = np.pad(label == value, 1)  # an outline closes at the border of the image
         if inside.any():
-            height, width = label.shape
-            x = (np.arange(-1, width + 1) + 0.5) * extent[1] / width
-            y = (np.arange(-1, height + 1) + 0.5) * extent[2] / height
             axis.contour(x, y, inside, levels=[0.5], colors=[colour], linewidths=0.9)
     axis.set(xlim=extent[:2], ylim=extent[2:])
     name = printable(one.case.id)

@@ -4,6 +4,7 @@
         Info.cfg                        ED: 1, ES: 12, Group: DCM, ...
         patient001_frame01.nii.gz       patient001_frame01_gt.nii.gz
         patient001_frame12.nii.gz       patient001_frame12_gt.nii.gz
+        patient001_frame12_scribble.nii.gz      where there are scribbles
 
 Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
 """
@@ -19,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mambaseg.data.case import Case
+from mambaseg.data.case import Case, Scribble
+from mambaseg.data.classes import IGNORED
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.readers import acdc_h5
+from mambaseg.data.readers.acdc_h5 import UNLABELLED
 from mambaseg.data.readers.reader import Found, Problem, counted, reader
 from mambaseg.data.splits import LISTED, listed
 from mambaseg.data.validation import (
@@ -42,7 +45,6 @@ FOLDERS = ("", "training", "testing", "database/training", "database/testing")
 INFO_BYTES = 2**16  # of an Info.cfg that are read; real ones have about 100
 IN_PLANE_MM, BETWEEN_SLICES_MM = (0.2, 5.0), (0.5, 20.0)  # ACDC: 0.7 to 1.9, 5 to 10
 MYOCARDIUM, LEFT_VENTRICLE = 2, 3
-UNLABELLED = 4  # in a scribble (Valvano et al., IEEE TMI 40(8), 2021)
 # Of the pixel sides where a left ventricle ends, so many border on myocardium: in ACDC's 200 cases
 # at least 98 %, with two of its classes exchanged at most 46 %.
 ENCLOSED = 0.75
@@ -82,7 +84,7 @@ def _enclosed_share(label: np.ndarray) -> float | None:
     for axis in (1, 2):
         for step in (1, -1):
             beyond = np.roll(padded, step, axis)[ventricle]
-            sides += int(np.count_nonzero(beyond != LEFT_VENTRICLE))
+            sides += int(np.count_nonzero((beyond != LEFT_VENTRICLE) & (beyond != IGNORED)))
             enclosed += int(np.count_nonzero(beyond == MYOCARDIUM))
     return enclosed / sides if sides else None
 
@@ -177,8 +179,9 @@ def _patient(folder: Path) -> Iterator[Case | DataError]:
                 image,
                 label,
                 read_official,
-                scribble_path=scribble if scribble.is_file() else None,
-                scribble_ignore=UNLABELLED,
+                scribble=Scribble(scribble, UNLABELLED, read_official)
+                if scribble.is_file()
+                else None,
             )
         else:
             present = ", ".join(f"{number:02d}" for number in sorted(images)) or "none"

@@ -1,8 +1,8 @@
 """ACDC as redistributed in h5 by SSL4MIS and WSL4MIS: one file per annotated frame.
 
-Each file holds `image` and `label`, both `(Z, H, W)`. Spacing, orientation and Info.cfg were left
-out. Intensities differ between the two (SSL4MIS: min–max per volume; WSL4MIS: clipped at 99 %
-first), so networks trained on one are not at home on the other.
+Each file holds `image` and `label`, that of WSL4MIS `scribble` too, all `(Z, H, W)`. Spacing,
+orientation and Info.cfg were left out. Intensities differ between the two (SSL4MIS: min–max per
+volume; WSL4MIS: clipped at 99 % first), so networks trained on one are not at home on the other.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mambaseg.data.case import Case
+from mambaseg.data.case import Case, Scribble
 from mambaseg.data.readers.reader import Problem, named
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import (
@@ -36,6 +37,7 @@ PHASES: tuple[str, ...] = ("ED", "ES")
 # Lists that come with the files: who is in a part of the split.
 LISTS = {"train": ("train.list", "train_slices.list"), "val": ("val.list",), "test": ("test.list",)}
 GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
+UNLABELLED = 4  # in a scribble (Valvano et al., IEEE TMI 40(8), 2021)
 
 
 def volume_files(root: Path) -> list[Path]:
@@ -67,7 +69,10 @@ def find_volumes(files: Iterable[Path]) -> Iterator[Case | DataError]:
             phases = tuple(path.stem.partition("_")[2] for path in found)
         group = training_group(patient)
         for phase, path in zip(phases, found, strict=True):
-            yield Case(f"{patient}_{phase}", patient, phase, group, path, path, read_h5)
+            scribble = Scribble(path, UNLABELLED, partial(read_h5, label="scribble"))
+            yield Case(
+                f"{patient}_{phase}", patient, phase, group, path, path, read_h5, scribble=scribble
+            )
 
 
 def training_group(patient: str) -> str | None:
@@ -100,9 +105,10 @@ def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
             yield Problem("error", f"{one}.list, {other}.list", problem, remedy)
 
 
-def read_h5(case: Case) -> Volume:
-    """Read `image` and `label`, 3-D, of one volume file without spacing, affine and orientation.
+def read_h5(case: Case, *, label: str = "label") -> Volume:
+    """Read `image` and a label, 3-D, of one volume file without spacing, affine and orientation.
 
+    `label` names the label in the file; none is read where the case has no `label_path`.
     Only what lies in the file itself is read: a link or a virtual or external data set may lead to
     any file of the machine.
     """
@@ -110,10 +116,11 @@ def read_h5(case: Case) -> Volume:
 
     path = case.image_path
     check_file(path)
+    keys = ["image"] if case.label_path is None else ["image", label]
     with decoding(path, "h5"), h5py.File(path, "r") as file:
-        content = {key: np.asarray(_data_set(file, key, path)) for key in ("image", "label")}
-    image = as_float32(path, content["image"])
-    return Volume(image[:, None], as_label(content["label"], path))
+        image, *labels = (np.asarray(_data_set(file, key, path)) for key in keys)
+    known = as_label(labels[0], path) if labels else None
+    return Volume(as_float32(path, image)[:, None], known)
 
 
 def _data_set(file: Any, key: str, path: Path) -> Any:

@@ -22,6 +22,7 @@ from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json
 
 NAME = "dataset.json"
+IGNORE = "ignore"  # nnU-Net's name for the value of pixels without a label
 NAME_LENGTH = 100  # letters of a class; as many as a checkpoint may say
 MAX_CHANNELS = 64
 
@@ -33,6 +34,7 @@ class DatasetJson:
     path: Path
     channels: tuple[str, ...]  # what each channel is, in the order of their numbers
     value_names: dict[int, str]  # value in the label files -> name; empty where there are none
+    ignore: int | None  # the value of pixels without a label, which the file calls `ignore`
     ending: str  # of the images and labels
     count: int | None  # how many training cases there are said to be
     labels: str  # as the file has them, for messages
@@ -47,8 +49,8 @@ class DatasetJson:
                 f"labels is {self.labels}, which does not give each of the values 0, 1, 2, ... a "
                 "name of its own",
                 self.path,
-                "Regions (lists of values) and 'ignore' are not trained, each voxel has one class. "
-                "Correct the file, or name the classes yourself: data.num_classes=K "
+                "Regions (lists of values) are not trained, each voxel has one class. Correct the "
+                "file, or name the classes yourself: data.num_classes=K "
                 "data.class_names=[background,...] and data.label_map={value: class, ...} for "
                 "every value of the files.",
             )
@@ -83,10 +85,12 @@ def read_dataset_json(root: Path | str) -> DatasetJson:
         problem = f"file_ending is {_short(repr(ending))}, which is not read"
         raise DataError(problem, path, f"Known endings: {', '.join(ENDINGS)}.")
     labels, said = content.get("labels"), content.get("numTraining")
+    ignore = _ignored_value(labels, path)
     return DatasetJson(
         path,
         channels=tuple(_short(channels[number]) for number in numbers),
         value_names=_value_names(labels),
+        ignore=ignore,
         ending=str(ending),
         count=said if isinstance(said, int) else None,
         labels=_short(json.dumps(labels)),
@@ -106,10 +110,31 @@ def read_plain(path: Path, kind: type, remedy: str) -> Any:
     return content
 
 
+def _ignored_value(labels: Any, path: Path) -> int | None:
+    """The value of pixels without a label, of either version; `UserError`: not the highest one."""
+    if not isinstance(labels, dict):
+        return None
+    numbers: list[Any] = []
+    if IGNORE in labels:  # v2, whose regions are lists
+        ignore = labels[IGNORE]
+        for value in (value for name, value in labels.items() if name != IGNORE):
+            numbers += value if isinstance(value, list) else [value]
+    else:
+        named = {int(key): name for key, name in labels.items() if key.isdecimal()}
+        ignore = next((value for value, name in named.items() if name == IGNORE), None)
+        numbers += [value for value in named if value != ignore]
+    others = [number for number in numbers if type(number) is int]
+    if ignore is None or (type(ignore) is int and max(others, default=0) < ignore < 256):
+        return ignore
+    problem = f"labels is {_short(json.dumps(labels))}, where '{IGNORE}' is not the last value"
+    raise DataError(problem, path, "As in nnU-Net, give it the highest number of all, below 256.")
+
+
 def _value_names(labels: Any) -> dict[int, str]:
     """Value -> name, of either version; empty where the labels are neither."""
-    if not isinstance(labels, dict) or "ignore" in labels:
+    if not isinstance(labels, dict):
         return {}
+    labels = {key: value for key, value in labels.items() if IGNORE not in (key, value)}
     if all(type(value) is int for value in labels.values()):  # v2; True is no number
         pairs = [(value, name) for name, value in labels.items()]
     elif all(isinstance(name, str) and key.isdecimal() for key, name in labels.items()):

@@ -47,19 +47,26 @@ def find_cases(
     label_map: Mapping[int, int] | None = None,
     channels: int = 3,
     longest_side: int | None = None,
+    ignore_label: int | None = None,
     patient_pattern: str | None = None,
 ) -> Iterator[Found]:
     """All images with their masks; `num_classes` is None where nobody knows.
 
     `masks` says what the numbers in a mask are, see `read_pair`; `auto` is `binary` for two classes
-    without a label map, else `classes`, and where nobody knows the classes what some masks look
-    like. `channels` is 1 or 3, of every image; larger ones are reduced to `longest_side` pixels.
+    without a label map and without pixels to ignore, else `classes`, and where nobody knows the
+    classes what some masks look like. `channels` is 1 or 3, of every image; larger ones are reduced
+    to `longest_side` pixels.
     """
     if masks not in KINDS:
         raise UserError(f"data.masks={masks}: choose one of {', '.join(KINDS)}")
-    unknown = masks == "auto" and num_classes is None
+    if ignore_label is not None and masks not in ("auto", "classes"):
+        raise UserError(
+            f"data.ignore_label={ignore_label}: masks that are read as {masks} have no such value; "
+            "use data.masks=classes, with data.label_map for all other values"
+        )
+    unknown = masks == "auto" and num_classes is None and ignore_label is None
     if masks == "auto":
-        binary = (num_classes or 2) == 2 and label_map is None
+        binary = (num_classes or 2) == 2 and label_map is None and ignore_label is None
         masks = "binary" if binary else "classes"
     read = functools.partial(read_pair, channels=channels, longest_side=longest_side)
 

@@ -79,13 +79,18 @@ def _read_frames(root: Path) -> dict[str, dict[str, str]]:
 def read_frame(case: Case, *, frame: int) -> Volume:
     """Read one frame (from 0) of a cine and of its labels; `UserError` if it has none."""
     image = read_volume(case.image_path)
-    assert case.label_path is not None  # or there would be no case
+    _require_frame(case, frame, image, case.image_path)
+    array = as_float32(case.image_path, image.image[:, frame : frame + 1])
+    if case.label_path is None:
+        return replace(image, image=array)
     label = read_volume(case.label_path)
     check_same_geometry(image, label, case.image_path, case.label_path)
-    for path, found in ((case.image_path, image), (case.label_path, label)):
-        if frame >= found.image.shape[1]:
-            problem = f"has {found.image.shape[1]} frames; {case.phase} is said to be {frame}"
-            raise DataError(problem, path, "Frames count from 0: correct the list of subjects.")
-    array = as_float32(case.image_path, image.image[:, frame : frame + 1])
+    _require_frame(case, frame, label, case.label_path)
     numbers = as_label(label.image[:, frame], case.label_path)
     return replace(image, image=array, label=numbers)
+
+
+def _require_frame(case: Case, frame: int, found: Volume, path: Path) -> None:
+    if frame >= found.image.shape[1]:
+        problem = f"has {found.image.shape[1]} frames; {case.phase} is said to be {frame}"
+        raise DataError(problem, path, "Frames count from 0: correct the list of subjects.")

@@ -53,6 +53,7 @@ def split_of(root: Path) -> str:
         (root / NAME).exists() or ((root / "imagesTr").is_dir() and (root / "labelsTr").is_dir())
     ),
     class_names=lambda root: read_dataset_json(root).class_names,
+    ignore_label=lambda root: read_dataset_json(root).ignore,
     split=split_of,
 )
 def find_cases(root: Path, *, fold: int = 0, patient_pattern: str | None = None) -> Iterator[Found]:

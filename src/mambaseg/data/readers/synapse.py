@@ -99,21 +99,23 @@ def read_slices(case: Case) -> Volume:
     """Read a training case of the archive: its slices, one file each, as a volume."""
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
+    names = ("image",) if case.label_path is None else ("image", "label")
     for path in case.sources():
         check_file(path)
         try:
-            arrays = read_arrays(path, ("image", "label"), _is_slice)
+            arrays = read_arrays(path, names, _is_slice)
         except ForeignFileError as error:
             raise DataError(f"is no slice of the archive ({error})", path, _PAIRED) from error
-        if missing := {"image", "label"} - arrays.keys():
+        if missing := {*names} - arrays.keys():
             raise DataError(f"holds no {' and no '.join(sorted(missing))}", path, _PAIRED)
         shapes = {array.shape for array in (*arrays.values(), *images[:1])}
         if len(shapes) > 1:
             shown = " and ".join(map(str, sorted(shapes)))
             raise DataError(f"slices and labels of {case.id} have shapes {shown}", path, _PAIRED)
         images.append(arrays["image"])
-        labels.append(as_label(arrays["label"], path))
-    return Volume(as_float32(case.image_path, np.stack(images))[:, None], np.stack(labels))
+        labels += [as_label(arrays[name], path) for name in names[1:]]
+    image = as_float32(case.image_path, np.stack(images))[:, None]
+    return Volume(image, np.stack(labels) if labels else None)
 
 
 def organ_remarks(class_names: Iterable[str], voxels: Mapping[str, float]) -> list[str]:
