@@ -116,6 +116,7 @@ def test_the_overlay_tints_labels_and_leaves_the_background():
 
 
 def test_what_has_no_label_is_striped_and_no_error(case, tmp_path):
+    assert (figures.IGNORED, figures.UNLABELLED) == (IGNORED, UNLABELLED)
     grey, labels = np.full((12, 12), 0.2), np.full((12, 12), IGNORED)
     striped = (overlay(grey, labels, figures.CLASS_COLOURS) != 0.2).any(-1)
     assert 0.2 < striped.mean() < 0.5

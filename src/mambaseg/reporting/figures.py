@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.storage.files import whole_file
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ ERROR_COLOURS = {
     "false negative": "#CC79A7",
     "wrong class": "#F0E442",
 }
+IGNORED, UNLABELLED = 255, "no label"  # as in `mambaseg.data.classes`
 HATCH = "#8c8c8c"  # of the stripes over pixels without a label
 _STRIPE, _PERIOD = 2, 6  # pixels of a stripe, and from one to the next
 _TINT = 0.6  # how much of its colour a class shows

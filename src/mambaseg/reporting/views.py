@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mambaseg.data.classes import IGNORED, UNLABELLED
-from mambaseg.reporting.figures import case_slices, draw_cases
+from mambaseg.reporting.figures import IGNORED, UNLABELLED, case_slices, draw_cases
 
 SIDE = 256  # pixels that what is kept of a 2-D image has at most
 
