@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mambaseg.models import AttentionUNet as AttentionUNet
     from mambaseg.models import MambaUNet as MambaUNet
     from mambaseg.models import MambaUNetNoScan as MambaUNetNoScan
+    from mambaseg.models import MambaUNetV2 as MambaUNetV2
+    from mambaseg.models import MSVMUNet as MSVMUNet
     from mambaseg.models import SwinUMamba as SwinUMamba
     from mambaseg.models import SwinUMambaD as SwinUMambaD
     from mambaseg.models import SwinUNet as SwinUNet
@@ -39,8 +41,8 @@ _NAMES = {
     "mambaseg.data.datamodule": "SegmentationDataModule",
     "mambaseg.data.geometry": "Preprocessing",
     "mambaseg.errors": "UserError",
-    "mambaseg.models": "AnySize AttentionUNet MambaUNet MambaUNetNoScan SwinUMamba SwinUMambaD "
-    "SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet VMUNetV2",
+    "mambaseg.models": "AnySize AttentionUNet MambaUNet MambaUNetNoScan MambaUNetV2 MSVMUNet "
+    "SwinUMamba SwinUMambaD SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet VMUNetV2",
     "mambaseg.training.losses": "DiceCE",
     "mambaseg.training.segmentation": "SegmentationTask",
 }

@@ -13,6 +13,8 @@ SMALL = {
     "mamba_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
     "mamba_unet_no_scan": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "mednext_s": {"_target_": "monai.networks.nets.MedNeXt", "init_filters": 4},  # S by default
+    "mamba_unet_v2": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
+    "msvm_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "nnunet_2d": {"filters": [4, 8, 16, 32, 32, 32]},
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},
     "swin_umamba": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},

@@ -12,18 +12,21 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from test_goldens import count, read_golden
 
-from mambaseg.models import UltraLightVMUNet, VMUNetV2
+from mambaseg.models import MambaUNetV2, MSVMUNet, UltraLightVMUNet, VMUNetV2
 
 NETWORKS = {
     "ultralight_vm_unet_224": UltraLightVMUNet,
     "vm_unet_v2_224": VMUNetV2,
+    "msvm_unet_224": MSVMUNet,
     "vm_unet_v2_1class_224": partial(VMUNetV2, num_classes=1, add_coarser_head=True),
 }
 PARAMETERS = {
     "ultralight_vm_unet_224": 49_340,
     "vm_unet_v2_224": 13_822_188,
+    "msvm_unet_224": 35_925_028,
     "vm_unet_v2_1class_224": 13_822_100,
 }
 
@@ -61,7 +64,8 @@ def assert_gradients_agree(golden, network, outputs, image):
         if key not in unused:
             name = network.own_name(key)
             expected[name] = (expected.get(name, 0) ** 2 + norm**2) ** 0.5
-    norms = {name: p.grad.norm().item() for name, p in network.named_parameters()}
+    grads = {name: p.grad for name, p in network.named_parameters()}
+    norms = {name: grad.norm().item() for name, grad in grads.items() if grad is not None}
     assert norms == pytest.approx(expected, rel=1e-6, abs=1e-6 * max(expected.values()) * 1e-3)
 
 
@@ -88,5 +92,33 @@ def test_parameter_count_is_the_originals(name):
     assert count(NETWORKS[name]) == PARAMETERS[name]
 
 
-def test_ultralight_has_the_published_parameters():
+def test_parameter_counts_follow_channels_classes_and_depths():
     assert count(UltraLightVMUNet, in_channels=3, num_classes=1) == 49_457
+    assert count(MSVMUNet, num_classes=9) == 35_925_513
+    assert count(MambaUNetV2) == 45_065_568
+    assert count(MambaUNetV2, depths=(2, 2, 2, 2)) == 26_301_792
+
+
+def test_vmamba_v2_encoder_agrees_with_the_original(tmp_path):
+    golden, state_dict = read_golden("vmamba_v2_tiny_224")
+    linear = {key: w[..., None, None] for key, w in state_dict.items() if w.ndim == 2}
+    scan = ("A_logs",)  # all other matrices may be saved as 1×1 convolutions
+    state_dict |= {key: w for key, w in linear.items() if not key.endswith(scan)}
+    torch.save({"model": state_dict}, tmp_path / "vmamba.pth")
+    network = MambaUNetV2(scan_backend="reference").eval()
+    report = network.load_pretrained_encoder(tmp_path / "vmamba.pth", mirror=False)
+    assert report.ignored == () and report.parameters["loaded"] == 29_478_528
+    rng = np.random.default_rng(int(golden["seed"]))
+    image = torch.from_numpy(rng.random((1, 1, *golden["size"])).astype(np.float32))
+    image = image.double().requires_grad_()
+    outputs = [rearrange(y, "b h w c -> b c h w") for y in network.double()._stage_outputs(image)]
+    for stage, (output, stride) in enumerate(zip(outputs, golden["stride"], strict=True)):
+        values = output.detach().numpy()
+        few = values[:, :: int(golden["channel_stride"]), ::stride, ::stride]
+        assert_near(few, golden[f"stage_{stage}"], 1e-6)
+        assert_near(values.mean(axis=(0, 2, 3)), golden[f"mean_{stage}"], 1e-6)
+        assert_near(values.std(axis=(0, 2, 3)), golden[f"std_{stage}"], 1e-6)
+    encoder = [*network.patch_embed.parameters(), *network.encoder.parameters()]
+    network.zero_grad(set_to_none=True)
+    assert_gradients_agree(golden, network, outputs, image)
+    assert sum(p.numel() for p in encoder) == 29_478_528

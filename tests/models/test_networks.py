@@ -13,6 +13,8 @@ from mambaseg.models import (
     AttentionUNet,
     MambaUNet,
     MambaUNetNoScan,
+    MambaUNetV2,
+    MSVMUNet,
     ScanBlock,
     SwinUMamba,
     SwinUMambaD,
@@ -44,9 +46,11 @@ def test_sizes_that_do_not_fit_name_the_wrapper(name):
         small_network(name).network(torch.rand(1, 1, 40, 65))
 
 
-repeats_a_single_channel = pytest.mark.parametrize(
-    "name", ["swin_unet", "mamba_unet", "mamba_unet_no_scan", "vm_unet", "vm_unet_v2"]
-)
+REPEATING = (
+    "swin_unet", "mamba_unet", "mamba_unet_no_scan", "mamba_unet_v2", "msvm_unet", "vm_unet",
+    "vm_unet_v2",
+)  # fmt: skip
+repeats_a_single_channel = pytest.mark.parametrize("name", REPEATING)
 
 
 @repeats_a_single_channel
@@ -63,7 +67,8 @@ def test_one_channel_is_repeated_to_three(name):
 
 @repeats_a_single_channel
 def test_other_channel_counts_are_taken_as_they_are(name):
-    assert small_network(name, in_channels=2).network.patch_embed.proj.in_channels == 2
+    embedding = small_network(name, in_channels=2).network.patch_embed
+    assert next(embedding.parameters()).shape[1] == 2
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -93,6 +98,8 @@ def test_parameters_that_decay_would_harm_are_named():
         ("trans_unet", TransUNet),
         ("mamba_unet", MambaUNet),
         ("mamba_unet_no_scan", MambaUNetNoScan),
+        ("mamba_unet_v2", MambaUNetV2),
+        ("msvm_unet", MSVMUNet),
         ("vm_unet", VMUNet),
         ("vm_unet_v2", VMUNetV2),
         ("swin_umamba", SwinUMamba),

@@ -9,6 +9,8 @@ from mambaseg.models.gpu import GraphedNetwork, channels_last
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan
+from mambaseg.models.mamba_unet_v2 import MambaUNetV2
+from mambaseg.models.msvm_unet import MSVMUNet
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
 from mambaseg.models.selective import ScanBlock, names_without_decay

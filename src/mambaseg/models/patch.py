@@ -45,7 +45,7 @@ class PatchExpand(nn.Module):
     def __init__(self, dim: int, out_dim: int, factor: int, *, keeps_float32: bool = False) -> None:
         super().__init__()
         self.factor = factor
-        self.expand = nn.Linear(dim, factor**2 * out_dim, bias=False)
+        self.expand: nn.Module = nn.Linear(dim, factor**2 * out_dim, bias=False)
         self.norm = LayerNorm(out_dim, keeps_float32=keeps_float32)
 
     def pixels(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ the same U with another block. As in both repositories' code:
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class PatchEncoder(Pretrained, Original):
 
     original_parts: ClassVar[dict[str, str]] = {".ln_1.": ".norm.", ".self_attention.": ".ss2d."}
     """Of VMamba's checkpoints (version 0) and its descendants'; Swin's have none of these."""
+    embedding: ClassVar[type[Any]] = PatchEmbed
+    merging: ClassVar[type[Any]] = PatchMerging
     decoder: nn.ModuleList
     repeats_channel = False
     """Whether a single channel of the image is repeated to three."""
@@ -58,27 +60,28 @@ class PatchEncoder(Pretrained, Original):
         self.size_multiple = patch_size * 2 ** (len(depths) - 1)
         self.dims = [embed_dim * 2**stage for stage in range(len(depths))]
         channels = 3 if self.repeats_channel else in_channels
-        self.patch_embed = PatchEmbed(channels, embed_dim, patch_size)
+        self.patch_embed = self.embedding(channels, embed_dim, patch_size)
         self.encoder = nn.ModuleList()
         self.rates = linear_schedule(drop_path_rate, (*depths,))
         for stage, rates in enumerate(self.rates):
             dim, last = self.dims[stage], stage == len(depths) - 1
             blocks = make_blocks(make_block, dim, stage, rates)
-            down = nn.Identity() if last else PatchMerging(dim)
+            down = nn.Identity() if last else self.merging(dim)
             self.encoder.append(nn.Sequential(OrderedDict(blocks=blocks, downsample=down)))
+
+    def _patches(self, image: Tensor) -> Tensor:
+        return self.patch_embed(image.repeat(1, 3, 1, 1) if self.repeats_channel else image)
 
     def _stage_inputs(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Embed and encode `(B, C, H, W)`: what enters each stage, and what leaves the last."""
-        if self.repeats_channel:
-            image = image.repeat(1, 3, 1, 1)
-        maps = [self.patch_embed(image)]
+        maps = [self._patches(image)]
         for stage in self.encoder:
             maps.append(stage(maps[-1]))
         return maps[:-1], maps[-1]
 
     def _stage_outputs(self, image: Tensor) -> list[Tensor]:
         """Embed and encode `(B, C, H, W)`: what leaves each stage, before merging."""
-        outputs, x = [], self.patch_embed(image)
+        outputs, x = [], self._patches(image)
         for stage in self.encoder:
             assert isinstance(stage, nn.Sequential)
             blocks, downsample = stage
@@ -100,9 +103,11 @@ class PatchEncoder(Pretrained, Original):
 class DecoderStage(nn.Module):
     """Up from the coarser resolution, join the skip, then blocks."""
 
-    def __init__(self, dim: int, blocks: nn.Sequential) -> None:
+    def __init__(
+        self, dim: int, blocks: nn.Sequential, expand: type[PatchExpand] = PatchExpand
+    ) -> None:
         super().__init__()
-        self.expand = PatchExpand(2 * dim, dim, factor=2)
+        self.expand = expand(2 * dim, dim, factor=2)
         self.fuse = nn.Linear(2 * dim, dim)
         self.blocks = blocks
 

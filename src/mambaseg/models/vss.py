@@ -58,23 +58,15 @@ class GatedMixer(nn.Module, ABC):
         return self.out_proj(self.out_norm(self.mix(x), gate))
 
 
-class SS2D(ScanBlock, GatedMixer):
-    """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
-
-    Args:
-        dim: C, channels of the map.
-        d_state: N, states per channel.
-        scan_backend: name for `mambaseg.scan`, or `auto`.
-    """
+class CrossScan(ScanBlock):
+    """The selective scan of a map in four directions, without what is around it."""
 
     exact: ClassVar[tuple[str, ...]] = ("A_logs", "Ds", "dt_projs_bias")
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_logs", "Ds")
 
-    def __init__(self, dim: int, *, d_state: int = 16, scan_backend: str = "auto") -> None:
-        super().__init__(dim)
-        inner = 2 * dim
-        self.rank = math.ceil(dim / 16)
-        self.d_state = d_state
+    def _make_scan(self, inner: int, rank: int, d_state: int, scan_backend: str) -> None:
+        """Make the parameters of a scan of D = `inner` channels."""
+        self.inner, self.rank, self.d_state = inner, rank, d_state
         self.scan_backend = scan_backend
         # One projection per direction: (K, R + 2N, D) and (K, D, R), (K, D).
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * d_state, inner))
@@ -89,8 +81,7 @@ class SS2D(ScanBlock, GatedMixer):
 
     def scan_size(self, x: Tensor) -> tuple[int, int]:
         """Give the steps L = H W and the channels K D of the scans of one sample."""
-        _, height, width, dim = x.shape
-        return height * width, DIRECTIONS * 2 * dim
+        return x.shape[1] * x.shape[2], DIRECTIONS * self.inner
 
     def mix(self, x: Tensor) -> Tensor:
         """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
@@ -101,6 +92,20 @@ class SS2D(ScanBlock, GatedMixer):
         D = wide(self.Ds).unflatten(0, (DIRECTIONS, -1))
         bias = wide(self.dt_projs_bias)
         return selective_scan_2d(x, delta, A, B, C, D, bias, backend=self.scan_backend)
+
+
+class SS2D(CrossScan, GatedMixer):
+    """Gated selective scan of a map in four directions (VMamba's 2D-Selective-Scan).
+
+    Args:
+        dim: C, channels of the map.
+        d_state: N, states per channel.
+        scan_backend: name for `mambaseg.scan`, or `auto`.
+    """
+
+    def __init__(self, dim: int, *, d_state: int = 16, scan_backend: str = "auto") -> None:
+        super().__init__(dim)
+        self._make_scan(2 * dim, math.ceil(dim / 16), d_state, scan_backend)
 
 
 def per_direction(x: Tensor, weight: Tensor, *, dense: bool) -> Tensor:
