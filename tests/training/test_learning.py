@@ -1,5 +1,6 @@
 """Trainings with few labels: every method by its config, resumed exactly, used like any network."""
 
+import copy
 import json
 import shutil
 
@@ -19,6 +20,7 @@ from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.segmentation import SegmentationTask
+from mambaseg.training.task import Task
 from runs import UNET, assert_same, built, stop_before, trained
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -28,7 +30,8 @@ PARTNERS = {"cps": "unet", "cross_teaching": "unet", "weak_mamba_unet": "[unet, 
 def words_of(method):
     partner = [f"method.partner={PARTNERS[method]}"] if method in PARTNERS else []
     network = ["model=unet", "model.widths=[4,4,8,8,8]"] if method == "urpc" else UNET
-    return [f"method={method}", *partner, "data.labelled=2", *network]
+    small = ["method.width=4"] if method == "deep_adversarial" else []
+    return [f"method={method}", *partner, *small, "data.labelled=2", *network]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -184,6 +187,45 @@ def test_the_page_lists_every_method():
     page = (CONF.parent / "docs" / "methods.md").read_text()
     for method in METHODS:
         assert f"| `{method}` | " in page
+
+
+def test_the_runs_monitor_chooses_among_the_networks(small_run, monkeypatch):
+    """By distance, where that chooses the best state: the first network is the nearest."""
+    whole = SegmentationTask.values
+
+    def values(self, stage, summary):
+        found = whole(self, stage, summary)
+        monkeypatch.setattr(self, "told", getattr(self, "told", 0) + 1, raising=False)
+        return {**found, "val/dice": 0.1 * self.told, "val/hd95_mm": float(self.told)}
+
+    monkeypatch.setattr(SegmentationTask, "values", values)
+    words = [*small_run, *words_of("cps"), "data.steps=2", "test=false"]
+    for monitor, chosen in (("val/dice", 1), ("val/hd95_mm", 0)):
+        run = trained(*words, f"callbacks.checkpoint.monitor={monitor}")
+        assert run.task.chosen == chosen, monitor
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "deep_adversarial"])
+def test_nothing_follows_a_skipped_step(method, small_run, monkeypatch):
+    """Teacher, discriminator and its optimizer are as if there had been no such step."""
+    whole = Task.training_loss
+
+    def training_loss(self, batch):
+        return whole(self, batch) * (float("nan") if batch["step"] == 2 else 1)
+
+    states = {}
+
+    def on_train_batch_start(self, trainer, task, *_):
+        states[trainer.global_step] = copy.deepcopy(task.method.state_dict())
+        start(self, trainer, task, *_)
+
+    start = NonFinite.on_train_batch_start
+    monkeypatch.setattr(Task, "training_loss", training_loss)
+    monkeypatch.setattr(NonFinite, "on_train_batch_start", on_train_batch_start)
+    skip = "callbacks.nonfinite.on_nonfinite=skip"
+    trained(*small_run, *words_of(method), skip, "data.steps=5", "test=false")
+    assert_same(states[2], states[3])
+    assert str(states[3]) != str(states[4])
 
 
 def test_a_skipped_step_leaves_the_statistics_of_all_networks(small_run):

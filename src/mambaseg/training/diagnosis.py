@@ -74,7 +74,7 @@ def diagnose(task: Any, batches: Sequence[Mapping[str, Any]]) -> Finding:
     Runs all of them, because losses may add up over devices. Changes running statistics.
     """
     findings = [_in_batch(task, batch) for batch in batches]
-    for name, parameter in task.network.named_parameters(prefix="network"):
+    for name, parameter in task.named_parameters():
         if not parameter.isfinite().all():
             return Finding("weights", name)
     return min(findings, key=lambda finding: finding.order)
@@ -95,7 +95,7 @@ def _in_batch(task: Any, batch: Mapping[str, Any]) -> Finding:
         return look
 
     with torch.no_grad(), ExitStack() as hooks:  # called in the order in which modules end
-        for part in ("network", "loss"):
+        for part in ("network", "method", "loss"):
             for name, module in getattr(task, part).named_modules(prefix=part):
                 hooks.enter_context(module.register_forward_hook(hook(name)))
         task.training_loss(batch)
@@ -116,7 +116,7 @@ def _samples(tensor: Tensor, names: Sequence[str]) -> tuple[str, ...]:
 def gradient_norms(task: Any) -> list[dict[str, Any]]:
     """Euclidean norms of the gradients (as text), the worst first: not finite, then the largest."""
     rows = []
-    for name, parameter in task.network.named_parameters(prefix="network"):
+    for name, parameter in task.named_parameters():
         if parameter.grad is not None:
             gradient = parameter.grad.detach().cpu().double()
             rows.append((int((~gradient.isfinite()).sum()), float(gradient.norm()), name))

@@ -24,6 +24,7 @@ from mambaseg.training.diagnosis import (
     names_of_samples,
     step_arrays,
 )
+from mambaseg.training.methods.method import Method
 from mambaseg.training.ranks import gathered, several_processes
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class NonFinite(Callback):
             `train/skipped`, and both follow the checkpoint when a run is resumed.
         most_in_a_row: with so many skipped steps in a row the run ends all the same.
         late: read one step late; needs `stop`, one process, a fused optimizer, and neither loss
-            scaling nor gradient clipping. `auto`: on a CUDA device where all of this is so.
+            scaling nor gradient clipping nor a method that does something after each step. `auto`:
+            on a CUDA device where all of this is so.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class NonFinite(Callback):
             kept = module.state_dict().keys()
             self._buffers += [buffer for name, buffer in module.named_buffers() if name in kept]
         self._step = self._asked = None
-        if self.late is True and (why := self._not_late(trainer)):
+        if self.late is True and (why := self._not_late(trainer, pl_module)):
             raise UserError(f"callbacks.nonfinite.late=true: not {why}")
         if trainer.is_global_zero and self.folder.record.get("skipped", []) != self.skipped:
             self.folder.update(skipped=self.skipped)  # without those after the checkpoint
@@ -132,7 +134,10 @@ class NonFinite(Callback):
         step.gradients = {p: p.grad for p in parameters if p.grad is not None}
         bad = _is_bad(step)
         on_cuda = bad.device.type == "cuda"
-        if self.late is True or (self.late == "auto" and on_cuda and not self._not_late(trainer)):
+        late = self.late
+        if late == "auto":
+            late = on_cuda and not self._not_late(trainer, pl_module)
+        if late:
             self._settle(trainer, pl_module)
             self._ask(step, bad, optimizer, graph=pl_module.graph)
         elif not bad:
@@ -144,6 +149,7 @@ class NonFinite(Callback):
             if not skip or self._in_a_row >= self.most_in_a_row:
                 raise self._explained(trainer, pl_module, step, found)
             optimizer.zero_grad(set_to_none=True)  # it then changes nothing, not even its state
+            pl_module.skipped = True
             self._note_skipped(trainer, found)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -160,7 +166,7 @@ class NonFinite(Callback):
 
     # ---- one step late
 
-    def _not_late(self, trainer: L.Trainer) -> str:
+    def _not_late(self, trainer: L.Trainer, task: Any) -> str:
         """What forbids it; empty: nothing."""
         if self.on_nonfinite != "stop":
             return "with on_nonfinite=skip"
@@ -168,6 +174,8 @@ class NonFinite(Callback):
             return "with several processes or float16"
         if trainer.gradient_clip_val:
             return "with trainer.gradient_clip_val"
+        if type(task.method).after is not Method.after:
+            return "with a method that follows its steps"
         fused = all(rule.defaults.get("fused") for rule in trainer.optimizers)
         return "" if fused else "without optim.optimizer.fused=true"
 
@@ -194,7 +202,7 @@ class NonFinite(Callback):
         if step.known is not None:
             step.known.synchronize()
         if step.bad:
-            for parameter in task.network.parameters():
+            for parameter in task.parameters():
                 parameter.grad = step.gradients.get(parameter)
             raise self._explained(trainer, task, step, self._found(trainer, step))
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
 from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
+from mambaseg.storage.identity import better
+from mambaseg.training.checkpoints import Checkpoints
 from mambaseg.training.methods.method import Method, Step
 from mambaseg.training.methods.supervised import Supervised
 
@@ -52,7 +54,8 @@ class Task(L.LightningModule, ABC):
     Attributes:
         monitor: the validation score that chooses the best checkpoint, unless another is named.
         truth: key of a training batch under which the loss finds what is true.
-        chosen: number of the network that is the result: it was best in the last validation.
+        chosen: number of the network that is the result: it was best in the last validation, by
+            the score that chooses the run's best state.
         results: of the last validation or test: `stage`, `rows` (one per line of cases.csv),
             `others` (rows of the other networks, by name), `summary` (of metrics.json), `means`
             (the few numbers that stand for it), `seconds_per_case` where there was a case.
@@ -84,6 +87,7 @@ class Task(L.LightningModule, ABC):
         self.loss = loss
         self.steps = steps
         self._step = 0  # of the last training batch
+        self.skipped = False  # whether its optimizer step changed nothing (`NonFinite` says so)
         self._terms: dict[str, Tensor] = {}  # of its loss
         self.seed = seed
         self.results: dict[str, Any] = {}
@@ -207,9 +211,11 @@ class Task(L.LightningModule, ABC):
         )
 
     def optimizer_step(self, *arguments: Any, **how: Any) -> None:
-        """Steps; then the method's teachers follow."""
+        """Steps; then the method's teachers follow, unless a callback has skipped the step."""
+        self.skipped = False
         super().optimizer_step(*arguments, **how)
-        self.method.after(self._step)
+        if not self.skipped:
+            self.method.after(self._step)
 
     def configure_gradient_clipping(
         self,
@@ -296,7 +302,7 @@ class Task(L.LightningModule, ABC):
     def _log_summary(self, stage: str) -> None:
         """Logs the scores of the chosen network, and the others' by their names.
 
-        A validation chooses the network whose `monitor` is best.
+        A validation chooses the network that is best by what chooses the run's best state.
         """
         scores = [self._scores(stage, number) for number in range(len(self.method.networks))]
         summaries = [one.compute() for one in scores]
@@ -306,9 +312,8 @@ class Task(L.LightningModule, ABC):
             for one in summaries
         ]
         if stage == "val" and len(scores) > 1:
-            known = [-math.inf if math.isnan(one[self.monitor]) else one[self.monitor]
-                     for one in values]  # fmt: skip
-            self.chosen = known.index(max(known))
+            worth = [self._worth(one) for one in values]
+            self.chosen = worth.index(max(worth))
         own = dict(values[self.chosen])
         summary = dict(summaries[self.chosen])
         if len(scores) > 1:
@@ -333,6 +338,14 @@ class Task(L.LightningModule, ABC):
         self._case_seconds.clear()
         for one in scores:
             one.reset()
+
+    def _worth(self, values: Mapping[str, float]) -> float:
+        """How good a network is by the monitor of the run's `Checkpoints`; more is better."""
+        callbacks = self.trainer.checkpoint_callbacks
+        states = next((one for one in callbacks if isinstance(one, Checkpoints)), None)
+        monitor = states.monitor if states and states.monitor in values else self.monitor
+        sign = -1 if (states.mode if states else better(monitor)) == "min" else 1
+        return -math.inf if math.isnan(values[monitor]) else sign * values[monitor]
 
     # ---- optimizer and checkpoint
 

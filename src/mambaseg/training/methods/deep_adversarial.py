@@ -49,6 +49,7 @@ class DeepAdversarial(Method):
         networks: see `Method`.
         weight: of the adversarial term at the end of its ramp.
         lr: the discriminator's learning rate.
+        width: channels after its first layer.
         in_channels: of the images.
         num_classes: K.
     """
@@ -63,19 +64,24 @@ class DeepAdversarial(Method):
         num_classes: int,
         weight: float = 0.1,
         lr: float = 1e-4,
+        width: int = 64,
     ) -> None:
         super().__init__(networks)
         # without gradients of their own, so that the network's optimizer and DDP leave them alone
-        self.discriminator = Discriminator(in_channels, num_classes).requires_grad_(False)
+        discriminator = Discriminator(in_channels, num_classes, width)
+        self.discriminator = discriminator.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr, betas=(0.9, 0.99))
         self.weight = weight
-        self._seen: list[tuple[Tensor, Tensor, int]] = []  # of the step's micro-batches
+        self._seen: list[tuple[int, Tensor, Tensor, int]] = []  # of the step's micro-batches
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `adversarial`."""
         logits, first = step.logits(self.network), step.labelled
         probability = logits.softmax(1)
-        self._seen.append((probability.detach(), step.image, first))
+        self._seen = [
+            seen for seen in self._seen if seen[0] == step.number
+        ]  # none of a skipped one
+        self._seen.append((step.number, probability.detach(), step.image, first))
         adversarial = called_labelled(self.discriminator(probability[first:], step.image[first:]))
         weight = published_weight(step, self.weight)
         return {"supervised": step.supervised(logits), "adversarial": weight * adversarial}
@@ -87,7 +93,7 @@ class DeepAdversarial(Method):
         with torch.enable_grad():
             losses = [
                 told_apart(functional_call(self.discriminator, weights, (maps, image)), labelled)
-                for maps, image, labelled in seen
+                for _, maps, image, labelled in seen
             ]
             gradients = torch.autograd.grad(torch.stack(losses).mean(), [*weights.values()])
         for (_, parameter), gradient in zip(self._named(), gradients, strict=True):

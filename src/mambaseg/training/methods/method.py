@@ -139,7 +139,10 @@ class Method(nn.Module, ABC):
         """The weighted terms of the loss, by name; the loss is their sum."""
 
     def after(self, step: int) -> None:
-        """What follows optimizer step `step`, counted from 0: a teacher, a running mean."""
+        """What follows optimizer step `step`, counted from 0: a teacher, a running mean.
+
+        Not called after a step that was skipped because of a loss or gradient that is not finite.
+        """
 
 
 def published_weight(step: Step, most: float) -> float:
