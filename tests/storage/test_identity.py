@@ -180,7 +180,7 @@ def test_identities_of_this_version_stay():
 @pytest.mark.parametrize(
     "word",
     ["~callbacks.nonfinite", "callbacks.nonfinite=null", f"+callbacks.early={EARLY}",
-     "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging",
+     "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "callbacks=ema",
      "+callbacks.own={_target_: my.Callback, strength: 2}", "+trainer.max_time=00:01:00:00",
      "+optim.optimizer.amsgrad=true", "+trainer.limit_val_batches=3"],
 )  # fmt: skip
@@ -336,7 +336,7 @@ def test_reports_group_by_the_same_rule():
         (["callbacks.checkpoint.folder=/elsewhere"], "callbacks.checkpoint.folder"),
         (["+callbacks.m._target_=lightning.pytorch.callbacks.ModelCheckpoint"], "callbacks.m"),
         (["+callbacks.s={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, "
-          "swa_lrs: 0.1}"], "EMAWeightAveraging"),
+          "swa_lrs: 0.1}"], "callbacks=ema"),
         (["+callbacks.g={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, "
           "scheduling: {0: 2}}"], "trainer.accumulate_grad_batches"),
     ],

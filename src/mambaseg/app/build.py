@@ -158,6 +158,7 @@ class Assembly:
         """What a checkpoint says about itself: plain data."""
         from mambaseg.data.loaders import PARTS
         from mambaseg.data.seen import Seen
+        from mambaseg.training.averaging import averaging
 
         data, cfg, model = self.data, self.plan.config["data"], bare(self.plan.config["model"])
         config = {"config": self.plan.configs["model"]}  # mine/deep of the name deep
@@ -171,6 +172,7 @@ class Assembly:
         return {
             "model": {"name": model["name"], **config, "arguments": model},
             **({"partners": partners} if partners and not self.checkpoint else {}),
+            **({} if (decay := averaging(self.plan.config)) is None else {"averaged": decay}),
             "task": cfg.get("task", "segmentation"),
             "preprocessing": data.describe(),
             "slicing": cfg.get("slicing", "stored"),

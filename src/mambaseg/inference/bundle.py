@@ -30,7 +30,8 @@ from mambaseg.reporting.tables import headline, run_grid
 from mambaseg.storage.files import writing
 from mambaseg.storage.run_folder import RunFolder, file_digest
 
-_TOLD = ("model", "task", "preprocessing", "slicing", "views", "classes", "data", "split", "seen")
+_TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "data",
+         "split", "seen")  # fmt: skip
 _CARD = """---
 library_name: mambaseg
 pipeline_tag: image-segmentation
@@ -124,6 +125,8 @@ def _card(network: AnySize, checkpoint: Checkpoint) -> str:
         "data": title,
         "split": f"{split.get('name')} ({split.get('hash')})" if split else "unknown",
     }
+    if "averaged" in about:
+        facts["weights"] = f"averaged over the steps of the training, decay {about['averaged']}"
     scores = ""
     if run.finished:
         summary = read_run(run.path).summary

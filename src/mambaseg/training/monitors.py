@@ -16,7 +16,7 @@ from mambaseg.training.checkpoints import Checkpoints
 
 # Lightning's callbacks that count epochs, or change what the data module has to know
 _INSTEAD = {
-    "StochasticWeightAveraging": "lightning.pytorch.callbacks.EMAWeightAveraging averages by steps",
+    "StochasticWeightAveraging": "use callbacks=ema",
     "GradientAccumulationScheduler": "set trainer.accumulate_grad_batches",
     "BatchSizeFinder": "set data.batch_size",
     "LearningRateFinder": "set optim.optimizer.lr",

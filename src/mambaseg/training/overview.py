@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mambaseg.reporting.grid import counted
+from mambaseg.training.averaging import averaging
 
 _NOT_SAID = ("_target_", "_partial_", "fused", "foreach")  # arguments that change no result
 
@@ -23,7 +24,8 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
     scan = config["model"].get("scan_backend")
     model = f"{config['model']['name']}, {record['parameters']:,} parameters"
     schedule = f", {_name(optim['scheduler'])}" if optim["scheduler"] else ""
-    loss, split = _name(config["loss"]), record["split"]
+    loss, split, decay = _name(config["loss"]), record["split"], averaging(config)
+    averaged = "" if decay is None else f"; weights averaged over steps with decay {decay}"
     micro = trainer["accumulate_grad_batches"]
     batch = f"batches of {data['batch_size']}" + (f" in {micro} parts" if micro > 1 else "")
     place = f"CPU, {counted(record['threads'], 'thread')}"
@@ -35,7 +37,7 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
     several = f"{devices} × " if isinstance(devices, int) and devices > 1 else ""
     lines = {
         "model": model + (f", scan backend {scan}" if scan else ""),
-        "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}",
+        "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}{averaged}",
         "budget": f"{data['steps']:,} steps, {batch}, {data['size']} × {data['size']} pixels, "
         f"validation {validated}",
         "data": f"{data['title']}, split {split['name']} ({split['hash']})"

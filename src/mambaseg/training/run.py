@@ -27,6 +27,7 @@ from mambaseg.storage.identity import RULE, made_from_other_data, monitor_of
 from mambaseg.storage.lock import RunLock
 from mambaseg.storage.run_folder import RunFolder, code_changed, code_name, code_state, environment
 from mambaseg.training import checkpoints
+from mambaseg.training.averaging import averaging
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
 from mambaseg.training.loggers import MetricsCsv
@@ -319,6 +320,7 @@ class Run:
             "seen": self.plan.seen,
             "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,
+            **({} if (decay := averaging(self.config)) is None else {"averaged": decay}),
             **({self._score_name: self.score} if self._score_name else {}),
         }
         if not given:
