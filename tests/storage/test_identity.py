@@ -32,7 +32,7 @@ augmentation.tone.brightness augmentation.tone.contrast augmentation.tone.gamma
 augmentation.tone.probability augmentation.turn_or_rotate._target_
 augmentation.turn_or_rotate.degrees
 callbacks.checkpoint._target_ callbacks.checkpoint.mode callbacks.checkpoint.monitor
-callbacks.nonfinite._target_ callbacks.progress._target_ callbacks.rate._target_
+callbacks.ema._target_ callbacks.ema.decay callbacks.nonfinite._target_ callbacks.progress._target_ callbacks.rate._target_
 checkpoint
 data._target_ data.batch_size data.class_names data.class_remarks._partial_
 data.class_remarks._target_ data.find_cases._partial_ data.find_cases._target_
@@ -53,7 +53,7 @@ loss.squared loss.to_onehot_y loss.top_k loss.use_softmax loss.weight
 method._partial_ method._target_ method.alpha method.clip method.contrast method.decay
 method.dropout method.in_channels method.intensity method.jitter method.lr method.noise
 method.num_classes method.partner method.passes method.position method.pseudo method.radius
-method.released method.scales method.start method.threshold method.weight
+method.released method.scales method.start method.threshold method.weight method.width
 model._target_ model.act_name model.attention model.blocks model.blocks_down model.blocks_up
 model.d_state model.decoder_depths model.decoder_widths model.deep_supervision model.depth
 model.depths model.dim model.drop_path_rate model.dropout model.dropout_prob model.embed_dim
