@@ -32,7 +32,8 @@ augmentation.tone.brightness augmentation.tone.contrast augmentation.tone.gamma
 augmentation.tone.probability augmentation.turn_or_rotate._target_
 augmentation.turn_or_rotate.degrees
 callbacks.checkpoint._target_ callbacks.checkpoint.mode callbacks.checkpoint.monitor
-callbacks.ema._target_ callbacks.ema.decay callbacks.nonfinite._target_ callbacks.progress._target_ callbacks.rate._target_
+callbacks.ema._target_ callbacks.ema.decay callbacks.nonfinite._target_ callbacks.progress._target_
+callbacks.rate._target_
 checkpoint
 data._target_ data.batch_size data.class_names data.class_remarks._partial_
 data.class_remarks._target_ data.find_cases._partial_ data.find_cases._target_
