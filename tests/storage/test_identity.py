@@ -42,7 +42,8 @@ data.find_cases.label_map
 data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
 data.find_cases.patient_pattern data.fold data.ignore_label data.in_channels data.intensity
 data.label_map data.labelled data.labels
-data.longest_side data.masks data.name data.num_classes data.patient_pattern data.preprocessing
+data.longest_side data.masks data.name data.num_classes data.oversample
+data.patient_pattern data.preprocessing
 data.seed data.size data.slicing data.spacing data.split data.steps data.task data.val_every
 data.window
 evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
@@ -104,7 +105,7 @@ trainer.log_every_n_steps trainer.num_sanity_val_steps trainer.strategy trainer.
 # Where a checkpoint is scored nothing is trained, so these do not count either.
 ONLY_TRAINING = (
     "callbacks.", "loss.", "method.", "optim.", "augmentation.", "data.labelled", "data.labels",
-    "data.batch_size", "data.steps",
+    "data.batch_size", "data.oversample", "data.steps",
     "data.val_every", "trainer.accumulate", "trainer.gradient",
 )  # fmt: skip
 GROUPS = ("model", "data", "augmentation", "loss", "method", "optim", "optim/own", "trainer",

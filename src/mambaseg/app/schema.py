@@ -119,6 +119,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Number(1, 65535, whole=True), None), "port"),
     ((Number(0),), """optim.optimizer.lr optim.optimizer.weight_decay optim.optimizer.momentum
         tolerance budget"""),
+    ((Number(0, 1),), "data.oversample"),
     ((Number(0), None), "trainer.gradient_clip_val loop_limit"),
     ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
     ((Number(above=0), None), "data.spacing"),

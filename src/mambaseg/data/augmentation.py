@@ -193,7 +193,7 @@ class Augmentation:
     grid (`Preprocessing.windowed`), the map is one of lengths rather than of pixels, so that what
     is turned keeps its form, and of a larger image the grid shows a part that lies within it (as
     it is before it is turned or scaled): any such part, all equally likely, or the middle where
-    there is no operation. Parts with foreground are not preferred.
+    there is no operation. A sample that is `about` a pixel shows the part around it.
 
     `operations` is a name of `PRESETS`, or operations by name; None removes one. `views` are those
     that it makes alike to a network: none, flips, rot90 or all. `beyond` is the label of what lies
@@ -232,10 +232,12 @@ class Augmentation:
         positions: Sequence[int],
         shapes: NDArray[np.integer],
         pixels: Sequence[Pixel | None] | None = None,
+        about: Sequence[tuple[int, int] | None] | None = None,
     ) -> Array:
         """Draw what happens to the samples at these positions of the global batch of a step.
 
-        Shapes are (B, 2) native heights and widths, `pixels` the same of a native pixel in mm.
+        Shapes are (B, 2) native heights and widths, `pixels` the same of a native pixel in mm,
+        `about` native (row, column) that a sample is to show, or None.
 
         Returns:
             (B, 8 + P): matrix (2x2) and offset (2) from the augmented image (of a `windowed`
@@ -244,15 +246,22 @@ class Augmentation:
         """
         count = 11 + sum(operation.numbers for operation in self.operations)
         rows = []
-        for position, shape, pixel in zip(
-            positions, shapes, pixels or [None] * len(shapes), strict=True
+        nothing = [None] * len(shapes)
+        for position, shape, pixel, shown in zip(
+            positions, shapes, pixels or nothing, about or nothing, strict=True
         ):
             u = uniforms(self.seed, AUGMENTATION, step=step, position=position, count=count)
-            rows.append(self._parameters(np.delete(u, _WINDOW), u[_WINDOW], shape, pixel))
+            numbers = np.delete(u, _WINDOW), u[_WINDOW]
+            rows.append(self._parameters(*numbers, shape, pixel, shown))
         return np.array(rows)
 
     def _parameters(
-        self, u: Array, window: Array, shape: NDArray[np.integer], pixel: Pixel | None
+        self,
+        u: Array,
+        window: Array,
+        shape: NDArray[np.integer],
+        pixel: Pixel | None,
+        about: tuple[int, int] | None,
     ) -> list[float]:
         """Return what `draw` returns for one sample."""
         view = View()
@@ -275,6 +284,9 @@ class Augmentation:
             if self.operations:
                 lead = np.where(room > 0, np.floor(window * (room + 1)), lead)
             matrix = np.array(image.step)[:, None] * matrix
+            if about is not None:
+                shown = np.linalg.solve(matrix, about - centre - native * view.shift)
+                lead = _lead_about(shown + resampled / 2 - 0.5, room, self.preprocessing.size)
             offset = centre + matrix @ (lead + 0.5 - resampled / 2)
             extent = np.full(2, self.preprocessing.size)
         else:
@@ -327,6 +339,16 @@ class Augmentation:
             grid = torch.where(pixel[:, None] < image[0, 0].numel(), painted, grid)
         labels = look_up_or_zero(label[:, None], pixel, self.beyond)[:, 0]
         return grid, labels
+
+
+def _lead_about(shown: Array, room: Array, size: int) -> Array:
+    """Where a grid of `size` begins that has a position in its middle, or nearer the border.
+
+    It lies within the image, or beyond it as far as the position would else not be seen.
+    """
+    middle = np.floor(shown - (size - 1) / 2)
+    lead = np.where(room > 0, np.clip(middle, 0, room), room // 2)
+    return np.clip(lead, np.ceil(shown) - size + 1, np.floor(shown))
 
 
 def _rotation(degrees: float) -> Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,17 @@ class Draw(NamedTuple):
     item: int  # number of the slice in the data set
     step: int  # optimizer step, from 0
     position: int  # in the global batch of that step, 0..batch_size-1
+    about: tuple[int, int] | None = None  # the pixel (row, column) that it is to show
+
+
+class Required(Protocol):
+    """Samples that every batch must have: the last `count` ones (`data.oversampling`)."""
+
+    def count(self, batch_size: int) -> int:
+        """How many of a batch."""
+
+    def draw(self, step: int, position: int) -> Draw:
+        """The sample at a position."""
 
 
 class StepSampler(Sampler[list[Draw]]):
@@ -26,7 +37,7 @@ class StepSampler(Sampler[list[Draw]]):
     The global order is one endless row of epochs, each a permutation keyed by (seed, epoch); step
     s takes the next `batch_size` of it. Ranks take consecutive equal parts of that batch, and
     micro-batches consecutive equal parts of a rank's part, so W devices and A micro-batches see
-    together what one device sees at once.
+    together what one device sees at once. `required` samples take the last places of each batch.
 
     Difference to the original code, which ends each epoch with a short batch (16 of 24 slices on
     the SSL4MIS split): here a batch may span two epochs, so that all of them are full.
@@ -49,6 +60,7 @@ class StepSampler(Sampler[list[Draw]]):
         accumulate: int = 1,
         start_step: int = 0,
         stream: int = 0,
+        required: Required | None = None,
     ) -> None:
         if length < 1:
             raise UserError("there is no slice to train on")
@@ -59,7 +71,8 @@ class StepSampler(Sampler[list[Draw]]):
             )
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.accumulate, self.start_step = rank, accumulate, start_step
-        self.stream = stream
+        self.stream, self.required = stream, required
+        self.free = batch_size - (required.count(batch_size) if required else 0)
         self.micro_batch_size = batch_size // (world_size * accumulate)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
@@ -78,11 +91,15 @@ class StepSampler(Sampler[list[Draw]]):
 
     def batch(self, step: int) -> list[Draw]:
         """Return the global batch of a step."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [
+        places = range(step * self.free, (step + 1) * self.free)
+        batch = [
             Draw(int(self._permutation(place // self.length)[place % self.length]), step, position)
             for position, place in enumerate(places)
         ]
+        if self.required:
+            rest = range(self.free, self.batch_size)
+            batch += [self.required.draw(step, position) for position in rest]
+        return batch
 
     def _permute(self, epoch: int) -> NDArray[np.int64]:
         raw = draws(self.seed, ORDER, step=epoch, position=self.stream, count=self.length)
@@ -99,7 +116,15 @@ class TwoStreams(Sampler[list[Draw]]):
     the last full half: here a half may span two epochs.
     """
 
-    def __init__(self, length: int, *, labelled: int, batch_size: int, **options: Any) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        labelled: int,
+        batch_size: int,
+        required: Required | None = None,  # of the labelled half
+        **options: Any,
+    ) -> None:
         if not 0 < labelled < length:
             raise UserError(
                 "the method learns from images with and without labels: data.labelled=... says "
@@ -113,7 +138,7 @@ class TwoStreams(Sampler[list[Draw]]):
                 f"device and in each micro-batch, so it must be a multiple of {2 * share}"
             )
         self.labelled, self.half = labelled, half
-        self.with_labels = StepSampler(labelled, batch_size=half, **options)
+        self.with_labels = StepSampler(labelled, batch_size=half, required=required, **options)
         self.without = StepSampler(length - labelled, batch_size=half, stream=1, **options)
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, AUGMENTATION, DROPPING, LEARNING = 0, 1, 2, 3
+ORDER, AUGMENTATION, DROPPING, LEARNING, FOREGROUND = 0, 1, 2, 3, 4
 """Streams: one number for each use, so that no two uses ever share their draws."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from mambaseg.data.augmentation import Augmentation, Operation
 from mambaseg.data.cache import VolumeCache, open_cache
@@ -31,6 +32,7 @@ from mambaseg.data.labelling import (
     supervision_note,
 )
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
+from mambaseg.data.oversampling import Foreground
 from mambaseg.data.patients import Alike, find_alike, parts_of
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
@@ -84,6 +86,7 @@ class SegmentationDataModule(StepDataModule):
         labels: Labels = "dense",  # which of them training reads
         labelled: float | Sequence[str] | None = None,  # see `labelled_patients`
         ignore_label: int | None = None,  # value in the label files that says nothing
+        oversample: float = 0.0,  # share of a batch's samples that must show foreground
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -104,7 +107,7 @@ class SegmentationDataModule(StepDataModule):
             spacing=spacing,
             longest_side=longest_side,
         )
-        self._labels, self._labelled = labels, labelled
+        self._labels, self._labelled, self._oversample = labels, labelled, oversample
         self._ignore = checked_ignore(ignore_label, num_classes, label_map)
         self.partial = labels != "dense" or ignore_label is not None
         self.augmentation = Augmentation(
@@ -285,6 +288,13 @@ class SegmentationDataModule(StepDataModule):
             log.info("training slices are in the memory of %s: %d MiB",
                      device, DeviceSlices.size(slices) >> 20)  # fmt: skip
         return slices, Collate(self.augmentation)
+
+    def required(self, dataset: Dataset[Any]) -> Foreground | None:
+        """Return what draws the samples that must show foreground."""
+        if not self._oversample:
+            return None
+        assert isinstance(dataset, SliceDataset)
+        return Foreground(dataset, self.num_classes, self._oversample, self.seed)
 
     def teardown(self, stage: str) -> None:
         """Let go of the slices in the device's memory when a training is over."""

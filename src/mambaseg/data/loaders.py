@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mambaseg.data.batches import Draw, StepSampler, TwoStreams, share_of
+from mambaseg.data.batches import Draw, Required, StepSampler, TwoStreams, share_of
 from mambaseg.data.seen import Known
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
@@ -91,6 +91,10 @@ class StepDataModule(L.LightningDataModule):
     def training_data(self) -> tuple[Dataset[Any], Callable[[Sequence[Any]], Batch]]:
         """The training samples, asked for by `Draw`, and what makes a batch of them."""
 
+    def required(self, dataset: Dataset[Any]) -> Required | None:
+        """Samples that every batch must have."""
+        return None
+
     @abstractmethod
     def evaluation_data(self, part: str) -> Dataset[Any]:
         """The cases of a part."""
@@ -123,6 +127,7 @@ class StepDataModule(L.LightningDataModule):
             "world_size": world_size,
             "accumulate": self.accumulate,
             "start_step": self.trainer.global_step if self.trainer else 0,
+            "required": self.required(dataset),
         }
         sampler: Sampler[list[Draw]] = StepSampler(length, **options)
         if self.unlabelled:

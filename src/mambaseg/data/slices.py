@@ -25,8 +25,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
     and width in mm, or None), `case` (id), `slice` (number from 0) and `labelled` (whether its
-    label is known); one asked for by a `Draw` carries its `step` and `position` too. Without
-    `arrays` it has `item`, the number of the slice, in place of image and label, for
+    label is known); one asked for by a `Draw` carries its `step`, `position` and `about` too.
+    Without `arrays` it has `item`, the number of the slice, in place of image and label, for
     `DeviceSlices` to find them.
     """
 
@@ -47,7 +47,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | Draw) -> dict[str, Any]:
         if isinstance(key, Draw):
-            index, place = key.item, {"step": key.step, "position": key.position}
+            index, place = key.item, dict(zip(key._fields[1:], key[1:], strict=True))
         else:
             index, place = key, {}
         number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
@@ -108,7 +108,8 @@ class Collate:
         columns = {key: [item[key] for item in items] for key in items[0]}
         shapes = np.array(columns["shape"])
         step, positions = columns["step"][0], columns["position"]
-        drawn = self.augmentation.draw(step, positions, shapes, columns["pixel"])
+        about = columns["about"]
+        drawn = self.augmentation.draw(step, positions, shapes, columns["pixel"], about)
         height, width = map(int, shapes.max(axis=0))
         batch = {
             "shape": torch.from_numpy(shapes),

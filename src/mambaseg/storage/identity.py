@@ -44,7 +44,8 @@ _LEFT_OUT = frozenset({
 })  # fmt: skip
 # Likewise where a checkpoint is scored: nothing is trained.
 _OF_TRAINING = frozenset({
-    "loss", "optim", "method", "data.labels", "data.labelled", "data.unlabelled", "data.steps",
+    "loss", "optim", "method", "data.labels", "data.labelled", "data.unlabelled",
+    "data.oversample", "data.steps",
     "data.val_every", "data.batch_size", "data.accumulate", "augmentation", "data.augmentation",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm", "trainer.max_time",
@@ -58,6 +59,7 @@ _ADDED: dict[str, Any] = {
     "data.labels": "dense",
     "data.labelled": None,
     "data.ignore_label": None,
+    "data.oversample": 0.0,
     "loss.class_weights": None,
     "data.find_cases.ignore_label": None,
 }

@@ -1,0 +1,145 @@
+"""Samples that must show foreground."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from fake_cases import find_fakes, write_cases
+
+from mambaseg.data.augmentation import Augmentation
+from mambaseg.data.batches import StepSampler
+from mambaseg.data.cache import open_cache
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.oversampling import Foreground
+from mambaseg.data.slices import Collate, SliceDataset
+from mambaseg.errors import UserError
+from runs import trained
+
+NATIVE = Preprocessing("native", 8)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    place = tmp_path_factory.mktemp("fakes")
+    write_cases(place / "data", patients=3)
+    for path in (place / "data").glob("*.npz"):  # one voxel of another class in each case
+        arrays = dict(np.load(path))
+        arrays["label"][1, 2, 3] = arrays["label"].max() % 3 + 1
+        np.savez(path, **arrays)
+    cases = find_fakes(place / "data")
+    cache = open_cache(cases, NATIVE, cache_dir=place / "cache", num_classes=4)
+    return SliceDataset(cache, [case.id for case in cases])
+
+
+def sampler(slices, share=0.33, **options):
+    options = {"batch_size": 12, "steps": 5, "seed": 3, **options}
+    required = Foreground(slices, 4, share, 3)
+    return StepSampler(len(slices), required=required, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "count"), [(12, 0.33, 4), (2, 0.33, 1), (1, 0.33, 1), (48, 1 / 3, 16)]
+)
+def test_as_many_samples_of_a_batch_as_in_nnunet_must_show_foreground(slices, size, share, count):
+    assert Foreground(slices, 4, share, 0).count(size) == count
+    batch = sampler(slices, share, batch_size=size).batch(2)
+    assert [draw.about is not None for draw in batch] == [False] * (size - count) + [True] * count
+    assert [draw.position for draw in batch] == list(range(size))
+
+
+def test_the_pixel_has_a_class_each_case_and_class_as_often_as_others(slices):
+    foreground = Foreground(slices, 4, 0.5, 7)
+    classes, cases = [], []
+    for step in range(600):
+        draw = foreground.draw(step, 11)
+        classes.append(int(slices[draw.item]["label"][draw.about]))
+        cases.append(int(slices.case_numbers[draw.item]))
+    present = len(set(cases))
+    assert present == 6 and np.bincount(cases).min() > 600 / present * 0.7
+    rare = [slices[draw.item]["slice"] == 1 and draw.about == (2, 3)
+            for draw in (foreground.draw(step, 11) for step in range(600))]  # fmt: skip
+    assert 0 not in classes and 0.4 < np.mean(rare) < 0.6
+
+
+def test_ranks_micro_batches_and_restarts_see_the_same_samples(slices):
+    alone = list(sampler(slices))
+    parts = [list(sampler(slices, rank=r, world_size=2, accumulate=3)) for r in (0, 1)]
+    for step, batch in enumerate(alone):
+        own = [micro for part in parts for micro in part[3 * step : 3 * step + 3]]
+        assert list(chain(*own)) == batch
+    assert list(sampler(slices, start_step=3)) == alone[3:]
+
+
+@pytest.mark.parametrize("preset", ["none", "paper", "modern"])
+def test_the_crop_shows_the_pixel_and_lies_within_the_image_where_it_can(slices, preset):
+    required, seen = Foreground(slices, 4, 1.0, 1), 0
+    augmentation = Augmentation(preset, NATIVE, 5)
+    for step in range(40):
+        draw = required.draw(step, 0)
+        item = slices[draw]
+        item["label"] = np.zeros_like(item["label"])
+        row, column = draw.about
+        item["label"][max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 1
+        batch = Collate(augmentation)([item])
+        _, label = augmentation(*(batch[k] for k in ("image", "label", "shape", "augmentation")))
+        seen += int(label.any())
+        if preset == "none":
+            room = np.array(item["label"].shape) - 8
+            middle = np.clip(np.array(draw.about) - 4 + 1, 0, room)
+            lead = batch["augmentation"][0, 4:6].numpy()
+            assert np.abs(lead - middle).max() <= 1 and (lead >= 0).all() and (lead <= room).all()
+    assert seen == 40
+
+
+def test_without_it_batches_are_as_they_always_were(slices):
+    plain = StepSampler(len(slices), batch_size=12, steps=5, seed=3)
+    assert all(draw.about is None for draw in plain.batch(0))
+    with pytest.raises(UserError, match=r"data\.oversample=1\.5"):
+        Foreground(slices, 4, 1.5, 0)
+
+
+# ---- a class of one voxel in ten thousand
+
+
+@pytest.fixture(scope="module")
+def spots(phantom_root, tmp_path_factory):
+    """The phantom of eight with one bright spot per case, which is the only class."""
+    import nibabel as nib
+
+    root = tmp_path_factory.mktemp("spots") / "data"
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    share, rng = [], np.random.default_rng(0)
+    for path in sorted(phantom_root.glob("*/*_frame??.nii.gz")):
+        volume = nib.load(path)
+        image = np.asarray(volume.dataobj).astype(np.float32)
+        label = np.zeros(image.shape, np.uint8)
+        x, y = (int(rng.integers(4, side - 4)) for side in image.shape[:2])
+        z = int(rng.integers(image.shape[2]))
+        spot = (slice(x - 1, x + 2), slice(y - 1, y + 2), z)
+        label[spot] = 1
+        image[spot] = 1.5 * image.max()
+        share.append(label.mean())
+        nib.save(nib.Nifti1Image(image, volume.affine), root / "images" / path.name)
+        nib.save(nib.Nifti1Image(label, volume.affine), root / "labels" / path.name)
+    assert np.mean(share) < 1.5e-4
+    return root
+
+
+def spotted(spots, place, *words):
+    return trained(
+        "data=nifti", f"data.root={spots}", "data.patient_pattern='^([^_]+)'",
+        "data.class_names=[background,spot]", "model=unet", "model.widths=[4,8]",
+        "model.dropout=[0,0]", f"data.cache_dir={place / 'cache'}", f"outputs={place / 'out'}",
+        "data.preprocessing=native", "data.size=32", "data.batch_size=4", "data.steps=80",
+        "data.val_every=80", "optim=adamw", "optim.optimizer.lr=0.01", "augmentation=paper",
+        "loss=dice_ce_nnunet", "trainer=cpu", *words,
+    )  # fmt: skip
+
+
+def test_a_class_of_a_ten_thousandth_of_the_voxels_is_learnt_with_it_alone(spots, tmp_path):
+    dice = {}
+    for share in (0, 0.33):
+        run = spotted(spots, tmp_path, f"data.oversample={share}")
+        dice[share] = run.task.results["means"]["dice"]["mean"]
+    assert dice[0.33] > 0.3 and dice[0] < 0.1, dice
