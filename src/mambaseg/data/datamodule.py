@@ -165,9 +165,9 @@ class SegmentationDataModule(StepDataModule):
             shown = "; ".join(", ".join(group) for group in copies)
             note = self.split.note
             log.warning("the same images belong to more than one patient: %s. %s", shown, note)
+        members = {part: set(getattr(self.split, part)) for part in PARTS}
         self.cases: Mapping[str, list[Case]] = {
-            part: [case for case in used if case.patient in getattr(self.split, part)]
-            for part in PARTS
+            part: [case for case in used if case.patient in members[part]] for part in PARTS
         }
         self.fingerprint = fingerprint(used, {entry.case: entry.source for entry in cache.entries})
         for case in used if self.preprocessing.windowed else ():
@@ -192,11 +192,11 @@ class SegmentationDataModule(StepDataModule):
         """The split's cases with the labels that may be read, and their cache."""
         split = self.split
         labelled = labelled_patients(split, self._labelled)
-        evaluated = {*split.val, *split.test}
+        evaluated, trained, told = {*split.val, *split.test}, set(split.train), set(labelled)
         used = [
-            case if case.patient in evaluated else for_training(case, labelled, self._labels)
+            case if case.patient in evaluated else for_training(case, told, self._labels)
             for case in sorted(found, key=lambda case: case.id)
-            if case.patient in evaluated.union(split.train)
+            if case.patient in evaluated or case.patient in trained
         ]
         note = f"{split.note} {supervision_note(split, labelled, self._labels)}".strip()
         self.split = replace(split, note=note)

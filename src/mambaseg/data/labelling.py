@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -31,9 +31,10 @@ def labelled_patients(split: Split, wanted: float | Sequence[str] | None) -> tup
     if isinstance(wanted, str | bool):
         raise UserError(f"data.labelled={wanted}: give a number, a share or a list of patients")
     if not isinstance(wanted, int | float):
-        if strangers := sorted({*map(str, wanted)}.difference(train)):
+        named = {*map(str, wanted)}
+        if strangers := sorted(named.difference(train)):
             raise UserError(f"data.labelled: {listed(strangers)} not in the training set")
-        return tuple(patient for patient in train if patient in {*map(str, wanted)})
+        return tuple(patient for patient in train if patient in named)
     count = wanted if isinstance(wanted, int) else round(wanted * len(train))
     if not 1 <= count <= len(train):
         raise UserError(
@@ -78,7 +79,7 @@ def open_note(voxels: Sequence[tuple[int, int]]) -> str:
     )
 
 
-def for_training(case: Case, labelled: Sequence[str], labels: Labels) -> Case:
+def for_training(case: Case, labelled: Collection[str], labels: Labels) -> Case:
     """A training case with the label that may be read; `UserError` where it has no scribble."""
     if case.patient not in labelled:
         return replace(case, label_path=None, more_labels=(), labelled=False)
