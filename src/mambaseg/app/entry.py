@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
 
@@ -64,6 +65,17 @@ def explained_errors(kind: type[Exception] = _Explained) -> Iterator[None]:
         raise kind(printable(found[1])) from found[0]
 
 
+def _keep_memory() -> None:
+    """Keeps freed memory in the process, because the same tensors come back with every step.
+
+    glibc would give large ones back to the system, which clears each page that it gives again.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        for option in (mmap_threshold, trim_threshold):
+            ctypes.CDLL(None).mallopt(option, 1 << 30)
+
+
 def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., None]]:
     """Decorates a command: composes and checks `conf/<script>.yaml`, explains errors.
 
@@ -77,6 +89,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
             print_any_name()
             with explained_errors():
                 keep_caches()
+                _keep_memory()
                 overrides = HydraConfig.get().overrides.task
                 cfg = checked(cfg, script, overrides)
                 require_sources(cfg, script)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mambaseg.models import ScanBlock
+from mambaseg.models.linear import ONEDNN
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -53,7 +55,7 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
     try:
         # Attention as matrix products: the counter does not know the CPU's fused kernel.
         plain = sdpa_kernel(SDPBackend.MATH)
-        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), plain, counter_of_products() as counter:
             network.eval()(image)
     finally:
         for handle in handles:
@@ -65,6 +67,16 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
         "scan_flops": scans,
         "flops": 2 * macs + scans,
     }
+
+
+def counter_of_products() -> FlopCounterMode:
+    """A counter that knows the operator of `mambaseg.models.linear` too."""
+
+    def product(x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * math.prod(out_shape) * x[-1]
+
+    known: dict[Any, Any] = {torch.ops.mkldnn._linear_pointwise: product} if ONEDNN else {}
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def scan_flops(length: int, channels: int, states: int) -> int:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.models.linear import Linear, linear
 from mambaseg.models.selective import LinearPair, ScanBlock, initial_step_bias, wide
 from mambaseg.scan import causal_conv1d, selective_scan
 
@@ -48,12 +49,12 @@ class Mamba1d(ScanBlock):
         self.rank = math.ceil(dim / 16)
         self.in_proj = LinearPair(dim, 2 * self.inner, bias=False)
         self.conv1d = nn.Conv1d(self.inner, self.inner, CONV_WIDTH, groups=self.inner)
-        self.x_proj = nn.Linear(self.inner, self.rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.rank, self.inner)
+        self.x_proj = Linear(self.inner, self.rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(self.rank, self.inner)
         states = torch.arange(1, d_state + 1, dtype=torch.float32)
         self.A_log = nn.Parameter(states.log().repeat(self.inner, 1))
         self.D = nn.Parameter(torch.ones(self.inner))
-        self.out_proj = nn.Linear(self.inner, dim, bias=False)
+        self.out_proj = Linear(self.inner, dim, bias=False)
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         self.dt_proj.bias = nn.Parameter(initial_step_bias((self.inner,)))
 
@@ -73,7 +74,7 @@ class Mamba1d(ScanBlock):
         """Scan `(B, D, L)` to `(B, D, L)`."""
         projected = self.x_proj(x.transpose(1, 2))
         delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
-        delta = F.linear(delta, self.dt_proj.weight)  # its bias is added inside the scan
+        delta = linear(delta, self.dt_proj.weight)  # its bias is added inside the scan
         sequences = (x, *(t.transpose(1, 2) for t in (delta, B, C)))
         u, delta, B, C = (t.unsqueeze(1) for t in sequences)  # one group
         rates = (-torch.exp(wide(self.A_log)), wide(self.D), wide(self.dt_proj.bias))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 
 
@@ -30,7 +31,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` with even H and W to `(B, H/2, W/2, 2C)`."""
@@ -45,7 +46,7 @@ class PatchExpand(nn.Module):
     def __init__(self, dim: int, out_dim: int, factor: int, *, keeps_float32: bool = False) -> None:
         super().__init__()
         self.factor = factor
-        self.expand: nn.Module = nn.Linear(dim, factor**2 * out_dim, bias=False)
+        self.expand: nn.Module = Linear(dim, factor**2 * out_dim, bias=False)
         self.norm = LayerNorm(out_dim, keeps_float32=keeps_float32)
 
     def pixels(self, x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mambaseg.models.linear import linear
 
 STEP_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform
 STEP_FLOOR = 1e-4
@@ -34,7 +35,7 @@ class LinearPair(nn.Linear):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two of them
         """Map `(..., in)` to two of `(..., out / 2)`."""
         first, second = self.weight.chunk(2)
-        return F.linear(x, first), F.linear(x, second)
+        return linear(x, first), linear(x, second)
 
 
 class ScanBlock(nn.Module, ABC):

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.linear import Linear
 from mambaseg.models.pretrained import Pretrained
 from mambaseg.models.stochastic import Dropout
 from mambaseg.models.unet import conv_norm_relu
@@ -104,8 +105,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, L, C)` to `(B, L, C)`."""
@@ -122,7 +123,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        first, second = Linear(dim, hidden), Linear(hidden, dim)
         self.mlp = nn.Sequential(first, nn.GELU(), Dropout(dropout), second, Dropout(dropout))
         for layer in (first, second):
             nn.init.xavier_uniform_(layer.weight)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging, PixelHead, pixel_logits
 from mambaseg.models.pretrained import Original, Pretrained
@@ -108,7 +109,7 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.expand = expand(2 * dim, dim, factor=2)
-        self.fuse = nn.Linear(2 * dim, dim)
+        self.fuse = Linear(2 * dim, dim)
         self.blocks = blocks
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.linear import Linear, linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.selective import LinearPair, ScanBlock, initial_step_bias, wide
 from mambaseg.models.stochastic import DropPath
@@ -44,7 +45,7 @@ class GatedMixer(nn.Module, ABC):
         self.in_proj = LinearPair(dim, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
         self.out_norm = LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
 
     @abstractmethod
     def mix(self, x: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class CrossScan(ScanBlock):
 
     def mix(self, x: Tensor) -> Tensor:
         """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
-        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
+        projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
         delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
         delta = per_direction(delta, self.dt_projs_weight, dense=x.is_cuda)
         A = -torch.exp(wide(self.A_logs)).unflatten(0, (DIRECTIONS, -1))
@@ -117,7 +118,7 @@ def per_direction(x: Tensor, weight: Tensor, *, dense: bool) -> Tensor:
     """
     if not dense:
         return torch.einsum("bhwkr,kdr->bhwkd", x, weight)
-    return F.linear(x.flatten(-2), torch.block_diag(*weight)).unflatten(-1, weight.shape[:2])
+    return linear(x.flatten(-2), torch.block_diag(*weight)).unflatten(-1, weight.shape[:2])
 
 
 class MixerBlock(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.stochastic import DropPath
 
@@ -88,8 +89,8 @@ class WindowAttention(nn.Module):
         self.window = window
         self.shift = window // 2 if shifted else 0
         self.scale = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.position_index: Tensor
@@ -147,7 +148,7 @@ class SwinBlock(nn.Module):
         self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window, shifted=shifted)
         self.norm2 = LayerNorm(dim)
-        fc1, fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        fc1, fc2 = Linear(dim, 4 * dim), Linear(4 * dim, dim)
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
         self.drop_path = DropPath(drop_path)
 
