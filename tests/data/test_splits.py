@@ -13,7 +13,8 @@ from mambaseg.errors import UserError
 ACDC = [f"patient{number:03d}" for number in range(1, 151)]
 TRAINING = ACDC[:100]
 FOLDED = [(name, fold) for name in ("nnunet", "wsl4mis") for fold in range(5)]
-PUBLISHED = [("ssl4mis", 0), ("transunet", 0), ("official", 0), *FOLDED]
+OWN = [("wsl4mis_val", fold) for fold in range(5)]
+PUBLISHED = [("ssl4mis", 0), ("transunet", 0), ("official", 0), *FOLDED, *OWN]
 
 
 def numbers(patients):
@@ -75,6 +76,20 @@ def test_a_wsl4mis_fold_tests_on_one_pathology_group(fold):
     assert numbers(split.test) == list(range(20 * fold + 1, 20 * fold + 21))
     assert groups(split.test)[fold] == 20
     assert "same images" not in split.note
+
+
+@pytest.mark.parametrize(("name", "fold"), OWN)
+def test_wsl4mis_has_a_variant_that_does_not_validate_by_its_test_set(name, fold):
+    """Of each other pathology the two patients that a hash of their names draws."""
+    split = make_split(name, TRAINING, fold=fold)
+    assert split.test == make_split("wsl4mis", TRAINING, fold=fold).test
+    drawn = [
+        sorted(group, key=lambda patient: hashlib.sha256(patient.encode()).digest())[:2]
+        for group in (TRAINING[start : start + 20] for start in range(0, 100, 20))
+    ]
+    assert sorted(split.val) == sorted(p for k, pair in enumerate(drawn) if k != fold for p in pair)
+    assert len(split.train) == 72 and split.name == f"{name}-fold{fold}"
+    assert "Not a published split" in split.note and "same images" not in split.note
 
 
 def test_official_tests_on_the_fifty_and_validates_on_two_of_each_group():

@@ -6,6 +6,7 @@
 | transunet | 70 / 10 / 20 of 1..100 | lists of MT-UNet, nnFormer and MSVM-UNet |
 | nnunet | 80 / 20 / the same 20 of 1..100, 5 folds | nnU-Net v2, `Dataset027_ACDC.py` |
 | wsl4mis | 80 / 20 / the same 20 of 1..100, 5 folds | WSL4MIS; a fold = a pathology group |
+| wsl4mis_val | 72 / 8 / 20 of 1..100, 5 folds | ours: WSL4MIS with a validation set of its own |
 | official | 90 / 10 / 50: 1..100 without every tenth / every tenth / 101..150 | the challenge |
 | random | about 70 / 10 / 20 % of whatever is there | ours |
 | given | as its own files or its publication say | the data set |
@@ -98,7 +99,7 @@ def make_split(
     name: str,  # see the table at the top of this file
     patients: Iterable[str],  # ids of those at hand ("patient001")
     *,
-    fold: int = 0,  # 0..4 for nnunet and wsl4mis (their folds 1..5), `given_fold` for given
+    fold: int = 0,  # 0..4 for nnunet and wsl4mis[_val] (their folds 1..5), `given_fold` for given
     seed: int = 0,  # of the random split
     duplicates: Groups = (),  # patients with the same images, beyond the known ones
     given: Mapping[str, str] | None = None,  # patient -> set, where the data set says so
@@ -160,10 +161,12 @@ def _published_split(name: str, present: Sequence[str], fold: int) -> Split:
             "data.split=random, which takes the patients that are there."
         )
     train = tuple(patient for patient in everybody if patient not in {*val, *test})
-    if "val" in numbers:
-        return Split(name, train, val, test, published["note"])
-    note = f"fold {fold} of 0..{count - 1}. {published['note']} Validation = test: scores are "
-    return Split(f"{name}-fold{fold}", train, val, test, note + "optimistic.")
+    note = published["note"]
+    if count > 1:
+        name, note = f"{name}-fold{fold}", f"fold {fold} of 0..{count - 1}. {note}"
+    if "val" not in numbers:
+        note += " Validation = test: scores are optimistic."
+    return Split(name, train, val, test, note)
 
 
 def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
