@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from mambaseg.data.classes import IGNORED
+from mambaseg.data.labelling import with_labels
 from mambaseg.data.phantoms import phantom, synthetic
 from mambaseg.data.phantoms.phantom import write_phantom
 from mambaseg.data.phantoms.phantom_anatomy import (
@@ -88,7 +90,7 @@ def test_a_larger_dataset_begins_with_the_smaller_one(root, tmp_path):
     small = contents(write_phantom(tmp_path / "small", patients=2))
     large = contents(root)
     shared = [name for name in small if name.startswith("patient")]
-    assert len(shared) == 12
+    assert len(shared) == 16
     assert all(small[name] == large[name] for name in shared)
 
 
@@ -259,6 +261,29 @@ def test_intensity_alone_does_not_tell_the_structures(patients):
 
 
 # the folder
+
+
+def test_scribbles_are_right_and_few(root):
+    drawn, true = (
+        np.concatenate([one.read(4).label.ravel() for one in cases])
+        for cases in (
+            [with_labels(case, "scribble") for case in acdc.find_cases(root)],
+            acdc.find_cases(root),
+        )
+    )
+    known = drawn != IGNORED
+    assert np.array_equal(drawn[known], true[known])
+    shares = np.bincount(drawn[known], minlength=4) / np.bincount(true, minlength=4)
+    assert 0.005 < shares[0] < 0.03 and (shares[1:] > 0.02).all() and (shares[1:] < 0.25).all()
+
+
+def test_an_earlier_phantom_gets_its_scribbles(tmp_path, no_rendering):
+    folder = write_phantom(tmp_path / "phantom", patients=1)
+    before = contents(folder)
+    for path in folder.rglob("*_scribble*"):
+        path.unlink()
+    no_rendering()
+    assert contents(write_phantom(folder, patients=1)) == before
 
 
 @pytest.fixture

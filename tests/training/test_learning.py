@@ -20,6 +20,7 @@ from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.training.nonfinite import NonFinite
+from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.task import Task
 from runs import QUIET, UNET, assert_same, built, trained
@@ -129,6 +130,8 @@ def test_labels_of_unlabelled_cases_are_never_read(small_run, tmp_path):
         path.write_bytes(b"poison")
     run = trained(*words, "method=mean_teacher", f"data.cache_dir={tmp_path / 'cache'}")
     assert run.folder.record["status"] == "done"
+    said = overview(run.config, run.folder.record)["data"]
+    assert said.endswith(", labels of 4 of 10 training cases")
     numbers = [run.data.cache.position(c.id) for c in run.data.cases["train"] if not c.labelled]
     assert numbers and all((run.data.cache.label(n) == IGNORED).all() for n in numbers)
 
@@ -154,7 +157,6 @@ def test_the_published_patients_have_the_labels(tmp_path):
         (["method=dmpls", "model=segresnet"], "needs the decoder of a UNet"),
         (["method=mean_teacher", "data.labelled=2", "data.batch_size=5"], "multiple of 2"),
         (["data.ignore_label=2"], "stands for no class"),
-        (["data.labels=scribble"], "has no scribble"),
     ],
 )
 def test_what_a_method_lacks_is_said_before_anything_is_trained(words, message, small_run):
@@ -197,8 +199,23 @@ def test_ignored_pixels_are_neither_learnt_nor_scored(small_run, phantom_root, t
     assert IGNORED in values and values <= {0, 1, 2, 3, IGNORED}
     voxels = sum(sum(entry.class_voxels) for entry in data.cache.entries)
     assert 0.4 < voxels / data.cache.entries[-1].stop < 0.6
+    assert run.folder.record["counts"]["train"]["labelled in part"] == len(run.data.cases["train"])
+    note = json.loads((run.folder.path / "metrics.json").read_text())["split"]["note"]
+    assert "6 of 6 validation and test cases" in note and "scores leave them out" in note
+    with np.load(run.folder.path / "overlays.npz") as kept:
+        assert all((kept[key] == IGNORED).any() for key in kept if key.endswith("/truth"))
     with pytest.raises(UserError, match="cannot leave out pixels"):
         trained(*words, "data.ignore_label=9", "loss=dice_focal")
+
+
+def test_the_phantom_has_scribbles_to_learn_from(small_run):
+    run = trained(*small_run, *UNET, "data.labels=scribble", "method=dmpls", "loss=partial_ce")
+    train = [run.data.cache.position(case.id) for case in run.data.cases["train"]]
+    labels = [run.data.cache.label(number) for number in train]
+    assert all(0.9 < (label == IGNORED).mean() < 1 for label in labels)
+    assert "Training reads scribbles" in run.data.split.note
+    assert "validation and test cases" not in run.data.split.note  # they are dense
+    assert overview(run.config, run.folder.record)["data"].endswith(", scribbles")
 
 
 def test_the_page_lists_every_method():

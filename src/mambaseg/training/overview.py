@@ -52,12 +52,11 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
 def _supervision(config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """What the training reads of the labels, where it is less than all of them."""
     train = record.get("counts", {}).get("train", {})
-    labels = "scribbles" if config["data"].get("labels") == "scribble" else "labels"
+    scribbles = config["data"].get("labels") == "scribble"
     if "labelled" in train:
+        labels = "scribbles" if scribbles else "labels"
         return f", {labels} of {train['labelled']} of {counted(train['cases'], 'training case')}"
-    if "labelled in part" in train:
-        return f", {labels} in part"
-    return ""
+    return ", scribbles" if scribbles else ", labels in part" * ("labelled in part" in train)
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """A synthetic dataset: short-axis cine hearts, written in the official ACDC layout.
 
 So that everything can be tried, tested and learnt without ACDC: the folder takes the same road as
-real data (`patientXXX/patientXXX_4d.nii.gz`, `_frameFF.nii.gz`, `_frameFF_gt.nii.gz`, `Info.cfg`).
-It proves nothing about real hearts, as `SYNTHETIC.md` in it and each header's description warn.
+real data (`patientXXX/patientXXX_4d.nii.gz`, `_frameFF.nii.gz`, `_frameFF_gt.nii.gz`,
+`_frameFF_scribble.nii.gz`, `Info.cfg`). It proves nothing about real hearts, as `SYNTHETIC.md` in
+it and each header's description warn.
 
 `phantom_anatomy` shapes the hearts, `phantom_torso` surrounds them, `phantom_image` renders them,
-and this file writes the folder.
+`scribbles` draws in them, and this file writes the folder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from mambaseg.data.phantoms.phantom_anatomy import GROUPS, draw_heart, tune_ejection
 from mambaseg.data.phantoms.phantom_image import Scan, draw_scan, render
+from mambaseg.data.phantoms.scribbles import add_scribbles
 from mambaseg.data.phantoms.synthetic import write_once
 from mambaseg.errors import UserError
 
@@ -29,7 +31,7 @@ These images were computed, not acquired. They show no patient and prove nothing
 mambaseg wrote them (`phantom.json` has the parameters) in the folder layout of the
 Automated Cardiac Diagnosis Challenge, so that software can be tried without the challenge's data.
 
-Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle.
+Labels: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle; in scribbles 4: unlabelled.
 Height and weight are made up.
 
 For the real data see Bernard et al., "Deep Learning Techniques for Automatic MRI Cardiac
@@ -59,7 +61,9 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
             _write_patient(work / f"patient{number:03d}", number, seed, noise)
 
     what = f"{patients} patients"
-    return write_once(Path(root), parameters, write, note=_NOTE, manifest=MANIFEST, what=what)
+    write_once(Path(root), parameters, write, note=_NOTE, manifest=MANIFEST, what=what)
+    add_scribbles(Path(root))
+    return Path(root)
 
 
 def _write_patient(folder: Path, number: int, seed: int, noise: float) -> None:
