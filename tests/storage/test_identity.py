@@ -27,7 +27,18 @@ from runs import built, composed
 IN = """
 augmentation.flip._target_ augmentation.flip.probability augmentation.rotate._target_
 augmentation.rotate.degrees augmentation.scale._target_ augmentation.scale.smallest
-augmentation.shift._target_ augmentation.shift.share augmentation.tone._target_
+augmentation.blur._target_ augmentation.blur.probability augmentation.blur.sigma
+augmentation.brightness._target_ augmentation.brightness.factor
+augmentation.brightness.probability augmentation.contrast._target_ augmentation.contrast.factor
+augmentation.contrast.probability augmentation.gamma._target_ augmentation.gamma.gamma
+augmentation.gamma.inverted augmentation.gamma.probability augmentation.gamma_inverted._target_
+augmentation.gamma_inverted.gamma augmentation.gamma_inverted.inverted
+augmentation.gamma_inverted.probability augmentation.low_resolution._target_
+augmentation.low_resolution.probability augmentation.low_resolution.smallest
+augmentation.noise._target_ augmentation.noise.most augmentation.noise.probability
+augmentation.rotate.probability augmentation.zoom._target_ augmentation.zoom.probability
+augmentation.zoom.scale augmentation.shift._target_ augmentation.shift.share
+augmentation.tone._target_
 augmentation.tone.brightness augmentation.tone.contrast augmentation.tone.gamma
 augmentation.tone.probability augmentation.turn_or_rotate._target_
 augmentation.turn_or_rotate.degrees

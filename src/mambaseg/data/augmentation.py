@@ -70,13 +70,16 @@ class Intensity(Operation):
 
 @dataclass
 class Rotate(Spatial):
-    """Rotation by up to `degrees` in both directions."""
+    """Rotation by up to `degrees` in both directions, of a part of the samples."""
 
     degrees: float = 30
+    probability: float = 1.0
 
     def move(self, view: View, u: Array) -> None:
         """Rotate."""
-        view.matrix = view.matrix @ _rotation(2 * self.degrees * u[0] - self.degrees)
+        if u[0] < self.probability:
+            share = u[0] / self.probability
+            view.matrix = view.matrix @ _rotation(2 * self.degrees * share - self.degrees)
 
 
 @dataclass
@@ -88,6 +91,20 @@ class Scale(Spatial):
     def move(self, view: View, u: Array) -> None:
         """Scale."""
         view.matrix = view.matrix / self.smallest ** (1 - 2 * u[0])
+
+
+@dataclass
+class Zoom(Spatial):
+    """Scaling of a part of the samples, evenly by `scale` native pixels per pixel."""
+
+    scale: Sequence[float] = (0.7, 1.4)
+    probability: float = 1.0
+
+    def move(self, view: View, u: Array) -> None:
+        """Scale."""
+        if u[0] < self.probability:
+            low, high = self.scale
+            view.matrix = view.matrix * (low + (high - low) * (u[0] / self.probability))
 
 
 @dataclass
