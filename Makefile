@@ -52,8 +52,9 @@ demo: $(CORE) ## A local page for trying a network out: make demo [RUN=<run fold
 sweep: $(CORE) ## The three-network comparison on whatever data are found
 	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
-models: setup ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
+models: setup ## Measure every network and rewrite docs/models.md, and the table of docs/methods.md (minutes; keep the machine idle)
 	$(BIN)/mambaseg benchmark profile models=all threads=1 page=docs/models.md
+	$(BIN)/mambaseg benchmark methods page=docs/methods.md
 
 pictures: setup ## Make the pictures of README.md again, of the phantom (needs Chromium: CHROMIUM=chromium)
 	$(BIN)/mambaseg train -m logger=csv trainer=cpu data=phantom data.size=64 data.steps=100 data.val_every=50 \

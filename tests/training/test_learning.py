@@ -218,12 +218,6 @@ def test_the_phantom_has_scribbles_to_learn_from(small_run):
     assert overview(run.config, run.folder.record)["data"].endswith(", scribbles")
 
 
-def test_the_page_lists_every_method():
-    page = (CONF.parent / "docs" / "methods.md").read_text()
-    for method in METHODS:
-        assert f"| `{method}` | " in page
-
-
 def test_the_runs_monitor_chooses_among_the_networks(small_run, monkeypatch):
     """By distance, where that chooses the best state: the first network is the nearest."""
     whole = SegmentationTask.values

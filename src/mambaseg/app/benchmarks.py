@@ -20,6 +20,7 @@ from torch import nn
 
 from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
+from mambaseg.app.methods import write_methods
 from mambaseg.app.networks import build_network, plain
 from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
@@ -45,6 +46,9 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     Raises:
         UserError: a setting is impossible here, a part of `gpu` failed, or numbers are wrong.
     """
+    if cfg.what == "methods":
+        write_methods(Path(cfg.page or "docs/methods.md"))
+        return
     if cfg.what == "gpu":
         _measure_machine(cfg)
         return

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from mambaseg.app.entry import entry
 from mambaseg.errors import UserError
 
-KINDS = ("scan", "inference", "train", "blocks", "profile", "kernels", "truth", "gpu")
+KINDS = ("scan", "inference", "train", "blocks", "profile", "methods", "kernels", "truth", "gpu")
 
 
 def main(words: Sequence[str]) -> None:

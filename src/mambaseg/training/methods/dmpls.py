@@ -25,6 +25,8 @@ class DMPLS(Method):
         dropout: rate on what the second decoder sees.
     """
 
+    needs = "the decoder of a UNet"
+
     def __init__(
         self, networks: Sequence[nn.Module], *, weight: float = 0.5, dropout: float = 0.3
     ) -> None:

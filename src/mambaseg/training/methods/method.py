@@ -103,10 +103,12 @@ class Method(nn.Module, ABC):
     Attributes:
         count: how many networks the method trains; None: any number from 2 on.
         unlabelled: whether it learns from images without labels.
+        needs: what it needs of a network, in words; empty: nothing special.
     """
 
     count: ClassVar[int | None] = 1
     unlabelled: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class URPC(Method):
     """
 
     unlabelled = True
+    needs = "the decoder of a UNet"
 
     def __init__(
         self, networks: Sequence[nn.Module], *, weight: float = 0.1, scales: int = 4

@@ -1,0 +1,30 @@
+"""docs/methods.md says what the configs and the classes of the methods say."""
+
+import pytest
+
+from mambaseg.app.entry import CONF
+from mambaseg.app.methods import methods_table, write_methods
+from mambaseg.errors import UserError
+
+PAGE = CONF.parent / "docs" / "methods.md"
+
+
+def test_the_table_is_that_of_the_configs(tmp_path):
+    table = methods_table()
+    assert f"\n{table}\n" in PAGE.read_text("utf-8"), "run `mambaseg benchmark methods`"
+    rows = {row.split("`")[1]: row.split(" | ") for row in table.splitlines()[2:]}
+    assert sorted(rows) == sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+    assert rows["mean_teacher"][-2:] == ["unlabelled images", "1 + 0.5 |"]
+    assert rows["weak_mamba_unet"][-2:] == ["2 networks or more", "3 |"]
+    assert "the decoder of a UNet" in rows["dmpls"][-2]
+
+
+def test_only_the_table_of_a_page_is_written(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Mine\n\n| method | old |\n|---|---|\n| a | b |\n\nMore.\n")
+    write_methods(page)
+    assert page.read_text() == f"# Mine\n\n{methods_table()}\nMore.\n"
+    page.write_text("# Mine\n")
+    for path in (page, tmp_path / "absent.md"):
+        with pytest.raises(UserError, match="no table of methods"):
+            write_methods(path)
