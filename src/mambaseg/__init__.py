@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mambaseg.models import MambaUNetNoScan as MambaUNetNoScan
     from mambaseg.models import MambaUNetV2 as MambaUNetV2
     from mambaseg.models import MSVMUNet as MSVMUNet
+    from mambaseg.models import RWKVUNet as RWKVUNet
     from mambaseg.models import SwinUMamba as SwinUMamba
     from mambaseg.models import SwinUMambaD as SwinUMambaD
     from mambaseg.models import SwinUNet as SwinUNet
@@ -42,7 +43,8 @@ _NAMES = {
     "mambaseg.data.geometry": "Preprocessing",
     "mambaseg.errors": "UserError",
     "mambaseg.models": "AnySize AttentionUNet MambaUNet MambaUNetNoScan MambaUNetV2 MSVMUNet "
-    "SwinUMamba SwinUMambaD SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet VMUNetV2",
+    "RWKVUNet SwinUMamba SwinUMambaD SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet "
+    "VMUNetV2",
     "mambaseg.training.losses": "DiceCE",
     "mambaseg.training.segmentation": "SegmentationTask",
 }

@@ -7,6 +7,7 @@ from mambaseg.app.networks import build_network
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
+RWKV = {"widths": [8, 16, 24, 32], "depths": [1, 1, 2, 2], "stem_width": 8, "mix_width": 8}
 # What makes a network small while every part of it stays; one that is not named is tested as it is.
 SMALL = {
     "attention_unet": {"widths": [8, 16, 32, 64, 128]},
@@ -16,6 +17,9 @@ SMALL = {
     "mamba_unet_v2": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "msvm_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "nnunet_2d": {"filters": [4, 8, 16, 32, 32, 32]},
+    "rwkv_unet_b": RWKV,
+    "rwkv_unet_s": RWKV,
+    "rwkv_unet_t": RWKV,
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},
     "swin_umamba": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
     "swin_umamba_d": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},

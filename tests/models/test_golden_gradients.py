@@ -15,18 +15,29 @@ import torch
 from einops import rearrange
 from test_goldens import count, read_golden
 
-from mambaseg.models import MambaUNetV2, MSVMUNet, UltraLightVMUNet, VMUNetV2
+from mambaseg.models import MambaUNetV2, MSVMUNet, RWKVUNet, UltraLightVMUNet, VMUNetV2
 
 NETWORKS = {
     "ultralight_vm_unet_224": UltraLightVMUNet,
     "vm_unet_v2_224": VMUNetV2,
     "msvm_unet_224": MSVMUNet,
+    "rwkv_unet_t_224": RWKVUNet,
+    "rwkv_unet_s_224": partial(
+        RWKVUNet, widths=(32, 64, 128, 192), depths=(3, 3, 6, 3), expansions=(2, 2.5, 3, 4)
+    ),
+    "rwkv_unet_b_224": partial(
+        RWKVUNet, widths=(48, 72, 144, 240), depths=(3, 3, 6, 3), expansions=(2, 2.5, 4, 4),
+        mix_width=48,
+    ),
     "vm_unet_v2_1class_224": partial(VMUNetV2, num_classes=1, add_coarser_head=True),
-}
+}  # fmt: skip
 PARAMETERS = {
     "ultralight_vm_unet_224": 49_340,
     "vm_unet_v2_224": 13_822_188,
     "msvm_unet_224": 35_925_028,
+    "rwkv_unet_t_224": 3_145_836,
+    "rwkv_unet_s_224": 9_702_020,
+    "rwkv_unet_b_224": 17_125_588,
     "vm_unet_v2_1class_224": 13_822_100,
 }
 
@@ -78,7 +89,8 @@ def test_float32_outputs_agree_with_the_original(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_and_gradients_agree_with_the_original(name):
-    golden, network, image = prepared(name, scan_backend="reference")
+    scans = {} if name.startswith("rwkv") else {"scan_backend": "reference"}
+    golden, network, image = prepared(name, **scans)
     network.double()
     image = image.double().requires_grad_()
     logits = network(image)

@@ -51,6 +51,12 @@ def recipe(name, shape, seed):
         value = -4 + n
     elif last in ("Ds", "D", "skip_scale"):
         value = 1 + 0.1 * n
+    elif last == "spatial_decay":
+        value = 2 * n
+    elif last == "spatial_first":
+        value = 100 * n
+    elif last in ("spatial_mix_k", "spatial_mix_v", "spatial_mix_r"):
+        value = 0.5 + 0.1 * n
     elif last == "running_var":
         value = 1 + 0.2 * abs(n)
     elif last == "running_mean":

@@ -15,6 +15,7 @@ from mambaseg.models import (
     MambaUNetNoScan,
     MambaUNetV2,
     MSVMUNet,
+    RWKVUNet,
     ScanBlock,
     SwinUMamba,
     SwinUMambaD,
@@ -36,7 +37,8 @@ OURS = [
     if OmegaConf.load(CONF / "model" / f"{name}.yaml")._target_.startswith("mambaseg.")
 ]
 WITHOUT_SCAN = (
-    "attention_unet", "mamba_unet_no_scan", "swin_unet", "trans_unet", "u_mamba_none", "unet",
+    "attention_unet", "mamba_unet_no_scan", "rwkv_unet_b", "rwkv_unet_s", "rwkv_unet_t",
+    "swin_unet", "trans_unet", "u_mamba_none", "unet",
 )  # fmt: skip
 
 
@@ -100,6 +102,7 @@ def test_parameters_that_decay_would_harm_are_named():
         ("mamba_unet_no_scan", MambaUNetNoScan),
         ("mamba_unet_v2", MambaUNetV2),
         ("msvm_unet", MSVMUNet),
+        ("rwkv_unet_t", RWKVUNet),
         ("vm_unet", VMUNet),
         ("vm_unet_v2", VMUNetV2),
         ("swin_umamba", SwinUMamba),

@@ -13,6 +13,7 @@ from mambaseg.models.mamba_unet_v2 import MambaUNetV2
 from mambaseg.models.msvm_unet import MSVMUNet
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging
 from mambaseg.models.pretrained import LoadReport
+from mambaseg.models.rwkv_unet import RWKVUNet
 from mambaseg.models.selective import ScanBlock, names_without_decay
 from mambaseg.models.stochastic import Dropout, DropPath, drawing, stochastic_layers
 from mambaseg.models.swin_umamba import SwinUMamba
