@@ -51,11 +51,13 @@ data.class_remarks._target_ data.find_cases._partial_ data.find_cases._target_
 data.find_cases.channels data.find_cases.fold data.find_cases.ignore_label
 data.find_cases.label_map
 data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
-data.find_cases.patient_pattern data.fold data.ignore_label data.in_channels data.intensity
+data.find_cases.patient_pattern data.fold data.folds data.ignore_label data.in_channels
+data.intensity
 data.label_map data.labelled data.labels
 data.longest_side data.masks data.name data.num_classes data.oversample
 data.patient_pattern data.preprocessing
-data.seed data.size data.slicing data.spacing data.split data.steps data.task data.val_every
+data.seed data.size data.slicing data.spacing data.split data.split_by data.steps
+data.task data.val_every
 data.window
 evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
 init_from

@@ -119,13 +119,14 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Number(1, 65535, whole=True), None), "port"),
     ((Number(0),), """optim.optimizer.lr optim.optimizer.weight_decay optim.optimizer.momentum
         tolerance budget"""),
+    ((Number(2, whole=True),), "data.folds"),
     ((Number(0, 1),), "data.oversample"),
     ((Number(0), None), "trainer.gradient_clip_val loop_limit"),
     ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
     ((Number(above=0), None), "data.spacing"),
     ((TEXT,), """data.name data.title data.instead data.split data.preprocessing
         data.task model.name method.name scan_backend"""),
-    ((TEXT, None), "data.intensity page"),
+    ((TEXT, None), "data.intensity data.split_by page"),
     ((Text("the name of a folder below outputs"),), "name"),
     ((Text("the folder of the data set"),), "data.root"),
     ((FOLDER,), "outputs data.cache_dir out"),

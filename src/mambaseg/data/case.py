@@ -53,6 +53,7 @@ class Case:
     slicing: str = "stored"  #: a rule of `slice_axis`
     fold: int | None = None  #: of the data set's own cross-validation, for `part`
     patient_assumed: bool = False  #: no file names the patient, so the case counts as one
+    facts: tuple[tuple[str, str], ...] = ()  #: (what, value) of the patient: vendor, centre
 
     def load(self) -> Volume:
         """Read the case, slice it and map its labels; what it holds is not validated."""

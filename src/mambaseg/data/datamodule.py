@@ -33,7 +33,7 @@ from mambaseg.data.labelling import (
 )
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.oversampling import Foreground
-from mambaseg.data.patients import Alike, find_alike, parts_of
+from mambaseg.data.patients import Alike, facts_of, find_alike, parts_of
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.splits import known_duplicates, listed, make_split
@@ -72,6 +72,8 @@ class SegmentationDataModule(StepDataModule):
         prepare: Callable[[Path], object] | None = None,  # makes the data set on first use
         split: str = "ssl4mis",  # see `make_split`
         fold: int = 0,
+        folds: int = 5,  # of the split kfold
+        split_by: str | None = None,  # a fact of patients whose values are the folds
         split_seed: int = 0,  # the run's seed does not change who is tested
         preprocessing: str = "paper",  # a preset, see `Preprocessing` also for the next four
         intensity: str | None = None,
@@ -120,6 +122,7 @@ class SegmentationDataModule(StepDataModule):
         slice_axis(None, slicing)  # which must be a known rule
         self.slicing = slicing
         self._split_name, self._fold, self._split_seed = split, fold, split_seed
+        self._folds, self._split_by = folds, split_by
         self._cache: VolumeCache | None = None
         if on_device not in (True, False, "auto"):
             raise UserError(f"data.on_device={on_device}: choose auto, true or false")
@@ -154,6 +157,9 @@ class SegmentationDataModule(StepDataModule):
             given_fold=next((case.fold for case in found if case.fold is not None), None),
             unit="case" if any(case.patient_assumed for case in found) else "patient",
             alike=alike.patients if alike else None,
+            count=self._folds,
+            by=self._split_by,
+            facts=facts_of(found, self.root),
         )
         self.split = split()
         used, cache = self._open(found)

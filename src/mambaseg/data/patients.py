@@ -6,9 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.validation import DataError
+from mambaseg.storage.untrusted import ForeignFileError, read_table
 
 SEPARATORS = "_. -"
 FEWEST = 3  # names without a number that are patients: fewer are kinds of images
@@ -86,6 +88,32 @@ def parts_of(cases: Sequence[Case]) -> dict[str, str]:
             remedy = "A patient belongs in one part: move the images."
             raise DataError(problem, case.image_path, remedy)
     return parts
+
+
+def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
+    """Patient -> what is known of them: `pathology` where files say it, `vendor`, `centre`.
+
+    A table patients.csv in the folder of the data set adds its columns; its first is `patient`.
+    """
+    facts: dict[str, dict[str, str]] = {case.patient: {} for case in cases}
+    for case in cases:
+        known = {"pathology": case.group} if case.group else {}
+        facts[case.patient] |= {**known, **dict(case.facts)}
+    path = root / "patients.csv"
+    if path.is_file():
+        try:
+            columns, rows = read_table(path)
+        except (ForeignFileError, OSError) as error:
+            raise DataError(f"is no table of patients: {error}", path) from error
+        if "patient" not in columns:
+            remedy = "Name the patient of each row in a column `patient`."
+            raise DataError(f"has the columns {', '.join(columns)}", path, remedy)
+        for row in rows:
+            if (patient := row.pop("patient")) in facts:
+                facts[patient] |= {
+                    key.strip(): value.strip() for key, value in row.items() if value
+                }
+    return facts
 
 
 def find_alike(cases: Sequence[Case]) -> Alike | None:

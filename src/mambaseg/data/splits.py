@@ -11,6 +11,7 @@
 | random | about 70 / 10 / 20 % of whatever is there | ours |
 | given | as its own files or its publication say | the data set |
 | auto | given where the data set names more than a part for training, else random | |
+| kfold | everybody is tested once over the folds; 10 % validate, the rest train | ours |
 | test | everybody is tested: an external cohort, for evaluation alone | ours |
 
 Numbers of different splits are not comparable; a split's name and hash belong in every table.
@@ -30,6 +31,7 @@ from mambaseg.errors import UserError
 
 PARTS = ("train", "val", "test")
 Groups = Sequence[Sequence[str]]
+Facts = Mapping[str, Mapping[str, str]]
 
 LISTED = 5  # patients that a message names
 # In ACDC itself: identical images at ED and ES, labels that differ slightly.
@@ -106,6 +108,9 @@ def make_split(
     given_fold: int | None = None,  # that `given` is of; None where the data set has no folds
     unit: str = "patient",  # or `case` where it is not known whose a case is
     alike: Mapping[str, str] | None = None,  # case -> the patient that its name suggests
+    count: int = 5,  # folds of kfold
+    by: str | None = None,  # of kfold: a fact of `facts`, each of whose values is a fold
+    facts: Facts | None = None,  # patient -> what is known of them, such as their pathology
 ) -> Split:
     """The split `name` of `patients`.
 
@@ -121,12 +126,18 @@ def make_split(
     given = given or {}
     if name == "auto":
         name = "given" if {"val", "test"} & set(given.values()) else "random"
-    if name not in (*PUBLISHED, "given", "random", "test"):
-        names = ", ".join([*PUBLISHED, "random", "given", "auto", "test"])
+    if name not in (*PUBLISHED, "given", "random", "kfold", "test"):
+        names = ", ".join([*PUBLISHED, "random", "kfold", "given", "auto", "test"])
         raise UserError(f"unknown split {name!r}: data.split is one of {names}")
+    if by is not None and name != "kfold":
+        raise UserError(f"data.split_by={by}: is for data.split=kfold, and the split is {name}")
     folds: Sequence[int] = [0 if name != "given" or given_fold is None else given_fold]
     if name in PUBLISHED:
         folds = range(len(PUBLISHED[name]["folds"]))
+    if name == "kfold":
+        units = _units(present, groups) if by is None else [[one] for one in present]
+        parts = _folds(units, seed, count, by, facts or {}, unit)
+        folds = range(len(parts))
     if fold not in folds:
         allowed = f"0..{folds[-1]}" if len(folds) > 1 else "0: it has no folds"
         raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
@@ -134,6 +145,8 @@ def make_split(
         split = _given_split(given, given_fold)
     elif name == "random":
         split = _random_split(present, seed, groups, unit)
+    elif name == "kfold":
+        split = _fold_split(parts, fold, seed, by, facts or {}, unit)
     elif name == "test":
         note = f"Not a published split: all {len(present)} {unit}s are tested; none of them "
         split = Split(name, (), (), tuple(present), note + "trains or validates.")
@@ -213,6 +226,77 @@ def _random_split(patients: list[str], seed: int, duplicates: Groups, unit: str)
         note += f" Same images, kept in one part: {'; '.join(kept)}."
     train, val, test = sorted(train), sorted(val), sorted(test)
     return Split(f"random-seed{seed}", tuple(train), tuple(val), tuple(test), note)
+
+
+def _folds(
+    units: list[list[str]], seed: int, count: int, by: str | None, facts: Facts, unit: str
+) -> list[list[list[str]]]:
+    """Units of patients as folds: those of one value of a fact, or as many as are wanted.
+
+    Where all patients have a known pathology, each fold has about as many of each.
+    """
+    ordered = _in_order(units, seed, by or "pathology", facts)
+    if by is None:
+        if not 2 <= count <= len(ordered):
+            raise UserError(
+                f"data.folds={count}: 2 to {len(ordered)} are possible, as many as there are "
+                f"distinct {unit}s"
+            )
+        return [ordered[start::count] for start in range(count)]
+    if unknown := [one for group in units for one in group if by not in facts.get(one, {})]:
+        known = sorted({key for values in facts.values() for key in values})
+        raise UserError(
+            f"data.split_by={by}: not known of {listed(unknown)}. Known of some: "
+            f"{', '.join(known) or 'nothing'}. A table patients.csv in data.root can say it: a "
+            f"column `patient` and a column `{by}`."
+        )
+    values = sorted({facts[one[0]][by] for one in ordered})
+    if len(values) < 2:
+        raise UserError(
+            f"data.split_by={by}: all patients have {values[0]}, so none can be left out"
+        )
+    return [[one for one in ordered if facts[one[0]][by] == value] for value in values]
+
+
+def _fold_split(
+    folds: list[list[list[str]]], fold: int, seed: int, by: str | None, facts: Facts, unit: str
+) -> Split:
+    """One fold is tested; a tenth of everybody, from all others, chooses the checkpoint."""
+    others = [one for number, part in enumerate(folds) if number != fold for one in part]
+    rest = _in_order(others, seed, by or "pathology", facts)
+    number = min(max(1, round(FRACTIONS[0] * sum(map(len, folds)))), len(rest) - 1)
+    chosen = {place * len(rest) // number for place in range(number)} if number > 0 else set()
+    test, val, train = (
+        tuple(sorted(patient for one in units for patient in one))
+        for units in (
+            folds[fold],
+            [one for place, one in enumerate(rest) if place in chosen],
+            [one for place, one in enumerate(rest) if place not in chosen],
+        )
+    )
+    name, what = f"kfold{len(folds)}-seed{seed}", f"drawn by {unit} with seed {seed}"
+    if by is not None:
+        value = facts[test[0]][by]
+        name, what = f"kfold-{by}-seed{seed}", f"{by} {value} is tested and in no other part"
+    elif all("pathology" in facts.get(one, {}) for one in (*train, *val, *test)):
+        what += ", as many of each pathology in each fold as can be"
+    note = f"Not a published split: fold {fold} of 0..{len(folds) - 1}, {what}; "
+    note += f"{len(train)}/{len(val)}/{len(test)} {unit}s."
+    return Split(f"{name}-fold{fold}", train, val, test, note)
+
+
+def _in_order(units: list[list[str]], seed: int, fact: str, facts: Facts) -> list[list[str]]:
+    """Units by a fact of their first patient, and within each value by a hash of seed and patient.
+
+    Where somebody's is not known, by the hash alone.
+    """
+    known = all(fact in facts.get(unit[0], {}) for unit in units)
+
+    def key(unit: list[str]) -> tuple[str, bytes]:
+        value = facts[unit[0]][fact] if known else ""
+        return value, hashlib.sha256(f"{seed}:{unit[0]}".encode()).digest()
+
+    return sorted(units, key=key)
 
 
 def _take(units: list[list[str]], count: int, *, leave: int) -> list[str]:

@@ -59,6 +59,8 @@ _ADDED: dict[str, Any] = {
     "data.labels": "dense",
     "data.labelled": None,
     "data.ignore_label": None,
+    "data.folds": 5,
+    "data.split_by": None,
     "data.oversample": 0.0,
     "loss.class_weights": None,
     "data.find_cases.ignore_label": None,

@@ -57,9 +57,20 @@ def find_cases(root: Path) -> Iterator[Found]:
             yield DataError(problem, folder, "Correct the list, or take the subject out.")
         else:
             name, group = readable(folder.name), row.get("pathology") or row.get("disease") or None
+            facts = tuple((key, row[key]) for key in ("vendor", "centre") if row.get(key))
             for phase in PHASES:
                 read = partial(read_frame, frame=int(row[phase.lower()]))
-                yield Case(f"{name}_{phase}", name, phase, group, image, label, read, part=part)
+                yield Case(
+                    f"{name}_{phase}",
+                    name,
+                    phase,
+                    group,
+                    image,
+                    label,
+                    read,
+                    part=part,
+                    facts=facts,
+                )
 
 
 def _read_frames(root: Path) -> dict[str, dict[str, str]]:

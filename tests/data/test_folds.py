@@ -1,0 +1,106 @@
+"""data.split=kfold: every patient is tested once."""
+
+from collections import Counter
+
+import pytest
+
+from mambaseg.data.patients import facts_of
+from mambaseg.data.readers.acdc import find_cases
+from mambaseg.data.splits import make_split
+from mambaseg.data.validation import DataError
+from mambaseg.errors import UserError
+from runs import UNET, composed, entered, small_overrides
+
+PEOPLE = [f"p{number:02d}" for number in range(23)]
+FACTS = {
+    one: {"pathology": "ABC"[place % 3], "vendor": "GPS"[place // 10]}
+    for place, one in enumerate(PEOPLE)
+}
+
+
+def folds(**options):
+    by = options.get("by")
+    count = len({FACTS[one][by] for one in PEOPLE}) if by else options.get("count", 5)
+    options = {"facts": FACTS, **options}
+    return [make_split("kfold", PEOPLE, fold=fold, **options) for fold in range(count)]
+
+
+@pytest.mark.parametrize("options", [{}, {"count": 3, "seed": 7}, {"facts": None}, {"count": 23}])
+def test_everybody_is_tested_once_and_never_by_a_network_that_saw_them(options):
+    splits = folds(**options)
+    assert Counter(p for one in splits for p in one.test) == dict.fromkeys(PEOPLE, 1)
+    for number, one in enumerate(splits):
+        assert sorted((*one.train, *one.val, *one.test)) == PEOPLE
+        assert len(one.val) == 2 and one.name.endswith(f"-fold{number}")
+    sizes = [len(one.test) for one in splits]
+    assert max(sizes) - min(sizes) <= 1
+    assert [one.hash for one in folds(**options)] == [one.hash for one in splits]
+    other = {**options, "seed": 8}
+    assert {one.hash for one in folds(**other)} != {one.hash for one in splits} or len(splits) == 23
+
+
+def test_each_fold_has_about_as_many_of_each_pathology():
+    for one in folds():
+        counts = Counter(FACTS[p]["pathology"] for p in one.test)
+        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 3
+        assert "as many of each pathology" in one.note
+
+
+def test_duplicates_stay_together():
+    for one in folds(duplicates=[("p03", "p11", "p20")]):
+        parts = {part for part in ("train", "val", "test") for p in ("p03", "p11", "p20")
+                 if p in getattr(one, part)}  # fmt: skip
+        assert len(parts) == 1
+
+
+def test_one_group_is_left_out():
+    splits = folds(by="vendor")
+    assert [{FACTS[p]["vendor"] for p in one.test} for one in splits] == [{"G"}, {"P"}, {"S"}]
+    assert splits[1].name == "kfold-vendor-seed0-fold1" and "vendor P is tested" in splits[1].note
+    for one in splits:
+        assert not {FACTS[p]["vendor"] for p in one.test} & {
+            FACTS[p]["vendor"] for p in (*one.train, *one.val)
+        }
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match=r"data\.folds=24: 2 to 23"):
+        folds(count=24)
+    with pytest.raises(UserError, match=r"no fold 5: data\.fold must be 0\.\.4"):
+        make_split("kfold", PEOPLE, fold=5)
+    with pytest.raises(UserError, match=r"split_by=vendor: is for data\.split=kfold"):
+        make_split("random", PEOPLE, by="vendor")
+    with pytest.raises(UserError, match=r"not known of p00, .*Known of some: pathology, vendor"):
+        make_split("kfold", PEOPLE, by="centre", facts=FACTS)
+    with pytest.raises(UserError, match="all patients have X"):
+        make_split("kfold", PEOPLE, by="v", facts={one: {"v": "X"} for one in PEOPLE})
+
+
+def test_facts_come_from_files_and_from_a_table(phantom_root, tmp_path):
+    cases = find_cases(phantom_root)
+    facts = facts_of(cases, tmp_path)
+    assert {one["pathology"] for one in facts.values()} == {"NOR", "MINF", "DCM", "HCM", "RV"}
+    table = tmp_path / "patients.csv"
+    table.write_text("patient,centre\npatient001,Dijon\npatient999,Lyon\n", encoding="utf-8")
+    facts = facts_of(cases, tmp_path)
+    assert facts["patient001"]["centre"] == "Dijon" and "patient999" not in facts
+    table.write_text("id,centre\npatient001,Dijon\n", encoding="utf-8")
+    with pytest.raises(DataError, match="column `patient`"):
+        facts_of(cases, tmp_path)
+
+
+def test_a_sweep_trains_all_folds_which_are_pooled_and_predict_together(phantom_root, tmp_path):
+    from mambaseg.app.ensemble import chosen_runs, restore_predictor
+    from mambaseg.reporting.collect import collect
+
+    words = [*small_overrides(phantom_root, tmp_path), *UNET, "logger=csv", "trainer=cpu",
+             "data.steps=2", "name=cv", "data.split=kfold", "data.folds=2"]  # fmt: skip
+    assert entered("train.py", "-m", *words, "data.fold=0,1") == 0
+    (comparison,), _, problems = collect(tmp_path / "cv")
+    (entry,) = comparison.entries
+    assert entry.folds == 2 and not problems
+    tested = Counter((row["case"], row["class"]) for row in entry.by_seed[1337])
+    assert len({case for case, _ in tested}) == 16 and set(tested.values()) == {1}
+    cfg = composed(f"ensemble=[{tmp_path}/cv/*]", "input=x", script="predict")
+    runs = chosen_runs(cfg)
+    assert len(runs) == 2 and len(restore_predictor(runs, device="cpu").members) == 2
