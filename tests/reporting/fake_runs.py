@@ -61,15 +61,18 @@ def write_run(
     size: int = 32,
     more=(),
     title: str = "fake hearts",
+    name: str = "",
+    **summary,
 ) -> Path:
     """Writes a finished run.
 
-    `misses` are (patient, class) pairs without a prediction, `more` metrics from outside.
+    `misses` are (patient, class) pairs without a prediction, `more` metrics from outside, `summary`
+    what else is in metrics.json.
     """
     split = {"name": "random-seed0", "hash": "aaaa", "note": ""}
     if fold is not None:
         split = {"name": f"nnunet-fold{fold}", "hash": f"fold{fold}", "note": ""}
-    name = f"{model}-{optim}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
+    name = f"{name or model}-{optim}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
     folder = RunFolder(experiment / name)
     folder.start(
         key=name,
@@ -121,10 +124,10 @@ def write_run(
     }  # fmt: skip
     for key, value in (config or {}).items():
         part, _, leaf = key.partition(".")
-        settings[part][leaf] = value
+        settings.setdefault(part, {})[leaf] = value
     folder.write_text("config.yaml", yaml.safe_dump(settings))
     folder.write_rows("cases.csv", rows)
-    header = {"data": title, "model": model, "split": split, "checkpoint": "best"}
+    header = {"data": title, "model": model, "split": split, "checkpoint": "best", **summary}
     folder.write_json("metrics.json", {**header, **summarise(rows, NAMES, more=more)})
     folder.write_arrays("overlays.npz", overlays)
     folder.write_rows("metrics.csv", curve(seed, error))

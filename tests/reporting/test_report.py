@@ -13,6 +13,7 @@ from scipy import stats
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.clinical import agreement, clinical_grid, indices
 from mambaseg.reporting.collect import collect
+from mambaseg.reporting.costs import cost_grid
 from mambaseg.reporting.figures import mosaic
 from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.page import page
@@ -20,7 +21,7 @@ from mambaseg.reporting.paired import pairs, verdict
 from mambaseg.reporting.plots import HATCHES, LINES, _again, _agreements, _colour, _styled
 from mambaseg.reporting.report import section_of, write_report
 from mambaseg.reporting.runs import read_run
-from mambaseg.reporting.tables import cost_grid, run_grid
+from mambaseg.reporting.tables import run_grid
 
 
 @pytest.fixture(scope="module")

@@ -194,6 +194,16 @@ class SegmentationDataModule(StepDataModule):
         self.split = replace(self.split, note=f"{self.split.note} {note}".strip())
         self._log(cache, alike)
 
+    @property
+    def supervision(self) -> dict[str, Any] | None:
+        """Which labels the training reads, in numbers of patients; None: all, and dense ones."""
+        train = self.cases["train"]
+        patients = {case.patient for case in train}
+        labelled = {case.patient for case in train if case.labelled}
+        if labelled == patients and self._labels == "dense":
+            return None
+        return {"labelled": len(labelled), "patients": len(patients), "labels": self._labels}
+
     def _open(self, found: Sequence[Case]) -> tuple[list[Case], VolumeCache]:
         """The split's cases with the labels that may be read, and their cache."""
         split = self.split

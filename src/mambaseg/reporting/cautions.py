@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mambaseg.reporting.collect import Comparison
+from mambaseg.reporting.costs import device
 from mambaseg.reporting.scores import outcomes
-from mambaseg.reporting.tables import device, seen_note
+from mambaseg.reporting.tables import seen_note
 
 
 def cautions(comparison: Comparison) -> list[str]:
     """All sentences about one comparison, the gravest first."""
-    parts = (_data, _patients, _repeats, _missed, _differences)
+    parts = (_data, _labels, _patients, _repeats, _missed, _differences)
     return [sentence for part in parts for sentence in part(comparison)]
 
 
@@ -38,6 +39,27 @@ def _data(comparison: Comparison) -> Iterator[str]:
             yield (
                 f"Split {name} does not have the same patients in all runs "
                 f"({', '.join(sorted(several))}): their scores are not comparable."
+            )
+
+
+def _labels(comparison: Comparison) -> Iterator[str]:
+    told: dict[str, list[str]] = defaultdict(list)
+    for entry in comparison.entries:
+        for labels in dict.fromkeys(run.supervision for run in entry.runs):
+            told[labels].append(entry.label)
+    if len(told) > 1:
+        parts = "; ".join(f"{labels}: {', '.join(entries)}" for labels, entries in told.items())
+        yield (
+            f"The entries learnt from the labels of different patients ({parts}), so a difference "
+            "is not the method's alone."
+        )
+    for entry in comparison.entries:
+        counts = Counter(run.chosen for run in entry.runs)
+        if len(counts) > 1:
+            own = ", ".join(f"{name}: {count}" for name, count in counts.most_common())
+            yield (
+                f"{entry.label}: the network that is the result was chosen in validation, and is "
+                f"not the same in all runs ({own})."
             )
 
 

@@ -69,6 +69,11 @@ class Entry:
         return {row["patient"] for row in self.rows}
 
 
+def repeats(entry: Entry) -> str:
+    """How many seeds, and folds where there are any."""
+    return f"{len(entry.by_seed)}" + (f" × {entry.folds} folds" if entry.folds else "")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Entries that were scored on the same data, split and convention."""
@@ -150,7 +155,7 @@ def group(runs: Sequence[RunData]) -> list[Comparison]:
             Entry(name, tuple(sorted(own, key=lambda run: (run.seed, run.fold or 0))))
             for name, own in zip(entry_labels(groups), groups, strict=True)
         ]
-        entries.sort(key=lambda entry: _order(entry.label))
+        entries.sort(key=_order)
         comparisons.append(Comparison(members[0].protocol, tuple(entries)))
     return sorted(comparisons, key=lambda part: (-len(part.entries), part.title))
 
@@ -172,11 +177,12 @@ def entry_labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
     ]
 
 
-def _order(label: str) -> tuple[int, str]:
-    """The paper's three networks in its order, others after them by name."""
+def _order(entry: Entry) -> tuple[int, bool, str]:
+    """The paper's three networks in its order, others after them by name; labels alone first."""
     known = ("unet", "swin_unet", "mamba_unet")
-    model = label.split(" ", 1)[0]
-    return (known.index(model) if model in known else len(known), label)
+    model = entry.label.split(" ", 1)[0]
+    place = known.index(model) if model in known else len(known)
+    return place, entry.runs[0].method != "supervised", entry.label
 
 
 def _without_repeats(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:

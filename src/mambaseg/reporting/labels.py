@@ -24,24 +24,34 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     """What differs: key -> its value in each setting, `–` where a setting has no such key.
 
-    A network's own arguments count only between settings of one network: that UNet has no window
-    size is no news. A key that always has the value of one listed before (a schedule's length and
-    the number of steps) is left out.
+    Arguments of a network, or of a method, count only between settings of that one: that UNet has
+    no window size is no news. A key that always has the value of one listed before (a schedule's
+    length and the number of steps) is left out.
     """
     found: dict[str, list[str]] = {}
     for key in sorted({key for _, flat in settings for key in flat}, key=_importance):
         values = [text_of(key, flat[key]) if key in flat else _ABSENT for _, flat in settings]
-        varies = any(_varies_for(model, key, settings, values) for model, _ in settings)
+        varies = any(_varies_for(setting, key, settings, values) for setting in settings)
         if varies and values not in found.values():
             found[key] = values
     return found
 
 
-def _varies_for(model: str, key: str, settings: Sequence[Setting], values: Sequence[str]) -> bool:
-    """Whether a key's value differs, for a network's argument: between its own settings."""
-    everyone = not key.startswith("model.")
-    own = {v for (name, _), v in zip(settings, values, strict=True) if everyone or name == model}
+def _varies_for(
+    setting: Setting, key: str, settings: Sequence[Setting], values: Sequence[str]
+) -> bool:
+    """Whether a key's value differs among the settings that share its owner with this one."""
+    owner = _owner(key, setting)
+    own = {v for one, v in zip(settings, values, strict=True) if _owner(key, one) == owner}
     return len(own) > 1
+
+
+def _owner(key: str, setting: Setting) -> Any:
+    """The network or the method whose argument a key is; None: everyone's."""
+    model, flat = setting
+    if key.startswith("model."):
+        return model
+    return flat.get("method") if key.startswith("method.") else None
 
 
 def labels(settings: Sequence[Setting]) -> list[str]:
@@ -70,9 +80,10 @@ def _label(
     words = []
     for key in keys:
         value = different[key][index]
-        if value != _ABSENT and _varies_for(model, key, settings, different[key]):
+        if value != _ABSENT and _varies_for(settings[index], key, settings, different[key]):
             short = _short(key, keys)
-            words.append(value if short == "_target_" else f"{short}={value}")
+            named = short in ("_target_", "method")
+            words.append(value if named else f"{short}={value}")
     if "checkpoint" in flat and not any(word.startswith("checkpoint=") for word in words):
         words.append(f"checkpoint={text_of('checkpoint', flat['checkpoint'])}")
     return f"{model} · {' '.join(words)}" if words else model
@@ -86,8 +97,8 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _importance(key: str) -> tuple[int, int, str]:
-    """Network first, then which object, then how it is set; schedules, which follow, last."""
-    groups = ("model", "optim", "loss", "data", "trainer", "evaluation")
+    """Method and network, then which object, then how it is set; schedules, which follow, last."""
+    groups = ("method", "model", "optim", "loss", "data", "trainer", "evaluation")
     head = key.split(".", 1)[0]
     place = groups.index(head) if head in groups and ".scheduler" not in key else len(groups)
     return (place, 0 if key.endswith("_target_") else 1, key)

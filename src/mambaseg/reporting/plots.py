@@ -19,11 +19,11 @@ from mambaseg.reporting.calibration import HOW, reliability
 from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices, over_seeds
 from mambaseg.reporting.collect import Comparison, Entry
+from mambaseg.reporting.costs import costs_of
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.grid import plus_minus
 from mambaseg.reporting.runs import SIZE, RunData
 from mambaseg.reporting.scores import estimate
-from mambaseg.reporting.tables import costs_of
 from mambaseg.storage.untrusted import read_table
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _boxes(comparison: Comparison) -> Figure:
 
 
 def _costs(entries: Sequence[Entry]) -> Figure | None:
-    scores, costs = [estimate(e, "dice") for e in entries], [costs_of(e) for e in entries]
+    scores, costs = [estimate(e, "dice") for e in entries], [costs_of(e.runs) for e in entries]
     panels: dict[str, list[float | None]] = {"parameters": [cost.parameters for cost in costs]}
     if len({place for cost in costs for place in cost.devices}) == 1:
         panels["s per case"] = [fmean(c.seconds) if c.seconds else None for c in costs]

@@ -8,10 +8,10 @@ from math import prod
 from typing import Any
 
 from mambaseg.reporting.collect import Comparison
+from mambaseg.reporting.costs import device
 from mambaseg.reporting.grid import Grid, counted
 from mambaseg.reporting.labels import flatten, text_of
 from mambaseg.reporting.runs import RunData
-from mambaseg.reporting.tables import device
 
 _VERSIONS = ("python", "mambaseg", "torch", "lightning", "monai")
 # where things are on one machine, and how jobs are started: it changes no number

@@ -11,6 +11,7 @@ from mambaseg.reporting.calibration import calibration_grid
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
+from mambaseg.reporting.costs import cost_grid
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
 from mambaseg.reporting.overlays import OVERLAY, overlay_pictures
 from mambaseg.reporting.page import Section, page
@@ -18,7 +19,7 @@ from mambaseg.reporting.paired import paired_grid, pairs, verdict
 from mambaseg.reporting.plots import draw
 from mambaseg.reporting.protocol import protocol_grid
 from mambaseg.reporting.status import states, status_grid
-from mambaseg.reporting.tables import compared_metrics, cost_grid, score_grids, settings_grid, tidy
+from mambaseg.reporting.tables import compared_metrics, score_grids, settings_grid, tidy
 from mambaseg.reporting.tasks import other_grids
 from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder

@@ -42,18 +42,26 @@ _RECORD = {
     "hardware": {"cpu": "", "gpus": [""]},
     "cost": {
         "macs": 1.0, "scan_flops": 1.0, "seconds_per_case": 1.0, "peak_memory_bytes": 1.0,
-        "image": [1.0],
+        "image": [1.0], "parameters": 1, "step_seconds": 1.0,
+        "method": {"parameters": 1, "macs": 1.0, "scan_flops": 1.0},
     },
 }  # fmt: skip
 _CONFIG = {"seed": 1, "model": {"name": ""}, "data": {"class_names": [""]}}
-_GROUPS: dict[str, Any] = {"optim": {}, "loss": {}, "trainer": {}, "evaluation": {}}
+_GROUPS: dict[str, Any] = {
+    "optim": {}, "loss": {}, "trainer": {}, "evaluation": {},
+    "method": {"name": "", "_target_": "", "networks": [{"name": ""}]},
+}  # fmt: skip
 _SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
 _CONVENTION = {"convention": {"policy": "", "tolerance_mm": 1.0, "tolerance_vox": 1.0}}
 _MEANS: dict[str, Any] = {"cases": 1, "scores": {}}
+_LEARNT: dict[str, Any] = {"supervision": {"labelled": 1, "patients": 1, "labels": ""},
+                            "network": ""}  # fmt: skip
 _ABOUT = {
     "convention": {"distances": ""}, "task": "", "title": "", "note": "", "seen": {"cases": {}},
     "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}],
 }  # fmt: skip
+# follow from the method's name and its partners
+_IMPLIED = ("method._target_", "method._partial_", "method.networks", "data.unlabelled")
 # columns of cases.csv
 _TEXT = {"case", "patient", "phase", "group", "class_name", "outcome", "policy"}
 _COUNTS = {"class", "voxels", "reference_voxels"}
@@ -78,8 +86,36 @@ class RunData:
 
     @property
     def model(self) -> str:
-        """Name of the network."""
-        return str(self.config["model"]["name"])
+        """Names of the networks that were trained together, mostly of one."""
+        return " + ".join(self.networks)
+
+    @property
+    def method(self) -> str:
+        """Name of the learning method."""
+        method = self.config.get("method") or {}
+        target = str(method.get("_target_") or "supervised")
+        return str(method.get("name") or target.rpartition(".")[2])
+
+    @cached_property
+    def networks(self) -> dict[str, Mapping[str, Any]]:
+        """Summaries of the trained networks by name; the first is that of `model=...`."""
+        several = self.summary.get("networks")
+        return several or {str(self.config["model"]["name"]): self.summary}
+
+    @property
+    def chosen(self) -> str:
+        """Which of the networks was best in validation: the run's scores are its."""
+        return str(self.summary.get("network") or next(iter(self.networks)))
+
+    @property
+    def supervision(self) -> str:
+        """Which labels it learnt from: `all`, `7 of 70`, `scribbles of 80`."""
+        about = self.summary.get("supervision")
+        if not about:
+            return "all"
+        some = about["labelled"] < about["patients"]
+        patients = f"{about['labelled']}" + (f" of {about['patients']}" if some else "")
+        return patients if about["labels"] == "dense" else f"{about['labels']}s of {patients}"
 
     @property
     def seed(self) -> int:
@@ -127,8 +163,12 @@ class RunData:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Flat scientific configuration without seed and fold, `optim.optimizer.lr` style."""
-        return _settings(self.config)
+        """Flat scientific configuration without seed and fold, `optim.optimizer.lr` style.
+
+        The method is its name and its own arguments.
+        """
+        flat = {key: v for key, v in _settings(self.config).items() if key not in _IMPLIED}
+        return {**flat, "method": self.method}
 
     @cached_property
     def setting(self) -> dict[str, Any]:
@@ -241,9 +281,25 @@ def read_run(path: str | Path) -> RunData:
             return RunData(path, record, config, summary, ())
         _check(summary, _CONVENTION)
         _require(described(summary)[:1] == BUILT_IN[:1], "metrics")  # Dice leads every table
+        _check_networks(summary)
     with _reading(path / "cases.csv") as file:
         rows = _read_rows(file, config["data"]["class_names"])
     return RunData(path, record, config, summary, rows)
+
+
+def _check_networks(summary: Mapping[str, Any]) -> None:
+    """What a metrics.json says of a method's networks, and of the labels that were read."""
+    _check(summary, _LEARNT, required=False)
+    if (about := summary.get("supervision")) is not None:
+        _require({"labelled", "patients", "labels"} <= about.keys(), "supervision")
+    networks = summary.get("networks")
+    if networks is not None:
+        _check(networks, {}, "networks")
+        _require(2 <= len(networks) <= 16 and summary.get("network") in networks, "networks")
+        for name, own in networks.items():
+            _check(own, {"foreground": {}}, f"networks.{name}")
+            for score in own["foreground"].values():
+                _check(score, {"mean": 1.0}, f"networks.{name}.foreground", required=False)
 
 
 def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

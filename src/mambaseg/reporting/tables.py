@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit
-from mambaseg.reporting import quoted
-from mambaseg.reporting.collect import Comparison, Entry
+from mambaseg.reporting.beside import beside_the_papers
+from mambaseg.reporting.collect import Comparison, Entry, repeats
 from mambaseg.reporting.grid import (
     UNDEFINED,
     Grid,
     counted,
-    duration,
     heading,
     of_seeds,
     plus_minus,
 )
 from mambaseg.reporting.labels import differences
+from mambaseg.reporting.methods import networks_grid
 from mambaseg.reporting.runs import described
 from mambaseg.reporting.scores import (
     AVERAGES,
     Estimate,
     estimate,
-    mean_sd,
     outcomes,
     rows_where,
     values_of,
@@ -164,13 +163,12 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
 
 def score_grids(comparison: Comparison) -> list[Grid]:
     """All score tables of a comparison, the main one first."""
-    found = [_main(comparison), _classes(comparison)]
+    networks = networks_grid(comparison)
+    found = [_main(comparison), *([networks] if networks else []), _classes(comparison)]
     for key, title in (("phase", "Per phase"), ("group", "Per pathology group")):
         if any(values_of(entry, key) for entry in comparison.entries):
             found.append(_parts(comparison, key, title))
-    if comparison.classes == quoted.CLASSES and comparison.protocol["data"] == quoted.DATA:
-        found.append(_beside_the_paper(comparison))
-    return found
+    return [*found, *beside_the_papers(comparison)]
 
 
 def cell(score: Estimate, metric: Metric) -> str:
@@ -216,7 +214,13 @@ def _main(comparison: Comparison) -> Grid:
         del averages["patients"]
         by_patient = ""
     columns = [_Column(title, dice, average) for average, title in averages.items()]
-    members = ((entry, [_repeats(entry)], dict[str, str]()) for entry in comparison.entries)
+    about = {"labels": _labels, "result of": _result, "seeds": repeats}
+    texts = {title: [tell(entry) for entry in comparison.entries] for title, tell in about.items()}
+    shown = [title for title, own in texts.items() if title == "seeds" or set(own) != {""}]
+    members = (
+        (entry, [texts[title][place] for title in shown], dict[str, str]())
+        for place, entry in enumerate(comparison.entries)
+    )
     notes = [
         "Dice: per class over cases, then over the foreground classes. With background: the same "
         f"over all classes. {by_patient}Pooled: of all voxels of a class at once, then over "
@@ -226,12 +230,22 @@ def _main(comparison: Comparison) -> Grid:
         _EMPTY,
     ]
     title = f"Test scores · {comparison.title}"
-    return _score_grid(title, ["seeds"], [*columns, *_columns(others)], members, notes)
+    if "result of" in shown:
+        notes.append("Result of: the network of the method that was best in validation, per run.")
+    grid = _score_grid(title, shown, [*columns, *_columns(others)], members, notes)
+    return replace(grid, wide=1 + len(shown))
 
 
-def _repeats(entry: Entry) -> str:
-    """How many seeds, and folds where there are any."""
-    return f"{len(entry.by_seed)}" + (f" × {entry.folds} folds" if entry.folds else "")
+def _labels(entry: Entry) -> str:
+    """Which labels it learnt from; nothing where it was all of them."""
+    told = ", ".join(dict.fromkeys(run.supervision for run in entry.runs))
+    return "" if told == "all" else told
+
+
+def _result(entry: Entry) -> str:
+    """Of several networks those that were chosen, and how often."""
+    counts = Counter(run.chosen for run in entry.runs if len(run.networks) > 1)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
 def _tolerance(comparison: Comparison) -> str:
@@ -259,96 +273,6 @@ def _parts(comparison: Comparison, key: str, title: str) -> Grid:
     means = 'Mean over cases, then over the foreground classes; "cases" counts distinct test cases.'
     notes = [means, _SD]
     return _score_grid(title, [key, "cases"], [*columns, *_columns(others)], members, notes)
-
-
-def _beside_the_paper(comparison: Comparison) -> Grid:
-    metrics = [_BUILT_IN[name] for name in quoted.COLUMNS]
-    rows = []
-    for entry in comparison.entries:
-        for average, words in (("cases", "foreground"), ("background", "with background")):
-            cells = []
-            for metric in metrics:  # four decimals, shares without the leading zero, as printed
-                text = plus_minus(estimate(entry, metric.name, average=average).mean, None, 4)
-                cells.append(text if metric.unit else text.removeprefix("0"))
-            rows.append([entry.label, words, *cells])
-    ours = len(rows)
-    rows += [[f"{n} (quoted)", "not stated", *numbers] for n, numbers in quoted.TABLE_1.items()]
-    notes = [f"{quoted.SOURCE}.", quoted.CAVEAT]
-    header = ["network", "average over classes", *map(heading, metrics)]
-    marks = dict.fromkeys(range(ours, len(rows)), "quoted")
-    return Grid("Beside the paper's table", header, rows, notes, wide=2, marks=marks)
-
-
-class Costs(NamedTuple):
-    """What an entry costs; None or nothing where it was not measured."""
-
-    parameters: int | None
-    macs: float | None  # per image
-    scan_flops: float | None  # per image
-    image: Sequence[int]  # its shape (C, H, W)
-    seconds: list[float]  # per case at testing, of each run
-    memory: list[float]  # peak, bytes, of each run
-    training: list[float]  # seconds of each run
-    devices: list[str]  # without repetition
-
-
-def costs_of(entry: Entry) -> Costs:
-    """Costs from the records of an entry's runs."""
-    costs = [run.record.get("cost") or {} for run in entry.runs]
-    counted_once = next((cost for cost in costs if cost.get("macs") is not None), {})
-    seconds, memory = (
-        [own[key] for own in costs if own.get(key) is not None]
-        for key in ("seconds_per_case", "peak_memory_bytes")
-    )
-    return Costs(
-        entry.runs[0].record.get("parameters"),
-        counted_once.get("macs"),
-        counted_once.get("scan_flops"),
-        counted_once.get("image") or [],
-        seconds,
-        memory,
-        [run.record["fit_seconds"] for run in entry.runs if run.record.get("fit_seconds")],
-        list(dict.fromkeys(device(run.record) for run in entry.runs)),
-    )
-
-
-def cost_grid(comparison: Comparison) -> Grid:
-    """Parameters, operations with the scan counted, time and memory of each entry."""
-    rows = []
-    for entry in comparison.entries:
-        cost = costs_of(entry)
-        macs, scan = cost.macs, cost.scan_flops
-        both = None if macs is None or scan is None else 2 * macs + scan
-        rows.append(
-            [
-                entry.label,
-                UNDEFINED if cost.parameters is None else f"{cost.parameters:,}",
-                *(UNDEFINED if v is None else f"{v / 1e9:.2f}" for v in (macs, scan, both)),
-                " × ".join(map(str, cost.image)) or UNDEFINED,
-                plus_minus(*mean_sd(cost.seconds), 2),
-                f"{max(cost.memory) / 2**20:.0f}" if cost.memory else UNDEFINED,
-                duration(fmean(cost.training)) if cost.training else UNDEFINED,
-                _repeats(entry),
-                ", ".join(cost.devices),
-            ]
-        )
-    header = [
-        "network", "parameters", "GMAC", "scan GFLOP", "all GFLOP", "image", "s per case",
-        "peak memory MiB", "training", "runs", "device",
-    ]  # fmt: skip
-    notes = [
-        "Per image. GMAC: multiply-adds of convolutions, linear layers and other matrix products; "
-        "scan: (9 N + 1) L D operations each; all = 2 × GMAC + scan. Time and memory depend on the "
-        "hardware; training: mean of the runs' wall time.",
-    ]
-    return Grid("What the networks cost", header, rows, notes)
-
-
-def device(record: Mapping[str, Any]) -> str:
-    """Name of the GPU, or of the CPU."""
-    hardware = record.get("hardware") or {}
-    gpus = hardware.get("gpus") or []
-    return str(gpus[0] if gpus else hardware.get("cpu") or UNDEFINED)
 
 
 def settings_grid(comparison: Comparison) -> Grid | None:

@@ -151,14 +151,18 @@ class RunRecorder(Callback):
         """Adds the network's cost per image and per case; its parameters are known before."""
         shape = list(trainer.datamodule.image_shape)  # type: ignore[attr-defined]
         like = next(task.network.parameters(), torch.zeros(()))
-        counted = count_operations(task.network, like.new_zeros(1, *shape))
+        networks, image = task.method.networks, like.new_zeros(1, *shape)
+        costs = [_cost(network, image) for network in networks]
+        chosen, parameters = costs[task.chosen], _parameters(networks[task.chosen])
         cost = {
             **self.folder.record.get("cost", {}),
             "image": shape,
-            "macs": counted["layer_macs"] + counted["other_macs"],
-            "scan_flops": counted["scan_flops"],
+            **chosen,
             "seconds_per_case": task.results.get("seconds_per_case"),
         }
+        if (everything := _parameters(task)) != parameters:
+            whole = {key: sum(one[key] for one in costs) for key in chosen}
+            cost |= {"parameters": parameters, "method": {"parameters": everything, **whole}}
         self.folder.update(cost=cost)
 
     def _gather_overlays(self) -> dict[str, Any]:
@@ -177,6 +181,17 @@ class RunRecorder(Callback):
         if not ranked:
             return {}
         return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
+
+
+def _cost(network: Any, image: torch.Tensor) -> dict[str, int]:
+    """Operations of a network on an image."""
+    counted = count_operations(network, image)
+    macs = counted["layer_macs"] + counted["other_macs"]
+    return {"macs": macs, "scan_flops": counted["scan_flops"]}
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _rank(trainer: L.Trainer, monitor: str) -> str:

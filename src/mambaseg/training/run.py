@@ -318,6 +318,7 @@ class Run:
             **({"task": task} if (task := self.config["data"].get("task")) else {}),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
             "seen": self.plan.seen,
+            **({"supervision": few} if (few := self._supervision()) else {}),
             "preprocessing": self.data.describe(),
             "checkpoint": given or chosen.stem,
             **({} if (decay := averaging(self.config)) is None else {"averaged": decay}),
@@ -333,6 +334,11 @@ class Run:
             self.task.on_load_checkpoint(state)
             self.task.load_state_dict(state["state_dict"])
         self.trainer.test(self.task, datamodule=self.data, verbose=False)
+
+    def _supervision(self) -> dict[str, Any] | None:
+        """Which labels the training read; None: all, or it was no training."""
+        trained = not self.config.get("checkpoint")
+        return getattr(self.data, "supervision", None) if trained else None
 
     def report(self) -> None:
         """Prints the score table, the folder, a picture, and what can be typed next."""
