@@ -120,7 +120,7 @@ def test_experiments_with_few_labels_are_the_published_protocols(
 def test_small_experiments_with_few_labels_differ_in_their_budget_only(kind):
     paper = composed(f"experiment=acdc_{kind}_paper", "method=dmpls", "optim=adamw")
     cpu = composed(f"experiment=acdc_cpu_{kind}", "method=dmpls")
-    for key in ("size", "batch_size", "steps", "val_every"):
+    for key in ("size", "batch_size", "steps", "val_every", "split"):
         paper.data[key] = cpu.data[key]
     for part in ("data", "optim", "loss", "model", "method", "trainer", "evaluation", "seed"):
         assert cpu[part] == paper[part], part
