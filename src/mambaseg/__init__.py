@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mambaseg.data.datamodule import SegmentationDataModule as SegmentationDataModule
     from mambaseg.data.geometry import Preprocessing as Preprocessing
     from mambaseg.errors import UserError as UserError
+    from mambaseg.models import EMCAD as EMCAD
     from mambaseg.models import AnySize as AnySize
     from mambaseg.models import AttentionUNet as AttentionUNet
     from mambaseg.models import MambaUNet as MambaUNet
@@ -42,7 +43,7 @@ _NAMES = {
     "mambaseg.data.datamodule": "SegmentationDataModule",
     "mambaseg.data.geometry": "Preprocessing",
     "mambaseg.errors": "UserError",
-    "mambaseg.models": "AnySize AttentionUNet MambaUNet MambaUNetNoScan MambaUNetV2 MSVMUNet "
+    "mambaseg.models": "AnySize AttentionUNet EMCAD MambaUNet MambaUNetNoScan MambaUNetV2 MSVMUNet "
     "RWKVUNet SwinUMamba SwinUMambaD SwinUNet TransUNet UMamba UNet UVMNet UltraLightVMUNet VMUNet "
     "VMUNetV2",
     "mambaseg.training.losses": "DiceCE",

@@ -11,6 +11,7 @@ RWKV = {"widths": [8, 16, 24, 32], "depths": [1, 1, 2, 2], "stem_width": 8, "mix
 # What makes a network small while every part of it stays; one that is not named is tested as it is.
 SMALL = {
     "attention_unet": {"widths": [8, 16, 32, 64, 128]},
+    "emcad_b2": {"widths": [64, 64, 64, 64], "depths": [1, 1, 1, 1], "heads": [1, 2, 2, 4]},
     "mamba_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
     "mamba_unet_no_scan": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "mednext_s": {"_target_": "monai.networks.nets.MedNeXt", "init_filters": 4},  # S by default

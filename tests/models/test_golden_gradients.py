@@ -15,12 +15,13 @@ import torch
 from einops import rearrange
 from test_goldens import count, read_golden
 
-from mambaseg.models import MambaUNetV2, MSVMUNet, RWKVUNet, UltraLightVMUNet, VMUNetV2
+from mambaseg.models import EMCAD, MambaUNetV2, MSVMUNet, RWKVUNet, UltraLightVMUNet, VMUNetV2
 
 NETWORKS = {
     "ultralight_vm_unet_224": UltraLightVMUNet,
     "vm_unet_v2_224": VMUNetV2,
     "msvm_unet_224": MSVMUNet,
+    "emcad_b2_224": EMCAD,
     "rwkv_unet_t_224": RWKVUNet,
     "rwkv_unet_s_224": partial(
         RWKVUNet, widths=(32, 64, 128, 192), depths=(3, 3, 6, 3), expansions=(2, 2.5, 3, 4)
@@ -35,6 +36,7 @@ PARAMETERS = {
     "ultralight_vm_unet_224": 49_340,
     "vm_unet_v2_224": 13_822_188,
     "msvm_unet_224": 35_925_028,
+    "emcad_b2_224": 26_767_495,
     "rwkv_unet_t_224": 3_145_836,
     "rwkv_unet_s_224": 9_702_020,
     "rwkv_unet_b_224": 17_125_588,
@@ -89,7 +91,7 @@ def test_float32_outputs_agree_with_the_original(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_and_gradients_agree_with_the_original(name):
-    scans = {} if name.startswith("rwkv") else {"scan_backend": "reference"}
+    scans = {} if name.startswith(("rwkv", "emcad")) else {"scan_backend": "reference"}
     golden, network, image = prepared(name, **scans)
     network.double()
     image = image.double().requires_grad_()
@@ -134,3 +136,15 @@ def test_vmamba_v2_encoder_agrees_with_the_original(tmp_path):
     network.zero_grad(set_to_none=True)
     assert_gradients_agree(golden, network, outputs, image)
     assert sum(p.numel() for p in encoder) == 29_478_528
+
+
+def test_all_heads_of_emcad_agree_with_the_original():
+    golden, network, image = prepared("emcad_b2_224")
+    network.double().supervise_deeply()
+    network.training = True  # and all of its modules in evaluation mode
+    with torch.no_grad():
+        outputs = network(image.double())
+    stride = int(golden["head_stride"])
+    for level, output in enumerate(outputs):
+        few = output.numpy()[..., ::stride, ::stride]
+        assert_near(few, golden[f"head_{level + 1}"], 1e-6)

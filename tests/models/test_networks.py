@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from mambaseg.app.entry import CONF
 from mambaseg.errors import UserError
 from mambaseg.models import (
+    EMCAD,
     AttentionUNet,
     MambaUNet,
     MambaUNetNoScan,
@@ -37,7 +38,7 @@ OURS = [
     if OmegaConf.load(CONF / "model" / f"{name}.yaml")._target_.startswith("mambaseg.")
 ]
 WITHOUT_SCAN = (
-    "attention_unet", "mamba_unet_no_scan", "rwkv_unet_b", "rwkv_unet_s", "rwkv_unet_t",
+    "attention_unet", "emcad_b2", "mamba_unet_no_scan", "rwkv_unet_b", "rwkv_unet_s", "rwkv_unet_t",
     "swin_unet", "trans_unet", "u_mamba_none", "unet",
 )  # fmt: skip
 
@@ -102,6 +103,7 @@ def test_parameters_that_decay_would_harm_are_named():
         ("mamba_unet_no_scan", MambaUNetNoScan),
         ("mamba_unet_v2", MambaUNetV2),
         ("msvm_unet", MSVMUNet),
+        ("emcad_b2", EMCAD),
         ("rwkv_unet_t", RWKVUNet),
         ("vm_unet", VMUNet),
         ("vm_unet_v2", VMUNetV2),

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
-from mambaseg.models.patch import PatchExpand, PixelHead, pixel_logits
+from mambaseg.models.patch import PatchExpand, PixelHead, on_image, pixel_logits
 from mambaseg.models.stochastic import falling_schedule
 from mambaseg.models.ushape import DecoderStage, init_linear, make_blocks
 from mambaseg.models.vss_v2 import VMambaV2Encoder, vss_blocks_v2
@@ -34,8 +33,7 @@ class OnMap(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C')`."""
-        x = super().forward(rearrange(x, "b h w c -> b c h w"))
-        return rearrange(x, "b c h w -> b h w c")
+        return on_image(super().forward, x)
 
 
 class MultiScale(nn.ModuleList):

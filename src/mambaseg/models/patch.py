@@ -4,12 +4,19 @@ Source: Swin Transformer (Liu et al. 2021, section 3.1) for embedding and mergin
 (Cao et al. 2021, section 3) for expanding. Mamba-UNet uses the same three.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
+
+
+def on_image(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a layer for images to a map `(B, H, W, C)`."""
+    return rearrange(layer(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
 
 
 class PatchEmbed(nn.Module):

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.norm import LayerNorm
+from mambaseg.models.patch import on_image
 from mambaseg.models.pretrained import read_weights
 from mambaseg.models.stochastic import DropPath
 from mambaseg.models.ushape import BlockFactory, PatchEncoder
@@ -46,7 +47,7 @@ class PlainSS2D(CrossScan):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
-        x = F.silu(_as_image(self.conv2d, self.in_proj(x)))
+        x = F.silu(on_image(self.conv2d, self.in_proj(x)))
         return self.out_proj(self.out_norm(self.mix(x)))
 
 
@@ -115,7 +116,7 @@ class OverlappingEmbed(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, H / 4, W / 4, dim)`."""
         x = self.norm1(rearrange(self.conv1(image), "b c h w -> b h w c"))
-        return self.norm2(_as_image(self.conv2, F.gelu(x)))
+        return self.norm2(on_image(self.conv2, F.gelu(x)))
 
 
 class OverlappingMerging(nn.Module):
@@ -128,7 +129,7 @@ class OverlappingMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H / 2, W / 2, 2C)`."""
-        return self.norm(_as_image(self.conv, x))
+        return self.norm(on_image(self.conv, x))
 
 
 class VMambaV2Encoder(PatchEncoder):
@@ -153,8 +154,3 @@ class VMambaV2Encoder(PatchEncoder):
             names[f"layers.{stage}.downsample.3."] = f"encoder.{stage}.downsample.norm."
             names[f"layers.{stage}.blocks."] = f"encoder.{stage}.blocks."
         return names
-
-
-def _as_image(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer for images to a map `(B, H, W, C)`."""
-    return rearrange(layer(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
