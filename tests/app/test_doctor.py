@@ -205,6 +205,11 @@ def test_the_data_that_are_found(words, monkeypatch, phantom_root, tmp_path):
     monkeypatch.setenv("ACDC_ROOT", str(phantom_root))
     found = the(doctor.examine([*words, "data=acdc"]), "data")
     assert found.level == "ok" and "16 cases of 8 patients" in found.said
+    few = [*words, "data=acdc", "data.split=random", "data.labels=scribble"]
+    found = the(doctor.examine([*few, "data.labelled=2"]), "labels")
+    assert found.level == "ok" and "Labels of 2 of 5 training patients are read" in found.said
+    assert "Training reads scribbles" in found.said
+    assert broken(doctor.examine([*few, "data.labelled=9"])) == ["labels"]
     monkeypatch.setenv("ACDC_ROOT", str(tmp_path))
     assert broken(doctor.examine([*words, "data=acdc"])) == ["data"]
 

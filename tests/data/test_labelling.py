@@ -105,7 +105,7 @@ def test_a_case_whose_label_must_not_be_read_does_not_need_one(layout, tmp_path)
 
 
 def test_two_ranks_and_micro_batches_give_together_the_two_halves(root):
-    options = {"labelled": 3, "unlabelled": True, "batch_size": 8}
+    options = {"labelled": 3, "unlabelled": True, "batch_size": 8, "oversample": 0.5}
 
     def ordered(batch):
         order = np.argsort(batch["position"].numpy())

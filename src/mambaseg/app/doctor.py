@@ -251,6 +251,31 @@ def data(configuration: Any) -> Iterator[Finding]:
             return
         patients = len({case.patient for case in cases})
         yield Finding("ok", "data", f"{said}: {len(cases)} cases of {patients} patients")
+        yield from _supervision(chosen, cases)
+
+
+def _supervision(chosen: Any, cases: Sequence[Any]) -> Iterator[Finding]:
+    """Whose labels a training would read, where less than all of them are asked for."""
+    from mambaseg.data.labelling import labelled_patients, supervision_note, with_labels
+    from mambaseg.data.patients import split_cases
+    from mambaseg.errors import UserError
+
+    labels, wanted = chosen.get("labels", "dense"), chosen.get("labelled")
+    if labels == "dense" and wanted is None:
+        return
+    try:
+        how = {"fold": chosen.get("fold", 0), "count": chosen.get("folds", 5)}
+        root = Path(chosen.root).expanduser()
+        split = split_cases(chosen.split, cases, root, by=chosen.get("split_by"), **how)
+        patients = labelled_patients(split, wanted)
+        for case in cases:
+            if case.patient in patients:
+                with_labels(case, labels)
+    except UserError as error:
+        remedy = "data.split, data.labelled and data.labels say whose labels are read"
+        yield Finding("error", "labels", str(error), remedy)
+        return
+    yield Finding("ok", "labels", supervision_note(split, patients, labels))
 
 
 def wandb(_: Any) -> Iterator[Finding]:

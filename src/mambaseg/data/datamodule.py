@@ -33,10 +33,10 @@ from mambaseg.data.labelling import (
 )
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.oversampling import Foreground
-from mambaseg.data.patients import Alike, facts_of, find_alike, parts_of
+from mambaseg.data.patients import Alike, find_alike, split_cases
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
-from mambaseg.data.splits import known_duplicates, listed, make_split
+from mambaseg.data.splits import known_duplicates, listed
 from mambaseg.data.validation import DataError, checked_label_map
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
@@ -147,20 +147,9 @@ class SegmentationDataModule(StepDataModule):
         mapping = None if self._label_map is None else dict(self._label_map)
         require_named_values(named, self.class_names, label_map=mapping)
         alike = find_alike(found)
-        split = partial(
-            make_split,
-            self._split_name,
-            {case.patient for case in found},
-            fold=self._fold,
-            seed=self._split_seed,
-            given=parts_of(found),
-            given_fold=next((case.fold for case in found if case.fold is not None), None),
-            unit="case" if any(case.patient_assumed for case in found) else "patient",
-            alike=alike.patients if alike else None,
-            count=self._folds,
-            by=self._split_by,
-            facts=facts_of(found, self.root),
-        )
+        how: Any = {"fold": self._fold, "seed": self._split_seed, "alike": alike}
+        how |= {"count": self._folds, "by": self._split_by}
+        split = partial(split_cases, self._split_name, found, self.root, **how)
         self.split = split()
         used, cache = self._open(found)
         contents = {entry.case: entry.content or entry.source for entry in cache.entries}

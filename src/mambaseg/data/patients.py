@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mambaseg.data.case import Case
+from mambaseg.data.splits import Split, make_split
 from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import ForeignFileError, read_table
 
@@ -114,6 +116,27 @@ def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
                     key.strip(): value.strip() for key, value in row.items() if value
                 }
     return facts
+
+
+def split_cases(
+    name: str,
+    cases: Sequence[Case],
+    root: Path,
+    *,
+    alike: Alike | None = None,
+    **options: Any,
+) -> Split:
+    """The split `name` of the patients of all cases of a data set; `options` of `make_split`."""
+    return make_split(
+        name,
+        {case.patient for case in cases},
+        given=parts_of(cases),
+        given_fold=next((case.fold for case in cases if case.fold is not None), None),
+        unit="case" if any(case.patient_assumed for case in cases) else "patient",
+        alike=alike.patients if alike else None,
+        facts=facts_of(cases, root),
+        **options,
+    )
 
 
 def find_alike(cases: Sequence[Case]) -> Alike | None:
