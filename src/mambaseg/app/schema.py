@@ -114,7 +114,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
         data.steps data.val_every model.size_multiple trainer.accumulate_grad_batches
         callbacks.checkpoint.keep callbacks.nonfinite.most_in_a_row batch_size repeats"""),
     ((COUNT, None), "data.longest_side callbacks.checkpoint.every size threads batch"),
-    ((NATURAL,), "data.fold data.num_workers trainer.log_every_n_steps warmup"),
+    ((NATURAL,), "data.fold data.neighbours data.num_workers trainer.log_every_n_steps warmup"),
     ((Number(0, 2**32 - 1, whole=True),), "seed data.seed data.split_seed"),
     ((Number(1, 65535, whole=True), None), "port"),
     ((Number(0),), """optim.optimizer.lr optim.optimizer.weight_decay optim.optimizer.momentum

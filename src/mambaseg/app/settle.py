@@ -50,6 +50,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
             cfg.pop(key, None)
         if cfg.get("init_from"):
             raise UserError("init_from: is where a training starts; leave it out of an evaluation")
+    if checkpoint is None:
+        _settle_channels(cfg, "model")
     if start := start_of(cfg):
         cfg.init_from = str(start.checkpoint.path)
     _settle_device(cfg)
@@ -60,6 +62,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     cfg.data.accumulate = cfg.trainer.accumulate_grad_batches
     if checkpoint is None:
         _settle_method(cfg)
+        _settle_channels(cfg, "method")
     operations = plain(cfg).get("augmentation") or {}
     data = made(cfg.data, *EXTRAS["data"], augmentation=operations)
     data.load()
@@ -96,6 +99,25 @@ def _settle_method(cfg: DictConfig) -> None:
     if cfg.trainer.get("graph") and cfg.method["_target_"] != _SUPERVISED:
         log.warning("trainer.graph=true: the method has passes of its own; it trains without")
         cfg.trainer.graph = False
+
+
+def _settle_channels(cfg: DictConfig, group: str) -> None:
+    """Lets networks take the channels of neighbouring slices too: their `${data.in_channels}`."""
+    if not (near := cfg.data.get("neighbours")):
+        return
+    if "longest_side" in cfg.data:
+        raise UserError(f"data.neighbours={near}: pictures have no neighbouring slices; leave it 0")
+    count = cfg.data.in_channels * (2 * near + 1)
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: replaced(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [replaced(one) for one in value]
+        return count if value == "${data.in_channels}" else value
+
+    if cfg.get(group):
+        cfg[group] = replaced(OmegaConf.to_container(cfg[group], resolve=False))
 
 
 def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[str, Any]) -> Plan:
@@ -172,7 +194,7 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     if (slicing := about.get("slicing", "stored")) != cfg.data.get("slicing", "stored"):
         settings["slicing"] = slicing
     for key, value in settings.items():
-        if (given := cfg.data.get(key)) != value:
+        if ((given := cfg.data.get(key)) or None) != (value or None):
             log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
                         key, given, path.name, "null" if value is None else value)  # fmt: skip
             cfg.data[key] = value

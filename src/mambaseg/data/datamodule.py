@@ -79,6 +79,7 @@ class SegmentationDataModule(StepDataModule):
         intensity: str | None = None,
         window: Window | None = None,
         spacing: float | None = None,
+        neighbours: int = 0,  # slices above and below as channels; multiplies `in_channels`
         longest_side: int | None = None,  # what `find_cases` reduces pictures to
         augmentation: str | Mapping[str, Operation | None] = "paper",  # see `Augmentation`
         label_map: Mapping[int, int] | None = None,  # every value in the label files -> class
@@ -108,6 +109,7 @@ class SegmentationDataModule(StepDataModule):
             window=window,
             spacing=spacing,
             longest_side=longest_side,
+            neighbours=neighbours,
         )
         self._labels, self._labelled, self._oversample = labels, labelled, oversample
         self._ignore = checked_ignore(ignore_label, num_classes, label_map)
@@ -258,6 +260,11 @@ class SegmentationDataModule(StepDataModule):
                 counts[part]["labelled in part"] = in_part
         return counts
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a training image, with its neighbours."""
+        return self.in_channels * self.preprocessing.slices, self.size, self.size
+
     def setup(self, stage: str) -> None:
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""
         cache, classes = self.cache, range(1, self.num_classes)
@@ -284,7 +291,8 @@ class SegmentationDataModule(StepDataModule):
         """Return the slices of the training cases, and what makes a batch of them."""
         labelled, others = ([case.id for case in self.cases["train"] if case.labelled == known]
                             for known in (True, False))  # fmt: skip
-        slices = SliceDataset(self.cache, labelled, others if self.unlabelled else ())
+        unlabelled = others if self.unlabelled else ()
+        slices = SliceDataset(self.cache, labelled, unlabelled, self.preprocessing)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self._device_slices = None
         if DeviceSlices.fit(slices, device) if self._on_device == "auto" else self._on_device:

@@ -7,7 +7,7 @@ the grid, K: classes.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mambaseg.data.sampling import (
 from mambaseg.data.validation import SPACING_MM
 from mambaseg.errors import UserError
 
+Stack = TypeVar("Stack", Tensor, NDArray[np.float32])
 Pixel = tuple[float, float]  # height and width in mm
 LARGEST_SIDE = 8192  # pixels of a resampled image
 
@@ -123,6 +124,7 @@ class Preprocessing:
     window: Window | None = None  # grey values that become 0 and 1; its intensity is `window`
     spacing: float | None = None  # side of a pixel in mm, of geometry `spacing`
     longest_side: int | None = None  # pixels to which larger pictures are reduced when read
+    neighbours: int = 0  # slices above, and as many below, that a slice has as further channels
 
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
@@ -131,6 +133,10 @@ class Preprocessing:
         for key, side in (("size", self.size), ("longest_side", self.longest_side)):
             if side is not None and side < 1:
                 raise UserError(f"data.{key}={side}: give a positive number of pixels")
+        if self.neighbours < 0:
+            raise UserError(
+                f"data.neighbours={self.neighbours}: give a number of slices, 0 or more"
+            )
         if self.window is not None:
             if not is_window(self.window):
                 raise UserError(
@@ -187,6 +193,7 @@ class Preprocessing:
             "window": self.window and list(self.window),
             "spacing": self.spacing,
             "longest_side": self.longest_side,
+            "neighbours": self.neighbours or None,
         }
         return {key: value for key, value in description.items() if value is not None}
 
@@ -200,7 +207,28 @@ class Preprocessing:
             "window": self.window and list(self.window),
             "spacing": self.spacing,
             "longest_side": self.longest_side,
+            "neighbours": self.neighbours,
         }
+
+    @property
+    def slices(self) -> int:
+        """How many slices a network sees at once."""
+        return 2 * self.neighbours + 1
+
+    def stacked(self, volume: Stack, start: int, stop: int) -> Stack:
+        """Return slices of a volume (Z, C, H, W) with their neighbours as channels, lowest first.
+
+        Beyond the first and the last slice these are repeated.
+
+        Returns:
+            (stop - start, `slices` * C, H, W).
+        """
+        if not self.neighbours:
+            return volume[start:stop]
+        near = np.arange(-self.neighbours, self.neighbours + 1)
+        places = np.clip(np.arange(start, stop)[:, None] + near, 0, len(volume) - 1)
+        stack = volume[places]  # (n, slices, C, H, W)
+        return stack.reshape(stop - start, -1, *volume.shape[2:])
 
     def scale_intensity(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Scale one whole volume (Z, C, H, W) to float32, each channel on its own.

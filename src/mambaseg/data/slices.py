@@ -14,6 +14,7 @@ from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.batches import Draw
 from mambaseg.data.cache import VolumeCache
 from mambaseg.data.case import Case
+from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 
 SHARE = 0.25
@@ -23,7 +24,8 @@ SHARE = 0.25
 class SliceDataset(Dataset[dict[str, Any]]):
     """All slices of some cases (ids), at native size, then those of cases without labels.
 
-    An item is `image` (C, H, W) float32, `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
+    An item is `image` (C, H, W) float32 (C times 2 `neighbours` + 1, where a slice has these as
+    channels), `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
     and width in mm, or None), `case` (id), `slice` (number from 0) and `labelled` (whether its
     label is known); one asked for by a `Draw` carries its `step`, `position` and `about` too.
     Without `arrays` it has `item`, the number of the slice, in place of image and label, for
@@ -31,9 +33,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, cache: VolumeCache, cases: Sequence[str], unlabelled: Sequence[str] = ()
+        self,
+        cache: VolumeCache,
+        cases: Sequence[str],
+        unlabelled: Sequence[str] = (),
+        preprocessing: Preprocessing | None = None,  # whose `stacked` gives slices their neighbours
     ) -> None:
-        self.cache, self.arrays = cache, True
+        self.cache, self.arrays, self.preprocessing = cache, True, preprocessing
         if not cases:
             raise UserError("there is no case to train on")
         numbers = [cache.position(case) for case in (*cases, *unlabelled)]
@@ -53,11 +59,15 @@ class SliceDataset(Dataset[dict[str, Any]]):
         number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
         entry = self.cache.entries[number]
         if self.arrays:
-            what = {"image": self.cache.image(number)[z], "label": self.cache.label(number)[z]}
+            what = {"image": self._image(number, z), "label": self.cache.label(number)[z]}
         else:
             what = {"item": index}
         where = {"shape": entry.shape[2:], "pixel": entry.pixel, "case": entry.case, "slice": z}
         return {**where, **what, **place, "labelled": index < self.labelled}
+
+    def _image(self, number: int, z: int) -> NDArray[np.float32]:
+        image = self.cache.image(number)
+        return self.preprocessing.stacked(image, z, z + 1)[0] if self.preprocessing else image[z]
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -155,6 +165,13 @@ class DeviceSlices:
         areas = np.array([math.prod(entry.shape[2:]) for entry in cache.entries])
         places = starts[slices.case_numbers] + slices.slice_numbers * areas[slices.case_numbers]
         self.places = torch.from_numpy(places).to(device)
+        near = slices.preprocessing.neighbours if slices.preprocessing else 0
+        depths = np.array([entry.shape[0] for entry in cache.entries])[slices.case_numbers]
+        z, items = slices.slice_numbers, np.arange(len(slices))
+        self.near = [  # the items that are below, at and above each item
+            torch.from_numpy(items + np.clip(z + step, 0, depths - 1) - z).to(device)
+            for step in range(-near, near + 1)
+        ]
 
     @staticmethod
     def size(slices: SliceDataset) -> int:
@@ -191,9 +208,12 @@ class DeviceSlices:
         label = self.label[torch.where(inside, place + pixel, len(self.label) - 1)]
         channel = torch.arange(self.channels, device=shapes.device)[None, :, None, None]
         size = (heights * widths)[:, None]
-        pixel = (place * self.channels + pixel)[:, None] + channel * size
-        image = self.image[torch.where(inside[:, None], pixel, len(self.image) - 1)]
-        return image, label
+        images = []
+        for near in self.near:
+            first = self.places[near[items]][:, None, None] * self.channels
+            places = (first + pixel)[:, None] + channel * size
+            images.append(self.image[torch.where(inside[:, None], places, len(self.image) - 1)])
+        return torch.cat(images, 1), label
 
 
 def _case_numbers(slices: SliceDataset) -> list[int]:

@@ -192,7 +192,8 @@ def segment(
             for member, image in zip(members, images, strict=True):
                 preprocessing, seen = member.preprocessing, _sides(image)
                 share = len(members) * len(VIEWS[member.views])
-                for logits in _logits(member, image[start : start + count], pixel, batch_size):
+                slices = preprocessing.stacked(image, start, min(start + count, len(image)))
+                for logits in _logits(member, slices, pixel, batch_size):
                     back = (logits, shape, pixel)
                     if decided:
                         labels.append(preprocessing.labels_to_native(*back, seen=seen))
@@ -233,7 +234,9 @@ def native_logits(
     once = member._replace(views="none")
     count = max(1, batch_size // _windows(member.preprocessing, _sides(image), pixel))
     with evaluating(member.network), torch.inference_mode():
-        for slices in image.split(count):
+        for start in range(0, len(image), count):
+            stop = min(start + count, len(image))
+            slices = member.preprocessing.stacked(image, start, stop)
             for logits in _logits(once, slices, pixel, batch_size):
                 yield member.preprocessing.logits_to_native(logits, _sides(image), pixel)
 

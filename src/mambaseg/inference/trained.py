@@ -21,6 +21,7 @@ from mambaseg.storage.untrusted import printable, read_json
 
 LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
 LARGEST_SIDE = 2048  # pixels of the images that it may ask for
+LARGEST_STACK = 64  # neighbours of a slice that its network may see
 LARGEST_PICTURE = 65536  # pixels of the longer side that it may reduce pictures to
 
 
@@ -57,6 +58,11 @@ class Checkpoint:
         """Channels of the images that it takes."""
         given = self.about["model"].get("arguments", {}).get("in_channels", 1)
         return int(self.about["data"].get("channels", given))
+
+    @property
+    def inputs(self) -> int:
+        """Channels of what its network takes: those of an image, of neighbouring slices too."""
+        return self.channels * self.preprocessing.slices
 
     @property
     def seen(self) -> Seen:
@@ -133,7 +139,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
         and _is_name(used.get("intensity", "minmax"))
         and is_window(used.get("window", (0, 1)))
         and is_spacing(used.get("spacing", 1.0))
-        and _is_whole(used.get("longest_side", 1), LARGEST_PICTURE),
+        and _is_whole(used.get("longest_side", 1), LARGEST_PICTURE)
+        and _is_whole(used.get("neighbours", 1), LARGEST_STACK),
         "its slicing": _is_name(about.get("slicing", "stored")),
         "its augmentation": _is_name(about.get("augmentation") or "none")
         and _is_name(about.get("views") or "none"),

@@ -60,6 +60,7 @@ _ADDED: dict[str, Any] = {
     "data.labelled": None,
     "data.ignore_label": None,
     "data.folds": 5,
+    "data.neighbours": 0,
     "data.split_by": None,
     "data.oversample": 0.0,
     "loss.class_weights": None,

@@ -288,7 +288,7 @@ class Run:
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         if not on_cpu or data["synthetic"] or size**2 * batch * steps <= _SMALL_BUDGET:
             return
-        image = torch.zeros(1, data["in_channels"], size, size)
+        image = torch.zeros(1, *self.data.image_shape)
         network = copy.deepcopy(self.task.network)  # the training starts untouched
         seconds = 0.0
         with torch.random.fork_rng(devices=[]):

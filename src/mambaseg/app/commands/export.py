@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     size = cfg.size or about["preprocessing"]["size"]
     output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
     torch.manual_seed(cfg.seed)
-    image = torch.rand(cfg.batch_size, checkpoint.channels, size, size)
+    image = torch.rand(cfg.batch_size, checkpoint.inputs, size, size)
     parity = export_network(
         network,
         image,

@@ -1,0 +1,85 @@
+"""2.5-D: neighbouring slices as channels."""
+
+import numpy as np
+import pytest
+import torch
+from fake_cases import find_fakes, write_cases
+
+from mambaseg.data.augmentation import Augmentation
+from mambaseg.data.cache import open_cache
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.slices import Collate, DeviceSlices, SliceDataset
+from mambaseg.errors import UserError
+from runs import UNET, built, entered, small_overrides, trained
+
+
+def test_a_slice_has_its_neighbours_the_lowest_first_and_edges_repeat():
+    volume = torch.arange(5.0)[:, None, None, None].expand(5, 2, 3, 3)
+    stacked = Preprocessing("paper", 8, neighbours=2).stacked(volume, 1, 5)
+    assert stacked.shape == (4, 10, 3, 3)
+    assert stacked[:, ::2, 0, 0].tolist() == [
+        [0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 4], [2, 3, 4, 4, 4],
+    ]  # fmt: skip
+    assert torch.equal(stacked[:, ::2], stacked[:, 1::2])
+    with pytest.raises(UserError, match=r"data\.neighbours=-1"):
+        Preprocessing("paper", 8, neighbours=-1)
+
+
+def test_the_loader_and_the_devices_memory_give_the_same_batch(tmp_path):
+    write_cases(tmp_path / "data", patients=3)
+    cases, near = find_fakes(tmp_path / "data"), Preprocessing("modern", 16, neighbours=1)
+    cache = open_cache(cases, near, cache_dir=tmp_path / "cache", num_classes=4)
+    slices = SliceDataset(cache, [case.id for case in cases[1:]], preprocessing=near)
+    collate = Collate(Augmentation("none", near, 0))
+    places = [0, 2, 3, len(slices) - 1]
+    batch = collate([{**slices[i], "step": 0, "position": i, "about": None} for i in places])
+    assert batch["image"].shape[1] == 3
+    for row, place in enumerate(places):
+        number, z = int(slices.case_numbers[place]), int(slices.slice_numbers[place])
+        whole = cache.image(number)
+        for channel, other in enumerate((z - 1, z, z + 1)):
+            expected = whole[min(max(other, 0), len(whole) - 1), 0]
+            found = batch["image"][row, channel, : expected.shape[0], : expected.shape[1]]
+            assert np.array_equal(found, expected)
+    device = DeviceSlices(slices, torch.device("cpu"))
+    size = tuple(batch["image"].shape[-2:])
+    image, label = device.gather(torch.tensor(places), batch["shape"], size)
+    assert torch.equal(image, batch["image"]) and torch.equal(label, batch["label"])
+
+
+@pytest.fixture(scope="module")
+def run(phantom_root, tmp_path_factory):
+    words = small_overrides(phantom_root, tmp_path_factory.mktemp("outputs"))
+    return trained(*words, *UNET, "data.neighbours=1", "trainer=cpu", "augmentation=modern")
+
+
+def test_a_training_sees_three_slices_and_its_checkpoint_says_so(run, phantom_root, tmp_path):
+    from mambaseg.app.networks import restore_network
+
+    network, checkpoint = restore_network(run.folder.path)
+    assert network.network.encoder[0][0].in_channels == 3
+    assert (checkpoint.channels, checkpoint.inputs) == (1, 3)
+    assert checkpoint.preprocessing.neighbours == 1
+    assert run.config["data"]["in_channels"] == 1
+    again = trained(f"run={run.folder.path}", "data=phantom", f"data.root={phantom_root}",
+                    "data.prepare.patients=8", f"outputs={tmp_path}", "trainer=cpu",
+                    f"data.cache_dir={phantom_root.parent / 'cache'}",
+                    script="evaluate")  # fmt: skip
+    assert again.task.results["summary"] == run.task.results["summary"]
+
+
+def test_it_predicts_and_exports(run, phantom_root, tmp_path):
+    image = next(phantom_root.glob("patient001/*_frame??.nii.gz"))
+    words = f"run={run.folder.path}", f"input={image}", f"output={tmp_path / 'labels'}"
+    assert entered("predict.py", *words, "device=cpu") == 0
+    assert list((tmp_path / "labels").glob("*.nii.gz"))
+    exported = tmp_path / "net.pt2"
+    assert entered("export.py", words[0], "format=torch", f"output={exported}") == 0
+    program = torch.export.load(exported).module()
+    assert program(torch.rand(1, 3, 32, 32)).shape == (1, 4, 32, 32)
+
+
+def test_pictures_are_refused(phantom_root, tmp_path):
+    with pytest.raises(UserError, match="pictures have no neighbouring slices"):
+        built("data=folder", f"data.root={phantom_root}", *UNET, "data.neighbours=1",
+              f"outputs={tmp_path}", "trainer=cpu")  # fmt: skip
