@@ -12,6 +12,7 @@ from scipy import stats
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import Entry
 from mambaseg.reporting.paired import (
+    MOST,
     Paired,
     _bootstrap_interval,
     _holm,
@@ -19,6 +20,8 @@ from mambaseg.reporting.paired import (
     _seed_margin,
     _signed_ranks,
     compare,
+    compared,
+    scored,
     verdict,
 )
 from mambaseg.reporting.runs import RunData
@@ -101,12 +104,23 @@ def entry(name, *seeds):
 def test_a_comparison_uses_patients_that_both_have():
     a = entry("a", [0.9, 0.8, None, 0.7])
     b = entry("b", [0.8, 0.9, 0.5, 0.7, 0.1], [0.8, 0.9, 0.5, 0.7, 0.1])
-    pair = compare(a, b, DICE)
+    pair = compare(scored(a, DICE), scored(b, DICE), DICE)
     assert (pair.patients, pair.left_out, pair.undefined) == (3, 2, 2)
     assert (pair.wins, pair.losses) == (1, 1)
     assert pair.difference == pytest.approx(fmean([0.1, -0.1, 0.0]))
     assert pair.seeds == 1 and pair.seed_margin is None
-    assert compare(entry("a", [None]), entry("b", [0.5]), DICE) is None
+    nothing = scored(entry("a", [None]), DICE)
+    assert compare(nothing, scored(entry("b", [0.5]), DICE), DICE) is None
+
+
+def test_of_many_networks_the_best_is_compared_with_each_other_one():
+    few = [entry(f"n{i}", [i / 100]) for i in range(MOST)]
+    assert len(compared(few)) == MOST * (MOST - 1) / 2
+    best = entry("best", [0.9])
+    many = [*few, best, entry("one more", [0.1])]
+    assert [(a.label, b.label) for a, b in compared(many)] == [
+        ("best", one.label) for one in many if one is not best
+    ]
 
 
 def test_a_structure_that_one_misses_does_not_count_for_the_other():
@@ -116,7 +130,8 @@ def test_a_structure_that_one_misses_does_not_count_for_the_other():
 
 
 def test_smaller_distances_win():
-    pair = compare(entry("a", [2.0, 3.0, 1.0]), entry("b", [4.0, 1.0, 4.0]), DISTANCE)
+    a, b = entry("a", [2.0, 3.0, 1.0]), entry("b", [4.0, 1.0, 4.0])
+    pair = compare(scored(a, DISTANCE), scored(b, DISTANCE), DISTANCE)
     assert (pair.wins, pair.losses) == (2, 1)
 
 

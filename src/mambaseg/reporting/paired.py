@@ -24,7 +24,16 @@ Structure = tuple[str, str, int]  # patient, case, class
 
 RESAMPLES = 10_000
 LEVEL = 0.05
+MOST = 25  # networks of which all pairs are compared
 _WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
+
+
+class Scored(NamedTuple):
+    """A network's values of one score."""
+
+    label: str
+    structures: Mapping[Structure, float | None]  # see `value_scores`
+    per_seed: Sequence[float]
 
 
 class Paired(NamedTuple):
@@ -128,16 +137,21 @@ def _patient_differences(
     return differences, len(patients) - len(differences), undefined
 
 
-def compare(first: Entry, second: Entry, metric: Metric) -> Paired | None:
+def scored(entry: Entry, metric: Metric) -> Scored:
+    """What `compare` needs of an entry."""
+    per_seed = estimate(entry, metric.name).per_seed
+    return Scored(entry.label, value_scores(entry, metric.name), per_seed)
+
+
+def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
     """Two networks, `p_holm` and `p_least` not corrected yet; None if they share no structure."""
-    scores = [value_scores(entry, metric.name) for entry in (first, second)]
-    differences, left_out, undefined = _patient_differences(*scores)
+    differences, left_out, undefined = _patient_differences(first.structures, second.structures)
     if not differences:
         return None
     p, effect = _signed_ranks(differences)
     low, high = _bootstrap_interval(differences)
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    seeds = [estimate(entry, metric.name).per_seed for entry in (first, second)]
+    seeds = first.per_seed, second.per_seed
     return Paired(
         first.label,
         second.label,
@@ -158,9 +172,19 @@ def compare(first: Entry, second: Entry, metric: Metric) -> Paired | None:
     )
 
 
+def compared(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """All pairs; of more than `MOST` networks the best, by Dice, with each of the others."""
+    if len(entries) <= MOST:
+        return list(combinations(entries, 2))
+    best = max(entries, key=lambda entry: estimate(entry, "dice").mean or 0)
+    return [(best, entry) for entry in entries if entry is not best]
+
+
 def pairs(comparison: Comparison, metric: Metric) -> list[Paired]:
-    """Every pair of entries on patients' mean foreground score, Holm over all of these pairs."""
-    found = [compare(a, b, metric) for a, b in combinations(comparison.entries, 2)]
+    """The pairs of `compared` on patients' mean foreground score, Holm over all of them."""
+    own = {entry.label: scored(entry, metric) for entry in comparison.entries}
+    both = compared(comparison.entries)
+    found = [compare(own[a.label], own[b.label], metric) for a, b in both]
     known = [pair for pair in found if pair is not None]
     corrected = _holm([pair.p for pair in known])
     least = _holm([pair.p_least for pair in known])
@@ -227,9 +251,14 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
     ]
     if not found:
         notes = []
-    compared = {(pair.first, pair.second) for pair in found}
-    labels = combinations([entry.label for entry in comparison.entries], 2)
-    if alone := [" − ".join(pair) for pair in labels if pair not in compared]:
+    if found and len(comparison.entries) > MOST:
+        notes.append(
+            f"Of more than {MOST} networks not all pairs are compared, but the one with the best "
+            "Dice with each of the others."
+        )
+    known = {(pair.first, pair.second) for pair in found}
+    labels = [(one.label, other.label) for one, other in compared(comparison.entries)]
+    if alone := [" − ".join(pair) for pair in labels if pair not in known]:
         notes.append(f"No {subject} has a structure that both score: {', '.join(alone)}.")
     if found and not higher:
         notes.append(

@@ -299,9 +299,11 @@ def tidy(comparison: Comparison) -> Iterator[dict[str, Any]]:
         places: list[dict[str, str]] = [{}]
         places += [{key: v} for key in ("phase", "group") for v in values_of(entry, key)]
         names = ("", *comparison.classes)
-        for place, name, metric in product(places, names, metrics):
+        for place, name in product(places, names):
             where = {**place, "class_name": name} if name else place
-            for average in ("cases",) if name else AVERAGES:
+            counts = outcomes(entry, **where)
+            averages = ("cases",) if name else AVERAGES
+            for metric, average in product(metrics, averages):
                 score = estimate(entry, metric, average=average, **where)
                 if average == "pooled" and score.mean is None:
                     continue  # defined for Dice only
@@ -319,5 +321,5 @@ def tidy(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     "sd_over_seeds": score.sd,
                     "values": score.values,
                     "undefined": score.undefined,
-                    **outcomes(entry, **where),
+                    **counts,
                 }
