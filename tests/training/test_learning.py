@@ -19,6 +19,7 @@ from mambaseg.data.labelling import labelled_patients
 from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 from mambaseg.inference.trained import read_checkpoint
+from mambaseg.reporting.runs import read_run
 from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask
@@ -84,6 +85,10 @@ def test_a_method_resumes_exactly_and_trains_in_bfloat16(method, small_run, monk
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
     whole = SegmentationTask.values
 
@@ -102,6 +107,14 @@ def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
     assert (run.folder.path / "cases_unet_1.csv").is_file()
     header = (run.folder.path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/unet_1/dice", "val/unet_2/dice", "train/pseudo_1"} <= {*header}
+    assert "-cps-seed" in run.folder.path.name
+    patients = len({case.patient for case in run.data.cases["train"]})
+    assert summary["supervision"] == {"labelled": 2, "patients": patients, "labels": "dense"}
+    cost, (own, other) = run.folder.record["cost"], map(count, run.task.method.networks)
+    assert (cost["parameters"], cost["method"]["parameters"]) == (other, own + other)
+    assert cost["method"]["macs"] > cost["macs"] > 0
+    told = read_run(run.folder.path)
+    assert (told.chosen, told.model, told.method) == ("unet_2", "unet_1 + unet_2", "cps")
     checkpoint = read_checkpoint(run.folder.path)
     widths = checkpoint.about["model"]["arguments"]["widths"]
     assert widths == [16, 32, 64, 128, 256]  # the partner's, not those of model=unet

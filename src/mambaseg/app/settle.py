@@ -128,7 +128,7 @@ def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[
     weights = weight_digests(config)
     whole = with_digests(config, weights)
     key = identity(whole, split=data.split.hash, data=data.fingerprint)
-    name = f"{cfg.model.name}-{data_name(cfg.data)}-seed{cfg.seed}-{key}"
+    name = f"{cfg.model.name}-{data_name(cfg.data)}{_method_name(cfg)}-seed{cfg.seed}-{key}"
     path = Path(cfg.outputs).expanduser() / cfg.name / name
     cfg.run_dir = str(path if cfg.rerun else same_run(path, key))
     configs = {"data": str(cfg.data.name), "model": str(cfg.model.name)}
@@ -144,6 +144,13 @@ def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[
         weights=weights,
         seen=seen,
     )
+
+
+def _method_name(cfg: DictConfig) -> str:
+    """The method in the name of a run folder; nothing for labels alone, or without a training."""
+    if "checkpoint" in cfg or not cfg.get("method") or cfg.method["_target_"] == _SUPERVISED:
+        return ""
+    return f"-{cfg.method.get('name') or cfg.method['_target_'].rpartition('.')[2]}"
 
 
 def metrics_of(cfg: Any) -> list[Any]:

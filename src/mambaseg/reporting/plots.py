@@ -82,7 +82,7 @@ def _figures(
     yield (
         "curves", "Training",
         "A line per run: training loss, and Dice of the validation set (mean over the "
-        "foreground classes).",
+        "foreground classes); of several networks that learn together, the best one's.",
         partial(_curves, entries),
     )  # fmt: skip
     yield (

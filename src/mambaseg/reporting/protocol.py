@@ -137,6 +137,13 @@ def _loss(_: RunData, config: Mapping[str, Any]) -> str:
     return _with(_name(config, "loss"), _arguments(config, "loss", set()))
 
 
+def _method(run: RunData, config: Mapping[str, Any]) -> str:
+    if run.method == "supervised":
+        return ""
+    told = _with(run.method, _arguments(config, "method", {"name", "partner", "networks"}))
+    return f"{told} of {run.model}"
+
+
 def _counts(run: RunData, _: Mapping[str, Any]) -> str:
     counts = run.record.get("counts")
     if not isinstance(counts, Mapping):
@@ -194,6 +201,7 @@ def _with(name: str, arguments: Iterable[str]) -> str:
 
 _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "data": _counts,
+    "method": _method,
     "optimizer": _optimizer,
     "learning rate": _rate,
     "loss": _loss,
