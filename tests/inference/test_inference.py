@@ -17,6 +17,9 @@ class Halving:
 
     size, windowed = 5, False
 
+    def stacked(self, image, start, stop):
+        return image[start:stop]
+
     def to_grid(self, image, pixel):
         return image[..., ::2, ::2]
 
