@@ -9,6 +9,8 @@ same inputs give the same bits.
 Inputs may have any strides. Narrower floats are computed in float32; float64 goes to `reference`.
 """
 
+import ctypes
+import mmap
 from functools import lru_cache
 
 import numba
@@ -17,20 +19,24 @@ import torch
 from torch import Tensor
 
 from mambaseg.scan import reference
-from mambaseg.scan.numba_kernels import channels_per_task, scan, scan_backward
+from mambaseg.scan.numba_kernels import channels_per_task, scan, scan_backward, states_at_once
 from mambaseg.scan.numba_lanes import LANES
 from mambaseg.scan.numba_tiles import STEPS
 from mambaseg.scan.operators import Inputs, make_forms, make_operator, sum_parts
+
+LARGE = 2**22
+"""Bytes from which on memory is worth a request for large pages, which have 2 MiB."""
 
 
 def _forward(inputs: Inputs, width: int, keep: bool) -> tuple[Tensor, Tensor]:
     """Compute y, and if they are to be kept the states that the backward starts its chunks from."""
     x, delta, A, B, C, _, _ = inputs
-    y, checkpoints = _empty(inputs, width, keep)
+    y, checkpoints = (_on_large_pages(t) for t in _empty(inputs, width, keep))
     _use_torch_threads()
     scan(
         _arrays(inputs), _positions(x.shape[1], width), _strides(x, delta, B, C, y), len(x),
         channels_per_task(len(x), A.shape[1]), _flat(y), checkpoints.numpy(),
+        states_at_once(A.shape[2]),
     )  # fmt: skip
     return y, checkpoints
 
@@ -47,7 +53,7 @@ def _backward(
     d_y: Tensor, inputs: Inputs, checkpoints: Tensor, width: int, keep: bool
 ) -> list[Tensor]:
     x, delta, A, B, C, D, bias = inputs
-    d_x, d_delta, *_ = _empty_gradients(inputs)
+    d_x, d_delta = (_on_large_pages(t) for t in _empty_gradients(inputs)[:2])
     extent = channels_per_task(len(x), A.shape[1])
     tasks = -(-A.shape[1] // extent)
     # Parts that are summed below: per batch element, or per task of channels.
@@ -60,9 +66,20 @@ def _backward(
         len(x), extent, checkpoints.detach().numpy(), _flat(d_y),
         (_flat(d_x), _flat(d_delta), d_A.numpy(), d_B.flatten(1).numpy(), d_C.flatten(1).numpy(),
          d_D[..., None].numpy(), d_bias[..., None].numpy()),
+        states_at_once(A.shape[2]),
     )  # fmt: skip
     d_A, d_B, d_C, d_D, d_bias = sum_parts((d_A, d_B, d_C, d_D, d_bias), inputs)
     return [d_x, d_delta, d_A, d_B.transpose(1, 2), d_C.transpose(1, 2), d_D, d_bias]
+
+
+def _on_large_pages(t: Tensor) -> Tensor:
+    """Ask Linux to back fresh memory by large pages: small ones cost thousands of page faults."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and t.nbytes >= LARGE:
+        start = -(-t.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = t.data_ptr() + t.nbytes - start
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
+    return t
 
 
 def _empty_gradients(inputs: Inputs) -> tuple[Tensor, ...]:

@@ -17,28 +17,33 @@ import numpy as np
 from numba import njit, prange
 
 from mambaseg.scan import numba_lanes, numba_tiles
-from mambaseg.scan.numba_lanes import LANES, LOG2_E, empty_rows, load, store
+from mambaseg.scan.numba_lanes import LANES, empty_rows, store
 from mambaseg.scan.numba_tiles import (
     STEPS,
-    WORK_TILES,
     empty_tiles,
     finish_tile_gradients,
+    load,
     load_parameter,
-    load_states,
     load_tile,
+    load_tiles,
+    prefetch_tile,
     scan_tile,
     scan_tile_backward,
     store_parameter,
-    store_states,
     store_tile,
+    store_tiles,
+    to_rates,
     to_steps,
     to_steps_and_slopes,
+    work_tiles,
 )
 
-MOST_BLOCKS = 6
-"""Blocks of LANES channels per task: B and C are loaded, their gradients summed, once per task."""
+MOST_CHANNELS = 96
+"""Channels per task: B and C are loaded, their gradients summed, once per task."""
 TASKS = 8
 """How many tasks there should be, so that as many threads have work, before they grow larger."""
+MOST_STATES = 4
+"""States that are computed at once, in registers of their own."""
 
 X, DELTA, B_, C_, Y = 0, 1, 2, 3, 4  # rows of `strides`
 D_X, D_DELTA, D_B, D_C = 5, 6, 7, 8  # rows that the backward has in addition; Y is that of d_y
@@ -47,30 +52,39 @@ D_X, D_DELTA, D_B, D_C = 5, 6, 7, 8  # rows that the backward has in addition; Y
 def channels_per_task(batch: int, channels: int) -> int:
     """Channels of a task: a function of the shape alone."""
     blocks = batch * ((channels + LANES - 1) // LANES)
-    return LANES * min(MOST_BLOCKS, (blocks + TASKS - 1) // TASKS)
+    return LANES * min(MOST_CHANNELS // LANES, (blocks + TASKS - 1) // TASKS)
+
+
+def states_at_once(states: int) -> tuple[int, ...]:
+    """A tuple of as many elements as states are computed at once: 1, 2 or 4."""
+    return (0,) * min(MOST_STATES, 1 << (states - 1).bit_length())
 
 
 @njit
-def _scan_channels(batch, first, extent, inputs, positions, strides, y, checkpoints):
+def _scan_channels(batch, first, extent, inputs, positions, strides, y, checkpoints, many):
     """Forward of `extent` channels from `first` on of one batch element."""
     x, delta, A, B, C, D, bias = inputs
     groups, channels, N = A.shape
     length = positions.shape[1]
     blocks = (min(extent, channels - first) + LANES - 1) // LANES
-    h, rates, skips, biases = _parameter_tiles(blocks, N)
-    B_rows, C_rows = _state_rows(N), _state_rows(N)
+    h, skips = _parameter_tiles(blocks, N, many)
+    rates, biases = _parameter_tiles(blocks, N, many)
+    limits, _ = _parameter_tiles(blocks, N, many)
+    B_tiles, C_tiles = _state_tiles(N), _state_tiles(N)
     tiles = empty_tiles(4)
     x_tile, y_tile, delta_tile, delta_x = tiles[0], tiles[1], tiles[2], tiles[3]
     for group in range(groups):
         base = batch * strides[:, 0] + group * strides[:, 1]
         add = group > 0 and strides[Y, 1] == 0
-        _load_parameters(A, D, bias, group, first, rates, skips, biases)
+        _load_parameters(A, D, bias, group, first, rates, limits, skips, biases)
         h[:] = np.float32(0.0)
         for chunk in range((length + STEPS - 1) // STEPS):
             steps = min(STEPS, length - chunk * STEPS)
-            places = positions[group % positions.shape[0], chunk * STEPS : chunk * STEPS + steps]
-            load_states(B, base[B_], strides[B_], places, N, B_rows)
-            load_states(C, base[C_], strides[C_], places, N, C_rows)
+            walk = positions[group % positions.shape[0]]
+            places = walk[chunk * STEPS : chunk * STEPS + steps]
+            coming = walk[(chunk + 1) * STEPS : (chunk + 2) * STEPS]
+            load_tiles(B, base[B_], strides[B_], places, N, B_tiles)
+            load_tiles(C, base[C_], strides[C_], places, N, C_tiles)
             for block in range(blocks):
                 channel = first + block * LANES
                 width = min(LANES, channels - channel)
@@ -81,16 +95,18 @@ def _scan_channels(batch, first, extent, inputs, positions, strides, y, checkpoi
                 load_tile(delta, at[DELTA], strides[DELTA], places, width, delta_tile)
                 to_steps(delta_tile, biases[block], steps)
                 load_tile(x, at[X], strides[X], places, width, x_tile)
+                prefetch_tile(delta, at[DELTA], strides[DELTA], coming)
+                prefetch_tile(x, at[X], strides[X], coming)
                 scan_tile(
-                    delta_tile, x_tile, rates[block], B_rows, C_rows, skips[block], h[block],
-                    steps, delta_x, y_tile,
+                    delta_tile, x_tile, rates[block], limits[block], B_tiles, C_tiles,
+                    skips[block], h[block], steps, delta_x, y_tile, many,
                 )  # fmt: skip
                 store_tile(y, at[Y], strides[Y], places, width, y_tile, add)
 
 
 @njit
 def _scan_channels_backward(
-    batch, first, extent, inputs, positions, strides, checkpoints, d_y, gradients
+    batch, first, extent, inputs, positions, strides, checkpoints, d_y, gradients, many
 ):
     """Gradient of `_scan_channels`; d_B and d_C are the parts that these channels contribute."""
     x, delta, A, B, C, D, bias = inputs
@@ -98,26 +114,31 @@ def _scan_channels_backward(
     groups, channels, N = A.shape
     length = positions.shape[1]
     blocks = (min(extent, channels - first) + LANES - 1) // LANES
-    h, rates, skips, biases = _parameter_tiles(blocks, N)
-    d_h, d_rates, d_skips, d_biases = _parameter_tiles(blocks, N)
-    B_rows, C_rows = _state_rows(N), _state_rows(N)
-    d_B_rows, d_C_rows = _state_rows(N), _state_rows(N)
-    tiles = empty_tiles(6 + WORK_TILES)
+    h, skips = _parameter_tiles(blocks, N, many)
+    rates, biases = _parameter_tiles(blocks, N, many)
+    d_h, d_skips = _parameter_tiles(blocks, N, many)
+    d_rates, d_biases = _parameter_tiles(blocks, N, many)
+    limits, _ = _parameter_tiles(blocks, N, many)
+    B_tiles, C_tiles = _state_tiles(N), _state_tiles(N)
+    d_B_tiles, d_C_tiles = _state_tiles(N), _state_tiles(N)
+    tiles = empty_tiles(6 + work_tiles(many))
     x_tile, d_y_tile, delta_tile, slopes = tiles[0], tiles[1], tiles[2], tiles[3]
     d_delta_x, d_exponent, work = tiles[4], tiles[5], tiles[6:]
     for group in range(groups):
         base = batch * strides[:, 0] + group * strides[:, 1]
         add = group > 0 and strides[D_X, 1] == 0
-        _load_parameters(A, D, bias, group, first, rates, skips, biases)
+        _load_parameters(A, D, bias, group, first, rates, limits, skips, biases)
         for gradient in (d_h, d_rates, d_skips, d_biases):
             gradient[:] = np.float32(0.0)
         for chunk in range((length + STEPS - 1) // STEPS - 1, -1, -1):
             steps = min(STEPS, length - chunk * STEPS)
-            places = positions[group % positions.shape[0], chunk * STEPS : chunk * STEPS + steps]
-            load_states(B, base[B_], strides[B_], places, N, B_rows)
-            load_states(C, base[C_], strides[C_], places, N, C_rows)
-            d_B_rows[:] = np.float32(0.0)
-            d_C_rows[:] = np.float32(0.0)
+            walk = positions[group % positions.shape[0]]
+            places = walk[chunk * STEPS : chunk * STEPS + steps]
+            coming = walk[max(chunk - 1, 0) * STEPS : chunk * STEPS]
+            load_tiles(B, base[B_], strides[B_], places, N, B_tiles)
+            load_tiles(C, base[C_], strides[C_], places, N, C_tiles)
+            d_B_tiles[:] = np.float32(0.0)
+            d_C_tiles[:] = np.float32(0.0)
             for block in range(blocks):
                 channel = first + block * LANES
                 width = min(LANES, channels - channel)
@@ -128,9 +149,13 @@ def _scan_channels_backward(
                 to_steps_and_slopes(delta_tile, biases[block], steps, slopes)
                 load_tile(x, at[X], strides[X], places, width, x_tile)
                 load_tile(d_y, at[Y], strides[Y], places, width, d_y_tile)
+                prefetch_tile(delta, at[DELTA], strides[DELTA], coming)
+                prefetch_tile(x, at[X], strides[X], coming)
+                prefetch_tile(d_y, at[Y], strides[Y], coming)
                 scan_tile_backward(
-                    delta_tile, x_tile, rates[block], B_rows, C_rows, h[block], steps, d_y_tile,
-                    d_h[block], work, d_delta_x, d_exponent, d_rates[block], d_B_rows, d_C_rows,
+                    delta_tile, x_tile, rates[block], limits[block], B_tiles, C_tiles, h[block],
+                    steps, d_y_tile, d_h[block], work, d_delta_x, d_exponent, d_rates[block],
+                    d_B_tiles, d_C_tiles, many,
                 )  # fmt: skip
                 finish_tile_gradients(
                     delta_tile, slopes, x_tile, skips[block], d_y_tile, steps, d_delta_x,
@@ -138,8 +163,8 @@ def _scan_channels_backward(
                 )  # fmt: skip
                 store_tile(d_x, at[D_X], strides[D_X], places, width, d_delta_x, add)
                 store_tile(d_delta, at[D_DELTA], strides[D_DELTA], places, width, d_exponent, False)
-            store_states(d_B, base[D_B], strides[D_B], places, N, d_B_rows)
-            store_states(d_C, base[D_C], strides[D_C], places, N, d_C_rows)
+            store_tiles(d_B, base[D_B], strides[D_B], places, N, d_B_tiles)
+            store_tiles(d_C, base[D_C], strides[D_C], places, N, d_C_tiles)
         for block in range(blocks):
             channel = first + block * LANES
             store_parameter(d_A, group, channel, d_rates[block])
@@ -148,33 +173,31 @@ def _scan_channels_backward(
 
 
 @njit
-def _parameter_tiles(blocks, N):
-    """Zeros: two tiles (blocks, N, lane), N made even, and two (blocks, 1, lane)."""
-    even = N + N % 2
-    one, two = (blocks, even, LANES), (blocks, 1, LANES)
-    first, second = empty_rows(blocks * even).reshape(one), empty_rows(blocks * even).reshape(one)
-    third, fourth = empty_rows(blocks).reshape(two), empty_rows(blocks).reshape(two)
-    for zeros in (first, second, third, fourth):
-        zeros[:] = np.float32(0.0)
-    return first, second, third, fourth
+def _parameter_tiles(blocks, N, many):
+    """Zeros: a tile (blocks, N, lane), N filled up to whole vectors, and one (blocks, 1, lane)."""
+    whole = (N + len(many) - 1) // len(many) * len(many)
+    large = empty_rows(blocks * whole).reshape(blocks, whole, LANES)
+    small = empty_rows(blocks).reshape(blocks, 1, LANES)
+    large[:] = np.float32(0.0)
+    small[:] = np.float32(0.0)
+    return large, small
 
 
 @njit
-def _state_rows(N):
-    """Rows (N, step) for B, C or a gradient of them, N made even."""
-    even = N + N % 2
-    return empty_rows(even * STEPS // LANES).reshape(even, STEPS)
+def _state_tiles(N):
+    """Tiles (step, state) for B, C or a gradient of them."""
+    return empty_tiles((N + LANES - 1) // LANES)
 
 
 @njit
-def _load_parameters(A, D, bias, group, first, rates, skips, biases):
+def _load_parameters(A, D, bias, group, first, rates, limits, skips, biases):
     """Load the parameters of all blocks of a task."""
-    one = np.float32(1.0)
     for block in range(len(rates)):
         channel = first + block * LANES
-        load_parameter(A, group, channel, LOG2_E, rates[block])
-        load_parameter(D, group, channel, one, skips[block])
-        load_parameter(bias, group, channel, one, biases[block])
+        load_parameter(A, group, channel, rates[block])
+        to_rates(rates[block], limits[block])
+        load_parameter(D, group, channel, skips[block])
+        load_parameter(bias, group, channel, biases[block])
 
 
 def _compile(sources: str) -> tuple[Any, Any]:
@@ -185,15 +208,17 @@ def _compile(sources: str) -> tuple[Any, Any]:
     """
 
     @njit(parallel=True, cache=True)
-    def scan(inputs, positions, strides, batch, extent, y, checkpoints):
+    def scan(inputs, positions, strides, batch, extent, y, checkpoints, many):
         _ = sources
         tasks = (inputs[2].shape[1] + extent - 1) // extent
         for index in prange(batch * tasks):
             one, part = index // tasks, index % tasks
-            _scan_channels(one, part * extent, extent, inputs, positions, strides, y, checkpoints)
+            _scan_channels(
+                one, part * extent, extent, inputs, positions, strides, y, checkpoints, many
+            )  # fmt: skip
 
     @njit(parallel=True, cache=True)
-    def scan_backward(inputs, positions, strides, batch, extent, checkpoints, d_y, gradients):
+    def scan_backward(inputs, positions, strides, batch, extent, checkpoints, d_y, gradients, many):
         _ = sources
         d_x, d_delta, d_A, d_B, d_C, d_D, d_bias = gradients
         tasks = (inputs[2].shape[1] + extent - 1) // extent
@@ -201,7 +226,7 @@ def _compile(sources: str) -> tuple[Any, Any]:
             one, part = index // tasks, index % tasks
             _scan_channels_backward(
                 one, part * extent, extent, inputs, positions, strides, checkpoints, d_y,
-                (d_x, d_delta, d_A[one], d_B[part], d_C[part], d_D[one], d_bias[one]),
+                (d_x, d_delta, d_A[one], d_B[part], d_C[part], d_D[one], d_bias[one]), many,
             )  # fmt: skip
 
     return scan, scan_backward

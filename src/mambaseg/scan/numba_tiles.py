@@ -1,10 +1,10 @@
 """The scan and its gradient on small tiles (step, lane), and the way between memory and tiles.
 
-Letters as in `reference`. A sequence of 16 channels is cut into chunks of `STEPS` steps; what a
-chunk needs is copied into tiles that stay in the first-level cache, and all arithmetic happens
-there. Where the elements of a tile lie in memory is told by strides and by a table of positions,
-one per step: the same code serves sequences and images walked in four directions, and no tensor is
-ever flipped or transposed.
+Letters as in `reference`. A sequence of LANES channels is cut into chunks of `STEPS` steps; what a
+chunk needs is copied into tiles that stay in the nearest caches, and all arithmetic happens there.
+Where the elements of a tile lie in memory is told by strides and by a table of positions, one per
+step: the same code serves sequences and images walked in four directions, and no tensor is ever
+flipped or transposed. B and C, and their gradients, are tiles (step, state).
 """
 
 import numpy as np
@@ -12,13 +12,20 @@ from numba import njit
 
 from mambaseg.scan.numba_lanes import (
     LANES,
+    LEAST,
+    LOG2_E,
+    add_sums_over_lanes,
     empty_rows,
-    exp2,
-    load,
+    exp2_of_product,
+    load_states,
+    prefetch,
+    repeat,
     softplus_and_slope,
     splat,
+    splat_states,
     store,
-    sum_rows,
+    sum_states,
+    transpose,
 )
 
 STEPS = 64
@@ -28,17 +35,32 @@ ROWS = STEPS + 17
 on together apart: were they 4096 bytes apart, as 64 rows are, or one row more, then a load would
 wait for a store of another tile that only shares the last 12 bits of its address (a quarter of the
 time)."""
-WORK_TILES = 6
-"""Tiles of scratch that `scan_tile_backward` wants."""
-SQUARE = LANES * LANES
+LINE = 16
+"""Numbers in a cache line."""
 
 LN_2 = np.float32(np.log(2.0))
+ONE = (0,)
+
+
+@njit
+def load(array, offset):
+    """The LANES numbers from an offset on, counted in numbers, of a contiguous array."""
+    return load_states(array, offset, ONE)
 
 
 @njit
 def empty_tiles(count):
     """Uninitialised tiles, (count, ROWS, lane)."""
     return empty_rows(count * ROWS).reshape(count, ROWS, LANES)
+
+
+@njit
+def is_straight(positions):
+    """Do the steps follow each other in memory?"""
+    jumps = 0
+    for t in range(positions.size):
+        jumps |= positions[t] - positions[0] - t
+    return jumps == 0
 
 
 @njit
@@ -52,6 +74,10 @@ def load_tile(memory, base, strides, positions, channels, tile):
     if channel_stride == 1 and channels == LANES:
         for t in range(steps):
             store(tile, t * LANES, load(memory, base + positions[t] * step_stride))
+    elif step_stride == 1 and channels == LANES and steps == STEPS and is_straight(positions):
+        for t in range(0, steps, LANES):
+            start = base + positions[0] + t
+            transpose(memory, start, channel_stride, tile, t * LANES, LANES)
     else:
         for t in range(steps):
             start = base + positions[t] * step_stride
@@ -65,6 +91,19 @@ def load_tile(memory, base, strides, positions, channels, tile):
 
 
 @njit
+def prefetch_tile(memory, base, strides, positions):
+    """Ask for the tile that comes next; it may be pages away from this one."""
+    step_stride, channel_stride = strides[2], strides[3]
+    if channel_stride == 1:
+        for t in range(positions.size):
+            prefetch(memory, base + positions[t] * step_stride)
+    elif step_stride == 1:
+        for lane in range(LANES):
+            for t in range(0, positions.size, LINE):
+                prefetch(memory, base + lane * channel_stride + positions[t])
+
+
+@njit
 def store_tile(memory, base, strides, positions, channels, tile, add):
     """Copy, or add, a tile to memory."""
     steps, step_stride, channel_stride = positions.size, strides[2], strides[3]
@@ -75,6 +114,13 @@ def store_tile(memory, base, strides, positions, channels, tile, add):
             if add:
                 value = value + load(memory, start)
             store(memory, start, value)
+    elif (
+        step_stride == 1 and channels == LANES and steps == STEPS and not add
+        and is_straight(positions)
+    ):  # fmt: skip
+        for t in range(0, steps, LANES):
+            start = base + positions[0] + t
+            transpose(tile, t * LANES, LANES, memory, start, channel_stride)
     else:
         for t in range(steps):
             start = base + positions[t] * step_stride
@@ -84,38 +130,42 @@ def store_tile(memory, base, strides, positions, channels, tile, add):
 
 
 @njit
-def load_states(memory, base, strides, positions, states, rows):
-    """Copy B or C of some steps into rows (state, step), zero beyond the steps and the states."""
-    steps, step_stride, state_stride = positions.size, strides[2], strides[3]
-    rows[:, steps:] = np.float32(0.0)
-    rows[states:] = np.float32(0.0)
-    for t in range(steps):
-        start = base + positions[t] * step_stride
-        if state_stride == 1 and states == LANES:
-            for n in range(LANES):
-                rows[n, t] = memory[start + n]
-        else:
-            for n in range(states):
-                rows[n, t] = memory[start + n * state_stride]
+def load_tiles(memory, base, strides, positions, states, tiles):
+    """Copy B or C of some steps into tiles (step, state), LANES states in each."""
+    for i in range(len(tiles)):
+        first = i * LANES
+        start = base + first * strides[3]
+        load_tile(memory, start, strides, positions, min(LANES, states - first), tiles[i])
 
 
 @njit
-def store_states(memory, base, strides, positions, states, rows):
-    """Copy rows (state, step) to the gradient of B or C."""
-    steps, step_stride, state_stride = positions.size, strides[2], strides[3]
-    for t in range(steps):
-        start = base + positions[t] * step_stride
-        for n in range(states):
-            memory[start + n * state_stride] = rows[n, t]
+def store_tiles(memory, base, strides, positions, states, tiles):
+    """Copy tiles (step, state) to the gradient of B or C."""
+    for i in range(len(tiles)):
+        first = i * LANES
+        start = base + first * strides[3]
+        store_tile(memory, start, strides, positions, min(LANES, states - first), tiles[i], False)
 
 
 @njit
-def load_parameter(memory, group, first, scale, tile):
-    """Copy 16 channels of a parameter (K, D, N) into a tile (N, lane), zero beyond D and N."""
+def load_parameter(memory, group, first, tile):
+    """Copy LANES channels of a parameter (K, D, N) into a tile (N, lane), zero beyond D and N."""
     tile[:] = np.float32(0.0)
     for n in range(memory.shape[2]):
         for lane in range(min(LANES, memory.shape[1] - first)):
-            tile[n, lane] = memory[group, first + lane, n] * scale
+            tile[n, lane] = memory[group, first + lane, n]
+
+
+@njit
+def to_rates(A, limits):
+    """Turn A (N, lane) into the rates of powers of two, and find the longest steps they allow."""
+    for n in range(A.shape[0]):
+        for lane in range(LANES):
+            rate = A[n, lane] * LOG2_E
+            if rate != rate:
+                rate = np.float32(np.nan)  # of all NaNs one that `exp2_of_product` passes on
+            A[n, lane] = rate
+            limits[n, lane] = LEAST / abs(rate) if rate != 0.0 else np.float32(np.inf)
 
 
 @njit
@@ -150,104 +200,91 @@ def to_steps_and_slopes(delta, bias, steps, slopes):
 
 
 @njit
-def scan_tile(delta, x, A, B, C, D, h, steps, delta_x, y):
+def scan_tile(delta, x, A, limits, B, C, D, h, steps, delta_x, y, many):
     """Compute y = C h + D x over the steps of a tile; h (N, lane) goes on from tile to tile.
 
-    Two states at a time: they share what is loaded and stored, and neither waits for the other.
+    Several states at a time: they share what is loaded and stored, and none waits for another.
     """
     skip = load(D, 0)
     for t in range(steps):
         at = t * LANES
         store(delta_x, at, load(delta, at) * load(x, at))
         store(y, at, skip * load(x, at))
-    for n in range(0, h.shape[0], 2):
-        here, next_ = n * LANES, (n + 1) * LANES
-        rate0, rate1 = load(A, here), load(A, next_)
-        state0, state1 = load(h, here), load(h, next_)
-        for first in range(0, steps, LANES):
-            for t in range(first, first + LANES):
-                at = t * LANES
-                step, inflow = load(delta, at), load(delta_x, at)
-                state0 = exp2(step * rate0) * state0 + inflow * splat(B[n, t])
-                state1 = exp2(step * rate1) * state1 + inflow * splat(B[n + 1, t])
-                out = state0 * splat(C[n, t]) + state1 * splat(C[n + 1, t])
-                store(y, at, load(y, at) + out)
-        store(h, here, state0)
-        store(h, next_, state1)
+    for n in range(0, h.shape[0], len(many)):
+        here, column = n * LANES, n // LANES * ROWS * LANES + n % LANES
+        rate, limit = load_states(A, here, many), load_states(limits, here, many)
+        state = load_states(h, here, many)
+        for t in range(steps):
+            at = t * LANES
+            decay = exp2_of_product(repeat(load(delta, at), many), rate, limit)
+            inflow = repeat(load(delta_x, at), many) * splat_states(B, column + at, many)
+            state = decay * state + inflow
+            out = sum_states(state * splat_states(C, column + at, many))
+            store(y, at, load(y, at) + out)
+        store(h, here, state)
 
 
 @njit
-def recompute_states(delta, delta_x, rate, state, B_row, steps, states, decays):
-    """Keep what the backward needs of one state: h before and after every step, and its decays."""
+def recompute_states(delta, delta_x, rate, limit, state, B, column, steps, states, decays, many):
+    """Keep what the backward needs: h before and after every step, and the decays."""
     store(states, 0, state)
-    for first in range(0, steps, LANES):
-        for t in range(first, first + LANES):
-            at = t * LANES
-            decay = exp2(load(delta, at) * rate)
-            state = decay * state + load(delta_x, at) * splat(B_row[t])
-            store(decays, at, decay)
-            store(states, at + LANES, state)
+    for t in range(steps):
+        at, wide = t * LANES, t * LANES * len(many)
+        decay = exp2_of_product(repeat(load(delta, at), many), rate, limit)
+        inflow = repeat(load(delta_x, at), many) * splat_states(B, column + at, many)
+        state = decay * state + inflow
+        store(decays, wide, decay)
+        store(states, wide + LANES * len(many), state)
 
 
 @njit
 def scan_tile_backward(
-    delta, x, A, B, C, h, steps, d_y, d_h, work, d_delta_x, d_exponent, d_A, d_B, d_C
+    delta, x, A, limits, B, C, h, steps, d_y, d_h, work, d_delta_x, d_exponent, d_A, d_B, d_C, many
 ):
-    """Gradients of `scan_tile`, two states at a time: forwards to recompute h, then backwards.
+    """Gradients of `scan_tile`, several states at a time: forwards to recompute h, then backwards.
 
     d_h (N, lane) comes from the tile behind and goes on to the one before; d_A, d_B and d_C add up.
     d_delta_x is the gradient of Δ u, d_exponent that of Δ through exp2(Δ A). `work` is scratch of
-    `WORK_TILES` tiles.
+    `work_tiles(many)` tiles.
     """
-    delta_x, decays0, decays1 = work[0], work[1], work[2]
-    states0, states1, products = work[3], work[4], work[5]
+    delta_x, decays, states = work[0], work[1], work[1 + len(many) :]
     zero = splat(np.float32(0.0))
     for t in range(steps):
         at = t * LANES
         store(delta_x, at, load(delta, at) * load(x, at))
         store(d_delta_x, at, zero)
         store(d_exponent, at, zero)
-    for n in range(0, h.shape[0], 2):
-        here, next_ = n * LANES, (n + 1) * LANES
-        rate0, rate1 = load(A, here), load(A, next_)
-        recompute_states(delta, delta_x, rate0, load(h, here), B[n], steps, states0, decays0)
-        recompute_states(delta, delta_x, rate1, load(h, next_), B[n + 1], steps, states1, decays1)
-        d_state0, d_state1 = load(d_h, here), load(d_h, next_)
-        d_rate0, d_rate1 = load(d_A, here), load(d_A, next_)
-        after0, after1 = load(states0, steps * LANES), load(states1, steps * LANES)
-        for first in range((steps - 1) // LANES * LANES, -1, -LANES):
-            present = min(LANES, steps - first)
-            if present < LANES:  # at the end of a sequence: sums of rows that are not there
-                products[:] = np.float32(0.0)
-            for i in range(present - 1, -1, -1):
-                t = first + i
-                at, row = t * LANES, i * LANES
-                step, inflow, d_out = load(delta, at), load(delta_x, at), load(d_y, at)
-                d_inflow, d_power = load(d_delta_x, at), load(d_exponent, at)
-                decay0, decay1 = load(decays0, at), load(decays1, at)
-                before0, before1 = load(states0, at), load(states1, at)
-                d_state0 = d_state0 + d_out * splat(C[n, t])
-                d_state1 = d_state1 + d_out * splat(C[n + 1, t])
-                d_inflow = d_inflow + (d_state0 * splat(B[n, t]) + d_state1 * splat(B[n + 1, t]))
-                store(products, row, d_out * after0)
-                store(products, row + SQUARE, d_out * after1)
-                store(products, row + 2 * SQUARE, d_state0 * inflow)
-                store(products, row + 3 * SQUARE, d_state1 * inflow)
-                d_state0, d_state1 = d_state0 * decay0, d_state1 * decay1
-                d_power0, d_power1 = d_state0 * before0, d_state1 * before1
-                d_rate0, d_rate1 = d_rate0 + d_power0 * step, d_rate1 + d_power1 * step
-                store(d_delta_x, at, d_inflow)
-                store(d_exponent, at, d_power + (d_power0 * rate0 + d_power1 * rate1))
-                after0, after1 = before0, before1
-            at, below = n * STEPS + first, (n + 1) * STEPS + first
-            store(d_C, at, load(d_C, at) + sum_rows(products, 0))
-            store(d_C, below, load(d_C, below) + sum_rows(products, SQUARE))
-            store(d_B, at, load(d_B, at) + sum_rows(products, 2 * SQUARE))
-            store(d_B, below, load(d_B, below) + sum_rows(products, 3 * SQUARE))
-        store(d_h, here, d_state0)
-        store(d_h, next_, d_state1)
-        store(d_A, here, d_rate0)
-        store(d_A, next_, d_rate1)
+    for n in range(0, h.shape[0], len(many)):
+        here, column = n * LANES, n // LANES * ROWS * LANES + n % LANES
+        rate, limit = load_states(A, here, many), load_states(limits, here, many)
+        recompute_states(
+            delta, delta_x, rate, limit, load_states(h, here, many), B, column, steps, states,
+            decays, many,
+        )  # fmt: skip
+        d_state, d_rate = load_states(d_h, here, many), load_states(d_A, here, many)
+        for t in range(steps - 1, -1, -1):
+            at, wide = t * LANES, t * LANES * len(many)
+            d_out = repeat(load(d_y, at), many)
+            after = load_states(states, wide + LANES * len(many), many)
+            d_state = d_state + d_out * splat_states(C, column + at, many)
+            add_sums_over_lanes(
+                d_B, column + at, d_state * repeat(load(delta_x, at), many),
+                d_C, column + at, d_out * after,
+            )  # fmt: skip
+            d_inflow = sum_states(d_state * splat_states(B, column + at, many))
+            store(d_delta_x, at, load(d_delta_x, at) + d_inflow)
+            d_state = d_state * load_states(decays, wide, many)
+            d_power = d_state * load_states(states, wide, many)
+            d_rate = d_rate + d_power * repeat(load(delta, at), many)
+            store(d_exponent, at, load(d_exponent, at) + sum_states(d_power * rate))
+        store(d_h, here, d_state)
+        store(d_A, here, d_rate)
+
+
+@njit
+def work_tiles(many):
+    """Tiles of scratch that `scan_tile_backward` wants."""
+    return 1 + 2 * len(many)
 
 
 @njit
