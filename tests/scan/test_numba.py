@@ -1,10 +1,11 @@
+import math
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from scan_inputs import NAMES, image_inputs, sequence_inputs
+from scan_inputs import NAMES, image_inputs, sequence_inputs, value_and_gradients
 
 from mambaseg.scan import selective_scan_2d
 
@@ -96,6 +97,59 @@ torch.save([y.detach(), *torch.autograd.grad(y.square().sum(), inputs)], sys.arg
     exact = [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
     for name, got, want in zip(NAMES, torch.load(tmp_path / "out.pt"), exact, strict=True):
         assert (got.double() - want).abs().max() <= 1e-5 * want.abs().max(), name
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 32, 192, 16), (1, 2, 48, 100, 3), (1, 1, 17, 70, 1)])
+def test_sequences_in_any_order_of_memory_agree(shape):
+    """Steps side by side are transposed in registers, channels side by side are copied."""
+    from mambaseg.scan import numba
+
+    inputs = [t.float() for t in sequence_inputs(*shape)]
+    other = [t.transpose(2, 3).contiguous().transpose(2, 3) for t in inputs[:5]]
+    other[2] = inputs[2]
+    results = (
+        value_and_gradients(numba.selective_scan, each, torch.float32)
+        for each in (inputs, [*other, *inputs[5:]])
+    )
+    for name, one, two in zip(NAMES, *results, strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_powers_of_two_at_and_beyond_the_ends():
+    import numpy as np
+    from numba import njit
+
+    from mambaseg.scan.numba_lanes import LANES, empty_rows, exp2_of_product, load_states, store
+    from mambaseg.scan.numba_tiles import to_rates
+
+    one = (0,)
+
+    @njit
+    def power(steps, A):
+        rates, limits, out = empty_rows(1), empty_rows(1), empty_rows(1)
+        rates[0] = A
+        to_rates(rates, limits)
+        step, rate = load_states(steps, 0, one), load_states(rates, 0, one)
+        store(out, 0, exp2_of_product(step, rate, load_states(limits, 0, one)))
+        return out[0]
+
+    def decay(step, rate):
+        return float(power(np.full(LANES, step, np.float32), np.float32(rate))[0])
+
+    inf, nan, smallest, largest = math.inf, math.nan, 2.0**-120, 2.0**120
+    assert decay(0.0, -1.0) == decay(5.0, 0.0) == 1.0
+    near = np.linspace(1e-6, 80.0, 4001, dtype=np.float32)
+    found = np.array([decay(step, -1.0) for step in near])
+    assert np.abs(found / np.exp(-near.astype(np.float64)) - 1).max() < 5e-6  # 80 x 2**-24
+    for step, rate in ((100.0, -1.0), (1e30, -1.0), (inf, -1.0), (inf, -1e-30), (1.0, -inf)):
+        assert decay(step, rate) == pytest.approx(smallest, rel=1e-5) or rate == -inf
+    for step in (100.0, 1e30, inf):  # a positive A grows up to here
+        assert decay(step, 1.0) == pytest.approx(largest, rel=1e-5)
+    assert decay(1.0, 1.0) == pytest.approx(math.e, rel=1e-6)
+    quiet = np.array([0x7FC00000, 0xFFC00001, 0x7F800003], np.uint32).view(np.float32)
+    for odd in (*quiet, nan):
+        assert math.isnan(decay(1.0, odd))
+    assert math.isnan(decay(nan, -1.0))
 
 
 def test_one_state_is_kept_per_64_steps():
