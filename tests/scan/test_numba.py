@@ -105,11 +105,9 @@ def test_sequences_in_any_order_of_memory_agree(shape):
     from mambaseg.scan import numba
 
     inputs = [t.float() for t in sequence_inputs(*shape)]
-    other = [t.transpose(2, 3).contiguous().transpose(2, 3) for t in inputs[:5]]
-    other[2] = inputs[2]
+    other = [t.transpose(2, 3).contiguous().transpose(2, 3) if t.ndim == 4 else t for t in inputs]
     results = (
-        value_and_gradients(numba.selective_scan, each, torch.float32)
-        for each in (inputs, [*other, *inputs[5:]])
+        value_and_gradients(numba.selective_scan, each, torch.float32) for each in (inputs, other)
     )
     for name, one, two in zip(NAMES, *results, strict=True):
         assert torch.equal(one, two), name
@@ -141,8 +139,8 @@ def test_powers_of_two_at_and_beyond_the_ends():
     near = np.linspace(1e-6, 80.0, 4001, dtype=np.float32)
     found = np.array([decay(step, -1.0) for step in near])
     assert np.abs(found / np.exp(-near.astype(np.float64)) - 1).max() < 5e-6  # 80 x 2**-24
-    for step, rate in ((100.0, -1.0), (1e30, -1.0), (inf, -1.0), (inf, -1e-30), (1.0, -inf)):
-        assert decay(step, rate) == pytest.approx(smallest, rel=1e-5) or rate == -inf
+    for step, rate in ((100.0, -1.0), (1e30, -1.0), (inf, -1.0), (inf, -1e-20), (1.0, -inf)):
+        assert decay(step, rate) == pytest.approx(smallest, rel=1e-5)
     for step in (100.0, 1e30, inf):  # a positive A grows up to here
         assert decay(step, 1.0) == pytest.approx(largest, rel=1e-5)
     assert decay(1.0, 1.0) == pytest.approx(math.e, rel=1e-6)

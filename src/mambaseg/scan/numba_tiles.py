@@ -7,6 +7,8 @@ step: the same code serves sequences and images walked in four directions, and n
 flipped or transposed. B and C, and their gradients, are tiles (step, state).
 """
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -38,6 +40,7 @@ time)."""
 LINE = 16
 """Numbers in a cache line."""
 
+MOST_RATE = np.float32(1e30)  # infinite ones would make NaN of steps that are cut to zero
 LN_2 = np.float32(np.log(2.0))
 ONE = (0,)
 
@@ -164,6 +167,8 @@ def to_rates(A, limits):
             rate = A[n, lane] * LOG2_E
             if rate != rate:
                 rate = np.float32(np.nan)  # of all NaNs one that `exp2_of_product` passes on
+            elif abs(rate) > MOST_RATE:
+                rate = math.copysign(MOST_RATE, rate)
             A[n, lane] = rate
             limits[n, lane] = LEAST / abs(rate) if rate != 0.0 else np.float32(np.inf)
 
