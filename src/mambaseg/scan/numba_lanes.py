@@ -163,11 +163,13 @@ def transpose(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def row(array_type: Any, array: Any, first: Any, apart: Any, i: int) -> Any:
-            offset = builder.add(first, builder.mul(apart, ir.Constant(apart.type, i)))
-            return _pointer(context, builder, array_type, array, offset)
+        array, first, apart, out, first_out, apart_out = arguments
 
-        rows = [_load(builder, row(source, *arguments[:3], i), LANES) for i in range(LANES)]
+        def row(kind: Any, array: Any, first: Any, apart: Any, i: int) -> Any:
+            offset = builder.add(first, builder.mul(apart, ir.Constant(apart.type, i)))
+            return _pointer(context, builder, kind, array, offset)
+
+        rows = [_load(builder, row(source, array, first, apart, i), LANES) for i in range(LANES)]
         half = LANES // 2
         while half:
             for i in (i for i in range(LANES) if not i & half):
@@ -178,7 +180,7 @@ def transpose(
                 rows[i + half] = builder.shuffle_vector(a, b, _bits(lower))
             half //= 2
         for i, vector in enumerate(rows):
-            _store(builder, row(target, *arguments[3:], i), vector)
+            _store(builder, row(target, out, first_out, apart_out, i), vector)
 
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), codegen
 
