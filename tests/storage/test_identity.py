@@ -70,7 +70,8 @@ method.dropout method.in_channels method.intensity method.jitter method.lr metho
 method.num_classes method.partner method.passes method.position method.pseudo method.radius
 method.released method.scales method.start method.threshold method.weight method.width
 model._target_ model.act_name model.attention model.blocks model.blocks_down model.blocks_up
-model.d_state model.decoder_depths model.decoder_widths model.deep_supervision model.depth
+model.d_state model.decoder_depths model.decoder_widths model.deep_supervision model.deep_supr_num
+model.depth
 model.depths model.dim model.drop_path_rate model.dropout model.dropout_prob model.embed_dim
 model.feature_size model.filters model.grid model.heads model.hidden model.image_size
 model.in_channels model.init_filters model.kernel_size model.mamba model.mirror_encoder model.name

@@ -241,6 +241,22 @@ def test_a_network_with_several_heads_is_supervised_deeply(model, phantom_root, 
         assert all(head.weight.requires_grad for head in heads)
 
 
+def test_nnunets_recipe_trains_on_any_data(phantom_root, tmp_path):
+    from runs import small_overrides, trained
+
+    words = [*small_overrides(phantom_root, tmp_path), "experiment=nnunet_2d"]
+    small = [word for word in HEADS["nnunet_2d"] if "strides" not in word]
+    run = trained(*words, *small, "model.strides=[1,2,2]", "model.deep_supr_num=1", "data.steps=2",
+                  "trainer=cpu")  # fmt: skip
+    assert run.folder.trained and run.folder.path.parent.name == "nnunet_2d"
+    config = run.config
+    assert config["data"]["oversample"] == 0.33 and config["data"]["intensity"] == "zscore"
+    assert (config["optim"]["optimizer"]["momentum"], config["trainer"]["gradient_clip_val"]) == (
+        0.99, 12,
+    )  # fmt: skip
+    assert "low_resolution" in config["augmentation"] and run.data.views == "flips"
+
+
 def test_a_network_with_one_head_and_a_loss_for_several_are_refused(phantom_root, tmp_path):
     from runs import UNET, small_overrides, trained
 
