@@ -32,7 +32,8 @@ NETWORK = {
 }  # fmt: skip
 SCAN = {
     "shape": str, "form": str, "pass": str, "backend": str, "baseline": str, "speedup": float,
-    "batch": int, "groups": int, "channels": int, "length": int, "states": int, **TIMES, **MEMORY,
+    "batch": int, "groups": int, "channels": int, "length": int, "states": int,
+    "exp_s": float, "exps": float, **TIMES, **MEMORY,
 }  # fmt: skip
 COSTS = {
     "size_multiple": int,
@@ -43,7 +44,8 @@ COSTS = {
 }
 RECORD = {
     "what": str, "command": str, "started": str, "device": str, "precision": str, "settings": dict,
-    "code": dict, "versions": dict, "hardware": dict, "rows": list, "notes": list,
+    "instructions": dict, "code": dict, "versions": dict, "hardware": dict, "rows": list,
+    "notes": list,
 }  # fmt: skip
 
 
@@ -102,6 +104,7 @@ def test_scan_compares_backends_with_the_loop_and_float64(measured):
         assert_schema(row, SCAN)
         assert row["min_s"] <= row["median_s"] <= row["max_s"]
         assert (row["batch"], row["channels"], row["length"]) == (1, 768, 4)
+        assert row["exps"] == pytest.approx(row["median_s"] / row["exp_s"])
     kinds = {(row["form"], row["pass"], row["backend"]) for row in rows}
     for form in ("1d", "2d"):
         for what in ("forward", "forward+backward"):
@@ -114,7 +117,10 @@ def test_scan_compares_backends_with_the_loop_and_float64(measured):
     for row in record["errors"]:
         assert set(row["errors"]) == {"y", "x", "delta", "A", "B", "C", "D", "delta_bias"}
         assert 0 < row["worst"] == max(row["errors"].values()) < 1e-5
-    assert "stage3: B=1 K=4 D=768 L=4 N=16" in out and "numba" in out
+    assert "stage3: B=1 K=4 D=768 L=4 N=16" in out and "numba" in out and "× exp" in out
+    torchs = torch.backends.cpu.get_cpu_capability()
+    assert record["instructions"]["torch"] == torchs and record["instructions"]["numba"]
+    assert f"instruction sets: torch {torchs}, numba " in out
 
 
 def test_the_slow_loop_can_be_left_out_and_that_is_said(measured):

@@ -74,7 +74,7 @@ print(torch.get_num_threads())
 
 
 def test_a_cpu_without_avx512_computes_the_same(tmp_path):
-    """The exponent instructions have a portable twin; here numba is told of an older CPU."""
+    """Registers of eight numbers; here numba is told of an older CPU."""
     import llvmlite.binding
 
     if llvmlite.binding.get_default_triple().split("-")[0] != "x86_64":
@@ -83,14 +83,18 @@ def test_a_cpu_without_avx512_computes_the_same(tmp_path):
     torch.save(inputs, tmp_path / "inputs.pt")
     code = """
 import sys, torch
+from mambaseg.scan import numba
 from mambaseg.scan.numba import selective_scan_2d
 inputs = [t.requires_grad_() for t in torch.load(sys.argv[1])]
 y = selective_scan_2d(*inputs)
 torch.save([y.detach(), *torch.autograd.grad(y.square().sum(), inputs)], sys.argv[2])
+print(*numba.instruction_sets())
 """
     words = [sys.executable, "-c", code, str(tmp_path / "inputs.pt"), str(tmp_path / "out.pt")]
     older = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+sse4.1,+bmi2"}
-    subprocess.run(words, env={**os.environ, **older}, check=True)
+    run = subprocess.run(words, env={**os.environ, **older}, check=True, capture_output=True)
+    compiled_for, processor = run.stdout.decode().split()
+    assert compiled_for == "AVX2" and processor in ("AVX512", "AVX2")
 
     leaves = [t.double().requires_grad_() for t in inputs]
     y = selective_scan_2d(*leaves, backend="reference")

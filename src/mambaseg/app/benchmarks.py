@@ -25,7 +25,7 @@ from mambaseg.app.networks import build_network, plain
 from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
 from mambaseg.benchmark.kernels import measure_kernels
-from mambaseg.benchmark.measure import Protocol
+from mambaseg.benchmark.measure import Protocol, instruction_sets
 from mambaseg.benchmark.networks import inference, measure_networks, profile_networks, training
 from mambaseg.benchmark.pages import networks_page
 from mambaseg.benchmark.scans import measure_scans, shapes_of
@@ -77,6 +77,7 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
         "settings": plain(cfg),
         "code": code_state(),
         **environment(),
+        "instructions": instruction_sets(),
         **_measured(cfg, protocol),
     }
     console = Console(width=None if sys.stdout.isatty() else 100)
@@ -84,6 +85,8 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
         console.print(table)
     for note in record["notes"]:
         log.info(note)
+    used = (f"{name} {said}" for name, said in record["instructions"].items())
+    log.info("instruction sets: %s", ", ".join(used))
     if cfg.page:
         configs = {name: (CONF / f"model/{name}.yaml").read_text("utf-8") for name in _NETWORKS}
         page = Path(cfg.page)

@@ -97,6 +97,19 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def instruction_sets() -> dict[str, str]:
+    """The instruction sets of `torch` and, where it is installed, `numba` and the `processor`.
+
+    Both may have been told to use less than the processor has.
+    """
+    found = {"torch": torch.backends.cpu.get_cpu_capability()}
+    try:
+        from mambaseg.scan import numba
+    except ImportError:
+        return found
+    return found | dict(zip(("numba", "processor"), numba.instruction_sets(), strict=True))
+
+
 def peak_memory(call: Call, device: torch.device) -> dict[str, int | None]:
     """Peak memory of one call in bytes: of the GPU's allocator, or resident in the process.
 

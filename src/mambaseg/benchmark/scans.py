@@ -29,6 +29,10 @@ GROUPS, STATES = 4, 16
 LOOP = "reference"
 TENSORS = ("y", "x", "delta", "A", "B", "C", "D", "delta_bias")
 TINY = 1e-12
+BARE = "exp"
+"""The candidate beside the scans: `torch.exp` of as many numbers as there are state updates."""
+AT_A_TIME = 2**24
+"""Numbers per call of it, which take the time per number of far more."""
 log = logging.getLogger(__name__)
 
 
@@ -129,7 +133,9 @@ def _rows(
     rows = []
     for what in PASSES:
         calls = {name: _call(_scan(name, form), inputs, what) for name in names}
-        times, failures = time_interleaved(calls, protocol)
+        bare = _exponentials(shape.elements * STATES, protocol.device)
+        times, failures = time_interleaved({**calls, BARE: bare}, protocol)
+        exp_s = times.pop(BARE)["median_s"]
         notes += [f"{shape.name} {form} {what}: {n}: {why}" for n, why in failures.items()]
         baseline = LOOP if LOOP in times else list(times)[-1]
         for name, time in times.items():
@@ -138,8 +144,22 @@ def _rows(
             rows.append({
                 **sizes, "form": form, "pass": what, "backend": name, **time,
                 "baseline": baseline, "speedup": speedup, "peak_added_bytes": added,
+                "exp_s": exp_s, "exps": time["median_s"] / exp_s,
             })  # fmt: skip
     return rows
+
+
+def _exponentials(count: int, device: torch.device) -> Call:
+    """`torch.exp` of `count` float32 numbers, some at a time, into memory that is there."""
+    numbers = torch.randn(min(count, AT_A_TIME), device=device)
+    out = torch.empty_like(numbers)
+
+    def call() -> None:
+        for first in range(0, count, AT_A_TIME):
+            size = min(AT_A_TIME, count - first)
+            torch.exp(numbers[:size], out=out[:size])
+
+    return call
 
 
 def _call(scan: Scan, inputs: list[Tensor], what: str) -> Call:

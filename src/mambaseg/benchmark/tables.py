@@ -140,7 +140,8 @@ ERROR, WORST = number("error", "worst", ".1e"), text("worst in", "tensor")
 REPEAT = _answer("same bits", lambda row: row["repeats"])
 
 SCANS = [
-    text("form"), text("pass"), text("backend"), *TIMES, Column("speed-up", _speedup), ADDED
+    text("form"), text("pass"), text("backend"), *TIMES, Column("speed-up", _speedup),
+    Column("× exp", lambda row: _ratio(row["exps"])), ADDED,
 ]  # fmt: skip
 ERRORS = [text("form"), text("backend"), ERROR, WORST]
 NETWORKS = [

@@ -13,6 +13,7 @@ import ctypes
 import mmap
 from functools import lru_cache
 
+import llvmlite.binding  # type: ignore[import-untyped]  # ships no types
 import numba
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from mambaseg.scan import reference
 from mambaseg.scan.numba_kernels import channels_per_task, scan, scan_backward, states_at_once
-from mambaseg.scan.numba_lanes import LANES
+from mambaseg.scan.numba_lanes import LANES, numbers_per_register
 from mambaseg.scan.numba_tiles import STEPS
 from mambaseg.scan.operators import Inputs, make_forms, make_operator, sum_parts
 
@@ -115,6 +116,13 @@ selective_scan, selective_scan_2d = make_forms(_scan_keeping, _ready, reference.
 def threading_layer() -> tuple[str, int]:
     """Which library runs numba's threads, and how many there can be; known after a first scan."""
     return str(numba.threading_layer()), int(numba.config.NUMBA_NUM_THREADS)
+
+
+def instruction_sets() -> tuple[str, str]:
+    """What numba compiles for, and what the processor has: AVX512, AVX2 or DEFAULT, as in ATen."""
+    names = {16: "AVX512", 8: "AVX2", 4: "DEFAULT"}
+    host = llvmlite.binding.get_host_cpu_features().flatten()
+    return names[LANES], names[numbers_per_register(host)]
 
 
 def _use_torch_threads() -> None:

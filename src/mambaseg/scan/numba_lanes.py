@@ -26,16 +26,14 @@ from numba.extending import (
 )
 
 
-def _numbers_per_register() -> int:
-    """What numba compiles for; `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` can say so."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+def numbers_per_register(features: str) -> int:
+    """How many float32 numbers the registers of a processor with LLVM's features hold."""
     present = set(features.split(","))
-    if "+avx512f" in present:
-        return 16
-    return 8 if "+avx" in present else 4
+    return 16 if "+avx512f" in present else 8 if "+avx2" in present else 4
 
 
-LANES = _numbers_per_register()
+# What numba compiles for; `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` may have a say.
+LANES = numbers_per_register(cpu_target.target_context.codegen().magic_tuple()[2])
 LOG2_E = np.float32(np.log2(np.e))
 LEAST = np.float32(120.0)
 """The smallest decay is 2**-LEAST: nothing beside what a state takes in, and far from denormals."""
