@@ -6,6 +6,10 @@ steps, and the backward recomputes the others. Gradients of B and C are summed i
 same inputs give the same bits.
 
 `numba_kernels` holds the loops; here they become an operator that autograd and torch.compile know.
+Decays end at 2**-120 (and, were A positive, growth at 2**120 per step), where float32's own range
+would end at 2**-149; a NaN comes out as a NaN. Nothing depends on the number of threads; processors
+with registers of another width may differ in the last bits.
+
 Inputs may have any strides. Narrower floats are computed in float32; float64 goes to `reference`.
 """
 

@@ -36,7 +36,7 @@ def numbers_per_register(features: str) -> int:
 LANES = numbers_per_register(cpu_target.target_context.codegen().magic_tuple()[2])
 LOG2_E = np.float32(np.log2(np.e))
 LEAST = np.float32(120.0)
-"""The smallest decay is 2**-LEAST: nothing beside what a state takes in, and far from denormals."""
+"""Decays end at 2**-LEAST: nothing beside what a state takes in, and far from denormal numbers."""
 
 _FAST = ("contract", "nsz", "arcp")  # not nnan, ninf: a NaN has to come out as a NaN
 
@@ -315,10 +315,10 @@ def if_negative(typing: Any, condition: Any, then: Any, otherwise: Any) -> Any:
 def exp2_of_product(typing: Any, step: Any, rate: Any, limit: Any) -> Any:
     """2**(step rate), where a step beyond `limit` counts as `limit`; NaN for NaN.
 
-    With |limit rate| <= LEAST neither the scale nor a power leaves the normal numbers. Eleven
-    operations: a minimum, two multiply-adds and a subtraction that cut the exponent into an integer
-    and a fraction in [-1/2, 1/2], five multiply-adds for the power of the fraction, and the integer
-    shifted and added to its bits.
+    With |limit rate| <= LEAST neither the scale nor a power leaves the normal numbers, so a
+    positive exponent ends at LEAST. Twelve operations: the minimum and the product; an addition and
+    two subtractions that cut the exponent into an integer and a fraction in [-1/2, 1/2]; five
+    multiply-adds for the power of the fraction; the integer shifted and added to its bits.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
