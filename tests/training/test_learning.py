@@ -143,6 +143,7 @@ def test_labels_of_unlabelled_cases_are_never_read(small_run, tmp_path):
         path.write_bytes(b"poison")
     run = trained(*words, "method=mean_teacher", f"data.cache_dir={tmp_path / 'cache'}")
     assert run.folder.record["status"] == "done"
+    assert run.folder.record["labelled"] == sorted(kept & {*run.data.split.train})
     said = overview(run.config, run.folder.record)["data"]
     assert said.endswith(", labels of 4 of 10 training cases")
     numbers = [run.data.cache.position(c.id) for c in run.data.cases["train"] if not c.labelled]

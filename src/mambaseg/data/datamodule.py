@@ -199,6 +199,7 @@ class SegmentationDataModule(StepDataModule):
         """The split's cases with the labels that may be read, and their cache."""
         split = self.split
         labelled = labelled_patients(split, self._labelled)
+        self.labelled = labelled if len(labelled) < len(split.train) else None
         evaluated, trained, told = {*split.val, *split.test}, set(split.train), set(labelled)
         used = [
             case if case.patient in evaluated else for_training(case, told, self._labels)
@@ -227,7 +228,8 @@ class SegmentationDataModule(StepDataModule):
                         ", ".join(" and ".join(pair) for pair in pairs))  # fmt: skip
         for part, counts in self.counts.items():
             log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
-        voxels = np.array([entry.class_voxels for entry in cache.entries])[:, 1:]
+        whole = [entry for entry in cache.entries if not entry.unlabelled] or cache.entries
+        voxels = np.array([entry.class_voxels for entry in whole])[:, 1:]
         columns = zip(self.class_names[1:], voxels.T, strict=True)
         # of the cases that have the class: shows exchanged names
         sizes = {n: float(np.median(c[c > 0])) if c.any() else 0.0 for n, c in columns}

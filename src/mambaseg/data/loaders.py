@@ -40,6 +40,7 @@ class StepDataModule(L.LightningDataModule):
 
     split: Split  # who is in which set; after `load`, like the next one
     fingerprint: str  # of what the files hold
+    labelled: tuple[str, ...] | None = None  # after `load`: whose labels train, if not everybody's
     views: str | None = None  # made alike by training, see `Augmentation`; None: unknown
 
     def __init__(

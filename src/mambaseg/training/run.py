@@ -166,6 +166,7 @@ class Run:
             data={**data, "fingerprint": fingerprint},
             split={"name": split.name, "hash": split.hash, "note": split.note},
             counts=self.data.counts,
+            **({"labelled": self.data.labelled} if self.data.labelled else {}),
             parameters=sum(p.numel() for p in network.parameters()),
             pretrained=pretrained,
             config_dirs=self.plan.config_dirs,
