@@ -66,7 +66,8 @@ loss.dice_weight loss.gamma loss.loss._target_ loss.loss.background loss.loss.ba
 loss.loss.ce_weight loss.loss.class_weights loss.loss.dice_weight loss.loss.squared loss.softmax
 loss.squared loss.to_onehot_y loss.top_k loss.use_softmax loss.weight
 method._partial_ method._target_ method.alpha method.clip method.contrast method.decay
-method.dropout method.in_channels method.intensity method.jitter method.lr method.noise
+method.dropout method.every method.in_channels method.intensity method.jitter method.lr
+method.momentum method.noise
 method.num_classes method.partner method.passes method.position method.pseudo method.radius
 method.released method.scales method.start method.threshold method.weight method.width
 model._target_ model.act_name model.attention model.blocks model.blocks_down model.blocks_up

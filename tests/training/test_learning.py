@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
+from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
 from mambaseg.data.batches import TwoStreams
@@ -18,6 +19,7 @@ from mambaseg.data.classes import IGNORED
 from mambaseg.data.labelling import labelled_patients
 from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
+from mambaseg.inference.bundle import write_bundle
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.reporting.runs import read_run
 from mambaseg.training.nonfinite import NonFinite
@@ -25,6 +27,7 @@ from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.task import Task
 from runs import QUIET, UNET, assert_same, built, trained
+from typed import ROOT, typed
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 PARTNERS = {"cps": "unet", "cross_teaching": "unet", "weak_mamba_unet": "[unet, unet]"}
@@ -34,6 +37,9 @@ def words_of(method):
     partner = [f"method.partner={PARTNERS[method]}"] if method in PARTNERS else []
     network = ["model=unet", "model.widths=[4,4,8,8,8]"] if method == "urpc" else UNET
     small = ["method.width=4"] if method == "deep_adversarial" else []
+    if method == "scribble2label":
+        sure = ["method.every=1", "method.start=0", "method.threshold=0.06"]
+        return [f"method={method}", *UNET, "data.labels=scribble", "loss=partial_ce", *sure]
     return [f"method={method}", *partner, *small, "data.labelled=2", *network]
 
 
@@ -89,6 +95,37 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+@pytest.mark.timeout(600)
+def test_two_processes_learn_what_one_does(small_run, tmp_path, monkeypatch):
+    """Pairs, masks, sums and a discriminator of the whole batch; norms keep their statistics."""
+    methods = ["ict", "uamt", "deep_adversarial", "mumford_shah", "cps"]
+    words = [*small_run, *UNET, "data.labelled=2", "data.batch_size=8",
+             "optim.optimizer.lr=0.1", "test=false", "trainer=ddp",
+             "trainer.accelerator=cpu"]  # fmt: skip
+    done = typed(
+        "-m", f"method={','.join(methods)}", *words, *QUIET, f"outputs={tmp_path / 'two'}",
+        script=ROOT / "tests" / "helpers" / "frozen_norms.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    def freeze(task, batch, index):
+        for module in task.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", freeze, raising=False)
+    for method in methods:
+        alone = trained(*words, f"method={method}", "trainer=cpu", f"outputs={tmp_path / 'one'}")
+        (together,) = (tmp_path / "two" / "default").glob(f"{alone.folder.path.name}")
+        one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+                    for path in (alone.folder.path, together))  # fmt: skip
+        for name, value in one.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(
+                    two[name], value, rtol=1e-5, atol=1e-5, msg=f"{method} {name}"
+                )
+
+
 def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
     whole = SegmentationTask.values
 
@@ -119,9 +156,16 @@ def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
     widths = checkpoint.about["model"]["arguments"]["widths"]
     assert widths == [16, 32, 64, 128, 256]  # the partner's, not those of model=unet
     network, _ = restore_network(run.folder.path)
-    expected = run.task.method.partners[0]
-    for one, other in zip(network.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(one, other)
+    bundle = write_bundle(network, checkpoint, run.folder.path / "bundle")
+    ensemble = restore_predictor([run.folder.path, bundle], device="cpu")  # as predict and demo
+    expected = run.task.method.partners[0].state_dict()
+    for one in (network, *(member.network for member in ensemble.members)):
+        assert_same(dict(one.state_dict()), dict(expected))
+    monkeypatch.undo()
+    again = trained(f"checkpoint={bundle}", *small_run, script="evaluate")
+    assert (again.folder.path / "cases.csv").read_text() == (
+        run.folder.path / "cases.csv"
+    ).read_text()
 
 
 def acdc(small_run, root):

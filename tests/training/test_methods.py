@@ -24,6 +24,7 @@ from mambaseg.training.methods.mean_teacher import MeanTeacher
 from mambaseg.training.methods.method import Step
 from mambaseg.training.methods.mumford_shah import MumfordShah, length
 from mambaseg.training.methods.peers import Peers
+from mambaseg.training.methods.scribble2label import Scribble2Label, running_mean, sure_label
 from mambaseg.training.methods.semi_mamba_unet import SemiMambaUNet, contrast
 from mambaseg.training.methods.supervised import Supervised
 from mambaseg.training.methods.uamt import UAMT
@@ -169,7 +170,7 @@ def test_interpolation_consistency(a, monkeypatch):
     images = torch.cat([golden("image")] * 2)
     labels = torch.cat([golden("label")] * 2)
     student = Says(torch.cat([golden("logits_d"), a[:2]]))
-    method = taught(ICT([student]), golden("teacher"))
+    method = taught(ICT([student]), golden("teacher")[[0, 2, 1, 3]])  # its pairs are neighbours
     monkeypatch.setattr(method, "shares", lambda step, pairs: golden("lam"))
     found = method.terms(step(image=images, label=labels, labelled=4))
     same(sum(found.values()), "ict.total_7500")
@@ -313,6 +314,38 @@ def test_two_decoders(a, monkeypatch):
     same(sum(found.values()), "dmpls.total", tolerance=1e-6)
     label = dmpls.mixed_label([a, golden("logits_b")], (beta, 1 - beta))
     assert torch.equal(label, golden("dmpls.pseudo_label"))
+
+
+def test_sure_predictions_and_scribbles(a):
+    label = golden("scribble")
+    label = label.where(label != 4, IGNORED)
+    means = golden("s2l_mean").movedim(-1, 1)
+    target = torch.stack([sure_label(m, one, 0.8) for m, one in zip(means, label, strict=True)])
+    expected = golden("s2l.target")
+    assert torch.equal(target, expected.where(expected != 4, IGNORED))
+    value = terms.cross_entropy(a, target)
+    same(value, "s2l.loss_u")
+    same_gradient(value, a, "s2l.loss_u")
+    method = Scribble2Label([Says(a)])
+    shown = torch.where(target != IGNORED, target + 128, label)
+    for number in (5999, 6000):
+        found = method.terms(step(number, label=shown, labelled=4, loss=PARTIAL, steps=60_000))
+        same(sum(found.values()), f"s2l.total_{number}")
+    probability = golden("logits_b").softmax(1)[0].movedim(0, -1)
+    same(running_mean(golden("s2l_mean")[0], probability, 0.2), "s2l.mean_new")
+    nothing = step(6000, label=label, labelled=4, loss=PARTIAL, steps=60_000)
+    assert method.terms(nothing)["pseudo"] == 0  # not a number in the published code
+
+
+def test_what_is_sure_is_shown_where_there_is_no_scribble():
+    method = Scribble2Label([Says()])
+    method.means = {"a": torch.zeros(2, 4, 3, 2, dtype=torch.uint8)}
+    method.means["a"][1, 2, 0] = 250
+    label = torch.full((2, 5, 5), IGNORED, dtype=torch.uint8)
+    label[:, 0, 0] = 1
+    shown = method.relabelled(label, ["a", "b"], [1, 1])
+    assert shown[0, 0].tolist() == [1, 130, IGNORED, IGNORED, IGNORED]
+    assert torch.equal(shown[0, 1:], label[0, 1:]) and torch.equal(shown[1], label[1])
 
 
 def test_weak_mamba_unet(a):

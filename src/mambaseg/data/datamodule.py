@@ -130,6 +130,10 @@ class SegmentationDataModule(StepDataModule):
             raise UserError(f"data.on_device={on_device}: choose auto, true or false")
         self._on_device = on_device
         self._device_slices: DeviceSlices | None = None
+        # what a method knows of training labels: (labels (B, H, W), cases, slices) -> labels
+        self.relabel: (
+            Callable[[torch.Tensor, Sequence[str], Sequence[int]], torch.Tensor] | None
+        ) = None
 
     def load(self) -> None:
         """Find the data, split it, and open (or build) the decoded cache; later calls do nothing.
@@ -355,5 +359,7 @@ class SegmentationDataModule(StepDataModule):
             image, label = rest.pop("image"), rest.pop("label")
         else:
             image, label = self._device_slices.gather(rest.pop("item"), shape, rest.pop("padded"))
+        if self.relabel is not None:
+            label = self.relabel(label, rest["case"], rest["slice"])
         image, label = self.augmentation(image, label, shape, parameters)
         return {"image": image, "label": label, **rest}

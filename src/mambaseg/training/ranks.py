@@ -11,6 +11,11 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def own_place() -> tuple[int, int]:
+    """The rank of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
+
+
 def gathered(own: Any) -> list[Any]:
     """The values of all processes, in order of rank; every one has to call this."""
     ranks = [own]

@@ -136,6 +136,10 @@ class Task(L.LightningModule, ABC):
 
     # ---- training
 
+    def on_fit_start(self) -> None:
+        """Tells the method the data."""
+        self.method.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
+
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) -> output (B, K, H, W), at least float32 whatever the network is."""
         output: Tensor = self.passed(self.network, image)

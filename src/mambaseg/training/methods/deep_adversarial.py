@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mambaseg.models.stochastic import Dropout
 from mambaseg.training.methods.method import Method, Step, published_weight
 from mambaseg.training.ranks import averaged
+
+
+class DropMaps(Dropout):
+    """`Dropout` of whole feature maps; equals `torch.nn.Dropout2d` where no numbers are told."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        if self.numbers is None or not self.training:
+            return F.dropout2d(x, self.rate, self.training)
+        return x * self.draw(x.new_empty(*x.shape[:2], 1, 1), self.numbers)
 
 
 class Discriminator(nn.Module):
@@ -29,7 +41,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential()
         for one, other in itertools.pairwise(widths):
             convolve = nn.Conv2d(one, other, 4, stride=2, padding=1)
-            self.layers.extend([convolve, nn.LeakyReLU(0.2), nn.Dropout2d(0.5)])
+            self.layers.extend([convolve, nn.LeakyReLU(0.2), DropMaps(0.5)])
         self.decide = nn.Linear(4 * widths[-1], 2)
 
     def forward(self, probability: Tensor, image: Tensor) -> Tensor:
@@ -72,17 +84,17 @@ class DeepAdversarial(Method):
         self.discriminator = discriminator.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr, betas=(0.9, 0.99))
         self.weight = weight
-        self._seen: list[tuple[int, Tensor, Tensor, int]] = []  # of the step's micro-batches
+        self._seen: list[tuple[Step, Tensor]] = []  # a step's micro-batches, with probabilities
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `adversarial`."""
         logits, first = step.logits(self.network), step.labelled
         probability = logits.softmax(1)
-        self._seen = [
-            seen for seen in self._seen if seen[0] == step.number
-        ]  # none of a skipped one
-        self._seen.append((step.number, probability.detach(), step.image, first))
-        adversarial = called_labelled(self.discriminator(probability[first:], step.image[first:]))
+        self._seen = [seen for seen in self._seen if seen[0].number == step.number]
+        self._seen.append((step, probability.detach()))
+        places = range(first, len(logits))
+        judge = partial(self.discriminator, probability[first:])
+        adversarial = called_labelled(step.run(judge, step.image[first:], places, 1))
         weight = published_weight(step, self.weight)
         return {"supervised": step.supervised(logits), "adversarial": weight * adversarial}
 
@@ -92,14 +104,23 @@ class DeepAdversarial(Method):
         weights = {name: p.detach().requires_grad_() for name, p in self._named()}
         with torch.enable_grad():
             losses = [
-                told_apart(functional_call(self.discriminator, weights, (maps, image)), labelled)
-                for _, maps, image, labelled in seen
+                told_apart(self._judged(weights, step, maps), step.labelled) for step, maps in seen
             ]
             gradients = torch.autograd.grad(torch.stack(losses).mean(), [*weights.values()])
         for (_, parameter), gradient in zip(self._named(), gradients, strict=True):
             parameter.grad = averaged(gradient)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _judged(self, weights: dict[str, Tensor], step: Step, maps: Tensor) -> Tensor:
+        """The decisions about a micro-batch by a discriminator of these weights."""
+
+        def judge(image: Tensor) -> Tensor:
+            decisions: Tensor = functional_call(self.discriminator, weights, (maps, image))
+            return decisions
+
+        decided: Tensor = step.run(judge, step.image, range(len(maps)), 2)
+        return decided
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.discriminator.named_parameters()

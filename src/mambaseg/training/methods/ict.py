@@ -16,6 +16,8 @@ from mambaseg.training.methods.terms import squared_difference
 class ICT(MeanTeacher):
     """The student's probabilities of mixed unlabelled images, against the teacher's mixed ones.
 
+    Neighbours in the batch are mixed, so that several processes mix the pairs that one does.
+
     Source: Verma et al. 2019, Interpolation Consistency Training, equation 2; as in SSL4MIS.
 
     Args:
@@ -37,18 +39,18 @@ class ICT(MeanTeacher):
         if len(unlabelled) % 2:
             raise UserError("method=ict mixes pairs: an even number of unlabelled images is needed")
         shares = self.shares(step, pairs).to(unlabelled).view(-1, 1, 1, 1)
-        mixed = mix(unlabelled[:pairs], unlabelled[pairs:], shares)
+        mixed = mix(unlabelled[::2], unlabelled[1::2], shares)
         with torch.no_grad():
             taught = step.logits(self.teacher.network, unlabelled, first=first, turn=1).softmax(1)
         logits = step.logits(self.network, torch.cat([step.image[:first], mixed]))
-        target = mix(taught[:pairs], taught[pairs:], shares)
+        target = mix(taught[::2], taught[1::2], shares)
         consistency = squared_difference(logits[first:].softmax(1), target)
         weight = published_weight(step, self.weight) * self.begun(step)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}
 
     def shares(self, step: Step, pairs: int) -> Tensor:
         """The share (pairs,) of the second image in each mix."""
-        places = range(step.labelled, step.labelled + pairs)
+        places = range(step.labelled, step.labelled + 2 * pairs, 2)
         drawn = [step.uniform_of(place, 1)[0] for place in places]
         return torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn))
 

@@ -136,6 +136,9 @@ class Method(nn.Module, ABC):
         """The network of `model=...`."""
         return self._first[0]
 
+    def begin(self, data: Any) -> None:
+        """Told the data module before the first step, or the first one of a resumed training."""
+
     @abstractmethod
     def terms(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms of the loss, by name; the loss is their sum."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mambaseg.training.losses import sum_over_devices
 from mambaseg.training.methods.method import Method, Step
 
 
@@ -32,6 +33,7 @@ class MumfordShah(Method):
         logits = step.logits(self.network)
         probability = logits.softmax(1)
         functional = self.region(probability, step.image) + length(probability)
+        functional = sum_over_devices(functional)
         return {"supervised": step.supervised(logits), "functional": self.weight * functional}
 
     def region(self, probability: Tensor, image: Tensor) -> Tensor:
