@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
 from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
-from mambaseg.storage.identity import better
-from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.checkpoints import worth_of
 from mambaseg.training.methods.method import Method, Step
 from mambaseg.training.methods.supervised import Supervised
 
@@ -316,7 +315,7 @@ class Task(L.LightningModule, ABC):
             for one in summaries
         ]
         if stage == "val" and len(scores) > 1:
-            worth = [self._worth(one) for one in values]
+            worth = [worth_of(one, self.trainer, self.monitor) for one in values]
             self.chosen = worth.index(max(worth))
         own = dict(values[self.chosen])
         summary = dict(summaries[self.chosen])
@@ -342,14 +341,6 @@ class Task(L.LightningModule, ABC):
         self._case_seconds.clear()
         for one in scores:
             one.reset()
-
-    def _worth(self, values: Mapping[str, float]) -> float:
-        """How good a network is by the monitor of the run's `Checkpoints`; more is better."""
-        callbacks = self.trainer.checkpoint_callbacks
-        states = next((one for one in callbacks if isinstance(one, Checkpoints)), None)
-        monitor = states.monitor if states and states.monitor in values else self.monitor
-        sign = -1 if (states.mode if states else better(monitor)) == "min" else 1
-        return -math.inf if math.isnan(values[monitor]) else sign * values[monitor]
 
     # ---- optimizer and checkpoint
 
