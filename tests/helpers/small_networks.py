@@ -8,12 +8,22 @@ from mambaseg.app.networks import build_network
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 RWKV = {"widths": [8, 16, 24, 32], "depths": [1, 1, 2, 2], "stem_width": 8, "mix_width": 8}
+MEDNEXT = {
+    "_target_": "monai.networks.nets.MedNeXt",
+    "init_filters": 4,
+    "encoder_expansion_ratio": [2, 3, 4, 4],
+    "decoder_expansion_ratio": [4, 4, 3, 2],
+    "bottleneck_expansion_ratio": 4,
+}
 # What makes a network small while every part of it stays; one that is not named is tested as it is.
 SMALL = {
     "attention_unet": {"widths": [8, 16, 32, 64, 128]},
     "emcad_b2": {"widths": [64, 64, 64, 64], "depths": [1, 1, 1, 1], "heads": [1, 2, 2, 4]},
     "mamba_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
     "mamba_unet_no_scan": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
+    "mednext_b": MEDNEXT,
+    "mednext_m": MEDNEXT | {"blocks_down": [1, 2, 1, 1]},
+    "mednext_l": MEDNEXT | {"blocks_down": [1, 2, 2, 2]},
     "mednext_s": {"_target_": "monai.networks.nets.MedNeXt", "init_filters": 4},  # S by default
     "mamba_unet_v2": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "msvm_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1]},

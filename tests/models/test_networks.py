@@ -120,6 +120,16 @@ def test_config_holds_the_defaults_of_its_network(name, network):
     assert repr(configured) == repr(network())
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("mednext_b", 10_432_004), ("mednext_m", 17_402_820), ("mednext_l", 61_503_908)],
+)
+def test_mednext_has_its_size(name, parameters):
+    with torch.device("meta"):
+        network = full_network(name)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
 def test_importing_the_networks_loads_no_heavy_package():
     heavy = {"lightning", "monai", "numba", "hydra", "omegaconf", "safetensors", "scipy", "wandb"}
     code = f"import sys, mambaseg.models; print(sorted({heavy!r} & set(sys.modules)))"
