@@ -23,6 +23,7 @@ copybutton_prompt_text = "$ "
 
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["segmentation_models_pytorch", "timm"]  # of the extra zoo
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True

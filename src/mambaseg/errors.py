@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class NotInstalledError(UserError):
+    """An optional package is missing. A sweep skips such a job and goes on."""
+
+
 @contextmanager
 def optional(what: str) -> Iterator[None]:
     """Lets the block fail with a warning: for what only shows a result that is there already.

@@ -8,6 +8,7 @@ from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 from mambaseg.benchmark.pages import EXACT, HEADERS, networks_page, read_header
 from mambaseg.evaluation.costs import count_operations
+from small_networks import ZOO
 
 PAGE = CONF.parent / "docs" / "models.md"
 NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -40,6 +41,8 @@ def costs(name, size):
 def test_a_networks_rows_are_those_of_its_config_and_code(name):
     lines = PAGE.read_text("utf-8").splitlines()
     assert cells(HEADERS, read_header(name, config_of(name))) in lines, REMEDY
+    if name in ZOO:
+        pytest.skip("needs the extra zoo")
     exact = cells(EXACT, costs(name, size=224))
     assert sum(line.startswith(exact) for line in lines) == 1, f"{REMEDY}: {exact}"
 

@@ -1,11 +1,15 @@
 """Every network of conf/model, made small: the contract's networks."""
 
+from importlib.util import find_spec
+
 from omegaconf import OmegaConf
 
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 
-NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+ZOO = {"smp", "timm_u"} if find_spec("segmentation_models_pytorch") is None else set()
+"""Networks of libraries that are not installed (extra `zoo`)."""
+NAMES = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - ZOO)
 
 RWKV = {"widths": [8, 16, 24, 32], "depths": [1, 1, 2, 2], "stem_width": 8, "mix_width": 8}
 MEDNEXT = {
@@ -27,15 +31,19 @@ SMALL = {
     "mednext_s": {"_target_": "monai.networks.nets.MedNeXt", "init_filters": 4},  # S by default
     "mamba_unet_v2": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "msvm_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
+    "monai_basic_unet": {"features": [8, 8, 16, 16, 32, 8]},
+    "monai_flexible_unet": {"decoder_channels": [16, 8, 8, 8, 8]},
     "nnunet_2d": {"filters": [4, 8, 16, 32, 32, 32]},
     "rwkv_unet_b": RWKV,
     "rwkv_unet_s": RWKV,
     "rwkv_unet_t": RWKV,
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},
+    "smp": {"encoder": "resnet18", "decoder_channels": [16, 8, 8, 8, 8]},
     "swin_umamba": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
     "swin_umamba_d": {"embed_dim": 24, "depths": [1, 1, 1, 1], "d_state": 4},
     "swin_unet": {"embed_dim": 24, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8]},
     "swin_unetr": {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+    "timm_u": {"encoder": "convnext_atto", "decoder_channels": [16, 8, 8, 8, 8]},
     "trans_unet": {
         "units": [1, 1, 1],
         "dim": 48,
@@ -70,6 +78,6 @@ def full_network(name, in_channels=1, num_classes=4, **changes):
     data = {"in_channels": in_channels, "num_classes": num_classes}
     model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
     # configs of MONAI networks leave some arguments to their defaults
-    OmegaConf.set_struct(model, "mambaseg" in model._target_)
+    OmegaConf.set_struct(model, "mambaseg" in model._target_ and "zoo" not in model._target_)
     model = OmegaConf.merge(model, changes)
     return build_network(OmegaConf.create({"data": data, "model": model}).model)[0]

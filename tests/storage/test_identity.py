@@ -70,22 +70,22 @@ method.dropout method.every method.in_channels method.intensity method.jitter me
 method.momentum method.noise
 method.num_classes method.partner method.passes method.position method.pseudo method.radius
 method.released method.scales method.start method.threshold method.weight method.width
-model._target_ model.act_name model.attention model.blocks model.blocks_down model.blocks_up
-model.d_state model.decoder_depths model.decoder_widths model.deep_supervision model.deep_supr_num
-model.depth
-model.depths model.dim model.drop_path_rate model.dropout model.dropout_prob model.embed_dim
-model.feature_size model.filters model.grid model.heads model.hidden model.image_size
-model.in_channels model.init_filters model.kernel_size model.mamba model.mirror_encoder model.name
-model.norm_name model.num_classes model.num_heads model.out_channels model.patch_size
-model.pretrained model.res_block model.residual model.size_multiple model.spatial_dims
-model.strides model.units model.upsample_kernel_size model.wide_scan model.widths
-model.window_size
-optim.decay optim.optimizer._partial_ optim.optimizer._target_ optim.optimizer.eps
-optim.optimizer.lr optim.optimizer.momentum optim.optimizer.nesterov optim.optimizer.weight_decay
-optim.scheduler._partial_ optim.scheduler._target_ optim.scheduler.T_max
-optim.scheduler.cycle_momentum optim.scheduler.eta_min optim.scheduler.max_lr
-optim.scheduler.pct_start optim.scheduler.power optim.scheduler.total_iters
-optim.scheduler.total_steps
+model._target_ model.act_name model.add_coarser_head model.arch model.attention model.backbone
+model.blocks model.blocks_down model.blocks_up model.d_state model.decoder_depths
+model.decoder_widths model.deep_supervision model.deep_supr_num model.depth model.depths model.dim
+model.drop_path_rate model.dropout model.dropout_prob model.embed_dim model.encoder model.expansions
+model.feature_size model.features model.filters model.grid model.heads model.hidden model.image_size
+model.in_channels model.init_filters model.kernel_size model.mamba model.mirror_encoder
+model.mix_width model.name model.norm_name model.num_classes model.num_heads model.out_channels
+model.patch_size model.pretrained model.res_block model.residual model.size_multiple
+model.spatial_dims model.stem_width model.strides model.timm model.units model.upsample_kernel_size
+model.wide_scan model.width model.widths model.window_size
+optim.decay optim.freeze_encoder optim.layer_decay optim.optimizer._partial_
+optim.optimizer._target_ optim.optimizer.eps optim.optimizer.lr optim.optimizer.momentum
+optim.optimizer.nesterov optim.optimizer.weight_decay optim.scheduler.T_max
+optim.scheduler._partial_ optim.scheduler._target_ optim.scheduler.cycle_momentum
+optim.scheduler.eta_min optim.scheduler.factor optim.scheduler.max_lr optim.scheduler.pct_start
+optim.scheduler.power optim.scheduler.total_iters optim.scheduler.total_steps
 seed
 trainer._target_ trainer.accumulate_grad_batches trainer.gradient_clip_val trainer.precision
 """
@@ -110,7 +110,7 @@ logger.wandb._target_ logger.wandb.group
 logger.wandb.history logger.wandb.init_timeout logger.wandb.mode logger.wandb.name
 logger.wandb.project logger.wandb.resume_step logger.wandb.run_id logger.wandb.save_dir
 logger.wandb.tags
-method.name model.scan_backend
+method.name model.encoder_parts model.scan_backend
 name
 optim.optimizer.fused
 outputs predictions references rerun run run_dir test
@@ -376,3 +376,11 @@ def test_the_way_a_monitor_is_better_is_filled_in(small, caplog):
     assert "chooses the worst" not in caplog.text
     small("callbacks.checkpoint.mode=min")
     assert "callbacks.checkpoint.mode=min: more val/dice is better" in caplog.text
+
+
+def test_where_an_encoder_begins_counts_only_if_it_learns_in_another_way():
+    config = OmegaConf.to_container(composed("model=segresnet"), resolve=False)
+    slower = {**config, "optim": {**config["optim"], "layer_decay": 0.5}}
+    key = "model.encoder_parts"
+    assert of(with_another(config, key)) == of(config)
+    assert of(with_another(slower, key)) != of(slower) != of(config)

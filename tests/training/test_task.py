@@ -5,8 +5,8 @@ from torch import nn
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.models import MambaUNet, SwinUNet, UNet
+from mambaseg.training.parameters import parameter_groups
 from mambaseg.training.segmentation import SegmentationTask
-from mambaseg.training.task import parameter_groups
 
 TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
 

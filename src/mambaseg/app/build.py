@@ -74,6 +74,8 @@ class Assembly:
             made(optim["optimizer"]),
             made(optim["scheduler"]) if optim["scheduler"] else None,
             decay=optim["decay"],
+            layer_decay=optim.get("layer_decay", 1.0),
+            freeze_encoder=optim.get("freeze_encoder", 0),
             seed=config["seed"],
             graph=bool(trainer.pop("graph", False)),
             method=self._method(network),

@@ -22,8 +22,8 @@ from mambaseg.app.check import CONF as CONF  # where the entries' configurations
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import arranged, composition_error
 from mambaseg.app.sources import require_sources
-from mambaseg.app.sweeps import compare_jobs
-from mambaseg.errors import UserError
+from mambaseg.app.sweeps import compare_jobs, skipped
+from mambaseg.errors import NotInstalledError, UserError
 from mambaseg.storage.files import keep_caches, print_any_name
 from mambaseg.storage.untrusted import printable
 
@@ -93,7 +93,12 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                 overrides = HydraConfig.get().overrides.task
                 cfg = checked(cfg, script, overrides)
                 require_sources(cfg, script)
-                check_targets(cfg)
+                try:
+                    check_targets(cfg)
+                except NotInstalledError as error:
+                    if skipped(cfg, error):
+                        return None
+                    raise
                 return function(cfg)
 
         @functools.wraps(function)

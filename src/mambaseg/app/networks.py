@@ -77,7 +77,8 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
         report = asdict(loaded)
         log.info(loaded.summary())
     multiple = model.get("size_multiple") or getattr(network, "size_multiple", 1)
-    return AnySize(network, multiple, residual=bool(model.get("residual"))), report
+    residual, parts = bool(model.get("residual")), model.get("encoder_parts")
+    return AnySize(network, multiple, residual=residual, encoder_parts=parts), report
 
 
 def network_with_weights(

@@ -114,7 +114,8 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
         data.steps data.val_every model.size_multiple trainer.accumulate_grad_batches
         callbacks.checkpoint.keep callbacks.nonfinite.most_in_a_row batch_size repeats"""),
     ((COUNT, None), "data.longest_side callbacks.checkpoint.every size threads batch"),
-    ((NATURAL,), "data.fold data.neighbours data.num_workers trainer.log_every_n_steps warmup"),
+    ((NATURAL,), """data.fold data.neighbours data.num_workers optim.freeze_encoder
+        trainer.log_every_n_steps warmup"""),
     ((Number(0, 2**32 - 1, whole=True),), "seed data.seed data.split_seed"),
     ((Number(1, 65535, whole=True), None), "port"),
     ((Number(0),), """optim.optimizer.lr optim.optimizer.weight_decay optim.optimizer.momentum
@@ -124,6 +125,8 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Number(0), None), "trainer.gradient_clip_val loop_limit"),
     ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
     ((Number(above=0), None), "data.spacing"),
+    ((Number(above=0, high=1),), "optim.layer_decay"),
+    (([TEXT], None), "model.encoder_parts"),
     ((TEXT,), """data.name data.title data.instead data.split data.preprocessing
         data.task model.name method.name scan_backend"""),
     ((TEXT, None), "data.intensity data.split_by page"),
@@ -196,7 +199,7 @@ def take(key: str, value: Any) -> Any:
 EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
     "method": ("name", "partner", "networks"),
-    "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual"),
+    "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual", "encoder_parts"),
     "trainer": ("graph",),
 }
 """Keys beside a `_target_` that are not its arguments: others read them."""

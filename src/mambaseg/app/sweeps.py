@@ -35,7 +35,7 @@ from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import composition_error, jobs_of
 from mambaseg.app.sources import require_sources
 from mambaseg.app.terminal import announce_synthetic
-from mambaseg.errors import UserError, optional
+from mambaseg.errors import NotInstalledError, UserError, optional
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import read_json
 
@@ -172,7 +172,8 @@ def _check_jobs(config: DictConfig) -> None:
     if "checkpoint" not in config and "data" in config:  # else only a job knows its data
         announce_synthetic(cfg.data for cfg in configurations)
     for cfg in configurations:
-        check_targets(cfg)  # seconds, for what is imported
+        with contextlib.suppress(NotInstalledError):  # such a job is skipped in its turn
+            check_targets(cfg)  # seconds, for what is imported
 
 
 # ---- the list of jobs ---------------------------------------------------------------------------
@@ -213,6 +214,17 @@ def note_run(folder: Path) -> None:
         _note(folder.parent, list(HydraConfig.get().overrides.task), run=folder.name)
 
 
+def skipped(config: DictConfig, error: NotInstalledError) -> bool:
+    """Notes a job of a sweep as skipped; False where it is none, or a search needs its score."""
+    if not in_sweep() or "BasicSweeper" not in HydraConfig.get().sweeper._target_:
+        return False
+    log.warning("skipped: %s", error)
+    if experiment := _experiment(config):
+        words = list(HydraConfig.get().overrides.task)
+        _note(experiment, words, error=str(error), skipped=True)
+    return True
+
+
 def _list_jobs(config: DictConfig) -> None:
     """Lists the jobs where the sweep is a plain product; a search knows only the next one."""
     experiment = _experiment(config)
@@ -244,8 +256,11 @@ def _file(experiment: Path, job: Sequence[str]) -> Path:
     return experiment / ".jobs" / f"{digest}.json"
 
 
-def _note(experiment: Path, job: Sequence[str], *, run: str = "", error: str = "") -> None:
-    content = {"overrides": list(job), "run": run or None, "error": error or None}
+def _note(
+    experiment: Path, job: Sequence[str], *, run: str = "", error: str = "", skipped: bool = False
+) -> None:
+    content: dict[str, Any] = {"overrides": list(job), "run": run or None, "error": error or None}
+    content |= {"skipped": True} if skipped else {}
     path = _file(experiment, job)
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

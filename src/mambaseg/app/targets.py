@@ -12,7 +12,7 @@ from hydra._internal.utils import _locate
 
 from mambaseg.app.own import code_remedy, find_code
 from mambaseg.app.schema import EXTRAS, TABLE, did_you_mean, shown
-from mambaseg.errors import UserError
+from mambaseg.errors import NotInstalledError, UserError
 
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _BY_READER = ("masks", "patient_pattern")  # of EXTRAS: read where `find_cases` refers to them
@@ -75,6 +75,8 @@ def import_target(key: str, path: Any) -> Any:
     try:
         return _locate(path)  # `get_object` would log the error too
     except Exception as error:  # whatever the user's own module raises when it is imported
+        if isinstance(missing := error.__cause__ or error, NotInstalledError):
+            raise missing from None
         reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         module, _, name = str(path).rpartition(".")
         now = MOVED.get(str(path)) or (f"{MOVED[module]}.{name}" if module in MOVED else None)

@@ -6,6 +6,7 @@ A new network needs no line here: a config names it by its own file.
 from mambaseg.models.any_size import AnySize
 from mambaseg.models.attention_unet import AttentionUNet
 from mambaseg.models.emcad import EMCAD
+from mambaseg.models.encoder import encoder_depths
 from mambaseg.models.gpu import GraphedNetwork, channels_last
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.mamba_unet import MambaUNet

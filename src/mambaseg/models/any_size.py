@@ -1,5 +1,7 @@
 """Any image size for any network: pad at the bottom and right, run, crop back."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,13 +30,22 @@ class AnySize(nn.Module):
             attribute `patch_size`, smaller images are refused rather than padded into existence.
         multiple: what height and width must be a multiple of.
         residual: add the image to the output: the network predicts a change of it; K must be C.
+        encoder_parts: where the names of the encoder's parameters begin; None: as the network says.
     """
 
-    def __init__(self, network: nn.Module, multiple: int, *, residual: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        multiple: int,
+        *,
+        residual: bool = False,
+        encoder_parts: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if multiple < 1:
             raise ValueError(f"multiple must be at least 1, got {multiple}")
         self.network, self.multiple, self.residual = network, multiple, residual
+        self.encoder_parts = encoder_parts
 
     def supervise_deeply(self) -> None:
         """Let the network train heads at several scales, where it has them."""

@@ -9,7 +9,7 @@ and the stem.
 
 Differs from the original in having no heads at coarser maps (for deep supervision), and in taking
 nothing of a pretrained patch embedding (there, a slip in the list of exceptions lets its norm's
-bias in). Its recipe freezes the encoder for ten epochs, which is not the network's concern.
+bias in). Its recipe freezes the encoder for ten epochs (`optim.freeze_encoder`).
 """
 
 from collections import OrderedDict

@@ -19,6 +19,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _STYLES = {
     "bold": "bold", "state-done": "green", "state-running": "cyan", "state-interrupted": "yellow",
     "state-failed": "red", "state-damaged": "red", "state-missing": "magenta",
+    "state-skipped": "magenta",
 }  # fmt: skip
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

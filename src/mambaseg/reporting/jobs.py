@@ -25,10 +25,10 @@ def jobs_grid(experiment: Path, files: Collection[str]) -> Grid:
         files: names of files; they list the jobs of one sweep.
     """
     now, rows, scores, notes, marks = datetime.datetime.now(datetime.UTC), [], [], [], {}
-    for place, (words, run, error) in enumerate(sorted(jobs(experiment, files))):
+    for place, (words, run, error, listed) in enumerate(sorted(jobs(experiment, files))):
         there = run and (experiment / run / "run.json").is_file()
         found = state_of(experiment / run, words, now) if there else None
-        state = found.state if found else "failed" if error else "missing"
+        state = found.state if found else listed
         cause = (found.cause if found else "") or error
         rows.append([words or run or "the only job", state, found.time if found else ""])
         scores.append(_scores(RunFolder(experiment / run)) if there else {})

@@ -16,7 +16,7 @@ from mambaseg.storage.untrusted import read_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-STATES = ("done", "running", "interrupted", "failed", "damaged", "missing")
+STATES = ("done", "running", "interrupted", "failed", "damaged", "missing", "skipped")
 SILENT = 3600.0  # s without a heartbeat after which a run counts as interrupted
 
 
@@ -34,8 +34,8 @@ class RunState(NamedTuple):
 def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[RunState]:
     """All runs of an experiment, in the order of `STATES`, then by name.
 
-    Jobs that a sweep has listed (`mambaseg.app.jobs`) and that have no run folder are `missing`, or
-    `failed` where their error is known.
+    Jobs that a sweep has listed (`mambaseg.app.sweeps`) and that have no run folder are `missing`,
+    `failed` where their error is known, or `skipped` where an optional package is not installed.
 
     `folder` is `outputs/<experiment>`, `now` an aware time to compare heartbeats with.
 
@@ -45,38 +45,48 @@ def states(folder: str | Path, *, now: datetime.datetime | None = None) -> list[
     folder = Path(folder)
     now = now or datetime.datetime.now(datetime.UTC)
     listed = jobs(folder)
-    overrides = {run: words for words, run, _ in listed if run}
+    overrides = {job.run: job.overrides for job in listed if job.run}
     found = [state_of(path, overrides.get(path.name, ""), now) for path in run_folders(folder)]
     known = {run.name for run in found}
-    for words, run, error in listed:
-        if run not in known:
-            cause = error or (f"no folder {run}" if run else "not started")
-            state = "failed" if error else "missing"
-            found.append(RunState(words, state, cause, overrides=words))
+    for job in listed:
+        if job.run not in known:
+            cause = job.error or (f"no folder {job.run}" if job.run else "not started")
+            found.append(RunState(job.overrides, job.state, cause, overrides=job.overrides))
     return sorted(found, key=lambda run: (STATES.index(run.state), run.name))
 
 
-def jobs(folder: Path, files: Collection[str] | None = None) -> list[tuple[str, str, str]]:
-    """Overrides, run folder and error of each job of the sweeps; nothing without a sweep.
+class Job(NamedTuple):
+    """A job of a sweep, as its file in `.jobs` tells."""
+
+    overrides: str  # without those that all jobs share
+    run: str  # name of its run folder, empty where it has none
+    error: str
+    state: str  # where it has no run folder
+
+
+def jobs(folder: Path, files: Collection[str] | None = None) -> list[Job]:
+    """The jobs of the sweeps; none without a sweep.
 
     Overrides that all jobs share are left out: an experiment's table shows what differs. `files`
     are the names of those in `<folder>/.jobs` to read; None: all.
     """
-    found: list[tuple[list[str], str, str]] = []
+    found: list[tuple[list[str], str, str, str]] = []
     for file in sorted((folder / ".jobs").glob("*.json")):
         if files is not None and file.name not in files:
             continue
         try:
             job = read_json(file)
             run, error = (str(job[key] or "") for key in ("run", "error"))
-            found.append(([str(word) for word in job["overrides"]], run, _first_line(error)))
+            state = "skipped" if job.get("skipped") else "failed" if error else "missing"
+            words = [str(word) for word in job["overrides"]]
+            found.append((words, run, _first_line(error), state))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged list must not hide the runs
-    everyone = [set(words) for words, _, _ in found]
+    everyone = [set(words) for words, *_ in found]
     shared = set.intersection(*everyone) if len(found) > 1 else set()
     return [
-        (" ".join(word for word in words if word not in shared), run, error)
-        for words, run, error in found
+        Job(" ".join(word for word in words if word not in shared), run, error, state)
+        for words, run, error, state in found
     ]
 
 

@@ -63,6 +63,8 @@ _ADDED: dict[str, Any] = {
     "data.neighbours": 0,
     "data.split_by": None,
     "data.oversample": 0.0,
+    "optim.freeze_encoder": 0,
+    "optim.layer_decay": 1.0,
     "loss.class_weights": None,
     "data.find_cases.ignore_label": None,
 }
@@ -82,6 +84,9 @@ _ONLOOKERS = {
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that by design can change a number in cases.csv."""
     left_out = _LEFT_OUT | _OF_TRAINING if config.get("checkpoint") else _LEFT_OUT
+    optim = config.get("optim") or {}
+    if not optim.get("freeze_encoder") and optim.get("layer_decay", 1.0) == 1:
+        left_out |= {"model.encoder_parts"}
     kept = _without(config, left_out)
     if not config.get("checkpoint"):
         kept["callbacks"] = _chosen(config)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
-from mambaseg.models import GraphedNetwork, drawing, names_without_decay, stochastic_layers
+from mambaseg.models import GraphedNetwork, drawing, encoder_depths, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
-from mambaseg.training.methods.method import Method, Step
+from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised
+from mambaseg.training.parameters import parameter_groups
 
 log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -43,6 +44,8 @@ class Task(L.LightningModule, ABC):
         scheduler: optimizer -> learning-rate schedule, stepped once per optimizer step.
         decay: `all` puts weight decay on every parameter, `matrices` spares vectors (biases,
             norms) and the scan's A_logs and Ds.
+        layer_decay: learning rate of each stage of an encoder, relative to the next one.
+        freeze_encoder: steps in which encoders do not learn.
         seed: of what is dropped in training.
         graph: run the training pass as CUDA graphs (`mambaseg.models.GraphedNetwork`).
         method: what a step learns from (`mambaseg.training.methods`); None: from labels alone.
@@ -73,6 +76,8 @@ class Task(L.LightningModule, ABC):
         scheduler: SchedulerFactory | None = None,
         *,
         decay: str = "all",
+        layer_decay: float = 1.0,
+        freeze_encoder: int = 0,
         seed: int = 1337,
         graph: bool = False,
         method: Method | None = None,
@@ -95,6 +100,7 @@ class Task(L.LightningModule, ABC):
         self.graph = graph
         self._graphed: GraphedNetwork | None = None  # recorded at the first step
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
+        self._layer_decay, self._freeze = layer_decay, freeze_encoder
         self._description = dict(description or {})
         networks = [self._description.get("model", {}), *self._description.get("partners", ())]
         self.names = names_apart([one.get("name", "network") for one in networks])
@@ -219,6 +225,13 @@ class Task(L.LightningModule, ABC):
         super().optimizer_step(*arguments, **how)
         if not self.skipped:
             self.method.after(self._step)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Takes the gradients of encoders that do not learn yet."""
+        if self._step < self._freeze:
+            for network in self.method.networks:
+                for name in encoder_depths(network):
+                    network.get_parameter(name).grad = None
 
     def configure_gradient_clipping(
         self,
@@ -346,10 +359,19 @@ class Task(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The injected optimizer and its schedule, stepped once per optimizer step."""
-        optimizer = self._optimizer(parameter_groups([self.network, self.method], self._decay))
+        optimizer = self._optimizer(parameter_groups(
+            [self.network, self.method], self._decay, self.method.networks, self._layer_decay
+        ))  # fmt: skip
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("share", 1.0)
         if self._scheduler is None:
             return optimizer
         schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        if self._layer_decay != 1 and "max_lr" in optimizer.param_groups[0]:
+            raise UserError(
+                "optim.layer_decay: this schedule gives all parameters one rate (max_lr); choose "
+                "another, such as that of optim=adamw"
+            )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -371,28 +393,3 @@ def _seconds(device: torch.device) -> float:
 
 def _wide(output: Tensor) -> Tensor:
     return output.to(torch.promote_types(output.dtype, torch.float32))
-
-
-def names_apart(names: Sequence[str]) -> list[str]:
-    """The names, with numbers where one is there several times: unet_1, unet_2."""
-    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
-    return [f"{name}_{count}" if names.count(name) > 1 else name
-            for name, count in zip(names, counts, strict=True)]  # fmt: skip
-
-
-def parameter_groups(modules: Iterable[nn.Module], decay: str) -> list[dict[str, Any]]:
-    """Parameters for the optimizer in one group (`decay` is `all`) or two (`matrices`).
-
-    The second has weight decay 0: vectors (biases, norms) and what the network itself names (the
-    scan's A_logs and Ds, position biases). The scan's step bias counts as a matrix.
-    """
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for module in modules:
-        spared_names = names_without_decay(module) if decay != "all" else set()
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:  # a teacher's
-                continue
-            spared = decay != "all" and (name in spared_names or parameter.ndim < 2)
-            groups[spared].append(parameter)
-    decayed: list[dict[str, Any]] = [{"params": groups[False]}]
-    return decayed if decay == "all" else [*decayed, {"params": groups[True], "weight_decay": 0.0}]

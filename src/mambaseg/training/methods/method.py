@@ -164,3 +164,10 @@ def require_network(method: Method, kind: type[Kind]) -> Kind:
             f"{kind.__name__.lower()}), and {type(network).__name__} has another"
         )
     return network
+
+
+def names_apart(names: Sequence[str]) -> list[str]:
+    """The names, with numbers where one is there several times: unet_1, unet_2."""
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [f"{name}_{count}" if names.count(name) > 1 else name
+            for name, count in zip(names, counts, strict=True)]  # fmt: skip

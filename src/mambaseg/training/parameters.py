@@ -1,0 +1,55 @@
+"""Parameters for the optimizer, in groups of one weight decay and one learning rate."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from mambaseg.models import encoder_depths, names_without_decay
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module],
+    decay: str,
+    networks: Iterable[nn.Module] = (),
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Every parameter that learns, in one group (`decay` is `all`) or two (`matrices`).
+
+    The second has weight decay 0: vectors (biases, norms) and what the network itself names (the
+    scan's A_logs and Ds, position biases). The scan's step bias counts as a matrix.
+
+    With a `layer_decay` below 1 there are such groups for each stage of the encoders of `networks`,
+    with a `share` of the learning rate: `layer_decay` for the last stage, its square for the one
+    before it, and so on (Clark et al. 2020, arXiv 2003.10555, Section 3; there by layer).
+    """
+    shares = _shares(networks, layer_decay) if layer_decay != 1 else {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): []}
+    if decay != "all":
+        groups[1.0, True] = []
+    for module in modules:
+        spared_names = names_without_decay(module) if decay != "all" else set()
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:  # a teacher's
+                continue
+            spared = decay != "all" and (name in spared_names or parameter.ndim < 2)
+            groups.setdefault((shares.get(id(parameter), 1.0), spared), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            **({"weight_decay": 0.0} if spared else {}),
+            **({"share": share} if share != 1 else {}),
+        }
+        for (share, spared), parameters in groups.items()
+    ]
+
+
+def _shares(networks: Iterable[nn.Module], layer_decay: float) -> dict[int, float]:
+    """Share of the learning rate, by the `id` of a parameter of an encoder."""
+    shares: dict[int, float] = {}
+    for network in networks:
+        depths = encoder_depths(network)
+        last = max(depths.values())
+        for name, depth in depths.items():
+            shares[id(network.get_parameter(name))] = layer_decay ** (last + 1 - depth)
+    return shares
