@@ -22,7 +22,8 @@ def encoder_depths(network: nn.Module) -> dict[str, int]:
     inner, outer, parts = network, "", None
     if isinstance(network, AnySize):
         inner, outer, parts = network.network, "network.", network.encoder_parts
-    starts = tuple(outer + part for part in parts or getattr(inner, "encoder_parts", USUAL))
+    parts = parts or getattr(inner, "encoder_parts", None) or USUAL
+    starts = tuple(outer + part for part in parts)
     names = [name for name, _ in network.named_parameters() if name.startswith(starts)]
     if not names:
         children = ", ".join(name for name, _ in inner.named_children())
