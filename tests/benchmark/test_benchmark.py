@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mambaseg.benchmark import growth as growth_of
 from mambaseg.benchmark import measure, truth
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.measure import Protocol, peak_memory, time_interleaved
@@ -368,3 +369,37 @@ def test_shapes_are_those_of_mamba_unet():
         shapes_of(names, size=100, batch=1)
     with pytest.raises(UserError, match="stage9"):
         shapes_of(["stage9"], size=224, batch=1)
+
+
+# ---- growth ----------------------------------------------------------------------------------
+
+
+def test_exponents_are_slopes_of_logarithms():
+    rows = [{"part": "size", "what": "a network", "n": n, "seconds": 3 * n**2,
+             "peak_added_bytes": None if n == 1 else 5 * n} for n in (1, 2, 8)]  # fmt: skip
+    rows += [{**row, "what": "fixed", "seconds": 100.0 + row["n"]} for row in rows]
+    growth, fixed = growth_of.exponents(rows)
+    assert (growth["from"], growth["to"], growth["last_s"]) == (1, 8, 192)
+    assert growth["time"] == pytest.approx(2) == growth["time_at_the_end"]
+    assert growth["memory"] == pytest.approx(1)
+    assert 0 < fixed["time"] < fixed["time_at_the_end"] < 0.1
+
+
+def test_all_parts_of_growth_are_measured_and_shown(measured, monkeypatch):
+    monkeypatch.setattr("mambaseg.reporting.report.draw", lambda *_: [])
+    out, record = measured(
+        "growth", "models=[unet]", "growth.size=[32,48]", "growth.batch=[1,2]",
+        "growth.cases=[5,10]", "growth.runs=[3,4]",
+    )  # fmt: skip
+    assert [row["part"] for row in record["exponents"]] == (
+        ["size", "batch"] + ["cases"] * 4 + ["runs"] * 2
+    )
+    assert {row["n"] for row in record["rows"]} == {32, 48, 1, 2, 5, 10, 3, 4}
+    assert all(row["seconds"] > 0 for row in record["rows"])
+    assert "summary of a test" in out and "time ~ n^" in out
+
+
+@pytest.mark.parametrize("word", ["parts=[runs,others]", "growth.cases=[10]", "growth.sise=[1,2]"])
+def test_a_growth_that_cannot_be_measured_is_refused(typed, tmp_path, word):
+    _, errors = typed("growth", "device=cpu", "models=[unet]", word, f"outputs={tmp_path}")
+    assert "growth" in errors and errors.endswith("status 1")

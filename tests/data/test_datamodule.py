@@ -11,10 +11,12 @@ import pytest
 import torch
 from fake_cases import find_fakes, find_unreadable, read_npz, write_cases
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
 from mambaseg.data.batches import share_of
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.readers import folder
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.errors import UserError
 
@@ -478,3 +480,34 @@ def test_a_given_split_follows_the_cases(root):
     module.load()
     assert len(module.split.train) == 6 and module.split.val == module.split.test
     assert {case.part for case in module.cases["test"]} == {"test"}
+
+
+def test_patients_are_not_compared_with_all_others(tmp_path):
+    compared = []
+
+    class Patient(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+    count = 60
+    for kind, value in (("images", 90), ("masks", 255)):
+        (tmp_path / kind).mkdir()
+        for number in range(count):
+            pixels = np.full((16, 16), value, np.uint8)
+            pixels[: 1 + number // 16, : 1 + number % 16] = 0
+            Image.fromarray(pixels).save(tmp_path / kind / f"p{number}.png")
+
+    def find_cases(root):
+        found = folder.find_cases(root, masks="binary", channels=1)
+        return [replace(case, patient=Patient(case.patient)) for case in found]
+
+    data = SegmentationDataModule(
+        find_cases=find_cases, root=tmp_path, cache_dir=tmp_path / "cache", split="random",
+        class_names=["background", "foreground"], size=32,
+    )  # fmt: skip
+    data.load()
+    assert sum(map(len, data.cases.values())) == count
+    assert len(compared) < 20 * count, "each case's patient was compared with many others"

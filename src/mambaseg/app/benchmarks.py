@@ -24,9 +24,16 @@ from mambaseg.app.methods import write_methods
 from mambaseg.app.networks import build_network, plain
 from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
+from mambaseg.benchmark.growth import measure_growth
 from mambaseg.benchmark.kernels import measure_kernels
 from mambaseg.benchmark.measure import Protocol, instruction_sets
-from mambaseg.benchmark.networks import inference, measure_networks, profile_networks, training
+from mambaseg.benchmark.networks import (
+    Step,
+    inference,
+    measure_networks,
+    profile_networks,
+    training,
+)
 from mambaseg.benchmark.pages import networks_page
 from mambaseg.benchmark.scans import measure_scans, shapes_of
 from mambaseg.benchmark.tables import tables
@@ -110,21 +117,37 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
         backend = choose_backend("auto", device)
         return measure_blocks(protocol, size=cfg.size, batch=cfg.batch, scan_backend=backend)
     networks = _networks(cfg, device)
-    image = torch.rand(cfg.batch, cfg.data.in_channels, cfg.size, cfg.size, device=device)
+    if cfg.what == "growth":
+        points = {str(part): list(sizes) for part, sizes in cfg.growth.items()}
+        if unknown := set(cfg.parts) - points.keys():
+            raise UserError(f"parts: growth has no {', '.join(unknown)}, but {', '.join(points)}")
+        chosen = {part: points[part] for part in cfg.parts or points}
+        return measure_growth(networks, partial(_training, cfg, device), protocol, chosen)
+    image = _image(cfg, device, cfg.size, cfg.batch)
     if cfg.what == "profile":
         return profile_networks(networks, image, protocol)
     if cfg.what == "inference":
         step = inference(image, autocast=protocol.autocast)
         return measure_networks(networks, step, protocol, images=cfg.batch)
-    label = torch.randint(cfg.data.num_classes, (cfg.batch, cfg.size, cfg.size)).to(device)
-    loss, optimizer = instantiate(cfg.loss), instantiate(cfg.optim.optimizer)
-    mixed = protocol.autocast
-    step = training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
+    step = _training(cfg, device, cfg.size, cfg.batch)
     if cfg.what == "kernels":
         return measure_kernels(networks, step, protocol)
     if cfg.what == "truth":
         return measure_truth(networks, step, protocol, shapes=list(cfg.scans))
     return measure_networks(networks, step, protocol, images=cfg.batch)
+
+
+def _image(cfg: DictConfig, device: torch.device, size: int, batch: int) -> torch.Tensor:
+    return torch.rand(batch, cfg.data.in_channels, size, size, device=device)
+
+
+def _training(cfg: DictConfig, device: torch.device, size: int, batch: int) -> Step:
+    """A training step on random images."""
+    image = _image(cfg, device, size, batch)
+    label = torch.randint(cfg.data.num_classes, (batch, size, size)).to(device)
+    loss, optimizer = instantiate(cfg.loss), instantiate(cfg.optim.optimizer)
+    mixed = choose_precision(cfg.precision, gpu=device.type == "cuda") == "bf16-mixed"
+    return training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
 
 
 def _measure_machine(cfg: DictConfig) -> None:

@@ -41,7 +41,7 @@ class Table:
             table.add_column(
                 column.heading,
                 justify="right" if column.is_number else "left",
-                no_wrap=column.heading != "network",
+                no_wrap=column.heading not in ("network", "what"),
                 overflow="fold",
             )
         groups = [[row.get(key) for key in self.groups] for row in self.rows]
@@ -75,6 +75,8 @@ def tables(record: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(title, TRUTH, rows, ("shape", "dtype"))
         again = "networks against float64; the same weights from the same start"
         yield Table(again, REPEATS, record["networks"])
+    elif what == "growth":
+        yield Table(f"growth, {record['precision']}", GROWTH, record["exponents"], ("part",))
     elif what == "kernels":
         yield Table(title, STEPS, rows)
         for row in rows:
@@ -116,6 +118,10 @@ def _milliseconds(heading: str, *keys: str) -> Column:
         return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
     return Column(heading, lambda row: UNKNOWN.join(one(row[key]) for key in keys))
+
+
+def _seconds(heading: str, *keys: str) -> Column:
+    return Column(heading, lambda row: UNKNOWN.join(f"{row[key]:.3g}" for key in keys))
 
 
 def _ratio(value: float) -> str:
@@ -167,6 +173,11 @@ TRUTH = [
 REPEATS = [
     text("network"), ERROR, LIMIT, REPEAT,
     _answer("same bits, deterministic", lambda row: row["repeats_deterministic"]),
+]  # fmt: skip
+GROWTH = [
+    text("part"), text("what"), number("from", "from", ",.0f"), number("to", "to", ",.0f"),
+    _seconds("s", "first_s", "last_s"), number("time ~ n^", "time", ".2f"),
+    number("at the end", "time_at_the_end", ".2f"), number("memory ~ n^", "memory", ".2f"),
 ]  # fmt: skip
 STEPS = [
     text("network"), _milliseconds("ms", "wall_s"), _milliseconds("in kernels", "kernel_s"),

@@ -13,7 +13,18 @@ from omegaconf import DictConfig
 from mambaseg.app.entry import entry
 from mambaseg.errors import UserError
 
-KINDS = ("scan", "inference", "train", "blocks", "profile", "methods", "kernels", "truth", "gpu")
+KINDS = (
+    "scan",
+    "inference",
+    "train",
+    "blocks",
+    "profile",
+    "methods",
+    "kernels",
+    "truth",
+    "growth",
+    "gpu",
+)
 
 
 def main(words: Sequence[str]) -> None:
