@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.check.dataset import Examined, Report
+from mambaseg.data.check.plan import plan_2d
 from mambaseg.data.classes import IGNORED
 from mambaseg.storage.untrusted import readable
 
@@ -69,6 +70,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         f"# Proposed by data-check: {report.summary.partition(' in ')[0]}.",
         *_statistics(usable),
         *_shares(counts, names, classes),
+        *_plan(usable, len(names)),
     ]
     if len(values) > MOST_CLASSES:
         lines.append(f"# The labels hold {len(values)} values: are they labels?")
@@ -118,6 +120,19 @@ def _statistics(usable: Sequence[Examined]) -> Iterator[str]:
     yield f"#   {columns}; known of {len(known)} of {len(usable)} cases."
     depth, _, rows, columns = map(_spread, zip(*(one.shape for one in usable), strict=True))
     yield f"# Extent, min/median/max: {depth} slices, {rows} rows, {columns} columns."
+
+
+def _plan(usable: Sequence[Examined], num_classes: int) -> Iterator[str]:
+    """What nnU-Net would plan, where all voxel sizes are known."""
+    known = [(one.shape, one.spacing) for one in usable if one.spacing is not None]
+    if len(known) < len(usable):
+        return
+    shapes = [(shape[0], *shape[2:]) for shape, _ in known]
+    plan = plan_2d(shapes, [spacing for _, spacing in known], num_classes=num_classes)
+    sides = " × ".join(map(str, plan.patch))
+    pixel = " × ".join(f"{side:.3g}" for side in plan.spacing)
+    yield f"# nnU-Net's own plan in 2-D: patches of {sides} pixels of {pixel} mm, batches of"
+    yield f"#   {plan.batch}, {len(plan.strides)} stages. experiment=nnunet_2d has six stages."
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,0 +1,106 @@
+"""What nnU-Net v2 would plan for a data set in 2-D: voxel size, patch, batch and depth.
+
+Source: nnU-Net v2 (Isensee et al. 2021), `ExperimentPlanner` with its defaults for 8 GB. Differs:
+images count as a whole, where nnU-Net first crops them to what is not zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALLEST_MAP = 4  # pixels of the side of the coarsest map
+ANISOTROPY = 3
+FEATURES, MOST_FEATURES = 32, 512
+REFERENCE, REFERENCE_BATCH = 85_000_000, 12  # numbers in the feature maps of a batch in 8 GB
+SHARE = 0.05  # of all voxels in a batch, at most
+SMALLEST_BATCH = 2
+
+Sides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan2D:
+    """A plan for slices; rows before columns."""
+
+    spacing: tuple[float, float]  # mm
+    patch: Sides  # pixels
+    batch: int
+    strides: tuple[Sides, ...]  # of each stage
+
+    @property
+    def features(self) -> list[int]:
+        """Channels of each stage."""
+        return [min(FEATURES * 2**stage, MOST_FEATURES) for stage in range(len(self.strides))]
+
+
+def plan_2d(
+    shapes: Sequence[Sequence[int]],
+    spacings: Sequence[Sequence[float]],
+    *,
+    num_classes: int,
+) -> Plan2D:
+    """Plan as nnU-Net does, from the shapes (Z, H, W) and voxel sizes (z, y, x) of the images."""
+    target = _target_spacing(np.array(shapes), np.array(spacings, float))
+    resampled = [np.round(np.array(s) / target * np.array(shape)) for shape, s in
+                 zip(shapes, spacings, strict=True)]  # fmt: skip
+    order = [int(target.argmax()), *(a for a in range(3) if a != target.argmax())]
+    median = np.median(resampled, 0)[order]
+    spacing, extent = target[order][1:], median[1:]
+    wide = np.round(2048 / spacing * math.sqrt(spacing.prod()))
+    patch, strides = _topology(spacing, np.minimum(wide, extent))
+    while (size := _map_size(patch, strides, num_classes)) / REFERENCE_BATCH * 2 > REFERENCE:
+        axis = int(np.argsort(np.array(patch) / extent)[-1])
+        less = np.array(patch)
+        less[axis] -= math.prod(stage[axis] for stage in strides)
+        _, smaller = _topology(spacing, less)
+        less = np.array(patch)
+        less[axis] -= math.prod(stage[axis] for stage in smaller)
+        patch, strides = _topology(spacing, less)
+    covered = round(float(median.prod()) * len(shapes) * SHARE / math.prod(patch))
+    batch = max(min(round(REFERENCE / size * REFERENCE_BATCH), covered), SMALLEST_BATCH)
+    return Plan2D((float(spacing[0]), float(spacing[1])), patch, batch, strides)
+
+
+def _target_spacing(shapes: np.ndarray, spacings: np.ndarray) -> np.ndarray:
+    """The median voxel size; of thick slices the distance that a tenth of the images is below."""
+    target, extent = np.percentile(spacings, 50, 0), np.percentile(shapes, 50, 0)
+    worst = int(target.argmax())
+    others = [axis for axis in range(3) if axis != worst]
+    finest = target[others].max()
+    if target[worst] > ANISOTROPY * finest and extent[worst] * ANISOTROPY < extent[others].min():
+        thin = np.percentile(spacings[:, worst], 10)
+        target[worst] = thin if thin >= finest else finest + 1e-5
+    return target
+
+
+def _topology(spacing: np.ndarray, patch: np.ndarray) -> tuple[Sides, tuple[Sides, ...]]:
+    """The patch, enlarged to what the strides divide, and the strides of each stage."""
+    now, size, strides = list(spacing), [float(side) for side in patch], [(1, 1)]
+    while large := [axis for axis in (0, 1) if size[axis] >= 2 * SMALLEST_MAP]:
+        finest = min(now[axis] for axis in large)
+        halved = [axis for axis in large if now[axis] / finest < 2]
+        if len(halved) == 1 and size[halved[0]] < 3 * SMALLEST_MAP:
+            break
+        strides.append((2 if 0 in halved else 1, 2 if 1 in halved else 1))
+        for axis in halved:
+            now[axis], size[axis] = 2 * now[axis], math.ceil(size[axis] / 2)
+    divisors = [math.prod(stage[axis] for stage in strides) for axis in (0, 1)]
+    sides = tuple(math.ceil(side / d) * d for side, d in zip(patch, divisors, strict=True))
+    return sides, tuple(strides)
+
+
+def _map_size(patch: Sides, strides: Sequence[Sides], num_classes: int) -> int:
+    """Numbers in the feature maps of one image: the outputs of all convolutions."""
+    sizes, now = [], list(patch)
+    for stage in strides:
+        now = [side // step for side, step in zip(now, stage, strict=True)]
+        sizes.append(math.prod(now))
+    features = [min(FEATURES * 2**stage, MOST_FEATURES) for stage in range(len(strides))]
+    total = sum(2 * size * width for size, width in zip(sizes, features, strict=True))
+    # each decoder stage: the transposed convolution and two more
+    total += sum(3 * size * width for size, width in zip(sizes[:-1], features, strict=False))
+    return total + num_classes * sizes[0]
