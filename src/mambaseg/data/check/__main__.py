@@ -41,7 +41,9 @@ def main(
         "--ignore-label", type=int, metavar="V", help="value of pixels without a label (default: "
         "what the layout tells)"
     )  # fmt: skip
-    parser.add_argument("--labels", choices=("dense", "scribble"), default="dense")
+    parser.add_argument(
+        "--labels", choices=("dense", "scribble"), default="dense", help="which ones to check"
+    )
     parser.add_argument(
         "--write", type=Path, metavar="conf/data/NAME.yaml", help="save the proposed config there"
     )
