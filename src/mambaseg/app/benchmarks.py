@@ -54,7 +54,9 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
         UserError: a setting is impossible here, a part of `gpu` failed, or numbers are wrong.
     """
     if cfg.what == "methods":
-        write_methods(Path(cfg.page or "docs/methods.md"))
+        page = Path(cfg.page or "docs/methods.md")
+        write_methods(page)
+        log.info("written: %s", page)
         return
     if cfg.what == "gpu":
         _measure_machine(cfg)
