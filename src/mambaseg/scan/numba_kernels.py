@@ -97,6 +97,7 @@ def _scan_channels(batch, first, extent, inputs, positions, strides, y, checkpoi
                 load_tile(x, at[X], strides[X], places, width, x_tile)
                 prefetch_tile(delta, at[DELTA], strides[DELTA], coming)
                 prefetch_tile(x, at[X], strides[X], coming)
+                prefetch_tile(y, at[Y], strides[Y], coming)
                 scan_tile(
                     delta_tile, x_tile, rates[block], limits[block], B_tiles, C_tiles,
                     skips[block], h[block], steps, delta_x, y_tile, many,
@@ -152,6 +153,7 @@ def _scan_channels_backward(
                 prefetch_tile(delta, at[DELTA], strides[DELTA], coming)
                 prefetch_tile(x, at[X], strides[X], coming)
                 prefetch_tile(d_y, at[Y], strides[Y], coming)
+                prefetch_tile(d_x, at[D_X], strides[D_X], coming)
                 scan_tile_backward(
                     delta_tile, x_tile, rates[block], limits[block], B_tiles, C_tiles, h[block],
                     steps, d_y_tile, d_h[block], work, d_delta_x, d_exponent, d_rates[block],

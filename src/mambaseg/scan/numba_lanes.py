@@ -139,14 +139,17 @@ def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line of an element that is wanted soon."""
+    """Ask for the line of an element that is wanted soon, in the second-level cache.
+
+    Rows of an image can be a multiple of 4096 bytes apart; the first level would not hold a column.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
         pointer = builder.bitcast(_pointer(context, builder, array, *arguments), byte)
-        builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 3, 1))])
+        builder.call(function, [pointer, *(ir.Constant(number, n) for n in (0, 2, 1))])
 
     return types.void(array, types.intp), codegen
 
