@@ -138,10 +138,15 @@ def test_published_rows_stand_beside_runs_with_as_many_labels(comparison, tmp_pa
     split = {"name": "wsl4mis-fold0", "hash": "c", "note": ""}
     config = method("partial_ce", "Supervised")
     write_run(tmp_path, size=16, title="ACDC", supervision=SCRIBBLES, split=split, config=config)
+    config = method("dmpls", "DMPLS", weight=0.5)
+    common = {"title": "ACDC", "supervision": SCRIBBLES, "split": split}
+    write_run(tmp_path, size=16, name="dmpls", config=config, **common)
     (found,), _, _ = collect(tmp_path)
     (grid,) = beside_the_papers(found)
     assert grid.title == "Beside the paper's table, scribbles"
-    assert score_grids(found)[0].rows[0][:2] == ["unet", "scribbles of 80"]
+    assert [row[:2] for row in score_grids(found)[0].rows] == [
+        ["unet · partial_ce", "scribbles of 80"], ["unet · dmpls", "scribbles of 80"],
+    ]  # fmt: skip
 
 
 def test_different_numbers_of_labels_are_named(tmp_path):

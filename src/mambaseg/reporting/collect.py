@@ -23,6 +23,8 @@ from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.labels import labels
 from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs, rows_where
 
+_LABELS_ALONE = ("supervised", "partial_ce")  # what other methods are compared with
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -182,7 +184,7 @@ def _order(entry: Entry) -> tuple[int, bool, str]:
     known = ("unet", "swin_unet", "mamba_unet")
     model = entry.label.split(" ", 1)[0]
     place = known.index(model) if model in known else len(known)
-    return place, entry.runs[0].method != "supervised", entry.label
+    return place, entry.runs[0].method not in _LABELS_ALONE, entry.label
 
 
 def _without_repeats(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
