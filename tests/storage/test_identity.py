@@ -114,7 +114,8 @@ method.name model.encoder_parts model.scan_backend
 name
 optim.optimizer.fused
 outputs predictions references rerun run run_dir test
-trainer.accelerator trainer.deterministic trainer.devices trainer.enable_model_summary trainer.graph
+trainer.accelerator trainer.compile trainer.deterministic trainer.devices
+trainer.enable_model_summary trainer.graph
 trainer.log_every_n_steps trainer.num_sanity_val_steps trainer.strategy trainer.sync_batchnorm
 """
 # Where a checkpoint is scored nothing is trained, so these do not count either.

@@ -67,6 +67,8 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
         raise UserError("page: is written by `profile models=all`")
     if cfg.graph and device.type != "cuda":
         raise UserError("graph=true: CUDA graphs need device=cuda")
+    if cfg.compile and cfg.what not in ("train", "inference"):
+        raise UserError("compile=true: is for train and inference")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
@@ -189,10 +191,15 @@ def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], n
             model.scan_backend = choose_backend(model.scan_backend, device)
             log.info("%s: scan backend %s", label, model.scan_backend)
         builders[str(label)] = partial(_network, model)
+        if cfg.compile:
+            builders[f"{label}, compiled"] = partial(_network, model, compiled=True)
     if not builders and cfg.what != "truth":
         raise UserError("models: name at least one config of conf/model")
     return builders
 
 
-def _network(model: DictConfig) -> nn.Module:
-    return build_network(model)[0]
+def _network(model: DictConfig, *, compiled: bool = False) -> nn.Module:
+    network = build_network(model)[0]
+    if compiled:
+        network.compile(dynamic=False)
+    return network

@@ -78,6 +78,7 @@ class Assembly:
             freeze_encoder=optim.get("freeze_encoder", 0),
             seed=config["seed"],
             graph=bool(trainer.pop("graph", False)),
+            compile=bool(trainer.pop("compile", False)),
             method=self._method(network),
             steps=config["data"]["steps"],
             description=self._description(),

@@ -108,6 +108,7 @@ _SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixe
 _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False), """rerun test data.synthetic model.mirror_encoder model.residual
         evaluation.keep_largest evaluation.allow_seen evaluation.val_distances trainer.graph graph
+        trainer.compile compile
         keep_largest overlay probabilities uncertainty calibrated calibration"""),
     (("auto", True, False), "data.on_device trainer.sync_batchnorm dicom_seg"),
     ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels data.size data.batch_size
@@ -200,7 +201,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
     "method": ("name", "partner", "networks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual", "encoder_parts"),
-    "trainer": ("graph",),
+    "trainer": ("graph", "compile"),
 }
 """Keys beside a `_target_` that are not its arguments: others read them."""
 NAMED = ("augmentation", "callbacks", "logger", "metric")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,7 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
 
 
 def _settle_device(cfg: DictConfig) -> None:
-    """Settles what depends on the device: precision, scan backend, graphs, the fused optimizer."""
+    """Settles what depends on the device: precision, scan backend, graphs, compilation, ..."""
     import torch
 
     from mambaseg.inference.segment import choose_precision
@@ -240,6 +241,9 @@ def _settle_device(cfg: DictConfig) -> None:
     if trainer.get("graph") and (why := no_graph(cfg, gpu=gpu)):
         log.warning("trainer.graph=true: %s; the training runs without", why)
         trainer.graph = False
+    if trainer.get("compile") and (why := no_compile(cfg, device)):
+        log.warning("trainer.compile=true: %s; the training runs without", why)
+        trainer.compile = False
     if trainer.precision == "auto":
         trainer.precision = choose_precision("auto", gpu=gpu)
     precision = f"trainer.precision={trainer.precision}"
@@ -287,6 +291,22 @@ def no_graph(cfg: DictConfig, *, gpu: bool) -> str:
         return "CUDA graphs are for one device"
     if cfg.trainer.accumulate_grad_batches != 1:
         return "trainer.accumulate_grad_batches is not 1, and a graph overwrites its gradients"
+    return ""
+
+
+def no_compile(cfg: DictConfig, device: str) -> str:
+    """Why torch.compile cannot make the training pass; empty where it can."""
+    if cfg.trainer.get("graph"):
+        return "trainer.graph=true records the same pass"
+    if device == "cuda":
+        return "" if find_spec("triton") else "on a GPU it needs triton, pip install triton"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "it needs a C++ compiler, such as g++ or clang++"
     return ""
 
 

@@ -84,11 +84,16 @@ def measure_networks(
         `rows` and `notes`; see docs/performance.md.
     """
     rows: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     for name, build in builders.items():
         log.info("measuring the memory of %s", name)
         network = built(build, protocol)
         call = step(network)
-        call()
+        try:
+            call()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            refused[name] = f"cannot be compiled ({str(error).strip().splitlines()[0]})"
+            continue
         scans = (m.scan_backend for m in network.modules() if isinstance(m, ScanBlock))
         rows[name] = {
             "network": name,
@@ -98,8 +103,9 @@ def measure_networks(
         }
         del call, network
     log.info("measuring the time of %s", ", ".join(builders))
-    calls = {name: step(built(build, protocol)) for name, build in builders.items()}
+    calls = {name: step(built(builders[name], protocol)) for name in rows}
     timings, failures = time_interleaved(calls, protocol)
+    failures |= refused
     baseline = next(iter(timings), None)
     for name, timing in timings.items():
         ratio = timing["median_s"] / timings[baseline or name]["median_s"]

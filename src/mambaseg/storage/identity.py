@@ -41,6 +41,7 @@ _LEFT_OUT = frozenset({
     "trainer.inference_mode", "trainer.log_every_n_steps", "trainer.default_root_dir",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.profiler",
     "trainer.num_sanity_val_steps", "trainer.detect_anomaly", "trainer.graph",
+    "trainer.compile",
 })  # fmt: skip
 # Likewise where a checkpoint is scored: nothing is trained.
 _OF_TRAINING = frozenset({

@@ -281,8 +281,12 @@ class NonFinite(Callback):
 def _is_bad(step: _Step) -> Tensor:
     """1.0 where a loss or a gradient is not finite, else 0.0; one answer for all devices."""
     # not the Euclidean norm: a sum of squares of finite numbers may overflow
-    largest = get_total_norm(step.gradients.values(), math.inf)
-    finite = torch.stack([value.isfinite() for value in (*step.losses, largest)]).all()
+    gradients = list(step.gradients.values())
+    if step.losses[0].device.type == "cuda":
+        largest = [get_total_norm(gradients, math.inf)]
+    else:  # a tenth of the time
+        largest = [end for one in gradients if one.numel() for end in one.aminmax()]
+    finite = torch.stack([value.isfinite() for value in (*step.losses, *largest)]).all()
     bad = (~finite).float()
     if several_processes():
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)

@@ -21,6 +21,7 @@ from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
 from mambaseg.models import GraphedNetwork, drawing, encoder_depths, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
+from mambaseg.training.compiled import Compiled
 from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised
 from mambaseg.training.parameters import parameter_groups
@@ -48,6 +49,7 @@ class Task(L.LightningModule, ABC):
         freeze_encoder: steps in which encoders do not learn.
         seed: of what is dropped in training.
         graph: run the training pass as CUDA graphs (`mambaseg.models.GraphedNetwork`).
+        compile: compile it (`mambaseg.training.compiled`).
         method: what a step learns from (`mambaseg.training.methods`); None: from labels alone.
         steps: optimizer steps of the whole training, for a method's ramps.
         description: plain data that lets a checkpoint describe itself.
@@ -80,6 +82,7 @@ class Task(L.LightningModule, ABC):
         freeze_encoder: int = 0,
         seed: int = 1337,
         graph: bool = False,
+        compile: bool = False,
         method: Method | None = None,
         steps: int = 1,
         description: Mapping[str, Any] | None = None,
@@ -99,6 +102,7 @@ class Task(L.LightningModule, ABC):
         self._stochastic = [*stochastic_layers(network), *stochastic_layers(self.method)]
         self.graph = graph
         self._graphed: GraphedNetwork | None = None  # recorded at the first step
+        self._compiled = Compiled(self.method.networks) if compile else None
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._layer_decay, self._freeze = layer_decay, freeze_encoder
         self._description = dict(description or {})
@@ -198,7 +202,9 @@ class Task(L.LightningModule, ABC):
             else:
                 dropping = drawing(self._stochastic, numbers, self.device)
             with dropping:
-                return self.passed(function, image)
+                return self.passed(
+                    self._compiled.pass_of(function) if self._compiled else function, image
+                )
 
         def supervised(output: Any, label: Tensor) -> Tensor:
             if not self._checked:
@@ -270,13 +276,14 @@ class Task(L.LightningModule, ABC):
 
     @contextmanager
     def module_by_module(self) -> Iterator[None]:
-        """Runs the network without graphs for a while, so that hooks on its modules are called."""
+        """Runs the network as it is for a while, so that hooks on its modules are called."""
         graph, self.graph = self.graph, False
+        compiled, self._compiled = self._compiled, None
         try:
             with self._graphed.off() if self._graphed else nullcontext():
                 yield
         finally:
-            self.graph = graph
+            self.graph, self._compiled = graph, compiled
 
     def network_name(self) -> str:
         """The network's config where it is known, for messages."""
