@@ -102,7 +102,7 @@ class Task(L.LightningModule, ABC):
         self._stochastic = [*stochastic_layers(network), *stochastic_layers(self.method)]
         self.graph = graph
         self._graphed: GraphedNetwork | None = None  # recorded at the first step
-        self._compiled = Compiled(self.method.networks) if compile else None
+        self._compiled = Compiled(self.method.networks if compile else ())
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._layer_decay, self._freeze = layer_decay, freeze_encoder
         self._description = dict(description or {})
@@ -202,9 +202,7 @@ class Task(L.LightningModule, ABC):
             else:
                 dropping = drawing(self._stochastic, numbers, self.device)
             with dropping:
-                return self.passed(
-                    self._compiled.pass_of(function) if self._compiled else function, image
-                )
+                return self.passed(self._compiled.pass_of(function), image)
 
         def supervised(output: Any, label: Tensor) -> Tensor:
             if not self._checked:
@@ -278,7 +276,7 @@ class Task(L.LightningModule, ABC):
     def module_by_module(self) -> Iterator[None]:
         """Runs the network as it is for a while, so that hooks on its modules are called."""
         graph, self.graph = self.graph, False
-        compiled, self._compiled = self._compiled, None
+        compiled, self._compiled = self._compiled, Compiled(())
         try:
             with self._graphed.off() if self._graphed else nullcontext():
                 yield
