@@ -32,6 +32,11 @@ NETWORKS = {
         "~optim.scheduler.power", "optim.scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
         "+optim.scheduler.max_lr=0.05", "+optim.scheduler.total_steps=8",
     ],
+    "nnU-Net's data": [
+        "model=u_mamba_none", "model.widths=[4,8,8]", "model.blocks=1", "loss=deep_supervision",
+        "augmentation=nnunet", "data.preprocessing=native", "data.intensity=zscore",
+        "data.oversample=0.33", "data.neighbours=1", "data.split=kfold", "data.folds=4",
+    ],
 }  # fmt: skip
 
 
@@ -79,7 +84,14 @@ def undisturbed_of(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("network", "step"),  # amid two validations, and right after one
-    [("unet", 5), ("unet", 6), ("swin_unet", 5), ("mamba_unet", 5), ("one cycle", 5)],
+    [
+        ("unet", 5),
+        ("unet", 6),
+        ("swin_unet", 5),
+        ("mamba_unet", 5),
+        ("one cycle", 5),
+        ("nnU-Net's data", 5),
+    ],
 )
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     network, step, small_run, undisturbed_of, monkeypatch
