@@ -145,9 +145,9 @@ def _cases(count: int) -> Iterator[Row]:
 
 
 def _loaded(data: Any) -> Any:
-    level, logger = logging.WARNING, logging.getLogger("mambaseg.data")
+    logger = logging.getLogger("mambaseg.data")
     before = logger.level
-    logger.setLevel(level)
+    logger.setLevel(logging.WARNING)
     try:
         data.setup("fit")
     finally:

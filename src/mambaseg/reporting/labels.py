@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,19 +32,18 @@ def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for key in sorted({key for _, flat in settings for key in flat}, key=_importance):
         values = [text_of(key, flat[key]) if key in flat else _ABSENT for _, flat in settings]
-        varies = any(_varies_for(setting, key, settings, values) for setting in settings)
-        if varies and values not in found.values():
+        if any(_varying(key, settings, values)) and values not in found.values():
             found[key] = values
     return found
 
 
-def _varies_for(
-    setting: Setting, key: str, settings: Sequence[Setting], values: Sequence[str]
-) -> bool:
-    """Whether a key's value differs among the settings that share its owner with this one."""
-    owner = _owner(key, setting)
-    own = {v for one, v in zip(settings, values, strict=True) if _owner(key, one) == owner}
-    return len(own) > 1
+def _varying(key: str, settings: Sequence[Setting], values: Sequence[str]) -> list[bool]:
+    """Of each setting, whether a key's value differs among those that share its owner."""
+    owners = [_owner(key, setting) for setting in settings]
+    own: dict[Any, set[str]] = defaultdict(set)
+    for owner, value in zip(owners, values, strict=True):
+        own[owner].add(value)
+    return [len(own[owner]) > 1 for owner in owners]
 
 
 def _owner(key: str, setting: Setting) -> Any:
@@ -63,24 +63,24 @@ def labels(settings: Sequence[Setting]) -> list[str]:
     different = differences(settings)
     shared = [key for key, values in different.items() if _ABSENT not in values]
     optional = [key for key in different if key not in shared]
+    varying = {key: _varying(key, settings, values) for key, values in different.items()}
     while True:
-        names = [_label(index, settings, different, shared) for index in range(len(settings))]
+        told = [
+            {key: different[key][index] for key in shared if varying[key][index]}
+            for index in range(len(settings))
+        ]
+        names = [_label(one, its, shared) for one, its in zip(settings, told, strict=True)]
         if not optional or len(set(names)) == len(names):
             return names
         shared.append(optional.pop(0))
 
 
-def _label(
-    index: int,
-    settings: Sequence[Setting],
-    different: Mapping[str, Sequence[str]],
-    keys: Sequence[str],
-) -> str:
-    model, flat = settings[index]
+def _label(setting: Setting, values: Mapping[str, str], keys: Sequence[str]) -> str:
+    """The network with these values of it; `keys` are those that any label names."""
+    model, flat = setting
     words = []
-    for key in keys:
-        value = different[key][index]
-        if value != _ABSENT and _varies_for(settings[index], key, settings, different[key]):
+    for key, value in values.items():
+        if value != _ABSENT:
             short = _short(key, keys)
             named = short in ("_target_", "method")
             words.append(value if named else f"{short}={value}")
