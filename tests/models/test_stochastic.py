@@ -108,3 +108,9 @@ def test_drop_path_is_active_in_training_only():
         assert not torch.equal(network(image), network(image))
         network.eval()
         assert torch.equal(network(image), network(image))
+
+
+def test_a_layout_changes_no_mask_on_a_cpu():
+    layer, image = Dropout(0.5), torch.ones(2, 8, 6, 6)
+    layer.numbers = torch.tensor([5, 6])
+    assert torch.equal(layer(image), layer(image.to(memory_format=torch.channels_last)))

@@ -65,7 +65,9 @@ class Dropout(Stochastic):
             return x * self.mask
         if self.numbers is None or not self.training or self.rate == 0.0:
             return F.dropout(x, self.rate, self.training)
-        return x * self.draw(torch.empty_like(x), self.numbers)
+        # on a CPU in the order of the dimensions, whatever x's layout: the same mask in each
+        layout = torch.contiguous_format if x.device.type == "cpu" else torch.preserve_format
+        return x * self.draw(torch.empty_like(x, memory_format=layout), self.numbers)
 
     def draw(self, mask: Tensor, numbers: Tensor) -> Tensor:
         """Fill `(B, ...)` with 0 or `1 / (1 - rate)`, each sample by its number of `(B,)`."""
