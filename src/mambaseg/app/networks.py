@@ -66,7 +66,7 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
 
     `model` is a config of conf/model with its interpolations resolvable or resolved.
     """
-    from mambaseg.models import AnySize
+    from mambaseg.models import AnySize, channels_last, is_faster_channels_last
 
     model = plain(model)
     network = made(model, *EXTRAS["model"])
@@ -77,6 +77,8 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
         report = asdict(loaded)
         log.info(loaded.summary())
     multiple = model.get("size_multiple") or getattr(network, "size_multiple", 1)
+    if is_faster_channels_last(network):
+        channels_last(network)
     residual, parts = bool(model.get("residual")), model.get("encoder_parts")
     return AnySize(network, multiple, residual=residual, encoder_parts=parts), report
 
