@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,7 @@ from torch import nn
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.models import MambaUNet, SwinUNet, UNet
-from mambaseg.training.parameters import parameter_groups
+from mambaseg.training.parameters import lay_out_states, parameter_groups
 from mambaseg.training.segmentation import SegmentationTask
 
 TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
@@ -69,3 +71,29 @@ def test_other_errors_of_a_network_stay_as_they_are():
 
     with pytest.raises(ValueError, match="of its own"):
         task_of(Broken())(torch.rand(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_states_of_an_optimizer_are_laid_out_like_their_parameters(optimizer):
+    how = {"lr": 0.1, "fused": True} | ({"momentum": 0.9} if optimizer is torch.optim.SGD else {})
+
+    def made(layout):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=layout))
+        return parameter, optimizer([parameter], **how)
+
+    def step(parameter, its_optimizer, seed):
+        torch.manual_seed(seed)
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(8, 4, 3, 3))
+        its_optimizer.step()
+
+    plain, before = made(torch.contiguous_format)
+    step(plain, before, seed=1)
+    turned, after = made(torch.channels_last)
+    after.register_load_state_dict_post_hook(lay_out_states)
+    with torch.no_grad():
+        turned.copy_(plain)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    step(plain, before, seed=2)
+    step(turned, after, seed=2)
+    torch.testing.assert_close(turned, plain, rtol=0, atol=1e-6)

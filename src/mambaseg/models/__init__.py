@@ -7,7 +7,12 @@ from mambaseg.models.any_size import AnySize
 from mambaseg.models.attention_unet import AttentionUNet
 from mambaseg.models.emcad import EMCAD
 from mambaseg.models.encoder import encoder_depths
-from mambaseg.models.gpu import GraphedNetwork, channels_last, is_faster_channels_last
+from mambaseg.models.gpu import (
+    GraphedNetwork,
+    channels_last,
+    is_faster_channels_last,
+    keep_layout,
+)
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.mamba_unet import MambaUNet
 from mambaseg.models.mamba_unet_no_scan import MambaUNetNoScan

@@ -1,6 +1,6 @@
 """What makes a network fast: the layout of its weights, and on a GPU CUDA graphs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,16 @@ from mambaseg.models.stochastic import Dropout, Stochastic, kept_samples
 def channels_last(network: nn.Module) -> nn.Module:
     """Lay the weights of convolutions out as cuDNN wants them: it then runs much faster."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+
+
+def keep_layout(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Lay weights out as an interrupted training had them, so that it resumes bit by bit."""
+    last = torch.channels_last
+    if not any(
+        one.ndim == 4 and one.is_contiguous(memory_format=last) and not one.is_contiguous()
+        for one in weights.values()
+    ):
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def is_faster_channels_last(network: nn.Module) -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mambaseg.models import encoder_depths, names_without_decay
 
@@ -53,3 +54,16 @@ def _shares(networks: Iterable[nn.Module], layer_decay: float) -> dict[int, floa
         for name, depth in depths.items():
             shares[id(network.get_parameter(name))] = layer_decay ** (last + 1 - depth)
     return shares
+
+
+def lay_out_states(optimizer: torch.optim.Optimizer) -> None:
+    """Lays loaded states out like their parameters: channels-last where these are.
+
+    Fused optimizers of PyTorch 2.13 on CPUs go through memory in its own order and take the layout
+    of a state for granted: of another layout, they would give each weight another one's momentum.
+    """
+    for parameter, states in optimizer.state.items():
+        for name, state in states.items():
+            if isinstance(state, Tensor) and state.shape == parameter.shape:
+                laid_out = torch.empty_like(parameter, dtype=state.dtype).copy_(state)
+                states[name] = state if state.stride() == parameter.stride() else laid_out

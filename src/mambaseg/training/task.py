@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
-from mambaseg.models import GraphedNetwork, drawing, encoder_depths, stochastic_layers
+from mambaseg.models import GraphedNetwork, encoder_depths, keep_layout
+from mambaseg.models.stochastic import drawing, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
 from mambaseg.training.compiled import Compiled
 from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised
-from mambaseg.training.parameters import parameter_groups
+from mambaseg.training.parameters import lay_out_states, parameter_groups
 
 log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -238,16 +239,12 @@ class Task(L.LightningModule, ABC):
                     network.get_parameter(name).grad = None
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clips the gradient of each network apart, as if each had its own optimizer."""
         if not len(self.method.partners) or gradient_clip_algorithm == "value":
-            super().configure_gradient_clipping(
-                optimizer, gradient_clip_val, gradient_clip_algorithm
-            )
+            how = {"gradient_clip_algorithm": gradient_clip_algorithm}
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, **how)
         elif gradient_clip_val:
             for network in self.method.networks:
                 nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
@@ -369,6 +366,7 @@ class Task(L.LightningModule, ABC):
         ))  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("share", 1.0)
+        optimizer.register_load_state_dict_post_hook(lay_out_states)
         if self._scheduler is None:
             return optimizer
         schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
@@ -385,8 +383,10 @@ class Task(L.LightningModule, ABC):
         checkpoint["mambaseg"] = {**self._description, **chosen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes from the checkpoint which of several networks is the chosen one."""
+        """Takes from the checkpoint which network is the chosen one, and how weights lie."""
         self.chosen = int(checkpoint["mambaseg"].get("chosen", 0))
+        if self.device.type == "cpu":
+            keep_layout(self, checkpoint["state_dict"])
 
 
 def _seconds(device: torch.device) -> float:
