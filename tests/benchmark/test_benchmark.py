@@ -403,3 +403,14 @@ def test_all_parts_of_growth_are_measured_and_shown(measured, monkeypatch):
 def test_a_growth_that_cannot_be_measured_is_refused(typed, tmp_path, word):
     _, errors = typed("growth", "device=cpu", "models=[unet]", word, f"outputs={tmp_path}")
     assert "growth" in errors and errors.endswith("status 1")
+
+
+def test_the_loop_is_measured_beside_its_bare_step(measured, phantom_root):
+    words = [f"data.root={phantom_root}", "data.prepare.patients=8", f"data.cache_dir={phantom_root.parent}",
+             "model.widths=[4,8]", "model.dropout=[0,0]"]  # fmt: skip
+    few = f"train={words}"
+    out, record = measured("loop", "models=[unet]", "size=32", "batch=2", few)
+    (row,) = record["rows"]
+    assert row["steps"] == 88 and row["loop_s"] > 0 < row["bare_s"]
+    assert row["added"] == pytest.approx(row["loop_s"] / row["bare_s"] - 1)
+    assert "the step alone" in out

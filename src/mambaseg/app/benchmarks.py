@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 
+from mambaseg.app.build import build
 from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
 from mambaseg.app.methods import write_methods
@@ -26,7 +28,8 @@ from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
 from mambaseg.benchmark.growth import measure_growth
 from mambaseg.benchmark.kernels import measure_kernels
-from mambaseg.benchmark.measure import Protocol, instruction_sets
+from mambaseg.benchmark.loop import Paces
+from mambaseg.benchmark.measure import Call, Protocol, instruction_sets
 from mambaseg.benchmark.networks import (
     Step,
     inference,
@@ -43,6 +46,7 @@ from mambaseg.inference.segment import choose_precision
 from mambaseg.scan import choose_backend
 from mambaseg.storage.run_folder import RunFolder, code_state, environment
 
+STEPS_OF_LOOP = 97
 _NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 log = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
-        batches = {"train": 2, "blocks": 2, "truth": 2, "kernels": 24}
+        batches = {"loop": 12, "train": 2, "blocks": 2, "truth": 2, "kernels": 24}
         batches["scan"] = 24 if device.type == "cuda" else 1
         cfg.batch = batches.get(cfg.what, 1)
     torch.manual_seed(cfg.seed)
@@ -120,6 +124,8 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
     if cfg.what == "blocks":
         backend = choose_backend("auto", device)
         return measure_blocks(protocol, size=cfg.size, batch=cfg.batch, scan_backend=backend)
+    if cfg.what == "loop":
+        return {"rows": [_loop(cfg, str(name)) for name in cfg.models], "notes": []}
     networks = _networks(cfg, device)
     if cfg.what == "growth":
         points = {str(part): list(sizes) for part, sizes in cfg.growth.items()}
@@ -152,6 +158,30 @@ def _training(cfg: DictConfig, device: torch.device, size: int, batch: int) -> S
     loss, optimizer = instantiate(cfg.loss), instantiate(cfg.optim.optimizer)
     mixed = choose_precision(cfg.precision, gpu=device.type == "cuda") == "bf16-mixed"
     return training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
+
+
+def _loop(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """The pace of a training without validation beside its bare step."""
+    words = [
+        f"model={name}", "data=phantom", "logger=csv", f"data.size={cfg.size}",
+        f"data.batch_size={cfg.batch}", f"data.steps={STEPS_OF_LOOP}",
+        f"data.val_every={STEPS_OF_LOOP}", "evaluation.batch_size=8", "test=false", *cfg.train,
+    ]  # fmt: skip
+    config = compose("config", words)
+
+    def step_of(network: nn.Module, batch: Mapping[str, Any]) -> Call:
+        optimizer = instantiate(config.optim.optimizer)
+        loss = instantiate(config.loss)
+        return training(batch["image"], batch["label"], loss, optimizer, autocast=False)(network)
+
+    with TemporaryDirectory(prefix="mambaseg-loop-") as place:
+        config.outputs = place
+        with build(config) as run:
+            paces = Paces(step_of)
+            run.trainer.callbacks.append(paces)  # type: ignore[attr-defined]  # Lightning sets it
+            run.trainer.limit_val_batches = 1
+            run.fit()
+    return paces.row(name)
 
 
 def _measure_machine(cfg: DictConfig) -> None:

@@ -77,6 +77,8 @@ def tables(record: Mapping[str, Any]) -> Iterator[Table]:
         yield Table(again, REPEATS, record["networks"])
     elif what == "growth":
         yield Table(f"growth, {record['precision']}", GROWTH, record["exponents"], ("part",))
+    elif what == "loop":
+        yield Table(title, LOOP, rows)
     elif what == "kernels":
         yield Table(title, STEPS, rows)
         for row in rows:
@@ -178,6 +180,11 @@ GROWTH = [
     text("part"), text("what"), number("from", "from", ",.0f"), number("to", "to", ",.0f"),
     _seconds("s", "first_s", "last_s"), number("time ~ n^", "time", ".2f"),
     number("at the end", "time_at_the_end", ".2f"), number("memory ~ n^", "memory", ".2f"),
+]  # fmt: skip
+LOOP = [
+    text("network"), _milliseconds("a step of the loop, ms", "loop_s"),
+    _milliseconds("the step alone, ms", "bare_s"), number("added, %", "added", "+.1f", 100),
+    number("steps", "steps", ".0f"),
 ]  # fmt: skip
 STEPS = [
     text("network"), _milliseconds("ms", "wall_s"), _milliseconds("in kernels", "kernel_s"),

@@ -23,6 +23,7 @@ KINDS = (
     "kernels",
     "truth",
     "growth",
+    "loop",
     "gpu",
 )
 
