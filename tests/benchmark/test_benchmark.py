@@ -406,8 +406,10 @@ def test_a_growth_that_cannot_be_measured_is_refused(typed, tmp_path, word):
 
 
 def test_the_loop_is_measured_beside_its_bare_step(measured, phantom_root):
-    words = [f"data.root={phantom_root}", "data.prepare.patients=8", f"data.cache_dir={phantom_root.parent}",
-             "model.widths=[4,8]", "model.dropout=[0,0]"]  # fmt: skip
+    words = [
+        f"data.root={phantom_root}", f"data.cache_dir={phantom_root.parent}",
+        "data.prepare.patients=8", "model.widths=[4,8]", "model.dropout=[0,0]",
+    ]  # fmt: skip
     few = f"train={words}"
     out, record = measured("loop", "models=[unet]", "size=32", "batch=2", few)
     (row,) = record["rows"]
