@@ -153,7 +153,8 @@ def test_each_network_has_its_authors_recipe_and_one_budget(leaf):
         optimizer.step()
         schedule.step()
     assert max(rates) == pytest.approx(cfg.optim.optimizer.lr)
-    assert 0 < rates[-1] < 0.02 * max(rates)  # the whole schedule fits into the budget
+    if "ConstantLR" not in cfg.optim.scheduler._target_:
+        assert 0 < rates[-1] < 0.02 * max(rates)  # the whole schedule fits into the budget
 
 
 def test_recipes_are_the_published_ones():
