@@ -7,11 +7,15 @@ from torch import nn
 from mambaseg.models import (
     GraphedNetwork,
     SwinUNet,
+    UMamba,
     UNet,
     channels_last,
     drawing,
+    is_faster_channels_last,
+    keep_layout,
     stochastic_layers,
 )
+from small_networks import full_network
 
 
 @pytest.fixture
@@ -89,3 +93,20 @@ def test_channels_last_changes_the_layout_of_convolutions_only():
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not network[0].weight.is_contiguous()
     assert network[2].weight.is_contiguous()
+
+
+def test_networks_with_batch_norms_lie_channels_last_on_a_cpu_too():
+    assert is_faster_channels_last(UNet()) and not is_faster_channels_last(UMamba())
+    weight = full_network("unet").state_dict()["network.encoder.1.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_a_training_resumes_with_the_layout_that_it_began_with():
+    key = "network.encoder.1.0.weight"
+    last, plain = full_network("unet"), full_network("unet")
+    plain.to(memory_format=torch.contiguous_format)
+    resumed = full_network("unet")
+    keep_layout(resumed, last.state_dict())
+    assert not resumed.state_dict()[key].is_contiguous()
+    keep_layout(resumed, plain.state_dict())
+    assert resumed.state_dict()[key].is_contiguous()

@@ -149,6 +149,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (([TEXT],), "data.class_names shapes backends scans train bench parts"),
     (([TEXT], None), "class_names"),
     (([TEXT], "all"), "models"),
+    (([COUNT],), "growth.size growth.batch growth.cases growth.runs"),
     ((["1d", "2d"],), "forms"),
     ((Number(-1, whole=True), [NATURAL], "auto"), "trainer.devices"),
     (("strict", "penalty", "legacy"), "evaluation.empty"),
