@@ -9,7 +9,11 @@ from small_networks import NAMES, full_network, small_network
 each_network = pytest.mark.parametrize("name", NAMES)
 
 # networks whose graph torch.compile has to break, and where
-GRAPH_BREAKS = {"swin_unetr": "MONAI looks at values of its attention mask"}
+GRAPH_BREAKS = {
+    "swin_unetr": "MONAI looks at values of its attention mask",
+    "monai_basic_unet": "MONAI asks torch.jit what its inputs are",
+    "monai_flexible_unet": "MONAI asks torch.jit what its inputs are",
+}
 # parameters whose gradient is zero but for roundings: a norm takes away what they add
 NO_GRADIENT = ("bi_ssm.local.2.bias",)
 # quick to compile; the others are for `make test-long`
