@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
 from mambaseg.app.own import config_dirs, config_remedy, is_config_name
+from mambaseg.app.resolvers import weights_folder
 from mambaseg.app.schema import EXTRAS
+from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import printable
@@ -69,6 +71,7 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
     from mambaseg.models import AnySize, channels_last, is_faster_channels_last
 
     model = plain(model)
+    settle_weights(model)
     network = made(model, *EXTRAS["model"])
     report = None
     if path := model.get("pretrained"):
@@ -81,6 +84,19 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
         channels_last(network)
     residual, parts = bool(model.get("residual")), model.get("encoder_parts")
     return AnySize(network, multiple, residual=residual, encoder_parts=parts), report
+
+
+def settle_weights(model: Any) -> None:
+    """Replaces `pretrained: auto` by the path of the published file, fetched if it is not there."""
+    if model.get("pretrained") != "auto":
+        return
+    from mambaseg.app.terminal import download
+    from mambaseg.models.published import fetched, published_weights
+
+    target = import_target("model", model["_target_"])
+    entry = published_weights(getattr(target, "backbone", "none"))
+    with download(entry["file"]) as report:
+        model["pretrained"] = str(fetched(entry, weights_folder(), report))
 
 
 def network_with_weights(

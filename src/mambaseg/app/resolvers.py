@@ -50,6 +50,11 @@ def _found_data(
     return real if there else computed
 
 
+def weights_folder() -> Path:
+    """Where published weights are kept: MAMBASEG_WEIGHTS if set, otherwise data/pretrained."""
+    return Path(os.environ.get("MAMBASEG_WEIGHTS") or "data/pretrained").expanduser()
+
+
 def wandb_mode() -> str:
     """W&B's mode where no config says it: online with a key, otherwise offline."""
     if mode := os.environ.get("WANDB_MODE"):

@@ -138,7 +138,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((RUN, None), "run checkpoint init_from"),
     (([RUN],), "ensemble"),
     ((Text("a regular expression"), None), "data.patient_pattern"),
-    ((Text("a file of weights"), None), "model.pretrained"),
+    ((Text("auto or a file of weights"), None), "model.pretrained"),
     ((Text("a file, a folder or a pattern"),), "input"),
     ((Text("where the results go"), None), "output"),
     ((Text("auto, cpu, cuda, cuda:1 or mps"),), "device"),

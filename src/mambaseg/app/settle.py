@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets
 from mambaseg.app.fine_tuning import Start, start_of
-from mambaseg.app.networks import made, plain, read_with_config
+from mambaseg.app.networks import made, plain, read_with_config, settle_weights
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import data_name, task_class
 from mambaseg.app.schema import EXTRAS
@@ -52,6 +52,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         if cfg.get("init_from"):
             raise UserError("init_from: is where a training starts; leave it out of an evaluation")
     if checkpoint is None:
+        settle_weights(cfg.model)
         _settle_channels(cfg, "model")
     if start := start_of(cfg):
         cfg.init_from = str(start.checkpoint.path)
@@ -95,6 +96,8 @@ def _settle_method(cfg: DictConfig) -> None:
     cfg.method.partner = partners
     if partners:
         cfg.method.networks = [composed_model(name) for name in partners]
+        for network in cfg.method.networks:
+            settle_weights(network)
     if kind.unlabelled:
         cfg.data.unlabelled = True
     if cfg.trainer.get("graph") and cfg.method["_target_"] != _SUPERVISED:

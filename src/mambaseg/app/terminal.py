@@ -1,7 +1,8 @@
 """What a command says in the terminal, through the console that also draws bars and tables."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -12,6 +13,26 @@ def announce_synthetic(data: Iterable[Any]) -> None:
     said = {one.title: one.get("instead") or "" for one in data if one.get("synthetic")}
     for title, instead in said.items():
         log.warning("*** %s *** %s", title, instead)
+
+
+@contextmanager
+def download(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar in a terminal, and nothing elsewhere, that follows a download: bytes here, of all."""
+    from rich import get_console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = get_console()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, start=False, total=None)
+
+        def report(here: int, total: int | None) -> None:
+            bar.start_task(task)
+            bar.update(task, completed=here, total=total)
+
+        yield report
 
 
 class Console(logging.Handler):
