@@ -67,7 +67,9 @@ class Dropout(Stochastic):
             return F.dropout(x, self.rate, self.training)
         # on a CPU in the order of the dimensions, whatever x's layout: the same mask in each
         layout = torch.contiguous_format if x.device.type == "cpu" else torch.preserve_format
-        return x * self.draw(torch.empty_like(x, memory_format=layout), self.numbers)
+        mask = self.draw(torch.empty_like(x, memory_format=layout), self.numbers)
+        # and laid out like x once, because both passes multiply
+        return x * (mask if mask.stride() == x.stride() else torch.empty_like(x).copy_(mask))
 
     def draw(self, mask: Tensor, numbers: Tensor) -> Tensor:
         """Fill `(B, ...)` with 0 or `1 / (1 - rate)`, each sample by its number of `(B,)`."""
