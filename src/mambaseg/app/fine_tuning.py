@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from mambaseg.app.networks import bare, build_network, plain
+from mambaseg.app.networks import bare, build_network, plain, shapes, shapes_without_memory
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import printable
 
@@ -97,14 +96,7 @@ def _head(cfg: DictConfig) -> tuple[str, ...]:
 
 
 def _shapes(model: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    import torch
-
-    try:
-        with torch.device("meta"):
-            network = build_network(model)[0]
-    except (RuntimeError, NotImplementedError, InstantiationException):
-        network = build_network(model)[0]  # it computes while it is built
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    return shapes_without_memory(model) or shapes(build_network(model)[0])
 
 
 def _require_network(cfg: DictConfig, checkpoint: Checkpoint) -> None:

@@ -71,7 +71,6 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
     from mambaseg.models import AnySize, channels_last, is_faster_channels_last
 
     model = plain(model)
-    settle_weights(model)
     network = made(model, *EXTRAS["model"])
     report = None
     if path := model.get("pretrained"):
@@ -117,18 +116,26 @@ def network_with_weights(
     return network, {"checkpoint": str(checkpoint.path)}
 
 
-def _require_shapes(model: Any, weights: Mapping[str, Any]) -> None:
-    """Compares the shapes before the network has any memory: a checkpoint chose its size."""
+def shapes_without_memory(model: Any) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of a network's weights by key; None: it computes while it is built."""
     import torch
 
     try:
         with torch.device("meta"):
-            own = build_network(model)[0].state_dict()
+            return shapes(build_network(model)[0])
     except (RuntimeError, NotImplementedError, InstantiationException):
-        return  # a network that computes while it is built has no form without memory
-    for key in own.keys() & weights.keys():
-        file, network = tuple(weights[key].shape), tuple(own[key].shape)
-        if file != network:
+        return None
+
+
+def shapes(network: AnySize) -> dict[str, tuple[int, ...]]:
+    """Shapes of a network's weights by key."""
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def _require_shapes(model: Any, weights: Mapping[str, Any]) -> None:
+    """Compares the shapes before the network has any memory: a checkpoint chose its size."""
+    for key, network in (shapes_without_memory(model) or {}).items():
+        if key in weights and (file := tuple(weights[key].shape)) != network:
             raise ValueError(f"{key} is {file} in the file, {network} in the network")
 
 
