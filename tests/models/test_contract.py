@@ -3,8 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
+from mambaseg.app.entry import CONF
 from small_networks import NAMES, full_network, small_network
+
+
+def is_ours(name):
+    """Whether a network is of this package, not of another library."""
+    target = OmegaConf.load(CONF / "model" / f"{name}.yaml")._target_
+    return target.startswith("mambaseg.") and ".zoo." not in target
+
 
 each_network = pytest.mark.parametrize("name", NAMES)
 
@@ -185,3 +194,10 @@ def test_it_compiles(name):
         torch.testing.assert_close(
             parameter.grad, gradients[name], rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=name
         )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if is_ours(name)])
+def test_its_linear_layers_are_those_that_are_fast_on_a_cpu(name):
+    slow = [key for key, module in small_network(name).named_modules()
+            if type(module) is torch.nn.Linear]  # fmt: skip
+    assert slow == []

@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.linear import Linear
 from mambaseg.models.pretrained import Original
 from mambaseg.models.stochastic import DropPath, linear_schedule
 from mambaseg.models.ushape import init_linear
@@ -95,7 +96,7 @@ class SpatialMix(ShiftMix):
         self.spatial_decay = nn.Parameter(torch.zeros(dim))  # over the whole map
         self.spatial_first = nn.Parameter(torch.zeros(dim))
         self.key, self.value, self.receptance, self.output = (
-            nn.Linear(dim, dim, bias=False) for _ in range(4)
+            Linear(dim, dim, bias=False) for _ in range(4)
         )
         self.key_norm = nn.LayerNorm(dim)
 
@@ -117,10 +118,10 @@ class ChannelMix(ShiftMix):
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, "kr")
-        self.key = nn.Linear(dim, 2 * dim, bias=False)
+        self.key = Linear(dim, 2 * dim, bias=False)
         self.key_norm = nn.LayerNorm(2 * dim)
-        self.receptance = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(2 * dim, dim, bias=False)
+        self.receptance = Linear(dim, dim, bias=False)
+        self.value = Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to the same."""

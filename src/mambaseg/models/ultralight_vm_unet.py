@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.cbam import SpatialAttention
+from mambaseg.models.linear import Linear
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
 from mambaseg.models.ushape import init_linear
@@ -39,7 +40,7 @@ class PVMLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)  # in front of Mamba, and behind it
         self.mamba = Mamba1d(dim // QUARTERS, d_state=d_state, scan_backend=scan_backend)
         self.skip_scale = nn.Parameter(torch.ones(1))
-        self.proj = nn.Linear(dim, out_dim)
+        self.proj = Linear(dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, dim, H, W)` to `(B, out_dim, H, W)`."""
@@ -57,7 +58,7 @@ class Bridge(nn.Module):
         super().__init__()
         self.positions = SpatialAttention(dilation=3, bias=True)  # for all levels
         self.mix = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
-        self.channels = nn.ModuleList(nn.Linear(sum(widths), width) for width in widths)
+        self.channels = nn.ModuleList(Linear(sum(widths), width) for width in widths)
 
     def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
         """Map skips `(B, C_i, H_i, W_i)` to the same shapes."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import on_image
 from mambaseg.models.pretrained import read_weights
@@ -39,11 +40,11 @@ class PlainSS2D(CrossScan):
 
     def __init__(self, dim: int, *, d_state: int = 1, scan_backend: str = "auto") -> None:
         super().__init__()
-        self.in_proj = nn.Linear(dim, dim, bias=False)
+        self.in_proj = Linear(dim, dim, bias=False)
         self.conv2d = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, bias=False)
         self._make_scan(dim, math.ceil(dim / 16), d_state, scan_backend)
         self.out_norm = LayerNorm(dim)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
@@ -55,10 +56,10 @@ class Mlp(nn.Sequential):
     """Four times as wide, GELU, back; `between` works on the wide map."""
 
     def __init__(self, dim: int, between: nn.Module | None = None) -> None:
-        layers: dict[str, nn.Module] = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU()}
+        layers: dict[str, nn.Module] = {"fc1": Linear(dim, 4 * dim), "act": nn.GELU()}
         if between is not None:
             layers["between"] = between
-        super().__init__(OrderedDict(**layers, fc2=nn.Linear(4 * dim, dim)))
+        super().__init__(OrderedDict(**layers, fc2=Linear(4 * dim, dim)))
 
 
 class VSSBlockV2(MixerBlock):
