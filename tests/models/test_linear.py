@@ -37,3 +37,19 @@ def test_small_narrow_or_half_precise_products_are_pytorchs():
         assert torch.equal(linear(x, w), F.linear(x, w))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(wide, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not module.ONEDNN, reason="needs AVX-512")
+def test_gradients_of_gradients_are_pytorchs():
+    torch.manual_seed(0)
+    x = torch.randn(400, 96, requires_grad=True)
+    weight = torch.randn(96, 96, requires_grad=True)
+
+    def penalty(call):  # as of a gradient penalty
+        (gradient,) = torch.autograd.grad(call(x, weight).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), (x, weight))
+
+    assert module._is_faster(x, weight)
+    for ours, theirs in zip(penalty(linear), penalty(F.linear), strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

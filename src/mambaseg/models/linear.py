@@ -70,8 +70,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        # by differentiable products again, so that gradients of gradients are right
         d_rows, rows = d_y.flatten(0, -2), x.flatten(0, -2)
-        d_x = _product(d_y, weight.t()) if wants_x else None
+        d_x = _linear(d_y, weight.t(), None) if wants_x else None
         d_weight = _weight_gradient(d_rows, rows) if wants_weight else None
         return d_x, d_weight, d_rows.sum(0) if wants_bias else None
 
@@ -83,8 +84,8 @@ def _weight_gradient(d_y: Tensor, x: Tensor) -> Tensor:
     """
     (count, outs), ins = d_y.shape, x.shape[1]
     if count * outs <= count * ins + outs * ins:
-        return _product(d_y.t(), x.t())
-    return _product(x.t(), d_y.t()).t()
+        return _linear(d_y.t(), x.t(), None)
+    return _linear(x.t(), d_y.t(), None).t()
 
 
 _linear = _Linear.apply
