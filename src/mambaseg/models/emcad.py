@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.cbam import ChannelAttention, SpatialAttention
+from mambaseg.models.heads import ManyHeads
 from mambaseg.models.pretrained import Original, Pretrained
 from mambaseg.models.pvt_v2 import PVTv2
 
@@ -89,7 +90,7 @@ class SkipGate(nn.Module):
         return self.weigh(F.relu(self.of_decoder(x) + self.of_skip(skip))).sigmoid() * skip
 
 
-class EMCAD(Pretrained, Original):
+class EMCAD(ManyHeads, Pretrained, Original):
     """PVT-EMCAD-B2, 26,767,495 parameters for one channel and four classes.
 
     Args:
@@ -143,18 +144,12 @@ class EMCAD(Pretrained, Original):
         self.heads = nn.ModuleList(nn.Conv2d(dim, num_classes, kernel_size=1) for dim in dims)
         for part in (self.channels, self.positions, self.blocks, self.ups, self.gates):
             part.apply(_init_convolution)
-        self.deep = False  # whether training gives the logits of all heads
-        self.heads[:-1].requires_grad_(False)
-
-    def supervise_deeply(self) -> None:
-        """Train the coarse heads too: in training the output is a list of logits, finest first."""
-        self.deep = True
-        self.heads.requires_grad_(True)
+        self.supervise_deeply(False)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`.
 
-        See `supervise_deeply`.
+        See `ManyHeads`.
         """
         require_multiple(image, self.size_multiple, type(self).__name__)
         *skips, x = self.encoder(self.to_colour(image))
@@ -162,10 +157,10 @@ class EMCAD(Pretrained, Original):
         for i, skip in enumerate(reversed(skips)):
             x = self.ups[i](maps[-1])
             maps.append(self._refined(i + 1, x + self.gates[i](x, skip)))
-        if self.deep and self.training:
-            ways = zip(self.heads, maps, strict=True)
-            return [_enlarged(head(x), image) for head, x in ways][::-1]
-        return _enlarged(self.heads[-1](maps[-1]), image)
+        logits = self.logits(maps)
+        if isinstance(logits, list):
+            return [_enlarged(one, image) for one in logits]
+        return _enlarged(logits, image)
 
     def _refined(self, level: int, x: Tensor) -> Tensor:
         return self.blocks[level](self.positions(self.channels[level](x)))

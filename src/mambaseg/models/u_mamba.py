@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.heads import ManyHeads
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
 from mambaseg.models.unet import UpJoin
@@ -86,7 +87,7 @@ class MambaLayer(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class UMamba(Original):
+class UMamba(ManyHeads, Original):
     """U-Mamba_Bot, U-Mamba_Enc and their twin without Mamba.
 
     Parameters for one channel and four classes: 40,506,676 with Mamba at the bottom, 42,800,180
@@ -144,16 +145,10 @@ class UMamba(Original):
         self.apply(_init_convolution)
         if mamba == "encoder":
             self.apply(_close_branch)
-        self.deep = False  # whether training gives the logits of all heads
-        self.heads[:-1].requires_grad_(False)
-
-    def supervise_deeply(self) -> None:
-        """Train the coarse heads too: in training the output is a list of logits, finest first."""
-        self.deep = True
-        self.heads.requires_grad_(True)
+        self.supervise_deeply(False)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Map `(B, C, H, W)` to logits `(B, K, H, W)`; see `supervise_deeply`.
+        """Map `(B, C, H, W)` to logits `(B, K, H, W)`; see `ManyHeads`.
 
         Raises:
             UserError: height and width are not multiples of `size_multiple`, or both no larger.
@@ -176,9 +171,7 @@ class UMamba(Original):
         for stage, skip in zip(self.decoder, reversed(skips), strict=True):
             x = stage(x, skip)
             maps.append(x)
-        if self.deep and self.training:
-            return [head(x) for head, x in zip(self.heads, maps, strict=True)][::-1]
-        return self.heads[-1](x)
+        return self.logits(maps)
 
     def original_names(self) -> dict[str, str]:
         """Map the key prefixes of `UMambaBot` and `UMambaEnc` (January 2024) to ours.
