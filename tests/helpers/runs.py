@@ -96,6 +96,8 @@ def entered(script: str, *words: str, cwd: Path | None = None) -> int:
         try:
             runpy.run_path(str(SOURCE / script), run_name="__main__")
         except SystemExit as stop:
+            if isinstance(stop.code, str):  # what the interpreter does with it
+                sys.stderr.write(f"{stop.code}\n")
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 

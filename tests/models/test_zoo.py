@@ -131,3 +131,11 @@ def test_a_sweep_skips_what_is_not_installed_and_says_why(
     assert "model=smp" in skipped["overrides"] and "mambaseg[zoo]" in skipped["error"]
     said = capsys.readouterr().out
     assert "skipped" in said and "mambaseg[zoo]" in said
+
+
+def test_a_sweep_of_nothing_that_is_installed_is_refused(
+    without_zoo, phantom_root, tmp_path, capsys
+):
+    words = [*small_overrides(phantom_root, tmp_path), *QUIET, "name=none", "model=smp", "seed=1,2"]
+    assert entered("train.py", "-m", *words) == 1
+    assert "mambaseg[zoo]" in capsys.readouterr().err and not (tmp_path / "none").exists()

@@ -172,7 +172,8 @@ def _loop(cfg: DictConfig, name: str) -> dict[str, Any]:
     def step_of(network: nn.Module, batch: Mapping[str, Any]) -> Call:
         optimizer = instantiate(config.optim.optimizer)
         loss = instantiate(config.loss)
-        return training(batch["image"], batch["label"], loss, optimizer, autocast=False)(network)
+        mixed = "mixed" in run.config["trainer"]["precision"]
+        return training(batch["image"], batch["label"], loss, optimizer, autocast=mixed)(network)
 
     with TemporaryDirectory(prefix="mambaseg-loop-") as place:
         config.outputs = place

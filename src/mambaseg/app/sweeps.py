@@ -171,9 +171,14 @@ def _check_jobs(config: DictConfig) -> None:
             require_sources(configurations[-1], script)
     if "checkpoint" not in config and "data" in config:  # else only a job knows its data
         announce_synthetic(cfg.data for cfg in configurations)
+    absent = []
     for cfg in configurations:
-        with contextlib.suppress(NotInstalledError):  # such a job is skipped in its turn
+        try:
             check_targets(cfg)  # seconds, for what is imported
+        except NotInstalledError as error:  # such a job is skipped in its turn
+            absent.append(error)
+    if len(absent) == len(configurations):
+        raise absent[0]
 
 
 # ---- the list of jobs ---------------------------------------------------------------------------

@@ -45,6 +45,11 @@ def parameter_groups(
     ]
 
 
+def encoder_parameters(networks: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of the encoders of all networks."""
+    return [one.get_parameter(name) for one in networks for name in encoder_depths(one)]
+
+
 def _shares(networks: Iterable[nn.Module], layer_decay: float) -> dict[int, float]:
     """Share of the learning rate, by the `id` of a parameter of an encoder."""
     shares: dict[int, float] = {}

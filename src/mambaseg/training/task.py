@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
-from mambaseg.models import GraphedNetwork, encoder_depths, keep_layout
+from mambaseg.models import GraphedNetwork, keep_layout
 from mambaseg.models.stochastic import drawing, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
 from mambaseg.training.compiled import Compiled
 from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised
-from mambaseg.training.parameters import lay_out_states, parameter_groups
+from mambaseg.training.parameters import encoder_parameters, lay_out_states, parameter_groups
 
 log = logging.getLogger(__name__)
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -106,6 +106,7 @@ class Task(L.LightningModule, ABC):
         self._compiled = Compiled(self.method.networks if compile else ())
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
         self._layer_decay, self._freeze = layer_decay, freeze_encoder
+        self._encoders: list[nn.Parameter] = []  # which do not learn at first
         self._description = dict(description or {})
         networks = [self._description.get("model", {}), *self._description.get("partners", ())]
         self.names = names_apart([one.get("name", "network") for one in networks])
@@ -233,10 +234,8 @@ class Task(L.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Takes the gradients of encoders that do not learn yet."""
-        if self._step < self._freeze:
-            for network in self.method.networks:
-                for name in encoder_depths(network):
-                    network.get_parameter(name).grad = None
+        for parameter in self._encoders if self._step < self._freeze else ():
+            parameter.grad = None
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -361,19 +360,20 @@ class Task(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The injected optimizer and its schedule, stepped once per optimizer step."""
-        optimizer = self._optimizer(parameter_groups(
-            [self.network, self.method], self._decay, self.method.networks, self._layer_decay
-        ))  # fmt: skip
+        networks = self.method.networks
+        modules = [self.network, self.method]
+        groups = parameter_groups(modules, self._decay, networks, self._layer_decay)
+        optimizer = self._optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("share", 1.0)
         optimizer.register_load_state_dict_post_hook(lay_out_states)
+        self._encoders = encoder_parameters(networks) if self._freeze else []
         if self._scheduler is None:
             return optimizer
         schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
         if self._layer_decay != 1 and "max_lr" in optimizer.param_groups[0]:
             raise UserError(
-                "optim.layer_decay: this schedule gives all parameters one rate (max_lr); choose "
-                "another, such as that of optim=adamw"
+                "optim.layer_decay: this schedule gives all parameters one rate; take optim=adamw's"
             )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
