@@ -15,9 +15,9 @@ from fake_runs import write_run
 
 from mambaseg.errors import UserError
 from mambaseg.reporting.collect import collect
+from mambaseg.reporting.curves import read_curves
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
 from mambaseg.reporting.overlays import _load, overlay_pictures
-from mambaseg.reporting.plots import _metrics, _points
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.status import states, status_table
@@ -125,10 +125,10 @@ def test_hostile_overlays_are_left_out_and_run_nothing(spoiled, tmp_path, caplog
 
 def test_what_is_no_curve_has_no_points(spoiled):
     folder = spoiled("metrics.csv", "step,train/loss\n1,x\nnan,2\n3,inf\n4,0.5\n5,")
-    assert _points(_metrics(read_run(folder / "bad")), "train/loss") == [(5.0, 0.5)]
+    assert read_curves(read_run(folder / "bad"))["train/loss"] == [(5.0, 0.5)]
     for content in (b"\xff\xff", b"step,a\n1\n"):
         (folder / "bad" / "metrics.csv").write_bytes(content)
-        assert _metrics(read_run(folder / "bad")) == []
+        assert not any(read_curves(read_run(folder / "bad")).values())
 
 
 def test_a_report_is_written_without_pictures_and_curves_that_lie(spoiled, tmp_path):

@@ -317,8 +317,8 @@ def test_a_mosaic_centres_cells_and_leaves_gaps_dark():
 
 
 def test_more_networks_than_colours_are_told_apart():
-    assert len({(_colour(i), _again(i, LINES)) for i in range(21)}) == 21
-    assert len({(_colour(i), _again(i, HATCHES)) for i in range(21)}) == 21
+    assert len({(_colour(i), _again(i, LINES)) for i in range(35)}) == 35
+    assert len({(_colour(i), _again(i, HATCHES)) for i in range(35)}) == 35
 
 
 @pytest.mark.parametrize(("rows", "tall"), [(30, False), (31, True)])

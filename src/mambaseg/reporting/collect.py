@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.evaluation.metrics import Metric
+from mambaseg.reporting.curves import Curve, read_curves
 from mambaseg.reporting.labels import labels
 from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs, rows_where
 
@@ -59,6 +60,11 @@ class Entry:
     def rows(self) -> list[Row]:
         """Rows of all runs."""
         return [row for run in self.runs for row in run.rows]
+
+    @cached_property
+    def curves(self) -> list[dict[str, Curve]]:
+        """Of each run the points of its loss and validation Dice."""
+        return [read_curves(run) for run in self.runs]
 
     @property
     def folds(self) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +18,10 @@ from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices, over_seeds
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.costs import costs_of
+from mambaseg.reporting.curves import DICE, LOSS, band
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.grid import plus_minus
-from mambaseg.reporting.runs import SIZE, RunData
 from mambaseg.reporting.scores import estimate
-from mambaseg.storage.untrusted import read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,13 +29,13 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette again, in an order that keeps neighbours apart on white and on black.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-# With more entries than colours, the second and third seven are told apart by these.
-LINES = ("-", "--", ":")
-HATCHES = ("", "////", "....")
-MARKERS = ("o", "s", "^")
+# With more entries than colours, the second seven, the third, ... are told apart by these.
+LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+HATCHES = ("", "////", "....", "xxxx", "----")
+MARKERS = ("o", "s", "^", "D", "v")
+_MACS = "multiply-adds per image"
 # Stands for the page's text colour: nearly black in PNGs, replaced by currentColor in SVGs.
 _INK = "#010203"
-log = logging.getLogger(__name__)
 _STYLE = {
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
     "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
@@ -81,15 +78,16 @@ def _figures(
     )  # fmt: skip
     yield (
         "curves", "Training",
-        "A line per run: training loss, and Dice of the validation set (mean over the "
-        "foreground classes); of several networks that learn together, the best one's.",
+        "Training loss, and Dice of the validation set (mean over the foreground classes; of "
+        "several networks that learn together, the best one's). Lines: means over seeds and "
+        "folds; bands: from the lowest of them to the highest.",
         partial(_curves, entries),
     )  # fmt: skip
     yield (
         "costs", "Dice and costs",
-        "A point per network: Dice of the table (± standard deviation over seeds) against the "
-        "number of parameters, and against the time of a test case where all were measured on one "
-        "device.",
+        "A point per network: Dice of the table (± standard deviation over seeds) against "
+        "parameters, multiply-adds of an image (two operations of a scan as one), and the time of "
+        "a test case where all were measured on one device.",
         partial(_costs, entries),
     )  # fmt: skip
     yield (
@@ -146,7 +144,7 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _again(index: int, styles: Sequence[str]) -> str:
+def _again(index: int, styles: Sequence[Any]) -> Any:
     """The style of an entry's colour when it comes for the first, second, third time."""
     return styles[index // len(COLOURS) % len(styles)]
 
@@ -216,13 +214,16 @@ def _boxes(comparison: Comparison) -> Figure:
 
 def _costs(entries: Sequence[Entry]) -> Figure | None:
     scores, costs = [estimate(e, "dice") for e in entries], [costs_of(e.runs) for e in entries]
-    panels: dict[str, list[float | None]] = {"parameters": [cost.parameters for cost in costs]}
+    panels: dict[str, list[float | None]] = {
+        "parameters": [cost.parameters for cost in costs],
+        _MACS: [cost.macs and cost.macs + (cost.scan_flops or 0) / 2 for cost in costs],
+    }
     if len({place for cost in costs for place in cost.devices}) == 1:
         panels["s per case"] = [fmean(c.seconds) if c.seconds else None for c in costs]
     panels = {name: xs for name, xs in panels.items() if sum(map(bool, xs)) > 1}
     if not panels:
         return None
-    figure = _new(4.5 * len(panels), 3.4)
+    figure = _new(3.6 * len(panels), 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     drawn = {}
     for axis, (name, xs) in zip(axes, panels.items(), strict=True):
@@ -239,12 +240,12 @@ def _costs(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _cost_axis(axis: Axes, name: str, xs: Sequence[float]) -> None:
-    """Parameters differ by powers of ten; times are compared from zero."""
+    """Parameters and operations differ by powers of ten; times are compared from zero."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     axis.set_xlabel(name)
     axis.grid(color=_INK, alpha=0.15)
-    if name != "parameters":
+    if name not in ("parameters", _MACS):
         axis.set_xlim(0, 1.15 * max(xs))
         return
     axis.set(xscale="log", xlim=(min(xs) / 2.3, 2.3 * max(xs)))  # two of 1, 2, 5 are in it
@@ -258,15 +259,13 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
     axes = figure.subplots(1, 2)
     drawn = 0
     for index, entry in enumerate(entries):
-        for number, run in enumerate(entry.runs):
-            rows = _metrics(run)
-            for axis, key in zip(axes, ("train/loss", "val/dice"), strict=True):
-                points = _points(rows, key)
-                label = entry.label if number == 0 else None
-                xs, ys = [x for x, _ in points], [y for _, y in points]
-                axis.plot(xs, ys, color=_colour(index), linewidth=1.2, alpha=0.8,
-                          linestyle=_again(index, LINES), label=label)  # fmt: skip
-                drawn += len(points)
+        for axis, key in zip(axes, (LOSS, DICE), strict=True):
+            steps, mean, low, high = band([own[key] for own in entry.curves])
+            style = {"linewidth": 1.2, "linestyle": _again(index, LINES), "label": entry.label}
+            axis.plot(steps, mean, color=_colour(index), **style)
+            if low != high:
+                axis.fill_between(steps, low, high, color=_colour(index), alpha=0.18, linewidth=0)
+            drawn += len(steps)
     if not drawn:
         return None
     for axis, title in zip(axes, ("training loss", "validation Dice"), strict=True):
@@ -302,25 +301,6 @@ def _reliability(entries: Sequence[Entry]) -> Figure | None:
     figure.supylabel("accuracy", fontsize=9)
     _legend(figure, *axes[0, 0].get_legend_handles_labels())
     return figure
-
-
-def _metrics(run: RunData) -> list[dict[str, str]]:
-    try:
-        return read_table(run.path / "metrics.csv", growing=True)[1]
-    except FileNotFoundError:
-        return []  # logger=none
-    except (OSError, ValueError) as error:
-        log.warning("no curves of %s: metrics.csv: %s", run.path, error)
-        return []
-
-
-def _points(rows: Sequence[dict[str, str]], key: str) -> list[tuple[float, float]]:
-    points = []
-    for row in rows:
-        with contextlib.suppress(ValueError, KeyError):  # a cell that is no number has no point
-            if row.get(key):
-                points.append((float(row["step"]) + 1, float(row[key])))
-    return [point for point in points if all(abs(value) <= SIZE for value in point)]
 
 
 def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:

@@ -12,6 +12,7 @@ from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.reporting.beside import beside_the_papers
 from mambaseg.reporting.collect import Comparison, Entry, repeats
+from mambaseg.reporting.curves import DICE, rise
 from mambaseg.reporting.grid import (
     UNDEFINED,
     Grid,
@@ -27,6 +28,7 @@ from mambaseg.reporting.scores import (
     AVERAGES,
     Estimate,
     estimate,
+    mean_sd,
     outcomes,
     rows_where,
     values_of,
@@ -233,7 +235,22 @@ def _main(comparison: Comparison) -> Grid:
     if "result of" in shown:
         notes.append("Result of: the network of the method that was best in validation, per run.")
     grid = _score_grid(title, shown, [*columns, *_columns(others)], members, notes)
-    return replace(grid, wide=1 + len(shown))
+    return _with_rise(replace(grid, wide=1 + len(shown)), comparison)
+
+
+def _with_rise(grid: Grid, comparison: Comparison) -> Grid:
+    """The table with how fast each validation curve still rose; as it is without curves."""
+    rises = [[rise(own[DICE]) for own in entry.curves] for entry in comparison.entries]
+    known = [[value for value in own if value is not None] for own in rises]
+    if not any(known):
+        return grid
+    rows = [[*row, plus_minus(*mean_sd(own), 3, sign=True)]
+            for row, own in zip(grid.rows, known, strict=True)]  # fmt: skip
+    note = (
+        "Rise: of the validation Dice over the last third of the training, per 1,000 steps (mean "
+        "over runs): where it is large, more steps would have scored higher."
+    )
+    return replace(grid, header=[*grid.header, "rise"], rows=rows, notes=[*grid.notes, note])
 
 
 def _labels(entry: Entry) -> str:

@@ -1,0 +1,124 @@
+"""How many seeds and patients a difference needs: against experiments that are drawn and tested."""
+
+import numpy as np
+import pytest
+from fake_runs import write_run
+from scipy import stats
+
+from mambaseg.app.commands import report
+from mambaseg.errors import UserError
+from mambaseg.reporting.power import (
+    NEVER,
+    Components,
+    components,
+    least,
+    power,
+    power_grids,
+    smallest_difference,
+)
+
+TRUE = Components(0.03**2, (0.006**2, 0.012**2), (0.02**2, 0.03**2))
+
+
+def experiments(count, seeds, patients, difference):
+    """Scores of both networks, each (count, seeds, patients), as the model says that they vary."""
+    draw = np.random.default_rng(0).normal
+    favour = draw(0, TRUE.patients**0.5, (count, 1, patients)) / 2
+    hearts = draw(0.8, 0.1, (count, 1, patients))  # how difficult each is, for both
+    return [
+        hearts + sign * (favour + difference / 2)
+        + draw(0, TRUE.seeds[k] ** 0.5, (count, seeds, 1))
+        + draw(0, TRUE.rest[k] ** 0.5, (count, seeds, patients))
+        for k, sign in enumerate((1, -1))
+    ]  # fmt: skip
+
+
+def found(first, second):
+    """Share of the experiments in which a t test finds the first network better.
+
+    Mean squares are sums of squares over degrees of freedom, as textbooks have them.
+    """
+    _, seeds, patients = first.shape
+    paired = (first - second).mean(1)
+    terms = [(paired.var(1, ddof=1) / patients, patients - 1)]
+    variance = terms[0][0].copy()
+    for scores in (first, second):
+        total = scores - scores.mean((1, 2), keepdims=True)
+        of_seeds = total.mean(2, keepdims=True)
+        of_patients = total.mean(1, keepdims=True)
+        left = ((total - of_seeds - of_patients) ** 2).sum((1, 2))
+        rest = left / ((seeds - 1) * (patients - 1))
+        own = patients * (of_seeds**2).sum((1, 2)) / (seeds - 1)
+        scale = seeds * patients
+        terms += [(own / scale, seeds - 1), (rest / scale, (seeds - 1) * (patients - 1))]
+        variance += (own - rest) / scale
+    variance = np.maximum(variance, 1e-12)
+    free = variance**2 / sum(value**2 / degrees for value, degrees in terms)
+    t = paired.mean(1) / np.sqrt(variance)
+    return (stats.t.sf(t, np.maximum(free, 1)) < 0.025).mean()
+
+
+@pytest.mark.parametrize(("seeds", "patients"), [(3, 20), (8, 100), (20, 40)])
+def test_the_power_is_how_often_drawn_experiments_find_a_difference(seeds, patients):
+    difference = smallest_difference(TRUE, seeds, patients, 0.8)
+    assert power(TRUE, seeds, patients, difference) == pytest.approx(0.8, abs=1e-3)
+    drawn = found(*experiments(3000, seeds, patients, difference))
+    assert drawn == pytest.approx(0.8, abs=0.05)  # 0.76 with three seeds: the test is careful
+    assert found(*experiments(3000, seeds, patients, 0.0)) == pytest.approx(0.025, abs=0.012)
+
+
+def test_the_components_are_those_that_scores_were_drawn_with():
+    drawn = [
+        components(a, b)
+        for a, b in zip(*experiments(1000, 6, 50, 0.01), strict=True)
+    ]  # fmt: skip
+    assert np.mean([difference for difference, _ in drawn]) == pytest.approx(0.01, abs=0.002)
+    for own, true in zip(zip(*(parts for _, parts in drawn), strict=True), TRUE, strict=True):
+        assert np.mean(own, 0) == pytest.approx(true, rel=0.1)
+
+
+def test_with_few_patients_no_number_of_seeds_is_enough_and_the_other_way_round():
+    def enough(seeds, patients):
+        return power(TRUE, seeds, patients, 0.01) >= 0.8
+
+    assert least(lambda seeds: enough(seeds, 20)) is None
+    assert least(lambda patients: enough(3, patients)) is None
+    seeds = least(lambda seeds: enough(seeds, 200))
+    assert enough(seeds, 200) and not enough(seeds - 1, 200)
+    # without a test to pay for: (1.96 + 0.84)² V = difference², the formula of sample sizes
+    alone = Components(0.03**2, (0.0, 0.0), (0.0, 0.0))
+    patients = least(lambda patients: power(alone, 2, patients, 0.003) >= 0.8)
+    assert patients == pytest.approx((2.8016 * 0.03 / 0.003) ** 2, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs") / "hearts"
+    for seed in (1, 2):
+        write_run(folder, "unet", seed=seed, patients=range(1, 5), size=16)
+        write_run(folder, "mamba_unet", seed=seed, error=0.8, patients=range(1, 5), size=16)
+    write_run(folder, "swin_unet", patients=range(1, 5), size=16)  # a single seed
+    return folder
+
+
+def test_the_table_has_the_pairs_with_two_seeds_each(experiment):
+    variation, needs = power_grids(experiment, difference=0.5)
+    assert [grid.rows[0][0] for grid in (variation, needs)] == ["unet − mamba_unet"] * 2
+    assert float(variation.rows[0][1]) > 0 and len(needs.rows) == 1
+    assert needs.header[1:] == ["4 patients", "100 patients", "1,000 patients", "2 seeds"]
+    assert max(map(int, needs.rows[0][1:])) < 6  # half of all Dice is found by anybody
+    _, needs = power_grids(experiment, difference=1e-9)
+    assert needs.rows[0][1:] == [NEVER] * 4
+
+
+def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_path, capsys):
+    report.main(["power", "--difference", "0.01", str(experiment)])
+    printed = capsys.readouterr().out
+    assert "a difference of 0.01 Dice" in printed and "80 of 100 repetitions" in printed
+    assert max(map(len, printed.splitlines())) <= 80 and "unet − mamba_unet" in printed
+    write_run(tmp_path / "one", "unet", patients=(1, 2), size=16)
+    write_run(tmp_path / "one", "mamba_unet", patients=(1, 2), size=16)
+    with pytest.raises(UserError, match="two seeds of each network"):
+        report.main(["power", str(tmp_path / "one")])
+    with pytest.raises(UserError, match="--difference is between 0 and 1"):
+        report.main(["power", "--difference", "-1", str(experiment)])
