@@ -1,0 +1,72 @@
+"""Small copies of finished runs, to be kept with the code and reported on again by anybody.
+
+A copy has what a report reads, but no image and no weights. Folders of the machine that made it are
+cut to their last part, so that it tells nothing of the machine, and differs from that of the same
+run elsewhere in scores and times only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from mambaseg.errors import UserError
+from mambaseg.reporting.runs import read_runs
+from mambaseg.storage.files import whole_file, writing
+from mambaseg.storage.untrusted import read_json, read_yaml
+
+FILES = ("config.yaml", "run.json", "cases.csv", "metrics.json", "metrics.csv")
+"""What is copied of a run; those of other tasks have no cases.csv."""
+_HERE = ("host", "pid", "heartbeat", "wandb_id")  # of run.json: about the machine, not the result
+
+
+def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
+    """Copies the small files of all finished runs of an experiment; yields the new folders.
+
+    Args:
+        folder: `outputs/<experiment>`.
+        to: `docs/results/<experiment>`; runs that are there already are replaced.
+
+    Raises:
+        UserError: no finished run, or `to` is `folder`.
+    """
+    folder, to = Path(folder), Path(to)
+    if folder.resolve() == to.resolve():
+        raise UserError(f"--to {to}: this is where the runs are; name another folder")
+    for run in read_runs(folder)[0]:
+        place = to / run.path.name
+        with writing(place, otherwise="choose another folder with --to"):
+            place.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (run.path / name).is_file():
+                with whole_file(place / name) as temporary:
+                    temporary.write_text(_copy(run.path / name), encoding="utf-8")
+        yield place
+
+
+def _copy(path: Path) -> str:
+    """The text of a file of a run folder as it is kept."""
+    if path.name == "config.yaml":
+        return yaml.safe_dump(_bare(read_yaml(path)), sort_keys=False, allow_unicode=True)
+    if path.name == "run.json":
+        record = {key: value for key, value in read_json(path).items() if key not in _HERE}
+        return json.dumps(_bare(record), indent=2, ensure_ascii=False) + "\n"
+    return path.read_text(encoding="utf-8")
+
+
+def _bare(value: Any) -> Any:
+    """Plain data with the last parts of absolute paths, also behind the `=` of an override."""
+    if isinstance(value, dict):
+        return {key: _bare(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_bare(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    key, path = re.fullmatch(r"([\w.@/+~]*=)?(.*)", value, re.DOTALL).groups("")  # type: ignore[union-attr]
+    absolute = re.match(r"['\"]?(/|~|[A-Za-z]:[\\/])", path)
+    return key + PurePosixPath(path.replace("\\", "/")).name if absolute else value

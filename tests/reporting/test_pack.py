@@ -1,0 +1,80 @@
+"""Small copies of runs: without images, weights and names of folders, and good for a report."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from fake_runs import write_run
+
+from mambaseg.app.commands import report
+from mambaseg.errors import UserError
+from mambaseg.reporting.collect import collect
+from mambaseg.reporting.pack import FILES
+from mambaseg.reporting.tables import score_grids
+
+ROOT = Path(__file__).parents[2]
+MEDICAL = re.compile(r"\.(nii|gz|h5|hdf5|hdr|img|mha|mhd|nrrd|dcm|ima|npy|mat|zip|tar)$")
+PICTURES = re.compile(r"\.(png|jpe?g|gif|webp|tiff?|bmp|pdf|svg)$")
+OF_THE_PHANTOM = {"docs/demo.png", "docs/overlay.png", "docs/report.png"}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs") / "hearts"
+    words = ["model=unet", f"outputs={folder.parent}", "data.root=/home/somebody/ACDC"]
+    record = {"host": "pc-of-somebody", "overrides": words}
+    for seed in (1, 2):
+        path = write_run(folder, seed=seed, patients=(1, 2), size=16, record=record)
+    (path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    (folder / "crashed").mkdir()
+    (folder / "crashed" / "run.json").write_text('{"status": "failed"}')
+    return folder
+
+
+def test_a_copy_has_the_small_files_and_gives_the_same_report(experiment, tmp_path):
+    place = tmp_path / "results" / "hearts"
+    for _ in range(2):  # again replaces
+        report.main(["pack", str(experiment), "--to", str(place)])
+    found = sorted(
+        path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()
+    )
+    assert found == sorted(f"unet-sgd-seed{seed}/{name}" for seed in (1, 2) for name in FILES)
+    grids = [score_grids(collect(folder)[0][0]) for folder in (experiment, place)]
+    assert grids[0] == grids[1]
+    report.main(["--no-images", str(place)])
+    assert "data:image" not in (place / "report" / "index.html").read_text()
+
+
+def test_a_copy_tells_nothing_of_the_machine(experiment, tmp_path):
+    report.main(["pack", str(experiment), "--to", str(tmp_path)])
+    text = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    for told in (str(experiment.parent), "/home", "somebody", "/somewhere"):
+        assert told not in text
+    record = json.loads((tmp_path / "unet-sgd-seed1" / "run.json").read_text())
+    assert record["overrides"] == ["model=unet", f"outputs={experiment.parent.name}",
+                                   "data.root=ACDC"]  # fmt: skip
+
+
+def test_runs_are_not_packed_onto_themselves(experiment):
+    with pytest.raises(UserError, match="name another folder"):
+        report.main(["pack", str(experiment), "--to", f"{experiment}/../hearts"])
+
+
+def test_no_image_of_a_patient_is_in_the_repository():
+    """What git has, or would take: medical images nowhere, pictures only those of the phantom."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git repository")
+    files = [name for name in listed.splitlines() if (ROOT / name).is_file()]
+    assert not [name for name in files if MEDICAL.search(name.lower())]
+    assert {name for name in files if PICTURES.search(name.lower())} == OF_THE_PHANTOM
+    arrays = [name for name in files if name.endswith(".npz")]
+    assert all(re.match("tests/(models|training)/golden/", name) for name in arrays)
+    for name in files:
+        if name.startswith("docs/results/"):
+            text = (ROOT / name).read_text(encoding="utf-8")  # no other kind of file is there
+            assert "data:image" not in text, f"{name}: mambaseg report --no-images"
