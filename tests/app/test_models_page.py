@@ -33,7 +33,7 @@ def costs(name, size):
         network, _ = build_network(config.model)
         operations = count_operations(network, torch.rand(1, 1, size, size))
     parameters = sum(p.numel() for p in network.parameters())
-    multiple = network.multiple
+    multiple = network.multiples[0]
     return {"network": name, "parameters": parameters, "size_multiple": multiple, **operations}
 
 

@@ -252,7 +252,7 @@ def test_objects_inside_a_network_come_from_its_config(project, small, image, ca
     about = read_checkpoint(record.parent).about
     assert "_target_" not in json.dumps(about)
     trained = mambaseg.load_run(record.parent, config_dir="conf")
-    assert trained.network.network[0].out_channels == 3 and trained.network.multiple == 1
+    assert trained.network.network[0].out_channels == 3 and trained.network.multiples == (1, 1)
     assert trained.predict(image).shape[0] == 10
     assert "left out" not in capsys.readouterr().out
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mambaseg.data.check.plan import plan_2d
+from mambaseg.data.plan import plan_2d
 
 
 def like(shape, spacing, count, seed=0):
@@ -64,5 +64,6 @@ def test_it_is_nnunets_own(name, tmp_path, monkeypatch):
     assert plan.patch == tuple(int(side) for side in theirs["patch_size"])
     assert plan.batch == theirs["batch_size"]
     assert [list(one) for one in plan.strides] == [list(one) for one in kwargs["strides"]]
+    assert [list(one) for one in plan.kernels] == [list(one) for one in kwargs["kernel_sizes"]]
     assert plan.features == list(kwargs["features_per_stage"])
     assert plan.spacing == pytest.approx(tuple(theirs["spacing"]))

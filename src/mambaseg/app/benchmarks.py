@@ -15,7 +15,7 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
@@ -117,6 +117,8 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
 def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
     """`rows`, `notes` and what else a kind of benchmark finds."""
     device = protocol.device
+    if OmegaConf.is_list(cfg.size):
+        raise UserError(f"size={cfg.size}: benchmarks measure squares, give the pixels of a side")
     if cfg.what == "scan":
         shapes = shapes_of(cfg.shapes, size=cfg.size, batch=cfg.batch)
         forms, backends = list(cfg.forms), list(cfg.backends)

@@ -189,7 +189,7 @@ def _original(path: Path, model: DictConfig, data: dict[str, Any]) -> Checkpoint
     except UserError as error:
         raise UserError(f"run={path} with model={model.name}: {error}") from error
     arguments = {key: value for key, value in plain(model).items() if key != "_target_"}
-    keys = ("intensity", "window", "spacing", "longest_side")
+    keys = ("intensity", "window", "spacing", "longest_side", "ct")
     given = {key: data[key] for key in keys if data.get(key)}
     about = {
         "model": {"name": model.name, "arguments": arguments},

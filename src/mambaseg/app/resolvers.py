@@ -100,6 +100,8 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
         return len(about.channels)
     if what == "ignore_label":
         return about.ignore
+    if what == "modality":
+        return list(about.channels)
     return len(about.class_names) if what == "num_classes" else list(about.class_names)
 
 

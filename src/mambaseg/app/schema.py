@@ -103,6 +103,7 @@ def did_you_mean(key: str, known: Collection[str]) -> str:
 
 
 TEXT, COUNT, NATURAL = Text(), Number(1, whole=True), Number(0, whole=True)
+AUTO = "auto"  # `app.planning` gives it a value
 FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file, a bundle, newest or a pattern")
 _SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _ROWS: tuple[tuple[Kind, str], ...] = (
@@ -111,10 +112,14 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
         trainer.compile compile
         keep_largest overlay probabilities uncertainty calibrated calibration"""),
     (("auto", True, False), "data.on_device trainer.sync_batchnorm dicom_seg"),
-    ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels data.size data.batch_size
-        data.steps data.val_every model.size_multiple trainer.accumulate_grad_batches
+    ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels
+        data.steps data.val_every trainer.accumulate_grad_batches
         callbacks.checkpoint.keep callbacks.nonfinite.most_in_a_row batch_size repeats"""),
-    ((COUNT, None), "data.longest_side callbacks.checkpoint.every size threads batch"),
+    ((COUNT, None), "data.longest_side callbacks.checkpoint.every threads batch"),
+    ((COUNT, [COUNT], None), "size"),
+    ((COUNT, [COUNT], AUTO), "data.size model.size_multiple"),
+    ((COUNT, AUTO), "data.batch_size"),
+    ((Number(0, 180, whole=True), Number(0, 180), AUTO), "augmentation.rotate.degrees"),
     ((NATURAL,), """data.fold data.neighbours data.num_workers optim.freeze_encoder
         trainer.log_every_n_steps warmup"""),
     ((Number(0, 2**32 - 1, whole=True),), "seed data.seed data.split_seed"),
@@ -125,7 +130,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Number(0, 1),), "data.oversample"),
     ((Number(0), None), "trainer.gradient_clip_val loop_limit"),
     ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
-    ((Number(above=0), None), "data.spacing"),
+    ((Number(above=0), [Number(above=0)], AUTO, None), "data.spacing"),
     ((Number(above=0, high=1),), "optim.layer_decay"),
     (([TEXT], None), "model.encoder_parts"),
     ((TEXT,), """data.name data.title data.instead data.split data.preprocessing
@@ -157,13 +162,15 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (("auto", "binary", "instances", "classes"), "data.masks"),
     (("all", "matrices"), "optim.decay"),
     (("max", "min", None), "callbacks.checkpoint.mode"),
+    (([TEXT], None), "data.modality"),
     (("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", _SHORT),
         "trainer.precision"),
     (("auto", "32-true", "bf16-mixed", {"32": "32-true", "bf16": "bf16-mixed"}), "precision"),
     ((True, False, "flips", "rot90", "all", "none"), "tta"),
     (("onnx", "torch", "bundle"), "format"),
     # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target
-    ((object,), "data.label_map data.labelled data.window optim.optimizer optim.scheduler"),
+    ((object,), """data.label_map data.labelled data.window data.ct optim.optimizer
+        optim.scheduler"""),
 )  # fmt: skip
 INSTEAD = {
     "data.augmentation": "set augmentation=none|paper|modern; of mambaseg predict and demo "
@@ -198,8 +205,13 @@ def take(key: str, value: Any) -> Any:
         raise UserError(f"{key}={shown(value)}: must be {expected}") from None
 
 
+PLANNED: tuple[str, ...] = (
+    "model.kernel_size", "model.strides", "model.upsample_kernel_size", "model.filters",
+    "model.deep_supr_num",
+)  # fmt: skip
+"""Arguments of a network that may be `auto`, whatever it takes in their place."""
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks"),
+    "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks", "modality"),
     "method": ("name", "partner", "networks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual", "encoder_parts"),
     "trainer": ("graph", "compile"),

@@ -14,6 +14,7 @@ from mambaseg.app.check import check_targets
 from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import made, plain, read_with_config, settle_weights
 from mambaseg.app.own import config_dirs
+from mambaseg.app.planning import settle_plan
 from mambaseg.app.resolvers import data_name, task_class
 from mambaseg.app.schema import EXTRAS
 from mambaseg.app.sweeps import in_sweep
@@ -54,13 +55,14 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     if checkpoint is None:
         settle_weights(cfg.model)
         _settle_channels(cfg, "model")
-    if start := start_of(cfg):
-        cfg.init_from = str(start.checkpoint.path)
-    _settle_device(cfg)
     if OmegaConf.is_missing(cfg.data, "root"):
         raise UserError(f"data={cfg.data.name}: name the folder of the data set, data.root=...")
     for key in ("root", "cache_dir"):
         cfg.data[key] = str(Path(cfg.data[key]).expanduser())
+    settle_plan(cfg)
+    if start := start_of(cfg):
+        cfg.init_from = str(start.checkpoint.path)
+    _settle_device(cfg)
     cfg.data.accumulate = cfg.trainer.accumulate_grad_batches
     if checkpoint is None:
         _settle_method(cfg)

@@ -11,7 +11,7 @@ from typing import Any
 from hydra._internal.utils import _locate
 
 from mambaseg.app.own import code_remedy, find_code
-from mambaseg.app.schema import EXTRAS, TABLE, did_you_mean, shown
+from mambaseg.app.schema import AUTO, EXTRAS, PLANNED, TABLE, did_you_mean, shown
 from mambaseg.errors import NotInstalledError, UserError
 
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -58,10 +58,12 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
             known = {f"{key}.{other}" for other in (*takes, *extras)}
             near = did_you_mean(f"{key}.{name}", known) or f": {what} takes {', '.join(takes)}"
             raise UserError(f"there is no {key}.{name}{near}")
-        default = name in takes and values[name] == takes[name].default
-        if f"{key}.{name}" not in TABLE and not default and not fits(values[name], hints.get(name)):
+        value, whole = values[name], f"{key}.{name}"
+        said = whole in TABLE or (name in takes and value == takes[name].default)
+        planned = value == AUTO and whole in PLANNED
+        if not (said or planned or fits(value, hints.get(name))):
             expected = inspect.formatannotation(hints[name]).replace("typing.", "")
-            raise UserError(f"{key}.{name}={shown(values[name])}: {what} takes {expected}")
+            raise UserError(f"{key}.{name}={shown(value)}: {what} takes {expected}")
     if not node.get("_partial_") and "_args_" not in node:
         for one in takes.values():
             given = one.name in node or f"{key}.{one.name}" in TABLE  # which `build` may set

@@ -5,7 +5,7 @@ are affine maps, composed with the way onto the grid (`Preprocessing`), so each 
 The map runs backwards, from where a pixel of the augmented native-size image is to where it comes
 from; positions are (row, column) in pixels, and centres are at (size - 1) / 2.
 
-B: batch, H, W: native size padded to the batch's largest, S: side of the grid.
+B: batch, H, W: native size padded to the batch's largest, S, T: rows, columns of the grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.geometry import Pixel, Preprocessing
+from mambaseg.data.intensity import CT
 from mambaseg.data.sampling import bilinear, look_up_or_zero, nearest_pixel, precision
 from mambaseg.errors import UserError
 
@@ -61,7 +62,7 @@ class Intensity(Operation):
         return u.tolist()
 
     def paint(self, image: Tensor, drawn: Tensor, *, unit: bool) -> Tensor:
-        """Return the changed image (B, C, S, S); what lies outside the native image stays zero.
+        """Return the changed image (B, C, S, T); what lies outside the native image stays zero.
 
         `drawn` are the parameters (numbers, B, 1, 1, 1); `unit` is for intensities in [0, 1].
         """
@@ -296,16 +297,16 @@ class Augmentation:
         if self.preprocessing.windowed:
             image = self.preprocessing.resampled((int(shape[0]), int(shape[1])), pixel)
             resampled = np.array(image.shape[turned])
-            room = resampled - self.preprocessing.size
+            room = resampled - self.preprocessing.sides
             lead = room // 2
             if self.operations:
                 lead = np.where(room > 0, np.floor(window * (room + 1)), lead)
             matrix = np.array(image.step)[:, None] * matrix
             if about is not None:
                 shown = np.linalg.solve(matrix, about - centre - native * view.shift)
-                lead = _lead_about(shown + resampled / 2 - 0.5, room, self.preprocessing.size)
+                lead = _lead_about(shown + resampled / 2 - 0.5, room, self.preprocessing.sides)
             offset = centre + matrix @ (lead + 0.5 - resampled / 2)
-            extent = np.full(2, self.preprocessing.size)
+            extent = np.array(self.preprocessing.sides)
         else:
             offset = centre - matrix @ ((extent - 1) / 2)
         return [*matrix.ravel(), *(offset + native * view.shift), *extent, *drawn]
@@ -319,7 +320,7 @@ class Augmentation:
         bottom and right; `shapes` (B, 2) are true sizes, `parameters` (B, 8 + P) are of `draw`.
 
         Returns:
-            Image (B, C, S, S) float32 and label (B, S, S) int64.
+            Image (B, C, S, T) float32 and label (B, S, T) int64.
         """
         # One image's index map fits a CPU's cache, a batch's does not. The results are the same.
         size = 1 if image.device.type == "cpu" else len(image)
@@ -330,16 +331,18 @@ class Augmentation:
     def _apply(
         self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return image (B, C, S, S) float32 and label (B, S, S) uint8."""
+        """Return image (B, C, S, T) float32 and label (B, S, T) uint8."""
         if self.preprocessing.windowed:
-            count, device = self.preprocessing.size, image.device
-            rows = columns = torch.arange(count, device=device, dtype=precision(device))[None]
+            rows, columns = (
+                torch.arange(side, device=image.device, dtype=precision(image.device))[None]
+                for side in self.preprocessing.sides
+            )
         else:
             rows, columns = self.preprocessing.grid_positions(parameters[:, _SHAPE])
         row, column = rows[:, :, None], columns[:, None, :]
         m = parameters[:, _MATRIX, None, None].to(rows.dtype)
         offset = parameters[:, _OFFSET, None, None].to(rows.dtype)
-        native_rows = m[:, 0] * row + (m[:, 1] * column + offset[:, 0])  # (B, S, S)
+        native_rows = m[:, 0] * row + (m[:, 1] * column + offset[:, 0])  # (B, S, T)
         native_columns = m[:, 2] * row + (m[:, 3] * column + offset[:, 1])
         pixel = nearest_pixel(native_rows, native_columns, shapes, image.shape)
         if self.preprocessing.interpolation == "nearest":
@@ -350,7 +353,7 @@ class Augmentation:
         for operation in self.operations:
             if isinstance(operation, Intensity):
                 own, drawn = drawn.tensor_split([operation.numbers])
-                unit = self.preprocessing.intensity != "zscore"
+                unit = self.preprocessing.intensity not in ("zscore", CT)
                 painted = operation.paint(painted, own, unit=unit)
         if painted is not grid:
             grid = torch.where(pixel[:, None] < image[0, 0].numel(), painted, grid)
@@ -358,11 +361,12 @@ class Augmentation:
         return grid, labels
 
 
-def _lead_about(shown: Array, room: Array, size: int) -> Array:
-    """Where a grid of `size` begins that has a position in its middle, or nearer the border.
+def _lead_about(shown: Array, room: Array, sides: tuple[int, int]) -> Array:
+    """Where a grid of `sides` begins that has a position in its middle, or nearer the border.
 
     It lies within the image, or beyond it as far as the position would else not be seen.
     """
+    size = np.array(sides)
     middle = np.floor(shown - (size - 1) / 2)
     lead = np.where(room > 0, np.clip(middle, 0, room), room // 2)
     return np.clip(lead, np.ceil(shown) - size + 1, np.floor(shown))

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ _ATTEMPTS = 3  # a process that discards a damaged cache may take away a new one
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _Decoded = tuple[NDArray[Any], NDArray[Any], dict[str, Any]]  # image, label, entry
 
 
@@ -204,6 +205,8 @@ def open_cache(
     scaling = preprocessing.intensity
     if preprocessing.window is not None:
         scaling = f"{scaling} {preprocessing.window}"
+    if preprocessing.ct is not None:
+        scaling = f"{scaling} {preprocessing.ct}"
     recipes = sorted({case.recipe for case in cases})
     identity = [fingerprint(cases, digests), recipes, scaling, num_classes, channels, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
@@ -329,13 +332,13 @@ def _in_threads(decode: Callable[[Case], _Decoded], cases: Sequence[Case]) -> It
     block, logged = 2 * THREADS, time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(cases), block):
-            yield from pool.map(partial(_once_more, decode), cases[start : start + block])
+            yield from pool.map(partial(once_more, decode), cases[start : start + block])
             if time.monotonic() - logged > SECONDS_BETWEEN_REPORTS:
                 logged = time.monotonic()
                 log.info("decoded %d of %d cases", min(start + block, len(cases)), len(cases))
 
 
-def _once_more(decode: Callable[[Case], _Decoded], case: Case) -> _Decoded:
+def once_more(decode: Callable[[Case], T], case: Case) -> T:
     """Decode a case, again where another thread disturbed Python's parser.
 
     `np.load` parses headers with `ast`. In Python 3.11 a garbage collection in the middle of that

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from mambaseg.data.classes import (
 )
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.intensity import Window
+from mambaseg.data.intensity import CtValues, Window
 from mambaseg.data.labelling import (
     Labels,
     checked_ignore,
@@ -37,24 +37,26 @@ from mambaseg.data.patients import Alike, find_alike, split_cases
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.data.survey import Survey, Surveyed, open_survey
 from mambaseg.data.validation import DataError, checked_label_map
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 
+Entries = TypeVar("Entries", VolumeCache, Survey)
 log = logging.getLogger(__name__)
 
 
 class SegmentationDataModule(StepDataModule):
     """Training batches on the network's grid, evaluation cases at native size.
 
-    A training batch is, after the transfer to the device, `image` (B, C, S, S) float32, `label`
-    (B, S, S) int64, `case` (list of ids), `slice` (list of numbers), `step` (int), `position` (B,):
+    A training batch is, after the transfer to the device, `image` (B, C, S, T) float32, `label`
+    (B, S, T) int64, `case` (list of ids), `slice` (list of numbers), `step` (int), `position` (B,):
     the places in the global batch of that step, and `labelled`: how many samples, the first ones,
     have a label. An evaluation batch is one case: `case` (the
     `Case`), `image` (Z, C, H, W) float32, intensity-scaled, on the device, `label` (Z, H, W) uint8
     on the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
 
-    `options` are those of `StepDataModule`; `size` is the side S of the network's grid. With
+    `options` are those of `StepDataModule`; `size` has the sides S, T of the network's grid. With
     `on_device` the training slices are kept in the device's memory and gathered there, which
     changes no value; `auto`: on a CUDA device with room for them. `class_remarks` is (class names,
     class -> median voxels of a case that has it) -> what is odd about the sizes, for data sets that
@@ -75,10 +77,11 @@ class SegmentationDataModule(StepDataModule):
         folds: int = 5,  # of the split kfold
         split_by: str | None = None,  # a fact of patients whose values are the folds
         split_seed: int = 0,  # the run's seed does not change who is tested
-        preprocessing: str = "paper",  # a preset, see `Preprocessing` also for the next four
+        preprocessing: str = "paper",  # a preset, see `Preprocessing` also for the next six
         intensity: str | None = None,
         window: Window | None = None,
-        spacing: float | None = None,
+        spacing: float | Sequence[float] | None = None,
+        ct: Sequence[CtValues | None] | None = None,
         neighbours: int = 0,  # slices above and below as channels; multiplies `in_channels`
         longest_side: int | None = None,  # what `find_cases` reduces pictures to
         augmentation: str | Mapping[str, Operation | None] = "paper",  # see `Augmentation`
@@ -108,6 +111,7 @@ class SegmentationDataModule(StepDataModule):
             intensity=intensity or "",
             window=window,
             spacing=spacing,
+            ct=ct,
             longest_side=longest_side,
             neighbours=neighbours,
         )
@@ -143,27 +147,10 @@ class SegmentationDataModule(StepDataModule):
         """
         if self._cache is not None:
             return
-        if self._prepare is not None:
-            self._prepare(self.root)
-        found = [
-            replace(case, label_map=self._label_map, slicing=self.slicing, ignore=self._ignore)
-            for case in self._find_cases(self.root)
-        ]
-        named = dict(pair for case in found for pair in case.value_names)
-        mapping = None if self._label_map is None else dict(self._label_map)
-        require_named_values(named, self.class_names, label_map=mapping)
-        alike = find_alike(found)
-        how: Any = {"fold": self._fold, "seed": self._split_seed, "alike": alike}
-        how |= {"count": self._folds, "by": self._split_by}
-        split = partial(split_cases, self._split_name, found, self.root, **how)
-        self.split = split()
-        used, cache = self._open(found)
-        contents = {entry.case: entry.content or entry.source for entry in cache.entries}
-        groups = patients_with_same_images(used, contents)
-        if copies := [group for group in groups if group not in known_duplicates(group)]:
-            self.split = split(duplicates=copies)
-            used, cache = self._open(found)
-            shown = "; ".join(", ".join(group) for group in copies)
+        alike = self._find()
+        used, cache = self._divided(self._decoded)
+        if self._copies:
+            shown = "; ".join(", ".join(group) for group in self._copies)
             note = self.split.note
             log.warning("the same images belong to more than one patient: %s. %s", shown, note)
         members = {part: set(getattr(self.split, part)) for part in PARTS}
@@ -199,27 +186,67 @@ class SegmentationDataModule(StepDataModule):
             return None
         return {"labelled": len(labelled), "patients": len(patients), "labels": self._labels}
 
-    def _open(self, found: Sequence[Case]) -> tuple[list[Case], VolumeCache]:
-        """The split's cases with the labels that may be read, and their cache."""
+    def _find(self) -> Alike | None:
+        """Find all cases as the configuration reads them; what suggests patients among them."""
+        if self._prepare is not None:
+            self._prepare(self.root)
+        found = [
+            replace(case, label_map=self._label_map, slicing=self.slicing, ignore=self._ignore)
+            for case in self._find_cases(self.root)
+        ]
+        named = dict(pair for case in found for pair in case.value_names)
+        mapping = None if self._label_map is None else dict(self._label_map)
+        require_named_values(named, self.class_names, label_map=mapping)
+        self._found, alike = found, find_alike(found)
+        how: Any = {"fold": self._fold, "seed": self._split_seed, "alike": alike}
+        how |= {"count": self._folds, "by": self._split_by}
+        self._split = partial(split_cases, self._split_name, found, self.root, **how)
+        return alike
+
+    def _divided(self, read: Callable[[list[Case]], Entries]) -> tuple[list[Case], Entries]:
+        """Split the cases, and `read` those of the split; who shows the same stays together."""
+        self.split = self._split()
+        used = self._used()
+        entries = read(used)
+        contents = {one.case: one.content or one.source for one in entries.entries}
+        groups = patients_with_same_images(used, contents)
+        self._copies = [group for group in groups if group not in known_duplicates(group)]
+        if self._copies:
+            self.split = self._split(duplicates=self._copies)
+            used = self._used()
+            entries = read(used)
+        return used, entries
+
+    def _used(self) -> list[Case]:
+        """The split's cases with the labels that may be read."""
         split = self.split
         labelled = labelled_patients(split, self._labelled)
         self.labelled = labelled if len(labelled) < len(split.train) else None
         evaluated, trained, told = {*split.val, *split.test}, set(split.train), set(labelled)
-        used = [
-            case if case.patient in evaluated else for_training(case, told, self._labels)
-            for case in sorted(found, key=lambda case: case.id)
-            if case.patient in evaluated or case.patient in trained
-        ]
         note = f"{split.note} {supervision_note(split, labelled, self._labels)}".strip()
         self.split = replace(split, note=note)
-        cache = open_cache(
+        return [
+            case if case.patient in evaluated else for_training(case, told, self._labels)
+            for case in sorted(self._found, key=lambda case: case.id)
+            if case.patient in evaluated or case.patient in trained
+        ]
+
+    def _decoded(self, used: list[Case]) -> VolumeCache:
+        return open_cache(
             used,
             self.preprocessing,
             cache_dir=self.cache_dir,
             num_classes=self.num_classes,
             channels=self.in_channels,
         )
-        return used, cache
+
+    def survey(self, *, greys: bool) -> list[Surveyed]:
+        """What a plan is made of: shapes and voxel sizes of the training cases, and `greys`."""
+        self._find()
+        how: Any = {"num_classes": self.num_classes, "channels": self.in_channels, "greys": greys}
+        used, found = self._divided(partial(open_survey, cache_dir=self.cache_dir, **how))
+        trained = {case.id for case in used if case.patient in self.split.train}
+        return [one for one in found.entries if one.case in trained]
 
     def _log(self, cache: VolumeCache, alike: Alike | None) -> None:
         """Say what the parts hold, and what about it is odd."""
@@ -269,7 +296,7 @@ class SegmentationDataModule(StepDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a training image, with its neighbours."""
-        return self.in_channels * self.preprocessing.slices, self.size, self.size
+        return self.in_channels * self.preprocessing.slices, *self.preprocessing.sides
 
     def setup(self, stage: str) -> None:
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""

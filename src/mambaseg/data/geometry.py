@@ -1,11 +1,11 @@
-"""Between a volume as it was measured and the square grid that the network sees.
+"""Between a volume as it was measured and the grid that the network sees.
 
 Train, validation, test and prediction share one `Preprocessing`; its name travels with checkpoints
-and results. B: images, Z: slices of a volume, C: channels, H, W: native size in pixels, S: side of
-the grid, K: classes.
+and results. B: images, Z: slices of a volume, C: channels, H, W: native size in pixels, S, T: rows
+and columns of the grid, K: classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -14,7 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaseg.data.intensity import SCALINGS, WINDOW, Window, is_window, rescaled
+from mambaseg.data.intensity import (
+    CT,
+    SCALINGS,
+    WINDOW,
+    CtValues,
+    Window,
+    ct_scaled,
+    is_ct,
+    is_window,
+    rescaled,
+)
 from mambaseg.data.sampling import (
     bilinear,
     look_up_or_zero,
@@ -22,6 +32,7 @@ from mambaseg.data.sampling import (
     nearest_positions,
     precision,
 )
+from mambaseg.data.sizes import Size, is_spacing, plain_lists, sides_of
 from mambaseg.data.validation import SPACING_MM
 from mambaseg.errors import UserError
 
@@ -40,25 +51,22 @@ PRESETS = {
 }
 
 
-def is_spacing(value: Any) -> bool:
-    """Whether a value is the side of a pixel in mm."""
-    low, high = SPACING_MM
-    return isinstance(value, (int, float)) and low <= value <= high  # not so of nan
-
-
 class Resampled:
     """One image at another spacing, in the middle of the zeros that fill the network's grid.
 
     `native` is (H, W) and `step` native pixels per pixel, down and across; there are at least
-    `least` rows and columns. The centres of the native and the resampled image coincide. Positions
+    `least` (rows, columns). The centres of the native and the resampled image coincide. Positions
     are in native pixels, the first pixel's centre at 0. `shape` is its height and width in pixels,
     `extent` with the zeros; `UserError` for more than `LARGEST_SIDE` and more than natively.
     """
 
-    def __init__(self, native: tuple[int, int], step: tuple[float, float], least: int) -> None:
+    def __init__(
+        self, native: tuple[int, int], step: tuple[float, float], least: tuple[int, int]
+    ) -> None:
         self.native, self.step = native, step
         height, width = (max(1, round(side / s)) for side, s in zip(native, step, strict=True))
-        self.shape, self.extent = (height, width), (max(height, least), max(width, least))
+        self.shape = height, width
+        self.extent = max(height, least[0]), max(width, least[1])
         if max(self.shape) > max(LARGEST_SIDE, *native):
             raise UserError(
                 f"a slice of {native[0]} × {native[1]} pixels would become {height} × {width}: "
@@ -106,33 +114,37 @@ def _count(number: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A named intensity scaling and a named way onto the (size, size) grid (see `PRESETS`).
+    """A named intensity scaling and a named way onto the grid (see `PRESETS`).
 
     * *stretch*: as published (Mamba-UNet, after SSL4MIS): each axis is resampled to the grid by
       nearest neighbour, images and labels; the aspect ratio is not kept.
-    * *fit*: the longer side fills the grid, the image sits in its centre on zeros; images are
+    * *fit*: the image fills the grid in one direction, in the centre on zeros; images are
       bilinear (no antialiasing), logits go back bilinearly before the argmax.
-    * *spacing*: pixels become squares of `spacing` mm, bilinear as in fit. Smaller images sit in
-      the grid's centre on zeros. Of larger ones training sees a part of the grid's size,
-      evaluation and prediction all.
+    * *spacing*: pixels become squares (or rectangles) of `spacing` mm, bilinear as in fit.
+      Smaller images sit in the grid's centre on zeros. Of larger ones training sees a part of the
+      grid's size, evaluation and prediction all.
     * *native*: likewise, with the pixels as they are; the voxel size plays no part.
     """
 
     name: str
-    size: int  # side S of the grid in pixels
-    intensity: str = ""  # minmax, percentile, zscore or window; empty: the preset's own
+    size: Size  # of the grid in pixels; two equal sides become one
+    intensity: str = ""  # minmax, percentile, zscore, window or ct; empty: the preset's own
     window: Window | None = None  # grey values that become 0 and 1; its intensity is `window`
-    spacing: float | None = None  # side of a pixel in mm, of geometry `spacing`
+    spacing: float | Sequence[float] | None = None  # of a pixel in mm, of geometry `spacing`
     longest_side: int | None = None  # pixels to which larger pictures are reduced when read
     neighbours: int = 0  # slices above, and as many below, that a slice has as further channels
+    ct: Sequence[CtValues | None] | None = None  # of each channel, see `ct_scaled`; None: z-score
 
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
             known = ", ".join(PRESETS)
             raise UserError(f"unknown preprocessing {self.name!r}: choose one of {known}")
-        for key, side in (("size", self.size), ("longest_side", self.longest_side)):
-            if side is not None and side < 1:
-                raise UserError(f"data.{key}={side}: give a positive number of pixels")
+        sides = sides_of(self.size)
+        object.__setattr__(self, "size", sides[0] if sides[0] == sides[1] else sides)
+        if self.longest_side is not None and self.longest_side < 1:
+            raise UserError(
+                f"data.longest_side={self.longest_side}: give a positive number of pixels"
+            )
         if self.neighbours < 0:
             raise UserError(
                 f"data.neighbours={self.neighbours}: give a number of slices, 0 or more"
@@ -145,12 +157,22 @@ class Preprocessing:
                 )
             low, high = map(float, self.window)
             object.__setattr__(self, "window", (low, high))
-        implied = PRESETS[self.name][0] if self.window is None else WINDOW
+        if self.ct is not None:
+            if not is_ct(self.ct):
+                raise UserError(
+                    f"data.ct={self.ct}: give [low, high, mean, deviation] in the files' grey "
+                    "values for each channel, or null for a z-score: [[-960, 300, 100, 250]]"
+                )
+            object.__setattr__(self, "ct", tuple(one and tuple(map(float, one)) for one in self.ct))
+        implied = WINDOW if self.window else CT if self.ct else PRESETS[self.name][0]
         object.__setattr__(self, "intensity", self.intensity or implied)
-        if self.intensity not in ((WINDOW,) if self.window else SCALINGS):
+        if (self.window and self.ct) or self.intensity not in (
+            (implied,) if self.window or self.ct else SCALINGS
+        ):
             raise UserError(
-                f"data.intensity={self.intensity} with data.window={self.window}: choose one of "
-                f"{', '.join(SCALINGS)} without a window; a window needs its two grey values"
+                f"data.intensity={self.intensity} with data.window={self.window} and data.ct="
+                f"{self.ct}: choose one of {', '.join(SCALINGS)} without either; a window needs "
+                "its two grey values, ct its four per channel"
             )
         resamples = self.geometry == "spacing"
         if not (is_spacing(self.spacing) if resamples else self.spacing is None):
@@ -158,14 +180,21 @@ class Preprocessing:
             raise UserError(
                 f"data.preprocessing={self.name} with data.spacing={self.spacing}: the preset "
                 f"spacing needs the side of a pixel in mm ({low} to {high:g}), such as "
-                "data.spacing=1.25; others have none"
+                "data.spacing=1.25, or its height and width; others have none"
             )
+        if isinstance(self.spacing, (list, tuple)):
+            object.__setattr__(self, "spacing", tuple(map(float, self.spacing)))
 
     @classmethod
     def restored(cls, description: Mapping[str, Any]) -> "Preprocessing":
         """Make the preprocessing of a `describe`; what it left unsaid is the preset's."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: description[name] for name in names if name in description})
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return sides_of(self.size)
 
     @property
     def geometry(self) -> str:
@@ -186,28 +215,30 @@ class Preprocessing:
         """Return plain data that describes this, for checkpoints and results."""
         description = {
             "name": self.name,
-            "size": self.size,
+            "size": plain_lists(self.size),
             "intensity": self.intensity,
             "geometry": self.geometry,
             "interpolation": self.interpolation,
-            "window": self.window and list(self.window),
-            "spacing": self.spacing,
+            "window": plain_lists(self.window),
+            "spacing": plain_lists(self.spacing),
             "longest_side": self.longest_side,
             "neighbours": self.neighbours or None,
+            "ct": plain_lists(self.ct),
         }
         return {key: value for key, value in description.items() if value is not None}
 
     def settings(self) -> dict[str, Any]:
         """Return the values of `data.*` that ask for this; None where the preset decides."""
-        own = self.intensity in (PRESETS[self.name][0], WINDOW)
+        own = self.intensity in (PRESETS[self.name][0], WINDOW, CT)
         return {
             "preprocessing": self.name,
-            "size": self.size,
+            "size": plain_lists(self.size),
             "intensity": None if own else self.intensity,
-            "window": self.window and list(self.window),
-            "spacing": self.spacing,
+            "window": plain_lists(self.window),
+            "spacing": plain_lists(self.spacing),
             "longest_side": self.longest_side,
             "neighbours": self.neighbours,
+            "ct": plain_lists(self.ct),
         }
 
     @property
@@ -233,11 +264,17 @@ class Preprocessing:
     def scale_intensity(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Scale one whole volume (Z, C, H, W) to float32, each channel on its own.
 
-        A constant channel becomes zeros, but not through a window.
+        A constant channel becomes zeros, but not through a window or as `ct`.
         """
         image = np.asarray(image, dtype=np.float32)
         if self.window is not None:
             return rescaled(image, *self.window)
+        if self.ct is not None:
+            if len(self.ct) != image.shape[1]:
+                raise UserError(
+                    f"data.ct has {len(self.ct)} entries for images of {image.shape[1]} channels"
+                )
+            return ct_scaled(image, self.ct)
         scale = SCALINGS[self.intensity]
         return np.stack([scale(channel) for channel in image.swapaxes(0, 1)], axis=1)
 
@@ -247,38 +284,43 @@ class Preprocessing:
         `UserError` where that needs the size of a pixel in mm and has none.
         """
         if self.spacing is None:
-            return Resampled(shape, (1.0, 1.0), self.size)
+            return Resampled(shape, (1.0, 1.0), self.sides)
         if pixel is None:
             raise UserError(
                 "the voxel size is unknown, and the preprocessing resamples to "
-                f"{self.spacing:g} mm. Use files whose headers hold it, or train with another "
+                f"{self.spacing} mm. Use files whose headers hold it, or train with another "
                 "preset: data.preprocessing=native or modern"
             )
         # Headers hold float32: six digits are what they mean, so that 0.7 mm is 0.7 mm.
-        down, across = (max(round(self.spacing / side, 6), 1e-6) for side in pixel)
-        return Resampled(shape, (down, across), self.size)
+        target = self.spacing if isinstance(self.spacing, Sequence) else (self.spacing,) * 2
+        down, across = (
+            max(round(wanted / side, 6), 1e-6) for wanted, side in zip(target, pixel, strict=True)
+        )
+        return Resampled(shape, (down, across), self.sides)
 
     def grid_positions(self, shapes: Tensor) -> tuple[Tensor, Tensor]:
         """Say where in native images of `shapes` (B, 2) the rows and columns of the grid lie.
 
         Returns:
-            Rows (B, S) and columns (B, S) in pixels, float64; NaN for a sample that reads as zero.
+            Rows (B, S) and columns (B, T) in pixels, float64; NaN for a sample that reads as zero.
         """
         if self.geometry == "stretch":
-            heights, widths = shapes.unbind(1)
-            return nearest_positions(heights, self.size), nearest_positions(widths, self.size)
-        grid = _count(self.size, shapes.device)
-        native = shapes.to(grid.dtype)
-        step = native.amax(dim=1, keepdim=True) / self.size  # native pixels per pixel of the grid
-        centred = (grid + 0.5 - self.size / 2) * step  # (B, S)
-        rows, columns = (centred + (extent - 1) / 2 for extent in native.split(1, dim=1))
+            rows, columns = map(nearest_positions, shapes.unbind(1), self.sides)
+            return rows, columns
+        native = shapes.to(precision(shapes.device))
+        sides = torch.tensor(self.sides, device=shapes.device, dtype=native.dtype)
+        step = (native / sides).amax(dim=1, keepdim=True)  # native pixels per pixel of the grid
+        rows, columns = (
+            (_count(side, shapes.device) + 0.5 - side / 2) * step + (extent - 1) / 2
+            for side, extent in zip(self.sides, native.split(1, dim=1), strict=True)
+        )
         return rows, columns
 
     def to_grid(self, image: Tensor, pixel: Pixel | None = None) -> Tensor:
         """Bring intensity-scaled slices (Z, C, H, W) onto the grid; `pixel` as for `resampled`.
 
         Returns:
-            (Z, C, S, S), dtype kept; of a `windowed` geometry (Z, C, S or more, S or more).
+            (Z, C, S, T), dtype kept; of a `windowed` geometry (Z, C, S or more, T or more).
         """
         shape = torch.tensor([image.shape[-2:]], device=image.device)
         if self.windowed:
@@ -306,18 +348,18 @@ class Preprocessing:
             the logit 0 for every class.
         """
         device = logits.device
-        extent = torch.tensor([[self.size, self.size]], device=device)
+        extent = torch.tensor([self.sides], device=device)
         if self.geometry == "stretch":
-            rows, columns = (nearest_positions(extent[:, 0], target) for target in shape)
+            rows, columns = map(nearest_positions, extent.unbind(1), shape)
         elif self.windowed:
             rows, columns = self.resampled(seen or shape, pixel).positions_of_native(shape, device)
         else:
-            scale, last = self.size / max(shape), self.size - 1
+            scale = min(whole / side for whole, side in zip(self.sides, shape, strict=True))
             # in float32: it decides ties as every earlier result did
             rows, columns = (
-                ((torch.arange(side, device=device) + 0.5 - side / 2) * scale + last / 2)
-                .clamp(0, last)[None]
-                for side in shape
+                ((torch.arange(side, device=device) + 0.5 - side / 2) * scale + (whole - 1) / 2)
+                .clamp(0, whole - 1)[None]
+                for whole, side in zip(self.sides, shape, strict=True)
             )  # fmt: skip
         return self._read(logits.float(), rows, columns, extent)
 

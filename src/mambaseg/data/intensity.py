@@ -1,6 +1,6 @@
 """Scale the grey values of a volume, one channel at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.float32]
 Window = tuple[float, float]
+CtValues = Sequence[float]  # lowest and highest grey value, mean, standard deviation
 
 LARGEST_GREY_VALUE = 1e6  # float32 still tells its neighbours apart
 
@@ -46,7 +47,23 @@ SCALINGS: dict[str, Callable[[Image], Image]] = {
     "percentile": percentile,
     "zscore": z_score,
 }
-WINDOW = "window"
+WINDOW, CT = "window", "ct"
+
+
+def ct_scaled(image: Image, foreground: Sequence[CtValues | None]) -> Image:
+    """Clip each channel of (Z, C, H, W) to [low, high], then take the mean off and divide.
+
+    The four values are those of the foreground of a training set, the same for every image; a
+    channel without them becomes a z-score of its own. (Source: nnU-Net v2, `CTNormalization`.)
+    """
+    channels = []
+    for channel, known in zip(image.swapaxes(0, 1), foreground, strict=True):
+        if known is None:
+            channels.append(z_score(channel))
+            continue
+        low, high, mean, deviation = (np.float32(one) for one in known)
+        channels.append((np.clip(channel, low, high) - mean) / deviation)
+    return np.stack(channels, axis=1)
 
 
 def is_window(value: Any) -> bool:
@@ -57,3 +74,16 @@ def is_window(value: Any) -> bool:
         and all(isinstance(one, (int, float)) and abs(one) <= LARGEST_GREY_VALUE for one in value)
         and value[1] - value[0] >= 1e-6  # not so of nan
     )
+
+
+def is_ct(value: Any) -> bool:
+    """Whether a value has for every channel low < high, mean, deviation > 0, or None."""
+    if not isinstance(value, (list, tuple)) or not any(value):
+        return False
+    return all(
+        one is None
+        or (isinstance(one, (list, tuple)) and len(one) == 4 and is_window(one[:2])
+            and all(isinstance(n, (int, float)) and abs(n) <= LARGEST_GREY_VALUE for n in one)
+            and one[3] >= 1e-6)
+        for one in value
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mambaseg.data.batches import Draw, Required, StepSampler, TwoStreams, share_of
 from mambaseg.data.seen import Known
+from mambaseg.data.sizes import Size, sides_of
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
 
@@ -48,7 +49,7 @@ class StepDataModule(L.LightningDataModule):
         *,
         name: str = "data",
         in_channels: int = 1,
-        size: int = 224,  # side of the square that the network sees in training
+        size: Size = 224,  # of what the network sees in training
         batch_size: int = 24,  # samples per optimizer step, over all devices and micro-batches
         steps: int = 10_000,  # optimizer steps of the whole training
         val_every: int = 200,  # optimizer steps between validations
@@ -107,7 +108,7 @@ class StepDataModule(L.LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a training image."""
-        return self.in_channels, self.size, self.size
+        return self.in_channels, *sides_of(self.size)
 
     def train_dataloader(self) -> "StepLoader":
         """Return this rank's micro-batches from the trainer's optimizer step on."""

@@ -37,7 +37,7 @@ class Sometimes(Intensity):
 
     @abstractmethod
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
-        """Return the changed samples (B, C, S, S), given numbers in [0, 1), (N, B, 1, 1, 1)."""
+        """Return the changed samples (B, C, S, T), given numbers in [0, 1), (N, B, 1, 1, 1)."""
 
 
 def between(low: float, high: float, u: Tensor) -> Tensor:

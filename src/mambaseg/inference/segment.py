@@ -110,7 +110,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 class Member(NamedTuple):
     """One network of an ensemble."""
 
-    network: nn.Module  # (B, C, S, S) -> logits (B, K, S, S)
+    network: nn.Module  # (B, C, S, T) -> logits (B, K, S, T)
     preprocessing: Preprocessing  # that it was trained with
     views: str = "none"  # name in `VIEWS` of those in which it sees every slice
     temperature: float = 1.0  # that its logits are divided by before they become probabilities
@@ -272,10 +272,11 @@ def _windows(preprocessing: Preprocessing, shape: tuple[int, int], pixel: Pixel 
     """How many windows see a slice; one where it is not larger than the grid."""
     if not preprocessing.windowed:
         return 1
-    size = preprocessing.size
     extent = preprocessing.resampled(shape, pixel).extent
-    stride = max(1, int(size * (1 - OVERLAP)))
-    return math.prod(1 + math.ceil((side - size) / stride) for side in extent)
+    return math.prod(
+        1 + math.ceil((side - window) / max(1, int(window * (1 - OVERLAP))))
+        for side, window in zip(extent, preprocessing.sides, strict=True)
+    )
 
 
 def _logits(
@@ -287,23 +288,25 @@ def _logits(
     grid = member.preprocessing.to_grid(slices.to(like.device), pixel).to(like.dtype)
     for turns, mirrored in VIEWS[member.views]:
         seen = (grid.flip(-1) if mirrored else grid).rot90(turns, (-2, -1))
-        logits = _through_windows(member, seen, batch_size).rot90(-turns, (-2, -1))
+        sides = member.preprocessing.sides[:: -1 if turns % 2 else 1]
+        logits = _through_windows(member.network, seen, sides, batch_size).rot90(-turns, (-2, -1))
         yield logits.flip(-1) if mirrored else logits
 
 
-def _through_windows(member: Member, image: Tensor, batch_size: int) -> Tensor:
-    """Logits (B, K, ...) in float32 of an image (B, C, ...) of the grid's size or larger."""
-    size = member.preprocessing.size
-    if max(image.shape[-2:]) <= size:
-        return member.network(image).float()
+def _through_windows(
+    network: nn.Module, image: Tensor, sides: tuple[int, ...], batch_size: int
+) -> Tensor:
+    """Logits (B, K, ...) in float32 of an image (B, C, ...) of a window's sides or larger."""
+    if all(whole <= side for whole, side in zip(image.shape[-2:], sides, strict=True)):
+        return network(image).float()
     from monai.inferers.utils import sliding_window_inference
 
-    def network(window: Tensor) -> Tensor:
-        return member.network(window.to(image.dtype)).float()
+    def through(window: Tensor) -> Tensor:
+        return network(window.to(image.dtype)).float()
 
     # It weighs and sums in the type of what it is given.
     return sliding_window_inference(
-        image.float(), size, batch_size, network, overlap=OVERLAP, mode="gaussian"
+        image.float(), sides, batch_size, through, overlap=OVERLAP, mode="gaussian"
     )
 
 

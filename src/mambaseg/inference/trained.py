@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mambaseg.data.classes import check_class_names
-from mambaseg.data.geometry import Preprocessing, is_spacing
-from mambaseg.data.intensity import is_window
+from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.intensity import is_ct, is_window
 from mambaseg.data.seen import Seen
+from mambaseg.data.sizes import is_spacing
 from mambaseg.errors import UserError
 from mambaseg.inference.found import weights_file
 from mambaseg.storage.untrusted import printable, read_json
@@ -135,10 +137,11 @@ def _wrong_field(about: dict[str, Any]) -> str:
     classes = about.get("classes")
     rules = {
         "its preprocessing": _is_name(used.get("name"))
-        and _is_whole(used.get("size"), LARGEST_SIDE)
+        and all(_is_whole(side, LARGEST_SIDE) for side in _pair(used.get("size")))
         and _is_name(used.get("intensity", "minmax"))
         and is_window(used.get("window", (0, 1)))
         and is_spacing(used.get("spacing", 1.0))
+        and is_ct(used.get("ct", [[0, 1, 0, 1]]))
         and _is_whole(used.get("longest_side", 1), LARGEST_PICTURE)
         and _is_whole(used.get("neighbours", 1), LARGEST_STACK),
         "its slicing": _is_name(about.get("slicing", "stored")),
@@ -173,6 +176,11 @@ def _is_network(model: Any) -> bool:
     named = isinstance(name, str) and len(name) <= 64
     named = named and isinstance(_dict(model).get("config", ""), str)
     return named and isinstance(given, dict) and all(map(_is_name, given))
+
+
+def _pair(value: Any) -> Sequence[Any]:
+    """Rows and columns of what may be one number for both."""
+    return value if isinstance(value, (list, tuple)) and len(value) == 2 else (value,)
 
 
 def _dict(value: Any) -> dict[str, Any]:

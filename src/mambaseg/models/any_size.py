@@ -28,7 +28,7 @@ class AnySize(nn.Module):
     Args:
         network: maps `(B, C, H, W)` to `(B, K, H, W)`; kept as `.network`. If it has an integer
             attribute `patch_size`, smaller images are refused rather than padded into existence.
-        multiple: what height and width must be a multiple of.
+        multiple: what height and width must be a multiple of: one number, or one of each.
         residual: add the image to the output: the network predicts a change of it; K must be C.
         encoder_parts: where the names of the encoder's parameters begin; None: as the network says.
     """
@@ -36,15 +36,16 @@ class AnySize(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        multiple: int,
+        multiple: int | Sequence[int],
         *,
         residual: bool = False,
         encoder_parts: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if multiple < 1:
+        self.multiples = (multiple, multiple) if isinstance(multiple, int) else tuple(multiple)
+        if len(self.multiples) != 2 or min(self.multiples) < 1:
             raise ValueError(f"multiple must be at least 1, got {multiple}")
-        self.network, self.multiple, self.residual = network, multiple, residual
+        self.network, self.residual = network, residual
         self.encoder_parts = encoder_parts
 
     def supervise_deeply(self) -> None:
@@ -66,7 +67,7 @@ class AnySize(nn.Module):
                 f"({smallest} × {smallest}) of {type(self.network).__name__}: use larger images "
                 f"(data.size) or a network without patches (model=unet)."
             )
-        bottom, right = -height % self.multiple, -width % self.multiple
+        bottom, right = -height % self.multiples[0], -width % self.multiples[1]
         if bottom or right:
             image = F.pad(image, (0, right, 0, bottom))
         logits: Tensor = self.network(image)
@@ -75,7 +76,8 @@ class AnySize(nn.Module):
             if bottom or right:
                 raise UserError(
                     f"{name} has heads at several scales, for which training images of {height} × "
-                    f"{width} cannot be padded: choose data.size as a multiple of {self.multiple}"
+                    f"{width} cannot be padded: choose data.size as a multiple of "
+                    f"{' × '.join(map(str, dict.fromkeys(self.multiples)))}"
                 )
             return logits
         if not isinstance(logits, Tensor) or logits.shape[-2:] != image.shape[-2:]:

@@ -114,7 +114,7 @@ def _missed(comparison: Comparison) -> Iterator[str]:
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
-    settings = ("preprocessing", "size", "intensity", "window", "spacing")
+    settings = ("preprocessing", "size", "intensity", "window", "spacing", "ct")
     own = [entry.runs[0].config["data"] for entry in comparison.entries]
     if keys := [key for key in settings if len({str(data.get(key)) for data in own}) > 1]:
         yield (

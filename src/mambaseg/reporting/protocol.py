@@ -117,7 +117,10 @@ def _batch(_: RunData, config: Mapping[str, Any]) -> str:
 
 def _size(_: RunData, config: Mapping[str, Any]) -> str:
     size, kind = config.get("data.size"), config.get("data.preprocessing")
-    known = [f"{size} × {size} pixels" if isinstance(size, int) else text_of("", size or "")]
+    if isinstance(size, int):
+        size = [size, size]
+    told = " × ".join(map(str, size)) if isinstance(size, list) else text_of("", size or "")
+    known = [f"{told} pixels" if isinstance(size, list) else told]
     return ", ".join(filter(None, [*known, f"preprocessing {kind}" if kind else ""]))
 
 

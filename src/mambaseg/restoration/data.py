@@ -65,10 +65,13 @@ class RestorationDataModule(StepDataModule):
         super().__init__(**options)
         check_class_names(class_names, "data.class_names")
         channels = (self.in_channels, num_classes, len(class_names))
-        if channels != (3, 3, 3) or self.size < SMALLEST:
+        if not isinstance(self.size, int):
+            raise UserError(f"data.size={self.size}: crops are squares, give the pixels of a side")
+        self.side: int = self.size
+        if channels != (3, 3, 3) or self.side < SMALLEST:
             raise UserError(
                 f"data.in_channels={self.in_channels}, data.num_classes={num_classes}, data.size="
-                f"{self.size}: images have three channels, crops at least {SMALLEST} pixels a side"
+                f"{self.side}: images have three channels, crops at least {SMALLEST} pixels a side"
             )
         if augmentation:
             raise UserError(
@@ -95,7 +98,7 @@ class RestorationDataModule(StepDataModule):
             scenes = set(getattr(self.split, part))
             pairs[part] = [pair for pair in found if pair.scene in scenes]
             for pair in pairs[part]:
-                check_pair(pair, smallest=self.size if part == "train" else SMALLEST)
+                check_pair(pair, smallest=self.side if part == "train" else SMALLEST)
         self.fingerprint, self.pairs = fingerprint(found), pairs
         for part, counts in self.counts.items():
             log.info("%s: %d pairs of %d scenes", part, counts["pairs"], counts["scenes"])
@@ -122,11 +125,11 @@ class RestorationDataModule(StepDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return the way to the network: 8 bits to [0, 1]; `size` is that of the crops."""
-        return {"name": "unit", "size": self.size}
+        return {"name": "unit", "size": self.side}
 
     def training_data(self) -> tuple[Dataset[Any], Callable[[Sequence[Any]], Batch]]:
         """Return the training pairs as crops, and what stacks them."""
-        return CropDataset(self.pairs["train"], size=self.size, seed=self.seed), _stacked
+        return CropDataset(self.pairs["train"], size=self.side, seed=self.seed), _stacked
 
     def evaluation_data(self, part: str) -> Dataset[Any]:
         """Return the whole images of a part."""

@@ -32,6 +32,7 @@ _LEFT_OUT = frozenset({
     # the fingerprint of the data and the hash of the split say what these lead to
     "data.root", "data.prepare", "data.cache_dir", "data.num_workers", "data.on_device",
     "data.title", "data.synthetic", "data.instead",
+    "data.modality",  # what it leads to counts
     "evaluation.batch_size", "evaluation.val_distances",
     "evaluation.allow_seen",  # scores that need it are marked
     "model.scan_backend", "method.name",
@@ -62,6 +63,7 @@ _ADDED: dict[str, Any] = {
     "data.ignore_label": None,
     "data.folds": 5,
     "data.neighbours": 0,
+    "data.ct": None,
     "data.split_by": None,
     "data.oversample": 0.0,
     "optim.freeze_encoder": 0,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mambaseg.data.sizes import sides_of
 from mambaseg.reporting.grid import counted
 from mambaseg.training.averaging import averaging
 
@@ -34,12 +35,12 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
         place = gpus[0] if gpus else "Apple GPU" if torch.backends.mps.is_available() else place
     devices, every = trainer["devices"], data["val_every"]
     validated = "each step" if every == 1 else f"every {every:,} steps"
+    size = " × ".join(map(str, sides_of(data["size"])))
     several = f"{devices} × " if isinstance(devices, int) and devices > 1 else ""
     lines = {
         "model": model + (f", scan backend {scan}" if scan else ""),
         "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}{averaged}",
-        "budget": f"{data['steps']:,} steps, {batch}, {data['size']} × {data['size']} pixels, "
-        f"validation {validated}",
+        "budget": f"{data['steps']:,} steps, {batch}, {size} pixels, validation {validated}",
         "data": f"{data['title']}, split {split['name']} ({split['hash']})"
         + _supervision(config, record),
         "device": f"{several}{place}, {trainer['precision']}",

@@ -285,9 +285,10 @@ class Run:
     def _estimate(self) -> None:
         """Says how long real data at a full budget take without a GPU, before the hours begin."""
         data = self.config["data"]
-        size, batch, steps = data["size"], data["batch_size"], data["steps"]
+        batch, steps = data["batch_size"], data["steps"]
+        height, width = self.data.image_shape[1:]
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if not on_cpu or data["synthetic"] or size**2 * batch * steps <= _SMALL_BUDGET:
+        if not on_cpu or data["synthetic"] or height * width * batch * steps <= _SMALL_BUDGET:
             return
         image = torch.zeros(1, *self.data.image_shape)
         network = copy.deepcopy(self.task.network)  # the training starts untouched
@@ -300,7 +301,7 @@ class Run:
         log.warning(
             "no GPU: about %.0f hours for %d steps of %d images at %d x %d on this machine. "
             "Reduce data.steps, data.batch_size or data.size%s.",
-            seconds * batch * steps / 3600, steps, batch, size, size,
+            seconds * batch * steps / 3600, steps, batch, height, width,
             ", or use experiment=acdc_cpu, a smaller version of the same protocol"
             if data["name"] == "acdc" else "",
         )  # fmt: skip

@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> None:
 
     from mambaseg.app.calibrate import stored_calibration
     from mambaseg.app.networks import restore_network
+    from mambaseg.data.sizes import sides_of
     from mambaseg.inference.bundle import write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
     from mambaseg.inference.found import find_run
@@ -35,10 +36,10 @@ def main(cfg: DictConfig) -> None:
         write_bundle(network, checkpoint, folder, calibration=stored_calibration(checkpoint))
         log.info("written: %s; run=%s takes it like a run folder", folder, folder)
         return
-    size = cfg.size or about["preprocessing"]["size"]
+    sides = sides_of(cfg.size or about["preprocessing"]["size"])
     output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
     torch.manual_seed(cfg.seed)
-    image = torch.rand(cfg.batch_size, checkpoint.inputs, size, size)
+    image = torch.rand(cfg.batch_size, checkpoint.inputs, *sides)
     parity = export_network(
         network,
         image,

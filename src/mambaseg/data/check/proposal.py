@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mambaseg.data.check.dataset import Examined, Report
-from mambaseg.data.check.plan import plan_2d
 from mambaseg.data.classes import IGNORED
+from mambaseg.data.plan import plan_2d
 from mambaseg.storage.untrusted import readable
 
 MULTIPLE, SMALLEST, LARGEST = 32, 64, 512  # of the side of the square

@@ -1,0 +1,180 @@
+"""nnU-Net's plan: every `auto` of data, network and augmentation becomes a value.
+
+What the user gives is kept, and the rest is planned for it. The plan follows from the training
+cases alone (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mambaseg.app.networks import made, plain
+from mambaseg.app.schema import AUTO, EXTRAS, PLANNED
+from mambaseg.errors import UserError
+
+if TYPE_CHECKING:
+    from mambaseg.data.plan import Plan2D
+    from mambaseg.data.survey import Surveyed
+
+_DATA = ("data.preprocessing", "data.spacing", "data.size", "data.batch_size", "data.intensity")
+_KEYS = (*_DATA, "model.size_multiple", *PLANNED)
+_STAGES = 3  # that MONAI's network has at least
+_OBLONG = 1.5  # a side over the other, from which patches are turned little
+_DEGREES, _FEW_DEGREES = 180, 15
+log = logging.getLogger(__name__)
+
+
+def settle_plan(cfg: DictConfig) -> None:
+    """Gives every `auto` that is planned its value.
+
+    Raises:
+        UserError: the data set cannot be planned, or not for what is given.
+    """
+    if cfg.get("checkpoint") and cfg.data.get("batch_size") == AUTO:
+        cfg.data.batch_size = 1  # the rest is the checkpoint's, and nothing is trained
+    asked = [key for key in _KEYS if OmegaConf.select(cfg, key) == AUTO]
+    count = _plan(cfg, asked) if asked else 0
+    for key in ("data.size", "data.spacing", "model.size_multiple"):
+        pair = OmegaConf.select(cfg, key)
+        if OmegaConf.is_list(pair) and len(pair) == 2 and pair[0] == pair[1]:
+            OmegaConf.update(cfg, key, pair[0])
+    if asked:
+        said = " ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in asked)
+        log.info("planned from %d training cases, as nnU-Net plans: %s", count, said)
+    if OmegaConf.select(cfg, "augmentation.rotate.degrees") == AUTO:
+        from mambaseg.data.sizes import sides_of
+
+        sides = sides_of(plain(cfg)["data"]["size"])
+        oblong = max(sides) > _OBLONG * min(sides)
+        cfg.augmentation.rotate.degrees = _FEW_DEGREES if oblong else _DEGREES
+
+
+def _plan(cfg: DictConfig, asked: Sequence[str]) -> int:
+    """Plans what is asked for; the number of cases that it is planned from."""
+    from mambaseg.data.datamodule import SegmentationDataModule
+    from mambaseg.data.plan import plan_2d
+
+    data = cfg.data
+    modality = [str(one) for one in data.get("modality") or ["MR"] * data.in_channels]
+    ct = [name.casefold() == "ct" for name in modality]
+    greys = data.get("intensity") == AUTO and any(ct) and not (data.window or data.ct)
+    kept = {
+        "preprocessing": "native", "spacing": None, "size": 64, "batch_size": 1, "intensity": None,
+        "window": None, "ct": None,
+    }  # fmt: skip
+    module = made(data, *EXTRAS["data"], **kept)
+    if not isinstance(module, SegmentationDataModule):
+        raise UserError(f"{asked[0]}=auto: data={data.name} has no plan; give a value")
+    if len(ct) != data.in_channels:
+        raise UserError(
+            f"data.modality={modality}: name every channel, data.in_channels={data.in_channels}"
+        )
+    cases = module.survey(greys=greys)
+    shapes, spacings = _measures(cfg, cases)
+    values = OmegaConf.to_container(data, resolve=True)
+    pixel, patch = (_pair(values[key]) for key in ("spacing", "size"))  # type: ignore[index, call-overload]
+    plan = plan_2d(
+        shapes, spacings, num_classes=data.num_classes, slices=0, pixel=pixel, patch=patch
+    )  # fmt: skip
+    _take_data(cfg, plan, cases, ct if greys else None)
+    _take_model(cfg, plan)
+    return len(cases)
+
+
+def _pair(given: Any) -> Any:
+    """Rows and columns of what is given; None: it is to be planned, or there is none."""
+    if given in (AUTO, None):
+        return None
+    return list(given) if isinstance(given, list) else [given, given]
+
+
+def _measures(
+    cfg: DictConfig, cases: Sequence[Surveyed]
+) -> tuple[list[tuple[int, int, int]], list[tuple[float, float, float]]]:
+    """Shapes and voxel sizes as the plan takes them; settles `data.preprocessing`."""
+    data = cfg.data
+    unknown = [one.case for one in cases if one.spacing is None]
+    if data.preprocessing == AUTO:
+        if 0 < len(unknown) < len(cases):
+            raise UserError(
+                f"data.preprocessing=auto: the voxel size of {unknown[0]} is unknown, and those of "
+                "others are known. Correct the file, or choose data.preprocessing=native"
+            )
+        given = data.spacing not in (AUTO, None)
+        data.preprocessing = "spacing" if given or not unknown else "native"
+    if data.preprocessing not in ("spacing", "native"):
+        asked = next(key for key in _KEYS if OmegaConf.select(cfg, key) == AUTO)
+        raise UserError(
+            f"{asked}=auto with data.preprocessing={data.preprocessing}: this brings every image "
+            "to data.size, which you choose. To plan, choose data.preprocessing=auto, spacing or "
+            "native"
+        )
+    shapes = [one.shape for one in cases]
+    if data.preprocessing == "spacing":
+        if unknown:
+            raise UserError(
+                f"data.preprocessing=spacing: the voxel size of {unknown[0]} is unknown. Correct "
+                "the file, or choose data.preprocessing=native"
+            )
+        return shapes, [one.spacing for one in cases if one.spacing is not None]
+    if data.spacing == AUTO:
+        data.spacing = None
+    return shapes, [(1.0, 1.0, 1.0)] * len(cases)  # pixels stay as they are
+
+
+def _take_data(
+    cfg: DictConfig, plan: Plan2D, cases: Sequence[Surveyed], ct: Sequence[bool] | None
+) -> None:
+    """Fills in what is `auto`; `ct` says of each channel whether it is, None: does not matter."""
+    from mambaseg.data.survey import foreground_of
+
+    data = cfg.data
+    planned = {
+        "spacing": [round(side, 6) for side in plan.spacing],
+        "size": list(plan.patch),
+        "batch_size": plan.batch,
+    }
+    for key, value in planned.items():
+        if data[key] == AUTO:
+            data[key] = value
+    if data.intensity == AUTO:
+        data.intensity = None if ct or data.window or data.ct else "zscore"
+        if ct:
+            data.ct = [foreground_of(cases, k) if one else None for k, one in enumerate(ct)]
+
+
+def _take_model(cfg: DictConfig, plan: Plan2D) -> None:
+    """Fills in the network's stages; given strides decide about the rest."""
+    from math import prod
+
+    from mambaseg.data.sizes import shortest
+
+    model = cfg.model
+    if AUTO not in [model.get(key.partition(".")[2]) for key in ("model.size_multiple", *PLANNED)]:
+        return
+    ours = model.strides == AUTO
+    strides = plan.strides if ours else [_pair(one) for one in plain(cfg)["model"]["strides"]]
+    if len(strides) < _STAGES:
+        sides = " × ".join(map(str, plan.patch))
+        raise UserError(
+            f"model.strides=auto: {sides} pixels are too few for a network of {_STAGES} stages, "
+            "the least of nnunet_2d. Choose data.size=32 or more (images are padded), or another "
+            "network"
+        )
+    stages = len(strides)
+    kernels = plan.kernels if ours else [(3, 3)] * stages
+    planned = {
+        "strides": [shortest(one) for one in strides],
+        "kernel_size": [shortest(one) for one in kernels],
+        "upsample_kernel_size": [shortest(one) for one in strides[1:]],
+        "filters": plan.features if ours else [min(32 * 2**stage, 512) for stage in range(stages)],
+        "deep_supr_num": stages - 2,
+        "size_multiple": [prod(one[axis] for one in strides) for axis in (0, 1)],
+    }
+    for key, value in planned.items():
+        if model.get(key) == AUTO:
+            model[key] = value
