@@ -56,6 +56,15 @@ models: setup ## Measure every network and rewrite docs/models.md, and the table
 	$(BIN)/mambaseg benchmark profile models=all threads=1 page=docs/models.md
 	$(BIN)/mambaseg benchmark methods page=docs/methods.md
 
+EQUAL := $(BIN)/mambaseg train -m experiment=acdc_equal logger=csv seed=1,2,3
+results: $(CORE) ## The comparison of docs/results.md on ACDC (ACDC_ROOT=...): 39 trainings, a day on two cores; resumes
+	$(EQUAL) optim=adamw model=unet,swin_unet,mamba_unet,mamba_unet_no_scan
+	$(EQUAL) optim=sgd model=unet,swin_unet,mamba_unet
+	$(EQUAL) optim=adamw model=attention_unet,ultralight_vm_unet,u_mamba_bot,u_mamba_none,trans_unet,nnunet_2d
+	$(BIN)/mambaseg report pack outputs/acdc_equal --to docs/results/acdc_equal
+	$(BIN)/mambaseg report --no-images docs/results/acdc_equal
+	$(BIN)/mambaseg report power docs/results/acdc_equal
+
 pictures: setup ## Make the pictures of README.md again, of the phantom (needs Chromium: CHROMIUM=chromium)
 	$(BIN)/mambaseg train -m logger=csv trainer=cpu data=phantom data.size=64 data.steps=100 data.val_every=50 \
 		optim=adamw name=phantom model=unet,swin_unet,mamba_unet seed=1,2
@@ -112,4 +121,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models pictures test test-long test-launchers docs notebooks lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models results pictures test test-long test-launchers docs notebooks lint format types data-check doctor clean

@@ -1,12 +1,17 @@
 """make checks Python first, replaces a broken .venv, and installs for training what it needs."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from runs import composed
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -54,3 +59,20 @@ def test_only_a_broken_environment_is_made_again(state, clone):
     assert ("pip install" in planned) == (state != "sound") and "[dev]" not in planned
     assert planned.rstrip().endswith("mambaseg train experiment=quickstart")
     assert ("[dev]" in make(clone, "-n", "lint")[1]) == (state != "sound")
+
+
+def test_the_results_are_three_seeds_of_thirteen_rows_under_equal_conditions(clone):
+    for name in ("bin/python", ".core"):
+        path = clone / ".venv" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(sys.executable) if name == "bin/python" else path.touch()
+    _, planned = make(clone, "-n", "results", f"PYTHON={sys.executable}")
+    lines = [shlex.split(line) for line in planned.splitlines()]
+    parse = OverridesParser.create().parse_overrides
+    sweeps = [parse(line[3:]) for line in lines if "-m" in line]
+    jobs = [job for words in sweeps for job in BasicSweeper.split_arguments(words, None)[0]]
+    assert len(jobs) == len(set(map(tuple, jobs))) == 39
+    assert [line[2] for line in lines[-3:]] == ["pack", "--no-images", "power"]
+    for job in jobs[::3]:
+        data = composed(*job).data
+        assert (data.size, data.steps, data.batch_size, data.split) == (96, 3000, 12, "ssl4mis")

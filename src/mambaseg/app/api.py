@@ -295,7 +295,7 @@ def _predictor(
 ) -> Predictor:
     from mambaseg.app.ensemble import restore_predictor
 
-    with explained_errors(UserError), _hydra(config_dir):
+    with explained_errors(UserError), our_hydra(config_dir):
         return restore_predictor(paths, **options)
 
 
@@ -341,8 +341,8 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
     if options:
         raise UserError(f"{options[0]}: options are for the command line; give overrides only")
     keep_caches()
-    with explained_errors(UserError), _hydra(config_dir):
-        cfg = _composed(script, overrides)
+    with explained_errors(UserError), our_hydra(config_dir):
+        cfg = composed(script, overrides)
         if script == "config" and (task := cfg.data.get("task", SEGMENTATION)) != SEGMENTATION:
             raise UserError(
                 f"data.task={task}: mambaseg.train loads what it has trained, and only networks "
@@ -353,7 +353,7 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
             calibrate_run(run, cfg)
 
 
-def _composed(script: str, overrides: list[str]) -> DictConfig:
+def composed(script: str, overrides: list[str]) -> DictConfig:
     """As the entry of the command composes and checks it."""
     try:
         cfg = compose(script, overrides, return_hydra_config=True)
@@ -368,7 +368,7 @@ def _composed(script: str, overrides: list[str]) -> DictConfig:
 
 
 @contextmanager
-def _hydra(config_dir: str | Path | None) -> Iterator[None]:
+def our_hydra(config_dir: str | Path | None) -> Iterator[None]:
     """Our configs as Hydra's for a while; what Hydra knew before comes back."""
     folder = None if config_dir is None else Path(config_dir).expanduser().resolve()
     if folder is not None and not folder.is_dir():

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("commands.evaluate", "score a trained network, or a folder of label maps"),
     "predict": ("commands.predict", "label maps of new images"),
     "report": ("commands.report", "tables, statistics and a page from many runs"),
+    "replay": ("commands.replay", "do results of finished runs still hold under this code?"),
     "demo": ("commands.demo", "a page on this machine for trying a network out"),
     "export": ("commands.export", "a trained network as ONNX, for torch.export, or as a bundle"),
     "check": ("commands.check", "every problem of a data set, and a config for it"),

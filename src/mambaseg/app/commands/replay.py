@@ -1,0 +1,82 @@
+"""Are the results of finished runs still those of the present code?
+
+Trains the first steps of each run again and compares all that they logged, and scores its
+best.ckpt again and compares all of cases.csv. The folders of the runs stay as they are.
+
+mambaseg replay outputs/<experiment>/<run folder>
+mambaseg replay outputs/<experiment>                         # all finished runs
+mambaseg replay docs/results/<experiment> data.root=...      # without checkpoints: the steps only
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mambaseg.errors import UserError
+
+
+def main(words: Sequence[str]) -> None:
+    """Prints a table.
+
+    Raises:
+        UserError: there is no such run, or a number is not the same.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mambaseg replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or an experiment")
+    about = "training steps of each run (default: %(default)s)"
+    parser.add_argument("--steps", type=int, default=20, help=about)
+    about = "differences that count as none, relative to numbers above 1 (default: the same digits)"
+    parser.add_argument("--tolerance", type=float, default=0.0, help=about)
+    parser.add_argument("--config-dir", help="as when the runs were trained")
+    given = parser.parse_args(words)
+    runs = [word for word in given.runs if "=" not in word]
+    overrides = [word for word in given.runs if "=" in word]
+
+    from rich import get_console
+
+    from mambaseg.app.replay import Compared, replay
+    from mambaseg.reporting.grid import UNDEFINED, Grid
+
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+
+    def told(compared: Compared | None) -> list[str]:
+        if compared is None:
+            return [UNDEFINED, "no best.ckpt"]
+        return [
+            f"{compared.values:,}",
+            f"{compared.difference:.1e}" if compared.difference else "same",
+        ]
+
+    rows, notes, differ = [], [], 0
+    for path in _folders(runs):
+        found = replay(path, overrides, steps=given.steps, config_dir=given.config_dir)
+        parts = [part for part in (found.steps, found.scores) if part]
+        differ += any(part.difference > given.tolerance for part in parts)
+        rows.append([path.name, *told(found.steps), *told(found.scores)])
+        if found.since:
+            notes.append(f"{path.name}: changed since: {found.since}.")
+    header = ["run", "numbers", f"{given.steps} steps", "numbers", "scores"]
+    get_console().print(Grid("Replayed", header, rows, list(dict.fromkeys(notes))).terminal())
+    if differ:
+        raise UserError(f"{differ} of {len(rows)} runs differ: train them again")
+
+
+def _folders(named: Sequence[str]) -> list[Path]:
+    """Run folders as they are, and the finished runs of experiments."""
+    from mambaseg.reporting.runs import run_folders
+    from mambaseg.storage.run_folder import RunFolder
+
+    found: list[Path] = []
+    for path in map(Path, named):
+        single = (path / "run.json").is_file()
+        found += [path] if single else [one for one in run_folders(path) if RunFolder(one).trained]
+    if not found:
+        raise UserError(
+            f"{' '.join(named) or 'nothing'}: there is no finished run; name a run folder"
+        )
+    return found

@@ -1,0 +1,186 @@
+"""Trains the first steps of a finished run again, scores its checkpoint again, and compares.
+
+A result made by earlier code is still a result of the present code if the first steps give the same
+losses, and the stored weights the same scores. Nothing is written to the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from mambaseg.app.api import composed, our_hydra
+from mambaseg.app.build import build
+from mambaseg.app.entry import explained_errors
+from mambaseg.app.overrides import arranged, key_of
+from mambaseg.errors import UserError
+from mambaseg.reporting.labels import flatten
+from mambaseg.reporting.runs import read_identity
+from mambaseg.storage.files import keep_caches
+from mambaseg.storage.identity import scientific
+from mambaseg.storage.untrusted import read_table
+
+STEPS = 20
+_OWN = ("name", "outputs", "run_dir", "rerun", "test", "logger")
+_QUIET = ("logger=csv", "callbacks.progress=null", "name=replay", "test=true")
+Table = dict[tuple[str, ...], str]  # what a number is of -> its text in the file
+log = logging.getLogger(__name__)
+
+
+class Compared(NamedTuple):
+    """Numbers of a run and of its replay."""
+
+    values: int
+    difference: float  # the largest, relative to numbers above 1; 0.0 only for the same digits
+
+
+class Replay(NamedTuple):
+    """What came of a run; None: it has no such file to compare with."""
+
+    path: Path
+    steps: Compared  # losses, rates and validations of the first steps
+    scores: Compared | None  # cases.csv of best.ckpt
+    since: str  # what has changed: code, versions, machine; empty: nothing
+
+
+def replay(
+    path: Path,
+    words: Sequence[str] = (),
+    *,
+    steps: int = STEPS,
+    config_dir: str | Path | None = None,
+) -> Replay:
+    """Replays one finished run.
+
+    Args:
+        path: its run folder, or what `mambaseg report pack` has kept of it.
+        words: overrides for this machine, such as `data.root=...`.
+        steps: how many optimizer steps.
+        config_dir: as `--config-dir` when it was trained.
+
+    Raises:
+        UserError: it is no finished training, its overrides or data make another run now, or
+            the file that has its losses is missing.
+    """
+    record, config = read_identity(path)
+    before = _of_steps(path, steps)
+    keep_caches()
+    with TemporaryDirectory(prefix="mambaseg-replay-") as place, _threads(record.get("threads")):
+        _, own = arranged([*_overrides(path, record), *_QUIET, f"outputs={place}", *words])
+        with (
+            explained_errors(UserError),
+            our_hydra(config_dir),
+            build(composed("config", own)) as run,
+        ):
+            _require_same(path, record, config, run)
+            run.trainer.fit_loop.epoch_loop.max_steps = min(steps, config["data"]["steps"])
+            run.trainer.fit(run.task, datamodule=run.data)
+            found = _compare(before, _of_steps(run.folder.path, steps))
+            best, scores = path / "checkpoints" / "best.ckpt", None
+            if best.is_file():
+                shutil.copy(best, run.folder.path / "checkpoints" / "best.ckpt")
+                run.evaluate()
+                scores = _compare(_of_cases(path), _of_cases(run.folder.path))
+            return Replay(path, found, scores, _since(record, run.folder.record))
+
+
+def _overrides(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
+    """The overrides of the run's command that are about the training."""
+    if record.get("status") != "done" or not isinstance(record.get("overrides"), list):
+        raise UserError(f"{path} is not the folder of a finished training that has its overrides")
+    for word in record["overrides"]:
+        if "_target_" in word or "${" in word:  # a run folder may come from anybody
+            raise UserError(
+                f"{path}/run.json: {word} asks for an object or a value of the machine. Such "
+                "overrides are not taken from a run folder."
+            )
+        if key_of(word) not in _OWN:
+            yield word
+
+
+@contextmanager
+def _threads(count: Any) -> Iterator[None]:
+    """As many threads as the run had, for the same rounding."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if isinstance(count, int) and count > 0 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _require_same(
+    path: Path, record: Mapping[str, Any], config: Mapping[str, Any], run: Any
+) -> None:
+    """Refuses where the same words make another run now."""
+    old, new = (flatten(scientific(one)) for one in (config, run.config))
+    changed = [
+        f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new})
+        if json.dumps(old.get(key), default=str) != json.dumps(new.get(key), default=str)
+    ]  # fmt: skip
+    for what, value in (("fingerprint", run.data.fingerprint), ("split", run.data.split.hash)):
+        part = record.get("split" if what == "split" else "data") or {}
+        if (was := part.get("hash" if what == "split" else what)) != value:
+            changed.append(f"the {what} of the data was {was}, is {value}")
+    if changed:
+        raise UserError(f"{path}: its overrides make another run now: {'; '.join(changed[:5])}")
+
+
+def _of_steps(path: Path, steps: int) -> Table:
+    """What metrics.csv has of the first steps, the test aside."""
+    try:
+        rows = read_table(path / "metrics.csv", growing=True)[1]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'metrics.csv'} cannot be read: {error}") from error
+    found: Table = {
+        (row["step"], key): text
+        for row in rows if int(row["step"]) < steps
+        for key, text in row.items() if text and key != "step" and not key.startswith("test/")
+    }  # fmt: skip
+    if not any("loss" in key for _, key in found):
+        raise UserError(f"{path / 'metrics.csv'} has no loss within {steps} steps: --steps")
+    return found
+
+
+def _of_cases(path: Path) -> Table:
+    rows = read_table(path / "cases.csv")[1]
+    names = ("case", "class", "class_name")
+    return {(row["case"], row["class"], key): text for row in rows for key, text in row.items()
+            if key not in names}  # fmt: skip
+
+
+def _compare(before: Table, now: Table) -> Compared:
+    """The largest difference of what the run has; infinite where the replay has no such number."""
+    worst = 0.0
+    for key, text in before.items():
+        if (other := now.get(key)) != text:
+            try:
+                a, b = float(text), float(other or "")
+                worst = max(worst, abs(a - b) / max(1.0, abs(a)))
+            except ValueError:
+                worst = math.inf
+    return Compared(len(before), worst)
+
+
+def _since(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Code, packages and machine that are not those of the run."""
+    changed = []
+    for group, names in {
+        "code": ("digest",), "versions": ("torch", "numpy", "numba", "monai"),
+        "hardware": ("cpu",),
+    }.items():  # fmt: skip
+        was, there = record.get(group) or {}, now.get(group) or {}
+        changed += [
+            "code" if name == "digest" else f"{name} {was.get(name)} → {there.get(name)}"
+            for name in names if was.get(name) != there.get(name)
+        ]  # fmt: skip
+    return ", ".join(changed)

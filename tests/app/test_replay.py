@@ -1,0 +1,89 @@
+"""A finished run, trained for its first steps again and scored again, against what it says."""
+
+import json
+import shutil
+
+import pytest
+
+from mambaseg import train
+from mambaseg.app.commands.replay import main
+from mambaseg.app.replay import replay
+from mambaseg.errors import UserError
+from mambaseg.reporting.pack import FILES
+from runs import UNET
+
+
+@pytest.fixture(scope="module")
+def finished(shared_run):
+    """The folder of a run of four steps, which logs its loss at the second and the fourth."""
+    words = [*shared_run, *UNET, "logger=csv", "trainer=cpu", "trainer.log_every_n_steps=2"]
+    return train(*words, "callbacks.progress=null").path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it to be changed."""
+    return shutil.copytree(finished, tmp_path / "hearts" / finished.name)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_code_gives_the_same_numbers_and_leaves_the_run_alone(run):
+    before = contents(run)
+    found = replay(run, steps=4)
+    assert (found.steps.difference, found.scores.difference, found.since) == (0.0, 0.0, "")
+    lines = (run / "cases.csv").read_text().splitlines()
+    assert found.scores.values == (len(lines) - 1) * (len(lines[0].split(",")) - 3)
+    assert found.steps.values > 8 and contents(run) == before
+
+
+def test_of_packed_runs_the_steps_are_replayed_and_one_that_differs_is_named(
+    finished, tmp_path, capsys
+):
+    kept = tmp_path / "kept" / finished.name
+    kept.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(finished / name, kept)
+    table = kept / "metrics.csv"
+    lines = table.read_text().splitlines()
+    place = lines[0].split(",").index("train/loss")
+    row = next(n for n, line in enumerate(lines) if n and line.split(",")[place])
+    cells = lines[row].split(",")
+    loss = float(cells[place])
+    cells[place] = repr(loss + 1e-4)
+    lines[row] = ",".join(cells)
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="1 of 1 runs differ"):
+        main(["--steps", "2", str(kept.parent)])
+    printed = capsys.readouterr().out
+    assert f"{1e-4 / (loss + 1e-4):.1e}" in printed and "no best.ckpt" in printed
+    assert finished.name[:12] in printed and max(map(len, printed.splitlines())) <= 80
+    main(["--steps", "2", "--tolerance", "1e-3", str(kept)])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"overrides": None}, "not the folder of a finished training"),
+        ({"status": "failed"}, "not the folder of a finished training"),
+        ({"overrides": ["+callbacks.x={_target_: os.system}"]}, "asks for an object"),
+        ({"overrides": ["data=phantom", "seed=${oc.env:HOME}"]}, "asks for an object"),
+        ({"data": {"fingerprint": "0"}}, "another run now: the fingerprint"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(run, change, said):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(UserError, match=said):
+        replay(run, steps=2)
+
+
+def test_words_that_lead_to_another_run_are_refused(run):
+    with pytest.raises(UserError, match=r"another run now: optim\.optimizer\.lr was"):
+        replay(run, ["optim.optimizer.lr=0.5"], steps=2)
+    with pytest.raises(UserError, match=r"no loss within 1 steps: --steps"):
+        replay(run, steps=1)
+    with pytest.raises(UserError, match="no finished run"):
+        main(["data.root=elsewhere"])
