@@ -154,7 +154,7 @@ def test_channels_that_differ_between_cases_are_an_error(tmp_path):
     ],
 )
 def test_a_data_set_that_does_not_say_what_it_is_ends_in_one_message(tmp_path, words, message):
-    write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 2]})
+    write_nnunet(tmp_path / "regions", labels={"background": 0, "all": [1, 3]})
     words = [word.format(place=tmp_path) for word in words]
     with pytest.raises(CompactHydraException, match=message) as raised, explained_errors():
         built(*UNET, "data=nnunet", *words)
@@ -182,7 +182,7 @@ def test_classes_named_in_another_order_than_the_data_sets_are_refused(tmp_path,
 
 
 def test_labels_that_are_no_classes_do_not_hide_the_rest_of_the_check(tmp_path):
-    root = write_nnunet(tmp_path / "a", labels={"background": 0, "all": [1, 2]})
+    root = write_nnunet(tmp_path / "a", labels={"background": 0, "all": [1, 3]})
     (root / "imagesTr" / "case_002_0000.nii.gz").write_bytes(b"")
     report = check_dataset(root)
     assert [one.problem.partition(": ")[0] for one in report.of("error")] == [

@@ -9,6 +9,7 @@ from mambaseg.data.classes import (
     require_named_values,
     require_same_classes,
     sides_of_one,
+    structures_of,
 )
 from mambaseg.errors import UserError
 from runs import built, composed
@@ -109,3 +110,26 @@ def test_values_that_would_become_classes_of_another_name_are_refused(classes, l
     overrides = shlex.split(str(error.value).rpartition(" by name: ")[2])
     assert composed("data=acdc", *overrides).data.label_map == offered
     require_named_values(NAMED, classes, label_map=offered)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ({"left": [2, 4]}, "'left' must be labels from 1 to 3"),
+        ({"left": []}, "'left' must be labels"),
+        ({"left": [2, 2]}, "each once"),
+        ({"left": [True]}, "'left' must be labels"),
+        ([1, 2], "give each region its labels"),
+        ({"Background": [1]}, "there more than once"),
+    ],
+)
+def test_regions_that_are_none_are_refused(regions, message):
+    with pytest.raises(UserError, match=rf"data\.regions.*{message}"):
+        structures_of(["background", "RV", "MYO", "LV"], regions)
+
+
+def test_without_regions_the_classes_are_scored():
+    assert structures_of(["background", "RV", "MYO"]) == {"RV": (1,), "MYO": (2,)}
+    assert structures_of(["background", "RV", "MYO"], {"a": 2, "b": [2, 1]}) == {
+        "a": (2,), "b": (1, 2),
+    }  # fmt: skip

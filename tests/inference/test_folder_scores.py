@@ -14,10 +14,10 @@ from mambaseg.app.console import main
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.data.formats.images import find_images
 from mambaseg.errors import UserError
+from mambaseg.evaluation import largest
 from mambaseg.evaluation.metrics import score_case
 from mambaseg.evaluation.summary import summarise
 from mambaseg.inference.folder_scores import find_pairs, score_folders
-from mambaseg.inference.segment import keep_largest_component
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.runs import read_run
 from reporting.fake_runs import heart, predicted
@@ -25,6 +25,7 @@ from runs import built
 from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
 
 SPACING = (10.0, 1.5, 1.25)  # z, y, x
+EACH = {"RV": (1,), "MYO": (2,), "LV": (3,)}
 EVALUATION = {"empty": "penalty", "tolerance_mm": 3.0, "keep_largest": False}
 CASES = ["p1_ED", "p1_ES", "p2_ED", "p2_ES"]
 
@@ -67,7 +68,7 @@ def test_every_row_is_what_the_metrics_say_of_the_arrays(folders, keep_largest):
     run = read_run(folder.path)
     expected = []
     for case, (labels, truth) in folders[2].items():
-        labels = keep_largest_component(labels, 4) if keep_largest else labels
+        labels = largest.keep_largest(labels, EACH) if keep_largest else labels
         rows = score_case(
             labels, truth, num_classes=4, spacing=SPACING, policy="penalty", tolerance_mm=3.0
         )

@@ -9,7 +9,12 @@ from torch import nn
 
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
-from mambaseg.inference.segment import Member, keep_largest_component, predict_case, segment
+from mambaseg.evaluation.largest import keep_largest
+from mambaseg.inference.segment import Member, predict_case, segment
+
+
+def each(num_classes: int) -> dict[str, tuple[int, ...]]:
+    return {str(label): (label,) for label in range(1, num_classes)}
 
 
 class Halving:
@@ -261,7 +266,7 @@ def test_only_the_largest_component_of_each_class_stays():
     labels[0, 4:6, 0:3] = 1  # 6 voxels
     labels[2, 5, 5] = 2
     labels[0, 0, 4:6] = 2  # 2 voxels
-    kept = keep_largest_component(labels, 3)
+    kept = keep_largest(labels, each(3))
     expected = np.zeros_like(labels)
     expected[0:2, 0:2, 0:2] = 1
     expected[0, 0, 4:6] = 2
@@ -273,14 +278,14 @@ def test_voxels_that_touch_at_an_edge_only_are_not_connected():
     labels = np.zeros((2, 3, 3), np.uint8)
     labels[0, 0, 0:2] = 1
     labels[0, 1, 2] = labels[1, 1, 1] = 1
-    assert keep_largest_component(labels, 2).sum() == 2
+    assert keep_largest(labels, each(2)).sum() == 2
 
 
 def test_a_tensor_comes_back_as_a_tensor_and_an_empty_volume_as_it_is():
     labels = torch.zeros(2, 3, 3, dtype=torch.uint8)
-    assert torch.equal(keep_largest_component(labels, 4), labels)
+    assert torch.equal(keep_largest(labels, each(4)), labels)
     labels[0, 0, 0] = labels[1, 2, 1] = labels[1, 2, 2] = 3
-    kept = keep_largest_component(labels, 4)
+    kept = keep_largest(labels, each(4))
     assert kept.dtype == torch.uint8 and kept.nonzero().tolist() == [[1, 2, 1], [1, 2, 2]]
 
 
@@ -290,8 +295,8 @@ def test_what_stays_is_one_component_per_class_and_no_larger_one_was_dropped(see
     from scipy.ndimage import label as components
 
     labels = np.random.default_rng(seed).integers(0, num_classes, (3, 6, 7)).astype(np.uint8)
-    kept = keep_largest_component(labels, num_classes)
-    assert np.array_equal(keep_largest_component(kept, num_classes), kept)
+    kept = keep_largest(labels, each(num_classes))
+    assert np.array_equal(keep_largest(kept, each(num_classes)), kept)
     assert np.all((kept == labels) | (kept == 0))
     for index in range(1, num_classes):
         before, count = components(labels == index)

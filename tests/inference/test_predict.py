@@ -17,8 +17,9 @@ from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.evaluation.largest import keep_largest
 from mambaseg.inference.folder_scores import score_folders
-from mambaseg.inference.segment import Member, keep_largest_component, segment
+from mambaseg.inference.segment import Member, segment
 from payload import armed
 from runs import trained
 from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
@@ -322,7 +323,8 @@ def test_the_largest_component_is_kept_frame_by_frame(checkpoint, tmp_path):
     predict(checkpoint, path, tmp_path / "kept", keep_largest=True)
     every, kept = (labels_of(tmp_path / name / "scan.nii.gz") for name in ("all", "kept"))
     for t in range(2):
-        expected = keep_largest_component(every[..., t].T.copy(), 4)
+        each = {name: (label,) for label, name in enumerate(CLASSES) if label}
+        expected = keep_largest(every[..., t].T.copy(), each)
         assert np.array_equal(kept[..., t].T, expected)
     assert (every != kept).any()
 

@@ -55,7 +55,7 @@ data.find_cases.patient_pattern data.fold data.folds data.ignore_label data.in_c
 data.intensity
 data.label_map data.labelled data.labels
 data.longest_side data.masks data.name data.neighbours data.num_classes data.oversample
-data.patient_pattern data.preprocessing
+data.patient_pattern data.preprocessing data.regions
 data.seed data.size data.slicing data.spacing data.split data.split_by data.steps
 data.task data.val_every
 data.window

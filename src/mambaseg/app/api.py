@@ -49,7 +49,7 @@ class LoadOptions(TypedDict, total=False):
     precision: Literal["auto", "32-true", "bf16-mixed"]  #: `auto` follows the device
     scan_backend: str  #: of networks that scan
     tta: bool | str  #: average over views of each slice; `True` takes those of the training
-    keep_largest: bool  #: the largest 3-D component of each class
+    keep_largest: bool | Literal["auto"]  #: the largest 3-D component; `auto`: as training chose
     calibrated: bool  #: divide logits by the temperature that an evaluation has fitted
     batch_size: int  #: slices at a time
 

@@ -181,6 +181,7 @@ class Assembly:
             "slicing": cfg.get("slicing", "stored"),
             "views": data.views,
             "classes": list(cfg["class_names"]),
+            **({"regions": cfg["regions"]} if cfg.get("regions") else {}),
             "data": {
                 "name": cfg["name"],
                 "title": cfg["title"],

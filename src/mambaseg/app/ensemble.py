@@ -14,6 +14,7 @@ from mambaseg.app.calibrate import stored_calibration
 from mambaseg.app.networks import restore_network
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
+from mambaseg.evaluation.largest import in_words, voted
 from mambaseg.inference.found import find_run, find_runs
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
@@ -46,6 +47,7 @@ def restore_predictor(
     scan_backend: str = "auto",
     tta: bool | str = False,
     calibrated: bool = False,
+    keep_largest: bool | str = "auto",
     original: Any = None,
     **options: bool | int,
 ) -> Predictor:
@@ -55,7 +57,7 @@ def restore_predictor(
     `options` are those of `mambaseg.inference.predictor.Options`.
     """
     where = _device(device)
-    members, made_by, trained_on, seen = [], [], [], []
+    members, made_by, trained_on, seen, choices = [], [], [], [], []
     thresholds: list[float | None] = []
     told: dict[str, Any] = {}
     for path in paths:
@@ -67,6 +69,7 @@ def restore_predictor(
             "channels": checkpoint.channels,
             "class_names": list(about["classes"]),
             "slicing": about.get("slicing", "stored"),
+            "regions": about.get("regions"),
         }
         slice_axis(None, own["slicing"])  # which must be a known rule
         told = told or own
@@ -87,8 +90,16 @@ def restore_predictor(
         made_by.append({**model, "preprocessing": members[-1].preprocessing.describe()})
         trained_on.append(about["data"]["title"])
         seen.append(checkpoint.seen)
+        choices.append(checkpoint.keep_largest)
     chosen = choose_precision(precision, gpu=where.type == "cuda")
     log.info("device %s, precision %s", where, chosen)
+    kept: Any = keep_largest
+    if keep_largest == "auto":
+        agreed = voted(choices)
+        kept = agreed or False
+        if any(choices):
+            most = " by most of the networks" if len(members) > 1 else ""
+            log.info("post-processing, chosen in validation%s: %s", most, in_words(agreed))
     return Predictor(
         members,
         **told,
@@ -96,7 +107,7 @@ def restore_predictor(
         trained_on=trained_on,
         seen=seen,
         flag_above=_mean(thresholds),
-        options=Options(precision=chosen, **options),  # type: ignore[arg-type]
+        options=Options(precision=chosen, keep_largest=kept, **options),  # type: ignore[arg-type]
     )
 
 

@@ -102,6 +102,10 @@ def _nnunet(what: str, *, _root_: DictConfig) -> Any:
         return about.ignore
     if what == "modality":
         return list(about.channels)
+    if what == "regions":  # whose numbers are of the file's own classes
+        raw: Any = OmegaConf.to_container(_root_.data, resolve=False)
+        own = "${nnunet:" in str(raw.get("class_names")) and not raw.get("label_map")
+        return about.regions if own else None
     return len(about.class_names) if what == "num_classes" else list(about.class_names)
 
 

@@ -108,10 +108,11 @@ FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file, a bundle, newe
 _SHORT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False), """rerun test data.synthetic model.mirror_encoder model.residual
-        evaluation.keep_largest evaluation.allow_seen evaluation.val_distances trainer.graph graph
+        evaluation.allow_seen evaluation.val_distances trainer.graph graph
         trainer.compile compile
-        keep_largest overlay probabilities uncertainty calibrated calibration"""),
-    (("auto", True, False), "data.on_device trainer.sync_batchnorm dicom_seg"),
+        overlay probabilities uncertainty calibrated calibration"""),
+    (("auto", True, False), """data.on_device trainer.sync_batchnorm dicom_seg
+        evaluation.keep_largest keep_largest"""),
     ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels
         data.steps data.val_every trainer.accumulate_grad_batches
         callbacks.checkpoint.keep callbacks.nonfinite.most_in_a_row batch_size repeats"""),
@@ -169,7 +170,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((True, False, "flips", "rot90", "all", "none"), "tta"),
     (("onnx", "torch", "bundle"), "format"),
     # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target
-    ((object,), """data.label_map data.labelled data.window data.ct optim.optimizer
+    ((object,), """data.label_map data.regions data.labelled data.window data.ct optim.optimizer
         optim.scheduler"""),
 )  # fmt: skip
 INSTEAD = {

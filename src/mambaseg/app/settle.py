@@ -211,6 +211,9 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
             log.warning("data.%s=%s, but %s was trained with %s: the checkpoint's is used",
                         key, given, path.name, "null" if value is None else value)  # fmt: skip
             cfg.data[key] = value
+    if cfg.evaluation.keep_largest == "auto":  # as its training chose, if it did
+        chosen = checkpoint.keep_largest
+        cfg.evaluation.keep_largest = {k: list(v) for k, v in chosen.items()} or False
     require_same_classes(
         list(about["classes"]),
         list(cfg.data.class_names),

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mambaseg.errors import UserError
+
+Structures = dict[str, tuple[int, ...]]
+"""What is scored, by name: the labels 1, 2, ... of each; those of regions overlap."""
 
 IGNORED = 255
 """In label arrays: nothing is known of this pixel, so nothing is learnt, scored or drawn of it."""
@@ -25,6 +29,41 @@ def check_class_names(names: Sequence[str], what: str) -> None:
         raise UserError(
             f"{what}={list(names)}: {problem}. Scores go by the names: give every class its own"
         )
+
+
+def structures_of(class_names: Sequence[str], regions: Any = None) -> Structures:
+    """What is scored on data of these classes, background first: each of them, or `regions`.
+
+    Regions are name -> labels, such as `{"whole": [1, 2, 3], "core": [2, 3]}`, or one label.
+
+    Raises:
+        UserError: regions are something else, have one name, or hold no label of a class.
+    """
+    if regions is None:
+        return {str(name): (label,) for label, name in enumerate(class_names) if label}
+    last = len(class_names) - 1
+    what = f"data.regions={regions}: "
+    example = "give each region its labels, such as data.regions={whole: [1, 2], core: [2]}"
+    if not isinstance(regions, Mapping) or not regions:
+        raise UserError(what + example)
+    found: Structures = {}
+    for name, given in regions.items():
+        labels = list(given) if isinstance(given, (list, tuple)) else [given]
+        whole = all(type(label) is int and 0 < label <= last for label in labels)
+        if not labels or not whole or len(set(labels)) < len(labels):
+            raise UserError(
+                f"{what}{name!r} must be labels from 1 to {last}, each once (the classes of "
+                f"data.class_names after the background); {example}"
+            )
+        found[str(name)] = tuple(sorted(labels))
+    check_class_names([class_names[0], *found], "data.regions with the background")
+    return found
+
+
+def scored_names(data: Mapping[str, Any]) -> list[str]:
+    """Names of what is scored by a config of data: the background, then classes or regions."""
+    names = list(data["class_names"])
+    return [names[0], *structures_of(names, data.get("regions"))]
 
 
 def require_same_classes(

@@ -19,6 +19,7 @@ from mambaseg.data.classes import (
     check_class_names,
     require_named_values,
     sides_of_one,
+    structures_of,
 )
 from mambaseg.data.fingerprint import fingerprint, patients_with_same_images
 from mambaseg.data.geometry import Preprocessing
@@ -86,6 +87,7 @@ class SegmentationDataModule(StepDataModule):
         longest_side: int | None = None,  # what `find_cases` reduces pictures to
         augmentation: str | Mapping[str, Operation | None] = "paper",  # see `Augmentation`
         label_map: Mapping[int, int] | None = None,  # every value in the label files -> class
+        regions: Mapping[str, Sequence[int]] | None = None,  # scored in place of the classes
         on_device: bool | Literal["auto"] = "auto",
         class_remarks: Callable[[Sequence[str], Mapping[str, float]], list[str]] | None = None,
         slicing: str = "stored",  # a rule of `slice_axis`
@@ -105,6 +107,8 @@ class SegmentationDataModule(StepDataModule):
             )
         self.root, self.cache_dir = Path(root), Path(cache_dir)
         self.class_names, self.num_classes = class_names, num_classes
+        self.structures = structures_of(class_names, regions)  # what is scored
+        self.regions = None if regions is None else self.structures
         self.preprocessing = Preprocessing(
             preprocessing,
             self.size,
@@ -365,6 +369,7 @@ class SegmentationDataModule(StepDataModule):
             "class_names": self.class_names,
             "distances": "mm" if known else "vox",
             **({"partial": True} if self.partial else {}),
+            **({"regions": self.regions} if self.regions else {}),
         }
 
     def known(self, part: str) -> list[Known]:

@@ -147,6 +147,10 @@ class StepDataModule(L.LightningDataModule):
         """Return this rank's test cases, one per batch."""
         return self._case_loader("test")
 
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation cases again, on which post-processing is chosen."""
+        return self._case_loader("val")
+
     def _case_loader(self, part: str) -> DataLoader[Batch]:
         self.load()
         dataset = self.evaluation_data(part)

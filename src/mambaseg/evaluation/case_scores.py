@@ -1,7 +1,7 @@
 """The torchmetrics shell around `mambaseg.evaluation.metrics`: collects the rows of many cases."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
@@ -79,7 +79,8 @@ class CaseScores(CaseRows):
     """Scores whole cases as they come and summarises them at the end, over all ranks.
 
     `score_case` and `summarise` describe the arguments. `partial`: references may hold IGNORED,
-    which otherwise is a label out of range.
+    which otherwise is a label out of range. `regions` (name -> labels) are scored in place of the
+    classes; `names` are those of what is scored.
     """
 
     def __init__(
@@ -93,10 +94,13 @@ class CaseScores(CaseRows):
         distances: Literal["mm", "vox"] | None = None,
         more: Sequence[CaseMetric] = (),
         partial: bool = False,
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.distances, self.more, self.partial = distances, tuple(more), partial
         self.class_names, self.surface = tuple(class_names), surface
+        self.regions = dict(regions or {})
+        self.names = (self.class_names[0], *self.regions) if regions else self.class_names
         self.convention: dict[str, Any] = {
             "policy": policy,
             "tolerance_mm": tolerance_mm,
@@ -129,6 +133,7 @@ class CaseScores(CaseRows):
                 surface=self.surface,
                 more=self.more,
                 ignored=ignored,
+                regions=tuple(self.regions.values()),
                 **self.convention,
             )
         except UserError as error:
@@ -140,9 +145,12 @@ class CaseScores(CaseRows):
             "group": case.group,
         }
         self._cases[case.id] = [
-            {**identity, "class_name": self.class_names[row["class"]], **row} for row in scored
+            {**identity, "class_name": self.names[row["class"]], **row} for row in scored
         ]
 
     def summarise(self) -> dict[str, Any]:
         """See `mambaseg.evaluation.summary.summarise`."""
-        return summarise(self.rows, self.class_names, distances=self.distances, more=self.more)
+        summary = summarise(self.rows, self.names, distances=self.distances, more=self.more)
+        if self.regions:
+            summary["regions"] = {name: list(labels) for name, labels in self.regions.items()}
+        return summary

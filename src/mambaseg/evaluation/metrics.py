@@ -189,6 +189,7 @@ def score_case(
     surface: bool = True,
     more: Sequence[Metric] = (),
     ignored: npt.NDArray[np.bool_] | None = None,
+    regions: Sequence[Sequence[int]] = (),
 ) -> list[Row]:
     """Score one case.
 
@@ -203,9 +204,12 @@ def score_case(
         surface: False leaves the surface columns out, for a quick look.
         more: metrics beside the built-in ones.
         ignored: voxels (Z, H, W) that belong to no class on either side, whatever the labels say.
+        regions: labels of each region that is scored in place of the classes 1..K-1; the
+            background is then what lies in none of them.
 
     Returns:
-        One row per class 0..K-1, with the columns the module lists and ``class``, the index.
+        One row per class 0..K-1, with the columns the module lists and ``class``, the index; of
+        regions 0 for the background, then 1, 2, ... in their order.
 
     Raises:
         UserError: shapes differ, a label is out of range, or the policy has no such name.
@@ -225,12 +229,13 @@ def score_case(
     tolerances = {"tolerance_mm": tolerance_mm, "tolerance_vox": tolerance_vox}
     columns = [m.name for m in (*OVERLAP, *(SURFACE if surface else ()), *VOLUME, *more)]
     rows = []
-    for index in range(num_classes):
-        masks = predicted == index, expected == index
+    for index, labels in enumerate(_scored(num_classes, regions)):
+        masks = _members(predicted, labels), _members(expected, labels)
         if ignored is not None and index == 0:
             masks = masks[0] & ~ignored, masks[1] & ~ignored
-        row: Row = {"class": index, "outcome": _outcome(counts, index), **dict.fromkeys(columns)}
-        row |= _counted(counts, index, spacing)
+        voxels = _overlap(counts, labels)
+        row: Row = {"class": index, "outcome": _outcome(*voxels), **dict.fromkeys(columns)}
+        row |= _counted(int(counts.sum()), *voxels, spacing)
         row |= {metric.name: metric.measure(*masks, spacing) for metric in more}
         if row["outcome"] != "scored":
             scored = _EMPTY[policy][row["outcome"]]
@@ -244,21 +249,42 @@ def score_case(
     return rows
 
 
-def _outcome(counts: npt.NDArray[np.int64], index: int) -> str:
-    is_predicted, is_there = bool(counts[:, index].any()), bool(counts[index].any())
-    if is_predicted and is_there:
+def _scored(num_classes: int, regions: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Labels of what gets a row each, the background first."""
+    if not regions:
+        return [[label] for label in range(num_classes)]
+    inside = {label for region in regions for label in region}
+    outside = [label for label in range(num_classes) if label not in inside]
+    return [outside, *(list(region) for region in regions)]
+
+
+def _members(array: npt.NDArray[Any], labels: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which voxels have one of some labels."""
+    first, *others = labels
+    mask: npt.NDArray[np.bool_] = array == first
+    for label in others:
+        mask |= array == label
+    return mask
+
+
+def _overlap(counts: npt.NDArray[np.int64], labels: Sequence[int]) -> tuple[int, int, int]:
+    """Voxels with one of some labels in both, in the prediction, and in the reference."""
+    both = counts[np.ix_(labels, labels)]
+    return int(both.sum()), int(counts[:, labels].sum()), int(counts[labels].sum())
+
+
+def _outcome(both: int, voxels: int, reference_voxels: int) -> str:
+    if voxels and reference_voxels:
         return "scored"
-    if is_there:
+    if reference_voxels:
         return "missed"
-    return "false_positive" if is_predicted else "both_empty"
+    return "false_positive" if voxels else "both_empty"
 
 
 def _counted(
-    counts: npt.NDArray[np.int64], index: int, spacing: Spacing | None
+    total: int, tp: int, voxels: int, reference_voxels: int, spacing: Spacing | None
 ) -> dict[str, float | None]:
     """The scores that follow from the numbers of voxels."""
-    total, tp = int(counts.sum()), int(counts[index, index])
-    voxels, reference_voxels = int(counts[:, index].sum()), int(counts[index].sum())
     fp, fn = voxels - tp, reference_voxels - tp
     tn = total - tp - fp - fn
     millilitres = None if spacing is None else float(np.prod(spacing)) / 1000

@@ -30,8 +30,8 @@ from mambaseg.reporting.tables import headline, run_grid
 from mambaseg.storage.files import writing
 from mambaseg.storage.run_folder import RunFolder, file_digest
 
-_TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "data",
-         "split", "seen")  # fmt: skip
+_TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "regions",
+         "keep_largest", "data", "split", "seen")  # fmt: skip
 _CARD = """---
 library_name: mambaseg
 pipeline_tag: image-segmentation
@@ -132,7 +132,7 @@ def _card(network: AnySize, checkpoint: Checkpoint) -> str:
         summary = read_run(run.path).summary
         scores = f"## Scores\n\n{headline(summary)[0]}\n"
         if "foreground" in summary:
-            grid = run_grid(summary, "Scores on the test set", about["classes"])
+            grid = run_grid(summary, "Scores on the test set", list(summary["classes"]))
             scores = grid.markdown(2)
         versions = run.record.get("versions") or {}
         facts["made with"] = ", ".join(f"{key} {versions[key]}" for key in ("mambaseg", "torch")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from mambaseg.data.classes import IGNORED
+from mambaseg.data.classes import IGNORED, Structures, structures_of
 from mambaseg.data.fingerprint import THREADS, digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
@@ -24,8 +24,8 @@ from mambaseg.data.validation import DataError, as_label
 from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.evaluation.metrics import Metric
-from mambaseg.inference.segment import keep_largest_component
 from mambaseg.storage.lock import RunLock
 from mambaseg.storage.run_folder import RunFolder, code_state, environment, file_digest, slug
 from mambaseg.storage.untrusted import ForeignFileError, read_json, readable
@@ -138,6 +138,21 @@ def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) ->
     return names
 
 
+def regions_of(pairs: Sequence[Pair], names: Sequence[str]) -> Structures | None:
+    """Regions that the .json files beside the predictions name; None: the classes are scored.
+
+    Raises:
+        UserError: they differ, or are no labels of the classes.
+    """
+    told = [_about(pair.prediction).get("regions") for pair in pairs]
+    if other := next((pair for pair, own in zip(pairs, told, strict=True) if own != told[0]), None):
+        raise UserError(
+            f"{_json(other.prediction)} names the regions {told[pairs.index(other)]}, "
+            f"{_json(pairs[0].prediction)} {told[0]}: score predictions of the same regions"
+        )
+    return structures_of(names, told[0]) if told[0] else None
+
+
 def _by_number(labels: Any) -> list[str]:
     """Names in the order of their numbers; none where these are not 0..K-1."""
     if not isinstance(labels, dict) or not all(type(n) is int for n in labels.values()):
@@ -212,6 +227,7 @@ def score_folders(
     """
     pairs = find_pairs(predictions, references)
     names = class_names_of(pairs, class_names)
+    regions = regions_of(pairs, names)
     checked_ignore(ignore_label, len(names), None)
     seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
     title, model = references.resolve().name, predictions.resolve().name
@@ -224,21 +240,25 @@ def score_folders(
             "title": title,
             "root": str(references),
             "class_names": names,
+            **({"regions": {name: list(own) for name, own in regions.items()}} if regions else {}),
         },
         "evaluation": {key: evaluation[key] for key in ("empty", "tolerance_mm", "keep_largest")},
     }
+    if config["evaluation"]["keep_largest"] == "auto":  # label maps are as they are
+        config["evaluation"]["keep_largest"] = False
     fingerprint = digest_of([[pair.id, file_digest(pair.reference)] for pair in pairs])
     # scores with a mark, or with further columns, are others
     marks = [seen["cases"]] if seen["cases"] else []
     marks += [[metric.name for metric in metrics]] if metrics else []
     marks += [{"ignored": ignore_label}] if ignore_label is not None else []
+    marks += [{"regions": config["data"]["regions"]}] if regions else []
     key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]
     data = config["data"]["name"]
     folder = RunFolder(outputs / f"{slug(model) or 'predictions'}-{data}-{key}")
     if folder.finished and not rerun:
         log.info("already scored: %s (rerun=true scores again)", folder.path)
         return folder, config
-    scores = _scores(pairs, names, config["evaluation"], metrics, ignore_label)
+    scores = _scores(pairs, names, config["evaluation"], metrics, ignore_label, regions)
     split = {"name": "all files", "hash": digest_of([pair.id for pair in pairs])[:12], "note": note}
     # of a cine that was seen, all frames that were scored were
     cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
@@ -272,6 +292,7 @@ def _scores(
     evaluation: Mapping[str, Any],
     metrics: Sequence[Metric],
     ignore_label: int | None,
+    regions: Structures | None,
 ) -> CaseScores:
     """Scores of all pairs, several at a time: reading and measuring let other threads run."""
     from rich.progress import track
@@ -282,7 +303,9 @@ def _scores(
         tolerance_mm=evaluation["tolerance_mm"],
         more=metrics,
         partial=ignore_label is not None,
+        regions=regions,
     )
+    kept = parts_of(evaluation["keep_largest"], structures_of(names, regions))
 
     def score(pair: Pair) -> list[str]:
         prediction, reference = read_label(pair.prediction), read_label(pair.reference)
@@ -295,8 +318,8 @@ def _scores(
             f"{pair.id}_frame{t:0{digits}d}" for t in range(1, len(labels) + 1)
         ]  # fmt: skip
         for name, one, other in zip(ids, labels, expected, strict=True):
-            if evaluation["keep_largest"]:
-                one = keep_largest_component(one, len(names))
+            if kept:
+                one = keep_largest(one, kept)
             both = map(torch.from_numpy, (one, other))
             scores.update(pair._replace(id=name), *both, spacing=reference.spacing)
         return ids

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mambaseg.data.classes import Structures, structures_of
 from mambaseg.data.formats import dicom_seg
 from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, UNCERTAINTY, Source
 from mambaseg.data.formats.nifti import to_nifti
@@ -22,7 +23,8 @@ from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
-from mambaseg.inference.segment import Member, case_uncertainty, keep_largest_component, segment
+from mambaseg.evaluation.largest import keep_largest, parts_of
+from mambaseg.inference.segment import Member, case_uncertainty, segment
 from mambaseg.inference.uncertainty import require_own_table, write_table
 from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 class Options:
     """What to do and what to write beside the label map."""
 
-    keep_largest: bool = False  # component of each class in each volume
+    keep_largest: bool | Structures = False  # component in each volume, of all or some structures
     probabilities: bool = False
     uncertainty: bool = False
     overlay: bool = False  # a picture; of a cine its first frame
@@ -92,6 +94,7 @@ class Predictor:
         slicing: how a volume is cut into slices, a rule of `slice_axis`.
         seen: the images that each network has learnt from; empty if that is not known.
         flag_above: uncertainty of an image above which it is flagged; None: it is not known.
+        regions: name -> labels of what was scored in place of the classes.
     """
 
     def __init__(
@@ -106,17 +109,21 @@ class Predictor:
         slicing: str = "stored",
         seen: Sequence[Seen] = (),
         flag_above: float | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self.flag_above = flag_above
+        self.flag_above, self.regions = flag_above, regions
         self.members, self.class_names, self.options = members, class_names, options
         self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
         self.slicing, self.seen = slicing, seen
+        self.kept = parts_of(options.keep_largest, structures_of(class_names, regions))
         views = [member.views for member in members]
         # what decides the labels: another recipe is another result
         self.recipe: dict[str, Any] = {
             "networks": list(made_by),
             "tta": views[0] if len(set(views)) == 1 else views,
-            "keep_largest": options.keep_largest,
+            "keep_largest": {name: list(labels) for name, labels in self.kept.items()}
+            if isinstance(options.keep_largest, Mapping)
+            else options.keep_largest,
             "precision": options.precision,
         }
         if slicing != "stored":
@@ -175,6 +182,7 @@ class Predictor:
         voxels = dict(zip(self.class_names, counts.tolist(), strict=True))
         about: dict[str, Any] = {
             "labels": {name: index for index, name in enumerate(self.class_names)},
+            **({"regions": self.regions} if self.regions else {}),
             "image": readable(source.path.name),
             "image_digest": digest,
             "spacing_mm": image.spacing and [round(side, 6) for side in image.spacing],
@@ -250,8 +258,8 @@ class Predictor:
             if found.uncertainty is not None:
                 uncertainty.append(found.uncertainty.numpy())
                 scores.append(case_uncertainty(found.uncertainty, volume))
-            if self.options.keep_largest:
-                volume = keep_largest_component(volume, len(self.class_names))
+            if self.kept:
+                volume = keep_largest(volume, self.kept)
             labels.append(volume.cpu().numpy())
             if found.probabilities is not None:
                 probabilities.append(found.probabilities.numpy().swapaxes(0, 1))

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mambaseg.data.geometry import Pixel, Preprocessing
 from mambaseg.errors import UserError
 
-Labels = TypeVar("Labels", Tensor, npt.NDArray[np.uint8])
 VIEWS: dict[str, tuple[tuple[int, bool], ...]] = {
     "none": ((0, False),),
     "flips": ((0, False), (0, True), (2, False), (2, True)),
@@ -308,27 +307,3 @@ def _through_windows(
     return sliding_window_inference(
         image.float(), sides, batch_size, through, overlap=OVERLAP, mode="gaussian"
     )
-
-
-def keep_largest_component(labels: Labels, num_classes: int) -> Labels:
-    """Each class reduced to its largest connected component in 3-D; the rest becomes background.
-
-    Voxels are connected through their six faces. Of equally large components the first in raster
-    order stays. Holes are not filled.
-
-    Labels are (Z, H, W) uint8, an array or a tensor on any device, and left unchanged; the new
-    volume is of the same kind, shape, dtype and device. Class 0 is not looked at.
-    """
-    if isinstance(labels, Tensor):
-        kept = keep_largest_component(labels.cpu().numpy(), num_classes)
-        return torch.from_numpy(kept).to(labels.device)
-
-    from scipy.ndimage import label as connected_components
-
-    result = labels.copy()
-    for index in range(1, num_classes):
-        components, count = connected_components(labels == index)
-        if count > 1:
-            sizes = np.bincount(components.ravel())[1:]  # without what is not this class
-            result[(components > 0) & (components != 1 + int(sizes.argmax()))] = 0
-    return result

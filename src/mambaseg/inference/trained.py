@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaseg.data.classes import check_class_names
+from mambaseg.data.classes import Structures, check_class_names, structures_of
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import is_ct, is_window
 from mambaseg.data.seen import Seen
@@ -36,7 +36,8 @@ class Checkpoint:
     """A checkpoint of this project.
 
     `about` has `model` (name of its config, arguments), `task`, `preprocessing`, `slicing`,
-    `views`, `classes`, `data`, `split` and `seen`.
+    `views`, `classes`, `data`, `split` and `seen`; name -> labels in `regions`, where it has them,
+    and in `keep_largest`, where post-processing was chosen.
     """
 
     path: Path
@@ -65,6 +66,17 @@ class Checkpoint:
     def inputs(self) -> int:
         """Channels of what its network takes: those of an image, of neighbouring slices too."""
         return self.channels * self.preprocessing.slices
+
+    @property
+    def structures(self) -> Structures:
+        """What was scored in its training, by name: the classes, or regions."""
+        return structures_of(self.about["classes"], self.about.get("regions"))
+
+    @property
+    def keep_largest(self) -> Structures:
+        """Of which structures the largest component is kept, as chosen in validation."""
+        chosen = self.about.get("keep_largest")
+        return structures_of(self.about["classes"], chosen) if chosen else {}
 
     @property
     def seen(self) -> Seen:
@@ -151,6 +163,8 @@ def _wrong_field(about: dict[str, Any]) -> str:
         "its classes": isinstance(classes, (list, tuple))
         and len(classes) <= 256
         and all(isinstance(name, str) and len(name) <= 100 for name in classes),
+        "its regions": _are_parts(about.get("regions"), classes),
+        "its post-processing": _are_parts(about.get("keep_largest"), classes),
         "its data": _is_name(data.get("name"))
         and isinstance(data.get("title"), str)
         and len(data["title"]) <= 200
@@ -168,6 +182,17 @@ def _wrong_field(about: dict[str, Any]) -> str:
     except ValueError:
         wrong.append("the images that it has seen")
     return wrong[0] if wrong else ""
+
+
+def _are_parts(parts: Any, classes: Any) -> bool:
+    """Whether these are labels of classes by name, or nothing."""
+    if not parts:
+        return parts in (None, {})
+    try:
+        structures_of(classes, parts)
+    except (UserError, TypeError, LookupError):
+        return False
+    return len(parts) <= 257 and all(isinstance(name, str) and len(name) <= 100 for name in parts)
 
 
 def _is_network(model: Any) -> bool:

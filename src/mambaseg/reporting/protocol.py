@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
+from mambaseg.evaluation.largest import in_words
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.costs import device
 from mambaseg.reporting.grid import Grid, counted
@@ -202,6 +203,14 @@ def _with(name: str, arguments: Iterable[str]) -> str:
     return f"{name} ({told})" if name and told else name
 
 
+def _post_processing(run: RunData, _: Mapping[str, Any]) -> str:
+    kept = run.summary.get("keep_largest")
+    if kept is not None:
+        return f"{in_words(kept)} (chosen in validation)"
+    every = (run.config.get("evaluation") or {}).get("keep_largest")
+    return "largest component of every structure" if every else ""
+
+
 _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "data": _counts,
     "method": _method,
@@ -212,6 +221,7 @@ _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "batch": _batch,
     "image size": _size,
     "augmentation": _augmentation,
+    "post-processing": _post_processing,
     "versions": _versions,
     "code": _code,
     "device": _device,

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mambaseg.data.classes import scored_names
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import BUILT_IN, Metric
 from mambaseg.reporting.labels import flatten
@@ -58,7 +59,7 @@ _LEARNT: dict[str, Any] = {"supervision": {"labelled": 1, "patients": 1, "labels
                             "network": ""}  # fmt: skip
 _ABOUT = {
     "convention": {"distances": ""}, "task": "", "title": "", "note": "", "seen": {"cases": {}},
-    "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}],
+    "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}], "keep_largest": {},
 }  # fmt: skip
 # follow from the method's name and its partners
 _IMPLIED = ("method._target_", "method._partial_", "method.networks", "data.unlabelled")
@@ -156,7 +157,9 @@ class RunData:
             "split": match["base"] if match else self.split["name"],
             "split hash": None if match else self.split["hash"],  # each fold has its own
             **{key: convention.get(key) for key in ("policy", "tolerance_mm", "tolerance_vox")},
-            "classes": list(self.config["data"]["class_names"]),
+            "classes": scored_names(self.config["data"]),
+            "labels": list(self.config["data"]["class_names"]),
+            "regions": self.config["data"].get("regions"),
             "longest side": self.config["data"].get("longest_side"),
             "seen cases": self.saw_cases,
         }
@@ -283,7 +286,7 @@ def read_run(path: str | Path) -> RunData:
         _require(described(summary)[:1] == BUILT_IN[:1], "metrics")  # Dice leads every table
         _check_networks(summary)
     with _reading(path / "cases.csv") as file:
-        rows = _read_rows(file, config["data"]["class_names"])
+        rows = _read_rows(file, scored_names(config["data"]))
     return RunData(path, record, config, summary, rows)
 
 
@@ -317,6 +320,10 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         _check(config, _GROUPS, required=False)
         names = config["data"]["class_names"]
         _require(2 <= len(names) <= 256 and len(set(names)) == len(names), "data.class_names")
+        try:
+            _require(len(scored_names(config["data"])) <= 256, "data.regions")
+        except UserError as error:
+            raise ForeignFileError(str(error)) from error
     return record or {}, config
 
 

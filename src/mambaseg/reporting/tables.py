@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mambaseg.evaluation.largest import in_words
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.reporting.beside import beside_the_papers
@@ -79,11 +80,13 @@ def compared_metrics(comparison: Comparison) -> list[Metric]:
 def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
     """The scores of a run (its metrics.json) for the terminal, in at most 80 characters."""
     split, data = summary["split"], config["data"]
-    told = [seen_note(summary), f'Split "{split["name"]}" ({split["hash"]}): {split["note"]}']
+    kept = summary.get("keep_largest")
+    how = "" if kept is None else f"Post-processing, chosen in validation: {in_words(kept)}."
+    told = [seen_note(summary), how, f'Split "{split["name"]}" ({split["hash"]}): {split["note"]}']
     notes = [note for note in (*told, summary.get("note")) if note]
     title = f"{config['model']['name']} · {data['title']}"
     if "foreground" in summary:
-        return _fitting(run_grid(summary, title, data["class_names"], notes)).terminal()
+        return _fitting(run_grid(summary, title, list(summary["classes"]), notes)).terminal()
     rows = []
     for name, score in summary["scores"].items():
         metric = metric_of(summary, name)

@@ -64,6 +64,7 @@ _ADDED: dict[str, Any] = {
     "data.folds": 5,
     "data.neighbours": 0,
     "data.ct": None,
+    "data.regions": None,
     "data.split_by": None,
     "data.oversample": 0.0,
     "optim.freeze_encoder": 0,

@@ -32,6 +32,7 @@ from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
 from mambaseg.training.loggers import MetricsCsv
 from mambaseg.training.overview import overview
+from mambaseg.training.post_processing import choose_for, told
 from mambaseg.training.signals import Interrupted, Interruption
 from mambaseg.training.wandb_logger import describe_to_wandb, finish_wandb, new_wandb_id
 
@@ -281,6 +282,10 @@ class Run:
         if steps < planned:
             log.warning("the training ended after %d of data.steps=%d steps: a callback (or "
                         "trainer.max_time) stopped it", steps, planned)  # fmt: skip
+        if self.config["evaluation"].get("keep_largest") == "auto" and self._segments:
+            chosen = choose_for(self.task, self.trainer, self.data, self._load_best())
+            if self.main:
+                self.folder.update(post_processing=chosen)
 
     def _estimate(self) -> None:
         """Says how long real data at a full budget take without a GPU, before the hours begin."""
@@ -310,10 +315,8 @@ class Run:
         """Scores the test set with this run's best checkpoint, or the weights it was given."""
         if not self.config["test"]:
             return
-        given = self.config.get("checkpoint")
-        best = self.folder.path / "checkpoints" / "best.ckpt"
-        chosen = best if best.exists() else best.with_name("last.ckpt")
-        split = self.data.split
+        given, split = self.config.get("checkpoint"), self.data.split
+        tested = given or self._load_best().stem
         self.recorder.header = {
             "data": self.config["data"]["title"],
             "model": self.config["model"]["name"],
@@ -322,20 +325,30 @@ class Run:
             "seen": self.plan.seen,
             **({"supervision": few} if (few := self._supervision()) else {}),
             "preprocessing": self.data.describe(),
-            "checkpoint": given or chosen.stem,
+            "checkpoint": tested,
+            **({"keep_largest": kept} if (kept := told(self.task)) is not None else {}),
             **({} if (decay := averaging(self.config)) is None else {"averaged": decay}),
             **({self._score_name: self.score} if self._score_name else {}),
         }
-        if not given:
-            if chosen.stem == "last":
-                log.warning("%s was never a number in a validation, so there is no best state: "
-                            "the last one is tested", self._monitor)  # fmt: skip
-            # not by ckpt_path: callbacks would take part, and one that averages weights puts those
-            # of the last step in place of the averaged ones
-            state = CheckedIO().load_checkpoint(chosen, map_location="cpu", weights_only=True)
-            self.task.on_load_checkpoint(state)
-            self.task.load_state_dict(state["state_dict"])
         self.trainer.test(self.task, datamodule=self.data, verbose=False)
+
+    def _load_best(self) -> Path:
+        """Gives the task the best state; where there is none the last one. Returns its file."""
+        best = self.folder.path / "checkpoints" / "best.ckpt"
+        chosen = best if best.exists() else best.with_name("last.ckpt")
+        if chosen != best:
+            log.warning("%s was never a number in a validation, so there is no best state: the "
+                        "last one is tested", self._monitor)  # fmt: skip
+        # not by ckpt_path: callbacks would take part, and one that averages weights puts those of
+        # the last step in place of the averaged ones
+        state = CheckedIO().load_checkpoint(chosen, map_location="cpu", weights_only=True)
+        self.task.on_load_checkpoint(state)
+        self.task.load_state_dict(state["state_dict"])
+        return chosen
+
+    @property
+    def _segments(self) -> bool:
+        return bool(self.config["data"].get("task", "segmentation") == "segmentation")
 
     def _supervision(self) -> dict[str, Any] | None:
         """Which labels the training read; None: all, or it was no training."""
@@ -354,8 +367,7 @@ class Run:
         log.info("run folder: %s", self.folder.path)
         for picture in sorted(self.folder.path.glob("figures/median_*.png")):
             log.info("picture:    %s", picture)
-        segments = self.config["data"].get("task", "segmentation") == "segmentation"
-        if segments and not self.config.get("checkpoint"):
+        if self._segments and not self.config.get("checkpoint"):
             own = (f"--config-dir={shlex.quote(place)} " for place in self.plan.config_dirs)
             log.info("predict:    mambaseg predict %srun=%s input=<images> output=<folder>",
                      "".join(own), shlex.quote(str(self.folder.path)))  # fmt: skip

@@ -7,16 +7,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from mambaseg.data.classes import structures_of
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
+from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.evaluation.metrics import SURFACE, Metric
 from mambaseg.evaluation.summary import distance_unit
-from mambaseg.inference.segment import keep_largest_component, predict_case
+from mambaseg.inference.segment import predict_case
 from mambaseg.reporting.views import SegmentationViews
 from mambaseg.training.checks import require_heads, require_logits, require_settings
 from mambaseg.training.losses import DeepSupervision, leave_out_ignored, taken_label
 from mambaseg.training.methods.supervised import Supervised
+from mambaseg.training.post_processing import Validated
 from mambaseg.training.task import OptimizerFactory, SchedulerFactory, Task
 
 
@@ -34,8 +37,15 @@ class SegmentationTask(Task):
             run is known; None leaves it to the cases of each part.
         metrics: beside the built-in ones.
         partial: labels have pixels that are IGNORED.
+        regions: name -> labels of what is scored in place of the classes.
         **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
             `keep_largest`, `batch_size`, `val_distances`).
+
+    Attributes:
+        structures: what is scored: the classes, or regions.
+        kept: structures of which the largest component is kept before scoring; under `auto` what
+            the checkpoint says that was chosen.
+        validated: what `predict_step` makes of validation cases.
     """
 
     monitor: ClassVar[str] = "val/dice"
@@ -53,6 +63,7 @@ class SegmentationTask(Task):
         distances: Literal["mm", "vox"] | None = None,
         metrics: Sequence[Metric] = (),
         partial: bool = False,
+        regions: Mapping[str, Sequence[int]] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(network, loss, optimizer, scheduler, **common)
@@ -63,14 +74,18 @@ class SegmentationTask(Task):
         self._distances, self._metrics, self._partial = distances, metrics, partial
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
+        self.structures = structures_of(self.class_names, regions)
+        self._regions = regions
         self.views = SegmentationViews(self.class_names)
         self.evaluation = {
             "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
             "val_distances": False, **self.evaluation,
         }  # fmt: skip
+        self.validated: list[Validated] = []
+        self.kept = parts_of(self.evaluation["keep_largest"], self.structures)
         self.scores = nn.ModuleDict(
             {
-                f"{stage}_{number}" if number else stage: self._case_scores()
+                f"{stage}_{number}" if number else stage: self.case_scores()
                 for stage in ("val", "test")
                 for number in range(len(self.method.networks))
             }
@@ -93,7 +108,8 @@ class SegmentationTask(Task):
         for number in range(len(self.method.networks)):
             self._scores("val", number).surface = self.evaluation["val_distances"] or chosen
 
-    def _case_scores(self) -> CaseScores:
+    def case_scores(self) -> CaseScores:
+        """What scores cases as this run does."""
         return CaseScores(
             class_names=self.class_names,
             policy=self.evaluation["empty"],
@@ -101,6 +117,7 @@ class SegmentationTask(Task):
             distances=self._distances,
             more=self._metrics,
             partial=self._partial,
+            regions=self._regions,
         )
 
     def check(self, output: Any, batch: Mapping[str, Any]) -> None:
@@ -127,25 +144,25 @@ class SegmentationTask(Task):
 
     def score(self, batch: dict[str, Any], prediction: Tensor, scores: Any) -> dict[str, Any]:
         """Scores a case at native resolution."""
-        if self.evaluation["keep_largest"]:
-            prediction = keep_largest_component(prediction, len(self.class_names))
+        if self.kept:
+            prediction = keep_largest(prediction, self.kept)
         scores.update(batch["case"], prediction, batch["label"], spacing=batch["spacing"])
         return {"prediction": prediction}
 
     @classmethod
     def logged(cls, data: Any) -> list[str]:
-        """`val/dice`, a score per foreground class, and a distance (if it is measured)."""
+        """`val/dice`, a score per structure, and a distance (if it is measured)."""
         unit = data.for_task()["distances"]
-        names = ("dice", f"hd95_{unit}", *(f"dice_{name}" for name in data.class_names[1:]))
+        names = ("dice", f"hd95_{unit}", *(f"dice_{name}" for name in data.structures))
         return [f"val/{name}" for name in names]
 
     def values(self, stage: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
-        """`dice`, the mean over the foreground classes, one per class, others, a distance."""
+        """`dice`, the mean over the structures, one for each of them, others, a distance."""
         others = (metric.name for metric in self._metrics)
         shown = ("dice", f"hd95_{distance_unit(summary)}", *others)
         means = summary["foreground"]
         values = {f"{stage}/{name}": means[name]["mean"] for name in shown if name in means}
-        for name in self.class_names[1:]:
+        for name in self.structures:
             values[f"{stage}/dice_{name}"] = summary["classes"][name]["dice"]["mean"]
         return values
 
@@ -154,3 +171,17 @@ class SegmentationTask(Task):
         mm = distance_unit(summary) == "mm"
         means = summary["foreground"].items()
         return {name: mean for name, mean in means if mm or not name.endswith(("_mm", "_ml"))}
+
+    # ---- post-processing
+
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Keeps what the chosen network makes of a validation case."""
+        prediction: Tensor = self.predict(batch, self.method.networks[self.chosen])
+        self.validated.append(Validated.of(batch, prediction))
+        return prediction
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the post-processing that was chosen, too."""
+        super().on_load_checkpoint(checkpoint)
+        if self.evaluation["keep_largest"] == "auto":
+            self.kept = parts_of(checkpoint["mambaseg"].get("keep_largest"), self.structures)

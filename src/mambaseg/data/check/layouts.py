@@ -40,6 +40,11 @@ class Layout:
         value, asked = self.config.get("ignore_label"), self.reader.ignore_label
         return value if type(value) is int else asked(root) if asked else None
 
+    def regions(self, root: Path) -> Any:
+        """What is scored in place of the classes, where the config or the folder names regions."""
+        asked = self.reader.regions
+        return asked(root) if asked else self.config.get("regions")
+
     def ignoring(self, value: int) -> Layout:
         """The layout whose label files have `value` where pixels have no label."""
         node = dict(self.config["find_cases"])

@@ -36,7 +36,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         return None
     layout, root, asked = report.layout, report.root, report.layout.reader.split
     counts = np.array([one.label_counts for one in usable])  # (cases, 256)
-    ignore = layout.config.get("ignore_label")
+    ignore, regions = layout.config.get("ignore_label"), layout.regions(root)
     if any(one.case.ignore is not None for one in usable):
         counts[:, IGNORED] = 0
     values = [int(value) for value in np.flatnonzero(counts.sum(axis=0))]
@@ -52,6 +52,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "class_names": list(names),
         "num_classes": len(names),
         "label_map": mapping,
+        **({"regions": regions} if regions else {}),
         **({"ignore_label": ignore} if type(ignore) is int else {}),
         **({"labels": report.labels} if report.labels != "dense" else {}),
         "in_channels": Counter(one.shape[1] for one in usable).most_common(1)[0][0],
@@ -70,6 +71,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         f"# Proposed by data-check: {report.summary.partition(' in ')[0]}.",
         *_statistics(usable),
         *_shares(counts, names, classes),
+        *_regions(counts, regions),
         *_plan(usable, len(names)),
     ]
     if len(values) > MOST_CLASSES:
@@ -146,6 +148,16 @@ def _shares(counts: np.ndarray, names: Sequence[str], classes: dict[int, int]) -
         of_class = counts[:, classes[index]]
         share, cases = of_class.sum() / counts.sum(), np.count_nonzero(of_class) / len(counts)
         yield f"#   {index} {' '.join(name.split())}: {share:.2%}, {cases:.0%}"
+
+
+def _regions(counts: np.ndarray, regions: Any) -> Iterator[str]:
+    """Likewise of regions, which overlap."""
+    if regions:
+        yield "# Regions, which are scored in place of the classes:"
+    for name, labels in (regions or {}).items():
+        of_region = counts[:, labels].sum(axis=1)
+        share, cases = of_region.sum() / counts.sum(), np.count_nonzero(of_region) / len(counts)
+        yield f"#   {' '.join(name.split())}: {share:.2%}, {cases:.0%}"
 
 
 def _yaml(value: Any) -> str:

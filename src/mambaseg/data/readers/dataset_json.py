@@ -6,6 +6,10 @@
 | labels   | `labels`: {"background": 0, ...}  | `labels`: {"0": "background", ...}    |
 | ending   | `file_ending`                     | `.nii.gz`                             |
 
+Of v2 a label may be a region: {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing": 3}.
+`regions_class_order` then says which value each region in turn writes over those before it; it
+names the classes, which here exclude each other: `rest of whole tumor`, ..., `enhancing`.
+
 Somebody else wrote the file: it is read within bounds.
 """
 
@@ -38,6 +42,7 @@ class DatasetJson:
     ending: str  # of the images and labels
     count: int | None  # how many training cases there are said to be
     labels: str  # as the file has them, for messages
+    regions: dict[str, list[int]] | None = None  # name -> values, where labels are regions
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ class DatasetJson:
                 f"labels is {self.labels}, which does not give each of the values 0, 1, 2, ... a "
                 "name of its own",
                 self.path,
-                "Regions (lists of values) are not trained, each voxel has one class. Correct the "
+                'Regions are lists of these values, such as "whole tumor": [1, 2, 3]. Correct the '
                 "file, or name the classes yourself: data.num_classes=K "
                 "data.class_names=[background,...] and data.label_map={value: class, ...} for "
                 "every value of the files.",
@@ -86,14 +91,16 @@ def read_dataset_json(root: Path | str) -> DatasetJson:
         raise DataError(problem, path, f"Known endings: {', '.join(ENDINGS)}.")
     labels, said = content.get("labels"), content.get("numTraining")
     ignore = _ignored_value(labels, path)
+    regions = _regions(labels)
     return DatasetJson(
         path,
         channels=tuple(_short(channels[number]) for number in numbers),
-        value_names=_value_names(labels),
+        value_names=_of_regions(regions, content) if regions else _value_names(labels),
         ignore=ignore,
         ending=str(ending),
         count=said if isinstance(said, int) else None,
         labels=_short(json.dumps(labels)),
+        regions=regions,
     )
 
 
@@ -143,6 +150,31 @@ def _value_names(labels: Any) -> dict[int, str]:
         return {}
     names = {value: _short(name) for value, name in pairs}
     return names if len(names) == len(pairs) else {}
+
+
+def _regions(labels: Any) -> dict[str, list[int]] | None:
+    """Name -> values where one of the labels is a list; None: they are classes, or neither."""
+    if not isinstance(labels, dict) or not any(type(one) is list for one in labels.values()):
+        return None
+    lists = {_short(k): v if type(v) is list else [v] for k, v in labels.items() if k != IGNORE}
+    if not all(own and all(type(v) is int and 0 <= v < 256 for v in own) for own in lists.values()):
+        return None
+    values = sorted({0, *(value for own in lists.values() for value in own)})
+    regions = {name: own for name, own in lists.items() if own != [0]}
+    return regions if values == list(range(len(values))) else None
+
+
+def _of_regions(regions: dict[str, list[int]], content: dict[str, Any]) -> dict[int, str]:
+    """Names of the classes that regions are made of, by the region that writes each of them."""
+    order = content.get("regions_class_order")
+    order = order if isinstance(order, list) and len(order) == len(regions) else []
+    written = {v: name for v, name in zip(order, regions, strict=False) if type(v) is int}
+    names = {0: "background"}
+    for value in sorted({value for own in regions.values() for value in own if value}):
+        name = written.get(value)
+        alone = name and regions[name] == [value]
+        names[value] = str(name) if alone else f"rest of {name}" if name else f"label {value}"
+    return names
 
 
 def _short(value: Any) -> str:

@@ -54,6 +54,7 @@ def split_of(root: Path) -> str:
     ),
     class_names=lambda root: read_dataset_json(root).class_names,
     ignore_label=lambda root: read_dataset_json(root).ignore,
+    regions=lambda root: read_dataset_json(root).regions,
     split=split_of,
 )
 def find_cases(root: Path, *, fold: int = 0, patient_pattern: str | None = None) -> Iterator[Found]:

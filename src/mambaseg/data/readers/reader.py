@@ -55,6 +55,8 @@ class Reader:
     any_names: bool = False  #: whether files may have any names; such readers are asked last
     class_names: Callable[[Path], Sequence[str] | None] | None = None  #: in place of the config's
     ignore_label: Callable[[Path], int | None] | None = None  #: likewise, of `data.ignore_label`
+    #: likewise, of `data.regions`
+    regions: Callable[[Path], dict[str, list[int]] | None] | None = None
     split: Callable[[Path], str] | None = None  #: `data.split` to propose, likewise
     remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()  #: on what is suspicious
 
