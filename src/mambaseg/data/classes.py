@@ -60,12 +60,6 @@ def structures_of(class_names: Sequence[str], regions: Any = None) -> Structures
     return found
 
 
-def scored_names(data: Mapping[str, Any]) -> list[str]:
-    """Names of what is scored by a config of data: the background, then classes or regions."""
-    names = list(data["class_names"])
-    return [names[0], *structures_of(names, data.get("regions"))]
-
-
 def require_same_classes(
     network: Sequence[str],
     data: Sequence[str],

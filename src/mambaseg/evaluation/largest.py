@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.data.classes import Structures
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+Structures = dict[str, tuple[int, ...]]  # as in `mambaseg.data.classes`
 Labels = TypeVar("Labels", "Tensor", npt.NDArray[np.uint8])
 WHOLE = "foreground"
 """Name of all classes as one."""

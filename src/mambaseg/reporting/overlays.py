@@ -47,7 +47,7 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
             for label, score in found.items()
         }
         path = folder / f"{prefix}{OVERLAY}{place}.png"
-        names = comparison.protocol["labels"]
+        names = comparison.runs[0].config["data"]["class_names"]
         draw_cases(shown, headings=headings, class_names=names, path=path)
         mean = fmean(score for score in found.values() if score is not None)
         seeds = ", ".join(map(str, sorted({run.seed for run in runs.values()})))

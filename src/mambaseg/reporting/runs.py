@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mambaseg.data.classes import scored_names
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import BUILT_IN, Metric
 from mambaseg.reporting.labels import flatten
@@ -49,7 +48,7 @@ _RECORD = {
 }  # fmt: skip
 _CONFIG = {"seed": 1, "model": {"name": ""}, "data": {"class_names": [""]}}
 _GROUPS: dict[str, Any] = {
-    "optim": {}, "loss": {}, "trainer": {}, "evaluation": {},
+    "optim": {}, "loss": {}, "trainer": {}, "evaluation": {}, "data": {"regions": {}},
     "method": {"name": "", "_target_": "", "networks": [{"name": ""}]},
 }  # fmt: skip
 _SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
@@ -157,8 +156,7 @@ class RunData:
             "split": match["base"] if match else self.split["name"],
             "split hash": None if match else self.split["hash"],  # each fold has its own
             **{key: convention.get(key) for key in ("policy", "tolerance_mm", "tolerance_vox")},
-            "classes": scored_names(self.config["data"]),
-            "labels": list(self.config["data"]["class_names"]),
+            "classes": _scored(self.config["data"]),
             "regions": self.config["data"].get("regions"),
             "longest side": self.config["data"].get("longest_side"),
             "seen cases": self.saw_cases,
@@ -177,6 +175,12 @@ class RunData:
     def setting(self) -> dict[str, Any]:
         """The same with the content of weights instead of their place: equal within an entry."""
         return _settings(with_digests(self.config, self.record.get("weights") or {}))
+
+
+def _scored(data: Mapping[str, Any]) -> list[str]:
+    """Names of what is scored: the background, then classes, or regions in their place."""
+    background, *classes = data["class_names"]
+    return [background, *map(str, data.get("regions") or classes)]
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,7 +290,7 @@ def read_run(path: str | Path) -> RunData:
         _require(described(summary)[:1] == BUILT_IN[:1], "metrics")  # Dice leads every table
         _check_networks(summary)
     with _reading(path / "cases.csv") as file:
-        rows = _read_rows(file, scored_names(config["data"]))
+        rows = _read_rows(file, _scored(config["data"]))
     return RunData(path, record, config, summary, rows)
 
 
@@ -320,10 +324,6 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         _check(config, _GROUPS, required=False)
         names = config["data"]["class_names"]
         _require(2 <= len(names) <= 256 and len(set(names)) == len(names), "data.class_names")
-        try:
-            _require(len(scored_names(config["data"])) <= 256, "data.regions")
-        except UserError as error:
-            raise ForeignFileError(str(error)) from error
     return record or {}, config
 
 
