@@ -53,7 +53,7 @@ sweep: $(CORE) ## The three-network comparison on whatever data are found
 	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
 models: setup ## Measure every network and rewrite docs/models.md, and the table of docs/methods.md (minutes; keep the machine idle)
-	$(BIN)/mambaseg benchmark profile models=all threads=1 page=docs/models.md
+	$(BIN)/mambaseg benchmark profile models=all threads=2 page=docs/models.md
 	$(BIN)/mambaseg benchmark methods page=docs/methods.md
 
 EQUAL := $(BIN)/mambaseg train -m experiment=acdc_equal logger=csv seed=1,2,3

@@ -71,15 +71,19 @@ def test_a_config_without_its_comment_says_what_belongs_there():
 
 
 def test_the_page_says_how_its_time_was_measured():
-    row = {**costs("unet", size=32), "cpu_s": 0.0123}
+    row = {**costs("unet", size=32), "median_s": 0.0123, "step_s": 0.0456}
     configs = {"unet": config_of("unet")}
     record = {
-        "rows": [row], "settings": {"size": 32}, "command": "COMMAND", "device": "cpu",
-        "precision": "32-true", "started": "2026-01-02T00:00",
+        "rows": [row], "settings": {"size": 32, "repeats": 5}, "command": "COMMAND",
+        "device": "cpu", "precision": "32-true", "started": "2026-01-02T00:00",
         "versions": {"torch": "2.13", "numba": "0.60"},
-        "hardware": {"gpus": [], "cpu": "a CPU", "threads": 1},
+        "hardware": {"gpus": [], "cpu": "a CPU", "threads": 2},
+        "instructions": {"torch": "AVX2", "numba": "AVX-512"},
     }  # fmt: skip
     text = networks_page(record, configs)
-    assert f"{cells(EXACT, row)} 12 |" in text and "32 × 32 pixels" in text
-    measured = "`COMMAND`:\na CPU, threads: 1, 32-true, torch 2.13, numba 0.60, 2026-01-02."
-    assert "the least of 3 calls" in text and measured in text
+    assert f"{cells(EXACT, row)} 12 | 46 |" in text and "32 × 32 pixels" in text
+    measured = (
+        "`COMMAND`: a CPU, threads: 2, 32-true, instruction sets: torch AVX2, numba AVX-512; "
+    )
+    measured += "torch 2.13, numba 0.60, 2026-01-02."
+    assert measured in text.replace("\n", " ") and "median of 5 calls" in text

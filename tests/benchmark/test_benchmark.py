@@ -15,6 +15,7 @@ from mambaseg.benchmark import growth as growth_of
 from mambaseg.benchmark import measure, truth
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.measure import Protocol, peak_memory, time_interleaved
+from mambaseg.benchmark.networks import profile_networks, training
 from mambaseg.benchmark.scans import Shape, shapes_of
 from mambaseg.errors import UserError
 from mambaseg.evaluation.costs import count_operations
@@ -230,6 +231,14 @@ def test_profile_counts_the_scan(measured):
     elements = [4 * 64 * 16, 4 * 16 * 32, 4 * 4 * 64, 2 * 1 * 128]
     assert scans == [0, 4 * sum(elements) * (9 * 16 + 1)]
     assert "scan GFLOP" in out
+
+
+def test_the_page_of_all_networks_times_a_training_step_too():
+    image, label = torch.rand(2, 1, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)
+    step = training(image, label, nn.CrossEntropyLoss(), torch.optim.SGD, autocast=False)
+    builders = {"narrow": lambda: UNet(1, 4, widths=(4, 8), dropout=(0, 0))}
+    (row,) = profile_networks(builders, image[:1], Protocol(CPU, 2), step)["rows"]
+    assert 0 < row["median_s"] < row["step_s"] < 10 and row["layer_macs"] > 0
 
 
 def test_fused_attention_is_counted_on_every_device():

@@ -47,6 +47,7 @@ from mambaseg.scan import choose_backend
 from mambaseg.storage.run_folder import RunFolder, code_state, environment
 
 STEPS_OF_LOOP = 97
+IMAGES_OF_A_STEP = 2  # as `benchmark train` has
 _NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.batch is None:
-        batches = {"loop": 12, "train": 2, "blocks": 2, "truth": 2, "kernels": 24}
+        batches = {"loop": 12, "train": IMAGES_OF_A_STEP, "blocks": 2, "truth": 2, "kernels": 24}
         batches["scan"] = 24 if device.type == "cuda" else 1
         cfg.batch = batches.get(cfg.what, 1)
     torch.manual_seed(cfg.seed)
@@ -137,7 +138,8 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
         return measure_growth(networks, partial(_training, cfg, device), protocol, chosen)
     image = _image(cfg, device, cfg.size, cfg.batch)
     if cfg.what == "profile":
-        return profile_networks(networks, image, protocol)
+        train = _training(cfg, device, cfg.size, IMAGES_OF_A_STEP) if cfg.page else None
+        return profile_networks(networks, image, protocol, train)
     if cfg.what == "inference":
         step = inference(image, autocast=protocol.autocast)
         return measure_networks(networks, step, protocol, images=cfg.batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ Builder = Callable[[], nn.Module]
 Step = Callable[[nn.Module], Call]  # makes, from a network on its device, the call to measure
 Loss = Callable[[Tensor, Tensor], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-PROCESSOR_CALLS = 3
 log = logging.getLogger(__name__)
 
 
@@ -130,12 +128,15 @@ def autocast_on(image: Tensor, enabled: bool) -> torch.autocast:
 
 
 def profile_networks(
-    builders: Mapping[str, Builder], image: Tensor, protocol: Protocol
+    builders: Mapping[str, Builder],
+    image: Tensor,
+    protocol: Protocol,
+    train: Step | None = None,
 ) -> dict[str, Any]:
     """Parameters, operations, latency and peak memory of one inference call of each network.
 
-    `cpu_s` is the processor time of a call on the CPU, of all threads together: on one thread what
-    an idle machine would take, whatever else runs on this one.
+    With `train` also `step_s`, the median time of that training step, one network after the other:
+    the optimizers of all of them would not fit into memory.
 
     Returns:
         `rows` and `notes`; see docs/performance.md.
@@ -143,14 +144,16 @@ def profile_networks(
     step = inference(image, autocast=protocol.autocast)
     measured = measure_networks(builders, step, protocol, images=len(image))
     for row in measured["rows"]:
-        network = builders[row["network"]]().to(protocol.device)
+        name = row["network"]
+        network = builders[name]().to(protocol.device)
         row["size_multiple"] = getattr(network, "multiple", 1)
         row.update(count_operations(network, image))
-        call = step(network)
-        seconds = []
-        for _ in range(PROCESSOR_CALLS):
-            start = time.process_time()
-            call()
-            seconds.append(time.process_time() - start)
-        row["cpu_s"] = min(seconds)
+        del network
+        if train:
+            log.info("measuring a training step of %s", name)
+            timings, failed = time_interleaved(
+                {name: train(built(builders[name], protocol))}, protocol
+            )
+            row["step_s"] = timings[name]["median_s"] if timings else None
+            measured["notes"] += [f"{name}: a training step: {why}" for why in failed.values()]
     return measured

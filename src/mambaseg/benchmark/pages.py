@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambaseg.benchmark.networks import PROCESSOR_CALLS
 from mambaseg.benchmark.tables import UNKNOWN, Column, Row, Table, number, tables, text
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_json
@@ -34,11 +33,11 @@ GMAC: multiply-adds of all matrix products (convolutions, linear layers, attenti
 Scan: operations of the selective scans, 9 L D N + L D each. All: both, a multiply-add as two
 operations ([performance](performance.md)).
 
-CPU: processor time of one image in evaluation mode, the least of {calls} calls. On one thread it is
-close to the time on an idle machine. Measured by `{command}`:
+Times: median of {repeats} calls, of one image in evaluation mode, and of a training step of two
+images (forward, loss, backward, SGD). Measured by `{command}`:
 {setting}.
-Other programs still affect it through caches and clock: take it as an order of magnitude. For
-reliable ratios run `mambaseg benchmark inference` on an idle machine.
+Times are of that machine, with nothing else running. To compare two networks, measure them in turns
+on yours: `mambaseg benchmark train 'models=[unet,mamba_unet]'`.
 """
 HEADERS = [
     Column("network", lambda row: f"`{row['network']}`", is_number=False),
@@ -52,7 +51,10 @@ EXACT = [  # columns that follow from the code alone
     Column("scan, GFLOP", lambda r: f"{r['scan_flops'] / 1e9:.3f}" if r["scan_flops"] else "–"),
     number("all, GFLOP", "flops", ".3f", 1e-9),
 ]
-CPU_TIME = number("CPU, ms", "cpu_s", ".0f", 1e3)
+MEASURED_TIMES = [
+    number("image, ms", "median_s", ".0f", 1e3),
+    number("training step, ms", "step_s", ".0f", 1e3),
+]
 
 
 def read_header(network: str, config: str) -> dict[str, str]:
@@ -78,15 +80,18 @@ def networks_page(record: Row, configs: Mapping[str, str]) -> str:
     """
     rows, versions, hardware = record["rows"], record["versions"], record["hardware"]
     device = hardware["gpus"][0] if record["device"] == "cuda" else hardware["cpu"]
+    used = ", ".join(f"{name} {said}" for name, said in record["instructions"].items())
     setting = (
-        f"{device}, threads: {hardware['threads']}, {record['precision']}, "
+        f"{device}, threads: {hardware['threads']}, {record['precision']},\n"
+        f"instruction sets: {used};\n"
         f"torch {versions['torch']}, numba {versions['numba']}, {record['started'][:10]}"
     )
     names = [row["network"] for row in rows]
     headers = Table("", HEADERS, [read_header(name, configs[name]) for name in names])
-    costs = COSTS.format(calls=PROCESSOR_CALLS, command=record["command"], setting=setting)
+    repeats = record["settings"]["repeats"]
+    costs = COSTS.format(repeats=repeats, command=record["command"], setting=setting)
     parts = (INTRODUCTION.format(size=record["settings"]["size"]), headers.markdown(), costs)
-    return "\n".join((*parts, Table("", [*EXACT, CPU_TIME], rows).markdown()))
+    return "\n".join((*parts, Table("", [*EXACT, *MEASURED_TIMES], rows).markdown()))
 
 
 # ---- a GPU machine ------------------------------------------------------------------------------
