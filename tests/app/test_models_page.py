@@ -8,6 +8,7 @@ from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 from mambaseg.benchmark.pages import EXACT, HEADERS, networks_page, read_header
 from mambaseg.evaluation.costs import count_operations
+from runs import composed
 from small_networks import ZOO
 
 PAGE = CONF.parent / "docs" / "models.md"
@@ -63,6 +64,17 @@ def test_the_numbers_are_those_that_are_published():
     ]:
         (row,) = [line for line in lines if line.startswith(f"| `{name}` | {parameters} |")]
         assert f" {macs} |" in row
+
+
+def test_heavy_networks_take_fewer_steps_in_the_quick_start():
+    heavy = {path.stem for path in (CONF / "model" / "quick").glob("*.yaml")}
+    assert {"uvm_net", "mednext_l"} <= heavy <= set(NETWORKS)
+    for name in (*heavy, "mamba_unet"):
+        config = composed("experiment=quickstart", f"model={name}")
+        budget = (100, 50) if name in heavy else (300, 100)
+        assert (config.data.steps, config.data.val_every) == budget
+    assert composed("experiment=quickstart", "model=uvm_net").model.grid == 16
+    assert composed("experiment=quickstart", "model=uvm_net", "data.steps=7").data.steps == 7
 
 
 def test_a_config_without_its_comment_says_what_belongs_there():
