@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
+import ranks
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
@@ -95,15 +96,33 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def test_two_processes_learn_what_one_does(small_run, tmp_path):
+    """Pairs, masks, sums, teachers and a discriminator of the whole batch, of every method."""
+    words = [*small_run, "data.batch_size=8", "data.steps=2", "trainer=cpu", "loss=dice_ce"]
+    more = {"scribble2label": ["method.every=1"], "fixmatch": ["method.threshold=0.3"]}
+    trainings = {name: [*words, *words_of(name), *more.get(name, [])] for name in METHODS}
+    torch.multiprocessing.spawn(ranks.learn, (2, trainings, tmp_path), nprocs=2)
+    ranks.learn(0, 1, trainings, tmp_path)
+    for method in METHODS:
+        alone, one, other = (torch.load(tmp_path / f"{method}.{rank}.pt", weights_only=True)
+                             for rank in ("0of1", "0of2", "1of2"))  # fmt: skip
+        assert all(term > 0 for term in alone.pop("largest").values()), method
+        del one["largest"], other["largest"]  # of their shares
+        assert_same(one, other, method)
+        for name, value in alone.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(
+                    one[name], value, rtol=1e-13, atol=1e-14, msg=f"{method} {name}"
+                )
+
+
 @pytest.mark.timeout(600)
-def test_two_processes_learn_what_one_does(small_run, tmp_path, monkeypatch):
-    """Pairs, masks, sums and a discriminator of the whole batch; norms keep their statistics."""
-    methods = ["ict", "deep_adversarial", "mumford_shah"]
-    words = [*small_run, *UNET, "data.labelled=2", "data.batch_size=8",
-             "optim.optimizer.lr=0.1", "test=false", "trainer=ddp",
-             "trainer.accelerator=cpu"]  # fmt: skip
+def test_ddp_trains_a_method_with_a_network_of_its_own(small_run, tmp_path, monkeypatch):
+    """Norms keep their statistics."""
+    words = [*small_run, *UNET, "method=deep_adversarial", "data.labelled=2", "data.batch_size=8",
+             "optim.optimizer.lr=0.1", "test=false"]  # fmt: skip
     done = typed(
-        "-m", f"method={','.join(methods)}", *words, *QUIET, f"outputs={tmp_path / 'two'}",
+        *words, *QUIET, "trainer=ddp", "trainer.accelerator=cpu", f"outputs={tmp_path / 'two'}",
         script=ROOT / "tests" / "helpers" / "frozen_norms.py",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -114,16 +133,13 @@ def test_two_processes_learn_what_one_does(small_run, tmp_path, monkeypatch):
                 module.eval()
 
     monkeypatch.setattr(SegmentationTask, "on_train_batch_start", freeze, raising=False)
-    for method in methods:
-        alone = trained(*words, f"method={method}", "trainer=cpu", f"outputs={tmp_path / 'one'}")
-        (together,) = (tmp_path / "two" / "default").glob(f"{alone.folder.path.name}")
-        one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-                    for path in (alone.folder.path, together))  # fmt: skip
-        for name, value in one.items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(
-                    two[name], value, rtol=1e-5, atol=1e-5, msg=f"{method} {name}"
-                )
+    alone = trained(*words, "trainer=cpu", f"outputs={tmp_path / 'one'}")
+    (together,) = (tmp_path / "two" / "default").glob(alone.folder.path.name)
+    one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+                for path in (alone.folder.path, together))  # fmt: skip
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
