@@ -7,13 +7,16 @@ from dataclasses import replace
 import nibabel
 import numpy as np
 import pytest
+import yaml
 from PIL import Image as Pillow
 
 from mambaseg.data.check import check_dataset
+from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.data.readers.nnunet import find_cases, split_of
 from mambaseg.errors import UserError
+from runs import own_overrides, trained
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
 SPLITS = [
@@ -344,3 +347,43 @@ def test_a_flat_image_may_have_any_voxel_size_across(tmp_path, axis):
     write_volume(root / "imagesTr/case_000_0000.nii.gz", image[0], zooms)
     with pytest.raises(UserError, match="voxel size"):
         case.read(3)
+
+
+# ---- regions ------------------------------------------------------------------------------------
+
+REGIONS = {"background": 0, "ring and cavity": [1, 2], "cavity": [1]}
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ([2, 1], ("background", "cavity", "rest of ring and cavity")),
+        (None, ("background", "label 1", "label 2")),
+    ],
+)
+def test_regions_name_the_classes_that_they_are_made_of(order, names, tmp_path):
+    about = {"regions_class_order": order} if order else {}
+    found = read_dataset_json(write_nnunet(tmp_path, labels=REGIONS, **about))
+    assert found.class_names == names
+    assert found.regions == {"ring and cavity": [1, 2], "cavity": [1]}
+
+
+@pytest.mark.parametrize("own", [[1, 3], [], [1, "2"], [0.5]])
+def test_regions_of_values_that_are_no_labels_are_refused(own, tmp_path):
+    labels = {"background": 0, "all": own}
+    with pytest.raises(UserError, match="does not give each of the values"):
+        _ = read_dataset_json(write_nnunet(tmp_path, labels=labels)).class_names
+
+
+def test_a_data_set_of_regions_is_checked_trained_and_scored_by_them(tmp_path):
+    about = {"labels": {**REGIONS, "ignore": 3}, "regions_class_order": [2, 1]}
+    root = write_nnunet(tmp_path / "Dataset001_Tiny", **about)
+    proposed = propose(check_dataset(root), "own", memory=(2**33, "8 GiB"))
+    own = yaml.safe_load(proposed)
+    assert own["regions"] == {"ring and cavity": [1, 2], "cavity": [1]}
+    assert own["class_names"] == ["background", "cavity", "rest of ring and cavity"]
+    assert "#   ring and cavity: " in proposed
+    run = trained(*own_overrides(tmp_path), "data=nnunet", f"data.root={root}")
+    assert list(run.folder.summary["classes"]) == ["background", "ring and cavity", "cavity"]
+    assert run.task.class_names == tuple(own["class_names"])
+    assert run.data.partial
