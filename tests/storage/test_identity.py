@@ -63,7 +63,8 @@ evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
 init_from
 loss._target_ loss.background loss.batch loss.ce_weight loss.class_weights loss.coarsest
 loss.dice_weight loss.gamma loss.loss._target_ loss.loss.background loss.loss.batch
-loss.loss.ce_weight loss.loss.class_weights loss.loss.dice_weight loss.loss.squared loss.softmax
+loss.loss.ce_weight loss.loss.class_weights loss.loss.dice_weight loss.loss.squared loss.regions
+loss.softmax
 loss.squared loss.to_onehot_y loss.top_k loss.use_softmax loss.weight
 method._partial_ method._target_ method.alpha method.clip method.contrast method.decay
 method.dropout method.every method.in_channels method.intensity method.jitter method.lr

@@ -333,3 +333,32 @@ def test_a_loss_is_a_file_and_a_config_from_outside_too(
     run = trained(*own_overrides(tmp_path), f"loss={name}", *words, configs=tmp_path / "conf")
     assert run.folder.trained and run.task.results["stage"] == "val"
     assert type(run.task.loss).__name__ == run.config["loss"]["_target_"].rpartition(".")[2]
+
+
+# ---- regions ------------------------------------------------------------------------------------
+
+NNUNET = {"ce_weight": 1.0, "dice_weight": 1.0, "background": False, "squared": False}
+
+
+def test_the_dice_of_regions_is_that_of_their_summed_probabilities():
+    logits, label = batch()
+    regions = {"whole": [1, 2, 3], "core": [2, 3], "tip": 3}
+    loss = DiceCE(**NNUNET, regions=regions)(logits, label)
+    expected = F.cross_entropy(logits, label)
+    for own in ([1, 2, 3], [2, 3], [3]):
+        p, g = logits.softmax(1)[:, own].sum(1), torch.isin(label, torch.tensor(own)).double()
+        expected += (1 - (2 * (p * g).sum() + 1e-5) / (p.sum() + g.sum() + 1e-5)) / 3
+    torch.testing.assert_close(loss, expected)
+
+
+def test_classes_as_regions_give_the_loss_of_the_classes():
+    logits, label = batch()
+    label[:, :3] = IGNORED
+    plain = DiceCE(**NNUNET, partial=True)(logits, label)
+    each = DiceCE(**NNUNET, partial=True, regions={"a": [1], "b": [2], "c": [3]})(logits, label)
+    torch.testing.assert_close(each, plain)
+
+
+def test_a_loss_of_regions_without_regions_is_refused():
+    with pytest.raises(UserError, match=r"loss\.regions: name regions, data\.regions="):
+        DiceCE(regions=None)

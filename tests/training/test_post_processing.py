@@ -87,7 +87,7 @@ def words(phantom_root, outputs):
     return [
         *small_overrides(phantom_root, outputs), *UNET, "trainer=cpu", "optim=adamw",
         "data.steps=30", "data.val_every=15", "evaluation.keep_largest=auto",
-        "data.regions={heart: [1, 2, 3], left: [2, 3]}",
+        "data.regions={heart: [1, 2, 3], left: [2, 3]}", "loss=dice_ce_regions",
     ]  # fmt: skip
 
 

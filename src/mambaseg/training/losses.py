@@ -4,7 +4,8 @@ Any class with that signature is a loss, and so is any of `monai.losses`: see `t
 are class indices 0..K-1, which `mambaseg.data.validation` checks when a case is read, or IGNORED.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ def leave_out_ignored(loss: nn.Module) -> None:
     loss.partial = True  # type: ignore[assignment]
 
 
+_NO_REGIONS: Mapping[str, int | Sequence[int]] = MappingProxyType({})
+
+
 class DiceCE(nn.Module):
     r"""Cross entropy plus Dice, as the Mamba-UNet repository trains (inherited from SSL4MIS).
 
@@ -72,6 +76,8 @@ class DiceCE(nn.Module):
             is weighted with them. None: all the same.
         top_k: share of the pixels, those with the highest cross entropy, over which its mean goes;
             below 1 on each device by itself (nnU-Net's top-k loss has 0.1).
+        regions: name -> labels of the regions that the Dice loss has in place of classes; the
+            probability of a region is the sum of its classes'. Empty: the classes.
     """
 
     class_weights: Tensor | None
@@ -88,6 +94,7 @@ class DiceCE(nn.Module):
         batch: bool = True,
         class_weights: Sequence[float] | None = None,
         top_k: float = 1.0,
+        regions: Mapping[str, int | Sequence[int]] | None = _NO_REGIONS,
     ) -> None:
         super().__init__()
         self.ce_weight, self.dice_weight, self.smooth = ce_weight, dice_weight, smooth
@@ -97,6 +104,10 @@ class DiceCE(nn.Module):
             raise UserError(f"loss.top_k={top_k}: it is a share of the pixels, above 0 and up to 1")
         if class_weights is not None and not (min(class_weights) >= 0 < max(class_weights)):
             raise UserError("loss.class_weights: no weight is negative, and not all are 0")
+        if regions is None:
+            raise UserError("loss.regions: name regions, data.regions={whole: [1, 2], core: [2]}")
+        labels = [[own] if isinstance(own, int) else list(own) for own in regions.values()]
+        self.regions: list[list[int]] = labels
         weights = None if class_weights is None else torch.tensor(list(class_weights)).float()
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -139,7 +150,10 @@ class DiceCE(nn.Module):
         return cost / total.clamp(min=least)
 
     def _dice_loss(self, probability: Tensor, truth: Tensor) -> Tensor:
-        """The mean over classes (and slices); both are (B, K, H, W)."""
+        """The mean over classes or regions (and slices); both are (B, K, H, W)."""
+        if self.regions:
+            probability = torch.stack([probability[:, own].sum(1) for own in self.regions], 1)
+            truth = torch.stack([truth[:, own].any(1) for own in self.regions], 1)
         predicted = probability.square() if self.squared else probability
         sums = torch.stack(
             [
@@ -149,7 +163,7 @@ class DiceCE(nn.Module):
         )
         shared, predicted, true = sum_over_devices(sums) if self.batch else sums
         dice = (2 * shared + self.smooth) / (predicted + true + self.smooth)
-        return (1 - (dice if self.background else dice[..., 1:])).mean()
+        return (1 - (dice if self.background or self.regions else dice[..., 1:])).mean()
 
 
 class DeepSupervision(nn.Module):
