@@ -265,7 +265,8 @@ def _fill(
     ours: Any = plain_tree(model)
     left_out = []
     for key, value in arguments.items():
-        like = None if OmegaConf.is_interpolation(model, key) else ours.get(key)
+        free = key == "size_multiple" or OmegaConf.is_interpolation(model, key)
+        like = None if free else ours.get(key)  # size_multiple: one number or two
         if key in keep or (key in ours and value == bare(like)):
             continue
         if isinstance(like, dict) and isinstance(value, dict) and bare(like) != like:

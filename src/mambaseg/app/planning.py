@@ -43,6 +43,8 @@ def settle_plan(cfg: DictConfig) -> None:
         if OmegaConf.is_list(pair) and len(pair) == 2 and pair[0] == pair[1]:
             OmegaConf.update(cfg, key, pair[0])
     if asked:
+        if cfg.data.get("ct"):
+            asked = ["data.ct" if key == "data.intensity" else key for key in asked]
         said = " ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in asked)
         log.info("planned from %d training cases, as nnU-Net plans: %s", count, said)
     if OmegaConf.select(cfg, "augmentation.rotate.degrees") == AUTO:

@@ -70,6 +70,7 @@ _ADDED: dict[str, Any] = {
     "optim.freeze_encoder": 0,
     "optim.layer_decay": 1.0,
     "loss.class_weights": None,
+    "model.deep_supr_num": 1,
     "data.find_cases.ignore_label": None,
 }
 
