@@ -52,7 +52,7 @@ data.find_cases.channels data.find_cases.fold data.find_cases.ignore_label
 data.find_cases.label_map
 data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
 data.find_cases.patient_pattern data.fold data.folds data.ignore_label data.in_channels
-data.intensity
+data.ct data.intensity
 data.label_map data.labelled data.labels
 data.longest_side data.masks data.name data.neighbours data.num_classes data.oversample
 data.patient_pattern data.preprocessing data.regions
@@ -98,7 +98,8 @@ callbacks.checkpoint.every callbacks.checkpoint.folder callbacks.checkpoint.keep
 callbacks.nonfinite.folder callbacks.nonfinite.late callbacks.nonfinite.most_in_a_row
 callbacks.nonfinite.on_nonfinite callbacks.progress.refresh_rate callbacks.rate.logging_interval
 class_names
-data.cache_dir data.instead data.num_workers data.on_device data.prepare data.prepare._partial_
+data.cache_dir data.instead data.modality
+data.num_workers data.on_device data.prepare data.prepare._partial_
 data.prepare._target_ data.prepare.height data.prepare.patients data.prepare.scenes
 data.prepare.seed data.prepare.width data.root data.synthetic data.title
 evaluation.allow_seen evaluation.batch_size evaluation.val_distances

@@ -245,9 +245,7 @@ def test_nnunets_recipe_trains_on_any_data(phantom_root, tmp_path):
     from runs import small_overrides, trained
 
     words = [*small_overrides(phantom_root, tmp_path), "experiment=nnunet_2d"]
-    small = [word for word in HEADS["nnunet_2d"] if "strides" not in word]
-    run = trained(*words, *small, "model.strides=[1,2,2]", "model.deep_supr_num=1", "data.steps=2",
-                  "trainer=cpu")  # fmt: skip
+    run = trained(*words, *HEADS["nnunet_2d"], "data.steps=2", "trainer=cpu")
     assert run.folder.trained and run.folder.path.parent.name == "nnunet_2d"
     config = run.config
     assert config["data"]["oversample"] == 0.33 and config["data"]["intensity"] == "zscore"

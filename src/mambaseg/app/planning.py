@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.networks import made, plain
 from mambaseg.app.schema import AUTO, EXTRAS, PLANNED
+from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def settle_plan(cfg: DictConfig) -> None:
 
 def _plan(cfg: DictConfig, asked: Sequence[str]) -> int:
     """Plans what is asked for; the number of cases that it is planned from."""
-    from mambaseg.data.datamodule import SegmentationDataModule
     from mambaseg.data.plan import plan_2d
+    from mambaseg.data.sizes import is_spacing, sides_of
 
     data = cfg.data
     modality = [str(one) for one in data.get("modality") or ["MR"] * data.in_channels]
@@ -68,30 +69,25 @@ def _plan(cfg: DictConfig, asked: Sequence[str]) -> int:
         "preprocessing": "native", "spacing": None, "size": 64, "batch_size": 1, "intensity": None,
         "window": None, "ct": None,
     }  # fmt: skip
-    module = made(data, *EXTRAS["data"], **kept)
-    if not isinstance(module, SegmentationDataModule):
+    if not hasattr(import_target("data", data["_target_"]), "survey"):
         raise UserError(f"{asked[0]}=auto: data={data.name} has no plan; give a value")
     if len(ct) != data.in_channels:
         raise UserError(
             f"data.modality={modality}: name every channel, data.in_channels={data.in_channels}"
         )
-    cases = module.survey(greys=greys)
+    cases = made(data, *EXTRAS["data"], **kept).survey(greys=greys)
     shapes, spacings = _measures(cfg, cases)
-    values = OmegaConf.to_container(data, resolve=True)
-    pixel, patch = (_pair(values[key]) for key in ("spacing", "size"))  # type: ignore[index, call-overload]
+    given = plain(cfg)["data"]
+    patch = None if given["size"] == AUTO else sides_of(given["size"])
+    pixel = None if given["spacing"] in (AUTO, None) else given["spacing"]
+    if pixel is not None and not is_spacing(pixel):
+        raise UserError(f"data.spacing={pixel}: give the side of a pixel in mm, or [rows, columns]")
     plan = plan_2d(
         shapes, spacings, num_classes=data.num_classes, slices=0, pixel=pixel, patch=patch
     )  # fmt: skip
     _take_data(cfg, plan, cases, ct if greys else None)
     _take_model(cfg, plan)
     return len(cases)
-
-
-def _pair(given: Any) -> Any:
-    """Rows and columns of what is given; None: it is to be planned, or there is none."""
-    if given in (AUTO, None):
-        return None
-    return list(given) if isinstance(given, list) else [given, given]
 
 
 def _measures(
@@ -153,13 +149,13 @@ def _take_model(cfg: DictConfig, plan: Plan2D) -> None:
     """Fills in the network's stages; given strides decide about the rest."""
     from math import prod
 
-    from mambaseg.data.sizes import shortest
+    from mambaseg.data.sizes import pair_of, shortest
 
     model = cfg.model
     if AUTO not in [model.get(key.partition(".")[2]) for key in ("model.size_multiple", *PLANNED)]:
         return
     ours = model.strides == AUTO
-    strides = plan.strides if ours else [_pair(one) for one in plain(cfg)["model"]["strides"]]
+    strides = plan.strides if ours else [pair_of(one) for one in plain(cfg)["model"]["strides"]]
     if len(strides) < _STAGES:
         sides = " × ".join(map(str, plan.patch))
         raise UserError(

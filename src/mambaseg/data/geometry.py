@@ -32,7 +32,7 @@ from mambaseg.data.sampling import (
     nearest_positions,
     precision,
 )
-from mambaseg.data.sizes import Size, is_spacing, plain_lists, sides_of
+from mambaseg.data.sizes import Size, is_spacing, pair_of, plain_lists, sides_of
 from mambaseg.data.validation import SPACING_MM
 from mambaseg.errors import UserError
 
@@ -292,7 +292,7 @@ class Preprocessing:
                 "preset: data.preprocessing=native or modern"
             )
         # Headers hold float32: six digits are what they mean, so that 0.7 mm is 0.7 mm.
-        target = self.spacing if isinstance(self.spacing, Sequence) else (self.spacing,) * 2
+        target = pair_of(self.spacing)
         down, across = (
             max(round(wanted / side, 6), 1e-6) for wanted, side in zip(target, pixel, strict=True)
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mambaseg.data.sizes import pair_of
+
 SMALLEST_MAP = 4  # pixels of the side of the coarsest map
 ANISOTROPY = 3
 FEATURES, MOST_FEATURES = 32, 512
@@ -44,7 +46,7 @@ def plan_2d(
     *,
     num_classes: int,
     slices: int | None = None,
-    pixel: Sequence[float] | None = None,
+    pixel: float | Sequence[float] | None = None,
     patch: Sequence[int] | None = None,
 ) -> Plan2D:
     """Plan as nnU-Net does, from the shapes (Z, H, W) and voxel sizes (z, y, x) of the images.
@@ -54,14 +56,14 @@ def plan_2d(
         spacings: likewise.
         num_classes: K, background included.
         slices: the axis that is cut; None: that of the largest voxel size, as nnU-Net cuts.
-        pixel: its height and width in mm, in place of the median.
+        pixel: its side, or height and width, in mm, in place of the median.
         patch: rows and columns, in place of what fits into 8 GB.
     """
     target = _target_spacing(np.array(shapes), np.array(spacings, float))
     across = int(target.argmax()) if slices is None else slices
     order = [across, *(axis for axis in range(3) if axis != across)]
     if pixel is not None:
-        target[order[1:]] = pixel
+        target[order[1:]] = pair_of(pixel)
     resampled = [np.round(np.array(s) / target * np.array(shape)) for shape, s in
                  zip(shapes, spacings, strict=True)]  # fmt: skip
     median = np.median(resampled, 0)[order]

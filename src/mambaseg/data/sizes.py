@@ -23,10 +23,15 @@ def is_spacing(value: Any) -> bool:
 
 def sides_of(size: Size) -> tuple[int, int]:
     """Rows and columns of a `Size`; `UserError` where it is none."""
-    sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,) * 2
+    sides = pair_of(size)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise UserError(f"data.size={size}: give a positive number of pixels, or [rows, columns]")
     return sides
+
+
+def pair_of(value: Any) -> tuple[Any, ...]:
+    """Both of a pair; one value stands for two."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
 
 
 def shortest(pair: Sequence[Any]) -> Any:

@@ -1,0 +1,193 @@
+"""nnU-Net's plan applied: every `auto` of experiment=nnunet_2d becomes a value."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mambaseg.app.entry import explained_errors
+from mambaseg.app.settle import settle
+from mambaseg.data.survey import open_survey
+from mambaseg.errors import UserError
+from mixed_nnunet import write_mixed
+from runs import QUIET, assert_same, built, composed, entered, stop_before, trained
+
+IDS = [f"case{number}" for number in range(6)]
+SPLIT = [{"train": IDS[:4], "val": IDS[4:]}]
+SMALL = ["model.filters=[4,8,16,16]", "data.steps=3", "data.val_every=2", "trainer=cpu"]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """MR and CT with PET of mixed voxel sizes and oblong slices; four of six cases train."""
+    place = tmp_path_factory.mktemp("sets")
+    for name, channels in (("MR", ("MRI",)), ("CT", ("CT", "PET"))):
+        write_mixed(place / name, ids=IDS, channels=channels)
+        (place / name / "splits_final.json").write_text(json.dumps(SPLIT))
+    return place
+
+
+def words(root, place, *more):
+    return [
+        "experiment=nnunet_2d", "data=nnunet", f"data.root={root}", f"outputs={place / 'out'}",
+        f"data.cache_dir={place / 'cache'}", *SMALL, *more,
+    ]  # fmt: skip
+
+
+def settled(*overrides):
+    """The settled configuration, and the loaded data."""
+    with explained_errors(UserError):
+        plan, data, _, _ = settle(composed(*QUIET, *overrides))
+    return plan.config, data
+
+
+@pytest.fixture(scope="module")
+def run(sets, tmp_path_factory):
+    """A planned run on CT with PET, trained and scored."""
+    place = tmp_path_factory.mktemp("run")
+    return trained(*words(sets / "CT", place, "evaluation.batch_size=4")), place
+
+
+def test_a_planned_run_trains_on_oblong_patches_with_every_value_in_its_config(run):
+    done = run[0]
+    config = yaml.safe_load((done.folder.path / "config.yaml").read_text())
+    data, model = config["data"], config["model"]
+    assert "auto" not in [value for part in (data, model) for key, value in part.items()
+                          if key != "on_device"]  # fmt: skip
+    rows, columns = data["size"]
+    assert rows >= 1.5 * columns and config["augmentation"]["rotate"]["degrees"] == 15
+    assert done.data.image_shape == (2, rows, columns)
+    assert data["preprocessing"] == "spacing" and data["spacing"][0] < data["spacing"][1]
+    assert data["intensity"] is None and data["ct"][1] is None
+    low, high, mean, deviation = data["ct"][0]
+    assert -650 < low < mean < high < -100 and 50 < deviation < 250
+    assert len(model["strides"]) == 4 and model["deep_supr_num"] == 2
+    assert done.folder.finished
+
+
+def test_it_starts_again_as_the_same_run_and_looks_at_no_case(run, sets, monkeypatch, caplog):
+    done, place = run
+    monkeypatch.setattr("mambaseg.data.case.Case.read", lambda *_: pytest.fail("read a case"))
+    with caplog.at_level(logging.INFO), built(*words(sets / "CT", place)) as again:
+        assert again.finished and again.folder.path == done.folder.path
+    assert "planned from 4 training cases" in caplog.text and "looking at" not in caplog.text
+
+
+def test_its_checkpoint_predicts_and_exports_with_the_plan(run, sets, tmp_path):
+    folder, out = run[0].folder.path, tmp_path / "labels"
+    case = sets / "CT" / "imagesTr" / "case4*"
+    assert entered("predict.py", f"run={folder}", f"input={case}", f"output={out}", "tta=true",
+                   "device=cpu") == 0  # fmt: skip
+    assert (out / "case4.nii.gz").is_file()
+    made_by = json.loads((out / "case4.json").read_text())
+    assert made_by["made_by"]["networks"][0]["preprocessing"]["ct"][1] is None
+    file = tmp_path / "network.pt2"
+    assert entered("export.py", f"run={folder}", "format=torch", f"output={file}") == 0
+    told = json.loads(file.with_name("network.pt2.json").read_text())
+    assert told["input"]["shape"] == [1, 2, *told["preprocessing"]["size"]]
+
+
+def test_a_stopped_planned_run_ends_as_if_it_had_not_been(sets, tmp_path, monkeypatch):
+    whole = trained(*words(sets / "MR", tmp_path / "a"))
+    with monkeypatch.context() as patch:
+        stop_before(2, patch)
+        with pytest.raises(ZeroDivisionError):
+            trained(*words(sets / "MR", tmp_path / "b"))
+    resumed = trained(*words(sets / "MR", tmp_path / "b"))
+    assert resumed.folder.path.name == whole.folder.path.name
+    states = [torch.load(one.folder.path / "checkpoints" / "last.ckpt", weights_only=True)
+              for one in (whole, resumed)]  # fmt: skip
+    assert_same(*(one["state_dict"] for one in states))
+
+
+def test_only_training_cases_make_the_plan(sets, tmp_path):
+    """A validation case of another voxel size and other grey values changes nothing."""
+    other = tmp_path / "other"
+    write_mixed(other, ids=IDS[:4], channels=("CT", "PET"))
+    write_mixed(other, ids=IDS[4:], channels=("CT", "PET"), shape=(90, 90, 9), numTraining=6)
+    (other / "splits_final.json").write_text(json.dumps(SPLIT))
+    ours, theirs = (settled(*words(root, tmp_path))[0] for root in (sets / "CT", other))
+    for part in ("data", "model"):
+        for one in (ours, theirs):
+            one[part].pop("root", None)
+            one[part].pop("title", None)
+        assert ours[part] == theirs[part]
+
+
+def test_what_the_user_gives_stays_and_the_rest_is_planned_for_it(sets, tmp_path):
+    given = words(sets / "CT", tmp_path, "data.size=32", "data.batch_size=3", "data.spacing=1.5",
+                  "data.window=[-800,0]", "model.strides=[1,2,2]")  # fmt: skip
+    config, _ = settled(*given)
+    data, model = config["data"], config["model"]
+    assert (data["size"], data["batch_size"], data["spacing"]) == (32, 3, 1.5)
+    assert data["window"] == [-800, 0] and data["ct"] is None is data["intensity"]
+    assert model["kernel_size"] == [3, 3, 3] and model["upsample_kernel_size"] == [2, 2]
+    assert (model["deep_supr_num"], model["size_multiple"]) == (1, 4)
+    assert config["augmentation"]["rotate"]["degrees"] == 180
+
+
+def test_any_network_takes_planned_data_and_one_with_a_single_head_says_which_loss(sets, tmp_path):
+    small = [word for word in words(sets / "MR", tmp_path) if "filters" not in word]
+    small += ["model=unet", "model.widths=[4,8]", "model.dropout=[0,0]"]
+    done = trained(*small, "loss=dice_ce_nnunet", "data.steps=1")
+    assert done.folder.finished and "deep_supervision" not in done.config["model"]
+    with pytest.raises(UserError, match="or another loss, such as dice_ce_nnunet"):
+        trained(*small)
+
+
+def test_pictures_without_a_voxel_size_keep_their_pixels(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for number in range(10):
+        grey = rng.integers(0, 255, (60, 44, 3), np.uint8)
+        Image.fromarray(grey).save(tmp_path / "data" / "images" / f"p{number}.png")
+        mask = Image.fromarray((grey[..., 0] > 128).astype(np.uint8) * 255)
+        mask.save(tmp_path / "data" / "masks" / f"p{number}.png")
+    config, _ = settled("experiment=nnunet_2d", "data=folder", f"data.root={tmp_path / 'data'}",
+                        f"data.cache_dir={tmp_path / 'cache'}", "trainer=cpu")  # fmt: skip
+    data = config["data"]
+    assert (data["preprocessing"], data["spacing"], data["intensity"]) == ("native", None, "zscore")
+    assert data["size"] == [64, 48]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["data.preprocessing=modern"], "brings every image to data.size"),
+        (["data.size=8"], "too few for a network of 3 stages"),
+        (["data.size=[32,32,32]"], r"data\.size=.*rows, columns"),
+        (["data.modality=[CT,PET]"], "name every channel"),
+        (["data.ct=[[0,1,2]]", "data.intensity=null"], r"give \[low, high, mean, deviation\]"),
+        (["data.ct=[[0,1,0.5,1]]", "data.window=[0,1]"], "choose one of"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_one_message(more, said, sets, tmp_path):
+    with pytest.raises(UserError, match=said):
+        settled(*words(sets / "MR", tmp_path, *more))
+
+
+def test_other_kinds_of_data_have_no_plan(tmp_path):
+    with pytest.raises(UserError, match="data=haze_phantom has no plan"):
+        settled("data=haze_phantom", "model=uvm_net", "loss=l1", "data.size=auto", "trainer=cpu",
+                f"data.root={tmp_path / 'haze'}")  # fmt: skip
+
+
+def test_a_damaged_survey_is_made_again(sets, tmp_path, caplog):
+    overrides = words(sets / "MR", tmp_path)
+    first, data = settled(*overrides)
+    (file,) = (tmp_path / "cache").glob("survey-*.json")
+    kept = file.read_text()
+    for damage in (kept[:100], kept.replace("[4,", "[5,"), "[]"):
+        file.write_text(damage)
+        assert settled(*overrides)[0]["data"] == first["data"]
+        assert file.read_text() == kept
+    assert caplog.text.count("looking at the cases again") == 3
+    again = open_survey(data.cases["train"], cache_dir=tmp_path, num_classes=3, channels=1,
+                        greys=False)  # fmt: skip
+    assert [one.case for one in again.entries] == IDS[:4]
