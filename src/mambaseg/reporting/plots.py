@@ -249,7 +249,7 @@ def _cost_axis(axis: Axes, name: str, xs: Sequence[float]) -> None:
         axis.set_xlim(0, 1.15 * max(xs))
         return
     axis.set(xscale="log", xlim=(min(xs) / 2.3, 2.3 * max(xs)))  # two of 1, 2, 5 are in it
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(xs) < 20 * min(xs) else (1,)))
     axis.xaxis.set_major_formatter(EngFormatter())
     axis.xaxis.set_minor_formatter(NullFormatter())
 
