@@ -5,6 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints/cpu.txt
 CORE := .venv/.core
 SETUP := .venv/.complete
+ORACLES := .venv/.oracles
 FITS := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
 	"Python 3.11, 3.12 or 3.13 is needed, and this is %d.%d. Name another: make PYTHON=python3.12 ..." % v)
 # a prerequisite only where .venv is missing, does not run, or is of another Python
@@ -74,6 +75,12 @@ pictures: setup ## Make the pictures of README.md again, of the phantom (needs C
 		"file://$(CURDIR)/outputs/phantom/report/index.html"
 	$(BIN)/python -c "from PIL import Image; Image.open('docs/report.png').convert('RGB').quantize(256).save('docs/report.png', optimize=True)"
 
+$(ORACLES): $(SETUP) constraints/oracles.txt
+	$(PIP) --no-deps -r constraints/oracles.txt
+	@touch $@
+
+oracles: $(ORACLES) ## Add nnU-Net itself, with whose plan tests compare ours (constraints/oracles.txt says how)
+
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
@@ -121,4 +128,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help anew setup setup-cuda setup-launchers train demo sweep models results pictures test test-long test-launchers docs notebooks lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers oracles train demo sweep models results pictures test test-long test-launchers docs notebooks lint format types data-check doctor clean

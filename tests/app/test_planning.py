@@ -10,6 +10,7 @@ import yaml
 
 from mambaseg.app.entry import explained_errors
 from mambaseg.app.settle import settle
+from mambaseg.data.sizes import pair_of
 from mambaseg.data.survey import open_survey
 from mambaseg.errors import UserError
 from mixed_nnunet import write_mixed
@@ -191,3 +192,67 @@ def test_a_damaged_survey_is_made_again(sets, tmp_path, caplog):
     again = open_survey(data.cases["train"], cache_dir=tmp_path, num_classes=3, channels=1,
                         greys=False)  # fmt: skip
     assert [one.case for one in again.entries] == IDS[:4]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("MR", ("MRI",)), ("CT", ("CT", "PET"))])
+def test_it_is_what_nnunet_itself_plans_from_the_same_cases(
+    name, channels, sets, tmp_path, monkeypatch
+):
+    pytest.importorskip("nnunetv2", reason="the plan's oracle is not installed: make oracles")
+    places = {key: str(tmp_path / key) for key in ("nnUNet_raw", "nnUNet_preprocessed")}
+    for key, place in {**places, "nnUNet_results": str(tmp_path)}.items():
+        monkeypatch.setenv(key, place)
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    for module in (fingerprint_extractor, default_experiment_planner):  # who have read them before
+        for key, place in places.items():
+            monkeypatch.setattr(module, key, place)
+    root = write_mixed(tmp_path / "nnUNet_raw" / "Dataset001_Made", ids=IDS[:4], channels=channels)
+    seen = [
+        fingerprint_extractor.DatasetFingerprintExtractor.analyze_case(
+            sorted(map(str, root.glob(f"imagesTr/{case}_*"))),
+            str(root / "labelsTr" / f"{case}.nii.gz"), SimpleITKIO, 50_000,
+        )
+        for case in IDS[:4]
+    ]  # fmt: skip
+    shapes, spacings, drawn, _, kept = zip(*seen, strict=True)
+    foreground = {}
+    for channel in range(len(channels)):
+        values = np.concatenate([one[channel] for one in drawn])
+        low, high = np.percentile(values, (0.5, 99.5))
+        foreground[channel] = {
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "percentile_00_5": float(low),
+            "percentile_99_5": float(high),
+        }
+    numbers = {
+        "spacings": [list(map(float, one)) for one in spacings],
+        "shapes_after_crop": [list(map(int, one)) for one in shapes],
+        "foreground_intensity_properties_per_channel": foreground,
+        "median_relative_size_after_cropping": float(np.median(kept)),
+    }
+    place = tmp_path / "nnUNet_preprocessed" / root.name
+    place.mkdir(parents=True)
+    (place / "dataset_fingerprint.json").write_text(json.dumps(numbers))
+    planner = default_experiment_planner.ExperimentPlanner(1)
+    theirs = planner.plan_experiment()["configurations"]["2d"]
+    stages = theirs["architecture"]["arch_kwargs"]
+
+    free = [word for word in words(sets / name, tmp_path) if "filters" not in word]
+    config, _ = settled(*free)
+    data, model = config["data"], config["model"]
+    assert data["size"] == list(theirs["patch_size"])
+    assert data["batch_size"] == theirs["batch_size"]
+    assert data["spacing"] == pytest.approx(theirs["spacing"], abs=1e-6)
+    for ours, key in (("strides", "strides"), ("kernel_size", "kernel_sizes")):
+        assert [list(pair_of(one)) for one in model[ours]] == [list(one) for one in stages[key]]
+    assert model["filters"] == list(stages["features_per_stage"])
+    schemes = ["CTNormalization" if one else "ZScoreNormalization" for one in data["ct"] or [None]]
+    assert schemes == theirs["normalization_schemes"]
+    if data["ct"]:
+        names = ("percentile_00_5", "percentile_99_5", "mean", "std")
+        drawn = [foreground[0][one] for one in names]  # at random, hence the tolerance
+        assert data["ct"][0] == pytest.approx(drawn, abs=0.02 * drawn[3])

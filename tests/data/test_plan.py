@@ -32,7 +32,7 @@ def test_the_plan_of_hearts():
 
 @pytest.mark.parametrize("name", DATA)
 def test_it_is_nnunets_own(name, tmp_path, monkeypatch):
-    pytest.importorskip("nnunetv2", reason="the plan's oracle: pip install nnunetv2")
+    pytest.importorskip("nnunetv2", reason="the plan's oracle is not installed: make oracles")
     from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as own
 
     for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
