@@ -134,7 +134,7 @@ def _plan(usable: Sequence[Examined], num_classes: int) -> Iterator[str]:
     sides = " × ".join(map(str, plan.patch))
     pixel = " × ".join(f"{side:.3g}" for side in plan.spacing)
     yield f"# nnU-Net's own plan in 2-D: patches of {sides} pixels of {pixel} mm, batches of"
-    yield f"#   {plan.batch}, {len(plan.strides)} stages; experiment=nnunet_2d plans so from the training cases."
+    yield f"#   {plan.batch}, {len(plan.strides)} stages. experiment=nnunet_2d plans like this."
 
 
 def _spread(values: Sequence[float]) -> str:
