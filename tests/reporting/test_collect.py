@@ -164,6 +164,16 @@ def test_other_data_are_another_comparison(tmp_path):
     assert len(collect(tmp_path)[0]) == 2
 
 
+def test_what_trained_may_differ_where_the_same_cases_are_scored(tmp_path):
+    data = {"title": "ACDC", "fingerprint": "f00d"}
+    write_run(tmp_path, "unet", record={"data": data}, **FEW)  # by an earlier version
+    write_run(tmp_path, "swin_unet", record={"data": {**data, "scored": "5c"}}, **FEW)
+    few = {"title": "ACDC", "fingerprint": "beef", "scored": "5c"}
+    write_run(tmp_path, "mamba_unet", record={"data": few}, **FEW)
+    (comparison,), _, _ = collect(tmp_path)
+    assert len(comparison.entries) == 3
+
+
 def test_other_images_for_the_networks_are_said(tmp_path):
     write_run(tmp_path, "unet", **FEW)
     write_run(tmp_path, "swin_unet", config={"data.preprocessing": "modern"}, **FEW)

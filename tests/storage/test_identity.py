@@ -101,7 +101,7 @@ class_names
 data.cache_dir data.instead data.modality
 data.num_workers data.on_device data.prepare data.prepare._partial_
 data.prepare._target_ data.prepare.height data.prepare.patients data.prepare.scenes
-data.prepare.seed data.prepare.width data.root data.synthetic data.title
+data.prepare.seed data.prepare.width data.root data.synthetic data.title data.unlabelled_images
 evaluation.allow_seen evaluation.batch_size evaluation.val_distances
 ignore_label
 logger.csv._target_ logger.csv.save_dir

@@ -210,6 +210,33 @@ def test_labels_of_unlabelled_cases_are_never_read(small_run, tmp_path):
     assert numbers and all((run.data.cache.label(n) == IGNORED).all() for n in numbers)
 
 
+def test_images_that_never_had_a_label_train_too(small_run, tmp_path):
+    more, words = tmp_path / "more", [*small_run, *UNET, "test=false"]
+    image = np.random.default_rng(0).random((40, 44, 3, 2), np.float32)  # a cine of two frames
+    for name in ("a", "b/c"):
+        (more / name).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(image, np.diag([1.5, 1.5, 8, 1])), more / f"{name}.nii")
+        image = image[..., :1]
+    unlabelled = f"data.unlabelled_images={more}"
+    run = trained(*words, "method=mean_teacher", unlabelled)
+    assert run.data.counts["train"]["cases"] - run.data.counts["train"]["labelled"] == 2
+    assert len(run.data.cache.image(run.data.cache.position("unlabelled/a"))) == 6
+    assert "2 further images without labels train." in run.data.split.note
+    plain = trained(*words)
+    assert plain.data.split.hash == run.data.split.hash
+    assert plain.data.scored == run.data.scored and plain.data.fingerprint != run.data.fingerprint
+    assert plain.key != run.key
+    with pytest.raises(UserError, match=r"unlabelled_images: method=supervised learns from labels"):
+        built(*words, unlabelled)
+
+    tested = run.data.cases["test"][0]
+    shutil.copy(tested.image_path, more / "copy.nii.gz")
+    with pytest.raises(UserError, match=f"copy shows the same as {tested.patient}"):
+        built(*words, "method=mean_teacher", unlabelled)
+    with pytest.raises(UserError, match=r"data\.unlabelled_images: there is no file or folder"):
+        built(*words, "method=mean_teacher", f"{unlabelled}/nowhere")
+
+
 def test_the_published_patients_have_the_labels(tmp_path):
     split = make_split("ssl4mis", [f"patient{n:03d}" for n in range(1, 101)])
     three, seven = labelled_patients(split, 3), labelled_patients(split, 7)

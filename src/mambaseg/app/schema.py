@@ -140,7 +140,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Text("the name of a folder below outputs"),), "name"),
     ((Text("the folder of the data set"),), "data.root"),
     ((FOLDER,), "outputs data.cache_dir out"),
-    ((FOLDER, None), "run_dir root predictions references"),
+    ((FOLDER, None), "run_dir root predictions references data.unlabelled_images"),
     ((RUN, None), "run checkpoint init_from"),
     (([RUN],), "ensemble"),
     ((Text("a regular expression"), None), "data.patient_pattern"),

@@ -102,6 +102,11 @@ def _settle_method(cfg: DictConfig) -> None:
             settle_weights(network)
     if kind.unlabelled:
         cfg.data.unlabelled = True
+    elif cfg.data.get("unlabelled_images"):
+        raise UserError(
+            f"data.unlabelled_images: method={cfg.method.name} learns from labels alone; choose "
+            "one that learns from unlabelled images too (docs/methods.md), or leave the key out"
+        )
     if cfg.trainer.get("graph") and cfg.method["_target_"] != _SUPERVISED:
         log.warning("trainer.graph=true: the method has passes of its own; it trains without")
         cfg.trainer.graph = False

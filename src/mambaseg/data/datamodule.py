@@ -35,11 +35,12 @@ from mambaseg.data.labelling import (
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.oversampling import Foreground
 from mambaseg.data.patients import Alike, find_alike, split_cases
+from mambaseg.data.readers.unlabelled import find_unlabelled, of_labelled
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.splits import known_duplicates, listed
 from mambaseg.data.survey import Survey, Surveyed, open_survey
-from mambaseg.data.validation import DataError, checked_label_map
+from mambaseg.data.validation import checked_label_map, require_classes
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 
@@ -53,9 +54,9 @@ class SegmentationDataModule(StepDataModule):
     A training batch is, after the transfer to the device, `image` (B, C, S, T) float32, `label`
     (B, S, T) int64, `case` (list of ids), `slice` (list of numbers), `step` (int), `position` (B,):
     the places in the global batch of that step, and `labelled`: how many samples, the first ones,
-    have a label. An evaluation batch is one case: `case` (the
-    `Case`), `image` (Z, C, H, W) float32, intensity-scaled, on the device, `label` (Z, H, W) uint8
-    on the CPU (where it is scored), `spacing` in mm (z, y, x) or None.
+    have a label. An evaluation batch is one case: `case` (the `Case`), `image` (Z, C, H, W)
+    float32, intensity-scaled, on the device, `label` (Z, H, W) uint8 on the CPU (where it is
+    scored), `spacing` in mm (z, y, x) or None.
 
     `options` are those of `StepDataModule`; `size` has the sides S, T of the network's grid. With
     `on_device` the training slices are kept in the device's memory and gathered there, which
@@ -93,6 +94,9 @@ class SegmentationDataModule(StepDataModule):
         slicing: str = "stored",  # a rule of `slice_axis`
         labels: Labels = "dense",  # which of them training reads
         labelled: float | Sequence[str] | None = None,  # see `labelled_patients`
+        unlabelled_images: str
+        | Path
+        | None = None,  # where more of them are, see `find_unlabelled`
         ignore_label: int | None = None,  # value in the label files that says nothing
         oversample: float = 0.0,  # share of a batch's samples that must show foreground
         **options: Any,
@@ -120,6 +124,8 @@ class SegmentationDataModule(StepDataModule):
             neighbours=neighbours,
         )
         self._labels, self._labelled, self._oversample = labels, labelled, oversample
+        how: Any = {"channels": self.in_channels, "longest_side": longest_side}
+        self._further = partial(find_unlabelled, unlabelled_images, **how)
         self._ignore = checked_ignore(ignore_label, num_classes, label_map)
         self.partial = labels != "dense" or ignore_label is not None
         self.augmentation = Augmentation(
@@ -146,8 +152,9 @@ class SegmentationDataModule(StepDataModule):
     def load(self) -> None:
         """Find the data, split it, and open (or build) the decoded cache; later calls do nothing.
 
-        Afterwards `split`, `fingerprint` (of the split's cases), `cases` (part -> list of `Case`)
-        and `counts` are there. Cases of patients outside the split are neither read nor hashed.
+        Afterwards `split`, `fingerprint` (of the split's cases), `scored` (of those that are not
+        trained on), `cases` (part -> list of `Case`) and `counts` are there. Cases of patients
+        outside the split are neither read nor hashed.
         """
         if self._cache is not None:
             return
@@ -155,13 +162,17 @@ class SegmentationDataModule(StepDataModule):
         used, cache = self._divided(self._decoded)
         if self._copies:
             shown = "; ".join(", ".join(group) for group in self._copies)
-            note = self.split.note
-            log.warning("the same images belong to more than one patient: %s. %s", shown, note)
+            log.warning("the same images belong to more than one patient: %s. %s",
+                        shown, self.split.note)  # fmt: skip
         members = {part: set(getattr(self.split, part)) for part in PARTS}
+        members["train"].update(self._unlabelled)
         self.cases: Mapping[str, list[Case]] = {
             part: [case for case in used if case.patient in members[part]] for part in PARTS
         }
-        self.fingerprint = fingerprint(used, {entry.case: entry.source for entry in cache.entries})
+        sources = {entry.case: entry.source for entry in cache.entries}
+        self.fingerprint = fingerprint(used, sources)
+        scored = {case.id: case for part in ("val", "test") for case in self.cases[part]}
+        self.scored = fingerprint([*scored.values()], {name: sources[name] for name in scored})
         for case in used if self.preprocessing.windowed else ():
             entry = cache.entry(case.id)
             try:
@@ -171,11 +182,10 @@ class SegmentationDataModule(StepDataModule):
         if self.unlabelled and all(case.labelled for case in self.cases["train"]):
             raise UserError(
                 "the method learns from unlabelled images too, and the training reads all labels: "
-                "say whose, such as data.labelled=7 (patients) or 0.1 (a share of them)"
+                "say whose, such as data.labelled=7 (patients) or 0.1 (a share of them), or where "
+                "other images are, data.unlabelled_images=<folder>"
             )
-        self._cache = cache
-        evaluated = {case.id for part in ("val", "test") for case in self.cases[part]}
-        entries = [cache.entry(case) for case in sorted(evaluated)]
+        self._cache, entries = cache, [cache.entry(name) for name in sorted(scored)]
         note = open_note([(one.unlabelled, one.stop - one.offset) for one in entries])
         self.split = replace(self.split, note=f"{self.split.note} {note}".strip())
         self._log(cache, alike)
@@ -202,6 +212,8 @@ class SegmentationDataModule(StepDataModule):
         mapping = None if self._label_map is None else dict(self._label_map)
         require_named_values(named, self.class_names, label_map=mapping)
         self._found, alike = found, find_alike(found)
+        further = (replace(case, slicing=self.slicing) for case in self._further())
+        self._unlabelled = {case.patient: case for case in further}
         how: Any = {"fold": self._fold, "seed": self._split_seed, "alike": alike}
         how |= {"count": self._folds, "by": self._split_by}
         self._split = partial(split_cases, self._split_name, found, self.root, **how)
@@ -214,6 +226,7 @@ class SegmentationDataModule(StepDataModule):
         entries = read(used)
         contents = {one.case: one.content or one.source for one in entries.entries}
         groups = patients_with_same_images(used, contents)
+        groups = of_labelled(groups, self._unlabelled, self.split)
         self._copies = [group for group in groups if group not in known_duplicates(group)]
         if self._copies:
             self.split = self._split(duplicates=self._copies)
@@ -225,15 +238,15 @@ class SegmentationDataModule(StepDataModule):
         """The split's cases with the labels that may be read."""
         split = self.split
         labelled = labelled_patients(split, self._labelled)
-        self.labelled = labelled if len(labelled) < len(split.train) else None
         evaluated, trained, told = {*split.val, *split.test}, set(split.train), set(labelled)
-        note = f"{split.note} {supervision_note(split, labelled, self._labels)}".strip()
-        self.split = replace(split, note=note)
+        note = supervision_note(split, labelled, self._labels, len(self._unlabelled))
+        self.labelled = labelled if self._unlabelled or len(labelled) < len(split.train) else None
+        self.split = replace(split, note=f"{split.note} {note}".strip())
         return [
             case if case.patient in evaluated else for_training(case, told, self._labels)
             for case in sorted(self._found, key=lambda case: case.id)
             if case.patient in evaluated or case.patient in trained
-        ]
+        ] + [*self._unlabelled.values()]
 
     def _decoded(self, used: list[Case]) -> VolumeCache:
         return open_cache(
@@ -304,25 +317,15 @@ class SegmentationDataModule(StepDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""
-        cache, classes = self.cache, range(1, self.num_classes)
+        cache = self.cache
         for part in {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ()):
             cases = self.cases[part]
-            voxels = [cache.entry(case.id).class_voxels for case in cases]
-            missing = [k for k in classes if not any(one[k] for one in voxels)]
             patients = listed({case.patient for case in cases})
             where = f"the {part} part of split {self.split.name} ({patients})"
-            if len(missing) == len(classes):
-                problem = f"{where} holds no foreground at all: every label is background"
-            elif part == "train" and missing:
-                names = ", ".join(f"{k} ({self.class_names[k]})" for k in missing)
-                problem = f"class {names} occurs in no label of {where}, so it cannot be learnt"
-            else:
-                continue
-            remedy = (
-                "Look at the label files of these patients, choose another data.split, or leave "
-                "the class out of data.class_names and data.num_classes."
-            )
-            raise DataError(problem, cases[0].label_path or cases[0].image_path, remedy)
+            require_classes(
+                [cache.entry(case.id).class_voxels for case in cases], self.class_names, where,
+                cases[0].label_path or cases[0].image_path, every=part == "train",
+            )  # fmt: skip
 
     def training_data(self) -> tuple[SliceDataset, Collate]:
         """Return the slices of the training cases, and what makes a batch of them."""

@@ -53,8 +53,13 @@ def published_list(name: str, count: int) -> tuple[str, ...]:
     return tuple(f"patient{number:03d}" for number in sorted(numbers))
 
 
-def supervision_note(split: Split, labelled: Sequence[str], labels: Labels) -> str:
-    """A sentence on what the training reads; empty where it reads all dense labels."""
+def supervision_note(
+    split: Split, labelled: Sequence[str], labels: Labels, further: int = 0
+) -> str:
+    """Sentences on what the training reads; empty where it reads all dense labels alone.
+
+    `further` counts the images that have no labels at all.
+    """
     sentences = []
     if len(labelled) < len(split.train):
         published = published_list(split.name, len(labelled)) == tuple(labelled)
@@ -63,6 +68,8 @@ def supervision_note(split: Split, labelled: Sequence[str], labels: Labels) -> s
             f"Labels of {len(labelled)} of {len(split.train)} training patients are read ({how}): "
             f"{listed(labelled)}."
         )
+    if further:
+        sentences.append(f"{further} further images without labels train.")
     if labels == "scribble":
         sentences.append("Training reads scribbles; validation and test read dense labels.")
     return " ".join(sentences)

@@ -334,3 +334,26 @@ def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Pa
             path,
             f"{remedy}copy the image's into the file.",
         )
+
+
+def require_classes(
+    voxels: Sequence[Sequence[int]], names: Sequence[str], where: str, path: Path, *, every: bool
+) -> None:
+    """`DataError` unless cases have foreground, and with `every` each of its classes.
+
+    `voxels` are counts per case and class, background first; `where` names the cases in words.
+    """
+    classes = range(1, len(names))
+    missing = [k for k in classes if not any(one[k] for one in voxels)]
+    if len(missing) == len(classes):
+        problem = f"{where} holds no foreground at all: every label is background"
+    elif every and missing:
+        absent = ", ".join(f"{k} ({names[k]})" for k in missing)
+        problem = f"class {absent} occurs in no label of {where}, so it cannot be learnt"
+    else:
+        return
+    remedy = (
+        "Look at the label files of these patients, choose another data.split, or leave the class "
+        "out of data.class_names and data.num_classes."
+    )
+    raise DataError(problem, path, remedy)

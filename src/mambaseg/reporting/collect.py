@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def collect(folder: str | Path) -> tuple[list[Comparison], list[RunData], list[s
         UserError: there is no finished run with test scores.
     """
     runs, problems = read_runs(folder)
-    runs, repeated = _without_repeats(runs)
+    runs, repeated = _without_repeats(_with_scored(runs))
     segmented = [run for run in runs if run.task == SEGMENTATION]
     others = [run for run in runs if run.task != SEGMENTATION]
     return group(segmented), others, problems + repeated
@@ -191,6 +191,18 @@ def _order(entry: Entry) -> tuple[int, bool, str]:
     model = entry.label.split(" ", 1)[0]
     place = known.index(model) if model in known else len(known)
     return place, entry.runs[0].method not in _LABELS_ALONE, entry.label
+
+
+def _with_scored(runs: Sequence[RunData]) -> list[RunData]:
+    """The runs, with the fingerprint of the cases they score: earlier versions did not write it."""
+    data = [run.record.get("data") or {} for run in runs]
+    known = {one["fingerprint"]: one["scored"] for one in data if "scored" in one}
+    return [
+        replace(run, record={**run.record, "data": {"scored": known[whole], **own}})
+        if (whole := str(own.get("fingerprint"))) in known
+        else run
+        for run, own in zip(runs, data, strict=True)
+    ]
 
 
 def _without_repeats(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:

@@ -36,7 +36,7 @@ _RECORD = {
     "fit_seconds": 1.0,
     "weights": {},
     "overrides": [""],
-    "data": {"fingerprint": "", "config": ""},
+    "data": {"fingerprint": "", "scored": "", "config": ""},
     "code": {"digest": "", "commit": ""},
     "versions": {"torch": ""},
     "hardware": {"cpu": "", "gpus": [""]},
@@ -148,11 +148,12 @@ class RunData:
     def protocol(self) -> dict[str, Any]:
         """What two runs must share for their scores to be comparable."""
         match = _FOLD.match(self.split["name"])
+        about = self.record.get("data") or {}
         convention = self.summary.get("convention") or {}  # of segmentation
         return {
             "task": self.task,
             "data": self.summary["data"],
-            "fingerprint": (self.record.get("data") or {}).get("fingerprint"),
+            "fingerprint": about.get("fingerprint" if match or "scored" not in about else "scored"),
             "split": match["base"] if match else self.split["name"],
             "split hash": None if match else self.split["hash"],  # each fold has its own
             **{key: convention.get(key) for key in ("policy", "tolerance_mm", "tolerance_vox")},
@@ -174,7 +175,9 @@ class RunData:
     @cached_property
     def setting(self) -> dict[str, Any]:
         """The same with the content of weights instead of their place: equal within an entry."""
-        return _settings(with_digests(self.config, self.record.get("weights") or {}))
+        setting = _settings(with_digests(self.config, self.record.get("weights") or {}))
+        about = self.record.get("data") or {}
+        return {**setting, "data": about.get("fingerprint") if self.fold is None else None}
 
 
 def _scored(data: Mapping[str, Any]) -> list[str]:
@@ -184,8 +187,7 @@ def _scored(data: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = flatten(scientific(config))
-    return {key: value for key, value in flat.items() if key not in _REPEATS}
+    return {key: value for key, value in flatten(scientific(config)).items() if key not in _REPEATS}
 
 
 def described(summary: Mapping[str, Any]) -> Sequence[Metric]:
@@ -271,8 +273,7 @@ def read_run(path: str | Path) -> RunData:
     Raises:
         UserError: a file is missing or damaged; the message names it.
     """
-    path = Path(path)
-    record, config = read_identity(path)
+    record, config = read_identity(path := Path(path))
     with _reading(path / "metrics.json") as file:
         summary = read_json(file)
         _check(summary, _SUMMARY)
@@ -299,8 +300,7 @@ def _check_networks(summary: Mapping[str, Any]) -> None:
     _check(summary, _LEARNT, required=False)
     if (about := summary.get("supervision")) is not None:
         _require({"labelled", "patients", "labels"} <= about.keys(), "supervision")
-    networks = summary.get("networks")
-    if networks is not None:
+    if (networks := summary.get("networks")) is not None:
         _check(networks, {}, "networks")
         _require(2 <= len(networks) <= 16 and summary.get("network") in networks, "networks")
         for name, own in networks.items():
