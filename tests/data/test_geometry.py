@@ -59,29 +59,33 @@ def random_labels(height, width, seed):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (2, height, width), "u1"))
 
 
+grids = st.tuples(st.integers(1, 150), st.integers(1, 150)) | st.integers(1, 150)
+
+
 @settings(max_examples=60)
-@given(name=st.sampled_from(PRESETS), size=st.integers(1, 150), seed=st.integers(0, 99))
-def test_a_square_of_the_grids_size_is_left_as_it_is(name, size, seed):
+@given(name=st.sampled_from((*PRESETS, "native")), size=grids, seed=st.integers(0, 99))
+def test_an_image_of_the_grids_size_is_left_as_it_is(name, size, seed):
     preprocessing = Preprocessing(name, size)
-    label = random_labels(size, size, seed)
+    label = random_labels(*preprocessing.sides, seed)
     assert torch.equal(preprocessing.to_grid(label[:, None].float())[:, 0], label.float())
-    assert torch.equal(preprocessing.labels_to_native(one_hot(label), (size, size)), label)
+    back = preprocessing.labels_to_native(one_hot(label), preprocessing.sides)
+    assert torch.equal(back, label)
 
 
 @settings(max_examples=60)
 @given(
     name=st.sampled_from(PRESETS),
     shape=st.tuples(sizes, sizes),
-    size=st.integers(1, 150),
+    size=grids,
     seed=st.integers(0, 99),
 )
 def test_there_and_back_gives_the_native_shape_and_invents_nothing(name, shape, size, seed):
     preprocessing = Preprocessing(name, size)
     image = torch.from_numpy(np.random.default_rng(seed).random((2, 3, *shape), np.float32)) + 0.5
     grid = preprocessing.to_grid(image)
-    assert grid.shape == (2, 3, size, size)
+    assert grid.shape == (2, 3, *preprocessing.sides)
     assert grid.min() >= 0 and grid.max() <= image.max() * (1 + 1e-6)
-    label = random_labels(size, size, seed) | 1  # classes 1 and 3
+    label = random_labels(*preprocessing.sides, seed) | 1  # classes 1 and 3
     back = preprocessing.labels_to_native(one_hot(label), shape)
     assert back.dtype == torch.uint8 and back.shape == (2, *shape)
     # 0 besides: the last sample that SciPy loses to rounding
@@ -262,6 +266,8 @@ VARIANTS = [
     {}, {"intensity": "zscore"}, {"window": (-125.0, 275.0)},
     {"intensity": "window", "window": (0.0, 255.0)}, {"name": "spacing", "spacing": 1.25},
     {"name": "spacing", "spacing": 0.7, "intensity": "zscore"},
+    {"name": "spacing", "spacing": [0.7, 1.25], "size": [96, 64]},
+    {"ct": [[-960, 300, 100.5, 250], None]}, {"size": [96, 64]},
 ]  # fmt: skip
 
 
@@ -273,6 +279,26 @@ def test_a_preprocessing_comes_back_from_its_description_and_its_settings(how):
         assert Preprocessing.restored(written) == preprocessing
         settings = {key: value for key, value in preprocessing.settings().items() if value}
         assert Preprocessing(settings.pop("preprocessing"), **settings) == preprocessing
+
+
+def test_two_equal_sides_are_one():
+    assert Preprocessing("paper", [64, 64]) == Preprocessing("paper", 64)
+
+
+def test_ct_is_clipped_and_standardised_alike_in_every_image_and_other_channels_by_themselves():
+    image = np.random.default_rng(0).normal(0, 500, (3, 2, 8, 9))
+    scaled = Preprocessing("native", 8, ct=[[-100, 200, 40, 60], None]).scale_intensity(image)
+    assert np.allclose(scaled[:, 0], (np.clip(image[:, 0], -100, 200) - 40) / 60, atol=1e-5)
+    zscore = Preprocessing("native", 8, intensity="zscore").scale_intensity(image)
+    assert np.array_equal(scaled[:, 1], zscore[:, 1])
+    with pytest.raises(UserError, match="2 entries for images of 1 channels"):
+        Preprocessing("native", 8, ct=[[0, 1, 0, 1], None]).scale_intensity(image[:, :1])
+
+
+@pytest.mark.parametrize("size", [0, [64], [64, 0], [8, 8, 8], "auto", [8.0, 8.0], None], ids=str)
+def test_a_size_that_cannot_be_is_a_clear_error(size):
+    with pytest.raises(UserError, match=r"data\.size=.* or \[rows, columns\]"):
+        Preprocessing("paper", size)
 
 
 def test_what_an_older_checkpoint_leaves_unsaid_is_the_presets():
@@ -303,7 +329,10 @@ def test_an_intensity_that_cannot_be_is_a_clear_error(how, said):
         ("spacing", None, "needs the side of a pixel in mm"),
         ("modern", 1.25, "data.preprocessing=modern with data.spacing=1.25"),
         ("native", 1.25, "others have none"),
-        *(("spacing", s, "0.01 to 100") for s in (0.0, -1.0, 1e-3, 101, float("nan"), "a")),
+        *(
+            ("spacing", s, "0.01 to 100")
+            for s in (0.0, -1.0, 1e-3, 101, float("nan"), "a", [1.0], [1.0, 0])
+        ),
     ],
 )
 def test_a_spacing_that_cannot_be_is_a_clear_error(name, spacing, said):

@@ -61,10 +61,11 @@ class Pixelwise(torch.nn.Module):
 
 @pytest.mark.parametrize("overlap", [0.5, 0.25, 0.37, 0.61, 0.0])
 @pytest.mark.parametrize("shape", [(101, 103), (64, 65), (63, 200), (129, 1)], ids=str)
-def test_windows_give_back_what_each_pixel_is(shape, overlap, monkeypatch):
+@pytest.mark.parametrize(("size", "views"), [(64, "none"), ((64, 24), "all")])
+def test_windows_give_back_what_each_pixel_is(shape, overlap, size, views, monkeypatch):
     monkeypatch.setattr("mambaseg.inference.segment.OVERLAP", overlap)
     image = torch.rand(2, 1, *shape)
-    member = Member(Pixelwise(), Preprocessing("native", 64))
+    member = Member(Pixelwise(), Preprocessing("native", size), views)
     found = segment([member], [image], probabilities=True, batch_size=3)
     assert torch.equal(found.labels, (image[:, 0] > 0.5).to(torch.uint8))
     expected = torch.sigmoid((image[:, 0] - 0.5) * 100)
