@@ -16,8 +16,9 @@ from mambaseg.inference.trained import Checkpoint, read_checkpoint
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.runs import read_run
+from mambaseg.training import post_processing
 from mambaseg.training.post_processing import Validated, choose
-from runs import QUIET, UNET, built, entered, small_overrides, trained
+from runs import QUIET, UNET, built, entered, small_overrides, stop_before, trained
 
 NAMES = ("background", "RV", "LV")
 
@@ -80,6 +81,7 @@ REGIONS = {"heart": [1, 2, 3], "left": [2, 3]}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, phantom_root):
+    torch.set_num_threads(1)  # as in the tests, whose numbers are compared
     return trained(*words(phantom_root, tmp_path_factory.mktemp("outputs")))
 
 
@@ -208,3 +210,17 @@ def test_a_bundle_takes_the_choice_along(run, tmp_path):
     config.write_text(config.read_text().replace('"left"', '"heart "'))
     with pytest.raises(UserError, match=r"its (regions|post-processing)"):
         read_checkpoint(tmp_path / "b")
+
+
+def test_a_run_resumes_before_and_after_the_choice(run, phantom_root, tmp_path, monkeypatch):
+    own = words(phantom_root, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        stop_before(20, patch)
+        trained(*own)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(post_processing, "_gains", lambda *_: 1 // 0)  # while it chooses
+        trained(*own)
+    again = trained(*own)
+    assert again.key == run.key
+    for name in ("cases.csv", "metrics.json"):
+        assert (again.folder.path / name).read_text() == (run.folder.path / name).read_text()
