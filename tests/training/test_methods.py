@@ -404,3 +404,10 @@ def test_a_unet_with_more_heads_and_a_second_decoder():
         torch.testing.assert_close(first, network(image), rtol=0, atol=0)
     assert not torch.equal(both[0], both[1])
     assert not [name for name in network.state_dict() if "heads" in name]
+
+
+def test_a_small_decoder_has_as_many_scales_as_levels():
+    network = UNet(widths=(4, 4, 8), dropout=(0, 0, 0))
+    assert len(URPC([network]).scales(torch.rand(1, 1, 16, 16))) == 2
+    with pytest.raises(UserError, match=r"1 level\(s\): 2 or more"):
+        URPC([UNet(widths=(4, 4), dropout=(0, 0))])

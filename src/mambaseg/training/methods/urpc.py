@@ -23,7 +23,7 @@ class URPC(Method):
     Args:
         networks: see `Method`; a UNet.
         weight: of the consistency at the end of its ramp.
-        scales: heads, the finest included.
+        scales: heads, the finest included; a decoder of fewer levels has one at each.
     """
 
     unlabelled = True
@@ -34,10 +34,10 @@ class URPC(Method):
     ) -> None:
         super().__init__(networks)
         network = require_network(self, UNet)
-        if not 2 <= scales <= len(network.decoder):
+        if min(scales, len(network.decoder)) < 2:
             raise UserError(
-                f"method.scales={scales}: the network's decoder has {len(network.decoder)} levels; "
-                "2 or more of them are needed"
+                f"method.scales={scales}, and the network's decoder has {len(network.decoder)} "
+                "level(s): 2 or more are needed"
             )
         self.heads = nn.ModuleList()
         for block in network.decoder[-scales:-1]:
