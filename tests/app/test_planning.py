@@ -92,12 +92,12 @@ def test_its_checkpoint_predicts_and_exports_with_the_plan(run, sets, tmp_path):
 
 
 def test_a_stopped_planned_run_ends_as_if_it_had_not_been(sets, tmp_path, monkeypatch):
-    whole = trained(*words(sets / "MR", tmp_path / "a"))
+    whole = trained(*words(sets / "MR", tmp_path / "a", "test=false"))
     with monkeypatch.context() as patch:
         stop_before(2, patch)
         with pytest.raises(ZeroDivisionError):
-            trained(*words(sets / "MR", tmp_path / "b"))
-    resumed = trained(*words(sets / "MR", tmp_path / "b"))
+            trained(*words(sets / "MR", tmp_path / "b", "test=false"))
+    resumed = trained(*words(sets / "MR", tmp_path / "b", "test=false"))
     assert resumed.folder.path.name == whole.folder.path.name
     states = [torch.load(one.folder.path / "checkpoints" / "last.ckpt", weights_only=True)
               for one in (whole, resumed)]  # fmt: skip
@@ -128,6 +128,13 @@ def test_what_the_user_gives_stays_and_the_rest_is_planned_for_it(sets, tmp_path
     assert model["kernel_size"] == [3, 3, 3] and model["upsample_kernel_size"] == [2, 2]
     assert (model["deep_supr_num"], model["size_multiple"]) == (1, 4)
     assert config["augmentation"]["rotate"]["degrees"] == 180
+
+
+def test_images_that_are_brought_to_one_size_leave_the_network_to_plan(sets, tmp_path):
+    given = ["data.preprocessing=modern", "data.size=[64,48]", "model.size_multiple=auto"]
+    config, _ = settled(*words(sets / "CT", tmp_path, *given, "data.intensity=percentile"))
+    assert config["data"]["spacing"] is None
+    assert config["model"]["strides"] == [1, 2, 2, 2] and config["model"]["size_multiple"] == 8
 
 
 def test_any_network_takes_planned_data_and_one_with_a_single_head_says_which_loss(sets, tmp_path):

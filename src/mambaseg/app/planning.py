@@ -94,6 +94,8 @@ def _measures(
     cfg: DictConfig, cases: Sequence[Surveyed]
 ) -> tuple[list[tuple[int, int, int]], list[tuple[float, float, float]]]:
     """Shapes and voxel sizes as the plan takes them; settles `data.preprocessing`."""
+    from mambaseg.data.sizes import sides_of
+
     data = cfg.data
     unknown = [one.case for one in cases if one.spacing is None]
     if data.preprocessing == AUTO:
@@ -104,13 +106,6 @@ def _measures(
             )
         given = data.spacing not in (AUTO, None)
         data.preprocessing = "spacing" if given or not unknown else "native"
-    if data.preprocessing not in ("spacing", "native"):
-        asked = next(key for key in _KEYS if OmegaConf.select(cfg, key) == AUTO)
-        raise UserError(
-            f"{asked}=auto with data.preprocessing={data.preprocessing}: this brings every image "
-            "to data.size, which you choose. To plan, choose data.preprocessing=auto, spacing or "
-            "native"
-        )
     shapes = [one.shape for one in cases]
     if data.preprocessing == "spacing":
         if unknown:
@@ -121,13 +116,22 @@ def _measures(
         return shapes, [one.spacing for one in cases if one.spacing is not None]
     if data.spacing == AUTO:
         data.spacing = None
-    return shapes, [(1.0, 1.0, 1.0)] * len(cases)  # pixels stay as they are
+    if data.preprocessing != "native":
+        if data.size == AUTO:
+            raise UserError(
+                f"data.size=auto with data.preprocessing={data.preprocessing}: this brings every "
+                "image to data.size, which you choose. To plan it, choose data.preprocessing=auto, "
+                "spacing or native"
+            )
+        shapes = [(one.shape[0], *sides_of(plain(cfg)["data"]["size"])) for one in cases]
+    return shapes, [(1.0, 1.0, 1.0)] * len(cases)  # pixels are what they are
 
 
 def _take_data(
     cfg: DictConfig, plan: Plan2D, cases: Sequence[Surveyed], ct: Sequence[bool] | None
 ) -> None:
     """Fills in what is `auto`; `ct` says of each channel whether it is, None: does not matter."""
+    from mambaseg.data.intensity import is_ct
     from mambaseg.data.survey import foreground_of
 
     data = cfg.data
@@ -142,7 +146,13 @@ def _take_data(
     if data.intensity == AUTO:
         data.intensity = None if ct or data.window or data.ct else "zscore"
         if ct:
-            data.ct = [foreground_of(cases, k) if one else None for k, one in enumerate(ct)]
+            found = [foreground_of(cases, k) if one else None for k, one in enumerate(ct)]
+            if not is_ct(found):
+                raise UserError(
+                    "data.intensity=auto: the foreground of the training cases has no range of "
+                    "grey values. Choose data.intensity=zscore or a window, data.window=[low,high]"
+                )
+            data.ct = found
 
 
 def _take_model(cfg: DictConfig, plan: Plan2D) -> None:
@@ -154,7 +164,7 @@ def _take_model(cfg: DictConfig, plan: Plan2D) -> None:
     model = cfg.model
     if AUTO not in [model.get(key.partition(".")[2]) for key in ("model.size_multiple", *PLANNED)]:
         return
-    ours = model.strides == AUTO
+    ours = model.get("strides", AUTO) == AUTO
     strides = plan.strides if ours else [pair_of(one) for one in plain(cfg)["model"]["strides"]]
     if len(strides) < _STAGES:
         sides = " × ".join(map(str, plan.patch))
