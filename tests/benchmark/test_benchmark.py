@@ -226,6 +226,7 @@ def test_profile_counts_the_scan(measured):
     out, record = measured("profile", MODELS)
     for row in record["rows"]:
         assert_schema(row, NETWORK | COSTS)
+    assert {row["size_multiple"] for row in record["rows"]} == {16, 32}
     scans = [row["scan_flops"] for row in record["rows"]]
     # two blocks at each stage going down and up, but for the last: D = 16 to 128, L = 64 to 1
     elements = [4 * 64 * 16, 4 * 16 * 32, 4 * 4 * 64, 2 * 1 * 128]

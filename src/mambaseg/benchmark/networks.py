@@ -146,7 +146,7 @@ def profile_networks(
     for row in measured["rows"]:
         name = row["network"]
         network = builders[name]().to(protocol.device)
-        row["size_multiple"] = getattr(network, "multiple", 1)
+        row["size_multiple"] = max(getattr(network, "multiples", (1,)))  # bare ones have none
         row.update(count_operations(network, image))
         del network
         if train:
