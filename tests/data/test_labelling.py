@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from test_datamodule import as_rank, assert_same, joined, module_on, training_batches
+from test_mnms import write_mnms
 from test_nifti_pairs import write as write_pairs
 from test_public_sets import write_archive
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
@@ -17,7 +18,7 @@ from mambaseg.data.check.__main__ import main
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.labelling import for_training
-from mambaseg.data.readers import acdc, folder, nifti_pairs, nnunet, promise12, synapse
+from mambaseg.data.readers import acdc, folder, mnms, nifti_pairs, nnunet, promise12, synapse
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.data.validation import as_label
 from mambaseg.data.volume import Volume
@@ -65,6 +66,7 @@ LAYOUTS = {
         lambda root: write_h5(root / "data" / "Case00.h5", 0) or root,
         promise12.find_cases,
     ),
+    "mnms": (write_mnms, mnms.find_cases),
     "nnunet": (write_nnunet, nnunet.find_cases),
     "nifti": (lambda root: write_pairs(root, ("a.nii.gz", "a_seg.nii.gz")), nifti_pairs.find_cases),
     "pictures": (write_pictures, folder.find_cases),

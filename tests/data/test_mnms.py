@@ -28,9 +28,7 @@ def frames(seed):
     return image, turned[label]
 
 
-@pytest.fixture
-def root(tmp_path):
-    place = tmp_path / "MnMs"
+def write_mnms(place):
     for seed, (name, part) in enumerate(PLACES.items()):
         folder = place / part / name
         folder.mkdir(parents=True)
@@ -40,6 +38,11 @@ def root(tmp_path):
     (place / "Training" / "Unlabeled" / "E5").mkdir(parents=True)
     (place / "211230_M&Ms_Dataset.csv").write_text(CSV)
     return place
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_mnms(tmp_path / "MnMs")
 
 
 def test_two_frames_of_each_cine_in_the_parts_of_the_challenge(root):
