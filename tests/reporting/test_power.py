@@ -109,6 +109,9 @@ def test_the_table_has_the_pairs_with_two_seeds_each(experiment):
     assert max(map(int, needs.rows[0][1:])) < 6  # half of all Dice is found by anybody
     _, needs = power_grids(experiment, difference=1e-9)
     assert needs.rows[0][1:] == [NEVER] * 4
+    assert needs.notes[-1] == "Left out: 2 pairs of which one has a single seed."
+    _, needs = power_grids(experiment, networks=["unet", "mamba_unet"])
+    assert len(needs.rows) == 1 and "Left out" not in needs.notes[-1]
 
 
 def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_path, capsys):
@@ -120,5 +123,7 @@ def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_pat
     write_run(tmp_path / "one", "mamba_unet", patients=(1, 2), size=16)
     with pytest.raises(UserError, match="two seeds of each network"):
         report.main(["power", str(tmp_path / "one")])
+    with pytest.raises(UserError, match="no two networks"):
+        report.main(["power", str(experiment), "--networks", "unet"])
     with pytest.raises(UserError, match="--difference is between 0 and 1"):
         report.main(["power", "--difference", "-1", str(experiment)])

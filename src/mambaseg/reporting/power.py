@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy.typing as npt
 
 from mambaseg.errors import UserError
 from mambaseg.reporting.collect import Comparison, Entry, collect
-from mambaseg.reporting.grid import Grid, signed
+from mambaseg.reporting.grid import Grid, counted, signed
 from mambaseg.reporting.paired import compared
 
 Scores = npt.NDArray[np.float64]  # (seeds, patients)
@@ -149,12 +150,17 @@ def patient_scores(first: Entry, second: Entry) -> tuple[Scores, Scores]:
 
 
 def power_grids(
-    folder: str | Path, *, difference: float = DIFFERENCE, wanted: float = POWER
+    folder: str | Path,
+    *,
+    networks: Sequence[str] = (),
+    difference: float = DIFFERENCE,
+    wanted: float = POWER,
 ) -> list[Grid]:
     """Two tables for each comparison of an experiment: what varies, and what a difference needs.
 
     Args:
         folder: `outputs/<experiment>`.
+        networks: names of those that are compared; none: all.
         difference: the true difference of mean Dice, between 0 and 1.
         wanted: the power, between 0.05 and 1.
 
@@ -165,19 +171,21 @@ def power_grids(
         raise UserError(f"--difference is between 0 and 1, --power between {LEVEL} and 1")
     grids, refused = [], ""
     for comparison in collect(folder)[0]:
-        found = []
-        for first, second in compared(comparison.entries):
+        entries = [e for e in comparison.entries if not networks or e.runs[0].model in networks]
+        found, left_out = [], 0
+        for first, second in compared(entries):
             try:
                 scores = patient_scores(first, second)
             except UserError as error:
-                refused = str(error)
+                refused, left_out = str(error), left_out + 1
             else:
                 found.append(_Pair(f"{first.label} − {second.label}", scores))
         if found:
-            grids += [
-                _variation(comparison, found, wanted),
-                _needs(comparison, found, difference, wanted),
-            ]
+            needs = _needs(comparison, found, difference, wanted)
+            if left_out:
+                note = f"Left out: {counted(left_out, 'pair')} of which one has a single seed."
+                needs = replace(needs, notes=[*needs.notes, note])
+            grids += [_variation(comparison, found, wanted), needs]
     if not grids:
         raise UserError(f"{folder}: {refused or 'there are no two networks to compare'}")
     return grids

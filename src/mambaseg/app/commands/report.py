@@ -30,6 +30,8 @@ def main(words: Sequence[str]) -> None:
         about = "leave out all pictures of patients, for a page that is published"
         parser.add_argument("--no-images", dest="images", action="store_false", help=about)
     elif command == "power":
+        about = "networks to compare (default: all)"
+        parser.add_argument("--networks", nargs="+", default=(), metavar="NAME", help=about)
         about = "the true difference of mean Dice to be found (default: %(default)s, that of "
         about += "Mamba-UNet's paper)"
         parser.add_argument("--difference", type=float, default=0.0033, help=about)
@@ -60,7 +62,9 @@ def _power(given: argparse.Namespace) -> None:
 
     from mambaseg.reporting.power import power_grids
 
-    for grid in power_grids(given.folder, difference=given.difference, wanted=given.power):
+    for grid in power_grids(
+        given.folder, networks=given.networks, difference=given.difference, wanted=given.power
+    ):
         get_console().print(grid.terminal())
 
 
