@@ -298,3 +298,13 @@ def test_callbacks_that_are_none_do_not_end_a_report(tmp_path):
         config = {**yaml.safe_load(path.read_text()), "callbacks": damage}
         path.write_text(yaml.safe_dump(config))
         assert len(collect(tmp_path)[0]) == 1
+
+
+def test_folds_that_are_planned_alike_are_one_entry(tmp_path):
+    for fold, side in enumerate((1.85, 1.87)):
+        config = {"data.spacing": side, "data.preprocessing": "spacing"}
+        run = write_run(tmp_path, fold=fold, config=config, patients=(fold + 1,), size=16)
+        (run / "config.yaml").open("a").write("planned: [data.spacing]\n")
+    ((comparison,), _, _) = collect(tmp_path)
+    (entry,) = comparison.entries
+    assert entry.folds == 2 and entry.label == "unet"

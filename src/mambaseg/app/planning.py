@@ -46,6 +46,7 @@ def settle_plan(cfg: DictConfig) -> None:
     if asked:
         if cfg.data.get("ct"):
             asked = ["data.ct" if key == "data.intensity" else key for key in asked]
+        cfg.planned = asked  # folds that are planned alike are one entry of a report
         said = " ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in asked)
         log.info("planned from %d training cases, as nnU-Net plans: %s", count, said)
     if OmegaConf.select(cfg, "augmentation.rotate.degrees") == AUTO:

@@ -49,7 +49,7 @@ _RECORD = {
 _CONFIG = {"seed": 1, "model": {"name": ""}, "data": {"class_names": [""]}}
 _GROUPS: dict[str, Any] = {
     "optim": {}, "loss": {}, "trainer": {}, "evaluation": {}, "data": {"regions": {}},
-    "method": {"name": "", "_target_": "", "networks": [{"name": ""}]},
+    "method": {"name": "", "_target_": "", "networks": [{"name": ""}]}, "planned": [""],
 }  # fmt: skip
 _SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
 _CONVENTION = {"convention": {"policy": "", "tolerance_mm": 1.0, "tolerance_vox": 1.0}}
@@ -169,8 +169,8 @@ class RunData:
 
         The method is its name and its own arguments.
         """
-        flat = {key: v for key, v in _settings(self.config).items() if key not in _IMPLIED}
-        return {**flat, "method": self.method}
+        flat = {**_settings(self.config), "method": self.method}
+        return {key: value for key, value in flat.items() if key not in _IMPLIED}
 
     @cached_property
     def setting(self) -> dict[str, Any]:
@@ -182,12 +182,12 @@ class RunData:
 
 def _scored(data: Mapping[str, Any]) -> list[str]:
     """Names of what is scored: the background, then classes, or regions in their place."""
-    background, *classes = data["class_names"]
-    return [background, *map(str, data.get("regions") or classes)]
+    return [*data["class_names"][:1], *(data.get("regions") or data["class_names"][1:])]
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(scientific(config)).items() if key not in _REPEATS}
+    flat = flatten(scientific(config)) | dict.fromkeys(config.get("planned") or (), "auto")
+    return {key: value for key, value in flat.items() if key not in _REPEATS}
 
 
 def described(summary: Mapping[str, Any]) -> Sequence[Metric]:

@@ -26,6 +26,7 @@ without one are of the time when the scan backend counted and callbacks did not.
 # all that is below it.
 _LEFT_OUT = frozenset({
     "name", "outputs", "run_dir", "rerun", "test", "logger", "hydra",
+    "planned",  # which values were; these count
     # of mambaseg evaluate, where `checkpoint` counts
     "run", "predictions", "references", "class_names", "ignore_label", "calibration",
     "callbacks",  # `_chosen` has what counts of them

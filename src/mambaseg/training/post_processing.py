@@ -148,4 +148,5 @@ def choose_for(task: Any, trainer: Any, data: Any, checkpoint: Path) -> dict[str
         state = CheckedIO().load_checkpoint(checkpoint, map_location="cpu", weights_only=True)
         write({**state, "mambaseg": {**state["mambaseg"], "keep_largest": parts}}, checkpoint)
         log.info("post-processing, chosen on the validation set: %s", in_words(parts))
+    trainer.strategy.barrier()  # the others read the file next
     return {"keep_largest": parts, "val_dice": {"before": chosen.before, "after": chosen.after}}
