@@ -80,6 +80,13 @@ def test_what_cannot_be_replayed_is_said(run, change, said):
         replay(run, steps=2)
 
 
+def test_a_run_that_cannot_be_replayed_does_not_stop_the_others(run, capsys):
+    (run / "run.json").write_text('{"status": "done"}')
+    with pytest.raises(UserError, match="1 of 1 runs differ or cannot be replayed"):
+        main([str(run.parent)])
+    assert "failed" in (printed := capsys.readouterr().out) and "overrides" in printed
+
+
 def test_words_that_lead_to_another_run_are_refused(run):
     with pytest.raises(UserError, match=r"another run now: optim\.optimizer\.lr was"):
         replay(run, ["optim.optimizer.lr=0.5"], steps=2)

@@ -38,6 +38,7 @@ def main(words: Sequence[str]) -> None:
     overrides = [word for word in given.runs if "=" in word]
 
     from rich import get_console
+    from rich.progress import track
 
     from mambaseg.app.replay import Compared, replay
     from mambaseg.reporting.grid import UNDEFINED, Grid
@@ -53,17 +54,24 @@ def main(words: Sequence[str]) -> None:
         ]
 
     rows, notes, differ = [], [], 0
-    for path in _folders(runs):
-        found = replay(path, overrides, steps=given.steps, config_dir=given.config_dir)
-        parts = [part for part in (found.steps, found.scores) if part]
+    console, found = get_console(), _folders(runs)
+    for path in track(found, "replaying", transient=True, disable=not console.is_terminal):
+        try:
+            one = replay(path, overrides, steps=given.steps, config_dir=given.config_dir)
+        except UserError as error:  # the others may be sound
+            differ += 1
+            rows.append([path.name, UNDEFINED, "failed", UNDEFINED, UNDEFINED])
+            notes.append(str(error))
+            continue
+        parts = [part for part in (one.steps, one.scores) if part]
         differ += any(part.difference > given.tolerance for part in parts)
-        rows.append([path.name, *told(found.steps), *told(found.scores)])
-        if found.since:
-            notes.append(f"{path.name}: changed since: {found.since}.")
+        rows.append([path.name, *told(one.steps), *told(one.scores)])
+        if one.since:
+            notes.append(f"{path.name}: changed since: {one.since}.")
     header = ["run", "numbers", f"{given.steps} steps", "numbers", "scores"]
-    get_console().print(Grid("Replayed", header, rows, list(dict.fromkeys(notes))).terminal())
+    console.print(Grid("Replayed", header, rows, list(dict.fromkeys(notes))).terminal())
     if differ:
-        raise UserError(f"{differ} of {len(rows)} runs differ: train them again")
+        raise UserError(f"{differ} of {len(rows)} runs differ or cannot be replayed: see the table")
 
 
 def _folders(named: Sequence[str]) -> list[Path]:
