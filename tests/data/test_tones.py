@@ -81,6 +81,7 @@ def test_tone_keeps_what_it_promises():
 
 def test_the_preset_is_a_function_of_seed_step_and_place_with_nnunets_probabilities():
     preset = OmegaConf.load(CONF / "augmentation" / "nnunet.yaml")
+    preset.rotate.degrees = 180  # of a square
     operations = {name: instantiate(one) for name, one in preset.items()}
     augmentation = Augmentation(operations, Preprocessing("native", 16, "zscore"), seed=4)
     assert augmentation.views == "flips"
