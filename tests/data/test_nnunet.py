@@ -148,7 +148,7 @@ def test_the_data_module_trains_on_a_fold(tmp_path):
 @pytest.mark.parametrize(
     "labels",
     [
-        {"background": 0, "whole": [1, 2], "core": 2},
+        {"background": 0, "whole": [1, 3], "core": 3},
         {"background": 0, "a": 2},
         {"background": 0, "a": 0},
         {"background": False, "a": True},
