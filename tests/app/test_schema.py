@@ -6,6 +6,7 @@ import pytest
 
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
 from forked_commands import typed_all
+from mambaseg.app.api import our_hydra
 from mambaseg.app.check import CONF, check_targets, checked, keys_of, plain_tree
 from mambaseg.app.overrides import arranged, jobs_of
 from mambaseg.app.schema import NAMED, TABLE, did_you_mean
@@ -401,3 +402,9 @@ def test_a_target_that_has_moved_is_named_by_its_new_place():
     node = {"_target_": "mambaseg.losses.DiceCE"}
     with pytest.raises(UserError, match=r"it is mambaseg\.training\.losses\.DiceCE now"):
         check_target("loss", node, node)
+
+
+def test_what_a_glob_of_a_sweep_means_is_looked_up():
+    with our_hydra(None):
+        jobs = list(jobs_of(["model=glob(mednext_*)", "seed=1"]))
+    assert [job[-1] for job in jobs] == [f"model=mednext_{size}" for size in "blms"]

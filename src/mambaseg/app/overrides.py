@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -74,11 +74,18 @@ def _quoted(value: str) -> str:
     return str(QuotedString(text=value, quote=Quote.single).with_quotes())
 
 
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them; it looks up what a `glob(...)` means."""
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
 def jobs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
     """Jobs that show each value of a sweep once, where the product of them may be thousands."""
     fixed: list[str] = []
     swept: list[list[str]] = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in parsed(overrides):
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
         elif override.is_discrete_sweep():  # not the interval of a search

@@ -24,7 +24,6 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -32,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import composition_error, jobs_of
+from mambaseg.app.overrides import composition_error, jobs_of, parsed
 from mambaseg.app.sources import require_sources
 from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import NotInstalledError, UserError, optional
@@ -234,8 +233,8 @@ def _list_jobs(config: DictConfig) -> None:
     """Lists the jobs where the sweep is a plain product; a search knows only the next one."""
     experiment = _experiment(config)
     if experiment and str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        words = parsed(config.hydra.overrides.task)
+        (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
         for job in jobs:
             if not _file(experiment, job).exists():
                 _note(experiment, job)
