@@ -54,7 +54,7 @@ data.find_cases.longest_side data.find_cases.masks data.find_cases.num_classes
 data.find_cases.patient_pattern data.fold data.folds data.ignore_label data.in_channels
 data.ct data.intensity
 data.label_map data.labelled data.labels
-data.longest_side data.masks data.name data.neighbours data.num_classes data.oversample
+data.longest_side data.masks data.minutes data.name data.neighbours data.num_classes data.oversample
 data.patient_pattern data.preprocessing data.regions
 data.seed data.size data.slicing data.spacing data.split data.split_by data.steps
 data.task data.val_every

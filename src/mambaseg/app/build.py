@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from mambaseg.app.budget import within_minutes
 from mambaseg.app.fine_tuning import Start
 from mambaseg.app.networks import bare, build_network, made, network_with_weights
 from mambaseg.app.own import config_dirs
@@ -34,6 +35,7 @@ def build(cfg: DictConfig) -> Run:
     _silence_libraries()
     from mambaseg.training.run import Run
 
+    cfg = within_minutes(cfg, build)
     plan, data, checkpoint, start = settle(cfg)
     note_run(plan.folder.path)
     if in_sweep():

@@ -130,6 +130,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Number(2, whole=True),), "data.folds"),
     ((Number(0, 1),), "data.oversample"),
     ((Number(0), None), "trainer.gradient_clip_val loop_limit"),
+    ((Number(above=0), None), "data.minutes"),
     ((Number(above=0),), "evaluation.tolerance_mm augmentation.scale.smallest max_mib minutes"),
     ((Number(above=0), [Number(above=0)], AUTO, None), "data.spacing"),
     ((Number(above=0, high=1),), "optim.layer_decay"),
@@ -212,7 +213,16 @@ PLANNED: tuple[str, ...] = (
 )  # fmt: skip
 """Arguments of a network that may be `auto`, whatever it takes in their place."""
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "data": ("title", "synthetic", "task", "instead", "patient_pattern", "masks", "modality"),
+    "data": (
+        "title",
+        "synthetic",
+        "task",
+        "instead",
+        "minutes",
+        "patient_pattern",
+        "masks",
+        "modality",
+    ),
     "method": ("name", "partner", "networks"),
     "model": ("name", "pretrained", "mirror_encoder", "size_multiple", "residual", "encoder_parts"),
     "trainer": ("graph", "compile"),

@@ -64,6 +64,7 @@ _ADDED: dict[str, Any] = {
     "data.labelled": None,
     "data.ignore_label": None,
     "data.folds": 5,
+    "data.minutes": None,
     "data.neighbours": 0,
     "data.ct": None,
     "data.regions": None,

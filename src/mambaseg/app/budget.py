@@ -1,0 +1,100 @@
+"""A training of a given time: `data.minutes` becomes as many steps as this machine takes in it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mambaseg.app.networks import plain
+from mambaseg.app.overrides import key_of
+from mambaseg.errors import UserError
+from mambaseg.storage.identity import identity, with_digests
+
+TRIAL = 24  # steps, of which the first third does not count
+VALIDATIONS = (2, 20)  # fewest and most
+SHARE = 0.1  # of the time for validations, where this allows enough of them
+MARGIN = 0.04  # of the time, for the start, checkpoints and what else is not measured
+log = logging.getLogger(__name__)
+
+
+def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictConfig:
+    """The configuration with steps and validations that fill `data.minutes`, where it has one.
+
+    A short training measures them once, and a file of the experiment's folder keeps them: all seeds
+    train as many steps, and a resumed run as many as it began with. `build` makes a `Run`.
+
+    Raises:
+        UserError: the time is too short, or there are steps or several processes too.
+    """
+    minutes = OmegaConf.select(cfg, "data.minutes")
+    if minutes is None:
+        return cfg
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    if found := [word for word in given if key_of(word) in ("data.steps", "data.val_every")]:
+        raise UserError(f"{found[0]}: data.minutes plans the steps; leave one of the two out")
+    if "ddp" in str(cfg.trainer.get("strategy")):
+        raise UserError("data.minutes: is for one device; give data.steps with trainer=ddp")
+    begun = time.perf_counter()
+    cfg = copy.deepcopy(cfg)
+    path = Path(str(cfg.outputs)).expanduser() / str(cfg.name) / ".budgets" / f"{_key(cfg)}.json"
+    if cfg.rerun or not path.exists():
+        step, validation = _measured(cfg, build)
+        left = (1 - MARGIN) * 60 * minutes - (time.perf_counter() - begun)
+        count = min(max(int(SHARE * left / validation), VALIDATIONS[0]), VALIDATIONS[1])
+        every = int((left / count - validation) / step)
+        if every < 1:
+            raise UserError(
+                f"data.minutes={minutes:g}: {count} validations of {validation:.1f} s and a step "
+                f"of {step:.2f} s do not fit after the {60 * minutes - left:.0f} s that the start "
+                "takes here; give more time"
+            )
+        planned = {"steps": count * every, "val_every": every, "seconds_per_step": step,
+                   "seconds_per_validation": validation}  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(planned))
+    planned = json.loads(path.read_text())
+    log.info(
+        "data.minutes=%g: data.steps=%d data.val_every=%d (%.2f s a step, %.1f s a validation; %s)",
+        minutes, planned["steps"], planned["val_every"], planned["seconds_per_step"],
+        planned["seconds_per_validation"], path,
+    )  # fmt: skip
+    cfg.data.update(minutes=None, steps=planned["steps"], val_every=planned["val_every"])
+    return cfg
+
+
+def _key(cfg: DictConfig) -> str:
+    """Of a plan: of all that makes a run, without the seed."""
+    config = plain(cfg)
+    config["seed"] = config["data"]["seed"] = 0
+    return identity(with_digests(config, {}), split="", data="")
+
+
+def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[float, float]:
+    """Seconds of a step and of a validation, in a training of some steps that leaves nothing."""
+    from mambaseg.training.clock import Clock
+
+    trial = copy.deepcopy(cfg)
+    with TemporaryDirectory(prefix="mambaseg-budget-") as place, open_dict(trial):
+        trial.data.update(minutes=None, steps=TRIAL, val_every=TRIAL)
+        trial.update(outputs=place, run_dir=None, logger={}, test=False, rerun=False)
+        trial.callbacks = {**(trial.get("callbacks") or {}), "progress": None, "rate": None}
+        log.info("measuring a step and a validation for data.minutes=%g ...", cfg.data.minutes)
+        logging.disable(logging.WARNING)
+        try:
+            with build(trial) as run:
+                clock = Clock()
+                run.trainer.callbacks.append(clock)
+                run.fit()
+        finally:
+            logging.disable(logging.NOTSET)
+    return statistics.median(clock.steps[TRIAL // 3 :]), max(clock.validations[-1], 1e-3)

@@ -1,0 +1,70 @@
+"""Trainings of a given time: steps that are measured once, and stay."""
+
+import json
+
+import pytest
+
+from mambaseg.app import budget
+from mambaseg.app.build import build
+from mambaseg.errors import UserError
+from runs import QUIET, UNET, built, composed, entered, trained
+
+
+@pytest.fixture
+def words(small_run):
+    kept = [one for one in small_run if not one.startswith(("data.steps", "data.val_every"))]
+    return [*kept, *UNET, *QUIET, "trainer=cpu", "test=false"]
+
+
+def told(monkeypatch, *, step=0.01, validation=0.5):
+    asked = []
+    monkeypatch.setattr(budget, "_measured", lambda *_: asked.append(1) or (step, validation))
+    return asked
+
+
+def test_steps_and_validations_fill_the_time_and_stay(words, monkeypatch):
+    asked = told(monkeypatch)
+    run = built(*words, "data.minutes=1")
+    steps, every = (run.config["data"][key] for key in ("steps", "val_every"))
+    count = steps / every
+    assert count == 11  # 10 % of 57.6 s
+    assert 0.9 * 57.6 < steps * 0.01 + count * 0.5 <= 57.6
+    assert run.config["data"]["minutes"] is None
+    assert run.config["optim"]["scheduler"]["total_iters"] == steps
+
+    told(monkeypatch, step=0.02)
+    same = [built(*words, "data.minutes=1"), built(*words, "data.minutes=1", "seed=2")]
+    assert [one.config["data"]["steps"] for one in same] == [steps, steps]
+    assert same[0].key == run.key != same[1].key
+    others = [built(*words, "data.minutes=1", one) for one in ("data.batch_size=2", "rerun=true")]
+    assert all(one.config["data"]["steps"] < 0.6 * steps for one in others)
+    assert len(asked) == 1
+
+
+def test_what_is_measured_leaves_nothing_and_the_run_is_as_long(words, tmp_path, monkeypatch):
+    more = ("data.minutes=0.1", "trainer.accumulate_grad_batches=2")
+    step, validation = budget._measured(composed(*words, *more), build)
+    assert step > 0 and validation > 0 and not (tmp_path / "outputs").exists()
+    told(monkeypatch, step=0.5)
+    run = trained(*words, *more)
+    (plan,) = (json.loads(p.read_text()) for p in (tmp_path / "outputs").glob("*/.budgets/*.json"))
+    assert run.trainer.global_step == plan["steps"] == run.config["data"]["steps"] == 8
+    assert built(*words, *more).finished
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.minutes=0.01"], r"2 validations of 0\.5 s and a step of 0\.01 s do not fit"),
+        (["data.minutes=1", "trainer=ddp"], "is for one device"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(words, monkeypatch, more, message):
+    told(monkeypatch)
+    with pytest.raises(UserError, match=message):
+        built(*words, *more)
+
+
+def test_steps_beside_minutes_are_refused(words, capsys):
+    assert entered("train.py", *words, "data.minutes=1", "data.steps=5") == 1
+    assert "data.steps=5: data.minutes plans the steps" in capsys.readouterr().err
