@@ -59,7 +59,7 @@ data.patient_pattern data.preprocessing data.regions
 data.seed data.size data.slicing data.spacing data.split data.split_by data.steps
 data.task data.val_every
 data.window
-evaluation.empty evaluation.keep_largest evaluation.tolerance_mm
+evaluation.empty evaluation.keep_largest evaluation.tolerance_mm evaluation.tta
 init_from
 loss._target_ loss.background loss.batch loss.ce_weight loss.class_weights loss.coarsest
 loss.dice_weight loss.gamma loss.loss._target_ loss.loss.background loss.loss.batch

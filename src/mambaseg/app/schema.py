@@ -168,7 +168,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", _SHORT),
         "trainer.precision"),
     (("auto", "32-true", "bf16-mixed", {"32": "32-true", "bf16": "bf16-mixed"}), "precision"),
-    ((True, False, "flips", "rot90", "all", "none"), "tta"),
+    ((True, False, "flips", "rot90", "all", "none"), "tta evaluation.tta"),
     (("onnx", "torch", "bundle"), "format"),
     # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target
     ((object,), """data.label_map data.regions data.labelled data.window data.ct optim.optimizer

@@ -130,9 +130,10 @@ def predict_case(
     *,
     spacing: tuple[float, float, float] | None = None,
     batch_size: int = 24,
+    views: str = "none",
 ) -> Tensor:
-    """The labels that `segment` gives of one image (Z, C, H, W) and one network in one view."""
-    members = [Member(network, preprocessing)]
+    """The labels that `segment` gives of one image (Z, C, H, W) and one network."""
+    members = [Member(network, preprocessing, views)]
     return segment(members, [image], spacing=spacing, batch_size=batch_size).labels
 
 

@@ -211,6 +211,10 @@ def _post_processing(run: RunData, _: Mapping[str, Any]) -> str:
     return "largest component of every structure" if every else ""
 
 
+def _views(run: RunData, _: Mapping[str, Any]) -> str:
+    return str(run.summary.get("views") or "")
+
+
 _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "data": _counts,
     "method": _method,
@@ -222,6 +226,7 @@ _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "image size": _size,
     "augmentation": _augmentation,
     "post-processing": _post_processing,
+    "views of a slice": _views,
     "versions": _versions,
     "code": _code,
     "device": _device,

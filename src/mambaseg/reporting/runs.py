@@ -55,7 +55,7 @@ _SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
 _CONVENTION = {"convention": {"policy": "", "tolerance_mm": 1.0, "tolerance_vox": 1.0}}
 _MEANS: dict[str, Any] = {"cases": 1, "scores": {}}
 _LEARNT: dict[str, Any] = {"supervision": {"labelled": 1, "patients": 1, "labels": ""},
-                            "network": ""}  # fmt: skip
+                            "network": "", "views": ""}  # fmt: skip
 _ABOUT = {
     "convention": {"distances": ""}, "task": "", "title": "", "note": "", "seen": {"cases": {}},
     "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}], "keep_largest": {},

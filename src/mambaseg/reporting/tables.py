@@ -82,7 +82,13 @@ def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
     split, data = summary["split"], config["data"]
     kept = summary.get("keep_largest")
     how = "" if kept is None else f"Post-processing, chosen in validation: {in_words(kept)}."
-    told = [seen_note(summary), how, f'Split "{split["name"]}" ({split["hash"]}): {split["note"]}']
+    seen = f"Views of each slice: {views}." if (views := summary.get("views")) else ""
+    told = [
+        seen_note(summary),
+        how,
+        seen,
+        f'Split "{split["name"]}" ({split["hash"]}): {split["note"]}',
+    ]
     notes = [note for note in (*told, summary.get("note")) if note]
     title = f"{config['model']['name']} · {data['title']}"
     if "foreground" in summary:

@@ -70,6 +70,7 @@ _ADDED: dict[str, Any] = {
     "data.regions": None,
     "data.split_by": None,
     "data.oversample": 0.0,
+    "evaluation.tta": False,
     "optim.freeze_encoder": 0,
     "optim.layer_decay": 1.0,
     "loss.class_weights": None,

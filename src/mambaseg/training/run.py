@@ -327,6 +327,11 @@ class Run:
             "preprocessing": self.data.describe(),
             "checkpoint": tested,
             **({"keep_largest": kept} if (kept := told(self.task)) is not None else {}),
+            **(
+                {}
+                if (views := getattr(self.task, "tested_in", "none")) == "none"
+                else {"views": views}
+            ),
             **({} if (decay := averaging(self.config)) is None else {"averaged": decay}),
             **({self._score_name: self.score} if self._score_name else {}),
         }

@@ -14,7 +14,7 @@ from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.evaluation.metrics import SURFACE, Metric
 from mambaseg.evaluation.summary import distance_unit
-from mambaseg.inference.segment import predict_case
+from mambaseg.inference.segment import choose_views, learnt_views, predict_case
 from mambaseg.reporting.views import SegmentationViews
 from mambaseg.training.checks import require_heads, require_logits, require_settings
 from mambaseg.training.losses import DeepSupervision, leave_out_ignored, taken_label
@@ -39,12 +39,13 @@ class SegmentationTask(Task):
         partial: labels have pixels that are IGNORED.
         regions: name -> labels of what is scored in place of the classes.
         **common: `decay`, `seed`, `description`, `evaluation` (`empty`, `tolerance_mm`,
-            `keep_largest`, `batch_size`, `val_distances`).
+            `keep_largest`, `tta`, `batch_size`, `val_distances`).
 
     Attributes:
         structures: what is scored: the classes, or regions.
         kept: structures of which the largest component is kept before scoring; under `auto` what
             the checkpoint says that was chosen.
+        tested_in: name in `VIEWS` of the views in which the test sees each slice.
         validated: what `predict_step` makes of validation cases.
     """
 
@@ -78,9 +79,11 @@ class SegmentationTask(Task):
         self._regions = regions
         self.views = SegmentationViews(self.class_names)
         self.evaluation = {
-            "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "batch_size": 24,
-            "val_distances": False, **self.evaluation,
+            "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "tta": False,
+            "batch_size": 24, "val_distances": False, **self.evaluation,
         }  # fmt: skip
+        learnt = learnt_views(self._description)
+        self.tested_in = choose_views(self.evaluation["tta"], learnt, self.network_name())
         self.validated: list[Validated] = []
         self.kept = parts_of(self.evaluation["keep_largest"], self.structures)
         self.scores = nn.ModuleDict(
@@ -133,13 +136,14 @@ class SegmentationTask(Task):
         return taken_label(self.loss, truth)
 
     def predict(self, batch: dict[str, Any], network: nn.Module) -> Tensor:
-        """Labels (Z, H, W) of a case."""
+        """Labels (Z, H, W) of a case; validations while it trains see each slice once."""
         return predict_case(
             network,
             batch["image"],
             self.preprocessing,
             spacing=batch["spacing"],
             batch_size=self.evaluation["batch_size"],
+            views="none" if self.trainer.state.fn == "fit" else self.tested_in,
         )
 
     def score(self, batch: dict[str, Any], prediction: Tensor, scores: Any) -> dict[str, Any]:
