@@ -53,7 +53,7 @@ def test_a_model_leaf_holds_a_network_and_carries_its_own_name(leaf):
 def test_every_loss_gives_a_scalar_with_a_gradient(leaf):
     logits = torch.randn(2, 4, 8, 8, requires_grad=True)
     truth = torch.rand(2, 4, 8, 8) if leaf == "l1" else torch.randint(4, (2, 8, 8))
-    function = instantiate(composed(f"loss={leaf}").loss)
+    function = instantiate(composed(f"loss={leaf}", "data.regions={heart: [1, 2, 3]}").loss)
     loss = function(logits, taken_label(function, truth))
     loss.backward()
     assert loss.shape == () and logits.grad.abs().sum() > 0

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hydra.utils import instantiate
 
+from mambaseg.app.networks import made
+from mambaseg.app.schema import EXTRAS
 from mambaseg.data.check import check_dataset, find_layout
 from mambaseg.data.fingerprint import source_digests
 from mambaseg.data.readers import promise12, synapse
@@ -220,11 +221,7 @@ def test_the_config_gives_batches_of_its_classes_and_the_published_parts(tmp_pat
             write_mhd(root, name, seed)
     places = [f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
     cfg = composed(f"data={leaf}", *places, "data.size=32")
-    module = instantiate(
-        {key: value for key, value in cfg.data.items() if key not in ("title", "synthetic")},
-        _convert_="all",
-        steps=2,
-    )
+    module = made(cfg.data, *EXTRAS["data"], steps=2)
     with caplog.at_level("INFO"):
         module.load()
     assert tuple(counts["patients"] for counts in module.counts.values()) == parts

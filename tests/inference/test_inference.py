@@ -20,7 +20,7 @@ def each(num_classes: int) -> dict[str, tuple[int, ...]]:
 class Halving:
     """A grid of every second pixel, and each pixel doubled on the way back."""
 
-    size, windowed = 5, False
+    sides, windowed = (5, 5), False
 
     def stacked(self, image, start, stop):
         return image[start:stop]

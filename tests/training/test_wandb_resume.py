@@ -8,6 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
+from mambaseg.app.schema import EXTRAS
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.models import UNet
 from mambaseg.training.checkpoints import Checkpoints
@@ -171,11 +172,7 @@ def train(small_run, folder, *extra, checkpoint=None, **resumed):
     """Trains a small network without dropout: every run of it sees and does the same."""
     cfg = composed(*small_run, f"data.steps={STEPS}", "data.num_workers=0")
     L.seed_everything(1, verbose=False)
-    data = {
-        key: value
-        for key, value in cfg.data.items()
-        if key not in ("title", "synthetic", "instead")
-    }
+    data = {key: value for key, value in cfg.data.items() if key not in EXTRAS["data"]}
     task = SegmentationTask(
         UNet(widths=(4, 4, 8, 8, 8), dropout=(0.0,) * 5), instantiate(cfg.loss),
         instantiate(cfg.optim.optimizer), None,

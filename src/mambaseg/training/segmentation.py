@@ -143,7 +143,7 @@ class SegmentationTask(Task):
             self.preprocessing,
             spacing=batch["spacing"],
             batch_size=self.evaluation["batch_size"],
-            views="none" if self.trainer.state.fn == "fit" else self.tested_in,
+            views="none" if self._trainer and self.trainer.state.fn == "fit" else self.tested_in,
         )
 
     def score(self, batch: dict[str, Any], prediction: Tensor, scores: Any) -> dict[str, Any]:
