@@ -52,6 +52,16 @@ def test_what_is_measured_leaves_nothing_and_the_run_is_as_long(words, tmp_path,
     assert built(*words, *more).finished
 
 
+def test_a_damaged_plan_is_named_with_its_remedy(words, monkeypatch, tmp_path):
+    told(monkeypatch)
+    built(*words, "data.minutes=1")
+    (path,) = (tmp_path / "outputs").glob("*/.budgets/*.json")
+    for text in ("{", '{"steps": 0, "val_every": 3}', "[]"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"\.budgets/.*delete it"):
+            built(*words, "data.minutes=1")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -21,7 +21,7 @@ def learn(rank: int, count: int, trainings: dict[str, list[str]], folder: Path) 
     torch.set_num_threads(1)
     for name, overrides in trainings.items():
         with built(*overrides, f"outputs={folder / f'outputs{count}{rank}'}") as run:
-            if count > 1:  # the run leaves the group when it ends
+            if count > 1:  # leaving `built` destroys the process group
                 store = dist.FileStore(str(folder / f"store_{name}"), count)
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
             state = _after_two_steps(run.task.double().train(), run.data, rank, count)

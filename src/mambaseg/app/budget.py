@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mambaseg.app.networks import plain
 from mambaseg.app.overrides import key_of
 from mambaseg.errors import UserError
+from mambaseg.storage.files import whole_file
 from mambaseg.storage.identity import identity, with_digests
+from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 TRIAL = 24  # steps, of which the first third does not count
 VALIDATIONS = (2, 20)  # fewest and most
@@ -37,7 +39,7 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
         UserError: the time is too short, or there are steps or several processes too.
     """
     minutes = OmegaConf.select(cfg, "data.minutes")
-    if minutes is None:
+    if minutes is None or "checkpoint" in cfg:  # whoever scores a checkpoint trains nothing
         return cfg
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     if found := [word for word in given if key_of(word) in ("data.steps", "data.val_every")]:
@@ -60,9 +62,9 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
             )
         planned = {"steps": count * every, "val_every": every, "seconds_per_step": step,
                    "seconds_per_validation": validation}  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(planned))
-    planned = json.loads(path.read_text())
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(planned))
+    planned = _read(path)
     log.info(
         "data.minutes=%g: data.steps=%d data.val_every=%d (%.2f s a step, %.1f s a validation; %s)",
         minutes, planned["steps"], planned["val_every"], planned["seconds_per_step"],
@@ -70,6 +72,18 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     )  # fmt: skip
     cfg.data.update(minutes=None, steps=planned["steps"], val_every=planned["val_every"])
     return cfg
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A plan that is kept."""
+    try:
+        planned = read_json(path)
+        if min(planned["steps"], planned["val_every"]) >= 1:
+            return dict(planned)
+        problem = "holds no steps"
+    except (ForeignFileError, OSError, KeyError, TypeError) as error:
+        problem = f"cannot be read ({error})"
+    raise UserError(f"{path} {problem}: delete it, and data.minutes is measured again")
 
 
 def _key(cfg: DictConfig) -> str:
@@ -80,7 +94,7 @@ def _key(cfg: DictConfig) -> str:
 
 
 def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[float, float]:
-    """Seconds of a step and of a validation, in a training of some steps that leaves nothing."""
+    """Times a step and a validation, in seconds, in a short training without a run folder."""
     from mambaseg.training.clock import Clock
 
     trial = copy.deepcopy(cfg)

@@ -17,11 +17,12 @@ import yaml
 
 from mambaseg.errors import UserError
 from mambaseg.reporting.runs import read_runs
-from mambaseg.storage.files import whole_file, writing
+from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import read_json, read_yaml
 
 FILES = ("config.yaml", "run.json", "cases.csv", "metrics.json", "metrics.csv")
 """What is copied of a run; those of other tasks have no cases.csv."""
+_ELSEWHERE = "choose another folder with --to"
 _HERE = ("host", "pid", "heartbeat", "wandb_id")  # of run.json: about the machine, not the result
 
 
@@ -40,11 +41,9 @@ def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
         raise UserError(f"--to {to}: this is where the runs are; name another folder")
     for run in read_runs(folder)[0]:
         place = to / run.path.name
-        with writing(place, otherwise="choose another folder with --to"):
-            place.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (run.path / name).is_file():
-                with whole_file(place / name) as temporary:
+                with whole_file(place / name, otherwise=_ELSEWHERE) as temporary:
                     temporary.write_text(_copy(run.path / name), encoding="utf-8")
         yield place
 

@@ -21,7 +21,7 @@ class Clock(Callback):
         self.steps: list[float] = []
         self.validations: list[float] = []
         self._ended: float | None = None
-        self._step = self._begun = 0.0
+        self._step, self._begun = 0, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Notes a step when its last micro-batch has ended."""
