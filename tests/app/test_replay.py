@@ -39,6 +39,15 @@ def test_the_same_code_gives_the_same_numbers_and_leaves_the_run_alone(run):
     assert found.steps.values > 8 and contents(run) == before
 
 
+def test_a_run_of_a_given_time_is_replayed_by_its_steps(run):
+    record = json.loads((run / "run.json").read_text())
+    timed = [one for one in record["overrides"] if not one.startswith("data.val_every")]
+    place = next(n for n, one in enumerate(timed) if one.startswith("data.steps"))
+    timed[place] = "data.minutes=1e-6"  # too short to be planned again
+    (run / "run.json").write_text(json.dumps({**record, "overrides": timed}))
+    assert replay(run, steps=4).steps.difference == 0.0
+
+
 def test_of_packed_runs_the_steps_are_replayed_and_one_that_differs_is_named(
     finished, tmp_path, capsys
 ):

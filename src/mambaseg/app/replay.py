@@ -73,7 +73,7 @@ def replay(
     before = _of_steps(path, steps)
     keep_caches()
     with TemporaryDirectory(prefix="mambaseg-replay-") as place, _threads(record.get("threads")):
-        _, own = arranged([*_overrides(path, record), *_QUIET, f"outputs={place}", *words])
+        _, own = arranged([*_overrides(path, record, config), *_QUIET, f"outputs={place}", *words])
         with (
             explained_errors(UserError),
             our_hydra(config_dir),
@@ -91,8 +91,8 @@ def replay(
             return Replay(path, found, scores, _since(record, run.folder.record))
 
 
-def _overrides(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
-    """The overrides of the run's command that are about the training."""
+def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """The overrides of the run's command that are about the training; a time as its steps."""
     if record.get("status") != "done" or not isinstance(record.get("overrides"), list):
         raise UserError(f"{path} is not the folder of a finished training that has its overrides")
     for word in record["overrides"]:
@@ -101,7 +101,9 @@ def _overrides(path: Path, record: Mapping[str, Any]) -> Iterator[str]:
                 f"{path}/run.json: {word} asks for an object or a value of the machine. Such "
                 "overrides are not taken from a run folder."
             )
-        if key_of(word) not in _OWN:
+        if key_of(word) == "data.minutes":
+            yield from (f"data.{key}={config['data'][key]}" for key in ("steps", "val_every"))
+        elif key_of(word) not in _OWN:
             yield word
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
-Structures = dict[str, tuple[int, ...]]  # as in `mambaseg.data.classes`
+    from mambaseg.data.classes import Structures
+
 Labels = TypeVar("Labels", "Tensor", npt.NDArray[np.uint8])
 WHOLE = "foreground"
 """Name of all classes as one."""
