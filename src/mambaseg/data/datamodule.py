@@ -94,9 +94,7 @@ class SegmentationDataModule(StepDataModule):
         slicing: str = "stored",  # a rule of `slice_axis`
         labels: Labels = "dense",  # which of them training reads
         labelled: float | Sequence[str] | None = None,  # see `labelled_patients`
-        unlabelled_images: str
-        | Path
-        | None = None,  # where more of them are, see `find_unlabelled`
+        unlabelled_images: str | Path | None = None,  # see `find_unlabelled`
         ignore_label: int | None = None,  # value in the label files that says nothing
         oversample: float = 0.0,  # share of a batch's samples that must show foreground
         **options: Any,
