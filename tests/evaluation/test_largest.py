@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mambaseg.evaluation.largest import candidates, in_words, keep_largest, parts_of, voted
+from mambaseg.evaluation.largest import candidates, keep_largest, parts_of, voted
+from mambaseg.evaluation.summary import kept_in_words
 
 CLASSES = {"RV": (1,), "MYO": (2,)}
 REGIONS = {"whole": (1, 2), "core": (2,)}
@@ -46,7 +47,7 @@ def test_most_networks_decide():
     assert voted([rv, {**whole, **rv}, whole]) == {**whole, **rv}
     assert list(voted([rv, {**whole, **rv}, whole])) == ["foreground", "RV"]
     assert voted([rv, {}]) == {} and voted([rv]) == rv
-    assert in_words(voted([whole, rv, {}])) == "none"
+    assert kept_in_words(voted([whole, rv, {}])) == "none"
 
 
 def test_the_values_of_the_key():

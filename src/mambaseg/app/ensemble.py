@@ -14,7 +14,8 @@ from mambaseg.app.calibrate import stored_calibration
 from mambaseg.app.networks import restore_network
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
-from mambaseg.evaluation.largest import in_words, voted
+from mambaseg.evaluation.largest import voted
+from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.inference.found import find_run, find_runs
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
@@ -99,7 +100,7 @@ def restore_predictor(
         kept = agreed or False
         if any(choices):
             most = " by most of the networks" if len(members) > 1 else ""
-            log.info("post-processing, chosen in validation%s: %s", most, in_words(agreed))
+            log.info("post-processing, chosen in validation%s: %s", most, kept_in_words(agreed))
     return Predictor(
         members,
         **told,

@@ -68,8 +68,3 @@ def voted(choices: Sequence[Structures]) -> Structures:
     votes = Counter(part for choice in choices for part in choice.items())
     found = [part for part, count in votes.items() if 2 * count > len(choices)]
     return dict(sorted(found, key=lambda part: -len(part[1])))
-
-
-def in_words(parts: Mapping[str, Any]) -> str:
-    """What is done, for tables and pages."""
-    return f"largest component of {', '.join(parts)}" if parts else "none"

@@ -19,6 +19,11 @@ def distance_unit(summary: Mapping[str, Any]) -> Literal["mm", "vox"]:
     return "mm" if unit == "mm" else "vox"
 
 
+def kept_in_words(parts: Mapping[str, Any]) -> str:
+    """The post-processing by these structures' largest components, for tables and pages."""
+    return f"largest component of {', '.join(parts)}" if parts else "none"
+
+
 def summarise(
     rows: Iterable[Mapping[str, Any]],
     class_names: Sequence[str],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from mambaseg.evaluation.largest import in_words
+from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.costs import device
 from mambaseg.reporting.grid import Grid, counted
@@ -206,7 +206,7 @@ def _with(name: str, arguments: Iterable[str]) -> str:
 def _post_processing(run: RunData, _: Mapping[str, Any]) -> str:
     kept = run.summary.get("keep_largest")
     if kept is not None:
-        return f"{in_words(kept)} (chosen in validation)"
+        return f"{kept_in_words(kept)} (chosen in validation)"
     every = (run.config.get("evaluation") or {}).get("keep_largest")
     return "largest component of every structure" if every else ""
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mambaseg.evaluation.largest import in_words
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
-from mambaseg.evaluation.summary import distance_unit
+from mambaseg.evaluation.summary import distance_unit, kept_in_words
 from mambaseg.reporting.beside import beside_the_papers
 from mambaseg.reporting.collect import Comparison, Entry, repeats
 from mambaseg.reporting.curves import DICE, rise
@@ -81,7 +80,7 @@ def table_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Table:
     """The scores of a run (its metrics.json) for the terminal, in at most 80 characters."""
     split, data = summary["split"], config["data"]
     kept = summary.get("keep_largest")
-    how = "" if kept is None else f"Post-processing, chosen in validation: {in_words(kept)}."
+    how = "" if kept is None else f"Post-processing, chosen in validation: {kept_in_words(kept)}."
     seen = f"Views of each slice: {views}." if (views := summary.get("views")) else ""
     told = [
         seen_note(summary),

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mambaseg.data.classes import Structures
 from mambaseg.evaluation.case_scores import CaseInfo, CaseScores
-from mambaseg.evaluation.largest import candidates, in_words, keep_largest
-from mambaseg.evaluation.summary import summarise
+from mambaseg.evaluation.largest import candidates, keep_largest
+from mambaseg.evaluation.summary import kept_in_words, summarise
 from mambaseg.evaluation.surface import Spacing
 from mambaseg.training.ranks import gathered
 
@@ -147,6 +147,6 @@ def choose_for(task: Any, trainer: Any, data: Any, checkpoint: Path) -> dict[str
     if trainer.is_global_zero:
         state = CheckedIO().load_checkpoint(checkpoint, map_location="cpu", weights_only=True)
         write({**state, "mambaseg": {**state["mambaseg"], "keep_largest": parts}}, checkpoint)
-        log.info("post-processing, chosen on the validation set: %s", in_words(parts))
+        log.info("post-processing, chosen on the validation set: %s", kept_in_words(parts))
     trainer.strategy.barrier()  # the others read the file next
     return {"keep_largest": parts, "val_dice": {"before": chosen.before, "after": chosen.after}}

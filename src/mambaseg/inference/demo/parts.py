@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.evaluation.largest import in_words
+from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.inference.demo.study import Segmented, Volume
 from mambaseg.inference.predictor import Predictor
 from mambaseg.reporting.figures import CLASS_COLOURS, overlay
@@ -36,7 +36,7 @@ def head(predictor: Predictor) -> str:
     """Which networks these are, and what they were trained on."""
     views = list(dict.fromkeys(m.views for m in predictor.members if m.views != "none"))
     how = [f"views averaged (tta): {', '.join(views)}"] if views else []
-    how += [f"post-processing: {in_words(predictor.kept)}"] if predictor.kept else []
+    how += [f"post-processing: {kept_in_words(predictor.kept)}"] if predictor.kept else []
     return part(
         "head",
         predictor.title,
