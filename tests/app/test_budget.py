@@ -77,4 +77,23 @@ def test_what_cannot_be_planned_is_refused(words, monkeypatch, more, message):
 
 def test_steps_beside_minutes_are_refused(words, capsys):
     assert entered("train.py", *words, "data.minutes=1", "data.steps=5") == 1
-    assert "data.steps=5: data.minutes plans the steps" in capsys.readouterr().err
+    assert "data.steps=5: data.minutes=1 plans the steps" in capsys.readouterr().err
+
+
+def test_an_hour_on_a_laptop_is_one_command_for_any_data_set(phantom_root, tmp_path, monkeypatch):
+    told(monkeypatch, step=14.0)
+    monkeypatch.setattr("mambaseg.inference.segment.cpu_has_bf16", lambda: True)
+    words = [
+        "experiment=laptop", "data=phantom", f"data.root={phantom_root}", "trainer=cpu",
+        "data.prepare.patients=8", f"outputs={tmp_path / 'out'}",
+        f"data.cache_dir={tmp_path / 'cache'}", *QUIET,
+    ]  # fmt: skip
+    run = built(*words)
+    data, model = run.config["data"], run.config["model"]
+    assert (data["steps"], data["preprocessing"]) == (240, "spacing")
+    assert run.config["trainer"]["precision"] == "bf16-mixed" and model["deep_supr_num"] == 4
+    small = ["data.minutes=0.4", "model.filters=[2,2,2,2,2,2]", "data.batch_size=2", "data.size=64"]
+    told(monkeypatch, step=10.0, validation=1.0)
+    done = trained(*words, *small)
+    assert done.folder.finished and done.trainer.global_step == 2
+    assert "post_processing" in done.folder.record

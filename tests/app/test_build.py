@@ -167,20 +167,6 @@ def test_the_budget_cannot_be_set_in_two_places(small_run):
         checked(composed("+trainer.max_steps=7", *small_run), "config")
 
 
-def test_hours_are_estimated_for_real_data_without_a_gpu(small_run, caplog, monkeypatch):
-    monkeypatch.setattr("mambaseg.training.run._SMALL_BUDGET", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    real = ["data.synthetic=false", "data.name=acdc"]
-    with built("model=unet", *real, *small_run) as run:
-        before = [value.clone() for value in run.task.network.state_dict().values()]
-        random = torch.get_rng_state()
-        run._estimate()
-        assert "no GPU: about 0 hours for 4 steps" in caplog.text
-        assert "experiment=acdc_cpu" in caplog.text
-        assert all(map(torch.equal, before, run.task.network.state_dict().values()))
-        assert torch.equal(random, torch.get_rng_state())
-
-
 def test_a_gpu_that_is_not_there_is_refused(small_run):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

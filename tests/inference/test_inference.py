@@ -10,7 +10,7 @@ from torch import nn
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.largest import keep_largest
-from mambaseg.inference.segment import Member, predict_case, segment
+from mambaseg.inference.segment import Member, choose_precision, predict_case, segment
 
 
 def each(num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -303,3 +303,20 @@ def test_what_stays_is_one_component_per_class_and_no_larger_one_was_dropped(see
         sizes = [int((before == part).sum()) for part in range(1, count + 1)]
         assert components(kept == index)[1] == min(count, 1)
         assert (kept == index).sum() == max(sizes, default=0)
+
+
+@pytest.mark.parametrize(
+    ("features", "chosen"),
+    [
+        ({"avx512bf16": True, "amx-bf16": False}, "bf16-mixed"),
+        ({"avx512bf16": False, "amx-bf16": True}, "bf16-mixed"),
+        ({"neon": True, "bf16": True}, "bf16-mixed"),
+        ({"avx2": True, "avx512bf16": False, "amx-bf16": False}, "32-true"),
+    ],
+)
+def test_bfloat16_where_the_processor_multiplies_it(monkeypatch, features, chosen):
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: features)
+    assert choose_precision("bf16-native", gpu=False) == chosen
+    assert choose_precision("auto", gpu=False) == "32-true"
+    with pytest.raises(UserError, match="precision=bf16: choose auto"):
+        choose_precision("bf16", gpu=False)

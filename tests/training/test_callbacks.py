@@ -1,3 +1,6 @@
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +41,32 @@ def test_undefined_scores_are_left_out_and_cases_of_other_ranks_are_not(recorder
 
 def test_no_scored_case_shows_nothing(recorder):
     assert recorder._shown(rows(a=(None, None))) == {}
+
+
+@pytest.mark.parametrize(
+    ("pace", "said"),
+    [
+        (0.5, "0.50 s a step: 1 min 30 s for the 180 that are left"),
+        (90, "90.00 s a step: 4 h 30 min for the 180 that are left. data.minutes=60 trains for an "
+             "hour"),
+    ],
+)  # fmt: skip
+def test_a_resumed_training_says_early_how_long_the_rest_takes(
+    recorder, monkeypatch, caplog, pace, said
+):
+    caplog.set_level("INFO")
+    trainer = SimpleNamespace(
+        global_step=20, max_steps=211, accumulate_grad_batches=2,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )  # fmt: skip
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    recorder.on_fit_start(trainer, SimpleNamespace(device=torch.device("cpu")))
+    for batch in range(60):
+        trainer.global_step += batch % 2
+        now += pace / 2 if batch > 1 else 500  # the first step does not count
+        recorder.on_train_batch_end(trainer, None, None, None, batch)
+    assert caplog.messages == [said]
 
 
 class Case:

@@ -43,7 +43,10 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
         return cfg
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     if found := [word for word in given if key_of(word) in ("data.steps", "data.val_every")]:
-        raise UserError(f"{found[0]}: data.minutes plans the steps; leave one of the two out")
+        raise UserError(
+            f"{found[0]}: data.minutes={minutes:g} plans the steps. Leave this out, or "
+            "add data.minutes=null"
+        )
     if "ddp" in str(cfg.trainer.get("strategy")):
         raise UserError("data.minutes: is for one device; give data.steps with trainer=ddp")
     begun = time.perf_counter()

@@ -165,9 +165,10 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (("all", "matrices"), "optim.decay"),
     (("max", "min", None), "callbacks.checkpoint.mode"),
     (([TEXT], None), "data.modality"),
-    (("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", _SHORT),
-        "trainer.precision"),
-    (("auto", "32-true", "bf16-mixed", {"32": "32-true", "bf16": "bf16-mixed"}), "precision"),
+    (("auto", "bf16-native", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
+        _SHORT), "trainer.precision"),
+    (("auto", "bf16-native", "32-true", "bf16-mixed", {"32": "32-true", "bf16": "bf16-mixed"}),
+        "precision"),
     ((True, False, "flips", "rot90", "all", "none"), "tta evaluation.tta"),
     (("onnx", "torch", "bundle"), "format"),
     # whoever reads these knows what they may be: `checked_label_map`, `Preprocessing`, a target

@@ -257,8 +257,8 @@ def _settle_device(cfg: DictConfig) -> None:
     if trainer.get("compile") and (why := no_compile(cfg, device)):
         log.warning("trainer.compile=true: %s; the training runs without", why)
         trainer.compile = False
-    if trainer.precision == "auto":
-        trainer.precision = choose_precision("auto", gpu=gpu)
+    if trainer.precision in ("auto", "bf16-native"):
+        trainer.precision = choose_precision(trainer.precision, gpu=gpu)
     precision = f"trainer.precision={trainer.precision}"
     float16 = str(trainer.precision).startswith("16")
     if optimizer.get("fused") and (float16 or trainer.get("gradient_clip_val")):

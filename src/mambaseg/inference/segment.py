@@ -28,17 +28,31 @@ OVERLAP = 0.5  # of neighbouring windows on an image that is larger than the gri
 
 
 def choose_precision(name: str, *, gpu: bool) -> str:
-    """A precision by its name; `auto` follows the device.
+    """A precision by its name; two names follow the device.
+
+    `auto` is bf16-mixed on a GPU that computes in bfloat16, and 32-true elsewhere; `bf16-native` is
+    bf16-mixed on a CPU that does, too.
 
     Raises:
         UserError: it has another name.
     """
-    if name == "auto":
-        bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name in ("auto", "bf16-native"):
+        if gpu:
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            bf16 = name == "bf16-native" and cpu_has_bf16()
         return "bf16-mixed" if bf16 else "32-true"
     if name not in ("32-true", "bf16-mixed"):
-        raise UserError(f"precision={name}: choose auto, 32-true or bf16-mixed")
+        raise UserError(f"precision={name}: choose auto, 32-true, bf16-mixed or bf16-native")
     return name
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16: AVX512-BF16, AMX, or the same of ARM."""
+    import llvmlite.binding  # type: ignore[import-untyped]  # ships no types; comes with numba
+
+    host = llvmlite.binding.get_host_cpu_features()
+    return any(host.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
 
 
 def learnt_views(about: Mapping[str, Any]) -> str | None:

@@ -22,6 +22,10 @@ from mambaseg.training.wandb_logger import log_cases_to_wandb
 
 PACE = 50
 """Optimizer steps of a window over which the training's pace is measured."""
+FIRST = 10
+"""Optimizer steps after the first one, from which a training says how long it will take."""
+LONG = 2 * 3600
+"""Seconds from which it also says how to take less."""
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,7 @@ class RunRecorder(Callback):
         self._validating = 0.0  # s so far; during a validation minus the moment of its start
         self._paces: list[float] = []  # s per step
         self._window: float | None = None  # when the current one began
+        self._first: tuple[int, float] | None = None  # step that this training began with, and when
 
     # ---- training
 
@@ -49,7 +54,7 @@ class RunRecorder(Callback):
         record = self.folder.record
         self._started = time.monotonic() - record.get("fit_seconds", 0.0)
         self._validating = record.get("cost", {}).get("validation_seconds") or 0.0
-        self._paces, self._window = [], None
+        self._paces, self._window, self._first = [], None, None
         start_peak(pl_module.device)
 
     def on_train_batch_end(
@@ -59,12 +64,25 @@ class RunRecorder(Callback):
         """Measures the pace between saves and validations, without waiting for the device."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if self._first is None:  # the first step pays for compilation and memory
+            self._first = trainer.global_step, time.monotonic()
+        elif trainer.global_step == self._first[0] + FIRST:
+            self._foretell(trainer, (time.monotonic() - self._first[1]) / FIRST)
         place = trainer.global_step % PACE
         if place == 1:
             self._window = time.monotonic()
         elif place == 0 and self._window is not None:
             self._paces.append((time.monotonic() - self._window) / (PACE - 1))
             self._window = None
+
+    def _foretell(self, trainer: L.Trainer, pace: float) -> None:
+        """Says how long the steps will take; validations come on top."""
+        steps = trainer.max_steps - trainer.global_step
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        less = ". data.minutes=60 trains for an hour" if on_cpu and steps * pace > LONG else ""
+        if steps:
+            log.info("%.2f s a step: %s for the %d that are left%s",
+                     pace, duration(steps * pace), steps, less)  # fmt: skip
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import shlex
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +34,6 @@ from mambaseg.training.post_processing import choose_for, told
 from mambaseg.training.signals import Interrupted, Interruption
 from mambaseg.training.wandb_logger import describe_to_wandb, finish_wandb, new_wandb_id
 
-# pixels of training above which a CPU needs hours: twice experiment=acdc_cpu
-_SMALL_BUDGET = 2 * 128**2 * 12 * 1500
 log = logging.getLogger(__name__)
 
 
@@ -264,8 +260,6 @@ class Run:
 
     def fit(self) -> None:
         """Trains, and leaves best.ckpt and last.ckpt (the true last state) in the folder."""
-        if self.main:
-            self._estimate()
         if self.step:
             for logger in self.trainer.loggers:
                 if isinstance(logger, MetricsCsv):
@@ -286,30 +280,6 @@ class Run:
             chosen = choose_for(self.task, self.trainer, self.data, self._load_best())
             if self.main:
                 self.folder.update(post_processing=chosen)
-
-    def _estimate(self) -> None:
-        """Says how long real data at a full budget take without a GPU, before the hours begin."""
-        data = self.config["data"]
-        batch, steps = data["batch_size"], data["steps"]
-        height, width = self.data.image_shape[1:]
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if not on_cpu or data["synthetic"] or height * width * batch * steps <= _SMALL_BUDGET:
-            return
-        image = torch.zeros(1, *self.data.image_shape)
-        network = copy.deepcopy(self.task.network)  # the training starts untouched
-        seconds = 0.0
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(2):  # the first pass pays for compilation and memory
-                start = time.perf_counter()
-                network(image).float().square().mean().backward()
-                seconds = time.perf_counter() - start
-        log.warning(
-            "no GPU: about %.0f hours for %d steps of %d images at %d x %d on this machine. "
-            "Reduce data.steps, data.batch_size or data.size%s.",
-            seconds * batch * steps / 3600, steps, batch, height, width,
-            ", or use experiment=acdc_cpu, a smaller version of the same protocol"
-            if data["name"] == "acdc" else "",
-        )  # fmt: skip
 
     def evaluate(self) -> None:
         """Scores the test set with this run's best checkpoint, or the weights it was given."""
