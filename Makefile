@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints/c
 CORE := .venv/.core
 SETUP := .venv/.complete
 ORACLES := .venv/.oracles
+ZOO := .venv/zoo
 FITS := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
 	"Python 3.11, 3.12 or 3.13 is needed, and this is %d.%d. Name another: make PYTHON=python3.12 ..." % v)
 # a prerequisite only where .venv is missing, does not run, or is of another Python
@@ -81,6 +82,14 @@ $(ORACLES): $(SETUP) constraints/oracles.txt
 
 oracles: $(ORACLES) ## Add nnU-Net itself, with whose plan tests compare ours (constraints/oracles.txt says how)
 
+$(ZOO): $(SETUP) constraints/zoo.txt
+	rm -rf $@
+	$(PIP) --no-deps --target $@ -r constraints/zoo.txt
+
+zoo: $(ZOO) ## Test the networks of the extra zoo (constraints/zoo.txt says how)
+	PYTHONPATH=$(ZOO):tests/helpers $(BIN)/python -m pytest -p torchvision_on_cpu -n 3 -m "not slow" \
+		-k "zoo or smp or timm_u"
+
 test: setup ## Run the test suite (no network; real ACDC where ACDC_ROOT is set)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
@@ -128,4 +137,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help anew setup setup-cuda setup-launchers oracles train demo sweep models results pictures test test-long test-launchers docs notebooks lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers oracles train demo sweep models results pictures zoo test test-long test-launchers docs notebooks lint format types data-check doctor clean

@@ -1,6 +1,8 @@
 """Trainings of a given time: steps that are measured once, and stay."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,12 +35,35 @@ def test_steps_and_validations_fill_the_time_and_stay(words, monkeypatch):
     assert run.config["optim"]["scheduler"]["total_iters"] == steps
 
     told(monkeypatch, step=0.02)
-    same = [built(*words, "data.minutes=1"), built(*words, "data.minutes=1", "seed=2")]
-    assert [one.config["data"]["steps"] for one in same] == [steps, steps]
-    assert same[0].key == run.key != same[1].key
-    others = [built(*words, "data.minutes=1", one) for one in ("data.batch_size=2", "rerun=true")]
-    assert all(one.config["data"]["steps"] < 0.6 * steps for one in others)
+    same = [built(*words, "data.minutes=1", one) for one in ("seed=1337", "rerun=true", "seed=2")]
+    assert [one.config["data"]["steps"] for one in same] == [steps] * 3
+    assert same[0].key == same[1].key == run.key != same[2].key
+    other = built(*words, "data.minutes=1", "data.batch_size=2")
+    assert other.config["data"]["steps"] < 0.6 * steps
     assert len(asked) == 1
+
+
+def test_folds_share_a_plan_and_data_sets_do_not():
+    def key(root, *more):
+        return budget._key(composed("data=nifti", f"data.root={root}", "data.minutes=1", *more))
+
+    assert key("/here/heart", "data.fold=3", "seed=4") == key("/there/heart")
+    assert key("/here/heart") != key("/here/lung")
+
+
+def test_of_jobs_side_by_side_one_measures(words, monkeypatch):
+    begun = []
+
+    def slowly(*_):
+        begun.append(1)
+        time.sleep(0.3)
+        return 0.01 * len(begun), 0.5
+
+    monkeypatch.setattr(budget, "_measured", slowly)
+    cfg = composed(*words, "data.minutes=1")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: budget.within_minutes(cfg, build), range(3)))
+    assert len({one.data.steps for one in found}) == len(begun) == 1
 
 
 def test_what_is_measured_leaves_nothing_and_the_run_is_as_long(words, tmp_path, monkeypatch):
@@ -67,6 +92,7 @@ def test_a_damaged_plan_is_named_with_its_remedy(words, monkeypatch, tmp_path):
     [
         (["data.minutes=0.01"], r"2 validations of 0\.5 s and a step of 0\.01 s do not fit"),
         (["data.minutes=1", "trainer=ddp"], "is for one device"),
+        (["data.minutes=1", "trainer.devices=2"], "is for one device"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(words, monkeypatch, more, message):

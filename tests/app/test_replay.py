@@ -41,11 +41,28 @@ def test_the_same_code_gives_the_same_numbers_and_leaves_the_run_alone(run):
 
 def test_a_run_of_a_given_time_is_replayed_by_its_steps(run):
     record = json.loads((run / "run.json").read_text())
-    timed = [one for one in record["overrides"] if not one.startswith("data.val_every")]
-    place = next(n for n, one in enumerate(timed) if one.startswith("data.steps"))
-    timed[place] = "data.minutes=1e-6"  # too short to be planned again
-    (run / "run.json").write_text(json.dumps({**record, "overrides": timed}))
-    assert replay(run, steps=4).steps.difference == 0.0
+    kept = [
+        one for one in record["overrides"] if not one.startswith(("data.val_every", "data.steps"))
+    ]
+    configs = run.parent / "conf"
+    (configs / "experiment").mkdir(parents=True)
+    (configs / "experiment" / "timed.yaml").write_text(
+        "# @package _global_\ndata: {minutes: 1e-6}\n"  # too short to be planned again
+    )
+    for word, place in (("data.minutes=1e-6", None), ("experiment=timed", configs)):
+        (run / "run.json").write_text(json.dumps({**record, "overrides": [*kept, word]}))
+        assert replay(run, steps=4, config_dir=place).steps.difference == 0.0
+
+
+def test_a_number_that_is_not_there_any_more_is_a_difference(run):
+    path = run / "metrics.csv"
+    lines = path.read_text().splitlines()
+    place = lines[0].split(",").index("val/dice")
+    cells = [line.split(",") for line in lines]
+    row = next(row for row in cells[1:] if row[place])
+    row[place] = "nan"
+    path.write_text("\n".join(map(",".join, cells)) + "\n")
+    assert replay(run, steps=4).steps.difference == float("inf")
 
 
 def test_of_packed_runs_the_steps_are_replayed_and_one_that_differs_is_named(

@@ -1,6 +1,7 @@
 """data.split=kfold: every patient is tested once."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -104,3 +105,18 @@ def test_a_sweep_trains_all_folds_which_are_pooled_and_predict_together(phantom_
     cfg = composed(f"ensemble=[{tmp_path}/cv/*]", "input=x", script="predict")
     runs = chosen_runs(cfg)
     assert len(runs) == 2 and len(restore_predictor(runs, device="cpu").members) == 2
+
+
+def test_folds_with_few_labels_are_pooled_and_compared_with_all_labels(phantom_root, tmp_path):
+    from mambaseg.reporting.collect import collect, group
+
+    words = [*small_overrides(phantom_root, tmp_path), *UNET, "logger=csv", "trainer=cpu",
+             "data.steps=1", "data.val_every=1", "name=few", "data.split=kfold", "data.folds=2",
+             "data.fold=0,1", "data.labelled=2,null"]  # fmt: skip
+    assert entered("train.py", "-m", *words) == 0
+    (comparison,), _, problems = collect(tmp_path / "few")
+    assert [entry.folds for entry in comparison.entries] == [2, 2] and not problems
+    (first, *others) = [run for entry in comparison.entries for run in entry.runs]
+    data = {**first.record["data"], "scored": "labels that have changed since"}
+    first = replace(first, record={**first.record, "data": data})
+    assert len(group([first, *others])) == 2

@@ -28,6 +28,9 @@ def experiment(tmp_path_factory):
     for seed in (1, 2):
         path = write_run(folder, seed=seed, patients=(1, 2), size=16, record=record)
     (path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    metrics = json.loads((path / "metrics.json").read_text())
+    metrics["checkpoint"] = "/home/somebody/run/checkpoints/best.ckpt"  # of mambaseg evaluate
+    (path / "metrics.json").write_text(json.dumps(metrics))
     (folder / "crashed").mkdir()
     (folder / "crashed" / "run.json").write_text('{"status": "failed"}')
     return folder

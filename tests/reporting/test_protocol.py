@@ -40,6 +40,15 @@ def test_the_command_of_a_sweep_is_put_together_without_this_machines_places(tmp
     assert (rows["learning rate"], rows["device"]) == ("0.01", "a CPU, precision 32-true")
 
 
+def test_a_config_in_a_folder_keeps_its_name_in_the_command(tmp_path):
+    words = ["model=mine/deep", "seed=1", "init_from=/home/me/weights.pth"]
+    write_run(tmp_path, "deep", patients=(1,), size=16, record={"overrides": words})
+    ((comparison,), _, _) = collect(tmp_path)
+    assert commands(comparison.runs) == [
+        "mambaseg train model=mine/deep seed=1 init_from=weights.pth"
+    ]
+
+
 def test_what_differs_is_told_with_its_networks(tmp_path):
     write_run(tmp_path, "unet", patients=(1,), size=16)
     write_run(tmp_path, "mamba_unet", patients=(1,), size=16, optim="adamw",

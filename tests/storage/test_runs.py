@@ -74,6 +74,21 @@ def test_a_repeated_start_keeps_what_was_there(tmp_path):
     assert not (folder.path / "precious").exists()
 
 
+def test_attempts_to_repeat_a_finished_run_do_not_cost_its_result(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start()
+    (folder.path / "precious").write_text("x")
+    folder.finish("done")
+    for status in ("running", "failed", "interrupted"):
+        folder.start()
+        folder.update(status=status)
+    folder.start()
+    assert (tmp_path / "run.previous" / "precious").read_text() == "x"
+    folder.finish("done")
+    folder.start()
+    assert not (tmp_path / "run.previous" / "precious").exists()
+
+
 def test_damaged_record_counts_as_unfinished(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / "run.json").write_text('{"status": "do')

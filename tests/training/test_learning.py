@@ -27,7 +27,7 @@ from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.task import Task
-from runs import QUIET, UNET, assert_same, built, trained
+from runs import QUIET, UNET, assert_same, built, entered, trained
 from typed import ROOT, typed
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -41,7 +41,8 @@ def words_of(method):
     if method == "scribble2label":
         sure = ["method.every=2", "method.start=0", "method.threshold=0.06"]
         return [f"method={method}", *UNET, "data.labels=scribble", "loss=partial_ce", *sure]
-    return [f"method={method}", *partner, *small, "data.labelled=2", *network]
+    loss = ["loss=partial_ce"] if method == "partial_ce" else []
+    return [f"method={method}", *partner, *small, *loss, "data.labelled=2", *network]
 
 
 def state_of(run):
@@ -367,3 +368,57 @@ def test_a_skipped_step_leaves_the_statistics_of_all_networks(small_run):
         for network in run.task.method.networks:
             norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
             assert norms and all(norm.running_mean.data_ptr() in kept for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["method=mean_teacher", "trainer.precision=bf16-true"], "32-true or bf16-mixed"),
+        (["method=deep_adversarial", "trainer.precision=bf16-true"], "32-true or bf16-mixed"),
+        (["method=partial_ce"], "add loss=partial_ce"),
+        (["method=cps", "method.partner=nnunet_2d", "model=nnunet_2d", "loss=deep_supervision"],
+         "model.deep_supervision=false"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_train_with_is_refused_with_its_remedy(words, said, small_run):
+    network = [] if "model=nnunet_2d" in words else UNET
+    with pytest.raises((UserError, InstantiationException), match=said):
+        built(*small_run, *network, "trainer=cpu", "data.labelled=2", *words).__enter__()
+
+
+def test_a_method_refuses_a_network_that_gives_several_outputs(small_run):
+    words = ["method=mean_teacher", "data.labelled=2", "model=nnunet_2d", "data.size=64",
+             "model.deep_supervision=true", "model.deep_supr_num=1", "model.filters=[4,8,8]",
+             "model.strides=[1,2,2]", "model.kernel_size=[3,3,3]",
+             "model.upsample_kernel_size=[2,2]", "model.size_multiple=4"]  # fmt: skip
+    with pytest.raises(UserError, match=r"model\.deep_supervision=false"):
+        trained(*small_run, *words, "trainer=cpu")
+
+
+def test_a_discriminators_optimizer_follows_its_weights(small_run):
+    """To another type here, as to another device: the optimizer is restored before they move."""
+    with built(*small_run, *words_of("deep_adversarial"), "trainer=cpu") as run:
+        method = run.task.method
+        for parameter in method.discriminator.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        method.optimizer.step()
+        method.set_extra_state(method.get_extra_state())
+        method.discriminator.to(torch.float64)
+        method.begin(None)
+        kept = [one for own in method.optimizer.state.values() for key, one in own.items()
+                if key != "step"]  # fmt: skip
+        assert kept and {one.dtype for one in kept} == {torch.float64}
+
+
+def test_a_partner_in_a_folder_of_configs_is_found_again(small_run, tmp_path):
+    own = tmp_path / "conf" / "model" / "mine"
+    own.mkdir(parents=True)
+    text = (CONF / "model" / "unet.yaml").read_text().replace("name: unet", "name: deep")
+    text = text.replace("[16, 32, 64, 128, 256]", "[4, 8]")
+    (own / "deep.yaml").write_text(text.replace("[0.05, 0.1, 0.2, 0.3, 0.5]", "[0, 0]"))
+    words = [*small_run, *UNET, "method=cps", "method.partner=mine/deep", "data.labelled=2",
+             "trainer=cpu", "test=false", "name=own", *QUIET]  # fmt: skip
+    assert entered("train.py", f"--config-dir={tmp_path / 'conf'}", *words) == 0
+    (path,) = tmp_path.glob("**/checkpoints/best.ckpt")
+    (partner,) = read_checkpoint(path).about["partners"]
+    assert (partner["name"], partner["config"]) == ("deep", "mine/deep")

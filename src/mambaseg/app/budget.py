@@ -12,11 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.app.networks import plain
 from mambaseg.app.overrides import key_of
+from mambaseg.app.resolvers import data_name
+from mambaseg.app.settle import several_devices
 from mambaseg.errors import UserError
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.identity import identity, with_digests
@@ -33,7 +36,8 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     """The configuration with steps and validations that fill `data.minutes`, where it has one.
 
     A short training measures them once, and a file of the experiment's folder keeps them: all seeds
-    train as many steps, and a resumed run as many as it began with. `build` makes a `Run`.
+    and folds train as many steps, also side by side, and a resumed or repeated run as many as it
+    began with. `build` makes a `Run`.
 
     Raises:
         UserError: the time is too short, or there are steps or several processes too.
@@ -47,26 +51,21 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
             f"{found[0]}: data.minutes={minutes:g} plans the steps. Leave this out, or "
             "add data.minutes=null"
         )
-    if "ddp" in str(cfg.trainer.get("strategy")):
-        raise UserError("data.minutes: is for one device; give data.steps with trainer=ddp")
-    begun = time.perf_counter()
+    if "ddp" in str(cfg.trainer.get("strategy")) or several_devices(cfg):
+        raise UserError(
+            f"data.minutes={minutes:g}: is for one device. Choose trainer.devices=1, or give "
+            "data.steps with data.minutes=null"
+        )
     cfg = copy.deepcopy(cfg)
     path = Path(str(cfg.outputs)).expanduser() / str(cfg.name) / ".budgets" / f"{_key(cfg)}.json"
-    if cfg.rerun or not path.exists():
-        step, validation = _measured(cfg, build)
-        left = (1 - MARGIN) * 60 * minutes - (time.perf_counter() - begun)
-        count = min(max(int(SHARE * left / validation), VALIDATIONS[0]), VALIDATIONS[1])
-        every = int((left / count - validation) / step)
-        if every < 1:
-            raise UserError(
-                f"data.minutes={minutes:g}: {count} validations of {validation:.1f} s and a step "
-                f"of {step:.2f} s do not fit after the {60 * minutes - left:.0f} s that the start "
-                "takes here; give more time"
-            )
-        planned = {"steps": count * every, "val_every": every, "seconds_per_step": step,
-                   "seconds_per_validation": validation}  # fmt: skip
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(planned))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # of jobs side by side one measures
+        if not path.exists():
+            begun = time.perf_counter()
+            step, validation = _measured(cfg, build)
+            planned = _planned(minutes, time.perf_counter() - begun, step, validation)
+            with whole_file(path) as temporary:
+                temporary.write_text(json.dumps(planned))
     planned = _read(path)
     log.info(
         "data.minutes=%g: data.steps=%d data.val_every=%d (%.2f s a step, %.1f s a validation; %s)",
@@ -75,6 +74,21 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     )  # fmt: skip
     cfg.data.update(minutes=None, steps=planned["steps"], val_every=planned["val_every"])
     return cfg
+
+
+def _planned(minutes: float, taken: float, step: float, validation: float) -> dict[str, Any]:
+    """Steps and validations of these seconds each that fill what is left of the time."""
+    left = (1 - MARGIN) * 60 * minutes - taken
+    count = min(max(int(SHARE * left / validation), VALIDATIONS[0]), VALIDATIONS[1])
+    every = int((left / count - validation) / step)
+    if every < 1:
+        raise UserError(
+            f"data.minutes={minutes:g}: {count} validations of {validation:.1f} s and a step of "
+            f"{step:.2f} s do not fit after the {60 * minutes - left:.0f} s that the start takes "
+            "here; give more time"
+        )
+    return {"steps": count * every, "val_every": every, "seconds_per_step": step,
+            "seconds_per_validation": validation}  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,10 +104,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _key(cfg: DictConfig) -> str:
-    """Of a plan: of all that makes a run, without the seed."""
+    """Of a plan: of the data set and all that makes a run, without seed and fold."""
     config = plain(cfg)
     config["seed"] = config["data"]["seed"] = 0
-    return identity(with_digests(config, {}), split="", data="")
+    config["data"]["fold"] = 0
+    return identity(with_digests(config, {}), split="", data=data_name(config["data"]))
 
 
 def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[float, float]:

@@ -92,8 +92,13 @@ class Assembly:
             channels_last(network)
         if trainer["precision"] in _TRUE:
             # Only the network: Lightning's own would also round the data and their augmentation.
+            dtype = getattr(torch, _TRUE[trainer["precision"]])
+            if dtype.itemsize < 4:
+                from mambaseg.training.methods.method import require_wide
+
+                require_wide(task.method, trainer["precision"])
             for part in (network, task.method):
-                part.to(getattr(torch, _TRUE[trainer["precision"]]))
+                part.to(dtype)
             trainer["precision"] = "32-true"
         return task, self._trainer(trainer, folder)
 
@@ -170,10 +175,14 @@ class Assembly:
         if config["config"] == model["name"]:
             config = {}
         before = self.start.checkpoint if self.start else self.checkpoint
+        method = self.plan.config.get("method") or {}
         partners = [
-            {"name": one["name"], "arguments": bare(one)}
-            for one in self.plan.config.get("method", {}).get("networks", ())
-        ]
+            {"name": one["name"], **({} if name == one["name"] else {"config": name}),
+             "arguments": bare(one)}
+            for name, one in zip(
+                method.get("partner", ()), method.get("networks", ()), strict=False
+            )
+        ]  # fmt: skip
         return {
             "model": {"name": model["name"], **config, "arguments": model},
             **({"partners": partners} if partners and not self.checkpoint else {}),

@@ -29,6 +29,7 @@ from mambaseg.storage.untrusted import read_table
 
 STEPS = 20
 _OWN = ("name", "outputs", "run_dir", "rerun", "test", "logger")
+_BUDGET = ("data.minutes", "data.steps", "data.val_every")
 _QUIET = ("logger=csv", "callbacks.progress=null", "name=replay", "test=true")
 Table = dict[tuple[str, ...], str]  # what a number is of -> its text in the file
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def replay(
 
 
 def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    """The overrides of the run's command that are about the training; a time as its steps."""
+    """The overrides of the run's command that are about the training; its time as its steps."""
     if record.get("status") != "done" or not isinstance(record.get("overrides"), list):
         raise UserError(f"{path} is not the folder of a finished training that has its overrides")
     for word in record["overrides"]:
@@ -101,10 +102,11 @@ def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any])
                 f"{path}/run.json: {word} asks for an object or a value of the machine. Such "
                 "overrides are not taken from a run folder."
             )
-        if key_of(word) == "data.minutes":
-            yield from (f"data.{key}={config['data'][key]}" for key in ("steps", "val_every"))
-        elif key_of(word) not in _OWN:
+        if key_of(word) not in (*_OWN, *_BUDGET):
             yield word
+    if "minutes" in config["data"]:  # an experiment may have given the time
+        yield "data.minutes=null"
+    yield from (f"{key}={config['data'][key.partition('.')[2]]}" for key in _BUDGET[1:])
 
 
 @contextmanager
@@ -167,7 +169,8 @@ def _compare(before: Table, now: Table) -> Compared:
         if (other := now.get(key)) != text:
             try:
                 a, b = float(text), float(other or "")
-                worst = max(worst, abs(a - b) / max(1.0, abs(a)))
+                found = abs(a - b) / max(1.0, abs(a))
+                worst = max(worst, found if math.isfinite(found) else math.inf)
             except ValueError:
                 worst = math.inf
     return Compared(len(before), worst)

@@ -100,6 +100,8 @@ def _settle_method(cfg: DictConfig) -> None:
         cfg.method.networks = [composed_model(name) for name in partners]
         for network in cfg.method.networks:
             settle_weights(network)
+    if cfg.method.name == "partial_ce" and cfg.loss.get("dice_weight"):
+        raise UserError("method=partial_ce learns by cross entropy alone: add loss=partial_ce")
     if kind.unlabelled:
         cfg.data.unlabelled = True
     elif cfg.data.get("unlabelled_images"):
@@ -296,11 +298,17 @@ def device_type(accelerator: str) -> str:
     return accelerator if accelerator in ("cuda", "mps") else "cpu"
 
 
+def several_devices(cfg: DictConfig) -> bool:
+    """Whether the trainer may take more than one device."""
+    trainer = cfg.trainer
+    return trainer.devices not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1
+
+
 def no_graph(cfg: DictConfig, *, gpu: bool) -> str:
     """Why the training pass cannot be a CUDA graph; empty where it can."""
     if not gpu:
         return "CUDA graphs need an NVIDIA GPU"
-    if cfg.trainer.devices not in (1, "1", [0]) or cfg.trainer.get("num_nodes", 1) != 1:
+    if several_devices(cfg):
         return "CUDA graphs are for one device"
     if cfg.trainer.accumulate_grad_batches != 1:
         return "trainer.accumulate_grad_batches is not 1, and a graph overwrites its gradients"

@@ -21,7 +21,7 @@ from mambaseg.data.classes import (
     sides_of_one,
     structures_of,
 )
-from mambaseg.data.fingerprint import fingerprint, patients_with_same_images
+from mambaseg.data.fingerprint import digest_of, fingerprint, patients_with_same_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.intensity import CtValues, Window
 from mambaseg.data.labelling import (
@@ -171,6 +171,8 @@ class SegmentationDataModule(StepDataModule):
         self.fingerprint = fingerprint(used, sources)
         scored = {case.id: case for part in ("val", "test") for case in self.cases[part]}
         self.scored = fingerprint([*scored.values()], {name: sources[name] for name in scored})
+        own = (case.id for case in used if case.patient not in self._unlabelled)
+        self.images = digest_of(sorted((name, cache.entry(name).content) for name in own))
         for case in used if self.preprocessing.windowed else ():
             entry = cache.entry(case.id)
             try:
@@ -317,7 +319,7 @@ class SegmentationDataModule(StepDataModule):
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""
         cache = self.cache
         for part in {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            cases = self.cases[part]
+            cases = [case for case in self.cases[part] if case.labelled]
             patients = listed({case.patient for case in cases})
             where = f"the {part} part of split {self.split.name} ({patients})"
             require_classes(

@@ -42,6 +42,7 @@ class StepDataModule(L.LightningDataModule):
     split: Split  # who is in which set; after `load`, like the next one
     fingerprint: str  # of what the files hold
     scored: str = ""  # of what those of the cases hold that are scored; empty: not told
+    images: str = ""  # of what the images of all patients of the split show; empty: not told
     labelled: tuple[str, ...] | None = None  # after `load`: whose labels train, if not everybody's
     views: str | None = None  # made alike by training, see `Augmentation`; None: unknown
 

@@ -353,7 +353,7 @@ def require_classes(
     else:
         return
     remedy = (
-        "Look at the label files of these patients, choose another data.split, or leave the class "
-        "out of data.class_names and data.num_classes."
+        "Look at the label files of these patients, choose another data.split or more patients "
+        "(data.labelled), or leave the class out of data.class_names and data.num_classes."
     )
     raise DataError(problem, path, remedy)

@@ -14,8 +14,8 @@ def require_multiple(image: Tensor, multiple: int, network: str) -> None:
     if height % multiple or width % multiple:
         raise UserError(
             f"{network} takes images whose height and width are multiples of {multiple}, "
-            f"got {height} × {width}. Wrap it in AnySize(network, multiple={multiple}), which pads "
-            f"and crops, or choose another image size."
+            f"got {height} × {width}. Choose another size (data.size), or in Python wrap it in "
+            f"AnySize(network, multiple={multiple}), which pads and crops."
         )
 
 

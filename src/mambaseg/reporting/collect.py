@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +157,7 @@ def collect(folder: str | Path) -> tuple[list[Comparison], list[RunData], list[s
 def group(runs: Sequence[RunData]) -> list[Comparison]:
     """Runs -> comparisons -> entries, by protocol and by setting."""
     comparisons = []
-    for members in grouped(runs, lambda run: run.protocol):
+    for members in _of_one_truth(grouped(runs, lambda run: run.protocol)):
         groups = grouped(members, lambda run: run.setting)
         entries = [
             Entry(name, tuple(sorted(own, key=lambda run: (run.seed, run.fold or 0))))
@@ -174,6 +174,21 @@ def grouped(runs: Sequence[RunData], setting: Callable[[RunData], Any]) -> list[
     for run in runs:
         groups[_key(setting(run))].append(run)
     return list(groups.values())
+
+
+def _of_one_truth(protocols: Iterable[Sequence[RunData]]) -> Iterator[list[RunData]]:
+    """Runs of one protocol, apart where the cases of a fold have had other labels."""
+    for runs in protocols:
+        parts: list[tuple[dict[int | None, Any], list[RunData]]] = []
+        for run in runs:
+            truth = (run.record.get("data") or {}).get("scored")
+            for known, own in parts:
+                if known.setdefault(run.fold, truth) == truth:
+                    own.append(run)
+                    break
+            else:
+                parts.append(({run.fold: truth}, [run]))
+        yield from (own for _, own in parts)
 
 
 def entry_labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
@@ -194,14 +209,17 @@ def _order(entry: Entry) -> tuple[int, bool, str]:
 
 
 def _with_scored(runs: Sequence[RunData]) -> list[RunData]:
-    """The runs, with the fingerprint of the cases they score: earlier versions did not write it."""
+    """The runs, with what others tell of the same data: earlier versions wrote one fingerprint."""
     data = [run.record.get("data") or {} for run in runs]
-    known = {one["fingerprint"]: one["scored"] for one in data if "scored" in one}
+    places = [
+        (own.get("fingerprint"), run.split["hash"]) for run, own in zip(runs, data, strict=True)
+    ]
+    known: dict[Any, dict[str, Any]] = defaultdict(dict)
+    for place, own in zip(places, data, strict=True):
+        known[place] |= {key: own[key] for key in ("scored", "images") if key in own}
     return [
-        replace(run, record={**run.record, "data": {"scored": known[whole], **own}})
-        if (whole := str(own.get("fingerprint"))) in known
-        else run
-        for run, own in zip(runs, data, strict=True)
+        replace(run, record={**run.record, "data": {**known[place], **own}})
+        for run, place, own in zip(runs, places, data, strict=True)
     ]
 
 

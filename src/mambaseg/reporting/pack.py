@@ -55,6 +55,8 @@ def _copy(path: Path) -> str:
     if path.name == "run.json":
         record = {key: value for key, value in read_json(path).items() if key not in _HERE}
         return json.dumps(_bare(record), indent=2, ensure_ascii=False) + "\n"
+    if path.name == "metrics.json":
+        return json.dumps(_bare(read_json(path)), indent=2, ensure_ascii=False) + "\n"
     return path.read_text(encoding="utf-8")
 
 

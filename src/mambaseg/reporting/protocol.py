@@ -17,6 +17,7 @@ from mambaseg.reporting.runs import RunData
 _VERSIONS = ("python", "mambaseg", "torch", "lightning", "monai")
 # where things are on one machine, and how jobs are started: it changes no number
 _PLACES = ("outputs", "run_dir", "data.root", "data.cache_dir", "logger", "hydra", "rerun")
+_FILES = ("checkpoint", "init_from", "run")  # and keys with a dot may name one
 _MOST = 6  # commands that are shown where they are no sweep
 
 
@@ -48,8 +49,11 @@ def _words(run: RunData) -> dict[str, str]:
     """Overrides by key, without places; of a file's name the last part."""
     parted = (word.partition("=") for word in run.record["overrides"])
     script = "evaluate" if "checkpoint" in run.config else "train"
-    shown = ((key, value) for key, _, value in parted if not key.lstrip("+~").startswith(_PLACES))
-    return {"": f"mambaseg {script}", **{key: text_of(key, value) for key, value in shown}}
+    shown = {
+        key: text_of(key, value) if "." in key or key in _FILES else value
+        for key, _, value in parted if not key.lstrip("+~").startswith(_PLACES)
+    }  # fmt: skip
+    return {"": f"mambaseg {script}", **shown}
 
 
 def _line(job: Mapping[str, str], sweep: bool = False) -> str:

@@ -36,7 +36,7 @@ _RECORD = {
     "fit_seconds": 1.0,
     "weights": {},
     "overrides": [""],
-    "data": {"fingerprint": "", "scored": "", "config": ""},
+    "data": {"fingerprint": "", "scored": "", "images": "", "config": ""},
     "code": {"digest": "", "commit": ""},
     "versions": {"torch": ""},
     "hardware": {"cpu": "", "gpus": [""]},
@@ -147,13 +147,13 @@ class RunData:
     @cached_property
     def protocol(self) -> dict[str, Any]:
         """What two runs must share for their scores to be comparable."""
-        match = _FOLD.match(self.split["name"])
+        match = _FOLD.match(self.split["name"])  # folds score other cases of the same patients
         about = self.record.get("data") or {}
         convention = self.summary.get("convention") or {}  # of segmentation
         return {
             "task": self.task,
             "data": self.summary["data"],
-            "fingerprint": about.get("fingerprint" if match or "scored" not in about else "scored"),
+            "fingerprint": about.get("images" if match else "scored", about.get("fingerprint")),
             "split": match["base"] if match else self.split["name"],
             "split hash": None if match else self.split["hash"],  # each fold has its own
             **{key: convention.get(key) for key in ("policy", "tolerance_mm", "tolerance_vox")},

@@ -95,13 +95,19 @@ class RunFolder:
     # ---- run.json
 
     def start(self, **fields: Any) -> None:
-        """Makes a fresh folder; an earlier one is kept as `<name>.previous`."""
+        """Makes a fresh folder; an earlier one is kept as `<name>.previous`.
+
+        Of two earlier ones the later is kept, but a finished one rather than an attempt.
+        """
         with writing(self.path):
             if self.path.exists():
                 previous = self.path.with_name(self.path.name + ".previous")
-                if previous.exists():
-                    shutil.rmtree(previous)
-                self.path.rename(previous)
+                if RunFolder(previous).trained and not self.trained:
+                    shutil.rmtree(self.path)
+                else:
+                    if previous.exists():
+                        shutil.rmtree(previous)
+                    self.path.rename(previous)
             (self.path / "checkpoints").mkdir(parents=True)
         self.beat(status="running", started=_now(), **fields)
 

@@ -160,7 +160,12 @@ class Run:
             weights=self.plan.weights,
             overrides=self._overrides,
             wandb_id=new_wandb_id(self.key),
-            data={**data, "fingerprint": fingerprint, "scored": self.data.scored or fingerprint},
+            data={
+                **data,
+                "fingerprint": fingerprint,
+                "scored": self.data.scored or fingerprint,
+                "images": self.data.images or fingerprint,
+            },
             split={"name": split.name, "hash": split.hash, "note": split.note},
             counts=self.data.counts,
             **({"labelled": self.data.labelled} if self.data.labelled else {}),

@@ -99,7 +99,8 @@ class SegmentationTask(Task):
         if not isinstance(self.method, Supervised):
             raise UserError(
                 "loss=deep_supervision trains with method=supervised only: the others compare "
-                "single outputs. Choose another loss, such as dice_ce_nnunet."
+                "single outputs. Choose another loss, such as dice_ce_nnunet, and for nnunet_2d "
+                "model.deep_supervision=false."
             )
         getattr(self.network, "supervise_deeply", lambda: None)()
 

@@ -30,8 +30,8 @@ def main(words: Sequence[str]) -> None:
         about = "leave out all pictures of patients, for a page that is published"
         parser.add_argument("--no-images", dest="images", action="store_false", help=about)
     elif command == "power":
-        about = "networks to compare (default: all)"
-        parser.add_argument("--networks", nargs="+", default=(), metavar="NAME", help=about)
+        about = "networks to compare, with commas between them (default: all)"
+        parser.add_argument("--networks", type=_names, default=(), metavar="NAMES", help=about)
         about = "the true difference of mean Dice to be found (default: %(default)s, that of "
         about += "Mamba-UNet's paper)"
         parser.add_argument("--difference", type=float, default=0.0033, help=about)
@@ -41,6 +41,10 @@ def main(words: Sequence[str]) -> None:
         about = "where its config, record and scores are copied to; no images, no weights"
         parser.add_argument("--to", type=Path, required=True, help=about)
     _COMMANDS[command](parser.parse_args(words[command != "report" :]))
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _report(given: argparse.Namespace) -> None:

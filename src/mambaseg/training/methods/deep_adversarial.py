@@ -67,6 +67,7 @@ class DeepAdversarial(Method):
     """
 
     unlabelled = True
+    narrow = False
 
     def __init__(
         self,
@@ -85,6 +86,10 @@ class DeepAdversarial(Method):
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr, betas=(0.9, 0.99))
         self.weight = weight
         self._seen: list[tuple[Step, Tensor]] = []  # a step's micro-batches, with probabilities
+
+    def begin(self, data: Any) -> None:
+        """Moves what the optimizer remembers to the device: it was restored before the network."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict())
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `adversarial`."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mambaseg.data.counter import LEARNING, draws, uniforms
 from mambaseg.errors import UserError
 from mambaseg.models.any_size import AnySize
-from mambaseg.training.methods.terms import ramp
+from mambaseg.training.methods.terms import Teacher, ramp
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -53,15 +53,21 @@ class Step:
         """The network's logits of the batch's images, or of others in the places from `first` on.
 
         `turn` counts the passes of a step: passes of different numbers drop different things.
+        `UserError` for a network that gives the logits of several heads.
         """
         image = self.image[first:] if image is None else image
-        logits: Tensor = self.run(network, image, range(first, first + len(image)), turn)
-        return logits
+        logits = self.run(network, image, range(first, first + len(image)), turn)
+        if isinstance(logits, list):
+            raise UserError(
+                f"the network gives {len(logits)} outputs while it trains, and this method "
+                "compares single ones: add model.deep_supervision=false, or choose another network"
+            )
+        single: Tensor = logits
+        return single
 
-    def through(self, function: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
-        """The tensors that a function makes of the batch's images, in the first pass."""
-        tensors: list[Tensor] = self.run(function, self.image, range(len(self.image)), 0)
-        return tensors
+    def through(self, function: Callable[[Tensor], Any]) -> Any:
+        """What a function (or network) makes of the batch's images, in the first pass."""
+        return self.run(function, self.image, range(len(self.image)), 0)
 
     def supervised(self, logits: Tensor | list[Tensor]) -> Tensor:
         """The supervised loss of the logits of (at least) the labelled samples.
@@ -104,11 +110,13 @@ class Method(nn.Module, ABC):
         count: how many networks the method trains; None: any number from 2 on.
         unlabelled: whether it learns from images without labels.
         needs: what it needs of a network, in words; empty: nothing special.
+        narrow: whether weights of its own train in 16 bits.
     """
 
     count: ClassVar[int | None] = 1
     unlabelled: ClassVar[bool] = False
     needs: ClassVar[str] = ""
+    narrow: ClassVar[bool] = True
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -164,6 +172,15 @@ def require_network(method: Method, kind: type[Kind]) -> Kind:
             f"{kind.__name__.lower()}), and {type(network).__name__} has another"
         )
     return network
+
+
+def require_wide(method: Method, precision: str) -> None:
+    """`UserError` where 16 bits cannot hold what a method has beside its networks."""
+    if not method.narrow or any(isinstance(part, Teacher) for part in method.modules()):
+        raise UserError(
+            f"trainer.precision={precision}: {type(method).__name__} has a teacher (an average of "
+            "weights) or a discriminator, which 16 bits cannot hold. Use 32-true or bf16-mixed."
+        )
 
 
 def names_apart(names: Sequence[str]) -> list[str]:

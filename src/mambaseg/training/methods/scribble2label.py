@@ -75,7 +75,8 @@ class Scribble2Label(Method):
         device = next(self.network.parameters()).device
         member = Member(self.network, self._data.preprocessing)
         rank, world = own_place()
-        for place, case in enumerate(self._data.cases["train"]):
+        labelled = [case for case in self._data.cases["train"] if case.labelled]
+        for place, case in enumerate(labelled):
             number = self._data.cache.position(case.id)
             image = torch.from_numpy(self._data.cache.image(number).copy())
             classes = self._data.num_classes

@@ -10,4 +10,4 @@ class Supervised(Method):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised`."""
-        return {"supervised": step.supervised(step.logits(self.network))}
+        return {"supervised": step.supervised(step.through(self.network))}
