@@ -32,11 +32,11 @@ from mambaseg.models import (
 )
 from small_networks import NAMES, full_network, small_network
 
+TARGETS = {name: OmegaConf.load(CONF / "model" / f"{name}.yaml")._target_ for name in NAMES}
 OURS = [
-    name
-    for name in NAMES
-    if OmegaConf.load(CONF / "model" / f"{name}.yaml")._target_.startswith("mambaseg.")
-]
+    name for name, target in TARGETS.items()
+    if target.startswith("mambaseg.") and not target.startswith("mambaseg.models.zoo.")
+]  # fmt: skip
 WITHOUT_SCAN = (
     "attention_unet", "emcad_b2", "mamba_unet_no_scan", "rwkv_unet_b", "rwkv_unet_s", "rwkv_unet_t",
     "swin_unet", "trans_unet", "u_mamba_none", "unet",
