@@ -166,7 +166,7 @@ def test_the_pace_of_a_training_leaves_validations_and_pauses_out(tmp_path, monk
     task = SimpleNamespace(device=torch.device("cpu"), monitor="val/dice")
     trainer = SimpleNamespace(
         global_step=0, accumulate_grad_batches=1, callback_metrics={}, sanity_checking=False,
-        training=True, is_global_zero=True,
+        training=True, is_global_zero=True, max_steps=190,
     )  # fmt: skip
     recorder.on_fit_start(trainer, task)
     for step in range(1, 191):

@@ -55,17 +55,23 @@ def test_a_resumed_training_says_early_how_long_the_rest_takes(
     recorder, monkeypatch, caplog, pace, said
 ):
     caplog.set_level("INFO")
-    trainer = SimpleNamespace(
-        global_step=20, max_steps=211, accumulate_grad_batches=2,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )  # fmt: skip
+    task = SimpleNamespace(device=torch.device("cpu"))
+    trainer = SimpleNamespace(global_step=20, max_steps=211, accumulate_grad_batches=2)
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    recorder.on_fit_start(trainer, SimpleNamespace(device=torch.device("cpu")))
+    recorder.on_fit_start(trainer, task)
     for batch in range(60):
         trainer.global_step += batch % 2
         now += pace / 2 if batch > 1 else 500  # the first step does not count
-        recorder.on_train_batch_end(trainer, None, None, None, batch)
+        recorder.on_train_batch_end(trainer, task, None, None, batch)
+    assert caplog.messages == [said]
+    trainer.global_step = 20
+    recorder.on_fit_start(trainer, task)
+    for step in range(21, 60):
+        trainer.global_step = step
+        recorder.on_train_batch_end(trainer, task, None, None, 1)
+        if step == 25:
+            recorder.on_validation_start(trainer, task)
     assert caplog.messages == [said]
 
 

@@ -67,7 +67,8 @@ class RunRecorder(Callback):
         if self._first is None:  # the first step pays for compilation and memory
             self._first = trainer.global_step, time.monotonic()
         elif trainer.global_step == self._first[0] + FIRST:
-            self._foretell(trainer, (time.monotonic() - self._first[1]) / FIRST)
+            on_cpu = pl_module.device.type == "cpu"
+            self._foretell(trainer, (time.monotonic() - self._first[1]) / FIRST, on_cpu)
         place = trainer.global_step % PACE
         if place == 1:
             self._window = time.monotonic()
@@ -75,10 +76,9 @@ class RunRecorder(Callback):
             self._paces.append((time.monotonic() - self._window) / (PACE - 1))
             self._window = None
 
-    def _foretell(self, trainer: L.Trainer, pace: float) -> None:
+    def _foretell(self, trainer: L.Trainer, pace: float, on_cpu: bool) -> None:
         """Says how long the steps will take; validations come on top."""
         steps = trainer.max_steps - trainer.global_step
-        on_cpu = trainer.strategy.root_device.type == "cpu"
         less = ". data.minutes=60 trains for an hour" if on_cpu and steps * pace > LONG else ""
         if steps:
             log.info("%.2f s a step: %s for the %d that are left%s",
@@ -96,6 +96,7 @@ class RunRecorder(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._window = None
+        self._first = trainer.max_steps, 0.0  # one so early would be taken for steps
         self._validating -= time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
