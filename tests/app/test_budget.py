@@ -8,8 +8,10 @@ import pytest
 
 from mambaseg.app import budget
 from mambaseg.app.build import build
+from mambaseg.app.settle import several_devices
 from mambaseg.errors import UserError
 from runs import QUIET, UNET, built, composed, entered, trained
+from tiny_nnunet import write_nnunet
 
 
 @pytest.fixture
@@ -49,6 +51,29 @@ def test_folds_share_a_plan_and_data_sets_do_not():
 
     assert key("/here/heart", "data.fold=3", "seed=4") == key("/there/heart")
     assert key("/here/heart") != key("/here/lung")
+
+
+def test_folds_of_nnunets_layout_share_a_plan(tmp_path):
+    root = write_nnunet(tmp_path / "Dataset001_Tiny")
+    words = ["data=nnunet", f"data.root={root}", "data.minutes=1"]
+    keys = {budget._key(composed(*words, f"data.fold={fold}")) for fold in (0, 3)}
+    assert len(keys) == 1
+
+
+def test_a_debug_run_ignores_the_time_of_its_experiment(phantom_root, tmp_path, monkeypatch):
+    asked = told(monkeypatch)
+    words = ["data=phantom", f"data.root={phantom_root}", "data.prepare.patients=8", *QUIET,
+             f"outputs={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'cache'}"]  # fmt: skip
+    run = built("experiment=laptop", "debug=fast", "trainer=cpu", *words)
+    assert run.config["data"]["steps"] == 4 and not asked
+
+
+@pytest.mark.parametrize(
+    ("devices", "several"), [("1", False), ("[1]", False), ("[0,1]", True), ("auto", True)]
+)
+def test_one_device_may_be_any(devices, several):
+    cfg = composed("data=phantom", f"trainer.devices={devices}")
+    assert several_devices(cfg) == several
 
 
 def test_of_jobs_side_by_side_one_measures(words, monkeypatch):

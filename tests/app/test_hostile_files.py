@@ -146,6 +146,18 @@ def test_a_checkpoint_says_what_it_may_or_is_refused(checkpoint, tmp_path, keys,
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("data", "name", "Herz MR"), ("data", "name", "Gefäße"), ("data", "title", "T" * 300),
+        ("preprocessing", "size", 4096),
+    ],
+)  # fmt: skip
+def test_what_a_config_may_name_a_checkpoint_may_say(checkpoint, tmp_path, part, key, value):
+    checkpoint["mambaseg"][part][key] = value
+    assert read_checkpoint(saved(checkpoint, tmp_path / "a.ckpt")).about[part][key] == value
+
+
 @pytest.mark.parametrize("value", [LAUGHS, {"_target_": "os.getcwd"}, [10**9], "a b", 1e300])
 def test_arguments_beyond_the_bounds_are_left_out(checkpoint, small_run, tmp_path, value, caplog):
     checkpoint["mambaseg"]["model"]["arguments"]["dropout"] = value

@@ -38,6 +38,12 @@ def test_what_is_tried(structures, tried):
     assert list(found.items()) == list(tried.items())
 
 
+def test_a_class_called_foreground_hides_no_choice():
+    classes = {"foreground": (1,), "border": (2,)}
+    found = candidates(["background", "foreground", "border"], classes)
+    assert list(found.values()) == [(1, 2), (1,), (2,)]
+
+
 def test_a_single_class_is_tried_once():
     assert candidates(["background", "polyp"], {"polyp": (1,)}) == {"polyp": (1,)}
 

@@ -27,6 +27,13 @@ SURFACE_ORACLE = {"hd95": medpy.hd95, "hd": medpy.hd, "asd": medpy.asd, "assd": 
 NAMES = [metric.name for metric in BUILT_IN]
 
 
+def by_medpy(oracle, prediction, reference, spacing=(1.0, 1.0, 1.0)):
+    """What medpy says of two volumes, or of two pictures in place of volumes of one slice."""
+    if len(prediction) == 1:
+        prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
+    return oracle(prediction, reference, spacing)
+
+
 def one_class(prediction, reference, **options):
     """The row of class 1 of two binary volumes."""
     options = {"num_classes": 2, **options}
@@ -74,8 +81,8 @@ def test_scores_equal_medpy_on_any_two_blobs(pair, spacing):
             continue
         assert row[name] == pytest.approx(oracle(prediction, reference)), name
     for name, oracle in SURFACE_ORACLE.items():
-        assert row[f"{name}_vox"] == pytest.approx(oracle(prediction, reference)), name
-        expected = oracle(prediction, reference, voxelspacing=spacing)
+        assert row[f"{name}_vox"] == pytest.approx(by_medpy(oracle, prediction, reference)), name
+        expected = by_medpy(oracle, prediction, reference, spacing)
         assert row[f"{name}_mm"] == pytest.approx(expected), name
 
 
@@ -121,8 +128,8 @@ def test_surface_dice_equals_its_definition_on_medpys_distances(pair, spacing, t
     from medpy.metric.binary import __surface_distances as distances
 
     prediction, reference = pair
-    there = distances(prediction, reference, spacing)
-    back = distances(reference, prediction, spacing)
+    there = by_medpy(distances, prediction, reference, spacing)
+    back = by_medpy(distances, reference, prediction, spacing)
     expected = ((there <= tolerance).sum() + (back <= tolerance).sum()) / (len(there) + len(back))
     row = one_class(prediction, reference, spacing=spacing, tolerance_mm=tolerance)
     assert row["nsd_mm"] == pytest.approx(expected)
@@ -143,7 +150,7 @@ def test_distances_are_those_of_a_distance_transform_to_the_last_bit(pair, spaci
     """Of spacings whose squares are exact; with others the last bit may tell equal ways apart."""
     voxels = (1.0, 1.0, 1.0)
     found = surface_distances(*pair, [voxels, spacing])
-    ours, theirs = map(border, pair)
+    ours, theirs = (border(mask, (1, 2) if len(mask) == 1 else (0, 1, 2)) for mask in pair)
     for unit, distances in zip((voxels, spacing), found, strict=True):
         assert np.array_equal(distances.to_reference, by_transform(ours, theirs, unit))
         assert np.array_equal(distances.to_prediction, by_transform(theirs, ours, unit))
@@ -160,6 +167,17 @@ def test_every_class_background_included_is_scored_as_medpy_scores_its_mask(seed
             assert row["dice"] == pytest.approx(medpy.dc(*masks))
             assert row["hd95_vox"] == pytest.approx(medpy.hd95(*masks))
         assert row["accuracy"] == pytest.approx((masks[0] == masks[1]).mean())
+
+
+def test_a_picture_has_contours_and_a_slice_of_a_volume_has_faces():
+    small, large = np.zeros((2, 1, 60, 60), bool)
+    small[0, 10:50, 10:50] = large[0, 5:55, 5:55] = True
+    row = one_class(small, large, tolerance_vox=1.0)
+    assert row["hd95_vox"] == pytest.approx(medpy.hd95(small[0], large[0])) == 34**0.5
+    assert row["assd_vox"] == pytest.approx(medpy.assd(small[0], large[0]))
+    assert row["nsd_vox"] == 0
+    volume = np.concatenate([np.zeros_like(small), small, np.zeros_like(small)])
+    assert border(volume).sum() == small.sum() and border(small, (1, 2)).sum() == 4 * 39
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (10.0, 1.5, 1.5), (0.5, 4.0, 1.0)])

@@ -71,6 +71,14 @@ def test_a_pattern_that_fits_several_lists_them_and_an_ensemble_takes_them(outpu
         find_run("outputs/*/swin*")
 
 
+def test_a_pattern_leaves_out_what_is_still_training(outputs, caplog):
+    path = outputs / "hearts/mamba_unet-a-seed3-66666666"
+    write_run(path, 0.1, ended="2026-02-01", status="running")
+    assert len(find_runs("outputs/hearts/*mamba*")) == 2
+    assert "has not ended: outputs/hearts/mamba_unet-a-seed3-66666666" in caplog.text
+    assert find_runs("outputs/hearts/*seed3-6*") == [path.relative_to(outputs.parent)]
+
+
 def test_an_experiment_is_its_best_run_by_validation(outputs, caplog):
     caplog.set_level(logging.INFO)
     assert find_run("outputs/hearts").name == "mamba_unet-a-seed1-11111111"

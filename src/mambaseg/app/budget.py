@@ -107,7 +107,8 @@ def _key(cfg: DictConfig) -> str:
     """Of a plan: of the data set and all that makes a run, without seed and fold."""
     config = plain(cfg)
     config["seed"] = config["data"]["seed"] = 0
-    config["data"]["fold"] = 0
+    for part in (config["data"], config["data"].get("find_cases") or {}):
+        part["fold"] = 0
     return identity(with_digests(config, {}), split="", data=data_name(config["data"]))
 
 
@@ -119,6 +120,7 @@ def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[floa
     with TemporaryDirectory(prefix="mambaseg-budget-") as place, open_dict(trial):
         trial.data.update(minutes=None, steps=TRIAL, val_every=TRIAL)
         trial.update(outputs=place, run_dir=None, logger={}, test=False, rerun=False)
+        trial.evaluation.update(keep_largest=False)  # chosen after the training, not within it
         trial.callbacks = {**(trial.get("callbacks") or {}), "progress": None, "rate": None}
         log.info("measuring a step and a validation for data.minutes=%g ...", cfg.data.minutes)
         logging.disable(logging.WARNING)

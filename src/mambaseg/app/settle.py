@@ -300,8 +300,9 @@ def device_type(accelerator: str) -> str:
 
 def several_devices(cfg: DictConfig) -> bool:
     """Whether the trainer may take more than one device."""
-    trainer = cfg.trainer
-    return trainer.devices not in (1, "1", [0]) or trainer.get("num_nodes", 1) != 1
+    devices = cfg.trainer.devices
+    one = len(devices) == 1 if OmegaConf.is_list(devices) else devices in (1, "1")
+    return not one or cfg.trainer.get("num_nodes", 1) != 1
 
 
 def no_graph(cfg: DictConfig, *, gpu: bool) -> str:

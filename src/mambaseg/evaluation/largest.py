@@ -58,7 +58,8 @@ def parts_of(wanted: Any, structures: Structures) -> Structures:
 
 def candidates(class_names: Sequence[str], structures: Structures) -> Structures:
     """What a choice tries, in this order: all classes as one, then each structure."""
-    found = {tuple(range(1, len(class_names))): WHOLE}
+    whole = f"{WHOLE} (all classes)" if WHOLE in structures else WHOLE
+    found = {tuple(range(1, len(class_names))): whole}
     found |= {labels: name for name, labels in structures.items()}  # of equal ones this name
     return {name: labels for labels, name in found.items()}
 

@@ -2,8 +2,9 @@
 
 A *border* voxel belongs to the mask and has at least one of its six neighbours outside it; what
 lies beyond the volume counts as outside, so a mask that reaches the first or last slice has its
-whole cross-section there as border. From the two lists of distances (each border voxel of one mask
-to the nearest border voxel of the other) follow
+whole cross-section there as border. A single slice, such as a picture, has no neighbours above and
+below: its border is a contour in the plane. From the two lists of distances (each border voxel of
+one mask to the nearest border voxel of the other) follow
 
 - ``hd``: the largest distance of both lists (Hausdorff);
 - ``hd95``: the 95th percentile of the two lists *pooled*. MONAI and the Mamba-UNet paper (eq. 8)
@@ -33,14 +34,14 @@ class SurfaceDistances(NamedTuple):
     to_prediction: Distances  # from each border voxel of the reference
 
 
-def border(mask: Mask) -> Mask:
-    """The voxels of a `mask` (Z, H, W) that have one of their six neighbours outside it.
+def border(mask: Mask, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+    """The voxels of a `mask` (Z, H, W) that have a neighbour along one of the axes outside it.
 
     Beyond the end of the array counts as outside.
     """
     padded = np.pad(mask, 1)
     inside = mask.copy()
-    for axis in range(mask.ndim):
+    for axis in axes:
         for start in (0, 2):
             neighbour = [slice(1, -1)] * mask.ndim
             neighbour[axis] = slice(start, start + mask.shape[axis])
@@ -76,9 +77,10 @@ def surface_distances(
 
     Each mask has at least one voxel; the spacing ``(1, 1, 1)`` measures in voxels.
     """
+    axes = (1, 2) if len(prediction) == 1 else (0, 1, 2)
     # Beyond this box is outside of both masks, so cutting it out changes no border.
     box = _box_around(prediction | reference)
-    predicted, expected = border(prediction[box]), border(reference[box])
+    predicted, expected = border(prediction[box], axes), border(reference[box], axes)
     scales = np.asarray(spacings, np.float64)
     there, back = (_distances(predicted, expected, scales), _distances(expected, predicted, scales))
     return [SurfaceDistances(*both) for both in zip(there, back, strict=True)]

@@ -62,6 +62,11 @@ def find_runs(
         matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (may be absolute)
         runs = [match for match in matches if _is_run(match) or match.suffix == ".ckpt"]
         found = sorted(filter(_current, runs), key=_ended, reverse=True)
+        open_ = [one for one in found if one.is_dir() and not RunFolder(one).trained]
+        if open_ and len(open_) < len(found):
+            log.warning("run=%s: left out, because their training has not ended: %s",
+                        named, ", ".join(map(str, open_)))  # fmt: skip
+            found = [one for one in found if one not in open_]
         if not found:
             raise UserError(f"run={named}: no run folder and no .ckpt file has such a name")
         if len(found) == 1:

@@ -22,7 +22,7 @@ from mambaseg.inference.found import weights_file
 from mambaseg.storage.untrusted import printable, read_json
 
 LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
-LARGEST_SIDE = 2048  # pixels of the images that it may ask for
+LARGEST_SIDE = 8192  # pixels of the images that it may ask for
 LARGEST_STACK = 64  # neighbours of a slice that its network may see
 LARGEST_PICTURE = 65536  # pixels of the longer side that it may reduce pictures to
 
@@ -165,9 +165,10 @@ def _wrong_field(about: dict[str, Any]) -> str:
         and all(isinstance(name, str) and len(name) <= 100 for name in classes),
         "its regions": _are_parts(about.get("regions"), classes),
         "its post-processing": _are_parts(about.get("keep_largest"), classes),
-        "its data": _is_name(data.get("name"))
+        "its data": isinstance(data.get("name"), str)
+        and re.fullmatch(r"[\w .+-]{1,200}", data["name"]) is not None
         and isinstance(data.get("title"), str)
-        and len(data["title"]) <= 200
+        and len(data["title"]) <= 1000
         and _is_whole(data.get("channels", 1), LARGEST),
     }
     partners, chosen = about.get("partners", []), about.get("chosen", 0)

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 SIZE = 1e15  # an upper bound of every number in a run folder: operations, voxels, ml, mm, s, bytes
 SEGMENTATION = "segmentation"
 _FOLD = re.compile(r"^(?P<base>.+)-fold(?P<fold>\d{1,4})$")
-_REPEATS = {"seed", "data.seed", "data.fold"}  # what may differ between the runs of an entry
+_REPEATS = {"seed", "data.seed", "data.fold", "data.find_cases.fold"}  # may differ in an entry
 
 # Values of the same type as those that the files must or may have: 1.0 is any number, [""] a list
 # of texts, {} any mapping.
