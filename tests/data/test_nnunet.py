@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
+from hydra.utils import instantiate
 from PIL import Image as Pillow
 
 from mambaseg.data.check import check_dataset
@@ -16,7 +17,7 @@ from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.data.readers.nnunet import find_cases, split_of
 from mambaseg.errors import UserError
-from runs import own_overrides, trained
+from runs import composed, own_overrides, trained
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 
 SPLITS = [
@@ -304,6 +305,14 @@ def test_splits_that_cannot_be_used_are_refused(tmp_path, splits, message):
     with pytest.raises(UserError, match=message) as raised:
         find_cases(root)
     assert "splits_final.json" in str(raised.value)
+    assert len(find_cases(root, split="kfold")) == 5  # which does not take them
+
+
+def test_kfold_has_folds_that_the_data_set_does_not(tmp_path):
+    root = write_nnunet(tmp_path / "data", splits=SPLITS)
+    cfg = composed("data=nnunet", f"data.root={root}", "data.split=kfold", "data.fold=3")
+    reader = instantiate(cfg.data.find_cases)
+    assert {case.part for case in reader(root)} == {None}
 
 
 def test_a_pickle_of_splits_is_not_read_and_said(tmp_path):

@@ -98,7 +98,7 @@ callbacks.checkpoint.every callbacks.checkpoint.folder callbacks.checkpoint.keep
 callbacks.nonfinite.folder callbacks.nonfinite.late callbacks.nonfinite.most_in_a_row
 callbacks.nonfinite.on_nonfinite callbacks.progress.refresh_rate callbacks.rate.logging_interval
 class_names
-data.cache_dir data.instead data.modality
+data.cache_dir data.find_cases.split data.instead data.modality
 data.num_workers data.on_device data.prepare data.prepare._partial_
 data.prepare._target_ data.prepare.height data.prepare.patients data.prepare.scenes
 data.prepare.seed data.prepare.width data.root data.synthetic data.title data.unlabelled_images

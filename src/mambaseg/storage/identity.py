@@ -32,7 +32,7 @@ _LEFT_OUT = frozenset({
     "callbacks",  # `_chosen` has what counts of them
     # the fingerprint of the data and the hash of the split say what these lead to
     "data.root", "data.unlabelled_images", "data.prepare", "data.cache_dir", "data.num_workers",
-    "data.on_device",
+    "data.on_device", "data.find_cases.split",
     "data.title", "data.synthetic", "data.instead",
     "data.modality",  # what it leads to counts
     "evaluation.batch_size", "evaluation.val_distances",

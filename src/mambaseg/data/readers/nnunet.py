@@ -57,18 +57,24 @@ def split_of(root: Path) -> str:
     regions=lambda root: read_dataset_json(root).regions,
     split=split_of,
 )
-def find_cases(root: Path, *, fold: int = 0, patient_pattern: str | None = None) -> Iterator[Found]:
-    """All labelled cases; their part is that of a fold of splits_final.json or nnU-Net's draw."""
+def find_cases(
+    root: Path, *, fold: int = 0, patient_pattern: str | None = None, split: str = "given"
+) -> Iterator[Found]:
+    """All labelled cases; their part is that of a fold of splits_final.json or nnU-Net's draw.
+
+    A `split` that does not take these parts (`kfold`, `random`, `test`) is not refused for them.
+    """
     about = read_dataset_json(root)
     found = [*_labelled(root, about, "Tr"), *_labelled(root, about, "Ts")]
     yield from (one for one in found if isinstance(one, DataError))
     cases = [with_patient(one, patient_pattern) for one in found if isinstance(one, Case)]
     training = {case.id: case.patient for case in cases if case.part is None}
     parts: dict[str, str] = {}
-    try:
-        parts = _parts_of_fold(root, fold, training)
-    except DataError as error:
-        yield error
+    if split in ("given", "auto"):
+        try:
+            parts = _parts_of_fold(root, fold, training)
+        except DataError as error:
+            yield error
     for case in cases:
         if case.part == "test" and case.id in training:
             problem = f"{case.id} is in labelsTr and in labelsTs"
