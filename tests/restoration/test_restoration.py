@@ -182,6 +182,12 @@ def test_data_for_another_task_are_refused(finished):
         built("data=phantom", "+data.task=restoration", "data.root=nowhere")
 
 
+@pytest.mark.parametrize("method", ["mean_teacher", "weak_mamba_unet", "gated_crf"])
+def test_methods_for_label_maps_are_refused(method, place):
+    with pytest.raises(UserError, match=f"method={method} learns label maps.*method=supervised"):
+        built(*place[0], f"method={method}")
+
+
 def test_a_run_folder_of_before_scores_as_it_did(finished, tmp_path):
     """As it was while the computed haze was in another module and metrics.json had no columns."""
     old = tmp_path / "old"

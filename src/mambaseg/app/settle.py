@@ -92,6 +92,12 @@ def _settle_method(cfg: DictConfig) -> None:
     if not cfg.get("method"):
         return
     kind: Any = get_class(cfg.method["_target_"])
+    ours = kind.__module__.startswith("mambaseg.") and cfg.method["_target_"] != _SUPERVISED
+    if ours and (task := cfg.data.get("task", "segmentation")) != "segmentation":
+        raise UserError(
+            f"method={cfg.method.name} learns label maps, and data={cfg.data.name} is for {task}; "
+            "choose method=supervised"
+        )
     partner = cfg.method.get("partner") or []
     partners = [partner] if isinstance(partner, str) else list(partner)
     kind.require_count(1 + len(partners))
