@@ -74,6 +74,25 @@ def test_every_optimizer_follows_its_schedule_down_to_zero(leaf):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
+RECIPES = [path for path in sorted((CONF / "optim").rglob("*.yaml")) if "scheduler:" in
+           path.read_text()]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_rate_of_an_optimizer_is_the_highest_of_its_schedule(path):
+    cfg = OmegaConf.create({"data": {"steps": 200}, "optim": OmegaConf.load(path)})
+    assert cfg.optim.optimizer.lr != 0.5
+    cfg.optim.optimizer.lr = 0.5
+    optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.ones(1))])
+    schedule = instantiate(cfg.optim.scheduler)(optimizer)
+    rates = []
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.5)
+
+
 def test_paper_experiment_is_the_published_protocol():
     cfg = composed("experiment=acdc_paper")
     assert (cfg.data.size, cfg.data.batch_size, cfg.data.steps, cfg.data.val_every) == (

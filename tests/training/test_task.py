@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -42,12 +43,25 @@ def test_matrices_spares_vectors_and_what_a_network_names():
         }  # fmt: skip
 
 
-def task_of(*layers):
+def task_of(*layers, schedule=None, **how):
     network = nn.Sequential(*layers, nn.Conv2d(2, 2, 1))
     return SegmentationTask(
-        network, nn.CrossEntropyLoss(), torch.optim.SGD, None,
-        preprocessing=Preprocessing("paper", 4), class_names=("background", "heart"),
+        network, nn.CrossEntropyLoss(), torch.optim.SGD, schedule,
+        preprocessing=Preprocessing("paper", 4), class_names=("background", "heart"), **how,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "share"), [(10, 0.1), (100, 0.01)])
+def test_a_warm_up_of_one_step_is_an_error_for_the_user_with_a_way_out(steps, share):
+    def made(steps, share):
+        schedule = partial(
+            torch.optim.lr_scheduler.OneCycleLR, max_lr=1, total_steps=steps, pct_start=share
+        )
+        return task_of(schedule=schedule, steps=steps).configure_optimizers()
+
+    with pytest.raises(UserError, match=rf"data\.steps={steps + 1}, or another .*pct_start"):
+        made(steps, share)
+    assert made(steps + 1, share) and made(steps, 2 * share)
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,14 @@ class Task(L.LightningModule, ABC):
         self._encoders = encoder_parameters(networks) if self._freeze else []
         if self._scheduler is None:
             return optimizer
-        schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        try:
+            schedule = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        except ZeroDivisionError as error:  # PyTorch divides by the warm-up's steps minus one
+            raise UserError(
+                f"optim.scheduler: of data.steps={self.steps} the warm-up would be exactly one, "
+                f"which PyTorch cannot do; take data.steps={self.steps + 1}, or another "
+                "optim.scheduler.pct_start"
+            ) from error
         if self._layer_decay != 1 and "max_lr" in optimizer.param_groups[0]:
             raise UserError(
                 "optim.layer_decay: this schedule gives all parameters one rate; take optim=adamw's"
