@@ -14,6 +14,7 @@ from mambaseg.errors import UserError
 from mambaseg.reporting.labels import flatten
 from mambaseg.storage.identity import (
     RULE,
+    better,
     identity,
     monitor_of,
     scientific,
@@ -243,6 +244,14 @@ def test_two_callbacks_of_one_class_both_count():
     assert both != of(plain(*words)) and both == of(
         plain("data=acdc", f"+callbacks.a={other}", f"+callbacks.b={EARLY}")
     )
+
+
+def test_the_name_of_a_structure_does_not_say_which_way_its_score_is_better():
+    for name in ("val/dice", "val/dice_genioglossus", "val/dice_hd95", "val/unet/dice", "val/psnr",
+                 "val/ssim", "val/loss_net/dice"):  # fmt: skip
+        assert better(name) == "max"
+    for name in ("train/loss", "val/hd95_mm", "val/hd95_px", "val/assd_mm", "val/unet/hd95_mm"):
+        assert better(name) == "min"
 
 
 def test_weights_count_by_content(tmp_path):

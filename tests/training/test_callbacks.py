@@ -10,6 +10,7 @@ from mambaseg.reporting.figures import case_slices
 from mambaseg.reporting.views import SegmentationViews, drawn
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
+from mambaseg.training.progress import ProgressBar
 
 
 @pytest.fixture
@@ -73,6 +74,15 @@ def test_a_resumed_training_says_early_how_long_the_rest_takes(
         if step == 25:
             recorder.on_validation_start(trainer, task)
     assert caplog.messages == [said]
+
+
+def test_without_a_bar_steps_end_quietly():
+    bar = ProgressBar(refresh_rate=0)
+    trainer = SimpleNamespace(global_step=0, max_steps=2, accumulate_grad_batches=1)
+    bar.on_train_start(trainer, None)
+    for batch in range(2):
+        trainer.global_step += 1
+        bar.on_train_batch_end(trainer, None, None, None, batch)
 
 
 class Case:

@@ -187,7 +187,8 @@ def monitor_of(config: Mapping[str, Any]) -> str:
 
 def better(monitor: str) -> Literal["max", "min"]:
     """Which way a logged value is better: `min` for losses and distances, `max` for scores."""
-    return "min" if any(word in monitor for word in ("loss", "hd95", "assd")) else "max"
+    name = monitor.rpartition("/")[2]  # of val/dice_glioblastoma: dice_...
+    return "min" if name.startswith(("loss", "hd95", "assd")) else "max"
 
 
 def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class ProgressBar(Bar):
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Shows a finished optimizer step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if self._training is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps:
             self._advance(trainer)
