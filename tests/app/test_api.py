@@ -19,7 +19,7 @@ import mambaseg
 from mambaseg import UserError, evaluate, load_run, predict, train
 from mambaseg.app import api
 from mambaseg.app.entry import CONF
-from runs import QUIET, UNET, own_overrides
+from runs import QUIET, UNET, own_overrides, trained
 
 README = Path(__file__).parents[2] / "README.md"
 PAGE = README.parent / "docs" / "python.md"
@@ -94,6 +94,15 @@ def test_a_file_and_its_array_get_the_labels_that_are_written(run, image, tmp_pa
     assert outcome.done == [image.name.removesuffix(".nii.gz")]
     (written,) = tmp_path.glob("*.nii.gz")
     assert np.array_equal(np.asarray(nibabel.load(written).dataobj).T, labels)
+
+
+def test_an_argument_beside_those_of_its_config_is_the_loaded_networks_too(shared_run):
+    words = ["model=monai_basic_unet", "model.features=[4,4,4,4,4,4]", "+model.act=relu",
+             "data.steps=1", "data.val_every=1", "test=false"]  # fmt: skip
+    run = trained(*shared_run, *words, "trainer=cpu")
+    loaded, image = load_run(run.folder.path).network, torch.randn(2, 1, 32, 32)
+    assert "LeakyReLU" not in str(loaded)
+    assert torch.equal(loaded(image), run.task.network.eval()(image))
 
 
 def test_an_evaluation_gives_the_scores_of_the_training_again(run, tmp_path):

@@ -146,6 +146,12 @@ def test_small_experiments_with_few_labels_differ_in_their_budget_only(kind):
         assert cpu[part] == paper[part], part
 
 
+def test_the_experiment_on_the_phantom_takes_any_network():
+    assert composed("experiment=phantom_semi").model.widths == [8, 16, 32, 64]
+    assert composed("experiment=phantom_semi", "model.widths=[4,8]").model.widths == [4, 8]
+    assert composed("experiment=phantom_semi", "model=mamba_unet").model.name == "mamba_unet"
+
+
 def test_a_methods_partners_are_the_published_networks_that_the_first_is_not():
     def partners(method, model):
         return composed(f"method={method}", f"model={model}").method.partner

@@ -10,7 +10,7 @@ import torch
 import mambaseg.models
 from mambaseg.app.check import check_targets
 from mambaseg.errors import NotInstalledError, UserError
-from runs import QUIET, composed, entered, small_overrides
+from runs import QUIET, built, composed, entered, small_overrides
 from small_networks import ZOO, full_network
 
 needs_zoo = pytest.mark.skipif(bool(ZOO), reason="needs the extra zoo, and a torchvision for torch")
@@ -112,6 +112,11 @@ def test_unknown_names_are_refused_with_those_nearby(stand_in, changes, message)
     with pytest.raises(Exception, match=message) as caught:
         full_network("smp", **changes)
     assert isinstance(caught.value.__cause__, UserError)
+
+
+def test_an_argument_that_no_checkpoint_could_give_back_is_refused(stand_in, small_run):
+    with pytest.raises(UserError, match=r"model\.dropout: .* a config of your own"):
+        built(*small_run, "model=smp", "+model.dropout=0.5")
 
 
 def test_without_the_library_one_message_names_the_extra(without_zoo):

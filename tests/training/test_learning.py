@@ -171,7 +171,7 @@ def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
     assert (told.chosen, told.model, told.method) == ("unet_2", "unet_1 + unet_2", "cps")
     checkpoint = read_checkpoint(run.folder.path)
     widths = checkpoint.about["model"]["arguments"]["widths"]
-    assert widths == [16, 32, 64, 128, 256]  # the partner's, not those of model=unet
+    assert widths == [4, 8]  # the partner is the same UNet as the model
     network, _ = restore_network(run.folder.path)
     bundle = write_bundle(network, checkpoint, run.folder.path / "bundle")
     ensemble = restore_predictor([run.folder.path, bundle], device="cpu")  # as predict and demo

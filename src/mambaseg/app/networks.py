@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from mambaseg.app.entry import CONF
 from mambaseg.app.own import config_dirs, config_remedy, is_config_name
 from mambaseg.app.resolvers import weights_folder
 from mambaseg.app.schema import EXTRAS
-from mambaseg.app.targets import import_target
+from mambaseg.app.targets import arguments_of, import_target
 from mambaseg.errors import UserError
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import printable
@@ -217,12 +217,11 @@ def _config_of(checkpoint: Checkpoint) -> DictConfig:
             f"checkpoint: {checkpoint.path} was trained with model={name}, but there is no "
             f"conf/model/{name}.yaml. {remedy}"
         )
-    if "residual" in about.get("arguments", {}):
-        model.residual = False  # an argument that every network may have
-    left_out = _fill(model, about.get("arguments", {}), keep=_NOT_A_CHECKPOINTS)
+    given, takes = about.get("arguments", {}), _named_arguments(model)
+    left_out = _fill(model, given, keep=_NOT_A_CHECKPOINTS, takes=takes)
     for key in left_out:
-        known = key.partition(".")[0] in plain_tree(model)
-        why = "to something that it must not" if known else "which its config does not have"
+        known = key.partition(".")[0] in {*plain_tree(model), *takes}
+        why = "to something that it must not" if known else "which it does not have"
         log.warning("checkpoint: %s sets the argument %s of %s, %s: left out",
                     checkpoint.path, printable(key), name, why)  # fmt: skip
     check_imports("model", plain_tree(model))
@@ -252,13 +251,37 @@ def _composed(name: str) -> DictConfig | None:
     return model
 
 
+def _named_arguments(model: DictConfig) -> set[str]:
+    """What may stand in a network's config besides the keys that are there; `**kwargs` do not."""
+    return {*arguments_of(import_target("model", model["_target_"]))[0], *EXTRAS["model"]}
+
+
+def require_lasting(model: DictConfig, config: str) -> None:
+    """Refuses arguments of a training that no later command would take from its checkpoint."""
+    added = {str(key) for key in model if not str(key).startswith("_")} - _named_arguments(model)
+    if added and (own := _composed(config)) is not None and (added := added - own.keys()):
+        key = min(added)
+        raise UserError(
+            f"model.{key}: conf/model/{config}.yaml has no such key, and the network takes it only "
+            "as one of any arguments, which no checkpoint may give it. Write it into a config of "
+            f"your own, conf/model/mine.yaml: defaults: [{config}, _self_], then {key}: ... "
+            "(docs/own-project.md)"
+        )
+
+
 def _fill(
-    model: DictConfig, arguments: Mapping[str, Any], at: str = "", *, keep: Sequence[str] = ()
+    model: DictConfig,
+    arguments: Mapping[str, Any],
+    at: str = "",
+    *,
+    keep: Sequence[str] = (),
+    takes: Collection[str] = (),
 ) -> list[str]:
     """Puts a checkpoint's plain arguments into the config of its network, except those to `keep`.
 
-    What the config makes by a `_target_` of its own stays such an object, with the checkpoint's
-    arguments. Returns the keys of what must not be there.
+    They replace what the config has, or are arguments that the network `takes`. What the config
+    makes by a `_target_` of its own stays such an object, with the checkpoint's arguments. Returns
+    the keys of what must not be there.
     """
     from mambaseg.inference.trained import plain_argument
 
@@ -271,7 +294,7 @@ def _fill(
             continue
         if isinstance(like, dict) and isinstance(value, dict) and bare(like) != like:
             left_out += _fill(model[key], value, f"{at}{key}.")
-        elif key in ours and plain_argument(value, like):
+        elif (key in ours or key in takes) and plain_argument(value, like):
             model[key] = value
         else:
             left_out.append(f"{at}{key}")

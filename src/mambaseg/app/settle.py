@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_targets
 from mambaseg.app.fine_tuning import Start, start_of
-from mambaseg.app.networks import made, plain, read_with_config, settle_weights
+from mambaseg.app.networks import (
+    made,
+    plain,
+    read_with_config,
+    require_lasting,
+    settle_weights,
+)
 from mambaseg.app.own import config_dirs
 from mambaseg.app.planning import settle_plan
 from mambaseg.app.resolvers import data_name, task_class
@@ -53,6 +60,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         if cfg.get("init_from"):
             raise UserError("init_from: is where a training starts; leave it out of an evaluation")
     if checkpoint is None:
+        require_lasting(cfg.model, _configs(cfg)["model"])
         settle_weights(cfg.model)
         _settle_channels(cfg, "model")
     if OmegaConf.is_missing(cfg.data, "root"):
@@ -103,9 +111,14 @@ def _settle_method(cfg: DictConfig) -> None:
     kind.require_count(1 + len(partners))
     cfg.method.partner = partners
     if partners:
-        cfg.method.networks = [composed_model(name) for name in partners]
+        own = _configs(cfg)["model"]
+        cfg.method.networks = [
+            copy.deepcopy(cfg.model) if name == own else composed_model(name) for name in partners
+        ]
         for network in cfg.method.networks:
             settle_weights(network)
+            if "scan_backend" in network:
+                network.scan_backend = "auto"  # which makes no other run
     if cfg.method.name == "partial_ce" and cfg.loss.get("dice_weight"):
         raise UserError("method=partial_ce learns by cross entropy alone: add loss=partial_ce")
     if kind.unlabelled:
@@ -150,19 +163,24 @@ def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[
     name = f"{cfg.model.name}-{data_name(cfg.data)}{_method_name(cfg)}-seed{cfg.seed}-{key}"
     path = Path(cfg.outputs).expanduser() / cfg.name / name
     cfg.run_dir = str(path if cfg.rerun else same_run(path, key))
-    configs = {"data": str(cfg.data.name), "model": str(cfg.model.name)}
-    if checkpoint is None and HydraConfig.initialized():
-        chosen = HydraConfig.get().runtime.choices
-        configs = {group: str(chosen.get(group, name)) for group, name in configs.items()}
     return Plan(
         config=plain(cfg),
         key=key,
         design=identity(whole, split=data.split.hash, data=""),
-        configs=configs,
+        configs=_configs(cfg),
         config_dirs=[str(place) for place in config_dirs()],
         weights=weights,
         seen=seen,
     )
+
+
+def _configs(cfg: DictConfig) -> dict[str, str]:
+    """The configs that were chosen: mine/deep of the name deep."""
+    names = {"data": str(cfg.data.name), "model": str(cfg.model.name)}
+    if "checkpoint" in cfg or not HydraConfig.initialized():
+        return names
+    chosen = HydraConfig.get().runtime.choices
+    return {group: str(chosen.get(group, name)) for group, name in names.items()}
 
 
 def _method_name(cfg: DictConfig) -> str:

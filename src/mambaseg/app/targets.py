@@ -44,7 +44,7 @@ MOVED = {
 def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Compares the keys beside a `_target_`, and their `values`, with what the target takes."""
     target = import_target(key, values["_target_"])
-    takes, anything = _arguments(target)
+    takes, anything = arguments_of(target)
     extras = _extras(key, node, target)
     what = getattr(target, "__name__", str(target))
     try:
@@ -86,7 +86,7 @@ def import_target(key: str, path: Any) -> Any:
         raise UserError(f"{key}._target_={path} cannot be imported: {said}") from error
 
 
-def _arguments(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+def arguments_of(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     """The arguments that have names, of base classes too (`**rest`), and whether it takes any."""
     takes: dict[str, inspect.Parameter] = {}
     makers = [target]

@@ -35,7 +35,8 @@ class SMP(Pretrained):
         arch: the decoder as the library names it: `Unet`, `UnetPlusPlus`, `FPN`, `Segformer`, ...
         encoder: a name of the library's encoders, `tu-` in front of one of timm's.
         timm: take `encoder` as a name of timm without the `tu-`.
-        more: other arguments of the decoder, such as `decoder_attention_type=scse`.
+        more: other arguments of the decoder and encoder, such as `decoder_attention_type="scse"`;
+            a config of one's own lists them.
 
     Raises:
         UserError: the library has no such decoder or encoder, or they do not fit together.
@@ -84,8 +85,9 @@ class SMP(Pretrained):
         except AssertionError as error:  # timm's, of an encoder for images of one size
             raise UserError(
                 f"model.encoder: this encoder does not take images of {tuple(image.shape[-2:])} "
-                f"pixels ({error}). Set data.size to its own, or +model.strict_img_size=false "
-                "(timm's Swin) or +model.dynamic_img_size=true (its ViT)."
+                f"pixels ({error}). Set data.size to its own; or, in a config of your own, "
+                "strict_img_size: false (timm's Swin) or dynamic_img_size: true (its ViT), see "
+                "docs/own-project.md."
             ) from error
         return logits
 
