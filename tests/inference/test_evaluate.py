@@ -5,7 +5,9 @@ import shlex
 import pytest
 import torch
 
+from mambaseg.app.networks import restore_network
 from mambaseg.errors import UserError
+from mambaseg.inference.bundle import write_bundle
 from mambaseg.inference.trained import read_checkpoint
 from mambaseg.reporting.runs import read_run
 from runs import built, trained
@@ -28,6 +30,15 @@ def test_a_checkpoint_needs_no_other_word_and_scores_as_before(finished, small_r
     assert after["foreground"] == before["foreground"]
     assert run.folder.path.parent.name == "evaluate"
     assert not list(run.folder.path.glob("checkpoints/*"))
+
+
+def test_the_card_of_a_bundle_has_scores_of_the_state_that_was_tested(finished, tmp_path):
+    for name, scored in (("best", True), ("last", False)):
+        file = finished.folder.path / "checkpoints" / f"{name}.ckpt"
+        network, checkpoint = restore_network(file)
+        card = write_bundle(network, checkpoint, tmp_path / name) / "README.md"
+        assert ("Scores on the test set" in card.read_text()) is scored
+        assert "| made with |" in card.read_text()
 
 
 def test_other_preprocessing_is_said_and_the_checkpoints_is_used(finished, small_run, caplog):

@@ -209,6 +209,9 @@ def damage(what, labels, truth):
             path.unlink()
     elif what == "names that are none":
         (labels / "p1_ED.json").write_text('{"labels": {"background": 0, "LV": [1]}}')
+    elif what == "unfinished":
+        about = json.loads((labels / "p2_ED.json").read_text())
+        (labels / "p2_ED.json").write_text(json.dumps({**about, "unfinished": True}))
     elif what == "twice":
         write_labels(labels / "p1_ED.nii", volume)
 
@@ -222,6 +225,7 @@ def damage(what, labels, truth):
     ("other names", r"p2_ED\.json names the classes"),
     ("no names", "give class_names"),
     ("names that are none", r"p1_ED\.json names no classes"),
+    ("unfinished", r"1 of 4 predictions were interrupted \(.*labels/p2_ED\.nii\.gz\)"),
     ("twice", "there twice"),
 ])  # fmt: skip
 def test_what_does_not_belong_together_is_said_and_nothing_is_written(folders, what, message):
@@ -229,6 +233,13 @@ def test_what_does_not_belong_together_is_said_and_nothing_is_written(folders, w
     with pytest.raises(UserError, match=message):
         scored(folders)
     assert not (folders[0].parent / "runs").exists()
+
+
+def test_predictions_of_several_networks_are_warned_of(folders, caplog):
+    for index, path in enumerate(sorted(folders[0].glob("*.json"))):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "made_by": {"tta": index > 2}}))
+    scored(folders)
+    assert "different networks" in caplog.text
 
 
 def test_a_folder_that_is_missing_or_empty_is_said(folders, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mambaseg.errors import UserError
-from mambaseg.inference.found import find_run, find_runs
+from mambaseg.inference.found import find_run, find_runs, weights_file
 from mambaseg.storage.run_folder import RunFolder
 
 CHECKPOINT = {"_target_": "mambaseg.training.checkpoints.Checkpoints", "monitor": "val/dice"}
@@ -44,6 +44,20 @@ def test_a_folder_and_a_file_are_themselves(outputs):
     file = run / "checkpoints/best.ckpt"
     assert find_run(run) == run and find_run(str(file)) == file
     assert str(find_run("absent/run")) == "absent/run"  # whoever reads it says what is missing
+
+
+def test_a_run_without_a_best_state_gives_its_last_one(outputs, caplog):
+    run = outputs / "hearts/unet-a-seed1-00000000"
+    best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    last.touch()
+    assert weights_file(run) == best
+    best.unlink()
+    assert weights_file(run) == last and "no best state" in caplog.text
+    RunFolder(run).update(ended="2026-02-01")
+    assert find_run("newest").name == run.name  # not another network than expected
+    RunFolder(run).update(status="interrupted")
+    with pytest.raises(UserError, match=r"no file .*best\.ckpt.* its last state is .*last\.ckpt"):
+        weights_file(run)
 
 
 def test_newest_is_the_one_that_ended_last(outputs, caplog):

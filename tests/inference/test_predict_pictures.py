@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from mambaseg.app.api import TrainedRun
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
@@ -94,6 +95,17 @@ def test_a_network_is_shown_what_evaluation_shows_it(monkeypatch, tmp_path):
     assert np.array_equal(
         shown[0][0].numpy(), member.preprocessing.scale_intensity(cached[None])[0]
     )
+
+
+def test_an_array_of_a_large_picture_gets_the_labels_of_its_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
+    Pillow.fromarray(pixels).save(tmp_path / "a.png")
+    member = red("modern", longest_side=50)
+    about = [{"model": "red", "preprocessing": member.preprocessing.describe()}]
+    run = TrainedRun(tmp_path, Predictor([member], channels=3, class_names=NAMES, made_by=about,
+                                         options=Options()))  # fmt: skip
+    array = run.predict(pixels.transpose(2, 0, 1)[None])
+    assert np.array_equal(array[0], run.predict(tmp_path / "a.png")) and 0 < array.mean() < 1
 
 
 @pytest.mark.parametrize("ending", ["jpg", "jpeg", "bmp", "tif", "png"])

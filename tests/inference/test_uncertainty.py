@@ -220,6 +220,47 @@ def test_probabilities_are_those_of_the_temperature(calibrated, tmp_path):
     assert about["made_by"]["temperature"] == [round(value, 6)]
 
 
+def test_maps_of_other_networks_are_never_served_beside_new_labels(tmp_path):
+    one, other = (write_checkpoint(tmp_path / f"{i}.ckpt", seed=i) for i in (0, 1))
+    scan, output, alone = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out", tmp_path / "alone"
+    both = {"uncertainty": True, "probabilities": True}
+    predict([one], scan, output, **both)
+    predict([other], scan, output, rerun=True)
+    assert sorted(path.name for path in output.iterdir()) == [
+        "scan.json", "scan.nii.gz", "uncertainty.csv",
+    ]  # fmt: skip
+    assert table(output) == []
+    assert predict([other], scan, output, **both).done == ["scan"]
+    predict([other], scan, alone, **both)
+    for path in alone.iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_is_asked_for_later_comes_beside_what_is_there(tmp_path):
+    place = write_checkpoint(tmp_path / "a.ckpt")
+    scan, output = write_scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    predict([place], scan, output, uncertainty=True)
+    before = table(output)
+    assert predict([place], scan, output, probabilities=True).done == ["scan"]
+    for options in ({"uncertainty": True}, {"probabilities": True}, {}):
+        assert predict([place], scan, output, **options).skipped == ["scan"]
+        assert table(output) == before and before[0]["uncertainty"]
+    # an earlier version did not say which maps belong to the labels
+    about = json.loads((output / "scan.json").read_text())
+    del about["beside"]
+    (output / "scan.json").write_text(json.dumps(about))
+    assert predict([place], scan, output).skipped == ["scan"]
+    assert predict([place], scan, output, probabilities=True).done == ["scan"]
+
+
+def test_the_table_has_all_images_of_the_folder(tmp_path):
+    place, output = write_checkpoint(tmp_path / "a.ckpt"), tmp_path / "out"
+    for name in ("b", "a"):
+        predict([place], write_scan(tmp_path / f"{name}.nii.gz"), output, uncertainty=True)
+    assert [row["case"] for row in table(output)] == ["a", "b"]
+    assert table(output)[0]["uncertainty"] == table(output)[1]["uncertainty"] != ""
+
+
 def test_a_table_of_somebody_else_is_kept(tmp_path):
     path = write_checkpoint(tmp_path / "a.ckpt")
     (tmp_path / "out").mkdir()

@@ -310,7 +310,9 @@ def _volume(image: Any, channels: int, spacing: Spacing | None) -> Volume:
 
     from mambaseg.data.volume import Volume
 
-    array = torch.as_tensor(image).cpu().float().numpy()
+    tensor = torch.as_tensor(image).cpu()
+    # bytes stay bytes, as those of a file do when a picture is reduced
+    array = (tensor if tensor.dtype == torch.uint8 else tensor.float()).numpy()
     if array.ndim not in (2, 3, 4) or not array.size:
         raise UserError(
             f"the image has the shape {array.shape}: expected is (H, W), (Z, H, W) or (Z, C, H, W)"
@@ -324,7 +326,8 @@ def _volume(image: Any, channels: int, spacing: Spacing | None) -> Volume:
         )
     if not torch.isfinite(torch.from_numpy(array)).all():
         raise UserError("the image holds values that are not finite: replace them")
-    return Volume(array[None], spacing=spacing)
+    picture = spacing is None and len(array) == 1  # reduced as pictures of files are
+    return Volume(array[None], spacing=spacing, flat=picture)
 
 
 # ---- Hydra, out of sight ------------------------------------------------------------------------

@@ -109,8 +109,9 @@ def _require_same(written: Checkpoint, weights: Mapping[str, Tensor]) -> None:
 
 
 def _card(network: AnySize, checkpoint: Checkpoint) -> str:
-    """The model card; with scores where the checkpoint is in the folder of a finished run."""
-    about, run = checkpoint.about, RunFolder(checkpoint.path.resolve().parent.parent)
+    """The model card; with scores where they are those of the checkpoint in its run's folder."""
+    about, path = checkpoint.about, checkpoint.path.resolve()
+    run = RunFolder(path.parent.parent)
     name, title = about["model"]["name"], about["data"]["title"]
     used = checkpoint.preprocessing.describe()
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -128,12 +129,14 @@ def _card(network: AnySize, checkpoint: Checkpoint) -> str:
     if "averaged" in about:
         facts["weights"] = f"averaged over the steps of the training, decay {about['averaged']}"
     scores = ""
-    if run.finished:
-        summary = read_run(run.path).summary
+    summary = read_run(run.path).summary if run.finished else {}
+    # of a training's states one was tested
+    if path == run.path / "checkpoints" / f"{summary.get('checkpoint')}.ckpt":
         scores = f"## Scores\n\n{headline(summary)[0]}\n"
         if "foreground" in summary:
             grid = run_grid(summary, "Scores on the test set", list(summary["classes"]))
             scores = grid.markdown(2)
+    if run.finished:
         versions = run.record.get("versions") or {}
         facts["made with"] = ", ".join(f"{key} {versions[key]}" for key in ("mambaseg", "torch")
                                        if versions.get(key))  # fmt: skip

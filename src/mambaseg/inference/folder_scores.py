@@ -175,6 +175,21 @@ def _about(label_map: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
+def _require_finished(pairs: Sequence[Pair]) -> None:
+    """Raise `UserError` where a prediction was interrupted; warn where others made some of them."""
+    told = {pair.prediction: _about(pair.prediction) for pair in pairs}
+    if left := [path for path, about in told.items() if "unfinished" in about]:
+        raise UserError(
+            f"{len(left)} of {len(told)} predictions were interrupted ({left[0]}): run the command "
+            "that predicts them again, or take them and their .json away"
+        )
+    if len({digest_of(about["made_by"]) for about in told.values() if "made_by" in about}) > 1:
+        log.warning(
+            "the predictions were made by different networks or with different options (made_by in "
+            "their .json): these are scores of a mixture"
+        )
+
+
 def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]:
     """Which predictions are of images that their network has learnt from, and a note for tables."""
     told = {}
@@ -222,10 +237,11 @@ def score_folders(
     `outputs`, and its configuration.
 
     Raises:
-        UserError: a file has no partner, cannot be read, holds other labels, or lies elsewhere; or
-            the network has learnt from an image.
+        UserError: a file has no partner, is unfinished, cannot be read, holds other labels, or lies
+            elsewhere; or the network has learnt from an image.
     """
     pairs = find_pairs(predictions, references)
+    _require_finished(pairs)
     names = class_names_of(pairs, class_names)
     regions = regions_of(pairs, names)
     checked_ignore(ignore_label, len(names), None)

@@ -81,14 +81,23 @@ def find_runs(
 def weights_file(path: Path) -> Path:
     """The file of weights of a run folder or a bundle; a file is itself.
 
+    Of a finished run without a best state it is the last one, which was tested.
+
     Raises:
         UserError: there is none.
     """
+    remedy = ""
     if path.is_dir():
-        bundled = path / "model.safetensors"
-        path = bundled if bundled.is_file() else path / "checkpoints" / "best.ckpt"
+        bundled, last = path / "model.safetensors", path / "checkpoints" / "last.ckpt"
+        folder, path = path, bundled if bundled.is_file() else last.with_name("best.ckpt")
+        if not path.is_file() and last.is_file():
+            if RunFolder(folder).trained:
+                log.warning("%s has no best state (no validation score was a number): its last one "
+                            "is used", folder)  # fmt: skip
+                return last
+            remedy = f". The training has not ended; its last state is {last}: name that file"
     if not path.is_file():
-        raise UserError(f"checkpoint: there is no file {path}")
+        raise UserError(f"checkpoint: there is no file {path}{remedy}")
     return path
 
 
@@ -106,8 +115,8 @@ def _ended(path: Path) -> str:
 
 
 def _finished(folder: Path, pattern: str) -> list[Path]:
-    """Finished runs below a folder that have a best checkpoint; a pattern of run folders."""
-    paths = (file.parent.parent for file in folder.glob(f"{pattern}/checkpoints/best.ckpt"))
+    """Finished runs below a folder that have a checkpoint; a pattern of run folders."""
+    paths = {file.parent.parent for file in folder.glob(f"{pattern}/checkpoints/*.ckpt")}
     return sorted(path for path in paths if _current(path) and RunFolder(path).trained)
 
 

@@ -25,12 +25,13 @@ from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
 from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.inference.segment import Member, case_uncertainty, segment
-from mambaseg.inference.uncertainty import require_own_table, write_table
+from mambaseg.inference.uncertainty import read_about, require_own_table, write_table
 from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
 
+_BESIDE = ("probabilities", "uncertainty", "overlay", "dicom_seg")  # options, each a file
 _DRAWN = 1024  # pixels of a picture that are drawn
 _OTHERWISE = "choose another folder with output=..."
 _INSTEAD = f"{_OTHERWISE}, or rerun=true to replace it"
@@ -166,9 +167,9 @@ class Predictor:
                 outcome.failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
                 log.error("%s failed: %s", name, printable(outcome.failed[name]))
                 log.debug("%s", name, exc_info=not known)
-        if self.options.uncertainty:
-            names = [source.name for source in sources if source.name not in outcome.failed]
-            outcome.flagged = write_table(output, names, self.flag_above, otherwise=_OTHERWISE)
+        told = sources if self.options.uncertainty else ()
+        names = [source.name for source in told if source.name not in outcome.failed]
+        outcome.flagged = write_table(output, names, self.flag_above, otherwise=_OTHERWISE)
         outcome.seconds = time.perf_counter() - start
         return outcome
 
@@ -177,7 +178,10 @@ class Predictor:
         digest = source.digest()
         image = self.read(source)
         prediction = self.segment(image)
-        files = self._files(source, output)
+        files, beside = _files(source, output), self._beside(source)
+        before = read_about(files["about"])  # without `rerun` of the same networks and image
+        anew = self.options.rerun or "unfinished" in before
+        kept = set() if anew else set(before.get("beside", ()))
         counts = np.bincount(prediction.labels.ravel(), minlength=len(self.class_names))
         voxels = dict(zip(self.class_names, counts.tolist(), strict=True))
         about: dict[str, Any] = {
@@ -190,10 +194,13 @@ class Predictor:
             "seen": self._seen(image),
             "made_by": self.recipe,
         }
-        if prediction.uncertainty is not None:
-            about["uncertainty"] = prediction.scores
-            _write(files["uncertainty"], _uncertainty_map(image, prediction.uncertainty))
+        if "uncertainty" in beside | kept:
+            about["uncertainty"] = prediction.scores or before.get("uncertainty")
         _write(files["about"], _json({**about, "unfinished": True}))
+        for other in set(_BESIDE) - beside - kept if "made_by" in before else ():
+            files[other].unlink(missing_ok=True)  # it would belong to other labels
+        if prediction.uncertainty is not None:
+            _write(files["uncertainty"], _uncertainty_map(image, prediction.uncertainty))
         if prediction.probabilities is not None:
             content = to_nifti(prediction.probabilities, image.header, slope=1 / 255)
             _write(files["probabilities"], content)
@@ -201,8 +208,8 @@ class Predictor:
             self._draw(source, image, prediction, files["overlay"])
         _write(files["labels"], label_map(image, prediction.labels))
         if source.series and self.options.dicom_seg:
-            self._write_dicom_seg(source, prediction, output)
-        _write(files["about"], _json(about))
+            beside |= self._write_dicom_seg(source, prediction, files["dicom_seg"])
+        _write(files["about"], _json({**about, "beside": sorted(beside | kept)}))
         return int(len(image.image) * image.image.shape[(1, 3, 4)[self._axis(image)]]), voxels
 
     def _seen(self, image: Volume) -> dict[str, Any]:
@@ -292,11 +299,10 @@ class Predictor:
             aspect=1.0 if image.spacing is None else image.spacing[1] / image.spacing[2],
         )
 
-    def _write_dicom_seg(self, source: Source, prediction: Prediction, output: Path) -> None:
+    def _write_dicom_seg(self, source: Source, prediction: Prediction, path: Path) -> set[str]:
         """The labels as DICOM; under `auto` a series of which that cannot be said is warned of."""
-        path = _beside(output / source.name, DICOM_SEG)
         if self.options.dicom_seg == "auto" and not dicom_seg.available():
-            return
+            return set()
         labels, names = prediction.labels, self.class_names
         try:
             content = dicom_seg.to_dicom_seg(
@@ -306,24 +312,14 @@ class Predictor:
             if self.options.dicom_seg != "auto":
                 raise
             log.warning("%s", printable(f"no {path.name}: {error.path}: {error.problem}"))
-            return
+            return set()
         _write(path, content)
+        return {"dicom_seg"}
 
-    def _files(self, source: Source, output: Path) -> dict[str, Path]:
-        place = output / source.name
-        files = {
-            "labels": _beside(place, ".png" if source.is_picture else ".nii.gz"),
-            "about": _beside(place, ".json"),
-        }
-        if self.options.probabilities:
-            files["probabilities"] = _beside(place, PROBABILITIES)
-        if self.options.uncertainty:
-            files["uncertainty"] = _beside(place, UNCERTAINTY[source.is_picture])
-        if self.options.overlay:
-            files["overlay"] = _beside(place, OVERLAY)
-        if self.options.dicom_seg is True and source.series:
-            files["dicom_seg"] = _beside(place, DICOM_SEG)
-        return files
+    def _beside(self, source: Source) -> set[str]:
+        """Which of `_BESIDE` the options ask for."""
+        asked = {kind for kind in _BESIDE if getattr(self.options, kind) is True}
+        return asked if source.series else asked - {"dicom_seg"}
 
     def _is_finished(self, source: Source, output: Path) -> bool:
         """Whether the results of this very image are there, made in the same way.
@@ -331,7 +327,7 @@ class Predictor:
         Raises:
             UserError: what is there is something else, which is not replaced.
         """
-        files = self._files(source, output)
+        files, beside = _files(source, output), self._beside(source)
         labels = files["labels"]
         try:
             about = read_json(files["about"])
@@ -356,11 +352,22 @@ class Predictor:
                 problem = f"was made from another image than {source.path}, or an earlier version"
         if problem:
             raise UserError(f"{there} {problem}: {_INSTEAD}")
-        return "unfinished" not in about and all(path.is_file() for path in files.values())
+        here = all(files[kind].is_file() for kind in ("labels", *beside))
+        return here and "unfinished" not in about and beside <= {*about.get("beside", ())}
 
 
-def _beside(place: Path, ending: str) -> Path:
-    return place.with_name(place.name + ending)
+def _files(source: Source, output: Path) -> dict[str, Path]:
+    """Where each kind of result of an image has its place."""
+    place, picture = output / source.name, source.is_picture
+    endings = {
+        "labels": ".png" if picture else ".nii.gz",
+        "about": ".json",
+        "probabilities": PROBABILITIES,
+        "uncertainty": UNCERTAINTY[picture],
+        "overlay": OVERLAY,
+        "dicom_seg": DICOM_SEG,
+    }
+    return {kind: place.with_name(place.name + ending) for kind, ending in endings.items()}
 
 
 def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:
