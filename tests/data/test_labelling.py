@@ -103,6 +103,41 @@ def test_a_case_whose_label_must_not_be_read_does_not_need_one(layout, tmp_path)
     assert (case.label_path in unlabelled.sources()) != separate
 
 
+# ---- who is read how, where image and label are one file
+
+
+def labels_in(module, patient):
+    """The values of a patient's labels as the cache has them."""
+    entries = enumerate(module.cache.entries)
+    numbers = [number for number, one in entries if one.case.startswith(patient)]
+    return {int(value) for number in numbers for value in np.unique(module.cache.label(number))}
+
+
+def test_one_cache_folder_keeps_apart_whose_labels_are_hidden(tmp_path):
+    root = write_h5_patients(tmp_path / "data", patients=4)
+    train = module_loaded(root, find_cases=acdc.find_cases).split.train
+    surveyed = []
+    for chosen, hidden in (train, train[::-1]):
+        module = module_loaded(root, find_cases=acdc.find_cases, labelled=[chosen])
+        assert IGNORED not in labels_in(module, chosen)
+        assert labels_in(module, hidden) == {IGNORED}
+        surveyed.append({one.case[:10] for one in module.survey(greys=True) if one.greys})
+    assert surveyed == [{train[0]}, {train[1]}]
+
+
+def test_one_cache_folder_keeps_apart_who_is_read_by_scribbles(tmp_path):
+    root = write_h5_patients(tmp_path / "data", patients=4)
+    for path in root.rglob("*.h5"):
+        with h5py.File(path, "a") as file:
+            file["scribble"] = scribbled(file["label"][:].T).T
+    for fold in (0, 1):
+        how = {"split": "kfold", "folds": 2, "fold": fold, "labels": "scribble"}
+        module = module_loaded(root, find_cases=acdc.find_cases, **how)
+        patients = {case.patient for part in module.cases.values() for case in part}
+        by_scribble = {one for one in patients if IGNORED in labels_in(module, one)}
+        assert by_scribble == {*module.split.train}
+
+
 # ---- batches of two halves
 
 

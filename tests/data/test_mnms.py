@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from tiny_acdc import pixels, write_nifti
 
+from mambaseg.data.cache import open_cache
 from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.readers.mnms import find_cases
 from mambaseg.errors import UserError
 
@@ -72,6 +74,16 @@ def test_the_config_turns_the_labels_round_to_those_of_acdc(root, tmp_path):
     module.load()
     assert data.class_names == ["background", "RV", "MYO", "LV"]
     assert np.array_equal(module.evaluation_data("test")[0]["label"], pixels(31)[1].T)
+
+
+def test_exchanged_frames_are_another_cache(root, tmp_path):
+    how = {"cache_dir": tmp_path / "cache", "num_classes": 4}
+    before = open_cache(find_cases(root), Preprocessing("paper", 8), **how)
+    (root / "211230_M&Ms_Dataset.csv").write_text(CSV.replace("HCM,0,2", "HCM,2,0"))
+    after = open_cache(find_cases(root), Preprocessing("paper", 8), **how)
+    for one, other in (("A1_ED", "A1_ES"), ("A1_ES", "A1_ED"), ("B2_ED", "B2_ED")):
+        label = before.label(before.position(one))
+        assert np.array_equal(label, after.label(after.position(other)))
 
 
 def test_a_sound_copy_has_no_problems_and_is_recognised(root):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.case import Case
-from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_digests
+from mambaseg.data.fingerprint import THREADS, as_read, digest_of, source_digests
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprint_of
 from mambaseg.data.validation import collected_warnings
@@ -207,8 +207,7 @@ def open_cache(
         scaling = f"{scaling} {preprocessing.window}"
     if preprocessing.ct is not None:
         scaling = f"{scaling} {preprocessing.ct}"
-    recipes = sorted({case.recipe for case in cases})
-    identity = [fingerprint(cases, digests), recipes, scaling, num_classes, channels, FORMAT]
+    identity = [*as_read(cases, digests), scaling, num_classes, channels, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
     remarks: list[str] = []
 

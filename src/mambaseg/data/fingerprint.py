@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import content_digest
@@ -15,30 +15,29 @@ from mambaseg.data.formats.files import content_digest
 THREADS = min(8, os.cpu_count() or 1)
 
 
-class Sourced(Protocol):
-    """What has a name and files: a `Case`, a `Pair`."""
-
-    @property
-    def id(self) -> str:
-        """Unique name."""
-
-    def sources(self) -> tuple[Path, ...]:
-        """Its files."""
-
-
-def source_digests(cases: Sequence[Sourced]) -> dict[str, str]:
-    """Hash the content of each case's source files: case id -> hex digest."""
+def source_digests(cases: Sequence[Any]) -> dict[str, str]:
+    """Hash the content of the source files of each `Case` or `Pair`: its id -> hex digest."""
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda one: content_digest(one.sources(), f"case {one.id}"), cases)
         return {case.id: digest for case, digest in zip(cases, digests, strict=True)}
 
 
-def fingerprint(cases: Sequence[Sourced], digests: dict[str, str] | None = None) -> str:
+def fingerprint(cases: Sequence[Any], digests: dict[str, str] | None = None) -> str:
     """Return a hash of what the source files of these cases hold, by case id and in any order.
 
     `digests` are `source_digests(cases)` where they are known already.
     """
     return digest_of(sorted((digests or source_digests(cases)).items()))
+
+
+def as_read(cases: Sequence[Case], digests: dict[str, str]) -> list[Any]:
+    """What these cases hold and how they are read, as plain data that identify their arrays.
+
+    Who is read how counts: an h5 file is the same whether or not its label may be read.
+    """
+    recipes = sorted([case.recipe, case.id] for case in cases)
+    same = recipes[0][0] == recipes[-1][0]
+    return [fingerprint(cases, digests), recipes[0][:1] if same else recipes]
 
 
 def file_digests(paths: Sequence[Path]) -> dict[Path, str]:

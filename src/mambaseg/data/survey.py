@@ -19,7 +19,7 @@ import numpy as np
 from mambaseg.data.cache import once_more
 from mambaseg.data.case import Case
 from mambaseg.data.classes import IGNORED
-from mambaseg.data.fingerprint import THREADS, digest_of, fingerprint, source_digests
+from mambaseg.data.fingerprint import THREADS, as_read, digest_of, source_digests
 from mambaseg.data.intensity import CtValues
 from mambaseg.data.seen import fingerprint_of
 from mambaseg.data.validation import collected_warnings
@@ -70,8 +70,7 @@ def open_survey(
     `UserError` where a case cannot be used or the file cannot be written.
     """
     digests = source_digests(cases)
-    recipes = sorted({case.recipe for case in cases})
-    identity = [fingerprint(cases, digests), recipes, num_classes, channels, greys, FORMAT]
+    identity = [*as_read(cases, digests), num_classes, channels, greys, FORMAT]
     path = Path(cache_dir) / f"survey-{digest_of(identity)}.json"
     if (kept := _kept(path, digests)) is not None:
         return kept
