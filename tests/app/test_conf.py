@@ -31,7 +31,7 @@ def test_every_leaf_composes_and_resolves(group, leaf, tmp_path):
         if logger and OmegaConf.is_missing(logger, "name"):  # filled in by the run
             logger.name = "x"
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert resolved["data"]["steps"] > 0
+    assert resolved["data"]["steps"] > 0 and "minutes" in resolved["data"]
 
 
 @pytest.mark.parametrize("leaf", NAMES)

@@ -4,11 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
 from mambaseg.data.check import check_dataset
 from mambaseg.data.check.__main__ import main
-from mambaseg.data.check.layouts import Layout
+from mambaseg.data.check.layouts import Layout, known_layouts
+from mambaseg.data.check.proposal import propose
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.readers.reader import Reader
 
@@ -180,6 +182,15 @@ def test_a_layout_can_be_named_where_it_is_not_recognised(tmp_path, capsys, monk
     assert "no cases of this data set here" in capsys.readouterr().out
     assert main([str(tmp_path), "--layout", "ACDC"]) == 1
     assert "choose one of acdc, " in capsys.readouterr().out
+
+
+def test_every_layout_says_itself_what_its_labels_are(root):
+    layouts = known_layouts()
+    for layout in layouts.values():
+        assert layout.config.get("class_names") and layout.config.get("num_classes"), layout.name
+    unnamed = Layout("own", layouts["acdc"].reader, {"label_map": {0: 0, 1: 2, 2: 1, 3: 3}})
+    proposed = yaml.safe_load(propose(check_dataset(root, layout=unnamed), "mine"))
+    assert proposed["label_map"] == unnamed.config["label_map"]
 
 
 def test_what_only_acdc_has_is_not_asked_of_other_layouts(root):

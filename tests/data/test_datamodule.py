@@ -154,12 +154,32 @@ def test_patients_with_the_same_images_stay_together_and_are_told(root, caplog, 
                 turned = {key: array[..., ::-1] if array.ndim > 2 else array
                           for key, array in arrays.items()}  # fmt: skip
             np.savez(copy, **{**turned, "image": turned["image"] * np.float32(0.5) + 3})
+    caplog.set_level(logging.INFO)
     for seed in range(4):
         module = module_on(root, split_seed=seed)
         module.load()
         parts = (module.split.train, module.split.val, module.split.test)
         assert sum(bool({"patient001", "patient007"} & set(part)) for part in parts) == 1
     assert "same images belong to more than one patient: patient001, patient007" in caplog.text
+
+
+def read_without_voxel_size(case):
+    return replace(read_npz(case), spacing=None)
+
+
+@pytest.mark.parametrize(("part", "unit"), [("train", "mm"), ("val", "vox"), ("test", "vox")])
+def test_distances_are_in_mm_where_the_scored_cases_have_a_voxel_size(root, part, unit):
+    split = module_on(root)
+    split.load()
+    unknown = getattr(split.split, part)[0]
+
+    def find(root):
+        readers = {True: read_without_voxel_size, False: read_npz}
+        return [replace(one, reader=readers[one.patient == unknown]) for one in find_fakes(root)]
+
+    module = module_on(root, find_cases=find)
+    module.load()
+    assert module.for_task()["distances"] == unit
 
 
 def test_epoch_two_and_a_second_run_read_no_source(root):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mambaseg.data.patients import facts_of
+from mambaseg.data.patients import facts_of, split_cases
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.splits import make_split
 from mambaseg.data.validation import DataError
@@ -85,9 +85,18 @@ def test_facts_come_from_files_and_from_a_table(phantom_root, tmp_path):
     table.write_text("patient,centre\npatient001,Dijon\npatient999,Lyon\n", encoding="utf-8")
     facts = facts_of(cases, tmp_path)
     assert facts["patient001"]["centre"] == "Dijon" and "patient999" not in facts
+    table.write_text(table.read_text(), encoding="utf-8-sig")  # as Excel writes it
+    assert facts_of(cases, tmp_path) == facts
     table.write_text("id,centre\npatient001,Dijon\n", encoding="utf-8")
     with pytest.raises(DataError, match="column `patient`"):
         facts_of(cases, tmp_path)
+
+
+def test_a_folder_per_patient_is_no_pathology(phantom_root, tmp_path):
+    cases = [replace(case, group=case.patient) for case in find_cases(phantom_root)]
+    assert not any(facts_of(cases, tmp_path).values())
+    splits = [split_cases("kfold", cases, tmp_path, seed=seed, count=2) for seed in range(4)]
+    assert len({one.hash for one in splits}) > 1 and "pathology" not in splits[0].note
 
 
 def test_a_sweep_trains_all_folds_which_are_pooled_and_predict_together(phantom_root, tmp_path):

@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from mambaseg.data.check.__main__ import main
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.errors import UserError
@@ -146,6 +147,15 @@ def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
         found(tmp_path / "a.mha", tmp_path)[0].read()
     with pytest.raises(UserError, match=r"pip install 'mambaseg\[images\]'"):
         found(tmp_path / "series", tmp_path)
+
+
+def test_data_check_says_once_that_the_package_is_missing(tmp_path, monkeypatch, capsys):
+    for name in ("a", "a_seg", "b", "b_seg"):
+        sitk.WriteImage(oblique(), str(tmp_path / f"{name}.nrrd"))
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("pip install 'mambaseg[images]'") == 1 and "bug" not in said
 
 
 def header_of(path):

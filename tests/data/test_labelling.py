@@ -125,6 +125,11 @@ def test_one_cache_folder_keeps_apart_whose_labels_are_hidden(tmp_path):
     assert surveyed == [{train[0]}, {train[1]}]
 
 
+def test_an_empty_list_of_labelled_patients_is_refused(root):
+    with pytest.raises(UserError, match=r"data\.labelled=\[\]: name at least one patient"):
+        module_loaded(root, labelled=[])
+
+
 def test_one_cache_folder_keeps_apart_who_is_read_by_scribbles(tmp_path):
     root = write_h5_patients(tmp_path / "data", patients=4)
     for path in root.rglob("*.h5"):

@@ -3,10 +3,12 @@
 import nibabel
 import numpy as np
 import pytest
+import yaml
 from tiny_acdc import pixels, write_nifti
 
 from mambaseg.data.cache import open_cache
 from mambaseg.data.check import check_dataset
+from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.readers.mnms import find_cases
@@ -90,6 +92,9 @@ def test_a_sound_copy_has_no_problems_and_is_recognised(root):
     report = check_dataset(root)
     assert report.problems == () and report.layout.name == "mnms"
     assert (report.patients, report.cases) == (4, 8)
+    proposed = yaml.safe_load(propose(report, "mine", memory=(2**30, "a test")))
+    assert proposed["label_map"] == {0: 0, 1: 3, 2: 2, 3: 1}
+    assert proposed["class_names"] == ["background", "RV", "MYO", "LV"]
 
 
 def test_what_is_missing_or_does_not_fit_is_said(root):

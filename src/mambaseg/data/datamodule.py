@@ -38,7 +38,7 @@ from mambaseg.data.patients import Alike, find_alike, split_cases
 from mambaseg.data.readers.unlabelled import find_unlabelled, of_labelled
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
-from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.data.splits import listed
 from mambaseg.data.survey import Survey, Surveyed, open_survey
 from mambaseg.data.validation import checked_label_map, require_classes
 from mambaseg.data.volume import slice_axis
@@ -160,8 +160,7 @@ class SegmentationDataModule(StepDataModule):
         used, cache = self._divided(self._decoded)
         if self._copies:
             shown = "; ".join(", ".join(group) for group in self._copies)
-            log.warning("the same images belong to more than one patient: %s. %s",
-                        shown, self.split.note)  # fmt: skip
+            log.info("the same images belong to more than one patient: %s", shown)
         members = {part: set(getattr(self.split, part)) for part in PARTS}
         members["train"].update(self._unlabelled)
         self.cases: Mapping[str, list[Case]] = {
@@ -226,12 +225,11 @@ class SegmentationDataModule(StepDataModule):
         entries = read(used)
         contents = {one.case: one.content or one.source for one in entries.entries}
         groups = patients_with_same_images(used, contents)
-        groups = of_labelled(groups, self._unlabelled, self.split)
-        self._copies = [group for group in groups if group not in known_duplicates(group)]
+        self._copies = of_labelled(groups, self._unlabelled, self.split)
         if self._copies:
-            self.split = self._split(duplicates=self._copies)
+            self.split, before = self._split(duplicates=self._copies), used
             used = self._used()
-            entries = read(used)
+            entries = entries if used == before else read(used)
         return used, entries
 
     def _used(self) -> list[Case]:
@@ -366,7 +364,8 @@ class SegmentationDataModule(StepDataModule):
 
     def for_task(self) -> dict[str, Any]:
         """Return the way to the grid and back, the names of the classes, the unit of distances."""
-        known = all(entry.spacing is not None for entry in self.cache.entries)
+        cache, scored = self.cache, [*self.cases["val"], *self.cases["test"]]
+        known = all(cache.entry(case.id).spacing is not None for case in scored)
         return {
             "preprocessing": self.preprocessing,
             "class_names": self.class_names,

@@ -32,6 +32,8 @@ def labelled_patients(split: Split, wanted: float | Sequence[str] | None) -> tup
         raise UserError(f"data.labelled={wanted}: give a number, a share or a list of patients")
     if not isinstance(wanted, int | float):
         named = {*map(str, wanted)}
+        if not named:
+            raise UserError("data.labelled=[]: name at least one patient, or give null for all")
         if strangers := sorted(named.difference(train)):
             raise UserError(f"data.labelled: {listed(strangers)} not in the training set")
         return tuple(patient for patient in train if patient in named)

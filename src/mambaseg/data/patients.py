@@ -98,8 +98,10 @@ def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
     A table patients.csv in the folder of the data set adds its columns; its first is `patient`.
     """
     facts: dict[str, dict[str, str]] = {case.patient: {} for case in cases}
+    groups = dict.fromkeys((case.patient, case.group) for case in cases if case.group)
+    shared = len({group for _, group in groups}) < len(groups)  # else: a folder per patient
     for case in cases:
-        known = {"pathology": case.group} if case.group else {}
+        known = {"pathology": case.group} if case.group and shared else {}
         facts[case.patient] |= {**known, **dict(case.facts)}
     path = root / "patients.csv"
     if path.is_file():

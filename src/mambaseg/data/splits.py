@@ -34,8 +34,6 @@ Groups = Sequence[Sequence[str]]
 Facts = Mapping[str, Mapping[str, str]]
 
 LISTED = 5  # patients that a message names
-# In ACDC itself: identical images at ED and ES, labels that differ slightly.
-DUPLICATES = (("patient074", "patient076"),)
 FRACTIONS = (0.1, 0.2)  # of validation and test in the random split
 
 PUBLISHED: dict[str, Any] = json.loads(
@@ -91,19 +89,13 @@ class Split:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def known_duplicates(patients: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Groups of ACDC patients with identical images, as far as they are among `patients`."""
-    present = set(patients)
-    return tuple(group for group in DUPLICATES if present.issuperset(group))
-
-
 def make_split(
     name: str,  # see the table at the top of this file
     patients: Iterable[str],  # ids of those at hand ("patient001")
     *,
     fold: int = 0,  # 0..4 for nnunet and wsl4mis[_val] (their folds 1..5), `given_fold` for given
     seed: int = 0,  # of the random split
-    duplicates: Groups = (),  # patients with the same images, beyond the known ones
+    duplicates: Groups = (),  # patients with the same images
     given: Mapping[str, str] | None = None,  # patient -> set, where the data set says so
     given_fold: int | None = None,  # that `given` is of; None where the data set has no folds
     unit: str = "patient",  # or `case` where it is not known whose a case is
@@ -122,7 +114,6 @@ def make_split(
         UserError: unknown name or fold, absent patients of a published split, or too few.
     """
     present = sorted(set(patients))
-    groups = tuple(dict.fromkeys((*known_duplicates(present), *map(tuple, duplicates))))
     given = given or {}
     if name == "auto":
         name = "given" if {"val", "test"} & set(given.values()) else "random"
@@ -135,7 +126,7 @@ def make_split(
     if name in PUBLISHED:
         folds = range(len(PUBLISHED[name]["folds"]))
     if name == "kfold":
-        units = _units(present, groups) if by is None else [[one] for one in present]
+        units = _units(present, duplicates) if by is None else [[one] for one in present]
         parts = _folds(units, seed, count, by, facts or {}, unit)
         folds = range(len(parts))
     if fold not in folds:
@@ -144,7 +135,7 @@ def make_split(
     if name == "given":
         split = _given_split(given, given_fold)
     elif name == "random":
-        split = _random_split(present, seed, groups, unit)
+        split = _random_split(present, seed, duplicates, unit)
     elif name == "kfold":
         split = _fold_split(parts, fold, seed, by, facts or {}, unit)
     elif name == "test":
@@ -152,7 +143,7 @@ def make_split(
         split = Split(name, (), (), tuple(present), note + "trains or validates.")
     else:
         split = _published_split(name, present, fold)
-    return replace(split, note=" ".join([split.note, *_torn_apart(split, groups, alike or {})]))
+    return replace(split, note=" ".join([split.note, *_torn_apart(split, duplicates, alike or {})]))
 
 
 def _published_split(name: str, present: Sequence[str], fold: int) -> Split:

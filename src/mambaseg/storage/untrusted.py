@@ -37,14 +37,17 @@ class ForeignFileError(ValueError):
 
 
 def read_text(path: Path, *, limit: int = JSON_LIMIT) -> str:
-    """Text in UTF-8 of at most `limit` bytes of a regular file, line ends as they are."""
+    """Text in UTF-8 of at most `limit` bytes of a regular file, line ends as they are.
+
+    A byte order mark, as Excel writes it, is left out.
+    """
     _require_regular(path)
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise ForeignFileError(f"larger than {limit >> 20} MiB")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ForeignFileError(f"no text in UTF-8 (byte {error.start})") from None
 

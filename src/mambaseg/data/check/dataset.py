@@ -23,7 +23,7 @@ from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.labelling import Labels, checked_ignore, with_labels
 from mambaseg.data.patients import Alike, find_alike
 from mambaseg.data.readers.reader import Level, Problem, counted
-from mambaseg.data.splits import known_duplicates, listed
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import (
     DataError,
     checked_label_map,
@@ -32,6 +32,7 @@ from mambaseg.data.validation import (
     label_problems,
 )
 from mambaseg.data.volume import Volume
+from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
 
 T = TypeVar("T")
@@ -207,6 +208,8 @@ def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[
         )
     except DataError as error:
         return Examined(case, (error, *_label_errors(case, error, num_classes)))
+    except UserError:  # such as a missing library, of every case alike
+        raise
     except Exception as error:  # the other cases are still to be looked at
         problem = f"it could not be examined ({type(error).__name__}: {error})"
         remedy = "Leave the case out, and report this as a bug if the file is sound."
@@ -250,13 +253,11 @@ def _duplicates(examined: Iterable[Examined]) -> Iterator[Problem]:
             phases[patients] |= {case.phase or case.id for case in cases}
     for patients, which in sorted(phases.items()):
         problem = f"identical images ({', '.join(sorted(which))})"
-        remedy = "In different parts of a split they leak: leave all but one out."
-        if patients in known_duplicates(patients):
-            remedy = (
-                "So it is in ACDC itself. data.split=random keeps them in one part; a published "
-                "split that does not says so with its scores."
-            )
-        elif len(patients) == 1:
+        remedy = (
+            "data.split=random keeps them in one part; a published split that does not says so "
+            "with its scores."
+        )
+        if len(patients) == 1:
             problem = f"{' and '.join(sorted(which))} are the same image"
             remedy = "Get the patient again."
         yield Problem("warning", ", ".join(patients), problem, remedy)

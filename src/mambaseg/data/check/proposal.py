@@ -97,7 +97,8 @@ def _classes(
     mapped = ordered != list(range(len(ordered))) and len(values) <= MOST_CLASSES
     classes = dict(enumerate(ordered if mapped else range(max(2, ordered[-1] + 1))))
     names = ("background", *(f"class_{index}" for index in range(1, len(classes))))
-    return names, classes, {value: k for k, value in classes.items()} if mapped else None
+    proposed = {value: k for k, value in classes.items()}
+    return names, classes, proposed if mapped else report.layout.config.get("label_map")
 
 
 def memory_at_hand() -> tuple[int, str]:
