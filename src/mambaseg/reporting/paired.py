@@ -25,6 +25,7 @@ Structure = tuple[str, str, int]  # patient, case, class
 RESAMPLES = 10_000
 LEVEL = 0.05
 MOST = 25  # networks of which all pairs are compared
+_AT_ONCE = 2**24  # drawn values that are held at a time: 128 MiB
 _WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -87,7 +88,7 @@ def _bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
         return differences[0], differences[0]
     found = stats.bootstrap(
         (differences,), np.mean, n_resamples=RESAMPLES, method="percentile",
-        rng=np.random.default_rng(0),
+        batch=max(1, _AT_ONCE // len(differences)), rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
