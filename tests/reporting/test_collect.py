@@ -11,10 +11,12 @@ from fake_runs import NAMES, write_run
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.evaluation.summary import summarise
+from mambaseg.reporting.beside import beside_the_papers
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.labels import differences, labels
 from mambaseg.reporting.paired import value_scores
+from mambaseg.reporting.protocol import protocol_grid
 from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.scores import (
     best_middle_worst,
@@ -56,16 +58,18 @@ def test_the_mean_over_cases_is_that_of_each_runs_own_summary(seeds):
                 assert score.sd == pytest.approx(stdev(means))
 
 
-def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds):
+def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds, monkeypatch):
     (comparison,), _, _ = collect(seeds)
     mamba = comparison.entries[1]
     assert outcomes(mamba) == {"scored": 20, "missed": 4, "false_positive": 0, "both_empty": 0}
     assert estimate(mamba, "dice").undefined == 0
     distance = estimate(mamba, "hd95_mm", class_name="RV")
     assert (distance.values, distance.undefined) == (4, 4)
+    there = {"scored": 20, "missed": 4, "false_positive": 3, "both_empty": 5}
+    monkeypatch.setattr("mambaseg.reporting.cautions.outcomes", lambda _: there)
     assert any(
         "mamba_unet found nothing for 4 of 24 structures" in said for said in cautions(comparison)
-    )
+    ), "what is not in the reference cannot be missed"
 
 
 def test_a_mean_over_some_seeds_only_says_so(tmp_path):
@@ -259,6 +263,31 @@ def test_a_rescored_checkpoint_is_a_row_that_says_so(seeds, tmp_path):
     (comparison,), _, _ = collect(tmp_path / "copy")
     labelled = [entry.label for entry in comparison.entries]
     assert "unet · checkpoint=some-run/best.ckpt" in labelled and "unet" in labelled
+
+
+def test_a_rescored_checkpoint_claims_no_recipe_seed_method_or_labels(tmp_path):
+    same = {"size": 16, "title": "ACDC", "split": {"name": "ssl4mis", "hash": "b", "note": ""}}
+    way = {"method.name": "cps", "method._target_": "mambaseg.training.methods.x.Peers"}
+    write_run(tmp_path, seed=1, **same)
+    write_run(tmp_path, seed=2, **same)
+    write_run(tmp_path, name="cps", config=way, **same)
+    path = write_run(tmp_path, name="again", optim="adamw", **same)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config |= {"checkpoint": "/far/run/checkpoints/best.ckpt", "augmentation": {}}
+    config["data"] |= {"batch_size": 24, "steps": 30000}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (comparison,), _, _ = collect(tmp_path)
+    own = "unet · checkpoint=run/best.ckpt"
+    assert own in [entry.label for entry in comparison.entries]
+    rows = dict(protocol_grid(comparison).rows)
+    assert own not in rows["seeds"] and "unet · cps: 1" in rows["seeds"]
+    assert rows["optimizer"].count("SGD") == 1 and "AdamW" not in rows["optimizer"]
+    assert not {"batch", "steps", "augmentation"} & set(rows)
+    assert not any(own in said and "seed" in said for said in cautions(comparison))
+    labels = {row[0]: row[1] for row in score_grids(comparison)[0].rows}
+    assert labels[own] == "not recorded" and labels["unet · cps"] == ""
+    (grid,) = beside_the_papers(comparison)
+    assert {row[0] for row in grid.rows if "quoted" not in row[0]} == {*labels} - {own}
 
 
 def test_the_same_weights_at_two_places_are_one_row_and_other_content_is_another(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.costs import device
+from mambaseg.reporting.runs import UNKNOWN
 from mambaseg.reporting.scores import outcomes
 from mambaseg.reporting.tables import seen_note
 
@@ -45,7 +46,7 @@ def _data(comparison: Comparison) -> Iterator[str]:
 def _labels(comparison: Comparison) -> Iterator[str]:
     told: dict[str, list[str]] = defaultdict(list)
     for entry in comparison.entries:
-        for labels in dict.fromkeys(run.supervision for run in entry.runs):
+        for labels in {run.supervision: None for run in entry.runs if run.supervision != UNKNOWN}:
             told[labels].append(entry.label)
     if len(told) > 1:
         parts = "; ".join(f"{labels}: {', '.join(entries)}" for labels, entries in told.items())
@@ -81,7 +82,8 @@ def _patients(comparison: Comparison) -> Iterator[str]:
 
 
 def _repeats(comparison: Comparison) -> Iterator[str]:
-    seeds = {entry.label: len(entry.by_seed) for entry in comparison.entries}
+    trained = [entry for entry in comparison.entries if not entry.runs[0].rescored]
+    seeds = {entry.label: len(entry.by_seed) for entry in trained}
     if single := [label for label, count in seeds.items() if count == 1]:
         yield (
             f"Only one seed was trained for {', '.join(single)}, so seed-to-seed variation is "
@@ -106,9 +108,9 @@ def _missed(comparison: Comparison) -> Iterator[str]:
         consequence = "These have no surface distance and are left out of HD95 and ASSD"
     for entry in comparison.entries:
         counts = outcomes(entry)
-        if counts["missed"]:
+        if missed := counts["missed"]:
             yield (
-                f"{entry.label} found nothing for {counts['missed']} of {sum(counts.values())} "
+                f"{entry.label} found nothing for {missed} of {missed + counts['scored']} "
                 f'structures. {consequence} (policy "{policy}").'
             )
 

@@ -18,13 +18,15 @@ _VERSIONS = ("python", "mambaseg", "torch", "lightning", "monai")
 # where things are on one machine, and how jobs are started: it changes no number
 _PLACES = ("outputs", "run_dir", "data.root", "data.cache_dir", "logger", "hydra", "rerun")
 _FILES = ("checkpoint", "init_from", "run")  # and keys with a dot may name one
+# where a network was only scored, these are defaults of the configuration that trained nothing
+_RECIPE = ("method", "optimizer", "learning rate", "loss", "steps", "batch", "augmentation")
 _MOST = 6  # commands that are shown where they are no sweep
 
 
 def protocol_grid(comparison: Comparison) -> Grid:
     """A row per subject; where the runs differ, each value with the networks that have it."""
     rows = [["command", "\n".join(commands(comparison.runs))], ["seeds", _seeds(comparison)]]
-    rows += [[name, _of_entries(comparison, tell)] for name, tell in _TOLD.items()]
+    rows += [[name, _of_entries(comparison, name)] for name in _TOLD]
     return Grid("Protocol", ["", "value"], [row for row in rows if row[1]], wide=2)
 
 
@@ -48,7 +50,7 @@ def commands(runs: Sequence[RunData]) -> list[str]:
 def _words(run: RunData) -> dict[str, str]:
     """Overrides by key, without places; of a file's name the last part."""
     parted = (word.partition("=") for word in run.record["overrides"])
-    script = "evaluate" if "checkpoint" in run.config else "train"
+    script = "evaluate" if run.rescored else "train"
     shown = {
         key: text_of(key, value) if "." in key or key in _FILES else value
         for key, _, value in parted if not key.lstrip("+~").startswith(_PLACES)
@@ -67,11 +69,12 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if double else shlex.quote(word)
 
 
-def _of_entries(comparison: Comparison, tell: Callable[[RunData, Mapping[str, Any]], str]) -> str:
+def _of_entries(comparison: Comparison, name: str) -> str:
     """What all runs share, or each value with its entries; those that tell nothing are left out."""
     texts: dict[str, list[str]] = {}
     for entry in comparison.entries:
-        own = dict.fromkeys(tell(run, flatten(run.config)) for run in entry.runs)
+        runs = [run for run in entry.runs if not (run.rescored and name in _RECIPE)]
+        own = dict.fromkeys(_TOLD[name](run, flatten(run.config)) for run in runs)
         texts.setdefault(" / ".join(filter(None, own)), []).append(entry.label)
     if len(texts) == 1:
         return next(iter(texts))
@@ -80,11 +83,12 @@ def _of_entries(comparison: Comparison, tell: Callable[[RunData, Mapping[str, An
 
 def _seeds(comparison: Comparison) -> str:
     texts: dict[str, list[str]] = {}
-    for entry in comparison.entries:
+    trained = [entry for entry in comparison.entries if not entry.runs[0].rescored]
+    for entry in trained:
         texts.setdefault(", ".join(map(str, entry.by_seed)), []).append(entry.label)
-    if len(texts) == 1:
+    if len(texts) == 1 and len(trained) == len(comparison.entries):
         (seeds,) = texts
-        return f"{seeds} ({counted(len(comparison.entries[0].by_seed), 'training')} per network)"
+        return f"{seeds} ({counted(len(trained[0].by_seed), 'training')} per network)"
     return "; ".join(f"{', '.join(labels)}: {seeds}" for seeds, labels in texts.items())
 
 
@@ -141,10 +145,6 @@ def _augmentation(run: RunData, _: Mapping[str, Any]) -> str:
     return ", ".join(told) or "none"
 
 
-def _loss(_: RunData, config: Mapping[str, Any]) -> str:
-    return _with(_name(config, "loss"), _arguments(config, "loss", set()))
-
-
 def _method(run: RunData, config: Mapping[str, Any]) -> str:
     if run.method == "supervised":
         return ""
@@ -176,10 +176,6 @@ def _code(run: RunData, _: Mapping[str, Any]) -> str:
     code = run.record.get("code") or {}
     changed = " with local changes" if code.get("dirty") else ""
     return f"commit {code['commit'][:10]}{changed}" if code.get("commit") else ""
-
-
-def _scan(run: RunData, _: Mapping[str, Any]) -> str:
-    return str(run.record.get("scan_backend") or "")
 
 
 def _device(run: RunData, config: Mapping[str, Any]) -> str:
@@ -215,24 +211,20 @@ def _post_processing(run: RunData, _: Mapping[str, Any]) -> str:
     return "largest component of every structure" if every else ""
 
 
-def _views(run: RunData, _: Mapping[str, Any]) -> str:
-    return str(run.summary.get("views") or "")
-
-
 _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "data": _counts,
     "method": _method,
     "optimizer": _optimizer,
     "learning rate": _rate,
-    "loss": _loss,
+    "loss": lambda _, config: _with(_name(config, "loss"), _arguments(config, "loss", set())),
     "steps": _steps,
     "batch": _batch,
     "image size": _size,
     "augmentation": _augmentation,
     "post-processing": _post_processing,
-    "views of a slice": _views,
+    "views of a slice": lambda run, _: str(run.summary.get("views") or ""),
     "versions": _versions,
     "code": _code,
     "device": _device,
-    "scan": _scan,
+    "scan": lambda run, _: str(run.record.get("scan_backend") or ""),
 }

@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 SIZE = 1e15  # an upper bound of every number in a run folder: operations, voxels, ml, mm, s, bytes
 SEGMENTATION = "segmentation"
+UNKNOWN = "not recorded"
 _FOLD = re.compile(r"^(?P<base>.+)-fold(?P<fold>\d{1,4})$")
 _REPEATS = {"seed", "data.seed", "data.fold", "data.find_cases.fold"}  # may differ in an entry
 
@@ -54,11 +55,10 @@ _GROUPS: dict[str, Any] = {
 _SUMMARY = {"data": "", "split": {"name": "", "hash": ""}}
 _CONVENTION = {"convention": {"policy": "", "tolerance_mm": 1.0, "tolerance_vox": 1.0}}
 _MEANS: dict[str, Any] = {"cases": 1, "scores": {}}
-_LEARNT: dict[str, Any] = {"supervision": {"labelled": 1, "patients": 1, "labels": ""},
-                            "network": "", "views": ""}  # fmt: skip
 _ABOUT = {
     "convention": {"distances": ""}, "task": "", "title": "", "note": "", "seen": {"cases": {}},
     "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}], "keep_largest": {},
+    "supervision": {"labelled": 1, "patients": 1, "labels": ""}, "network": "", "views": "",
 }  # fmt: skip
 # follow from the method's name and its partners
 _IMPLIED = ("method._target_", "method._partial_", "method.networks", "data.unlabelled")
@@ -85,6 +85,11 @@ class RunData:
         return str(self.summary.get("task") or SEGMENTATION)
 
     @property
+    def rescored(self) -> bool:
+        """Whether it scored a given network: its configuration says nothing of the training."""
+        return bool(self.config.get("checkpoint"))
+
+    @property
     def model(self) -> str:
         """Names of the networks that were trained together, mostly of one."""
         return " + ".join(self.networks)
@@ -109,10 +114,10 @@ class RunData:
 
     @property
     def supervision(self) -> str:
-        """Which labels it learnt from: `all`, `7 of 70`, `scribbles of 80`."""
+        """Which labels it learnt from: `all`, `7 of 70`, `scribbles of 80`, or `UNKNOWN`."""
         about = self.summary.get("supervision")
         if not about:
-            return "all"
+            return UNKNOWN if self.rescored else "all"
         some = about["labelled"] < about["patients"]
         patients = f"{about['labelled']}" + (f" of {about['patients']}" if some else "")
         return patients if about["labels"] == "dense" else f"{about['labels']}s of {patients}"
@@ -130,8 +135,7 @@ class RunData:
     @property
     def fold(self) -> int | None:
         """Fold of a cross-validation, None where the split has no folds."""
-        # From the split's name: data.fold may be set where the split has no use for it.
-        match = _FOLD.match(self.split["name"])
+        match = _FOLD.match(self.split["name"])  # data.fold may be set where a split has no folds
         return int(match["fold"]) if match else None
 
     @property
@@ -165,11 +169,8 @@ class RunData:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Flat scientific configuration without seed and fold, `optim.optimizer.lr` style.
-
-        The method is its name and its own arguments.
-        """
-        flat = {**_settings(self.config), "method": self.method}
+        """Flat scientific configuration without seed and fold; a method is name and arguments."""
+        flat = _settings(self.config) | ({} if self.rescored else {"method": self.method})
         return {key: value for key, value in flat.items() if key not in _IMPLIED}
 
     @cached_property
@@ -297,7 +298,6 @@ def read_run(path: str | Path) -> RunData:
 
 def _check_networks(summary: Mapping[str, Any]) -> None:
     """What a metrics.json says of a method's networks, and of the labels that were read."""
-    _check(summary, _LEARNT, required=False)
     if (about := summary.get("supervision")) is not None:
         _require({"labelled", "patients", "labels"} <= about.keys(), "supervision")
     if (networks := summary.get("networks")) is not None:
