@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from mambaseg.evaluation.metrics import Metric, score_case
 from mambaseg.evaluation.volumetric_similarity import VolumetricSimilarity
 from runs import UNET, trained
 
@@ -76,3 +77,18 @@ def test_volumetric_similarity_by_hand():
     assert measure(one, one, None) == 1
     assert measure(one & ~one, three, None) == 0
     assert measure(one & ~one, one & ~one, None) is None
+
+
+class Ill(Metric):
+    """Divides by zero as NumPy does."""
+
+    def measure(self, prediction, reference, spacing):
+        return np.float64(np.nan if reference.sum() > 20 else np.inf)
+
+
+def test_what_is_no_number_is_undefined():
+    labels = np.zeros((1, 6, 6), np.uint8)
+    labels[0, :2] = 1
+    rows = score_case(labels, labels, num_classes=2, more=[Ill("ill", "ill")])
+    assert [row["ill"] for row in rows] == [None, None]
+    assert [row["dice"] for row in rows] == [1, 1]

@@ -245,6 +245,9 @@ def test_labels_say_what_differs_and_nothing_else():
     depths = [("unet", {**base, "model.depth": value}) for value in (2, 3)]
     assert labels(depths) == ["unet · depth=2", "unet · depth=3"]
     assert labels([("unet", base), ("swin", base)]) == ["unet", "swin"]
+    both = [("unet", {**base, "evaluation.tta": own, "evaluation.keep_largest": own})
+            for own in (False, True)]  # fmt: skip
+    assert list(differences(both)) == ["evaluation.keep_largest", "evaluation.tta"]
 
 
 def test_settings_that_only_some_have_are_named_where_needed():

@@ -109,6 +109,15 @@ def test_each_network_of_a_method_and_their_mean_are_rows(comparison):
     assert len(rows) == 5
 
 
+def test_a_networks_folds_are_averaged_and_this_is_said(tmp_path):
+    semi = {"config": method("cps", "Peers", ["b"]), "network": "unet", "size": 16,
+            "networks": {"unet": foreground(0.8), "b": foreground(0.7)}}  # fmt: skip
+    for fold in (0, 1):
+        write_run(tmp_path, fold=fold, **semi)
+    (found,), _, _ = collect(tmp_path)
+    assert "mean of their means" in networks_grid(found).notes[-1]
+
+
 def test_methods_are_compared_in_pairs_by_their_results(comparison):
     found = pairs(comparison, compared_metrics(comparison)[0])
     assert {(pair.first, pair.second) for pair in found} == {

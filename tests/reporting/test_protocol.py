@@ -9,6 +9,7 @@ from PIL import Image
 
 from mambaseg.reporting.cards import deck
 from mambaseg.reporting.collect import collect
+from mambaseg.reporting.figures import CLASS_COLOURS, overlay, overlay_cells
 from mambaseg.reporting.protocol import commands, protocol_grid
 
 
@@ -57,6 +58,17 @@ def test_what_differs_is_told_with_its_networks(tmp_path):
     assert "unet" in rows["optimizer"] and "AdamW (betas=[0.9,0.999])" in rows["optimizer"]
     assert rows["scan"].startswith("mamba_unet") and rows["scan"].endswith(": numba")
     assert "command" not in rows  # not recorded: by an earlier version
+
+
+def test_a_prediction_of_another_slice_is_not_put_on_an_image():
+    shown = {name: np.zeros((2, 20, 24), np.uint8) for name in ("image", "truth", "prediction")}
+    other = {**shown, "prediction": np.stack([np.full((20, 24), k, np.uint8) for k in (1, 2)])}
+    shown["slices"], other["slices"] = np.array([3, 5], np.int16), np.array([5, 7], np.int16)
+    rows, _ = overlay_cells({"ED": {"a": shown, "b": other}}, ["a", "b"])
+    assert rows[0][-2:] == [None, None]
+    assert np.array_equal(
+        rows[1][-2], overlay(np.zeros((20, 24)), np.ones((20, 24)), CLASS_COLOURS)
+    )
 
 
 def test_each_network_has_a_card_beside_image_and_truth():

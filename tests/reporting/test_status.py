@@ -19,6 +19,13 @@ SCRIPT = Path(__file__).parents[2] / "src" / "report.py"
 def write(folder, name, **record):
     (folder / name).mkdir()
     (folder / name / "run.json").write_text(json.dumps(record))
+    if "heartbeat" in record:
+        written(folder / name / "run.json", record["heartbeat"])
+
+
+def written(file, moment):
+    """Dates a file back."""
+    os.utime(file, (datetime.datetime.fromisoformat(moment).timestamp(),) * 2)
 
 
 def write_job(folder, seed, run, error=None):
@@ -69,7 +76,7 @@ def test_every_state_is_told_with_its_cause(experiment):
     found = {run.name: (run.state, run.cause) for run in states(experiment, now=NOW)}
     assert found["alive"] == ("running", "")
     assert found["elsewhere"] == ("running", "")
-    assert found["silent"] == ("interrupted", "no heartbeat for 1 h 1 min")
+    assert found["silent"] == ("interrupted", "no sign of life for 1 h 1 min")
     assert found["gone"][0] == "interrupted" and "is gone" in found["gone"][1]
     assert found["failed"] == ("failed", "UserError: no data")
     assert found["stopped"] == ("interrupted", "stopped by SIGINT")
@@ -105,6 +112,16 @@ def test_without_a_heartbeat_the_files_tell(tmp_path):
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
     assert [run.state for run in states(tmp_path)] == ["running"]
     assert [run.state for run in states(tmp_path, now=later)] == ["interrupted"]
+
+
+@pytest.mark.parametrize("minutes", [59, 61])
+def test_a_run_that_writes_its_log_lives_without_heartbeats(tmp_path, minutes):
+    write(tmp_path, "long", status="running", heartbeat=heartbeat(300))
+    (tmp_path / "long" / "train.log").write_text("scored 30 of 50 cases\n")
+    written(tmp_path / "long" / "train.log", heartbeat(minutes))
+    (run,) = states(tmp_path, now=NOW)
+    lost = ("interrupted", "no sign of life for 1 h 1 min")
+    assert (run.state, run.cause) == (("running", "") if minutes < 60 else lost)
 
 
 def test_a_damaged_list_of_jobs_is_no_obstacle(tmp_path):

@@ -10,8 +10,6 @@ which is F1 times the mean IoU of the pairs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
@@ -22,16 +20,8 @@ Mask = npt.NDArray[np.bool_]
 IOU = 0.5
 
 
-class Matches(NamedTuple):
-    """Components of a prediction and a reference."""
-
-    predicted: int  # how many there are
-    there: int
-    ious: npt.NDArray[np.float64]  # of the pairs that match
-
-
-def match_components(prediction: Mask, reference: Mask) -> Matches:
-    """Matches the components of two masks (Z, H, W)."""
+def match_components(prediction: Mask, reference: Mask) -> tuple[int, int, npt.NDArray[np.float64]]:
+    """How many components each of two masks (Z, H, W) has, and the IoUs of the pairs that match."""
     from scipy.ndimage import generate_binary_structure, label
 
     touching = generate_binary_structure(prediction.ndim, prediction.ndim)
@@ -45,7 +35,7 @@ def match_components(prediction: Mask, reference: Mask) -> Matches:
     our, their = np.divmod(pairs, there + 1)
     sizes = np.bincount(ours.ravel())[our] + np.bincount(theirs.ravel())[their]
     ious = common / (sizes - common)
-    return Matches(int(predicted), int(there), ious[ious > IOU])
+    return int(predicted), int(there), ious[ious > IOU]
 
 
 class ComponentScore(Metric):
@@ -63,11 +53,7 @@ class ComponentScore(Metric):
 
     def measure(self, prediction: Mask, reference: Mask, spacing: Spacing | None) -> float | None:
         """The score in [0, 1]; None where both masks are empty."""
-        found = match_components(prediction, reference)
-        pairs = len(found.ious)
-        total = {
-            "precision": found.predicted,
-            "recall": found.there,
-        }.get(self.score, (found.predicted + found.there) / 2)
-        won = found.ious.sum() if self.score == "panoptic_quality" else pairs
+        predicted, there, ious = match_components(prediction, reference)
+        total = {"precision": predicted, "recall": there}.get(self.score, (predicted + there) / 2)
+        won = ious.sum() if self.score == "panoptic_quality" else len(ious)
         return float(won / total) if total else None

@@ -43,6 +43,7 @@ an error on a false positive (no ACDC volume lacks a class).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -93,7 +94,7 @@ class Metric:
         reference: npt.NDArray[np.bool_],
         spacing: Spacing | None,
     ) -> float | None:
-        """The score of one class in one case, None if it is undefined.
+        """The score of one class in one case, None (or NaN, infinite) if it is undefined.
 
         Masks are (Z, H, W) at native resolution; spacing is the voxel size (z, y, x) in mm, None
         if it is unknown.
@@ -236,7 +237,7 @@ def score_case(
         voxels = _overlap(counts, labels)
         row: Row = {"class": index, "outcome": _outcome(*voxels), **dict.fromkeys(columns)}
         row |= _counted(int(counts.sum()), *voxels, spacing)
-        row |= {metric.name: metric.measure(*masks, spacing) for metric in more}
+        row |= {metric.name: _finite(metric.measure(*masks, spacing)) for metric in more}
         if row["outcome"] != "scored":
             scored = _EMPTY[policy][row["outcome"]]
             row |= _empty(*scored, expected.shape, spacings, columns, more)
@@ -300,6 +301,10 @@ def _counted(
         "volume_ml": millilitres and voxels * millilitres,
         "reference_volume_ml": millilitres and reference_voxels * millilitres,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _ratio(part: int, whole: int) -> float | None:

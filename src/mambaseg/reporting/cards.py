@@ -65,14 +65,15 @@ def deck(
     columns = [("image and truth", ("image", "truth"))]
     columns += [(heading, ("prediction", "error")) for heading in headings.values()]
     cards = [
-        Card(heading, own, _png(canvas[:, 2 * width * k : 2 * width * (k + 1)]))
+        Card(heading, own, png(canvas[:, 2 * width * k : 2 * width * (k + 1)]))
         for k, (heading, own) in enumerate(columns)
     ]
     legend = class_colours(class_names, errors=True, unlabelled=has_unlabelled(cases))
     return Deck(tuple(cards), tuple(names), legend)
 
 
-def _png(pixels: Pixels) -> str:
+def png(pixels: Pixels) -> str:
+    """Colours (H, W, 3) in [0, 1] as a PNG in base64."""
     from PIL import Image
 
     buffer = io.BytesIO()

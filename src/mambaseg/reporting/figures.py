@@ -153,7 +153,7 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
     labels = [arrays["prediction"] for arrays in own.values()] + ([] if truth is None else [truth])
     window = np.s_[:, :] if is_flat(first) else _crop(np.concatenate(labels))
     rows = []
-    for index in range(len(first["slices"])):
+    for index, z in enumerate(first["slices"]):
         grey = first["image"][index][window] / 255
         cells: list[Pixels | None] = [overlay(grey, np.zeros(grey.shape[:2], int), CLASS_COLOURS)]
         there = None if truth is None else truth[index][window]
@@ -161,10 +161,10 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
             cells.append(overlay(grey, there, CLASS_COLOURS))
         for network in networks:
             arrays = own.get(network)
-            if arrays is None or index >= len(arrays["prediction"]):
+            if arrays is None or z not in arrays["slices"]:  # chosen by predictions: empty truth
                 cells += [None] if there is None else [None, None]
                 continue
-            predicted = arrays["prediction"][index][window]
+            predicted = arrays["prediction"][arrays["slices"] == z][0][window]
             cells.append(overlay(grey, predicted, CLASS_COLOURS))
             if there is not None:
                 errors, colours = _error_map(there, predicted), tuple(ERROR_COLOURS.values())

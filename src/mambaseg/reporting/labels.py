@@ -9,6 +9,7 @@ from typing import Any
 Setting = tuple[str, Mapping[str, Any]]  # network, flat configuration
 
 _ABSENT = "–"
+_FOLLOW = (".scheduler.", ".find_cases.")  # in keys that mostly repeat the value of another one
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,13 +27,14 @@ def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     """What differs: key -> its value in each setting, `–` where a setting has no such key.
 
     Arguments of a network, or of a method, count only between settings of that one: that UNet has
-    no window size is no news. A key that always has the value of one listed before (a schedule's
-    length and the number of steps) is left out.
+    no window size is no news. What follows from other keys (a schedule's length from the number of
+    steps) is left out where it always has the value of a key listed before.
     """
     found: dict[str, list[str]] = {}
     for key in sorted({key for _, flat in settings for key in flat}, key=_importance):
         values = [text_of(key, flat[key]) if key in flat else _ABSENT for _, flat in settings]
-        if any(_varying(key, settings, values)) and values not in found.values():
+        again = any(part in key for part in _FOLLOW) and values in found.values()
+        if any(_varying(key, settings, values)) and not again:
             found[key] = values
     return found
 

@@ -37,6 +37,8 @@ def networks_grid(comparison: Comparison) -> Grid | None:
         "result that all other tables show. Scores as in the first table: per class over cases, "
         "then over the foreground classes; ± standard deviation over seeds."
     ]
+    if any(entry.folds for entry in comparison.entries):
+        notes.append("Of folds the mean of their means: other tables pool their cases first.")
     header = ["network", "trained", "chosen", *map(heading, metrics)]
     return Grid("Networks of each method", header, rows, notes, wide=3, marks=marks)
 

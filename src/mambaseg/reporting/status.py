@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STATES = ("done", "running", "interrupted", "failed", "damaged", "missing", "skipped")
-SILENT = 3600.0  # s without a heartbeat after which a run counts as interrupted
+SILENT = 3600.0  # s without a heartbeat or a written file until a run counts as interrupted
 
 
 class RunState(NamedTuple):
@@ -119,14 +119,12 @@ def _alive(path: Path, record: Mapping[str, Any], now: datetime.datetime) -> tup
     single = isinstance(pid, int) and 0 < pid < 1 << 31  # others mean groups of processes
     if single and host == this_host() and not _process_lives(int(pid or 0)):
         return "interrupted", f"process {pid} is gone"
-    beat = _parse(record.get("heartbeat"))
-    if beat is None:  # the files that a run writes meanwhile
-        files = [path / name for name in ("run.json", "metrics.csv", "train.log")]
-        newest = max(file.stat().st_mtime for file in files if file.is_file())
-        beat = datetime.datetime.fromtimestamp(newest, datetime.UTC)
-    silence = (now - beat).total_seconds()
+    files = [path / name for name in ("run.json", "metrics.csv", "train.log")]
+    written = max(file.stat().st_mtime for file in files if file.is_file())
+    last = datetime.datetime.fromtimestamp(written, datetime.UTC)
+    silence = (now - max(last, _parse(record.get("heartbeat")) or last)).total_seconds()
     if silence > SILENT:
-        return "interrupted", f"no heartbeat for {duration(silence)}"
+        return "interrupted", f"no sign of life for {duration(silence)}"
     step = record.get("steps")
     return "running", f"step {step}" if isinstance(step, int) else ""
 

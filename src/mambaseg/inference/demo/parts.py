@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from functools import cache
 from itertools import cycle
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.inference.demo.study import Segmented, Volume
 from mambaseg.inference.predictor import Predictor
+from mambaseg.reporting.cards import png
 from mambaseg.reporting.figures import CLASS_COLOURS, overlay
 from mambaseg.reporting.page import template_of
 
@@ -78,18 +77,10 @@ def pictures(volume: Volume, z: int) -> str:
     shown = {"Image": np.zeros_like(labels), "With labels": labels}
     return part(
         "pictures",
-        {name: _png(overlay(grey, chosen, CLASS_COLOURS)) for name, chosen in shown.items()},
+        {name: png(overlay(grey, chosen, CLASS_COLOURS)) for name, chosen in shown.items()},
         f"{where}slice {z + 1} of {len(volume.labels)}",
         f"{ratio:.4f}",
     )
-
-
-def _png(pixels: npt.NDArray[np.float64]) -> str:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(stream, format="PNG")
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 def sizes(volume: Volume, class_names: Sequence[str]) -> str:

@@ -17,9 +17,16 @@ for (const table of document.querySelectorAll("table")) {
 
 function compare(a, b, column) {
   const [x, y] = [a, b].map((row) => row.cells[column].textContent.trim());
-  const [p, q] = [x, y].map((text) => parseFloat(text.replace(/,/g, "").replace("−", "-").replace(/^</, "")));
+  const [p, q] = [x, y].map(number);
   if (Number.isNaN(p) || Number.isNaN(q)) {
     return Number.isNaN(p) && Number.isNaN(q) ? x.localeCompare(y) : Number.isNaN(p) ? 1 : -1;
   }
   return p - q;
+}
+
+// 3 h 20 min and 45 s in seconds.
+function number(text) {
+  const parts = /^(?:(\d+) h)? ?(?:(\d+) min)? ?(?:(\d+) s)?$/.exec(text);
+  if (text && parts) return 3600 * (parts[1] || 0) + 60 * (parts[2] || 0) + 1 * (parts[3] || 0);
+  return parseFloat(text.replace(/,/g, "").replace("−", "-").replace(/^</, ""));
 }
