@@ -11,17 +11,24 @@ import pytest
 import torch
 from torch import nn
 
+from mambaseg.app.benchmarks import _labels, _overrides
 from mambaseg.benchmark import growth as growth_of
 from mambaseg.benchmark import measure, truth
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.measure import Protocol, peak_memory, time_interleaved
-from mambaseg.benchmark.networks import profile_networks, training
-from mambaseg.benchmark.scans import Shape, shapes_of
+from mambaseg.benchmark.networks import (
+    inference,
+    measure_networks,
+    profile_networks,
+    training,
+)
+from mambaseg.benchmark.scans import Shape, measure_scans, shapes_of
 from mambaseg.errors import UserError
 from mambaseg.evaluation.costs import count_operations
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
 from mambaseg.models.trans_unet import TransformerBlock
 from mambaseg.scan import chunked
+from runs import composed
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -242,6 +249,42 @@ def test_the_page_of_all_networks_times_a_training_step_too():
     assert 0 < row["median_s"] < row["step_s"] < 10 and row["layer_macs"] > 0
 
 
+def test_a_network_that_does_not_fit_the_memory_costs_the_others_nothing(caplog):
+    image, built = torch.rand(1, 1, 32, 32), []
+
+    def too_large(times):
+        built.append(None)
+        if len(built) > times:
+            raise torch.OutOfMemoryError
+        return narrow()
+
+    def narrow():
+        return UNet(1, 4, widths=(4, 8), dropout=(0, 0))
+
+    builders = {"large": lambda: too_large(0), "second": narrow, "beside": lambda: too_large(2)}
+    step = inference(image, autocast=False)
+    record = measure_networks(builders, step, Protocol(CPU, 1), images=1)
+    assert [row["network"] for row in record["rows"]] == ["second"]
+    assert set(record["notes"]) == {
+        "large: out of memory", "beside: out of memory beside the others",
+    }  # fmt: skip
+    rows = list(growth_of._steps({"large": lambda: too_large(0), "second": narrow}, step,
+                                 Protocol(CPU, 1)))  # fmt: skip
+    assert [row["what"] for row in rows] == ["second"] and "large: out of memory" in caplog.text
+
+
+def test_a_scan_without_a_backend_left_has_no_rows():
+    shapes = shapes_of(["stage4"], size=32, batch=1)
+    record = measure_scans(shapes, Protocol(CPU, 1), ["2d"], ["reference"], loop_limit=0)
+    assert record["rows"] == [] and record["notes"] == ["stage4: the loop is left out (loop_limit)"]
+
+
+def test_all_is_every_network_and_not_its_letters():
+    labels = _labels(composed("what=loop", "models=all", script="benchmark"))
+    assert {"unet", "mamba_unet"} < set(labels)
+    assert _overrides("unet widths=[4,8]") == ["model=unet", "model.widths=[4,8]"]
+
+
 def test_fused_attention_is_counted_on_every_device():
     tokens, dim = 50, 64
     block = TransformerBlock(dim, heads=4, hidden=96, dropout=0.0)
@@ -262,6 +305,7 @@ def test_an_unknown_benchmark_is_answered_with_the_known_ones(typed):
         (("scan", "backends=[triton]"), "triton"),
         (("scan", "shapes=[stage9]"), "stage9"),
         (("gpu",), "root=<folder of ACDC>"),
+        (("gpu", "root=x", "models=[unet,'unet widths=[4,8]']"), "not ['unet widths=[4,8]']"),
     ],
 )
 def test_what_cannot_be_measured_ends_in_one_message(typed, tmp_path, words, says):
@@ -418,11 +462,12 @@ def test_a_growth_that_cannot_be_measured_is_refused(typed, tmp_path, word):
 def test_the_loop_is_measured_beside_its_bare_step(measured, phantom_root):
     words = [
         f"data.root={phantom_root}", f"data.cache_dir={phantom_root.parent}",
-        "data.prepare.patients=8", "model.widths=[4,8]", "model.dropout=[0,0]",
+        "data.prepare.patients=8",
     ]  # fmt: skip
-    few = f"train={words}"
-    out, record = measured("loop", "models=[unet]", "size=32", "batch=2", few)
+    network = "unet widths=[4,8] dropout=[0,0]"
+    out, record = measured("loop", f"models=['{network}']", "size=32", "batch=2", f"train={words}")
     (row,) = record["rows"]
+    assert row["network"] == network
     assert row["steps"] == 88 and row["loop_s"] > 0 < row["bare_s"]
     assert row["added"] == pytest.approx(row["loop_s"] / row["bare_s"] - 1)
     assert "the step alone" in out

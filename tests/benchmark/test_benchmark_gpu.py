@@ -57,18 +57,16 @@ def test_a_failed_part_costs_the_others_nothing(tmp_path, caplog):
 
 
 def test_a_part_is_asked_to_stop_at_its_limit_and_may_save(tmp_path, monkeypatch):
-    there, state, wait = machine(tmp_path), tmp_path / "state", gpu._wait
+    there, state, wait = machine(tmp_path), tmp_path / "state", Machine._wait
 
-    def limited(process, seconds):
-        if process.args[-1] == str(state):
-            assert seconds <= 2  # not a moment to wait for on a slow machine
-            while process.poll() is None and not (state.exists() and state.read_text()):
-                time.sleep(0.05)
-            seconds = 0
-        return wait(process, seconds)
+    def limited(self, running, start):  # from when it listens, also on a slow machine
+        process = next(iter(running.values()))
+        while process.poll() is None and not (state.exists() and state.read_text()):
+            time.sleep(0.05)
+        wait(self, running, start - 30)
 
-    monkeypatch.setattr(gpu, "_wait", limited)
-    there.run(code("polite", POLITE, state, limit_s=2.0), code("quick", "print(1)"))
+    monkeypatch.setattr(Machine, "_wait", limited)
+    there.run(code("polite", POLITE, state, limit_s=30.0), code("quick", "print(1)"))
     assert {part["name"]: part["status"] for part in there.parts} == {
         "polite": "stopped", "quick": "done",
     }  # fmt: skip
@@ -76,11 +74,24 @@ def test_a_part_is_asked_to_stop_at_its_limit_and_may_save(tmp_path, monkeypatch
 
 
 def test_what_does_not_listen_is_killed_before_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE_S", 0.3)
-    there = machine(tmp_path, seconds=1.5)
-    there.run(code("stubborn", STUBBORN))
-    assert there.parts[0]["status"] == "stopped"
+    monkeypatch.setattr(gpu, "GRACE_S", 1.0)
+    there = machine(tmp_path, seconds=2.0)
+    there.run(code("stubborn", STUBBORN), code("another", STUBBORN))
+    assert {part["status"] for part in there.parts} == {"stopped"}
+    one, other = (part["seconds"] for part in there.parts)
+    assert abs(one - other) < 0.6  # both were asked at once
     assert (tmp_path / "logs" / "stubborn.log").read_text() == ""  # it did not wake up
+
+
+def test_a_part_is_noted_when_it_ends_and_not_after_those_before_it(tmp_path):
+    waits = (
+        "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(.02)"
+    )
+    there = machine(tmp_path)
+    there.run(code("slow", waits, tmp_path / "parts.json", limit_s=20.0), code("quick", "print(1)"))
+    assert [(part["name"], part["status"]) for part in there.parts] == [
+        ("quick", "done"), ("slow", "done"),
+    ]  # fmt: skip
 
 
 def test_parts_are_chosen_by_the_beginning_of_their_names(tmp_path):

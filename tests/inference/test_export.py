@@ -13,7 +13,9 @@ from torch import nn
 from mambaseg.errors import UserError
 from mambaseg.inference.export import SUFFIX, export_network
 from mambaseg.models import AnySize, MambaUNet, ScanBlock, UNet
+from runs import entered
 from small_networks import NAMES, small_network
+from tiny_checkpoints import WIDTHS, write_checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -94,6 +96,20 @@ def test_the_description_says_what_a_user_of_the_file_must_know(tmp_path):
     assert facts["output"] == {"name": "logits", "classes": ABOUT["classes"]}
     assert facts["difference"] == parity.difference < 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n.onnx", "n.onnx.json"]
+
+
+def test_the_command_tells_all_and_writes_nothing_outside_the_folder(tmp_path, monkeypatch):
+    arguments = {"in_channels": 1, "num_classes": 4, "widths": WIDTHS, "dropout": [0.0, 0.0]}
+    model = {"name": "../../x", "config": "unet", "arguments": arguments}
+    parts = {"regions": {"heart": [1, 2, 3]}, "keep_largest": {"heart": [1, 2, 3]}}
+    path = write_checkpoint(tmp_path / "tiny.ckpt", model=model, **parts)
+    (here := tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert entered("export.py", f"run={path}", "format=torch") == 0
+    file, description = sorted(here.iterdir())
+    assert file.suffix == ".pt2" and not list(tmp_path.glob("*.pt2"))
+    facts = json.loads(description.read_text())
+    assert {key: facts[key] for key in parts} == parts
 
 
 class Noisy(nn.Module):

@@ -128,7 +128,7 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
         backend = choose_backend("auto", device)
         return measure_blocks(protocol, size=cfg.size, batch=cfg.batch, scan_backend=backend)
     if cfg.what == "loop":
-        return {"rows": [_loop(cfg, str(name)) for name in cfg.models], "notes": []}
+        return {"rows": [_loop(cfg, label) for label in _labels(cfg)], "notes": []}
     networks = _networks(cfg, device)
     if cfg.what == "growth":
         points = {str(part): list(sizes) for part, sizes in cfg.growth.items()}
@@ -164,10 +164,10 @@ def _training(cfg: DictConfig, device: torch.device, size: int, batch: int) -> S
     return training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
 
 
-def _loop(cfg: DictConfig, name: str) -> dict[str, Any]:
+def _loop(cfg: DictConfig, label: str) -> dict[str, Any]:
     """The pace of a training without validation beside its bare step."""
     words = [
-        f"model={name}", "data=phantom", "logger=csv", f"data.size={cfg.size}",
+        *_overrides(label), "data=phantom", "logger=csv", f"data.size={cfg.size}",
         f"data.batch_size={cfg.batch}", f"data.steps={STEPS_OF_LOOP}",
         f"data.val_every={STEPS_OF_LOOP}", "evaluation.batch_size=8", "test=false", *cfg.train,
     ]  # fmt: skip
@@ -186,17 +186,19 @@ def _loop(cfg: DictConfig, name: str) -> dict[str, Any]:
             run.trainer.callbacks.append(paces)  # type: ignore[attr-defined]  # Lightning sets it
             run.trainer.limit_val_batches = 1
             run.fit()
-    return paces.row(name)
+    return paces.row(label)
 
 
 def _measure_machine(cfg: DictConfig) -> None:
     """A fresh GPU machine: its numbers, its speed, and trainings of the paper's networks."""
     if cfg.root is None:
         raise UserError("gpu: root=<folder of ACDC> names the data to train on")
+    if changed := [label for label in _labels(cfg) if label.split() != [label]]:
+        raise UserError(f"gpu: models takes configs of conf/model as they are, not {changed}")
     out = Path(cfg.out).expanduser().absolute()
     parts = measure_gpu(
         Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=Path.cwd(),
-        networks=list(cfg.models), only=list(cfg.parts), graph=cfg.device != "cpu",
+        networks=_labels(cfg), only=list(cfg.parts), graph=cfg.device != "cpu",
         train=list(cfg.train), bench=list(cfg.bench),
     )  # fmt: skip
     log.info("results: %s", out / "table.md")
@@ -214,18 +216,28 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _labels(cfg: DictConfig) -> list[str]:
+    """The entries of `models`: a config of conf/model and changes to it each."""
+    return _NETWORKS if cfg.models == "all" else [str(label) for label in cfg.models]
+
+
+def _overrides(label: str) -> list[str]:
+    """What chooses the network of an entry of `models`."""
+    name, *changes = label.split()
+    return [f"model={name}", *(f"model.{change}" for change in changes)]
+
+
 def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], nn.Module]]:
-    """Networks to build, by the entries of `models`: a config of conf/model and changes to it."""
+    """Networks to build, by the entries of `models`."""
     builders: dict[str, Callable[[], nn.Module]] = {}
-    for label in _NETWORKS if cfg.models == "all" else cfg.models:
-        name, *changes = str(label).split()
-        overrides = [f"model={name}", *(f"model.{change}" for change in changes)]
-        model = compose("benchmark", [*HydraConfig.get().overrides.task, *overrides]).model
+    for label in _labels(cfg):
+        words = [*HydraConfig.get().overrides.task, *_overrides(label)]
+        model = compose("benchmark", words).model
         check_imports("model", plain_tree(model))
         if "scan_backend" in model:
             model.scan_backend = choose_backend(model.scan_backend, device)
             log.info("%s: scan backend %s", label, model.scan_backend)
-        builders[str(label)] = partial(_network, model)
+        builders[label] = partial(_network, model)
         if cfg.compile:
             builders[f"{label}, compiled"] = partial(_network, model, compiled=True)
     if not builders and cfg.what != "truth":

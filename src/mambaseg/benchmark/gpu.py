@@ -24,6 +24,7 @@ EXPERIMENT = "acdc_paper"
 MOST_STEPS = 10_000  # of the paper's protocol
 LOOP_STEPS = 100  # of the short trainings that tell what the loop costs beside the network's step
 START_S, END_S = 30.0, 30.0  # what a training needs around its steps: imports, data; test, figures
+POLL_S = 0.05  # between looks at what runs
 GRACE_S = 20.0  # for a part to save its state after it was asked to stop
 SLOWER = 1.15  # a training's step over the network's own, as a guess for the plan
 # nothing of a training waits for the device or the disk more often than it must
@@ -150,16 +151,30 @@ class Machine:
                         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                         env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", **os.environ},
                     )  # fmt: skip
-            for part, process in running.items():
-                until = min(start + part.limit_s, self.end - GRACE_S)
-                code, stopped = _wait(process, until - time.monotonic())
-                status = "done" if code == 0 else "stopped" if stopped else "failed"
-                self._note(part, status, time.monotonic() - start)
+            self._wait(running, start)
         finally:  # also where this process is asked to stop
             for process in running.values():
                 if process.poll() is None:
                     process.terminate()
         write_page(self.out, self.parts)
+
+    def _wait(self, running: dict[Part, subprocess.Popen[bytes]], start: float) -> None:
+        """Notes each part when it ends, and stops it at its limit."""
+        limits = {part: min(start + part.limit_s, self.end - GRACE_S) for part in running}
+        stopped: dict[Part, float] = {}  # when
+        while running:
+            for part, process in list(running.items()):
+                now, code = time.monotonic(), process.poll()
+                if code is not None:
+                    del running[part]
+                    status = "done" if code == 0 else "stopped" if part in stopped else "failed"
+                    self._note(part, status, now - start)
+                elif part not in stopped and now >= limits[part]:
+                    process.terminate()  # a training saves its state, and keeps its best checkpoint
+                    stopped[part] = now
+                elif now >= stopped.get(part, now) + GRACE_S:
+                    process.kill()
+            time.sleep(POLL_S)
 
     def _log(self, part: Part) -> Path:
         return self.out / "logs" / f"{part.name}.log"
@@ -174,16 +189,3 @@ class Machine:
             lines = self._log(part).read_text("utf-8", errors="replace").splitlines()
             log.warning("the end of %s:\n%s", self._log(part), "\n".join(lines[-12:]))
         RunFolder(self.out).write_json("parts.json", self.parts)
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> tuple[int, bool]:
-    """Exit code, and whether the part was asked to stop."""
-    try:
-        return process.wait(max(0.0, seconds)), False
-    except subprocess.TimeoutExpired:
-        process.terminate()  # a training saves its state, and keeps its best checkpoint
-    try:
-        return process.wait(GRACE_S), True
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait(), True

@@ -115,9 +115,13 @@ def _clock(device: torch.device) -> float:
 def _steps(builders: Mapping[str, Builder], step: Step, protocol: Protocol) -> Iterator[Row]:
     """A training step of each network, the quickest of the protocol's repeats."""
     for name, build in builders.items():
-        call = step(built(build, protocol))
-        call()
-        rows = [_measured(call, protocol.device)[1] for _ in range(max(1, protocol.repeats))]
+        try:
+            call = step(built(build, protocol))
+            call()
+            rows = [_measured(call, protocol.device)[1] for _ in range(max(1, protocol.repeats))]
+        except torch.OutOfMemoryError:
+            log.warning("%s: out of memory", name)
+            continue
         yield {"what": name, **min(rows, key=lambda row: row["seconds"])}
 
 

@@ -74,7 +74,8 @@ def measure_networks(
     """Measures a step of each network, in turns.
 
     Memory comes first, with one network in the process at a time, at its second step: by then the
-    optimizer has its state and everything is compiled. Then all networks are built and timed.
+    optimizer has its state and everything is compiled. Then all networks are built and timed. What
+    does not fit the memory or cannot be compiled is left out, with a note.
 
     The first of `builders` is the network that the others are compared with; `images` is per step.
 
@@ -85,23 +86,19 @@ def measure_networks(
     refused: dict[str, str] = {}
     for name, build in builders.items():
         log.info("measuring the memory of %s", name)
-        network = built(build, protocol)
-        call = step(network)
         try:
-            call()
+            rows[name] = {"network": name, **_size(build, step, protocol)}
         except torch._dynamo.exc.TorchDynamoException as error:
             refused[name] = f"cannot be compiled ({str(error).strip().splitlines()[0]})"
-            continue
-        scans = (m.scan_backend for m in network.modules() if isinstance(m, ScanBlock))
-        rows[name] = {
-            "network": name,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "scan_backend": next(scans, None),
-            **peak_memory(call, protocol.device),
-        }
-        del call, network
-    log.info("measuring the time of %s", ", ".join(builders))
-    calls = {name: step(built(builders[name], protocol)) for name in rows}
+        except torch.OutOfMemoryError:
+            refused[name] = "out of memory"
+    log.info("measuring the time of %s", ", ".join(rows))
+    calls: dict[str, Call] = {}
+    for name in rows:
+        try:
+            calls[name] = step(built(builders[name], protocol))
+        except torch.OutOfMemoryError:
+            refused[name] = "out of memory beside the others"
     timings, failures = time_interleaved(calls, protocol)
     failures |= refused
     baseline = next(iter(timings), None)
@@ -111,6 +108,19 @@ def measure_networks(
         rows[name].update(timing, baseline=baseline, ratio=ratio, images_per_s=rate)
     notes = [f"{name}: {why}" for name, why in failures.items()]
     return {"rows": [rows[name] for name in timings], "notes": notes}
+
+
+def _size(build: Builder, step: Step, protocol: Protocol) -> dict[str, Any]:
+    """Parameters and memory of a network that is alone in the process."""
+    network = built(build, protocol)
+    call = step(network)
+    call()
+    scans = (m.scan_backend for m in network.modules() if isinstance(m, ScanBlock))
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "scan_backend": next(scans, None),
+        **peak_memory(call, protocol.device),
+    }
 
 
 def built(build: Builder, protocol: Protocol) -> nn.Module:

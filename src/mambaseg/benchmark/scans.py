@@ -137,7 +137,7 @@ def _rows(
         times, failures = time_interleaved({**calls, BARE: bare}, protocol)
         exp_s = times.pop(BARE)["median_s"]
         notes += [f"{shape.name} {form} {what}: {n}: {why}" for n, why in failures.items()]
-        baseline = LOOP if LOOP in times else list(times)[-1]
+        baseline = LOOP if LOOP in times else next(reversed(times), "")
         for name, time in times.items():
             speedup = times[baseline]["median_s"] / time["median_s"]
             added = peak_memory(calls[name], protocol.device)["peak_added_bytes"]

@@ -30,8 +30,8 @@ from mambaseg.reporting.tables import headline, run_grid
 from mambaseg.storage.files import writing
 from mambaseg.storage.run_folder import RunFolder, file_digest
 
-_TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "regions",
-         "keep_largest", "data", "split", "seen")  # fmt: skip
+TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "regions",
+        "keep_largest", "data", "split", "seen")  # fmt: skip
 _CARD = """---
 library_name: mambaseg
 pipeline_tag: image-segmentation
@@ -79,7 +79,7 @@ def write_bundle(
         raise UserError(f"output={folder} is there already: name a new folder")
     from safetensors.torch import save_file
 
-    about = {key: checkpoint.about[key] for key in _TOLD if key in checkpoint.about}
+    about = {key: checkpoint.about[key] for key in TOLD if key in checkpoint.about}
     weights = {name: tensor.contiguous().clone() for name, tensor in checkpoint.weights.items()}
     part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from mambaseg.app.entry import entry
 
 log = logging.getLogger(__name__)
-_TOLD = ("model", "preprocessing", "slicing", "views", "classes", "data", "seen")
 
 
 @entry("export")
@@ -24,20 +23,21 @@ def main(cfg: DictConfig) -> None:
     from mambaseg.app.calibrate import stored_calibration
     from mambaseg.app.networks import restore_network
     from mambaseg.data.sizes import sides_of
-    from mambaseg.inference.bundle import write_bundle
+    from mambaseg.inference.bundle import TOLD, write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
     from mambaseg.inference.found import find_run
+    from mambaseg.storage.run_folder import file_name
 
     run = find_run(cfg.run, cfg.outputs)
     network, checkpoint = restore_network(run, scan_backend="torch")
-    about = checkpoint.about
+    about, name = checkpoint.about, file_name(checkpoint.about["model"]["name"])
     if cfg.format == "bundle":
-        folder = Path(cfg.output or f"{about['model']['name']}_bundle").expanduser()
+        folder = Path(cfg.output or f"{name}_bundle").expanduser()
         write_bundle(network, checkpoint, folder, calibration=stored_calibration(checkpoint))
         log.info("written: %s; run=%s takes it like a run folder", folder, folder)
         return
     sides = sides_of(cfg.size or about["preprocessing"]["size"])
-    output = Path(cfg.output or f"{about['model']['name']}{SUFFIX.get(cfg.format, '')}")
+    output = Path(cfg.output or f"{name}{SUFFIX.get(cfg.format, '')}")
     torch.manual_seed(cfg.seed)
     image = torch.rand(cfg.batch_size, checkpoint.inputs, *sides)
     parity = export_network(
@@ -46,6 +46,6 @@ def main(cfg: DictConfig) -> None:
         output.expanduser(),
         format=cfg.format,
         tolerance=cfg.tolerance,
-        about={key: about[key] for key in _TOLD if key in about},
+        about={key: about[key] for key in TOLD if key in about},
     )
     log.info("written: %s, image %s; %s", output, "×".join(map(str, image.shape)), parity)
