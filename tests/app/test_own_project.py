@@ -129,6 +129,7 @@ def test_code_in_the_current_folder_is_found_and_hides_no_module(run, project):
     assert read_yaml(run.path / "config.yaml")["loss"] == {"_target_": "my_parts.Halved"}
     assert sys.path[-1] == str(project)
     assert run.record["config_dirs"] == [str(project / "conf")]
+    assert set(run.record["code"]["own"]) == {"my_nets", "my_parts"}
 
 
 def test_it_is_scored_again_to_the_same_numbers(run):

@@ -102,13 +102,15 @@ def entered(script: str, *words: str, cwd: Path | None = None) -> int:
     return 0
 
 
-def stop_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_before(
+    step: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = ZeroDivisionError
+) -> None:
     """Let the training die when a step begins, as often as it gets there."""
     whole = SegmentationTask.training_step
 
     def training_step(self: SegmentationTask, batch: Any, index: int) -> Any:
         if batch["step"] == step:
-            raise ZeroDivisionError("on purpose")
+            raise error("on purpose")
         return whole(self, batch, index)
 
     monkeypatch.setattr(SegmentationTask, "training_step", training_step)

@@ -1,10 +1,12 @@
+import importlib
 import json
 import math
 import os
+import subprocess
 
 import pytest
 
-from mambaseg.storage import files
+from mambaseg.storage import files, run_folder
 from mambaseg.storage.identity import identity
 from mambaseg.storage.run_folder import RunFolder, code_changed, code_state, environment, slug
 
@@ -130,3 +132,45 @@ def test_code_change_is_said():
     assert code_changed(now, now) == ""
     sentence = code_changed({"digest": "other", "commit": "abcdef1234567", "dirty": True}, now)
     assert "abcdef1234 with local changes" in sentence and "rerun=true" in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("own_a", "own_a.py"), ("own_b", "own_b/__init__.py"), ("own_c", "own_c/d.py")],
+)
+def test_a_change_of_the_users_own_code_is_said(name, layout, tmp_path, monkeypatch):
+    """Of a module, a package, and a folder without __init__.py."""
+    source = tmp_path / layout
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("def net(): pass")
+    targets = ("torch.nn.ReLU", "mambaseg.training.losses.DiceCE", "functools.partial")
+    config = {"a": {"_target_": f"{name}.net"}, "b": [{"_target_": one} for one in targets]}
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(name)
+    now = code_state(config)
+    assert set(now["own"]) == {name} and "own" not in code_state()
+    assert not code_changed(now, code_state(config)) and not code_changed(code_state(), now)
+    source.write_text("def net(): return 1")
+    assert code_changed(now, code_state(config)) == (
+        f"made by other code ({name}): rerun=true trains again"
+    )
+
+
+def test_the_commit_of_a_repository_that_mambaseg_is_installed_below_is_not_its_own(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / ".venv/lib/mambaseg/storage"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+
+    def git(*words):
+        name = ["-c", "user.name=x", "-c", "user.email=x"]
+        subprocess.run(["git", "-C", tmp_path, *name, *words], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "x")
+    monkeypatch.setattr(run_folder, "__file__", str(package / "run_folder.py"))
+    assert code_state()["commit"] is None
+    git("add", ".")
+    git("commit", "-m", "y")
+    assert len(code_state()["commit"]) == 40 and code_state()["dirty"] is False

@@ -18,7 +18,7 @@ import torch
 
 from mambaseg.training import checkpoints
 from mambaseg.training.segmentation import SegmentationTask
-from runs import stop_before, trained
+from runs import built, stop_before, trained
 from small_disk import fill, no_space, small_disk
 
 ROOT = Path(__file__).parents[2]
@@ -280,10 +280,42 @@ def test_other_code_is_said_when_a_run_goes_on(small_run, monkeypatch, caplog):
     from mambaseg.training import run as module
 
     other = {"digest": "0", "commit": "f" * 40, "dirty": False}
-    monkeypatch.setattr(module, "code_state", lambda: other)
+    monkeypatch.setattr(module, "code_state", lambda config: other)
     with caplog.at_level("WARNING"):
         trained(*UNET, *small_run)
     assert "now ffffffffff" in caplog.text
+
+
+def test_a_rerun_that_was_interrupted_resumes_and_one_that_failed_starts_again(
+    small_run, monkeypatch
+):
+    words = [*UNET, *small_run, "rerun=true"]
+    for error, step in ((ZeroDivisionError, 0), (SystemExit, 2)):
+        with monkeypatch.context() as patch:
+            stop_before(3, patch, error)
+            with pytest.raises(error):
+                trained(*words)
+        with built(*words) as run:
+            assert run.step == step
+    with built(*words) as run:  # the one before has ended well
+        assert run.step == 0
+
+
+def test_a_rerun_that_ends_before_it_has_begun_leaves_the_finished_run(small_run, monkeypatch):
+    from mambaseg.training import run as module
+
+    words = [*UNET, *small_run, "rerun=true"]
+    folder = built(*words).folder
+    folder.start(code={})
+    folder.finish("done")
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "environment", stopped)
+    with pytest.raises(KeyboardInterrupt), built(*words):
+        pass
+    assert folder.trained and not folder.path.with_name(folder.path.name + ".previous").exists()
 
 
 def test_other_data_are_said(small_run, phantom_root, tmp_path, caplog):

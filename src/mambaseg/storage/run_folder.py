@@ -25,6 +25,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -217,20 +218,23 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def code_state() -> dict[str, Any]:
-    """Which code runs: a digest of the package's sources, git commit, uncommitted changes."""
+def code_state(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Which code runs: a digest of the package's sources, git commit, uncommitted changes.
+
+    `own`: digests of the user's modules that a `config` names by `_target_`, which are imported.
+    """
     package = Path(__file__).resolve().parents[1]
-    digest = hashlib.blake2b(digest_size=8)
-    for source in sorted(package.rglob("*.py")):
-        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes())
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
-    state: dict[str, Any] = {"digest": digest.hexdigest(), "commit": None, "dirty": None}
+    state: dict[str, Any] = {"digest": _sources_digest(package), "commit": None, "dirty": None}
+    if own := _own_code(config or {}):
+        state["own"] = own
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # installed below a user's own repository
         commit = git("rev-parse", "HEAD")
         state.update(commit=commit, dirty=bool(git("status", "--porcelain", "-uno")))
     except (OSError, subprocess.SubprocessError):
@@ -238,12 +242,34 @@ def code_state() -> dict[str, Any]:
     return state
 
 
+def _sources_digest(place: Path) -> str:
+    """Digest of a file, or of all sources in a folder by their places in it."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        name = source.relative_to(place).as_posix()
+        digest.update(name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+def _own_code(config: Mapping[str, Any]) -> dict[str, str]:
+    own = {}
+    named = set(re.findall(r'"_target_": "(\w+)', json.dumps(config, default=str)))
+    for name in sorted(named - sys.stdlib_module_names - {"mambaseg"}):
+        module = sys.modules.get(name)
+        place = Path([*getattr(module, "__path__", ()), getattr(module, "__file__", None) or ""][0])
+        installed = {"site-packages", "dist-packages"} & set(place.parts)
+        if place.parts and place.exists() and not installed:
+            own[name] = _sources_digest(place)
+    return own
+
+
 def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """One sentence when the code differs from the code that made a run, otherwise an empty text."""
+    differs = [f"{code_name(before)}; now {code_name(now)}"]
     if not before or before.get("digest") == now.get("digest"):
-        return ""
-    names = f"{code_name(before)}; now {code_name(now)}"
-    return f"made by other code ({names}): rerun=true trains again"
+        own = now.get("own", {})
+        differs = [name for name, old in before.get("own", {}).items() if own.get(name, old) != old]
+    return f"made by other code ({', '.join(differs)}): rerun=true trains again" * bool(differs)
 
 
 def code_name(state: Mapping[str, Any]) -> str:

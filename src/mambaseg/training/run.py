@@ -83,6 +83,7 @@ class Run:
         self._last: Path | None = None  # the checkpoint that the training resumes from
         self.step = 0  # optimizer steps behind it
         self._ended = False  # it is the last state of a training that has come to its end
+        self._begun = False  # whether the record in the folder is of this process
         self.task: Any = None
         self.trainer: L.Trainer
         self.recorder: RunRecorder
@@ -129,17 +130,25 @@ class Run:
         code = code if isinstance(code, dict) else {}
         log.info("already finished: %s, made by %s (rerun=true trains again)",
                  self.folder.path, code_name(code))  # fmt: skip
-        if changed := code_changed(code, code_state()):
+        if changed := code_changed(code, code_state(self.config)):
             log.warning(changed)
         if skipped := record.get("skipped"):
             log.warning("%d of its steps were skipped (callbacks.nonfinite.on_nonfinite=skip)",
                         len(skipped))  # fmt: skip
 
     def _find_last_checkpoint(self) -> None:
-        """Looks for the state that an unfinished run in this folder resumes from."""
-        if self.config.get("rerun") or not self.folder.record:
+        """Looks for the state that an unfinished run in this folder resumes from.
+
+        A rerun resumes only a rerun by the same code that was interrupted: its job queued again.
+        """
+        record = self.folder.record
+        if self.config.get("rerun") and (
+            not record.get("rerun")
+            or record.get("status") not in ("running", "interrupted")
+            or code_changed(record["code"], code_state(self.config))
+        ):
             return
-        last = checkpoints.newest(self.folder.path / "checkpoints")
+        last = checkpoints.newest(self.folder.path / "checkpoints") if record else None
         progress = checkpoints.read_progress(last) if last else None
         if progress:
             self._last, self.step, self._ended = last, progress.step, progress.ended
@@ -172,10 +181,12 @@ class Run:
             parameters=sum(p.numel() for p in network.parameters()),
             pretrained=pretrained,
             config_dirs=self.plan.config_dirs,
-            code=code_state(),
+            code=code_state(self.config),
+            rerun=self.config["rerun"] and self.config["name"] != "debug",  # which is for one go
             **self._places(),
             **environment(),
         )
+        self._begun = True
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         self.folder.write_text("config.yaml", text)
         self._log_to_folder()
@@ -187,11 +198,12 @@ class Run:
             log.warning("split %s: %s", split.name, split.note)
 
     def _resume_folder(self) -> None:
-        code, record = code_state(), self.folder.record
+        code, record = code_state(self.config), self.folder.record
         if changed := code_changed(record.get("code", {}), code):
             log.warning(changed)
         places = self._places()
         self.folder.resume(step=self.step, code=code, **places)
+        self._begun = True
         self._log_to_folder()
         before = [record, *record.get("resumed", [])][-1]
         changes = [f"{what} {before[what]}, now {now}" for what, now in places.items()
@@ -222,12 +234,11 @@ class Run:
                 describe_to_wandb(self.trainer.loggers, self.config, self.folder.record)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        begun = self.main and not self.finished and bool(self.folder.record)
         try:
-            if begun:
+            if self._begun:
                 self._record_end(error)
         finally:  # the next job of this process inherits nothing
-            if begun:
+            if self._begun:
                 finish_wandb(failed=error is not None)
             self._interruption.give_back()
             if self._log_file:
