@@ -11,7 +11,7 @@ from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.costs import cost_grid
 from mambaseg.reporting.methods import networks_grid
-from mambaseg.reporting.paired import pairs
+from mambaseg.reporting.paired import paired_grid, pairs
 from mambaseg.reporting.report import write_report
 from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.tables import compared_metrics, score_grids, settings_grid
@@ -73,7 +73,7 @@ def comparison(experiment):
 
 def test_methods_are_entries_named_by_what_trains(comparison):
     labels = [entry.label for entry in comparison.entries]
-    assert labels == ["unet · supervised", BOTH, "unet · mean_teacher"]
+    assert labels == ["unet · supervised", "unet · mean_teacher", BOTH]
     assert [len(entry.runs) for entry in comparison.entries] == [2, 2, 2]
     keys = settings_grid(comparison).header[1:]
     assert "method" in keys and not {"method._target_", "method.networks"} & set(keys)
@@ -93,8 +93,8 @@ def test_the_score_table_says_which_labels_and_which_network(comparison):
     assert grid.header[:4] == ["network", "labels", "result of", "seeds"]
     assert [row[:4] for row in grid.rows] == [
         ["unet · supervised", "7 of 70", "", "2"],
-        [BOTH, "7 of 70", "unet (1), mamba_unet (1)", "2"],
         ["unet · mean_teacher", "7 of 70", "", "2"],
+        [BOTH, "7 of 70", "unet (1), mamba_unet (1)", "2"],
     ]
     (told,) = [line for line in cautions(comparison) if "not the same in all runs" in line]
     assert told.startswith(BOTH) and "unet: 1, mamba_unet: 1" in told
@@ -116,14 +116,17 @@ def test_a_networks_folds_are_averaged_and_this_is_said(tmp_path):
         write_run(tmp_path, fold=fold, **semi)
     (found,), _, _ = collect(tmp_path)
     assert "mean of their means" in networks_grid(found).notes[-1]
+    assert score_grids(found)[0].rows[0][2] == "1 × 2 folds"
 
 
 def test_methods_are_compared_in_pairs_by_their_results(comparison):
     found = pairs(comparison, compared_metrics(comparison)[0])
     assert {(pair.first, pair.second) for pair in found} == {
         ("unet · supervised", BOTH), ("unet · supervised", "unet · mean_teacher"),
-        (BOTH, "unet · mean_teacher"),
+        ("unet · mean_teacher", BOTH),
     }  # fmt: skip
+    grid = paired_grid(comparison, compared_metrics(comparison)[0], found)
+    assert grid.rows[2][0] == f"unet · mean_teacher − ({BOTH})"
 
 
 def test_a_method_costs_what_it_trains_and_what_predicts(comparison):
@@ -141,7 +144,8 @@ def test_published_rows_stand_beside_runs_with_as_many_labels(comparison, tmp_pa
         "Beside the paper's table, 7 labelled patients",
         "Beside the paper's pairs of networks, 7 labelled patients",
     ]
-    grid = beside_the_papers(comparison)[0]
+    grid, of_pairs = beside_the_papers(comparison)
+    assert {row[0] for row in of_pairs.rows if "quoted" not in row[0]} == {BOTH}
     assert grid.rows[-1][0] == "Semi-Mamba-UNet (quoted)" and grid.rows[-1][2] == ".9114"
     assert all(len(row) == len(grid.header) for row in grid.rows)
     split = {"name": "wsl4mis-fold0", "hash": "c", "note": ""}

@@ -33,10 +33,11 @@ def test_the_command_of_a_sweep_is_put_together_without_this_machines_places(tmp
     assert commands(comparison.runs) == [line]
     some = runs_with(tmp_path / "some", *jobs[:3])
     assert commands(some.runs) == [
-        f"mambaseg train {shared} model={model} seed={seed}"
-        for model, seed in (("unet", 1), ("unet", 2), ("mamba_unet", 1))
+        f"mambaseg train -m {shared} model=unet seed=1,2",
+        f"mambaseg train {shared} model=mamba_unet seed=1",
     ]
     rows = dict(protocol_grid(some).rows)
+    assert rows["command"] == ";\n".join(commands(some.runs)), "Markdown has it in one line"
     assert rows["seeds"] == "unet: 1, 2; mamba_unet: 1"
     assert (rows["learning rate"], rows["device"]) == ("0.01", "a CPU, precision 32-true")
 

@@ -26,8 +26,8 @@ def beside_the_papers(comparison: Comparison) -> list[Grid]:
 
 
 def _fits(entry: Entry, table: Published) -> bool:
-    told = entry.runs[0].supervision
-    return told == table.supervision or told.startswith(f"{table.supervision} ")
+    run, learnt = entry.runs[0], table.supervision
+    return len(run.networks) >= table.networks and f"{run.supervision} ".startswith(f"{learnt} ")
 
 
 def _beside(table: Published, entries: Sequence[Entry]) -> Grid:

@@ -21,6 +21,7 @@ from typing import Any
 
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.curves import Curve, read_curves
+from mambaseg.reporting.grid import counted
 from mambaseg.reporting.labels import labels
 from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs, rows_where
 
@@ -79,7 +80,7 @@ class Entry:
 
 def repeats(entry: Entry) -> str:
     """How many seeds, and folds where there are any."""
-    return f"{len(entry.by_seed)}" + (f" × {entry.folds} folds" if entry.folds else "")
+    return f"{len(entry.by_seed)}" + (f" × {counted(entry.folds, 'fold')}" if entry.folds else "")
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,13 @@ def entry_labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
     ]
 
 
-def _order(entry: Entry) -> tuple[int, bool, str]:
-    """The paper's three networks in its order, others after them by name; labels alone first."""
+def _order(entry: Entry) -> tuple[int, bool, int, str]:
+    """The paper's three networks in its order, others by name; labels alone, then few networks."""
     known = ("unet", "swin_unet", "mamba_unet")
     model = entry.label.split(" ", 1)[0]
     place = known.index(model) if model in known else len(known)
-    return place, entry.runs[0].method not in _LABELS_ALONE, entry.label
+    run = entry.runs[0]
+    return place, run.method not in _LABELS_ALONE, len(run.networks), entry.label
 
 
 def _with_scored(runs: Sequence[RunData]) -> list[RunData]:

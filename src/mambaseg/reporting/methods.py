@@ -25,7 +25,7 @@ def networks_grid(comparison: Comparison) -> Grid | None:
         networks = list(entry.runs[0].networks)
         for name in networks:
             chosen = sum(run.chosen == name for run in entry.runs)
-            if chosen:
+            if chosen and len(networks) > 1:
                 marks[len(rows)] = "bold"
             told = f"{chosen} of {len(entry.runs)}"
             rows.append([entry.label, name, told, *_cells(entry, [name], metrics)])
@@ -37,7 +37,7 @@ def networks_grid(comparison: Comparison) -> Grid | None:
         "result that all other tables show. Scores as in the first table: per class over cases, "
         "then over the foreground classes; ± standard deviation over seeds."
     ]
-    if any(entry.folds for entry in comparison.entries):
+    if any(entry.folds > 1 for entry in comparison.entries):
         notes.append("Of folds the mean of their means: other tables pool their cases first.")
     header = ["network", "trained", "chosen", *map(heading, metrics)]
     return Grid("Networks of each method", header, rows, notes, wide=3, marks=marks)

@@ -219,6 +219,11 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
     return f"{better} scores better, by more than patients and seeds vary"
 
 
+def minus(first: str, second: str) -> str:
+    """A difference in words; names with a + of their own in brackets."""
+    return " − ".join(f"({name})" if "+" in name else name for name in (first, second))
+
+
 def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired]) -> Grid:
     """The comparisons on one score; `found` is of `pairs`."""
     higher, digits = bool(metric.higher_is_better), metric.decimals
@@ -230,7 +235,7 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
     ]  # fmt: skip
     rows = [
         [
-            f"{pair.first} − {pair.second}",
+            minus(pair.first, pair.second),
             verdict(pair, higher_is_better=higher),
             str(pair.patients),
             signed(pair.difference, digits),
@@ -259,7 +264,7 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
         )
     known = {(pair.first, pair.second) for pair in found}
     labels = [(one.label, other.label) for one, other in compared(comparison.entries)]
-    if alone := [" − ".join(pair) for pair in labels if pair not in known]:
+    if alone := [minus(*pair) for pair in labels if pair not in known]:
         notes.append(f"No {subject} has a structure that both score: {', '.join(alone)}.")
     if found and not higher:
         notes.append(

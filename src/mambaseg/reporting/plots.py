@@ -150,10 +150,13 @@ def _again(index: int, styles: Sequence[Any]) -> Any:
 
 
 def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend above the axes, for which the figure grows."""
-    columns = 3
-    rows = math.ceil(len(names) / columns)
+    """A legend above the axes, for which the figure grows; in as many columns as its width has."""
     width, height = figure.get_size_inches()
+    for columns in (3, 2, 1):
+        parts = np.array_split([len(name) for name in names], columns)  # as matplotlib does
+        if sum(0.5 + 0.066 * max(part, default=0) for part in parts) < width:
+            break
+    rows = math.ceil(len(names) / columns)
     figure.set_size_inches(width, height + 0.18 * max(0, rows - 1))
     figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(names)))
 

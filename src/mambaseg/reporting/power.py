@@ -31,7 +31,7 @@ import numpy.typing as npt
 from mambaseg.errors import UserError
 from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.grid import Grid, counted, signed
-from mambaseg.reporting.paired import compared
+from mambaseg.reporting.paired import compared, minus
 
 Scores = npt.NDArray[np.float64]  # (seeds, patients)
 
@@ -179,7 +179,7 @@ def power_grids(
             except UserError as error:
                 refused, left_out = str(error), left_out + 1
             else:
-                found.append(_Pair(f"{first.label} − {second.label}", scores))
+                found.append(_Pair(minus(first.label, second.label), scores))
         if found:
             needs = _needs(comparison, found, difference, wanted)
             if left_out:

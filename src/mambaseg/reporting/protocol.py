@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
@@ -25,7 +26,7 @@ _MOST = 6  # commands that are shown where they are no sweep
 
 def protocol_grid(comparison: Comparison) -> Grid:
     """A row per subject; where the runs differ, each value with the networks that have it."""
-    rows = [["command", "\n".join(commands(comparison.runs))], ["seeds", _seeds(comparison)]]
+    rows = [["command", ";\n".join(commands(comparison.runs))], ["seeds", _seeds(comparison)]]
     rows += [[name, _of_entries(comparison, name)] for name in _TOLD]
     return Grid("Protocol", ["", "value"], [row for row in rows if row[1]], wide=2)
 
@@ -33,7 +34,8 @@ def protocol_grid(comparison: Comparison) -> Grid:
 def commands(runs: Sequence[RunData]) -> list[str]:
     """The command lines that give these runs: one sweep where they are a full grid of values.
 
-    Nothing where no run recorded its overrides, as runs of earlier versions.
+    Otherwise one for the seeds of each. Nothing where no run recorded its overrides, as runs of
+    earlier versions.
     """
     jobs = [_words(run) for run in runs if run.record.get("overrides") is not None]
     keys = list(dict.fromkeys(key for job in jobs for key in job))
@@ -41,7 +43,14 @@ def commands(runs: Sequence[RunData]) -> list[str]:
     distinct = {tuple(map(job.get, keys)) for job in jobs}
     full = prod(map(len, values.values())) == len(distinct)
     if not jobs or not full or any(None in own for own in values.values()):
-        lines = list(dict.fromkeys(_line(job) for job in jobs))
+        seeds: dict[str, dict[str, None]] = {}
+        for job in jobs:
+            form = json.dumps(job | ({"seed": None} if "seed" in job else {}))
+            seeds.setdefault(form, {})[job.get("seed", "")] = None
+        lines = []
+        for form, own in seeds.items():
+            line = {key: ",".join(own) if v is None else v for key, v in json.loads(form).items()}
+            lines.append(_line(line, len(own) > 1))
         more = [f"... and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
         return lines[:_MOST] + more
     return [_line({key: ",".join(map(str, own)) for key, own in values.items()}, len(distinct) > 1)]
