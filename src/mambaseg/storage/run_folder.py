@@ -265,10 +265,10 @@ def _own_code(config: Mapping[str, Any]) -> dict[str, str]:
 
 def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """One sentence when the code differs from the code that made a run, otherwise an empty text."""
-    differs = [f"{code_name(before)}; now {code_name(now)}"]
-    if not before or before.get("digest") == now.get("digest"):
-        own = now.get("own", {})
-        differs = [name for name, old in before.get("own", {}).items() if own.get(name, old) != old]
+    own = now.get("own", {})
+    differs = [name for name, old in before.get("own", {}).items() if own.get(name, old) != old]
+    if before and before.get("digest") != now.get("digest"):
+        differs.insert(0, f"{code_name(before)}; now {code_name(now)}")
     return f"made by other code ({', '.join(differs)}): rerun=true trains again" * bool(differs)
 
 
