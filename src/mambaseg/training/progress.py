@@ -122,36 +122,24 @@ class ProgressBar(Bar):
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """Shows a finished case."""
-        self._next_case()
-
-    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
-        """Shows a finished case."""
-        self._next_case()
+        if self._progress is not None and self._evaluation is not None:
+            self._progress.advance(self._evaluation)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows the steps again."""
-        self._end_evaluation()
+        """Takes the bar away, and shows that of the steps again."""
+        if self._progress is not None and self._evaluation is not None:
+            self._progress.remove_task(self._evaluation)
+            self._evaluation = None
+            if self._training is not None:
+                self._progress.update(self._training, visible=True)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the bar away."""
-        self._end_evaluation()
+    on_test_batch_end, on_test_end = on_validation_batch_end, on_validation_end
 
     def _evaluate(self, what: str, batches: Any) -> None:
         total = int(sum(batches)) if isinstance(batches, list) else int(batches)
         if self._progress is not None and self._training is not None:
             self._progress.update(self._training, visible=False)
         self._evaluation = self._task(total, what, told=f"{total} cases")
-
-    def _next_case(self) -> None:
-        if self._progress is not None and self._evaluation is not None:
-            self._progress.advance(self._evaluation)
-
-    def _end_evaluation(self) -> None:
-        if self._progress is not None and self._evaluation is not None:
-            self._progress.remove_task(self._evaluation)
-            self._evaluation = None
-            if self._training is not None:
-                self._progress.update(self._training, visible=True)
 
     # ---- the line
 

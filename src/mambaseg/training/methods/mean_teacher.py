@@ -51,10 +51,10 @@ class MeanTeacher(Method):
         """Whether the consistency counts yet."""
         return step.number >= round(self.start * step.steps)
 
-    def taught(self, step: Step, turn: int) -> Tensor:
-        """The teacher's logits of the unlabelled images with noise."""
-        first = step.labelled
-        image = step.image[first:]
+    def taught(self, step: Step, turn: int, view: Tensor | None = None) -> Tensor:
+        """The teacher's logits of the unlabelled images, or a view of all images, with noise."""
+        first = step.labelled if view is None else 0
+        image = step.image[first:] if view is None else view
         noise = self.noise * step.normal(image, first=first, turn=turn)
         with torch.no_grad():
             noisy = image + noise.clamp(-self.clip, self.clip)

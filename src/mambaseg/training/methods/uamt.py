@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -43,17 +42,17 @@ class UAMT(MeanTeacher):
         """Entropy in nats below which a pixel is certain, at a share of the training."""
         return (0.75 + 0.25 * ramp(share, 1)) * math.log(2 if self.released else classes)
 
-    def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
-        """The difference where the teacher is certain."""
+    def consistency(
+        self, step: Step, student: Tensor, teacher: Tensor, view: Tensor | None = None
+    ) -> Tensor:
+        """The difference where the teacher is certain, of a view as in `taught`."""
         classes = student.shape[1]
         with torch.no_grad():
-            passes = partial(self._pass, step)
             threshold = self.threshold(step.number / step.steps, classes)
-            mask, _ = certain(passes, self.passes, threshold)
+            mask, _ = certain(
+                lambda number: self.taught(step, 2 + number, view), self.passes, threshold
+            )
         return masked_difference(student, teacher, mask, 2 if self.released else classes)
-
-    def _pass(self, step: Step, number: int) -> Tensor:
-        return self.taught(step, turn=2 + number)
 
 
 def masked_difference(one: Tensor, other: Tensor, mask: Tensor, classes: int) -> Tensor:

@@ -1,15 +1,13 @@
 """USTM: a teacher's certain labels of a turned view, for images with scribbles."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mambaseg.training.methods.method import Step
-from mambaseg.training.methods.terms import certain, ramp, turned
-from mambaseg.training.methods.uamt import UAMT, masked_difference
+from mambaseg.training.methods.terms import ramp, turned
+from mambaseg.training.methods.uamt import UAMT
 
 
 class USTM(UAMT):
@@ -36,21 +34,8 @@ class USTM(UAMT):
         quarters = int(4 * step.uniform(1)[0])
         logits = step.logits(self.network)
         view = turned(step.image, quarters)
-        taught = self._taught(step, view, 1).softmax(1)
-        classes = logits.shape[1]
-        with torch.no_grad():
-            threshold = self.threshold(step.number / step.steps, classes)
-            mask, _ = certain(partial(self._noisy, step, view), self.passes, threshold)
+        taught = self.taught(step, 1, view).softmax(1)
         student = turned(logits.softmax(1), quarters)
-        consistency = masked_difference(student, taught, mask, 2 if self.released else classes)
+        consistency = self.consistency(step, student, taught, view)
         weight = self.weight * ramp(step.number, step.steps, stairs=60)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}
-
-    def _noisy(self, step: Step, view: Tensor, number: int) -> Tensor:
-        return self._taught(step, view, 2 + number)
-
-    def _taught(self, step: Step, view: Tensor, turn: int) -> Tensor:
-        noise = self.noise * step.normal(view, turn=turn)
-        with torch.no_grad():
-            noisy = view + noise.clamp(-self.clip, self.clip)
-            return step.logits(self.teacher.network, noisy, turn=turn)
