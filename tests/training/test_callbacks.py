@@ -57,7 +57,9 @@ def test_a_resumed_training_says_early_how_long_the_rest_takes(
 ):
     caplog.set_level("INFO")
     task = SimpleNamespace(device=torch.device("cpu"))
-    trainer = SimpleNamespace(global_step=20, max_steps=211, accumulate_grad_batches=2)
+    trainer = SimpleNamespace(
+        global_step=20, max_steps=211, accumulate_grad_batches=2, is_global_zero=False
+    )
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     recorder.on_fit_start(trainer, task)
@@ -74,6 +76,21 @@ def test_a_resumed_training_says_early_how_long_the_rest_takes(
         if step == 25:
             recorder.on_validation_start(trainer, task)
     assert caplog.messages == [said]
+
+
+def test_long_phases_say_every_few_minutes_that_the_run_is_alive(recorder, monkeypatch):
+    beats = []
+    monkeypatch.setattr(RunFolder, "beat", lambda self, **fields: beats.append(fields))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    trainer = SimpleNamespace(global_step=7, accumulate_grad_batches=2, is_global_zero=True)
+    batch = {"case": Case}
+    recorder.views = SimpleNamespace(keep=lambda *_: {})
+    for hook in ("train", "validation", "predict", "test"):
+        for _ in range(3):
+            now += 400
+            getattr(recorder, f"on_{hook}_batch_end")(trainer, None, None, batch, 0)
+    assert beats == [{"steps": 7}, {}, {}, {}, {}, {}]
 
 
 def test_without_a_bar_steps_end_quietly():

@@ -26,6 +26,8 @@ FIRST = 10
 """Optimizer steps after the first one, from which a training says how long it will take."""
 LONG = 2 * 3600
 """Seconds from which it also says how to take less."""
+BEAT = 600
+"""Seconds after which a record says again that its run is alive; `mambaseg status` waits longer."""
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +43,7 @@ class RunRecorder(Callback):
     ) -> None:
         self.folder, self.title, self.header, self.views = folder, title, header, views
         self._cases: dict[str, dict[str, Any]] = {}
+        self._beaten = time.monotonic()  # when the record said last that the run is alive
         self._started = 0.0
         self._validating = 0.0  # s so far; during a validation minus the moment of its start
         self._paces: list[float] = []  # s per step
@@ -62,6 +65,7 @@ class RunRecorder(Callback):
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Measures the pace between saves and validations, without waiting for the device."""
+        self._live(trainer, steps=trainer.global_step)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if self._first is None:  # the first step pays for compilation and memory
@@ -99,6 +103,12 @@ class RunRecorder(Callback):
         self._first = trainer.max_steps, 0.0  # one so early would be taken for steps
         self._validating -= time.monotonic()
 
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """Says that the run is alive."""
+        self._live(trainer)
+
+    on_predict_batch_end = on_validation_batch_end
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the score and how it compares with the best, because a bar leaves nothing there."""
         self._validating += time.monotonic()
@@ -126,6 +136,11 @@ class RunRecorder(Callback):
         cost = {**self.folder.record.get("cost", {}), **cost}
         self.folder.beat(steps=trainer.global_step, fit_seconds=seconds, cost=cost)
 
+    def _live(self, trainer: L.Trainer, **fields: Any) -> None:
+        if time.monotonic() - self._beaten > BEAT and trainer.is_global_zero:
+            self._beaten = time.monotonic()
+            self.folder.beat(**fields)
+
     # ---- test
 
     def on_test_batch_end(
@@ -133,6 +148,7 @@ class RunRecorder(Callback):
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keeps what may be shown of a case."""
+        self._live(trainer)
         self._cases[batch["case"].id] = self.views.keep(batch, outputs)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
