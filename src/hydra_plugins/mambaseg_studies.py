@@ -3,7 +3,8 @@
     mambaseg train -m hparams_search=optuna model=unet,mamba_unet
 
 searches twice, each time with the whole budget and the same first points. What
-`hydra.sweeper.params` names is searched; every other override with commas makes studies.
+`hydra.sweeper.params` names is searched; every other override with commas, a range or a glob makes
+studies.
 """
 
 from __future__ import annotations
@@ -72,12 +73,13 @@ class Studies(Sweeper):
 
     def _studies(self, arguments: list[str]) -> Iterator[tuple[list[str], list[str]]]:
         """Yields (the overrides in which this study differs from the others, all its overrides)."""
-        overrides = OverridesParser.create().parse_overrides(arguments)
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given: list[list[str]] = []
         several: list[bool] = []
-        for override in overrides:
+        for override in parser.parse_overrides(arguments):
             key = override.get_key_element()
-            if override.is_choice_sweep() and key not in self.params:
+            swept = override.is_sweep_override() and override.is_discrete_sweep()
+            if swept and key not in self.params:
                 given.append([f"{key}={value}" for value in override.sweep_string_iterator()])
                 several.append(True)
             else:

@@ -19,6 +19,26 @@ class NotInstalledError(UserError):
     """An optional package is missing. A sweep skips such a job and goes on."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that PyTorch gets no more memory, of a GPU or of the machine."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def within_memory(remedy: str) -> Iterator[None]:
+    """Says the remedy where the block is `out_of_memory`.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {error}\n{remedy}") from error
+
+
 @contextmanager
 def optional(what: str) -> Iterator[None]:
     """Lets the block fail with a warning: for what only shows a result that is there already.

@@ -148,6 +148,7 @@ def test_out_of_memory_names_it_and_the_remedy(capsys, monkeypatch):
         main()
     said = capsys.readouterr().err
     assert "out of memory" in said and "data.batch_size" in said and "Traceback" not in said
+    assert "evaluation.batch_size" in said
 
 
 def test_the_stack_trace_is_there_when_asked(small_run, tmp_path, monkeypatch):

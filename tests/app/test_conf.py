@@ -208,6 +208,13 @@ def test_a_network_without_a_recipe_is_refused_by_the_name_of_the_missing_file(t
     assert composed(search, "experiment=acdc_own_recipe", "model=new_net", "optim=sgd")
 
 
+@pytest.mark.parametrize(("script", "below"), [("config", "/default"), ("benchmark", "")])
+def test_a_sweep_keeps_its_files_in_the_home_folder_that_outputs_names(script, below):
+    words = ["outputs='~/runs'", *["what=scan"] * (script == "benchmark")]
+    cfg = composed(*words, script=script, hydra=True)
+    assert cfg.hydra.sweep.dir == f"{Path.home()}/runs{below}"
+
+
 def test_experiment_values_can_be_overridden():
     cfg = composed("experiment=acdc_cpu", "optim=adamw", "model=unet", "data.size=96")
     assert "AdamW" in cfg.optim.optimizer._target_

@@ -36,6 +36,11 @@ def test_overfit_trains_on_the_same_images_and_says_how_well(small_run, monkeypa
     assert "in 3 steps on one batch" in caplog.text and "has hardly fallen" in caplog.text
 
 
+def test_the_validation_set_is_not_predicted_whole_for_its_post_processing():
+    for debug, count in (("fast", 2), ("overfit", 1), ("profile", 2)):
+        assert composed("data=phantom", f"debug={debug}").trainer.limit_predict_batches == count
+
+
 def test_profile_leaves_where_the_time_went(small_run):
     run = trained(*UNET, *small_run, "debug=profile", "data.steps=2", "test=false")
     assert "training_step" in (run.folder.path / "fit-profile.txt").read_text()

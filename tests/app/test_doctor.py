@@ -171,6 +171,31 @@ def test_words_that_are_no_configuration(words):
     assert the(findings, "scan torch on cpu").level == "ok"
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.sise=64", "there is no data.sise; did you mean data.size?"),
+        ("data.size=big", "data.size=big: must be"),
+        ("model.width=[4,8]", "there is no model.width; did you mean model.widths?"),
+        ("hydra/launcher=jobs", "is hydra/launcher=joblib now"),
+    ],
+)
+def test_mistakes_in_words_get_the_answers_of_a_training(word, said, words, monkeypatch):
+    for check in ("scan_backends", "torch_and_devices", "packages"):
+        monkeypatch.setattr(doctor, check, lambda _: iter(()))
+    found = doctor.examine([*words, "model=unet", word])[0]
+    assert found.level == "error" and said in found.said and not found.remedy
+
+
+def test_configs_of_ones_own_are_found(words, monkeypatch, tmp_path, capsys):
+    for check in ("scan_backends", "torch_and_devices", "packages"):
+        monkeypatch.setattr(doctor, check, lambda _: iter(()))
+    (tmp_path / "conf/data").mkdir(parents=True)
+    (tmp_path / "conf/data/heart.yaml").write_text("defaults: [phantom, _self_]\ntitle: hearts\n")
+    assert doctor.main([f"--config-dir={tmp_path / 'conf'}", "data=heart", *words[1:]]) == 0
+    assert "data: hearts in data/phantom" in capsys.readouterr().out
+
+
 # ---- places
 
 

@@ -86,9 +86,11 @@ def test_its_checkpoint_predicts_and_exports_with_the_plan(run, sets, tmp_path):
     made_by = json.loads((out / "case4.json").read_text())
     assert made_by["made_by"]["networks"][0]["preprocessing"]["ct"][1] is None
     file = tmp_path / "network.pt2"
-    assert entered("export.py", f"run={folder}", "format=torch", f"output={file}") == 0
+    rows, columns = (side + 16 for side in run[0].config["data"]["size"])
+    words = f"run={folder}", "format=torch", f"output={file}", f"size=[{rows},{columns}]"
+    assert entered("export.py", *words) == 0
     told = json.loads(file.with_name("network.pt2.json").read_text())
-    assert told["input"]["shape"] == [1, 2, *told["preprocessing"]["size"]]
+    assert told["input"]["shape"] == [1, 2, rows, columns]
 
 
 def test_a_stopped_planned_run_ends_as_if_it_had_not_been(sets, tmp_path, monkeypatch):

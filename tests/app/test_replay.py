@@ -16,8 +16,8 @@ from runs import UNET
 @pytest.fixture(scope="module")
 def finished(shared_run):
     """The folder of a run of four steps, which logs its loss at the second and the fourth."""
-    words = [*shared_run, *UNET, "logger=csv", "trainer=cpu", "trainer.log_every_n_steps=2"]
-    return train(*words, "callbacks.progress=null").path
+    words = [*shared_run, *UNET, "trainer=cpu", "trainer.log_every_n_steps=2", "logger=default"]
+    return train(*words, "callbacks.progress=null", "logger.wandb=null").path
 
 
 @pytest.fixture

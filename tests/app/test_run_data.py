@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mambaseg.storage.run_folder import RunFolder
+from mambaseg.storage.untrusted import read_yaml
 from runs import entered
 
 LEAF = """
@@ -58,16 +59,19 @@ def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
     assert again.summary["split"] == RunFolder(own).summary["split"]
     assert again.summary["foreground"] == RunFolder(own).summary["foreground"]
     assert RunFolder(own).record["data"]["config"] == "heart"
-    assert not (tmp_path / "data").exists()  # no phantom is written
+    assert not (tmp_path / "data" / "phantom").exists()
 
 
 def test_what_the_command_says_of_the_data_is_kept(own, tmp_path, capfd):
     status, again = scored(own, tmp_path, f"run={own}", "data.root=elsewhere")
     assert status == 1 and again is None
     assert "elsewhere" in capfd.readouterr().err
-    words = "+data.split_seed=0", "evaluation.allow_seen=true"
+    words = "+data.split_seed=0", "evaluation.allow_seen=true", "trainer.precision=bf16"
     status, again = scored(own, tmp_path, f"run={own}", *words)
     assert status == 0 and again.summary["split"]["name"] == "random-seed0"
+    config = read_yaml(again.path / "config.yaml")
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["data"]["cache_dir"] == "data/cache"  # of this machine, not of that which trained
 
 
 def test_a_checkpoint_alone_does_not_say_what_to_score_it_on(own, tmp_path, capfd):

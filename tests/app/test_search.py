@@ -1,11 +1,16 @@
 """`hparams_search=optuna`: one repeatable study per network, blind to the test patients."""
 
+import itertools
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from mambaseg.app.check import CONF
 from sweep_jobs import TRAIN, environment, needs, notes, typed
 
 
@@ -37,6 +42,21 @@ def test_every_network_gets_a_study_of_its_own_with_the_same_budget(tmp_path):
     assert typed(*final, f"outputs={tmp_path / 'final'}").returncode == 0
     (note,) = notes(tmp_path / "final")
     assert note["test"] and (note["lr"], note["weight_decay"]) == best
+
+
+def test_ranges_and_globs_make_studies_too():
+    needs("search")
+    from hydra_plugins.mambaseg_studies import Studies
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        studies = Studies({}, {"optim.optimizer.lr": "interval(1, 2)"})
+        loader = GlobalHydra.instance().config_loader()
+        studies.hydra_context = SimpleNamespace(config_loader=loader)
+        words = ["seed=range(1,3)", "model=glob(swin_unet*)", "optim.optimizer.lr=1,2", "name=x"]
+        found = list(studies._studies(words))
+    expected = itertools.product(("seed=1", "seed=2"), ("model=swin_unet", "model=swin_unetr"))
+    assert [tuple(own) for own, _ in found] == list(expected)
+    assert all(rest[2:] == words[2:] for _, rest in found)
 
 
 def test_a_failed_study_does_not_stop_the_others(tmp_path):

@@ -72,6 +72,11 @@ def test_what_belongs_to_the_preprocessing_comes_from_the_checkpoint_too(
     assert "data.intensity=zscore" in caplog.text and "with null" in caplog.text
 
 
+def test_data_of_another_number_of_channels_are_refused(finished, small_run):
+    with pytest.raises(UserError, match=r"data\.in_channels=2: .*best\.ckpt .* of 1 channels"):
+        evaluated(f"checkpoint={finished.folder.path}", *small_run, "data.in_channels=2")
+
+
 def altered(finished, tmp_path, change):
     checkpoint = torch.load(
         finished.folder.path / "checkpoints" / "best.ckpt", weights_only=True, map_location="cpu"

@@ -439,6 +439,16 @@ def test_one_bad_image_does_not_stop_the_others_and_leaves_nothing(checkpoint, t
     ]  # fmt: skip
 
 
+def test_a_lack_of_memory_names_the_number_of_slices(checkpoint, tmp_path, monkeypatch):
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("mambaseg.inference.predictor.segment", too_much)
+    image = write_image(tmp_path / "a.nii.gz")
+    outcome = predict(checkpoint, image, tmp_path / "out", batch_size=7)
+    assert "2 GiB\nA smaller batch_size needs less; it is 7 slices" in outcome.failed["a"]
+
+
 def command(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["mambaseg"])  # which the command replaces
     with warnings.catch_warnings():

@@ -358,16 +358,21 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
 
 def composed(script: str, overrides: list[str]) -> DictConfig:
     """As the entry of the command composes and checks it."""
-    try:
-        cfg = compose(script, overrides, return_hydra_config=True)
-    except (HydraException, ValueError) as error:
-        if (said := composition_error(error, script, overrides)) is None:
-            raise
-        raise UserError(said) from None
+    cfg = composition(script, overrides)
     HydraConfig.instance().set_config(cfg)
     cfg = checked(cfg, script, overrides)
     check_targets(cfg)
     return cfg
+
+
+def composition(script: str, overrides: list[str]) -> DictConfig:
+    """As the entry of the command composes it, Hydra's own part too; UserError: it cannot be."""
+    try:
+        return compose(script, overrides, return_hydra_config=True)
+    except (HydraException, ValueError) as error:
+        if (said := composition_error(error, script, overrides)) is None:
+            raise
+        raise UserError(said) from None
 
 
 @contextmanager

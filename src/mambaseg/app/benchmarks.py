@@ -59,7 +59,7 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
         UserError: a setting is impossible here, a part of `gpu` failed, or numbers are wrong.
     """
     if cfg.what == "methods":
-        page = Path(cfg.page or "docs/methods.md")
+        page = Path(cfg.page or "docs/methods.md").expanduser()
         write_methods(page)
         log.info("written: %s", page)
         return
@@ -105,11 +105,11 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     log.info("instruction sets: %s", ", ".join(used))
     if cfg.page:
         configs = {name: (CONF / f"model/{name}.yaml").read_text("utf-8") for name in _NETWORKS}
-        page = Path(cfg.page)
+        page = Path(cfg.page).expanduser()
         RunFolder(page.parent).write_text(page.name, networks_page(record, configs))
         log.info("written: %s", page)
     name = f"{cfg.what}-{started:%Y%m%d-%H%M%S-%f}.json"
-    path = RunFolder(cfg.outputs).write_json(name, record)
+    path = RunFolder(Path(cfg.outputs).expanduser()).write_json(name, record)
     log.info("written: %s", path)
     if not record.get("within", True):
         raise UserError(f"wrong numbers: errors above their limits, see the tables or {path}")

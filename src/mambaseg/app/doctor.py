@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mambaseg.errors import UserError
+
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 GIB = 2**30
 # a run keeps a few checkpoints: up to 0.7 GiB for the networks here
@@ -37,18 +39,21 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def examine(words: Sequence[str] = ()) -> list[Finding]:
+def examine(words: Sequence[str] = (), config_dir: str | None = None) -> list[Finding]:
     """Run all checks; overrides of a training choose data, folders and device."""
     findings: list[Finding] = []
     configuration: list[Any] = []
 
     def configure(_: Any) -> Iterator[Finding]:
-        from hydra import compose, initialize_config_dir
+        from mambaseg.app.api import composition, our_hydra
+        from mambaseg.app.check import check_targets, checked
+        from mambaseg.app.entry import explained_errors
+        from mambaseg.app.overrides import arranged
 
-        from mambaseg.app.entry import CONF
-
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            configuration.append(compose("config", overrides=list(words)))
+        _, overrides = arranged(words)
+        with explained_errors(UserError), our_hydra(config_dir):
+            configuration.append(composition("config", overrides))
+            check_targets(checked(configuration[0], "config", overrides))
         yield Finding("ok", "configuration", " ".join(words) or "the default")
 
     checks: list[Callable[[Any], Iterator[Finding]]] = [packages, configure, torch_and_devices]
@@ -57,9 +62,10 @@ def examine(words: Sequence[str] = ()) -> list[Finding]:
             try:
                 findings += check(configuration[0] if configuration else None)
             except Exception as error:  # whatever it is, the other checks have to run
-                said = f"{type(error).__name__}: {error}"
+                known = isinstance(error, UserError)  # which says the remedy
+                said = str(error) if known else f"{type(error).__name__}: {error}"
                 about = check.__name__.replace("_", " ")
-                findings.append(Finding("error", about, said, "make setup"))
+                findings.append(Finding("error", about, said, "" if known else "make setup"))
     return findings
 
 
@@ -223,8 +229,6 @@ def data(configuration: Any) -> Iterator[Finding]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from mambaseg.errors import UserError
-
     chosen = configuration.data
     if OmegaConf.is_missing(chosen, "root"):
         yield Finding("error", "data", "data.root is not set", "data.root=<folder of the data set>")
@@ -258,7 +262,6 @@ def _supervision(chosen: Any, cases: Sequence[Any]) -> Iterator[Finding]:
     """Whose labels a training would read, where less than all of them are asked for."""
     from mambaseg.data.labelling import labelled_patients, supervision_note, with_labels
     from mambaseg.data.patients import split_cases
-    from mambaseg.errors import UserError
 
     labels, wanted = chosen.get("labels", "dense"), chosen.get("labelled")
     if labels == "dense" and wanted is None:
@@ -304,11 +307,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Print the findings; 1 when one is an error, else 0."""
     parser = argparse.ArgumentParser(prog="mambaseg doctor", description=__doc__.split("\n")[0])
     parser.add_argument("overrides", nargs="*", help="as of mambaseg train: data=acdc trainer=gpu")
-    overrides = parser.parse_args(words).overrides
+    parser.add_argument("--config-dir", help="a folder of your own configs")
+    given = parser.parse_intermixed_args(words)
     from rich.console import Console
     from rich.text import Text
 
-    findings = examine(overrides)
+    findings = examine(given.overrides, given.config_dir)
     console = Console()
     for one in findings:  # Text: square brackets in a path are no markup
         line = Text.assemble((f"{one.level:>7}  ", STYLES[one.level]), f"{one.about}: {one.said}")

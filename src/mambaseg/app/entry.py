@@ -23,7 +23,7 @@ from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import arranged, composition_error
 from mambaseg.app.sources import require_sources
 from mambaseg.app.sweeps import compare_jobs, skipped
-from mambaseg.errors import NotInstalledError, UserError
+from mambaseg.errors import NotInstalledError, UserError, out_of_memory
 from mambaseg.storage.files import keep_caches, print_any_name
 from mambaseg.storage.untrusted import printable
 
@@ -41,11 +41,12 @@ def explanation(error: BaseException) -> tuple[BaseException, str] | None:
     cause: BaseException | None = error
     while cause is not None:
         said = str(cause)
-        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+        if out_of_memory(cause):
             return cause, (
                 f"out of memory: {said}\n"
-                "A smaller data.batch_size or data.size needs less; "
-                "trainer.accumulate_grad_batches=2 halves the memory at the same batch size."
+                "In training, a smaller data.batch_size or data.size needs less, and "
+                "trainer.accumulate_grad_batches=2 halves the memory at the same batch size; in "
+                "validation and test, a smaller evaluation.batch_size needs less."
             )
         if isinstance(cause, UserError):
             return cause, said

@@ -102,7 +102,7 @@ def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any])
                 f"{path}/run.json: {word} asks for an object or a value of the machine. Such "
                 "overrides are not taken from a run folder."
             )
-        if key_of(word) not in (*_OWN, *_BUDGET):
+        if (key := key_of(word)).partition(".")[0] not in _OWN and key not in _BUDGET:
             yield word
     if "minutes" in config["data"]:  # an experiment may have given the time
         yield "data.minutes=null"

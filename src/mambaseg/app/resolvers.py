@@ -122,6 +122,7 @@ _RESOLVERS: dict[str, Any] = {
     "found_data": _found_data,
     "data_name": lambda *, _root_: data_name(_root_.data),
     "wandb_mode": wandb_mode,
+    "expanded": lambda path: str(Path(path).expanduser()),
     "nnunet": _nnunet,
     "partners": _partners,
 }

@@ -15,14 +15,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from mambaseg.app.check import plain_tree, require_named_data
+from mambaseg.app.check import checked, plain_tree, require_named_data
 from mambaseg.app.networks import escaped
 from mambaseg.app.overrides import key_of
 from mambaseg.app.own import config_remedy
+from mambaseg.app.schema import INSTEAD
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
 from mambaseg.reporting.runs import read_identity
 from mambaseg.storage.run_folder import RunFolder
+
+_OF_THE_MACHINE = ("cache_dir", "num_workers", "on_device")
 
 
 def with_run_data(cfg: DictConfig) -> DictConfig:
@@ -54,7 +57,8 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
         )
     cfg = compose(HydraConfig.get().job.config_name, overrides=[*overrides, f"data={name}"])
     cfg.checkpoint = str(path)
-    used = {key: value for key, value in used.items() if key != "augmentation"}  # of earlier runs
+    left_out = {*_OF_THE_MACHINE, *(key.removeprefix("data.") for key in INSTEAD)}
+    used = {key: value for key, value in used.items() if key not in left_out}
     with open_dict(cfg):
         _take(cfg, {"data": used}, "", keys, file=folder / "config.yaml")
     require_named_data(cfg, overrides)
@@ -64,7 +68,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
             f"{folder} was trained on data in {root}, which is not there. Say where they are: "
             "data.root=<folder>; or name other data: data=..."
         )
-    return cfg
+    return checked(cfg, "evaluate", overrides)
 
 
 def _take(

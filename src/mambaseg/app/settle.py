@@ -231,6 +231,11 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
             f"checkpoint: {path} was trained for {made_for}, data={cfg.data.name} is not for that. "
             "Choose the data that fit the checkpoint."
         )
+    if checkpoint.channels != cfg.data.in_channels:
+        raise UserError(
+            f"data.in_channels={cfg.data.in_channels}: {path} was trained on images of "
+            f"{checkpoint.channels} channels. Choose data like those of its training."
+        )
     if "preprocessing" in cfg.data:
         settings = checkpoint.preprocessing.settings()
     else:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.targets import import_target
 from mambaseg.inference.found import weights_file
@@ -44,7 +43,5 @@ def _require_data(cfg: DictConfig) -> None:
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
-    try:
-        return OmegaConf.select(cfg, key, throw_on_missing=False)
-    except OmegaConfBaseException:  # which whoever needs the value explains
-        return None
+    # where nothing can be resolved, whoever needs the value explains it
+    return OmegaConf.select(cfg, key, throw_on_resolution_failure=False)

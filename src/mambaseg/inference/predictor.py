@@ -22,7 +22,7 @@ from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume, slice_axis, unsliced
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, within_memory
 from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.inference.segment import Member, case_uncertainty, segment
 from mambaseg.inference.uncertainty import read_about, require_own_table, write_table
@@ -239,19 +239,24 @@ class Predictor:
         return image
 
     def segment(self, image: Volume) -> Prediction:
-        """Every frame on its own, as a volume of a training set is; on the image's own grid."""
+        """Every frame on its own, as a volume of a training set is; on the image's own grid.
+
+        Raises:
+            UserError: the memory does not suffice.
+        """
         axis = self._axis(image)
         image = image.sliced(axis)
         labels, probabilities, uncertainty, scores = [], [], [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
-        bf16 = self.options.precision == "bf16-mixed"
+        bf16, size = self.options.precision == "bf16-mixed", self.options.batch_size
+        less = f"A smaller batch_size needs less; it is {size} slices at a time."
         for frame in image.image:
             scaled = []
             for used in (member.preprocessing for member in self.members):
                 # pictures as large as those that the network learnt from
                 shown = reduced(frame, used.longest_side) if image.flat else frame
                 scaled.append(torch.from_numpy(used.scale_intensity(shown)))
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with within_memory(less), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 found = segment(
                     self.members,
                     scaled,
@@ -259,7 +264,7 @@ class Predictor:
                     spacing=image.spacing,
                     probabilities=self.options.probabilities,
                     uncertainty=self.options.uncertainty,
-                    batch_size=self.options.batch_size,
+                    batch_size=size,
                 )
             volume = found.labels
             if found.uncertainty is not None:

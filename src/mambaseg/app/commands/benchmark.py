@@ -13,19 +13,8 @@ from omegaconf import DictConfig
 from mambaseg.app.entry import entry
 from mambaseg.errors import UserError
 
-KINDS = (
-    "scan",
-    "inference",
-    "train",
-    "blocks",
-    "profile",
-    "methods",
-    "kernels",
-    "truth",
-    "growth",
-    "loop",
-    "gpu",
-)
+KINDS = ("scan", "inference", "train", "blocks", "profile", "methods", "kernels", "truth",
+         "growth", "loop", "gpu")  # fmt: skip
 
 
 def main(words: Sequence[str]) -> None:

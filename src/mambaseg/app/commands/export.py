@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from mambaseg.app.calibrate import stored_calibration
-    from mambaseg.app.networks import restore_network
+    from mambaseg.app.networks import plain, restore_network
     from mambaseg.data.sizes import sides_of
     from mambaseg.inference.bundle import TOLD, write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
         write_bundle(network, checkpoint, folder, calibration=stored_calibration(checkpoint))
         log.info("written: %s; run=%s takes it like a run folder", folder, folder)
         return
-    sides = sides_of(cfg.size or about["preprocessing"]["size"])
+    sides = sides_of(plain(cfg)["size"] or about["preprocessing"]["size"])
     output = Path(cfg.output or f"{name}{SUFFIX.get(cfg.format, '')}")
     torch.manual_seed(cfg.seed)
     image = torch.rand(cfg.batch_size, checkpoint.inputs, *sides)
