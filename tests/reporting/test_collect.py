@@ -274,7 +274,9 @@ def test_a_rescored_checkpoint_claims_no_recipe_seed_method_or_labels(tmp_path):
     write_run(tmp_path, seed=1, **same)
     write_run(tmp_path, seed=2, **same)
     write_run(tmp_path, name="cps", config=way, **same)
-    path = write_run(tmp_path, name="again", optim="adamw", **same)
+    part = {"cases": 4, "patients": 2}
+    path = write_run(tmp_path, name="again", optim="adamw", **same,
+                     record={"counts": {"train": part, "test": part}})  # fmt: skip
     config = yaml.safe_load((path / "config.yaml").read_text())
     config |= {"checkpoint": "/far/run/checkpoints/best.ckpt", "augmentation": {}}
     config["data"] |= {"batch_size": 24, "steps": 30000}
@@ -285,6 +287,7 @@ def test_a_rescored_checkpoint_claims_no_recipe_seed_method_or_labels(tmp_path):
     rows = dict(protocol_grid(comparison).rows)
     assert own not in rows["seeds"] and "unet · cps: 1" in rows["seeds"]
     assert rows["optimizer"].count("SGD") == 1 and "AdamW" not in rows["optimizer"]
+    assert rows["data"] == f"{own}: test 4 cases of 2 patients"
     assert not {"batch", "steps", "augmentation"} & set(rows)
     assert not any(own in said and "seed" in said for said in cautions(comparison))
     labels = {row[0]: row[1] for row in score_grids(comparison)[0].rows}

@@ -156,7 +156,10 @@ def pair(**changes):
         ({"low": -0.001}, "within noise"),
         ({"patients": 5, "p_least": 1 / 16}, "too few patients (5)"),
         ({"seed_margin": None}, "with a single seed"),
-        ({"seed_margin": 1.9}, "with two seeds per network this could be seed-to-seed variation"),
+        (
+            {"seed_margin": 1.9},
+            "as few as two seeds per network this could be seed-to-seed variation",
+        ),
     ],
 )
 def test_verdicts(changes, said):

@@ -213,7 +213,7 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
     if abs(pair.difference) <= pair.seed_margin:
         count = _WORDS.get(pair.seeds, str(pair.seeds))
         return (
-            f"{better} scores better, but with {count} seeds per network this could be "
+            f"{better} scores better, but with as few as {count} seeds per network this could be "
             "seed-to-seed variation"
         )
     return f"{better} scores better, by more than patients and seeds vary"

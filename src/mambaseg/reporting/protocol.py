@@ -166,7 +166,7 @@ def _counts(run: RunData, _: Mapping[str, Any]) -> str:
     if not isinstance(counts, Mapping):
         return ""
     words = {"train": "training", "val": "validation", "test": "test"}
-    parts = {name: counts.get(name) for name in words}
+    parts = {name: counts.get(name) for name in words if name == "test" or not run.rescored}
     shown = [
         f"{words[name]} {counted(part['cases'], 'case')} of {counted(part['patients'], 'patient')}"
         + (f" ({part['labelled']} with labels)" if "labelled" in part else "")
