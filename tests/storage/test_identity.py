@@ -265,6 +265,22 @@ def test_weights_count_by_content(tmp_path):
     assert a == b != c
 
 
+def test_a_partners_weights_count_by_content_and_its_scan_backend_does_not(tmp_path):
+    config = plain("data=acdc")
+
+    def found(weights, backend="auto"):
+        partner = {"name": "a", "pretrained": weights and str(weights), "scan_backend": backend}
+        config["method"]["networks"] = [{"name": "b"}, partner]
+        return of(config), of(with_digests(config, weight_digests(config)))
+
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (found(tmp_path / name)[1] for name in "abc")
+    assert a == b != c and found(tmp_path / "a", "torch")[1] == a
+    as_before, now = found(None)
+    assert now == as_before != a
+
+
 def test_a_configuration_read_back_is_the_same_run():
     """YAML gives the numbers of data.label_map back as text."""
     config = plain("data=synapse")

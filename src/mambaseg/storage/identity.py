@@ -198,7 +198,19 @@ def with_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[
     # always there, so that a network without the key and one with `pretrained: null` are the same
     model = config["model"]
     changed["model"] = {**model, "pretrained": digests.get("pretrained", model.get("pretrained"))}
+    if partners := _partners(config):
+        networks = [dict(one) for one in partners.values()]
+        for key, network in zip(partners, networks, strict=True):
+            network |= {"pretrained": digests[key]} if key in digests else {}
+            network |= {"scan_backend": "auto"} if "scan_backend" in network else {}
+        changed["method"] = {**config["method"], "networks": networks}
     return changed
+
+
+def _partners(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The configs of `method.partner`'s networks, by the keys of their weights' digests."""
+    networks = (config.get("method") or {}).get("networks") or ()
+    return {f"partner {place}": one for place, one in enumerate(networks)}
 
 
 def weight_digests(config: Mapping[str, Any]) -> dict[str, str]:
@@ -206,6 +218,7 @@ def weight_digests(config: Mapping[str, Any]) -> dict[str, str]:
     model = config["model"]
     named = {"pretrained": model.get("pretrained")}
     named |= {key: config.get(key) for key in ("checkpoint", "init_from")}
+    named |= {key: one.get("pretrained") for key, one in _partners(config).items()}
     files = {name: Path(path).expanduser() for name, path in named.items() if path}
     return {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
