@@ -33,7 +33,7 @@ def networks_grid(comparison: Comparison) -> Grid | None:
             rows.append([entry.label, "mean of both" if len(networks) == 2 else "mean of all", "",
                          *_cells(entry, networks, metrics)])  # fmt: skip
     notes = [
-        "Chosen: in how many runs the network was the best of its method in validation, and so the "
+        "Chosen (bold): in how many runs the network was best of its method in validation, so the "
         "result that all other tables show. Scores as in the first table: per class over cases, "
         "then over the foreground classes; ± standard deviation over seeds."
     ]
