@@ -59,6 +59,15 @@ def test_one_enormous_value_does_not_make_images_alike():
     assert fingerprint_of(images[0]) != fingerprint_of(images[1])
 
 
+@pytest.mark.parametrize("side", [8, 16, 64])
+def test_small_images_in_which_hardly_a_value_repeats_are_told_apart(side):
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(1, 1, side, side)).astype(np.float32) for _ in range(9)]
+    assert len({fingerprint_of(image) for image in images}) == 9
+    stored = (-images[0] / 2)[..., ::-1].swapaxes(2, 3)  # inverted, rescaled, turned
+    assert fingerprint_of(stored) == fingerprint_of(images[0])
+
+
 def test_an_image_that_shows_nothing_is_nobodys():
     assert fingerprint_of(np.full((2, 1, 4, 4), 7.0)) == ""
     empty = Known("a", "a", ("",))

@@ -21,6 +21,7 @@ from mambaseg.data.splits import listed
 from mambaseg.errors import UserError
 
 _LEVELS = 1 << 16  # distinct values of an image whose values may be rescaled
+_REPEATED = 8  # voxels with a value of another one: with fewer, how often values occur says nothing
 _LISTED = 50  # cases that a message names
 _LISTS = ("train", "val", "test", "earlier")
 _LONGEST = 10_000_000  # fingerprints that a checkpoint may list
@@ -60,11 +61,15 @@ def _of_volume(volume: NDArray[Any]) -> bytes:
         digest.update(min(counts.tobytes(), counts[::-1].tobytes()))
     else:
         digest.update((ordered + 0).tobytes())  # there is no -0
-    profiles = []
+    profiles, mid = [], np.median(ordered)
     for axis, length in enumerate(volume.shape):  # how often neighbouring planes differ
         planes = np.moveaxis(volume, axis, 0)
-        profile = np.count_nonzero(planes[1:] != planes[:-1], axis=(1, 2))
-        profiles.append((length, min(profile.tobytes(), profile[::-1].tobytes())))
+        kept = [np.count_nonzero(planes[1:] != planes[:-1], axis=(1, 2))]
+        if volume.size - _REPEATED < len(starts) <= _LEVELS:  # how planes lie about the median
+            sides = (np.count_nonzero(half, axis=(1, 2)) for half in (planes > mid, planes < mid))
+            kept.append(np.abs(np.subtract(*sides)))
+        prints = (min(profile.tobytes(), profile[::-1].tobytes()) for profile in kept)
+        profiles.append((length, b"".join(prints)))
     for length, content in sorted(profiles):
         digest.update(length.to_bytes(8, "little") + content)
     return digest.digest()
