@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -39,3 +40,10 @@ class Clock(Callback):
     def on_validation_end(self, *_: Any) -> None:
         """Notes the validation."""
         self.validations.append(time.perf_counter() - self._begun)
+
+
+def seconds_on(device: torch.device) -> float:
+    """Seconds of a clock that waits for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

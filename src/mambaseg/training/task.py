@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import statistics
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +21,7 @@ from mambaseg.errors import UserError
 from mambaseg.models import GraphedNetwork, keep_layout
 from mambaseg.models.stochastic import drawing, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
+from mambaseg.training.clock import seconds_on
 from mambaseg.training.compiled import Compiled
 from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised
@@ -297,10 +297,10 @@ class Task(L.LightningModule, ABC):
     def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         outcomes = []
         for number, network in enumerate(self.method.networks):
-            start = _seconds(self.device)
+            start = seconds_on(self.device)
             prediction = self.predict(batch, network)
             if number == self.chosen:
-                self._case_seconds.append(_seconds(self.device) - start)
+                self._case_seconds.append(seconds_on(self.device) - start)
             outcomes.append(self.score(batch, prediction, self._scores(stage, number)))
         return outcomes[self.chosen]
 
@@ -394,13 +394,6 @@ class Task(L.LightningModule, ABC):
         self.chosen = int(checkpoint["mambaseg"].get("chosen", 0))
         if self.device.type == "cpu":
             keep_layout(self, checkpoint["state_dict"])
-
-
-def _seconds(device: torch.device) -> float:
-    """A clock that waits for what a GPU still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _wide(output: Tensor) -> Tensor:
