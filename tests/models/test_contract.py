@@ -36,7 +36,7 @@ QUICK_TO_COMPILE = {"nnunet_2d": {}, "mamba_unet": {"depths": [1, 1]}}
         ((64, 96), 1, 9),  # a multiple of what every network needs
         ((97, 131), 3, 2),
         ((33, 47), 3, 9),
-        ((17, 100), 1, 5),
+        ((17, 100), 2, 5),
     ],
     ids=str,
 )

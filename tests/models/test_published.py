@@ -21,6 +21,7 @@ CONTENT = bytes(range(256)) * 5000
 class Handler(BaseHTTPRequestHandler):
     breaks_off = 0  # bytes after which the next answer breaks off
     asked = ()  # ranges
+    content = CONTENT
 
     def do_GET(self):
         start = int((self.headers["Range"] or "bytes=0-")[6:-1])
@@ -28,15 +29,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/weights.pth":
             self.send_error(404)
             return
-        if start >= len(CONTENT):
+        if start >= len(self.content):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
-        end = self.breaks_off or len(CONTENT)
+        end = self.breaks_off or len(self.content)
         type(self).breaks_off = 0
-        self.wfile.write(CONTENT[start:end])
+        self.wfile.write(self.content[start:end])
 
     def log_message(self, *_):
         pass
@@ -91,6 +92,14 @@ def test_another_file_than_the_known_one_is_refused(server, tmp_path, wrong):
     with pytest.raises(UserError, match="not the file that is known"):
         fetched(entry(url, **wrong), tmp_path)
     assert not list(tmp_path.glob("*weights.pth")) and not list(tmp_path.glob(".*part"))
+
+
+def test_a_page_in_place_of_the_weights_is_not_kept(server, tmp_path):
+    url, handler = server
+    handler.content = b"<!doctype html><title>Log in</title>"
+    with pytest.raises(UserError, match="a web page came in place of the file"):
+        fetched(entry(url), tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("place", ["http://127.0.0.1:9/weights.pth", None])

@@ -69,11 +69,6 @@ def test_the_position_embedding_is_interpolated_to_other_grids():
     torch.testing.assert_close(added[0, 0, 0], torch.linspace(0, 1, 7), rtol=0, atol=1e-5)
 
 
-def test_two_channels_are_refused():
-    with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
-        TransUNet(in_channels=2)
-
-
 def published(network, heads):
     """The arrays of such a file, filled with the network's own weights in the file's layouts."""
     arrays = {"cls": np.zeros((1, 1, 64), np.float32), "head/kernel": np.zeros((64, 9), np.float32)}

@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -100,6 +101,15 @@ def test_auto_does_without_a_missing_package_and_says_so_once(without_numba, cap
             selective_scan(*inputs)
     (record,) = caplog.records
     assert "No module named 'numba'" in record.getMessage()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_triton_without_a_compiler_for_its_launcher_is_passed_over(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delitem(sys.modules, "mambaseg.scan.triton", raising=False)
+    assert "no C compiler" in dispatch.obstacle("triton", "cuda")
 
 
 def test_a_backend_from_outside_the_package_is_one_file(tmp_path, monkeypatch):

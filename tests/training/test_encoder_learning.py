@@ -22,6 +22,21 @@ def test_the_encoder_of_every_network_is_known(name):
     assert not any("decoder" in key or "head" in key.split(".") for key in depths)
 
 
+def test_layers_beside_a_list_of_stages_are_as_deep_as_their_stage():
+    for name, twin, stage in (
+        ("u_mamba_enc", "mamba_layers.2.norm.weight", "encoder.2."),
+        ("ultralight_vm_unet", "encoder_norms.2.weight", "encoder.2."),
+    ):
+        depths = encoder_depths(small_network(name))
+        at = {depth for key, depth in depths.items() if key.startswith(f"network.{stage}")}
+        assert at == {depths[f"network.{twin}"]}
+
+
+@pytest.mark.parametrize("name", ["swin_umamba", "swin_umamba_d"])
+def test_what_no_file_of_weights_fills_learns_from_the_first_step(name):
+    assert all(".encoder." in key for key in encoder_depths(small_network(name)))
+
+
 def groups_of_two(network):
     return parameter_groups([network], "matrices")
 

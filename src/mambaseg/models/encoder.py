@@ -1,5 +1,7 @@
 """Which parameters are the encoder's, and how deep each lies: for freezing and layer-wise rates."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from mambaseg.errors import UserError
@@ -14,7 +16,8 @@ def encoder_depths(network: nn.Module) -> dict[str, int]:
 
     A stage or block has one depth: the entries of the first list on the way to a parameter count,
     in the network's own order, and what is not in a list belongs to what comes before it. The first
-    has depth 0.
+    has depth 0. A network names lists that belong to another one's entries, place by place, in
+    `encoder_twins`.
 
     Raises:
         UserError: the network has no part that is named like an encoder's.
@@ -23,7 +26,8 @@ def encoder_depths(network: nn.Module) -> dict[str, int]:
     if isinstance(network, AnySize):
         inner, outer, parts = network.network, "network.", network.encoder_parts
     parts = parts or getattr(inner, "encoder_parts", None) or USUAL
-    starts = tuple(outer + part for part in parts)
+    twins: Mapping[str, str] = getattr(inner, "encoder_twins", {})
+    starts = tuple(outer + part for part in (*parts, *twins))
     names = [name for name, _ in network.named_parameters() if name.startswith(starts)]
     if not names:
         children = ", ".join(name for name, _ in inner.named_children())
@@ -39,7 +43,8 @@ def encoder_depths(network: nn.Module) -> dict[str, int]:
         parts = name.removeprefix(start).split(".")
         place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
         if place is not None:
-            last = start + ".".join(parts[: place + 1])
+            part = start.removeprefix(outer)
+            last = outer + twins.get(part, part) + ".".join(parts[: place + 1])
         elif start != before:
             last = start
         before = start

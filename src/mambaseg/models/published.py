@@ -104,7 +104,12 @@ def _checked(entry: dict[str, Any], part: Path, total: int | None) -> str:
     if total is not None and size < total:
         raise OSError(f"it broke off after {size:,} of {total:,} bytes")
     with part.open("rb") as file:
+        page = file.read(64).lstrip().startswith(b"<")
+        file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if page:
+        part.unlink()
+        raise OSError("a web page came in place of the file")
     for name, wanted, found in (
         ("bytes", entry["bytes"], size),
         ("sha256", entry["sha256"], digest),

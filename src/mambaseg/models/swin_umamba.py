@@ -32,6 +32,8 @@ BACKBONE_CHANNELS = 3  # of the images that VMamba has seen
 class VMambaEncoder(PatchEncoder):
     """What both Swin-UMambas have in common: VMamba-T, its names, and what it fills."""
 
+    encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)  # stem and embedding are never filled
+
     def mirrored_names(self) -> dict[str, str]:
         """Map nothing: the decoder's blocks are others."""
         return {}

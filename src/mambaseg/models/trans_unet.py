@@ -76,9 +76,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The first stages of ResNet-50 (version of BiT), of `units` bottlenecks each."""
 
-    def __init__(self, width: int, units: Sequence[int]) -> None:
+    def __init__(self, width: int, units: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.conv_root = StandardConv2d(3, width, 7, 2)
+        self.conv_root = StandardConv2d(channels, width, 7, 2)
         self.gn_root = group_norm(width)
         self.widths = [width, *(width * 4 * 2**stage for stage in range(len(units)))]
         self.blocks = nn.ModuleList()
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
             self.blocks.append(nn.Sequential(first, *rest))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map `(B, 3, H, W)` to maps of width `widths`, at strides 2, 4, 8, 16."""
+        """Map `(B, C, H, W)` to maps of width `widths`, at strides 2, 4, 8, 16."""
         maps = [F.relu(self.gn_root(self.conv_root(image)))]
         x = F.max_pool2d(maps[0], kernel_size=3, stride=2)  # unpadded: one pixel short of stride 4
         for block in self.blocks:
@@ -139,10 +139,18 @@ class Encoder(nn.Module):
     """ResNet, then a transformer of `depth` blocks over its coarsest map."""
 
     def __init__(
-        self, dim: int, units: Sequence[int], depth: int, grid: int, dropout: float, **block: int
+        self,
+        dim: int,
+        units: Sequence[int],
+        depth: int,
+        grid: int,
+        dropout: float,
+        *,
+        channels: int = 3,
+        **block: int,
     ) -> None:
         super().__init__()
-        self.resnet = ResNet(64, units)
+        self.resnet = ResNet(64, units, channels)
         self.embedding = nn.Conv2d(self.resnet.widths[-1], dim, kernel_size=1)
         self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
         self.dropout = Dropout(dropout)
@@ -151,7 +159,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Map `(B, 3, H, W)` to `(B, dim, H/16, W/16)` and the skips at strides 2, 4, 8."""
+        """Map `(B, C, H, W)` to `(B, dim, H/16, W/16)` and the skips at strides 2, 4, 8."""
         *skips, x = self.resnet(image)
         x = self.embedding(x)
         size = x.shape[-2:]
@@ -182,7 +190,7 @@ class TransUNet(Pretrained):
     """TransUNet R50-ViT-B/16, 105,276,356 parameters for one channel, four classes and 224².
 
     Args:
-        in_channels: channels of the image: 3, or one that is repeated to three.
+        in_channels: channels of the image; a single one is repeated to three.
         num_classes: K, background included.
         image_size: side of the square image whose grid of tokens the position embedding has.
         units: bottlenecks per stage of the ResNet.
@@ -194,7 +202,7 @@ class TransUNet(Pretrained):
         decoder_widths: channels at strides 8, 4, 2 and 1.
 
     Raises:
-        ValueError: `in_channels` is neither 1 nor 3, or `image_size` no multiple of 16.
+        ValueError: `image_size` is no multiple of 16.
     """
 
     size_multiple = PATCH
@@ -215,13 +223,14 @@ class TransUNet(Pretrained):
         decoder_widths: Sequence[int] = (256, 128, 64, 16),
     ) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(f"TransUNet takes images of 1 or 3 channels, not {in_channels}")
         if image_size % PATCH:
             raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}")
         self.repeats_channel = in_channels == 1
         grid = image_size // PATCH
-        self.encoder = Encoder(dim, units, depth, grid, dropout, heads=heads, hidden=hidden)
+        channels = 3 if self.repeats_channel else in_channels
+        self.encoder = Encoder(
+            dim, units, depth, grid, dropout, channels=channels, heads=heads, hidden=hidden
+        )
         skips = [*reversed(self.encoder.resnet.widths[:-1]), 0]
         self.widen = conv_norm_relu(dim, 512)
         inputs = [512, *decoder_widths[:-1]]

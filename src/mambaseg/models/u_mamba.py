@@ -21,6 +21,7 @@ Differences:
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ class UMamba(ManyHeads, Original):
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
 
+    encoder_twins = MappingProxyType({"mamba_layers.": "encoder."})  # a Mamba layer per stage
     original_unused = (".all_modules.", "decoder.encoder.")  # further names of the same tensors
 
     def __init__(

@@ -15,6 +15,7 @@ As there, the start of linear layers and convolutions holds within Mamba too: it
 
 from collections.abc import Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,8 @@ class UltraLightVMUNet(Original):
         d_state: states per channel of the scan.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
     """
+
+    encoder_twins = MappingProxyType({"encoder_norms.": "encoder."})  # a norm per level
 
     def __init__(
         self,

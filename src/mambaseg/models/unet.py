@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
 from mambaseg.models.pretrained import Original
 from mambaseg.models.stochastic import Dropout
@@ -88,6 +89,11 @@ class UNet(Original):
         dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
     ) -> None:
         super().__init__()
+        if len(dropout) != len(widths):
+            raise UserError(
+                f"model.dropout has {len(dropout)} values, and model.widths {len(widths)} levels: "
+                "give one per level"
+            )
         inputs = [in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
             ConvBlock(*level) for level in zip(inputs, widths, dropout, strict=True)

@@ -9,6 +9,8 @@ float32 and bfloat16 are read as they are, with states in float32; float64 goes 
 """
 
 import math
+import os
+import shutil
 from typing import Any
 
 import torch
@@ -26,6 +28,14 @@ from mambaseg.scan.operators import (
     sum_parts,
 )
 from mambaseg.scan.triton_kernels import scan, scan_backward
+
+COMPILERS = ("gcc", "clang")
+if not (
+    os.environ.get("TRITON_INTERPRET") == "1"
+    or os.environ.get("CC")
+    or any(map(shutil.which, COMPILERS))
+):
+    raise ImportError("its launcher is compiled: there is no C compiler, install gcc or set CC")
 
 BLOCK_D = 32
 """Channels per program: a lane for each."""
