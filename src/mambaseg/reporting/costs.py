@@ -60,7 +60,7 @@ def cost_grid(comparison: Comparison) -> Grid:
     notes = [
         "Per image. GMAC: multiply-adds of convolutions, linear layers and other matrix products; "
         "scan: (9 N + 1) L D operations each; all = 2 × GMAC + scan. Time and memory depend on the "
-        "hardware; training: mean of the runs' wall time.",
+        "hardware, and time on what else it did; training: mean of the runs' wall time.",
     ]
     if len(rows) > len(comparison.entries):
         notes.append(
