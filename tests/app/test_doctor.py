@@ -235,7 +235,9 @@ def test_the_data_that_are_found(words, monkeypatch, phantom_root, tmp_path):
     assert found.level == "ok" and "Labels of 2 of 5 training patients are read" in found.said
     assert "Training reads scribbles" in found.said
     assert broken(doctor.examine([*few, "data.labelled=9"])) == ["labels"]
-    monkeypatch.setenv("ACDC_ROOT", str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("ACDC_ROOT", str(empty))
     assert broken(doctor.examine([*words, "data=acdc"])) == ["data"]
 
 

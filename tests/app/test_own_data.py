@@ -243,7 +243,7 @@ def test_an_external_cohort_that_is_all_test_is_scored_and_not_trained_on(tmp_pa
 
 @pytest.mark.parametrize("unknown", [None, "Tr/case_000", "Tr/case_002", "Ts/test_000"])
 def test_distances_of_a_run_have_one_unit_in_curves_tables_and_report(unknown, tmp_path, capsys):
-    """mm where every case of the run says how large its voxels are, whichever part lacks it."""
+    """mm where every case that is scored says how large its voxels are."""
     splits = [{"train": ["case_000", "case_001"], "val": ["case_002"]}]
     root = write_nnunet(tmp_path / "own", cases=3, tests=2, splits=splits)
     if unknown:
@@ -256,7 +256,8 @@ def test_distances_of_a_run_have_one_unit_in_curves_tables_and_report(unknown, t
         *own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "data.slicing=stored",
         "evaluation.val_distances=true",
     )  # fmt: skip
-    unit, other = ("vox", "mm") if unknown else ("mm", "vox")
+    scored = unknown not in (None, "Tr/case_000")
+    unit, other = ("vox", "mm") if scored else ("mm", "vox")
     header = (run.folder.path / "metrics.csv").read_text().partition("\n")[0]
     assert f"val/hd95_{unit}" in header and f"test/hd95_{unit}" in header
     assert f"hd95_{other}" not in header
@@ -266,4 +267,4 @@ def test_distances_of_a_run_have_one_unit_in_curves_tables_and_report(unknown, t
     scores = page[page.index("Test scores") :]
     assert f"HD95 {unit}" in scores[: scores.index("</table>")]
     assert f"HD95 {other}" not in scores[: scores.index("</table>")]
-    assert unknown is None or "hd95_mm" not in run.task.results["means"]
+    assert not scored or "hd95_mm" not in run.task.results["means"]

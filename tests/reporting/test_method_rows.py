@@ -174,7 +174,7 @@ def test_the_report_of_methods_is_written_whole(experiment):
     text = write_report(experiment).read_text()
     assert "Networks of each method" in text and "Semi-Mamba-UNet (quoted)" in text
     with (experiment / "report" / "paired.csv").open(newline="") as stream:
-        assert BOTH in {row["first"] for row in csv.DictReader(stream)}
+        assert BOTH in {row["second"] for row in csv.DictReader(stream)}
 
 
 @pytest.mark.parametrize(
