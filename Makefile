@@ -54,8 +54,9 @@ demo: $(CORE) ## A local page for trying a network out: make demo [RUN=<run fold
 sweep: $(CORE) ## The three-network comparison on whatever data are found
 	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
-models: setup ## Measure every network and rewrite docs/models.md, and the table of docs/methods.md (minutes; keep the machine idle)
-	$(BIN)/mambaseg benchmark profile models=all threads=2 page=docs/models.md
+models: $(ZOO) ## Measure every network and rewrite docs/models.md, and the table of docs/methods.md (minutes; keep the machine idle)
+	PYTHONPATH=$(ZOO):tests/helpers $(BIN)/python -c "import torchvision_on_cpu; from mambaseg.app.console import main; main()" \
+		benchmark profile models=all threads=2 page=docs/models.md
 	$(BIN)/mambaseg benchmark methods page=docs/methods.md
 
 EQUAL := $(BIN)/mambaseg train -m experiment=acdc_equal logger=csv seed=1,2,3

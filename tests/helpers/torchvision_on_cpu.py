@@ -1,4 +1,4 @@
-"""`pytest -p torchvision_on_cpu`: PyPI's torchvision beside a CPU build of torch, for `make zoo`.
+"""Import it first: PyPI's torchvision beside a CPU build of torch, for `make zoo` and `make models`.
 
 There the compiled operators of torchvision do not load. Its Python code wants two of them declared;
 the networks call none.
