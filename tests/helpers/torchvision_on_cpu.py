@@ -1,4 +1,4 @@
-"""Import it first: PyPI's torchvision beside a CPU build of torch, for `make zoo` and `make models`.
+"""Import it first: PyPI's torchvision beside a CPU build of torch, for `make zoo` and `models`.
 
 There the compiled operators of torchvision do not load. Its Python code wants two of them declared;
 the networks call none.

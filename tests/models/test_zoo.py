@@ -91,6 +91,21 @@ def test_weights_of_an_encoder_are_loaded_from_its_file(tmp_path):
         assert torch.equal(network.network.network.encoder.state_dict()[key], value)
 
 
+@needs_zoo
+@pytest.mark.parametrize("encoder", ["convnext_atto", "resnet18", "efficientnet_b0"])
+def test_weights_of_timm_fill_its_encoder(encoder, tmp_path):
+    import timm
+
+    source = timm.create_model(encoder).state_dict()
+    torch.save(source, tmp_path / "weights.pth")
+    network = full_network("timm_u", encoder=encoder, in_channels=3)
+    report = network.network.load_pretrained_encoder(tmp_path / "weights.pth")
+    assert not [key for key in report.missing if ".encoder." in key]
+    assert all(
+        key.startswith(("head", "fc", "classifier", "conv_head", "bn2")) for key in report.ignored
+    )
+
+
 def test_a_config_chooses_decoder_and_encoder_without_a_download(stand_in):
     network = full_network("smp", arch="FPN", encoder="tu-convnext_tiny", dropout=0.5)
     assert network.network.network.asked == ("FPN", "tu-convnext_tiny", None, {"dropout": 0.5})

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaseg.errors import NotInstalledError, UserError
 from mambaseg.models.pretrained import Pretrained
@@ -92,8 +92,13 @@ class SMP(Pretrained):
         return logits
 
     def backbone_names(self) -> dict[str, str]:
-        """All keys are the encoder's."""
-        return {"": "network.encoder."}
+        """All keys are the encoder's; timm's own names, too, which it flattens for features."""
+        names = {}
+        model = getattr(self.network.encoder, "model", nn.Module())
+        for part, _ in model.named_children():  # `stages_0` is `stages.0` in a file of timm
+            for theirs in (part, part.replace("_", ".", 1)):
+                names[f"{theirs}."] = f"network.encoder.model.{part}."
+        return names | {"": "network.encoder."}
 
 
 def _unknown(key: str, name: str, known: Collection[str]) -> UserError:
