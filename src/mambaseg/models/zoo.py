@@ -36,7 +36,7 @@ class SMP(Pretrained):
         encoder: a name of the library's encoders, `tu-` in front of one of timm's.
         timm: take `encoder` as a name of timm without the `tu-`.
         more: other arguments of the decoder and encoder, such as `decoder_attention_type="scse"`;
-            a config of one's own lists them.
+            list them in a config of your own.
 
     Raises:
         UserError: the library has no such decoder or encoder, or they do not fit together.
