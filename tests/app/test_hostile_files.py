@@ -133,6 +133,8 @@ for _ in range(30):
         (["preprocessing", "window"], [1, 0]), (["preprocessing", "spacing"], LAUGHS),
         (["preprocessing", "spacing"], 1e-9), (["preprocessing", "spacing"], float("nan")),
         (["classes"], LAUGHS), (["classes"], "x" * 10**6),
+        (["supervision"], ["7"]), (["supervision"], {"labelled": "7", "patients": 70}),
+        (["supervision"], {"labelled": 7, "patients": 70, "labels": SECRET}),
         (["data"], LAUGHS), (["data", "title"], LAUGHS), (["data", "name"], "../x"),
     ],
 )  # fmt: skip

@@ -10,12 +10,16 @@ from torch import nn
 
 from mambaseg.app.networks import build_network
 from mambaseg.errors import UserError
-from mambaseg.models import AnySize
+from mambaseg.models import AnySize, UNet
 from mambaseg.training.checks import require_logits
 from runs import built, composed
 from small_networks import NAMES
 
 LABEL = torch.zeros(2, 8, 8, dtype=torch.long)
+
+
+class MyUNet(UNet):
+    """A class of the user's own with the arguments of another."""
 
 
 def check(logits, label=LABEL):
@@ -110,12 +114,12 @@ class Probabilities(nn.Module):
 
 
 @pytest.fixture
-def trains_not(small_run, tmp_path):
+def trains_not(small_run):
     """Trains in this process and gives the message with which that ends before a step is taken."""
 
-    def run(*words):
+    def run(*words, configs=None):
         words = [*small_run, "trainer.log_every_n_steps=1", *words]
-        with pytest.raises(UserError) as refused, built(*words) as run:
+        with pytest.raises(UserError) as refused, built(*words, configs=configs) as run:
             run.fit()
         assert run.trainer.global_step == 0 and run.folder.record["status"] == "failed"
         assert not list(run.folder.path.glob("checkpoints/*"))
@@ -124,20 +128,36 @@ def trains_not(small_run, tmp_path):
     return run
 
 
-def mine(**arguments):
-    leaf = ["model=unet", "model._target_=test_checks.Probabilities", "~model.widths"]
-    leaf += ["~model.dropout", "~model.in_channels", "~model.num_classes", "+model.size_multiple=1"]
-    return [*leaf, *(f"+model.{key}={value}" for key, value in arguments.items())]
+@pytest.fixture
+def mine(tmp_path):
+    """A folder with the config of a network, model=mine."""
+    (tmp_path / "conf/model").mkdir(parents=True)
+    config = "name: mine\n_target_: test_checks.Probabilities\nsize_multiple: 1\n"
+    (tmp_path / "conf/model/mine.yaml").write_text(config)
+    return tmp_path / "conf"
 
 
-def test_a_training_on_probabilities_does_not_begin(trains_not):
-    said = trains_not(*mine())
-    assert "conf/model/unet.yaml" in said and "softmax" in said
+def test_a_training_on_probabilities_does_not_begin(trains_not, mine):
+    said = trains_not("model=mine", configs=mine)
+    assert "conf/model/mine.yaml" in said and "softmax" in said
 
 
-def test_a_training_of_too_few_classes_does_not_begin(trains_not):
-    said = trains_not(*mine(classes=3, softmax="false"))
+def test_a_training_of_too_few_classes_does_not_begin(trains_not, mine):
+    said = trains_not("model=mine", "+model.classes=3", "+model.softmax=false", configs=mine)
     assert "(4, 3, 32, 32)" in said and "data.num_classes" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "key"),
+    [
+        ("unet", "model._target_=test_checks.MyUNet", "_target_"),
+        ("unet", "~model.dropout", "dropout"),
+        ("monai_basic_unet", "+model.act=a/path", "act"),
+    ],
+)
+def test_a_network_that_no_later_command_could_build_is_not_trained(small_run, model, change, key):
+    with pytest.raises(UserError, match=rf"model\.{key}: .*model/{model}\.yaml .*mine\.yaml"):
+        built(*small_run, f"model={model}", change)
 
 
 @pytest.fixture

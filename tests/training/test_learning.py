@@ -183,6 +183,7 @@ def test_the_network_that_validates_best_is_the_result(small_run, monkeypatch):
     assert (again.folder.path / "cases.csv").read_text() == (
         run.folder.path / "cases.csv"
     ).read_text()
+    assert read_run(again.folder.path).supervision == told.supervision == f"2 of {patients}"
 
 
 def acdc(small_run, root):

@@ -200,6 +200,7 @@ class Assembly:
                 "channels": cfg["in_channels"],
             },
             "split": {"name": data.split.name, "hash": data.split.hash},
+            **({"supervision": labels} if (labels := getattr(data, "supervision", None)) else {}),
             "seen": Seen.of(
                 {part: data.known(part) for part in PARTS},
                 before.seen if before else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,17 +238,22 @@ def composed_model(name: str) -> DictConfig:
 
 def _composed(name: str) -> DictConfig | None:
     """A config of conf/model, or of model/ in a folder of --config-dir; None: there is none."""
-    dirs = config_dirs()
-    places = [place / "model" for place in (CONF, *dirs)]
-    if not is_config_name(name) or not any((p / f"{name}.yaml").is_file() for p in places):
+    if not is_config_name(name):
         return None
+    dirs = config_dirs()
+    places = [place / "model" / f"{name}.yaml" for place in (CONF, *dirs)]
+    files = [file for file in places if file.is_file()]
+    if not files:
+        return None
+    model: Any = OmegaConf.load(files[0])
+    if "defaults" not in model:  # nothing to compose, which takes 0.1 s
+        return model
     search = create_config_search_path(str(CONF))  # of a loader beside that of a running command
     for place in dirs:  # the schema is the last
         search.prepend("command-line", f"file://{place}", anchor="schema")
     cfg = ConfigLoaderImpl(search).load_configuration(None, [f"+model={name}"], RunMode.RUN)
-    model: DictConfig = cfg.model
-    model._set_parent(None)
-    return model
+    cfg.model._set_parent(None)
+    return cfg.model
 
 
 def _named_arguments(model: DictConfig) -> set[str]:
@@ -257,16 +262,27 @@ def _named_arguments(model: DictConfig) -> set[str]:
 
 
 def require_lasting(model: DictConfig, config: str) -> None:
-    """Refuses arguments of a training that no later command would take from its checkpoint."""
-    added = {str(key) for key in model if not str(key).startswith("_")} - _named_arguments(model)
-    if added and (own := _composed(config)) is not None and (added := added - own.keys()):
-        key = min(added)
+    """Refuses a network that later commands could not make from its config and its checkpoint."""
+    own, given = _composed(config), plain(model)
+    if own is None:
+        return
+    lost = _fill(own, bare(given), keep=_NOT_A_CHECKPOINTS, takes=_named_arguments(own))
+    if lost := [*lost, *_unlike(plain_tree(own), given)]:
         raise UserError(
-            f"model.{key}: conf/model/{config}.yaml has no such key, and the network takes it only "
-            "as one of any arguments, which no checkpoint may give it. Write it into a config of "
-            f"your own, conf/model/mine.yaml: defaults: [{config}, _self_], then {key}: ... "
-            "(docs/own-project.md)"
+            f"model.{lost[0]}: conf/model/{config}.yaml says otherwise, and no checkpoint may "
+            "change that, so later commands would build another network. Copy the file to a config "
+            "of your own, conf/model/mine.yaml, and change it there (docs/own-project.md)"
         )
+
+
+def _unlike(own: Mapping[str, Any], given: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Keys of a network's config that are gone, and targets that are others."""
+    for key, value in own.items():
+        other = given.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _unlike(value, other, f"{at}{key}.")
+        elif (key == "_target_" and value != other) or key not in (*given, *_NOT_A_CHECKPOINTS):
+            yield f"{at}{key}"
 
 
 def _fill(

@@ -60,7 +60,6 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         if cfg.get("init_from"):
             raise UserError("init_from: is where a training starts; leave it out of an evaluation")
     if checkpoint is None:
-        require_lasting(cfg.model, _configs(cfg)["model"])
         settle_weights(cfg.model)
         _settle_channels(cfg, "model")
     if OmegaConf.is_missing(cfg.data, "root"):
@@ -68,6 +67,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     for key in ("root", "cache_dir"):
         cfg.data[key] = str(Path(cfg.data[key]).expanduser())
     settle_plan(cfg)
+    if checkpoint is None:  # what was planned, too
+        require_lasting(cfg.model, _configs(cfg)["model"])
     if start := start_of(cfg):
         cfg.init_from = str(start.checkpoint.path)
     _settle_device(cfg)

@@ -190,13 +190,11 @@ class SegmentationDataModule(StepDataModule):
         self._log(cache, alike)
 
     @property
-    def supervision(self) -> dict[str, Any] | None:
-        """Which labels the training reads, in numbers of patients; None: all, and dense ones."""
+    def supervision(self) -> dict[str, Any]:
+        """Which labels the training reads, in numbers of patients."""
         train = self.cases["train"]
         patients = {case.patient for case in train}
         labelled = {case.patient for case in train if case.labelled}
-        if labelled == patients and self._labels == "dense":
-            return None
         return {"labelled": len(labelled), "patients": len(patients), "labels": self._labels}
 
     def _find(self) -> Alike | None:

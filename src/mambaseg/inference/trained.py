@@ -36,8 +36,8 @@ class Checkpoint:
     """A checkpoint of this project.
 
     `about` has `model` (name of its config, arguments), `task`, `preprocessing`, `slicing`,
-    `views`, `classes`, `data`, `split` and `seen`; name -> labels in `regions`, where it has them,
-    and in `keep_largest`, where post-processing was chosen.
+    `views`, `classes`, `data`, `split`, `supervision` and `seen`; name -> labels in `regions`,
+    where it has them, and in `keep_largest`, where post-processing was chosen.
     """
 
     path: Path
@@ -77,6 +77,11 @@ class Checkpoint:
         """Of which structures the largest component is kept, as chosen in validation."""
         chosen = self.about.get("keep_largest")
         return structures_of(self.about["classes"], chosen) if chosen else {}
+
+    @property
+    def supervision(self) -> dict[str, Any] | None:
+        """Which labels its training read, in numbers of patients; None: it does not say."""
+        return self.about.get("supervision")
 
     @property
     def seen(self) -> Seen:
@@ -160,6 +165,7 @@ def _wrong_field(about: dict[str, Any]) -> str:
         "its augmentation": _is_name(about.get("augmentation") or "none")
         and _is_name(about.get("views") or "none"),
         "its task": _is_name(about.get("task", "segmentation")),
+        "its labels": _is_supervision(about.get("supervision")),
         "its classes": isinstance(classes, (list, tuple))
         and len(classes) <= 256
         and all(isinstance(name, str) and len(name) <= 100 for name in classes),
@@ -183,6 +189,16 @@ def _wrong_field(about: dict[str, Any]) -> str:
     except ValueError:
         wrong.append("the images that it has seen")
     return wrong[0] if wrong else ""
+
+
+def _is_supervision(labels: Any) -> bool:
+    """Whether these are labelled patients of some, and the kind of their labels, or nothing."""
+    if labels is None:
+        return True
+    counts = [_dict(labels).get(key) for key in ("labelled", "patients")]
+    return all(type(count) is int and count >= 0 for count in counts) and _is_name(
+        labels.get("labels")
+    )
 
 
 def _are_parts(parts: Any, classes: Any) -> bool:

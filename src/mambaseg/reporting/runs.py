@@ -118,9 +118,9 @@ class RunData:
         about = self.summary.get("supervision")
         if not about:
             return UNKNOWN if self.rescored else "all"
-        some = about["labelled"] < about["patients"]
+        some, dense = about["labelled"] < about["patients"], about["labels"] == "dense"
         patients = f"{about['labelled']}" + (f" of {about['patients']}" if some else "")
-        return patients if about["labels"] == "dense" else f"{about['labels']}s of {patients}"
+        return (patients if some else "all") if dense else f"{about['labels']}s of {patients}"
 
     @property
     def seed(self) -> int:

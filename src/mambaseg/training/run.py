@@ -309,7 +309,7 @@ class Run:
             **({"task": task} if (task := self.config["data"].get("task")) else {}),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
             "seen": self.plan.seen,
-            **({"supervision": few} if (few := self._supervision()) else {}),
+            **({"supervision": labels} if (labels := self._supervision()) else {}),
             "preprocessing": self.data.describe(),
             "checkpoint": tested,
             **({"keep_largest": kept} if (kept := told(self.task)) is not None else {}),
@@ -342,9 +342,9 @@ class Run:
         return bool(self.config["data"].get("task", "segmentation") == "segmentation")
 
     def _supervision(self) -> dict[str, Any] | None:
-        """Which labels the training read; None: all, or it was no training."""
-        trained = not self.config.get("checkpoint")
-        return getattr(self.data, "supervision", None) if trained else None
+        """Which labels the training read; None: nobody knows, or it needs none."""
+        scored = self._parts.checkpoint
+        return scored.supervision if scored else getattr(self.data, "supervision", None)
 
     def report(self) -> None:
         """Prints the score table, the folder, a picture, and what can be typed next."""
