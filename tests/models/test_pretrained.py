@@ -176,18 +176,32 @@ def test_safetensors_are_read(tmp_path):
 
 def test_report_accounts_for_every_key(tmp_path):
     weights = small_weights()
+    weights["patch_embed.proj.weight"] = torch.rand(8, 3, 2, 2)
     torch.save(weights, tmp_path / "weights.pth")
-    network = small(in_channels=2)
+    network = small(in_channels=3)
     report = network.load_pretrained_encoder(tmp_path / "weights.pth")
     parts = [report.loaded, report.mirrored, report.missing]
     assert sorted(sum(parts, ())) == sorted(network.state_dict())
     assert report.mismatched == (
-        "patch_embed.proj.weight is (8, 3, 4, 4) in the file, (8, 2, 4, 4) in the network",
+        "patch_embed.proj.weight is (8, 3, 2, 2) in the file, (8, 3, 4, 4) in the network",
     )
     assert "patch_embed.proj.weight" in report.missing
     assert set(report.ignored) == {"patch_embed.proj.weight", "head.weight", "head.bias"}
     filled = sum(report.parameters[part] for part in ("loaded", "mirrored", "missing"))
     assert filled == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6])
+def test_filters_of_three_colours_serve_images_of_other_channels(channels, tmp_path):
+    weights = small_weights()
+    torch.save(weights, tmp_path / "weights.pth")
+    network = small(in_channels=channels)
+    report = network.load_pretrained_encoder(tmp_path / "weights.pth")
+    assert report.mismatched == () and "patch_embed.proj.weight" in report.loaded
+    filters, colours = network.patch_embed.proj.weight.data, weights["patch_embed.proj.weight"]
+    torch.testing.assert_close(filters[:, 1], colours[:, 1] * 3 / channels)
+    if channels == 6:  # each colour twice
+        torch.testing.assert_close(filters.sum(1), colours.sum(1))
 
 
 def test_report_reads_well_and_survives_json(vmamba_path):

@@ -156,7 +156,7 @@ def test_a_training_of_too_few_classes_does_not_begin(trains_not, mine):
     ],
 )
 def test_a_network_that_no_later_command_could_build_is_not_trained(small_run, model, change, key):
-    with pytest.raises(UserError, match=rf"model\.{key}: .*model/{model}\.yaml .*mine\.yaml"):
+    with pytest.raises(UserError, match=rf"model\.{key}: .*model/{model}\.yaml, .*mine\.yaml"):
         built(*small_run, f"model={model}", change)
 
 

@@ -269,9 +269,9 @@ def require_lasting(model: DictConfig, config: str) -> None:
     lost = _fill(own, bare(given), keep=_NOT_A_CHECKPOINTS, takes=_named_arguments(own))
     if lost := [*lost, *_unlike(plain_tree(own), given)]:
         raise UserError(
-            f"model.{lost[0]}: conf/model/{config}.yaml says otherwise, and no checkpoint may "
-            "change that, so later commands would build another network. Copy the file to a config "
-            "of your own, conf/model/mine.yaml, and change it there (docs/own-project.md)"
+            f"model.{lost[0]}: a checkpoint cannot hold this change of conf/model/{config}.yaml, "
+            "so later commands would build another network. Copy the file to a config of your own, "
+            "conf/model/mine.yaml, and change it there (docs/own-project.md)"
         )
 
 

@@ -24,6 +24,8 @@ DERIVED = ("relative_position_index", "attn_mask")
 SENSIBLE_SHARE = 0.5
 """Least share of the encoder's parameters that a pretrained file must fill."""
 
+COLOURS = 3  # channels of the images of ImageNet
+
 UNPACKED = 1 << 30  # bytes that an .npz may unpack to; R50+ViT-B/16 has half of it
 
 
@@ -142,9 +144,9 @@ class Pretrained(nn.Module):
         prefixes, mirrored = self.backbone_names(), self.mirrored_names() if mirror else {}
         file = _without_derived(self.read_backbone(Path(path)))
         names = _names(file, prefixes, self.original_parts)
-        direct = {name: file[key] for key, name in names.items()}
-        reflected = {name: direct[key] for key, name in _names(direct, mirrored).items()}
         own = self.state_dict()
+        direct = {name: _for_channels(file[key], own.get(name)) for key, name in names.items()}
+        reflected = {name: direct[key] for key, name in _names(direct, mirrored).items()}
         loaded, copied = (
             {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
             for weights in (direct, reflected)
@@ -206,6 +208,22 @@ def load_matching(
             "ignored": _count(weights[key] for key in ignored),
         },
     )
+
+
+def _for_channels(weight: Tensor, own: Tensor | None) -> Tensor:
+    """Filters of three colours for images of more or fewer channels; other weights as they are.
+
+    The colours are taken in turn and scaled, so that an image whose channels are all the same
+    gives about what it gave; one channel gets their sum.
+    """
+    if own is None or weight.ndim != 4 or own.ndim != 4 or weight.shape[1] != COLOURS:
+        return weight
+    channels = own.shape[1]
+    if channels == COLOURS or own[:, :1].shape != weight[:, :1].shape:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % COLOURS] * (COLOURS / channels)
 
 
 def _renamed(key: str, prefixes: Mapping[str, str], parts: Mapping[str, str]) -> str:
