@@ -6,6 +6,7 @@ second or two rather than the imports. The attempt tells through a pipe what it 
 """
 
 import collections
+import importlib
 import json
 import os
 import random
@@ -17,6 +18,11 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# what every attempt would import itself, in more time than it takes
+IMPORTED = (
+    "runs", "mambaseg.training.run", "mambaseg.training.loggers", "mambaseg.data.datamodule",
+    "mambaseg.evaluation.nearest", "matplotlib.figure",
+)  # fmt: skip
 
 
 def run_forked(experiments, *, timeout=900):
@@ -169,6 +175,8 @@ def moments(experiment, events):
 def main():
     import torch
 
+    for module in IMPORTED:
+        importlib.import_module(module)
     torch.set_num_threads(1)
     report, undisturbed = {}, []
     for name, experiment in json.loads(sys.argv[1]).items():
