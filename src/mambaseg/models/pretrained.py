@@ -9,7 +9,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import printable
+
+Weights: TypeAlias = Mapping[str, Tensor]
 
 DERIVED = ("relative_position_index", "attn_mask")
 """Entries of original state dicts that follow from the geometry; here they are computed."""
@@ -83,7 +86,7 @@ class Original(nn.Module):
         key = key.removeprefix(self.original_wrapper)
         return _renamed(key, self.original_names(), self.original_parts)
 
-    def load_original_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+    def load_original_state_dict(self, state_dict: Weights) -> None:
         """Load the original network's weights, strictly; on an error the network stays as it was.
 
         Raises:
@@ -151,36 +154,21 @@ class Pretrained(nn.Module):
             {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
             for weights in (direct, reflected)
         )
-        missing = tuple(key for key in own if key not in loaded and key not in copied)
-        ignored = tuple(key for key in file if names.get(key) not in loaded)
         encoder = [value for k, value in own.items() if k.startswith(tuple(prefixes.values()))]
         share = _count(loaded.values()) / _count(encoder)
         if share < SENSIBLE_SHARE:
+            ignored = [key for key in file if names.get(key) not in loaded]
             raise UserError(
                 f"model.pretrained: {path} fills only {share:.0%} of the encoder of "
                 f"{type(self).__name__}, which takes {self.backbone} (not used: "
                 f"{', '.join(ignored[:3])}, ...)."
             )
         self.load_state_dict(loaded | copied, strict=False)
-        return LoadReport(
-            path=str(path),
-            loaded=tuple(loaded),
-            mirrored=tuple(copied),
-            missing=missing,
-            mismatched=tuple(_mismatches(own, direct | reflected)),
-            ignored=ignored,
-            parameters={
-                "loaded": _count(loaded.values()),
-                "mirrored": _count(copied.values()),
-                "missing": _count(own[key] for key in missing),
-                "ignored": _count(file[key] for key in ignored),
-            },
-        )
+        left = {key: value for key, value in file.items() if names.get(key) not in loaded}
+        return _report(own, loaded, left, _mismatches(own, direct | reflected), copied, str(path))
 
 
-def load_matching(
-    network: nn.Module, weights: Mapping[str, Tensor], *, fresh: Iterable[str] = ()
-) -> LoadReport:
+def load_matching(network: nn.Module, weights: Weights, *, fresh: Iterable[str] = ()) -> LoadReport:
     """Fill what fits of a network, by name and shape, from the weights of another one like it.
 
     Keys in `fresh` stay as they are initialised.
@@ -191,22 +179,27 @@ def load_matching(
         for key, value in weights.items()
         if key in own and key not in left and own[key].shape == value.shape
     }
-    missing = tuple(key for key in own if key not in fit)
-    ignored = tuple(key for key in weights if key not in fit)
     network.load_state_dict(fit, strict=False)
+    ignored = {key: value for key, value in weights.items() if key not in fit}
+    return _report(own, fit, ignored, _mismatches(own, weights))
+
+
+def _report(
+    own: Weights,
+    loaded: Weights,
+    ignored: Weights,
+    mismatched: Iterable[str],
+    mirrored: Weights = MappingProxyType({}),
+    path: str = "",
+) -> LoadReport:
+    """What became of the weights of a network (`own`) and of a file."""
+    missing = {key: own[key] for key in own if key not in loaded and key not in mirrored}
+    lists = {"loaded": loaded, "mirrored": mirrored, "missing": missing, "ignored": ignored}
     return LoadReport(
-        path="",
-        loaded=tuple(fit),
-        mirrored=(),
-        missing=missing,
-        mismatched=tuple(_mismatches(own, weights)),
-        ignored=ignored,
-        parameters={
-            "loaded": _count(fit.values()),
-            "mirrored": 0,
-            "missing": _count(own[key] for key in missing),
-            "ignored": _count(weights[key] for key in ignored),
-        },
+        path=path,
+        mismatched=tuple(mismatched),
+        parameters={name: _count(weights.values()) for name, weights in lists.items()},
+        **{name: tuple(weights) for name, weights in lists.items()},
     )
 
 
@@ -243,11 +236,11 @@ def _names(
     return {key: _renamed(key, prefixes, parts or {}) for key in known}
 
 
-def _without_derived(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_derived(weights: Weights) -> dict[str, Tensor]:
     return {key: value for key, value in weights.items() if not key.endswith(DERIVED)}
 
 
-def _mismatches(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:
+def _mismatches(network: Weights, file: Weights) -> list[str]:
     """Describe the keys that both have in different shapes."""
     return [
         f"{key} is {tuple(file[key].shape)} in the file, {tuple(value.shape)} in the network"
