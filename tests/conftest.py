@@ -1,5 +1,6 @@
 """Shared fixtures: quiet and repeatable runs, and the real data where they are at hand."""
 
+import gc
 import locale
 import logging
 import os
@@ -26,6 +27,12 @@ LONGEST = ("test_kills", "test_resume", "test_train", "test_wandb", "test_monito
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_collection_finish():
+    """Lets the garbage collector leave out what stays: it runs at the start of every training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ second or two rather than the imports. The attempt tells through a pipe what it 
 """
 
 import collections
+import gc
 import importlib
 import json
 import os
@@ -177,6 +178,7 @@ def main():
 
     for module in IMPORTED:
         importlib.import_module(module)
+    gc.freeze()
     torch.set_num_threads(1)
     report, undisturbed = {}, []
     for name, experiment in json.loads(sys.argv[1]).items():
