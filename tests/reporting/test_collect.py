@@ -180,14 +180,15 @@ def test_what_trained_may_differ_where_the_same_cases_are_scored(tmp_path):
 
 def test_other_images_for_the_networks_are_said(tmp_path):
     write_run(tmp_path, "unet", **FEW)
-    write_run(tmp_path, "swin_unet", config={"data.preprocessing": "modern"}, **FEW)
+    write_run(tmp_path, "swin_unet", config={"data.preprocessing": "modern"}, **FEW,
+              record={"hardware": {"cpu": "a CPU", "instructions": "AVX2"}})  # fmt: skip
     write_run(tmp_path, "mamba_unet", record={"hardware": {"gpus": ["a GPU"]}},
               patients=(1,), size=16)  # fmt: skip
     (comparison,), _, _ = collect(tmp_path)
     said = " ".join(cautions(comparison))
     assert "differ in data.preprocessing" in said
     assert "mamba_unet · preprocessing=paper was not tested on 1 of 2 patients" in said
-    assert "so times differ: a CPU, a GPU" in said
+    assert "so times differ: a CPU, a CPU (AVX2), a GPU" in said
 
 
 def test_a_copy_of_a_run_does_not_count_twice_and_superseded_ones_never(seeds, tmp_path):

@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import pytest
+from torch.backends import cpu
 
 from mambaseg.storage import files, run_folder
 from mambaseg.storage.identity import identity
@@ -124,6 +125,7 @@ def test_environment_holds_versions_and_hardware_but_no_variables(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "secret-value")
     record = environment()
     assert record["versions"]["torch"] and record["hardware"]["cores"] >= 1
+    assert record["hardware"]["instructions"] == cpu.get_cpu_capability()
     assert "secret-value" not in json.dumps(record)
 
 

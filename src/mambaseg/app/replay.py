@@ -181,11 +181,12 @@ def _since(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     changed = []
     for group, names in {
         "code": ("digest",), "versions": ("torch", "numpy", "numba", "monai"),
-        "hardware": ("cpu",),
+        "hardware": ("cpu", "instructions"),
     }.items():  # fmt: skip
         was, there = record.get(group) or {}, now.get(group) or {}
         changed += [
             "code" if name == "digest" else f"{name} {was.get(name)} → {there.get(name)}"
-            for name in names if was.get(name) != there.get(name)
+            for name in names
+            if was.get(name) != there.get(name) and (name != "instructions" or name in was)
         ]  # fmt: skip
     return ", ".join(changed)

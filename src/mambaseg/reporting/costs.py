@@ -108,7 +108,9 @@ def _row(label: str, entry: Entry, cost: Costs) -> list[str]:
 
 
 def device(record: Mapping[str, Any]) -> str:
-    """Name of the GPU, or of the CPU."""
+    """Name of the GPU, or of the CPU with its instruction set, where the record has that."""
     hardware = record.get("hardware") or {}
-    gpus = hardware.get("gpus") or []
-    return str(gpus[0] if gpus else hardware.get("cpu") or UNDEFINED)
+    if gpus := hardware.get("gpus"):
+        return str(gpus[0])
+    cpu, used = hardware.get("cpu") or UNDEFINED, hardware.get("instructions")
+    return f"{cpu} ({used})" if used else str(cpu)

@@ -40,7 +40,7 @@ _RECORD = {
     "data": {"fingerprint": "", "scored": "", "images": "", "config": ""},
     "code": {"digest": "", "commit": ""},
     "versions": {"torch": ""},
-    "hardware": {"cpu": "", "gpus": [""]},
+    "hardware": {"cpu": "", "instructions": "", "gpus": [""]},
     "cost": {
         "macs": 1.0, "scan_flops": 1.0, "seconds_per_case": 1.0, "peak_memory_bytes": 1.0,
         "image": [1.0], "parameters": 1, "step_seconds": 1.0,
