@@ -20,13 +20,20 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-# Files of minutes come first, so that no worker is left alone with one of them at the end.
-LONGEST = ("test_kills", "test_resume", "test_train", "test_wandb", "test_monitors", "test_search",
-           "test_launching", "test_contract", "test_secrets", "test_nonfinite")  # fmt: skip
+# Files of minutes come first, the longest before the others, so that no worker is left alone with
+# one of them at the end.
+LONGEST = (
+    "test_train", "test_contract", "test_resume", "test_home", "test_schema", "test_nonfinite",
+    "test_conf", "test_learning", "test_notebooks", "test_wandb", "test_golden_gradients",
+    "test_export", "test_many_files", "test_kills", "test_wheel", "test_cuda", "test_secrets",
+    "test_own_project", "test_launching", "test_search", "test_numba", "test_identity",
+    "test_triton",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 def pytest_collection_finish():

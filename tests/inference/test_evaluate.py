@@ -39,6 +39,7 @@ def test_the_card_of_a_bundle_has_scores_of_the_state_that_was_tested(finished, 
         card = write_bundle(network, checkpoint, tmp_path / name) / "README.md"
         assert ("Scores on the test set" in card.read_text()) is scored
         assert "| made with |" in card.read_text()
+        assert "| learnt from | dense labels of 5 of 5 patients |" in card.read_text()
 
 
 def test_other_preprocessing_is_said_and_the_checkpoints_is_used(finished, small_run, caplog):

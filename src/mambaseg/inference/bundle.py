@@ -31,7 +31,7 @@ from mambaseg.storage.files import writing
 from mambaseg.storage.run_folder import RunFolder, file_digest
 
 TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "regions",
-        "keep_largest", "data", "split", "seen")  # fmt: skip
+        "keep_largest", "data", "split", "supervision", "seen")  # fmt: skip
 _CARD = """---
 library_name: mambaseg
 pipeline_tag: image-segmentation
@@ -126,6 +126,10 @@ def _card(network: AnySize, checkpoint: Checkpoint) -> str:
         "data": title,
         "split": f"{split.get('name')} ({split.get('hash')})" if split else "unknown",
     }
+    if labels := checkpoint.supervision:
+        facts["learnt from"] = (
+            f"{labels['labels']} labels of {labels['labelled']} of {labels['patients']} patients"
+        )
     if "averaged" in about:
         facts["weights"] = f"averaged over the steps of the training, decay {about['averaged']}"
     scores = ""
