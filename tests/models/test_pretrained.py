@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mambaseg.errors import UserError
 from mambaseg.models import LoadReport, MambaUNet, SwinUNet, UNet
+from mambaseg.models.pretrained import Pretrained
 
 
 def constants(shapes):
@@ -202,6 +203,28 @@ def test_filters_of_three_colours_serve_images_of_other_channels(channels, tmp_p
     torch.testing.assert_close(filters[:, 1], colours[:, 1] * 3 / channels)
     if channels == 6:  # each colour twice
         torch.testing.assert_close(filters.sum(1), colours.sum(1))
+
+
+class Grey(Pretrained):
+    """A network that takes one channel as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(1, 4, 3)
+
+    def backbone_names(self):
+        return {"stem.": "stem."}
+
+
+def test_one_channel_gets_the_sum_of_the_colour_filters(tmp_path):
+    weights, network = torch.nn.Conv2d(3, 4, 3).state_dict(prefix="stem."), Grey()
+    torch.save(weights, tmp_path / "weights.pth")
+    assert network.load_pretrained_encoder(tmp_path / "weights.pth").missing == ()
+    image = torch.rand(1, 1, 8, 8)
+    colours = torch.nn.functional.conv2d(
+        image.repeat(1, 3, 1, 1), weights["stem.weight"], weights["stem.bias"]
+    )
+    torch.testing.assert_close(network.stem(image), colours)
 
 
 def test_report_reads_well_and_survives_json(vmamba_path):
