@@ -83,19 +83,32 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, script: str, *, seconds: float = 60):
-        """The value of an expression as soon as it is true."""
+        """The value of an expression as soon as it is true.
+
+        A page draws its parts one after the other: whoever names an element waits for it
+        (`?.`), also where its neighbour is already there.
+        """
         end = time.monotonic() + seconds
         while not (value := self.evaluate(script)):
             assert time.monotonic() < end, f"never true: {script}\n{self.text()}"
             time.sleep(0.1)
         return value
 
+    def wait_for_text(self, words: str) -> None:
+        """Returns as soon as a reader sees the words."""
+        self.wait_for(f"document.body?.innerText.includes({json.dumps(words)})")
+
     def text(self) -> str:
         """What a reader sees."""
-        return self.evaluate("document.body.innerText")
+        return self.evaluate("document.body?.innerText")
+
+    def click(self, selector: str) -> None:
+        """Clicks on an element as soon as it is there."""
+        self.wait_for(f"(e => e && (e.click(), true))(document.querySelector('{selector}'))")
 
     def upload(self, selector: str, path: Path) -> None:
-        """Gives a file to an input element."""
+        """Gives a file to an input element as soon as that is there."""
+        self.wait_for(f"document.querySelector('{selector}') !== null")
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
