@@ -128,7 +128,6 @@ class EMCAD(ManyHeads, Pretrained, Original):
     ) -> None:
         super().__init__()
         self.size_multiple = PATCH * 2 ** (len(widths) - 1)
-        self.patch_size = PATCH
         self.to_colour: nn.Module = nn.Identity()
         if in_channels != 3:
             self.to_colour = nn.Sequential(

@@ -18,13 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaseg.models.any_size import require_multiple
-from mambaseg.models.patch import PatchExpand, PixelHead, on_image, pixel_logits
-from mambaseg.models.stochastic import falling_schedule
-from mambaseg.models.ushape import DecoderStage, init_linear, make_blocks
+from mambaseg.models.patch import PatchExpand, on_image
+from mambaseg.models.ushape import LateSkips, init_linear
 from mambaseg.models.vss_v2 import VMambaV2Encoder, vss_blocks_v2
 
-DECODER_DEPTH = 2
 SIDES = (1, 3, 5)  # of the kernels in a decoder block
 
 
@@ -63,7 +60,7 @@ class KernelExpand(PatchExpand):
         )
 
 
-class MSVMUNet(VMambaV2Encoder):
+class MSVMUNet(LateSkips, VMambaV2Encoder):
     """MSVM-UNet, 35,925,028 parameters for one channel and four classes.
 
     Args:
@@ -89,33 +86,13 @@ class MSVMUNet(VMambaV2Encoder):
     ) -> None:
         super().__init__()
         self.repeats_channel = in_channels == 1
-        self.patch_size = 4
         make_block = vss_blocks_v2(d_state, scan_backend)
-        self._embed(in_channels, make_block, embed_dim, depths, self.patch_size, drop_path_rate)
+        self._embed(in_channels, make_block, embed_dim, depths, 4, drop_path_rate)
         self.encoder.apply(init_linear)
         make_block = vss_blocks_v2(
             d_state, scan_backend, between=lambda dim: OnMap(MultiScale(dim))
         )
-        stages = len(depths) - 1
-        rates = falling_schedule(drop_path_rate, (DECODER_DEPTH,) * stages)[::-1]  # by stage
-        self.decoder = nn.ModuleList(
-            DecoderStage(dim, make_blocks(make_block, dim, stage, rates[stage]), KernelExpand)
-            for stage, dim in reversed([*enumerate(self.dims[:stages])])
-        )
-        self.final_expand = KernelExpand(embed_dim, embed_dim, factor=self.patch_size)
-        self.head = PixelHead(embed_dim, num_classes, kernel_size=1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
-        require_multiple(image, self.size_multiple, type(self).__name__)
-        *skips, x = self._stage_outputs(image)
-        for stage, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = stage(x, skip)
-        return pixel_logits(self.head, self.final_expand, x)
-
-    def mirrored_names(self) -> dict[str, str]:
-        """Map nothing: the decoder's blocks are others."""
-        return {}
+        self._decode(num_classes, make_block, drop_path_rate, KernelExpand)
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""

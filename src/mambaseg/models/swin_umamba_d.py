@@ -15,19 +15,14 @@ Differs from the original in having no heads at coarser maps (for deep supervisi
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from mambaseg.models.any_size import require_multiple
-from mambaseg.models.patch import PatchExpand, PixelHead, pixel_logits
-from mambaseg.models.stochastic import falling_schedule
 from mambaseg.models.swin_umamba import VMambaEncoder
-from mambaseg.models.ushape import DecoderStage, init_linear, make_blocks
+from mambaseg.models.ushape import LateSkips, init_linear
 from mambaseg.models.vss import vss_blocks
 
-DECODER_DEPTH = 2
 
-
-class SwinUMambaD(VMambaEncoder):
+class SwinUMambaD(LateSkips, VMambaEncoder):
     """Swin-UMamba†, 27,487,300 parameters for one channel and four classes.
 
     Args:
@@ -52,28 +47,12 @@ class SwinUMambaD(VMambaEncoder):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
         make_block = vss_blocks(d_state, scan_backend)
         self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         self.encoder.apply(init_linear)
-        stages = len(depths) - 1
-        self.original_unused = tuple(f"decoder.seg_layers.{i}." for i in range(stages))
-        rates = falling_schedule(drop_path_rate, (DECODER_DEPTH,) * stages)[::-1]  # by stage
-        self.decoder = nn.ModuleList(
-            DecoderStage(dim, make_blocks(make_block, dim, stage, rates[stage]))
-            for stage, dim in reversed([*enumerate(self.dims[:stages])])
-        )
-        self.final_expand = PatchExpand(embed_dim, embed_dim, factor=patch_size)
-        self.head = PixelHead(embed_dim, num_classes, kernel_size=1)
+        self.original_unused = tuple(f"decoder.seg_layers.{i}." for i in range(len(depths) - 1))
+        self._decode(num_classes, make_block, drop_path_rate)
         self.apply(_init_convolution)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
-        require_multiple(image, self.size_multiple, type(self).__name__)
-        *skips, x = self._stage_outputs(image)
-        for stage, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = stage(x, skip)
-        return pixel_logits(self.head, self.final_expand, x)
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""

@@ -20,7 +20,7 @@ from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging, PixelHead, pixel_logits
 from mambaseg.models.pretrained import Original, Pretrained
-from mambaseg.models.stochastic import linear_schedule
+from mambaseg.models.stochastic import falling_schedule, linear_schedule
 
 BlockFactory = Callable[[int, int, int, float], nn.Module]
 """(channels, stage, index within the stage, drop path rate) -> block `(B, H, W, C)` to the same."""
@@ -58,6 +58,7 @@ class PatchEncoder(Pretrained, Original):
         drop_path_rate: float,
     ) -> None:
         """Make `patch_embed` and `encoder`; see `UShape` for the arguments."""
+        self.patch_size = patch_size
         self.size_multiple = patch_size * 2 ** (len(depths) - 1)
         self.dims = [embed_dim * 2**stage for stage in range(len(depths))]
         channels = 3 if self.repeats_channel else in_channels
@@ -145,7 +146,6 @@ class UShape(PatchEncoder):
         drop_path_rate: float,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
         self.repeats_channel = in_channels == 1
         self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         bottom = len(depths) - 1
@@ -182,6 +182,46 @@ class UShape(PatchEncoder):
             names[f"concat_back_dim.{stage + 1}."] = f"decoder.{stage}.fuse."
             names[expand] = f"decoder.{stage}.expand."
         return names | {"norm_up.": "norm.", "up.": "final_expand.", "output.": "head."}
+
+
+class LateSkips(PatchEncoder):
+    """A U whose skips carry what leaves a stage, with two blocks per decoder stage."""
+
+    def _decode(
+        self,
+        num_classes: int,
+        make_block: BlockFactory,
+        drop_path_rate: float,
+        expand: type[PatchExpand] = PatchExpand,
+    ) -> None:
+        """Make everything behind the encoder.
+
+        Args:
+            num_classes: K, background included.
+            make_block: see `UShape`.
+            drop_path_rate: of the first decoder block; falls to 0 at the last one.
+            expand: makes an expansion from channels before, channels after, and a factor.
+        """
+        coarser = len(self.dims) - 1
+        rates = falling_schedule(drop_path_rate, (2,) * coarser)[::-1]  # by stage
+        self.decoder = nn.ModuleList(
+            DecoderStage(dim, make_blocks(make_block, dim, stage, rates[stage]), expand)
+            for stage, dim in reversed([*enumerate(self.dims[:coarser])])
+        )
+        self.final_expand = expand(self.dims[0], self.dims[0], factor=self.patch_size)
+        self.head = PixelHead(self.dims[0], num_classes, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map `(B, C, H, W)`, H and W multiples of `size_multiple`, to logits `(B, K, H, W)`."""
+        require_multiple(image, self.size_multiple, type(self).__name__)
+        *skips, x = self._stage_outputs(image)
+        for stage, skip in zip(self.decoder, reversed(skips), strict=True):
+            x = stage(x, skip)
+        return pixel_logits(self.head, self.final_expand, x)
+
+    def mirrored_names(self) -> dict[str, str]:
+        """Map nothing: the decoder's blocks are others."""
+        return {}
 
 
 def init_linear(module: nn.Module) -> None:

@@ -67,7 +67,6 @@ class VMUNet(PatchEncoder):
                 f"got {list(depths)} and {list(decoder_depths)}"
             )
         self.repeats_channel = in_channels == 1
-        self.patch_size = patch_size
         make_block = vss_blocks(d_state, scan_backend)
         self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         rates = falling_schedule(drop_path_rate, (*decoder_depths,))[::-1]  # by stage

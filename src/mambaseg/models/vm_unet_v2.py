@@ -72,7 +72,6 @@ class VMUNetV2(PatchEncoder):
     ) -> None:
         super().__init__()
         self.repeats_channel = in_channels == 1
-        self.patch_size = patch_size
         make_block = vss_blocks(d_state, scan_backend)
         self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)
         self.encoder.pop(-1)
