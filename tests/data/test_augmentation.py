@@ -13,6 +13,7 @@ from mambaseg.app.entry import CONF
 from mambaseg.data.augmentation import Augmentation, Flip, Rotate, TurnOrRotate
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.sampling import _read_affine
 from mambaseg.errors import UserError
 from runs import built
 
@@ -150,15 +151,18 @@ def test_a_batch_gives_what_its_elements_give_alone(geometry, preset):
         assert torch.equal(together[1][i], alone[1][0])
 
 
+@pytest.mark.parametrize("size", [48, [37, 61]])
 @pytest.mark.parametrize(("geometry", "preset"), COMBINATIONS)
-def test_one_call_on_the_whole_batch_equals_the_cpus_image_by_image(geometry, preset):
-    augmentation = Augmentation(preset, Preprocessing(geometry, 48), seed=5)
-    images, labels, shapes = batch_of([(60, 41), (33, 70), (52, 52)])
-    parameters = torch.from_numpy(augmentation.draw(2, range(3), shapes.numpy()))
-    grid, mask = augmentation(images, labels, shapes, parameters)
-    whole_grid, whole_mask = augmentation._apply(images, labels, shapes, parameters)
-    assert torch.allclose(grid, whole_grid, atol=1e-6, rtol=0)
-    assert torch.equal(mask, whole_mask.long())
+def test_what_a_cpu_reads_has_the_bits_of_the_definition(geometry, preset, size, monkeypatch):
+    augmentation = Augmentation(preset, Preprocessing(geometry, size), seed=5, beyond=255)
+    images, labels, shapes = batch_of([(60, 41), (33, 70), (52, 52), (20, 31), (109, 64)])
+    images = torch.cat([images, -images.sqrt()], dim=1)
+    for step in range(4):
+        here = augmented(augmentation, images, labels, shapes, step=step)
+        with monkeypatch.context() as patched:
+            patched.setattr("mambaseg.data.augmentation.read_affine", _read_affine)
+            defined = augmented(augmentation, images, labels, shapes, step=step)
+        assert all(map(torch.equal, here, defined)) and here[0].count_nonzero() > 1000
 
 
 @pytest.mark.parametrize(("geometry", "preset"), COMBINATIONS)

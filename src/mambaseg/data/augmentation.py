@@ -19,7 +19,7 @@ from torch import Tensor
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.geometry import Pixel, Preprocessing
 from mambaseg.data.intensity import CT
-from mambaseg.data.sampling import bilinear, look_up_or_zero, nearest_pixel, precision
+from mambaseg.data.sampling import precision, read_affine
 from mambaseg.errors import UserError
 
 Array = NDArray[np.float64]
@@ -322,16 +322,6 @@ class Augmentation:
         Returns:
             Image (B, C, S, T) float32 and label (B, S, T) int64.
         """
-        # One image's index map fits a CPU's cache, a batch's does not. The results are the same.
-        size = 1 if image.device.type == "cpu" else len(image)
-        parts = zip(*(x.split(size) for x in (image, label, shapes, parameters)), strict=True)
-        images, labels = zip(*(self._apply(*part) for part in parts), strict=True)
-        return torch.cat(images), torch.cat(labels).long()
-
-    def _apply(
-        self, image: Tensor, label: Tensor, shapes: Tensor, parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return image (B, C, S, T) float32 and label (B, S, T) uint8."""
         if self.preprocessing.windowed:
             rows, columns = (
                 torch.arange(side, device=image.device, dtype=precision(image.device))[None]
@@ -339,26 +329,25 @@ class Augmentation:
             )
         else:
             rows, columns = self.preprocessing.grid_positions(parameters[:, _SHAPE])
-        row, column = rows[:, :, None], columns[:, None, :]
-        m = parameters[:, _MATRIX, None, None].to(rows.dtype)
-        offset = parameters[:, _OFFSET, None, None].to(rows.dtype)
-        native_rows = m[:, 0] * row + (m[:, 1] * column + offset[:, 0])  # (B, S, T)
-        native_columns = m[:, 2] * row + (m[:, 3] * column + offset[:, 1])
-        pixel = nearest_pixel(native_rows, native_columns, shapes, image.shape)
-        if self.preprocessing.interpolation == "nearest":
-            grid = look_up_or_zero(image, pixel)
-        else:
-            grid = bilinear(image, native_rows, native_columns)
+        view = parameters[:, _MATRIX].to(rows.dtype), parameters[:, _OFFSET].to(rows.dtype)
+        smooth = self.preprocessing.interpolation == "bilinear"
+        grid, labels, inside = read_affine(
+            image, label, shapes, (rows, columns), view, smooth=smooth, beyond=self.beyond
+        )
+        # one image at a time fits a CPU's cache, a batch does not
+        size = 1 if image.device.type == "cpu" else len(image)
+        parts = zip(*(x.split(size) for x in (grid, inside, parameters)), strict=True)
+        return torch.cat([self._painted(*part) for part in parts]), labels.long()
+
+    def _painted(self, grid: Tensor, inside: Tensor, parameters: Tensor) -> Tensor:
+        """The images (B, C, S, T) with changed intensities, where they are `inside` (B, S, T)."""
         painted, drawn = grid, parameters[:, _DRAWN:, None, None, None].to(grid.dtype).movedim(1, 0)
         for operation in self.operations:
             if isinstance(operation, Intensity):
                 own, drawn = drawn.tensor_split([operation.numbers])
                 unit = self.preprocessing.intensity not in ("zscore", CT)
                 painted = operation.paint(painted, own, unit=unit)
-        if painted is not grid:
-            grid = torch.where(pixel[:, None] < image[0, 0].numel(), painted, grid)
-        labels = look_up_or_zero(label[:, None], pixel, self.beyond)[:, 0]
-        return grid, labels
+        return grid if painted is grid else torch.where(inside[:, None], painted, grid)
 
 
 def _lead_about(shown: Array, room: Array, sides: tuple[int, int]) -> Array:

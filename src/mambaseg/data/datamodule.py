@@ -159,7 +159,7 @@ class SegmentationDataModule(StepDataModule):
         alike = self._find()
         used, cache = self._divided(self._decoded)
         if self._copies:
-            shown = "; ".join(", ".join(group) for group in self._copies)
+            shown = "; ".join(listed(group) for group in self._copies)
             log.info("the same images belong to more than one patient: %s", shown)
         members = {part: set(getattr(self.split, part)) for part in PARTS}
         members["train"].update(self._unlabelled)

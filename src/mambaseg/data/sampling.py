@@ -5,9 +5,64 @@ B: images, C: channels, H, W: native size in pixels, S, T: rows and columns of w
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def read_affine(
+    image: Tensor,
+    label: Tensor,
+    shapes: Tensor,
+    crossings: tuple[Tensor, Tensor],
+    view: tuple[Tensor, Tensor],
+    *,
+    smooth: bool,
+    beyond: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read images (B, C, H, W) float32 and labels (B, H, W) uint8 through affine maps.
+
+    `shapes` (B, 2) are their true sizes, the rest is padding. `crossings` are rows (B or 1, S) and
+    columns (B or 1, T), `view` is a matrix (B, 4) and an offset (B, 2) that map these to pixels.
+    Images are read between their pixels if `smooth`, otherwise at the nearest one, like labels.
+
+    Returns:
+        Images (B, C, S, T), zero beyond them; labels (B, S, T), `beyond` beyond them; which pixels
+        (B, S, T) lie in an image. A CPU gives the same bits as the definition below, faster.
+    """
+    rows, columns = crossings
+    matrix, offset = view
+    if image.device.type == "cpu":
+        from mambaseg.data.sampling_kernel import read
+
+        maps = (rows.expand(len(image), -1), columns.expand(len(image), -1), matrix, offset)
+        arrays = [one.contiguous().numpy() for one in (image, label, shapes - 1, *maps)]
+        parts = [read(*one, smooth, beyond) for one in zip(*arrays, strict=True)]
+        grid, labels, inside = (torch.from_numpy(np.stack(one)) for one in zip(*parts, strict=True))
+        return grid, labels, inside
+    return _read_affine(image, label, shapes, crossings, view, smooth=smooth, beyond=beyond)
+
+
+def _read_affine(
+    image: Tensor,
+    label: Tensor,
+    shapes: Tensor,
+    crossings: tuple[Tensor, Tensor],
+    view: tuple[Tensor, Tensor],
+    *,
+    smooth: bool,
+    beyond: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `read_affine` returns, on any device."""
+    row, column = crossings[0][:, :, None], crossings[1][:, None, :]
+    m, offset = (part[..., None, None] for part in view)
+    rows = m[:, 0] * row + (m[:, 1] * column + offset[:, 0])  # (B, S, T)
+    columns = m[:, 2] * row + (m[:, 3] * column + offset[:, 1])
+    pixel = nearest_pixel(rows, columns, shapes, image.shape)
+    grid = bilinear(image, rows, columns) if smooth else look_up_or_zero(image, pixel)
+    labels = look_up_or_zero(label[:, None], pixel, beyond)[:, 0]
+    return grid, labels, pixel < image[0, 0].numel()
 
 
 def nearest_positions(source: Tensor, target: int) -> Tensor:
