@@ -131,4 +131,4 @@ def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[floa
                 run.fit()
         finally:
             logging.disable(logging.NOTSET)
-    return statistics.median(clock.steps[TRIAL // 3 :]), max(clock.validations[-1], 1e-3)
+    return statistics.fmean(clock.steps[TRIAL // 3 :]), max(clock.validations[-1], 1e-3)
