@@ -20,41 +20,27 @@ def read_affine(
     *,
     smooth: bool,
     beyond: int = 0,
+    compiled: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read images (B, C, H, W) float32 and labels (B, H, W) uint8 through affine maps.
 
     `shapes` (B, 2) are their true sizes, the rest is padding. `crossings` are rows (B or 1, S) and
     columns (B or 1, T), `view` is a matrix (B, 4) and an offset (B, 2) that map these to pixels.
     Images are read between their pixels if `smooth`, otherwise at the nearest one, like labels.
+    `compiled` lets a CPU read them by its kernel, which gives the same bits faster.
 
     Returns:
         Images (B, C, S, T), zero beyond them; labels (B, S, T), `beyond` beyond them; which pixels
-        (B, S, T) lie in an image. A CPU gives the same bits as the definition below, faster.
+        (B, S, T) lie in an image.
     """
-    rows, columns = crossings
-    matrix, offset = view
-    if image.device.type == "cpu":
+    if compiled and image.device.type == "cpu":
         from mambaseg.data.sampling_kernel import read
 
-        maps = (rows.expand(len(image), -1), columns.expand(len(image), -1), matrix, offset)
+        maps = (*(one.expand(len(image), -1) for one in crossings), *view)
         arrays = [one.contiguous().numpy() for one in (image, label, shapes - 1, *maps)]
         parts = [read(*one, smooth, beyond) for one in zip(*arrays, strict=True)]
         grid, labels, inside = (torch.from_numpy(np.stack(one)) for one in zip(*parts, strict=True))
         return grid, labels, inside
-    return _read_affine(image, label, shapes, crossings, view, smooth=smooth, beyond=beyond)
-
-
-def _read_affine(
-    image: Tensor,
-    label: Tensor,
-    shapes: Tensor,
-    crossings: tuple[Tensor, Tensor],
-    view: tuple[Tensor, Tensor],
-    *,
-    smooth: bool,
-    beyond: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `read_affine` returns, on any device."""
     row, column = crossings[0][:, :, None], crossings[1][:, None, :]
     m, offset = (part[..., None, None] for part in view)
     rows = m[:, 0] * row + (m[:, 1] * column + offset[:, 0])  # (B, S, T)

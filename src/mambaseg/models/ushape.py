@@ -185,7 +185,7 @@ class UShape(PatchEncoder):
 
 
 class LateSkips(PatchEncoder):
-    """A U whose skips carry what leaves a stage, with two blocks per decoder stage."""
+    """U-Net whose skip connections carry each stage's output; decoder stages have two blocks."""
 
     def _decode(
         self,
