@@ -3,6 +3,8 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +91,18 @@ def test_of_jobs_side_by_side_one_measures(words, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: budget.within_minutes(cfg, build), range(3)))
     assert len({one.data.steps for one in found}) == len(begun) == 1
+
+
+def test_slow_steps_of_the_trial_count_in_the_plan(words):
+    trial = SimpleNamespace(trainer=SimpleNamespace(callbacks=[]))
+
+    def fit():
+        clock = trial.trainer.callbacks[-1]
+        clock.steps, clock.validations = [9.0] * 8 + [1.0] * 12 + [3.0] * 4, [2.0]
+
+    trial.fit = fit
+    measured = budget._measured(composed(*words, "data.minutes=1"), lambda _: nullcontext(trial))
+    assert measured == (1.5, 2.0)
 
 
 def test_what_is_measured_leaves_nothing_and_the_run_is_as_long(words, tmp_path, monkeypatch):
