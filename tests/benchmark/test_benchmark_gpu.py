@@ -107,6 +107,7 @@ def test_parts_are_chosen_by_the_beginning_of_their_names(tmp_path):
 )
 def test_as_many_equal_steps_as_fit(seconds, each, steps):
     assert affordable(seconds, {"rows": [{"median_s": value} for value in each]}) == steps
+    assert affordable(seconds, {"rows": []}) == affordable(seconds, None), "none fits into memory"
 
 
 def test_the_parts_come_in_order_and_compose(tmp_path, monkeypatch):
@@ -164,7 +165,11 @@ def test_the_page_puts_the_trainings_step_beside_the_networks(tmp_path):
         "code": {"commit": "0123456789abcdef"}, "versions": {"python": "3.11", "torch": "2.13"},
     }  # fmt: skip
     (bench / "a.json").write_text(json.dumps(record))
+    report = tmp_path / "runs/acdc_paper/report/table.md"
+    report.parent.mkdir()
+    report.write_text("## hearts\n\n### Costs\n")
     text = write_page(tmp_path, []).read_text()
+    assert "\n### hearts\n\n#### Costs\n" in text
     assert "| unet | running | 10 | 2.0 | 0.5 | 20.00 | 19.00 |" in text
     assert "a CPU, python 3.11, torch 2.13, lightning –; commit 0123456789" in text
     assert "| unet | 19.00 |" in text and "nothing pretrained" in text

@@ -46,6 +46,12 @@ def test_rows_without_voxel_counts_use_volumes():
     assert found(rows)["p", "LV EF"][:2] == (pytest.approx(75.0), pytest.approx(75.0))
 
 
+def test_rows_without_a_phase_have_no_indices():
+    bare = row("p", "ED", "LV", 100, 100)
+    del bare["phase"]
+    assert not found([bare])
+
+
 def test_an_empty_ventricle_has_no_ejection_fraction_and_one_phase_is_not_enough():
     rows = [row("p", "ED", "LV", 0, 100), row("p", "ES", "LV", 0, 40), row("q", "ED", "LV", 9, 9)]
     assert found(rows)["p", "LV EF"] == (None, pytest.approx(60.0), "%")

@@ -165,7 +165,14 @@ def test_other_data_are_another_comparison(tmp_path):
     path = write_run(tmp_path, "swin_unet", **FEW)
     text = (path / "run.json").read_text().replace("f00d", "beef")
     (path / "run.json").write_text(text)
-    assert len(collect(tmp_path)[0]) == 2
+    path = write_run(tmp_path, "mamba_unet", **FEW)
+    scores = json.loads((path / "metrics.json").read_text())
+    scores["convention"]["tolerance_mm"] = 1.0
+    (path / "metrics.json").write_text(json.dumps(scores))
+    titles = [comparison.title for comparison in collect(tmp_path)[0]]
+    assert len(titles) == 3
+    assert [title for title in titles if "beef" in title and "tolerance mm 2.0" in title]
+    assert [title for title in titles if "f00d" in title and "tolerance mm 1.0" in title]
 
 
 def test_what_trained_may_differ_where_the_same_cases_are_scored(tmp_path):

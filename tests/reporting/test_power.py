@@ -1,5 +1,7 @@
 """How many seeds and patients a difference needs: against experiments that are drawn and tested."""
 
+import shutil
+
 import numpy as np
 import pytest
 from fake_runs import write_run
@@ -112,6 +114,20 @@ def test_the_table_has_the_pairs_with_two_seeds_each(experiment):
     assert needs.notes[-1] == "Left out: 2 pairs of which one has a single seed."
     _, needs = power_grids(experiment, networks=["unet", "mamba_unet"])
     assert len(needs.rows) == 1 and "Left out" not in needs.notes[-1]
+
+
+def test_each_pair_is_told_with_its_own_numbers(experiment, tmp_path):
+    for path in experiment.iterdir():
+        shutil.copytree(path, tmp_path / path.name)
+    for seed in (2, 3):
+        write_run(tmp_path, "swin_unet", seed=seed, patients=range(1, 5), size=16)
+    write_run(tmp_path, "unet", seed=3, patients=range(1, 5), size=16)
+    variation, _ = power_grids(tmp_path)
+    assert "swin_unet − unet: 4 patients, 3 seeds" in " ".join(variation.notes).replace(
+        "unet − swin_unet", "swin_unet − unet"
+    )
+    assert "mamba_unet: 4 patients, 2 seeds" in variation.notes[0]
+    assert variation.notes[-1] == power_grids(experiment)[0].notes[-1]  # of the fewest seeds
 
 
 def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_path, capsys):

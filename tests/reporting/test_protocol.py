@@ -16,7 +16,7 @@ from mambaseg.reporting.protocol import commands, protocol_grid
 def runs_with(folder, *overrides):
     """Runs of networks and seeds that their overrides name."""
     for words in overrides:
-        named = dict(word.split("=", 1) for word in words)
+        named = dict(word.split("=", 1) for word in words if "=" in word)
         write_run(folder, named["model"], seed=int(named["seed"]), patients=(1,), size=16,
                   record={"overrides": list(words)})  # fmt: skip
     ((comparison,), _, _) = collect(folder)
@@ -49,6 +49,11 @@ def test_a_config_in_a_folder_keeps_its_name_in_the_command(tmp_path):
     assert commands(comparison.runs) == [
         "mambaseg train model=mine/deep seed=1 init_from=weights.pth"
     ]
+
+
+def test_a_command_that_deletes_a_key_is_told_as_it_is_typed(tmp_path):
+    comparison = runs_with(tmp_path, ("model=unet", "seed=1", "~augmentation.flip"))
+    assert commands(comparison.runs) == ["mambaseg train model=unet seed=1 '~augmentation.flip'"]
 
 
 def test_what_differs_is_told_with_its_networks(tmp_path):

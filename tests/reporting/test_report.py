@@ -234,7 +234,10 @@ def test_a_page_to_publish_has_no_image_of_a_patient(tmp_path, no_figures):
     page = write_report(tmp_path)
     assert "data:image/png;base64" in page.read_text()
     assert list(page.parent.glob("figures/*overlay*"))
+    old = page.parent / "figures" / "9-curves.png"  # of a comparison that is no more
+    old.write_bytes(b"")
     text = write_report(tmp_path, images=False).read_text()
+    assert not old.exists()
     assert "data:image/png;base64" not in text and "pictures of patients are left out" in text
     assert not list(page.parent.glob("figures/*overlay*")), "the earlier report's are still there"
 

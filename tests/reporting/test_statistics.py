@@ -46,6 +46,8 @@ def test_wilcoxon_drops_zeros_and_is_one_without_any_difference():
     differences = [0.3, -0.1, 0.4, 0.6, 0.0, 0.2, 0.5]
     assert _signed_ranks(differences)[0] == pytest.approx(stats.wilcoxon(differences).pvalue)
     assert _signed_ranks([0.0, 0.0, 0.0]) == (1.0, 0.0)
+    # five differences have 32 patterns of signs, however many zeros there are beside them
+    assert _signed_ranks([0.0] * 15 + [0.1, 0.2, 0.3, 0.4, 0.5])[0] == pytest.approx(2 / 32)
 
 
 def test_holm_by_hand():

@@ -101,6 +101,16 @@ def test_metrics_that_find_no_room_in_the_terminal_are_named_below():
     assert [name for name in run_grid(about, "a run", NAMES).header if name in names] == names
 
 
+def test_a_long_name_of_a_structure_keeps_its_row_and_its_dice():
+    names = [*NAMES[:-1], "the left ventricle of the heart with all of its papillary muscles"]
+    about = {"split": {"name": "s", "hash": "h", "note": ""}, "seen": {}}
+    about |= make_summary([(10.0, 1.5, 1.5)] * 2)
+    about["classes"][names[-1]] = about["classes"].pop(NAMES[-1])
+    config = {"model": {"name": "unet"}, "data": {"title": "hearts", "class_names": names}}
+    text = " ".join(printed(table_of(about, config), 120).split())
+    assert f"{names[-1]} 1.000" in text and "structure Dice" in text
+
+
 @pytest.mark.parametrize(("spacing", "unit"), [((10.0, 1.5, 1.5), "2 mm"), (None, "1 vox")])
 def test_the_terminal_table_fits_80_characters_uncut(spacing, unit):
     summary = make_summary([spacing] * 2)

@@ -115,9 +115,10 @@ def measure_gpu(
 def affordable(seconds: float, steps: dict[str, Any] | None) -> int:
     """Equal number of steps for networks that train side by side; 0: not enough to be worth it.
 
-    `steps` is the record of `mambaseg benchmark train`; without one a guess is made.
+    `steps` is the record of `mambaseg benchmark train`; without one, or where no network fitted
+    into it, a guess is made.
     """
-    each = sum(row["median_s"] for row in steps["rows"]) if steps else 0.2
+    each = sum(row["median_s"] for row in steps["rows"]) if steps and steps["rows"] else 0.2
     count = int((seconds - START_S - 2 * END_S) / (SLOWER * each))
     return 0 if count < LOOP_STEPS else min(count // LOOP_STEPS * LOOP_STEPS, MOST_STEPS)
 

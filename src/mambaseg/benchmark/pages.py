@@ -140,7 +140,7 @@ def _sections(out: Path, parts: Sequence[Row]) -> Iterator[str]:
         yield f"## Trainings, nothing pretrained\n\n{Table('', RUNS, runs).markdown()}"
         yield RUNS_NOTE
     for report in sorted((out / "runs").glob("*/report/table.md")):
-        yield report.read_text("utf-8").replace("\n#", "\n##").replace("# ", "### ", 1)
+        yield f"\n{report.read_text('utf-8')}".replace("\n#", "\n##")[1:]
     for part, record in records.items():
         yield f"## {part.capitalize()}\n\nMade by `{record['command']}`\n"
         yield from (table.markdown() for table in tables(record))

@@ -56,7 +56,7 @@ def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
     """
     table: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
-        table[row["patient"]][row["class_name"], row["phase"]] = row
+        table[row["patient"]][row["class_name"], row.get("phase")] = row
     found: list[Index] = []
     for patient, own in sorted(table.items()):
         for ventricle in VENTRICLES:

@@ -89,6 +89,7 @@ class Comparison:
 
     protocol: Mapping[str, Any]  # what they share; see `RunData.protocol`
     entries: tuple[Entry, ...]  # in order of their labels
+    mark: str = ""  # what tells it from others whose title would be the same
 
     @property
     def runs(self) -> list[RunData]:
@@ -112,6 +113,7 @@ class Comparison:
             f"empty masks: {protocol['policy']}",
             f"at most {side} pixels a side" if side else "",
             "SEEN CASES" if protocol.get("seen cases") else "",
+            self.mark,
         ]
         return ", ".join(filter(None, parts))
 
@@ -166,7 +168,30 @@ def group(runs: Sequence[RunData]) -> list[Comparison]:
         ]
         entries.sort(key=_order)
         comparisons.append(Comparison(members[0].protocol, tuple(entries)))
-    return sorted(comparisons, key=lambda part: (-len(part.entries), part.title))
+    comparisons.sort(key=lambda part: (-len(part.entries), part.title))
+    return _told_apart(comparisons)
+
+
+def _told_apart(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with titles that differ: by what their protocols differ in, or else by a number."""
+    alike: dict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        alike[comparison.title].append(comparison)
+    marks = {}
+    for same in filter(lambda same: len(same) > 1, alike.values()):
+        keys = [key for key in same[0].protocol if len({_key(c.protocol[key]) for c in same}) > 1]
+        words = [", ".join(_told(key, one.protocol[key]) for key in keys) for one in same]
+        for place, (one, mark) in enumerate(zip(same, words, strict=True)):
+            number = words[: place + 1].count(mark) if words.count(mark) > 1 else None
+            parts = (mark, f"labels no. {number}" if number else "")
+            marks[id(one)] = ", ".join(filter(None, parts))
+    return [replace(one, mark=marks.get(id(one), "")) for one in comparisons]
+
+
+def _told(key: str, value: Any) -> str:
+    """A part of a protocol in a title; of regions their names."""
+    several = isinstance(value, (list, Mapping))
+    return f"{key.replace('_', ' ')} {'/'.join(map(str, value)) if several else value}"
 
 
 def grouped(runs: Sequence[RunData], setting: Callable[[RunData], Any]) -> list[list[RunData]]:

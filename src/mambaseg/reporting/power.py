@@ -212,14 +212,19 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
         ]
         for pair in pairs
     ]
+    counts = {pair.label: f"{pair.patients} {who}s, {pair.seeds} seeds" for pair in pairs}
+    if len(set(counts.values())) == 1:
+        counted = counts[pairs[0].label]
+    else:
+        counted = "; ".join(f"{label}: {count}" for label, count in counts.items())
     notes = [
-        f"Mean foreground Dice of {pairs[0].patients} {who}s, {pairs[0].seeds} seeds. Standard "
+        f"Mean foreground Dice of {counted}. Standard "
         f"deviations of the difference: how differently {who}s favour the two networks; trainings "
         "of both with other seeds; all else (the same pair of trainings on the same "
         f"{who}, beyond these).",
         f"Found from: the smallest true difference that as many {who}s and seeds as here find in "
         f"{100 * wanted:g} of 100 repetitions.",
-        _doubt(pairs[0].seeds),
+        _doubt(min(pair.seeds for pair in pairs)),
     ]
     return Grid(f"What makes a difference vary · {comparison.title}", header, rows, notes)
 

@@ -68,7 +68,10 @@ def _words(run: RunData) -> dict[str, str]:
 
 
 def _line(job: Mapping[str, str], sweep: bool = False) -> str:
-    script, *words = (f"{key}={value}".removeprefix("=") for key, value in job.items())
+    script, *words = (
+        key if key.startswith("~") and not value else f"{key}={value}".removeprefix("=")
+        for key, value in job.items()
+    )
     return " ".join([script, *(["-m"] if sweep else []), *map(_quoted, words)])
 
 

@@ -13,7 +13,7 @@ from mambaseg.reporting.clinical import clinical_grid, clinical_rows
 from mambaseg.reporting.collect import Comparison, collect
 from mambaseg.reporting.costs import cost_grid
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
-from mambaseg.reporting.overlays import OVERLAY, overlay_pictures
+from mambaseg.reporting.overlays import overlay_pictures
 from mambaseg.reporting.page import Section, page
 from mambaseg.reporting.paired import paired_grid, pairs, verdict
 from mambaseg.reporting.plots import draw
@@ -116,11 +116,9 @@ def _write_tables(
 
 def _publish(unfinished: Path, place: Path) -> None:
     """Puts the files of a new report over those of the last one; this takes no more space."""
-    for name in _CSV:
-        if not (unfinished / name).exists():  # nothing to tell any more
-            (place / name).unlink(missing_ok=True)
-    for path in place.glob(f"figures/*{OVERLAY}*.png"):  # also those of patients shown no more
-        path.unlink()
+    for path in (*(place / name for name in _CSV), *place.glob("figures/*.png")):
+        if not (unfinished / path.relative_to(place)).exists():  # nothing to tell or show any more
+            path.unlink(missing_ok=True)
     for path in sorted(unfinished.rglob("*")):
         target = place / path.relative_to(unfinished)
         if path.is_dir():

@@ -104,7 +104,9 @@ def _fitting(grid: Grid) -> Grid:
     """A run's table in 80 characters: metrics without room are named below it."""
     header, rows = list(grid.header), [list(row) for row in grid.rows]
     left: list[str] = []
-    while sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)) > 80:
+    while len(header) > 4 and (
+        sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)) > 80
+    ):
         place = len(header) - 3  # the last two columns count what is missing
         left.insert(0, f"{header.pop(place)} {[row.pop(place) for row in rows][-2]}")
     notes = [*grid.notes, f"Foreground: {', '.join(left)}."] if left else grid.notes
