@@ -266,6 +266,19 @@ def test_the_command_prints_the_table_and_keeps_the_scores(folders, monkeypatch,
     assert "legacy" in path.read_text()
 
 
+EXCESS = """
+from mambaseg.evaluation.metrics import Metric
+
+class Excess(Metric):
+    def __init__(self, limit):
+        super().__init__("excess", "excess")
+        self.limit = limit
+
+    def measure(self, prediction, reference, spacing):
+        return max(0, int(prediction.sum()) - self.limit)
+"""
+
+
 def test_the_command_takes_further_metrics(folders, monkeypatch):
     words = [f"predictions={folders[0]}", f"references={folders[1]}"]
     outputs = folders[0].parent / "outputs"
@@ -274,6 +287,13 @@ def test_the_command_takes_further_metrics(folders, monkeypatch):
     heads = [path.read_text().splitlines()[0] for path in outputs.glob("evaluate/*/cases.csv")]
     assert len(heads) == 2  # not taken for the same result
     assert sum("volumetric_similarity" in head for head in heads) == 1
+    (outputs / "excess_metric.py").write_text(EXCESS)
+    monkeypatch.syspath_prepend(outputs)
+    for limit in (1, 10**9):  # nor with another argument
+        own = f"+metric.excess={{_target_: excess_metric.Excess, limit: {limit}}}"
+        evaluate(monkeypatch, *words, f"outputs={outputs}", own)
+    found = [path.read_text() for path in outputs.glob("evaluate/*/cases.csv")]
+    assert len(found) == len(set(found)) == 4
 
 
 def test_pixels_without_a_label_are_left_out(folders, monkeypatch):

@@ -10,6 +10,8 @@ from fake_runs import write_run
 
 from mambaseg.app.commands import report
 from mambaseg.errors import UserError
+from mambaseg.evaluation.calibration import BINS, REGIONS
+from mambaseg.reporting.calibration import calibration_grid
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.pack import FILES
 from mambaseg.reporting.tables import score_grids
@@ -18,6 +20,14 @@ ROOT = Path(__file__).parents[2]
 MEDICAL = re.compile(r"\.(nii|gz|h5|hdf5|hdr|img|mha|mhd|nrrd|dcm|ima|npy|mat|zip|tar)$")
 PICTURES = re.compile(r"\.(png|jpe?g|gif|webp|tiff?|bmp|pdf|svg)$")
 OF_THE_PHANTOM = {"docs/demo.png", "docs/overlay.png", "docs/report.png"}
+
+MEASURED = {"ece": 0.1, "nll": 0.2, "bins": [[1.0, 0.5, 0.5]] * BINS}
+CALIBRATION = {
+    "temperature": 1.5,
+    "checkpoint": "best.ckpt",
+    "flag": {"thresholds": {"plain": 0.4, "calibrated": 0.5}},
+    "test": {region: dict.fromkeys(("plain", "calibrated"), MEASURED) for region in REGIONS},
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +38,7 @@ def experiment(tmp_path_factory):
     for seed in (1, 2):
         path = write_run(folder, seed=seed, patients=(1, 2), size=16, record=record)
     (path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    (path / "checkpoints" / "best.calibration.json").write_text(json.dumps(CALIBRATION))
     metrics = json.loads((path / "metrics.json").read_text())
     metrics["checkpoint"] = "/home/somebody/run/checkpoints/best.ckpt"  # of mambaseg evaluate
     (path / "metrics.json").write_text(json.dumps(metrics))
@@ -43,9 +54,13 @@ def test_a_copy_has_the_small_files_and_gives_the_same_report(experiment, tmp_pa
     found = sorted(
         path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()
     )
-    assert found == sorted(f"unet-sgd-seed{seed}/{name}" for seed in (1, 2) for name in FILES)
-    grids = [score_grids(collect(folder)[0][0]) for folder in (experiment, place)]
-    assert grids[0] == grids[1]
+    assert found == sorted(
+        f"unet-sgd-seed{seed}/{name}" for seed in (1, 2)
+        for name in (*FILES, *(("checkpoints/best.calibration.json",) if seed == 2 else ()))
+    )  # fmt: skip
+    for grids in (score_grids, calibration_grid):
+        first, second = (grids(collect(folder)[0][0]) for folder in (experiment, place))
+        assert first == second and first
     report.main(["--no-images", str(place)])
     assert "data:image" not in (place / "report" / "index.html").read_text()
 

@@ -222,6 +222,7 @@ def score_folders(
     evaluation: Mapping[str, Any],
     outputs: Path,
     metrics: Sequence[Metric] = (),
+    metric_config: Mapping[str, Any] | None = None,
     ignore_label: int | None = None,
     rerun: bool = False,
 ) -> tuple[RunFolder, dict[str, Any]]:
@@ -232,9 +233,9 @@ def score_folders(
 
     Both folders hold NIfTI files (of a cine every frame is a case) or pictures. `evaluation` has
     `empty`, `tolerance_mm`, `keep_largest` and `allow_seen`, as conf/config.yaml; without
-    `class_names` the files beside the predictions tell them. Pixels that have `ignore_label` in a
-    reference are left out. It returns the run folder, below
-    `outputs`, and its configuration.
+    `class_names` the files beside the predictions tell them. `metric_config` tells how `metrics`
+    were made: others score again. Pixels that have `ignore_label` in a reference are left out. It
+    returns the run folder, below `outputs`, and its configuration.
 
     Raises:
         UserError: a file has no partner, is unfinished, cannot be read, holds other labels, or lies
@@ -266,6 +267,9 @@ def score_folders(
     # scores with a mark, or with further columns, are others
     marks = [seen["cases"]] if seen["cases"] else []
     marks += [[metric.name for metric in metrics]] if metrics else []
+    if arguments := {k: v for k, v in (metric_config or {}).items() if set(v) - {"_target_"}}:
+        config["metric"] = arguments
+        marks.append(arguments)
     marks += [{"ignored": ignore_label}] if ignore_label is not None else []
     marks += [{"regions": config["data"]["regions"]}] if regions else []
     key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]

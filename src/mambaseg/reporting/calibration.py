@@ -17,12 +17,12 @@ from mambaseg.storage.untrusted import ForeignFileError
 
 HOW = ("plain", "calibrated")
 _SHOWN = (("ece", "all"), ("ece", "foreground"), ("nll", "all"))
-_PLACES = (FILE, f"checkpoints/best.{FILE}")  # of an evaluation, of a training
+PLACES = (FILE, f"checkpoints/best.{FILE}")  # of an evaluation, of a training
 
 
 def calibration_of(run: RunData) -> dict[str, Any] | None:
     """What was measured of a run; None: nothing, or the file is damaged."""
-    for place in _PLACES:
+    for place in PLACES:
         try:
             return read_calibration(run.path / place)
         except (OSError, ForeignFileError):

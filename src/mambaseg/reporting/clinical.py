@@ -54,7 +54,7 @@ def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
 
     From volumes where the rows have them, otherwise from voxel counts: then only the EF.
     """
-    table: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
+    table: dict[str, dict[tuple[str, str | None], Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
         table[row["patient"]][row["class_name"], row.get("phase")] = row
     found: list[Index] = []

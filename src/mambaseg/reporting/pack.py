@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 
 from mambaseg.errors import UserError
+from mambaseg.reporting.calibration import PLACES
 from mambaseg.reporting.runs import read_runs
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import read_json, read_yaml
 
 FILES = ("config.yaml", "run.json", "cases.csv", "metrics.json", "metrics.csv")
-"""What is copied of a run; those of other tasks have no cases.csv."""
+"""What is copied of a run, beside its calibration; those of other tasks have no cases.csv."""
 _ELSEWHERE = "choose another folder with --to"
 _HERE = ("host", "pid", "heartbeat", "wandb_id")  # of run.json: about the machine, not the result
 
@@ -41,7 +42,7 @@ def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
         raise UserError(f"--to {to}: this is where the runs are; name another folder")
     for run in read_runs(folder)[0]:
         place = to / run.path.name
-        for name in FILES:
+        for name in (*FILES, *PLACES):
             if (run.path / name).is_file():
                 with whole_file(place / name, otherwise=_ELSEWHERE) as temporary:
                     temporary.write_text(_copy(run.path / name), encoding="utf-8")
@@ -55,7 +56,7 @@ def _copy(path: Path) -> str:
     if path.name == "run.json":
         record = {key: value for key, value in read_json(path).items() if key not in _HERE}
         return json.dumps(_bare(record), indent=2, ensure_ascii=False) + "\n"
-    if path.name == "metrics.json":
+    if path.suffix == ".json":
         return json.dumps(_bare(read_json(path)), indent=2, ensure_ascii=False) + "\n"
     return path.read_text(encoding="utf-8")
 

@@ -53,6 +53,7 @@ def _folders(cfg: DictConfig) -> float | None:
         evaluation=OmegaConf.to_container(cfg.evaluation),  # type: ignore[arg-type]
         outputs=Path(cfg.outputs).expanduser() / cfg.name,
         metrics=metrics_of(cfg),
+        metric_config=OmegaConf.to_container(cfg.metric) if cfg.metric else {},  # type: ignore[arg-type]
         ignore_label=cfg.ignore_label,
         rerun=cfg.rerun,
     )
