@@ -459,6 +459,12 @@ def test_a_growth_that_cannot_be_measured_is_refused(typed, tmp_path, word):
     assert "growth" in errors and errors.endswith("status 1")
 
 
+def test_a_loop_too_short_to_be_measured_is_refused(typed, tmp_path):
+    words = "models=[unet]", "train=['data.steps=11']", f"outputs={tmp_path}"
+    _, errors = typed("loop", "device=cpu", *words)
+    assert "data.steps=11 is too short" in errors and errors.endswith("status 1")
+
+
 def test_the_loop_is_measured_beside_its_bare_step(measured, phantom_root):
     words = [
         f"data.root={phantom_root}", f"data.cache_dir={phantom_root.parent}",

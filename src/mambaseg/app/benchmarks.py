@@ -28,7 +28,7 @@ from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
 from mambaseg.benchmark.growth import measure_growth
 from mambaseg.benchmark.kernels import measure_kernels
-from mambaseg.benchmark.loop import Paces
+from mambaseg.benchmark.loop import EVERY, Paces
 from mambaseg.benchmark.measure import Call, Protocol, instruction_sets
 from mambaseg.benchmark.networks import (
     Step,
@@ -172,6 +172,10 @@ def _loop(cfg: DictConfig, label: str) -> dict[str, Any]:
         f"data.val_every={STEPS_OF_LOOP}", "evaluation.batch_size=8", "test=false", *cfg.train,
     ]  # fmt: skip
     config = compose("config", words)
+    if config.data.steps < EVERY:
+        raise UserError(
+            f"train: data.steps={config.data.steps} is too short, give at least {EVERY}"
+        )
 
     def step_of(network: nn.Module, batch: Mapping[str, Any]) -> Call:
         optimizer = instantiate(config.optim.optimizer)
