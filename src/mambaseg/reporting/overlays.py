@@ -65,11 +65,8 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
 
 def _first_run(entry: Entry, patient: str) -> RunData | None:
     """The lowest seed's run that tested the patient and kept overlays."""
-    for run in entry.runs:
-        tested = any(row["patient"] == patient for row in run.rows)
-        if tested and (run.path / "overlays.npz").is_file():
-            return run
-    return None
+    tested = (run for run in entry.runs if any(row["patient"] == patient for row in run.rows))
+    return next((run for run in tested if (run.path / "overlays.npz").is_file()), None)
 
 
 def _load(run: RunData, cases: Sequence[str]) -> dict[str, Arrays]:

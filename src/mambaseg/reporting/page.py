@@ -38,22 +38,16 @@ def template_of(path: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "signed": signed,
-        "counted": counted,
-        "verdict": verdict,
-        "drawn": _drawn,
-    }
-    environment.filters["slug"] = _slug
+    own = {"signed": signed, "counted": counted, "verdict": verdict, "drawn": _drawn, "slug": _slug}
+    environment.filters |= own
     return environment.get_template(path.name)
 
 
-_LATER = (
-    "agreement",
-    "costs",
-    "curves",
-    "reliability",
-)  # figures beside a table of theirs, or last
+_BESIDE = {  # title of a table, and the name of the figure beside it
+    "Clinical indices": "agreement",
+    "Calibration": "reliability",
+    "What the networks cost": "costs",
+}
 
 
 @dataclass(frozen=True)
@@ -70,17 +64,13 @@ class Section:
     @property
     def blocks(self) -> list[Grid | Picture]:
         """Tables and figures in the order of the page."""
-        beside = {
-            "Clinical indices": "agreement",
-            "Calibration": "reliability",
-            "What the networks cost": "costs",
-        }
-        kept = {words: [p for p in self.figures if words in p.path.stem] for words in _LATER}
+        later = (*_BESIDE.values(), "curves")
+        kept = {words: [p for p in self.figures if words in p.path.stem] for words in later}
         scores, *grids = self.grids
         blocks: list[Grid | Picture] = [scores]
         blocks += [p for p in self.figures if not any(p in own for own in kept.values())]
         for grid in grids:
-            blocks += [grid, *kept.get(beside.get(grid.title, ""), ())]
+            blocks += [grid, *kept.get(_BESIDE.get(grid.title, ""), ())]
         return [*blocks, *kept["curves"]]
 
 

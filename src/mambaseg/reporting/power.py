@@ -17,6 +17,7 @@ of freedom (Biometrics Bulletin 2, 1946): few seeds tell little about how seeds 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -108,10 +109,7 @@ def least(enough: Callable[[int], bool]) -> int | None:
         if high > _MOST:
             return None
     low = max(2, high // 2)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
+    return low + bisect_left(range(low, high), True, key=enough)
 
 
 def smallest_difference(parts: Components, seeds: int, patients: int, wanted: float) -> float:
@@ -207,7 +205,10 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
         [
             pair.label,
             signed(pair.difference, 4),
-            *(f"{sqrt(part):.4f}" for part in _sums(pair.parts)),
+            *(
+                f"{sqrt(part):.4f}"
+                for part in (pair.parts.patients, sum(pair.parts.seeds), sum(pair.parts.rest))
+            ),
             f"{smallest_difference(pair.parts, pair.seeds, pair.patients, wanted):.4f}",
         ]
         for pair in pairs
@@ -227,10 +228,6 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
         _doubt(min(pair.seeds for pair in pairs)),
     ]
     return Grid(f"What makes a difference vary · {comparison.title}", header, rows, notes)
-
-
-def _sums(parts: Components) -> tuple[float, float, float]:
-    return parts.patients, sum(parts.seeds), sum(parts.rest)
 
 
 def _needs(
