@@ -18,6 +18,7 @@ from mambaseg.app.networks import restore_network
 from mambaseg.data.batches import TwoStreams
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.labelling import labelled_patients
+from mambaseg.data.seen import fingerprint_of
 from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 from mambaseg.inference.bundle import write_bundle
@@ -214,7 +215,7 @@ def test_labels_of_unlabelled_cases_are_never_read(small_run, tmp_path):
 
 def test_images_that_never_had_a_label_train_too(small_run, tmp_path):
     more, words = tmp_path / "more", [*small_run, *UNET, "test=false"]
-    image = np.random.default_rng(0).random((40, 44, 3, 2), np.float32)  # a cine of two frames
+    image = cine = np.random.default_rng(0).random((40, 44, 3, 2), np.float32)  # of two frames
     for name in ("a", "b/c"):
         (more / name).parent.mkdir(parents=True, exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(image, np.diag([1.5, 1.5, 8, 1])), more / f"{name}.nii")
@@ -224,6 +225,8 @@ def test_images_that_never_had_a_label_train_too(small_run, tmp_path):
     assert run.data.counts["train"]["cases"] - run.data.counts["train"]["labelled"] == 2
     assert len(run.data.cache.image(run.data.cache.position("unlabelled/a"))) == 6
     assert "2 further images without labels train." in run.data.split.note
+    seen = {one for case in run.data.known("train") for one in case.prints}
+    assert {fingerprint_of(cine[..., frame][:, None]) for frame in (0, 1)} < seen
     plain = trained(*words)
     assert plain.data.split.hash == run.data.split.hash
     assert plain.data.scored == run.data.scored and plain.data.fingerprint != run.data.fingerprint
@@ -232,6 +235,9 @@ def test_images_that_never_had_a_label_train_too(small_run, tmp_path):
         built(*words, unlabelled)
 
     tested = run.data.cases["test"][0]
+    cine = tested.image_path.with_name(f"{tested.patient}_4d.nii.gz")
+    with pytest.raises(UserError, match=f"{tested.patient}_4d shows the same as {tested.patient}"):
+        built(*words, "method=mean_teacher", f"data.unlabelled_images={cine}")
     shutil.copy(tested.image_path, more / "copy.nii.gz")
     with pytest.raises(UserError, match=f"copy shows the same as {tested.patient}"):
         built(*words, "method=mean_teacher", unlabelled)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from mambaseg.data.case import Case
 from mambaseg.data.fingerprint import THREADS, as_read, digest_of, source_digests
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.seen import fingerprint_of
+from mambaseg.data.seen import fingerprints_of
 from mambaseg.data.validation import collected_warnings
 from mambaseg.errors import UserError
 from mambaseg.storage.files import remove_abandoned, writing
@@ -68,7 +68,7 @@ class Entry:
     offset: int  # in voxels of one channel
     spacing: tuple[float, float, float] | None  # mm (z, y, x)
     source: str  # content hash of the case's files
-    content: str  # what its image shows, see `seen.fingerprint_of`
+    content: str  # what its image shows, see `seen.fingerprints_of`
     image_crc: int
     label_crc: int
     class_voxels: tuple[int, ...]  # of each class 0..K-1
@@ -230,7 +230,7 @@ def open_cache(
                 "offset": 0,  # the writer's
                 "spacing": volume.spacing,
                 "source": digests[case.id],
-                "content": fingerprint_of(volume.image),
+                "content": fingerprints_of(volume),
                 "image_crc": zlib.crc32(image.data),
                 "label_crc": zlib.crc32(label.data),
                 "class_voxels": np.bincount(label.ravel(), minlength=num_classes)[

@@ -375,7 +375,8 @@ class SegmentationDataModule(StepDataModule):
     def known(self, part: str) -> list[Known]:
         """Return the cases of a part with what their images show."""
         cache, cases = self.cache, self.cases[part]
-        return [Known(case.id, case.patient, (cache.entry(case.id).content,)) for case in cases]
+        return [Known(case.id, case.patient, tuple(cache.entry(case.id).content.split()))
+                for case in cases]  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Return the preprocessing as plain data."""

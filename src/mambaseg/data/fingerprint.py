@@ -50,13 +50,14 @@ def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
 def patients_with_same_images(
     cases: Sequence[Case], contents: dict[str, str]
 ) -> list[tuple[str, ...]]:
-    """Return sorted groups of patients of whom a case shows the same.
+    """Return sorted groups of patients of whom a case, or a frame of it, shows the same.
 
-    `contents`: case id -> what its image shows, `seen.fingerprint_of`.
+    `contents`: case id -> what its image shows, `seen.fingerprints_of`.
     """
     owners: dict[str, set[str]] = defaultdict(set)
     for case in cases:
-        owners[contents[case.id]].add(case.patient)
+        for frame in contents[case.id].split():
+            owners[frame].add(case.patient)
     return sorted({tuple(sorted(group)) for group in owners.values() if len(group) > 1})
 
 

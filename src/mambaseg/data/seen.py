@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.splits import listed
+from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 
 _LEVELS = 1 << 16  # distinct values of an image whose values may be rescaled
@@ -46,6 +47,11 @@ def fingerprint_of(image: NDArray[Any]) -> str:
     channels = {_of_volume(image[:, channel]) for channel in range(image.shape[1])} - {b""}
     digest = hashlib.blake2b(b"".join(sorted(channels)), digest_size=12)
     return digest.hexdigest() if channels else ""
+
+
+def fingerprints_of(volume: Volume) -> str:
+    """The fingerprints of its frames that show something, joined by blanks."""
+    return " ".join(filter(None, map(fingerprint_of, np.split(volume.image, volume.frames))))
 
 
 def _of_volume(volume: NDArray[Any]) -> bytes:

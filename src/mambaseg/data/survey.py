@@ -21,7 +21,7 @@ from mambaseg.data.case import Case
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import THREADS, as_read, digest_of, source_digests
 from mambaseg.data.intensity import CtValues
-from mambaseg.data.seen import fingerprint_of
+from mambaseg.data.seen import fingerprints_of
 from mambaseg.data.validation import collected_warnings
 from mambaseg.data.volume import Volume
 from mambaseg.storage.files import whole_file
@@ -49,7 +49,7 @@ class Surveyed:
 
     case: str
     source: str  # content hash of its files
-    content: str  # what its image shows, see `seen.fingerprint_of`
+    content: str  # what its image shows, see `seen.fingerprints_of`
     shape: tuple[int, int, int]  # (Z, H, W)
     spacing: tuple[float, float, float] | None  # mm (z, y, x)
     greys: tuple[Greys, ...] = ()  # of each channel; none without foreground, or unless asked for
@@ -82,7 +82,7 @@ def open_survey(
         return Surveyed(
             case.id,
             digests[case.id],
-            fingerprint_of(volume.image),
+            fingerprints_of(volume),
             (depth, height, width),
             volume.spacing,
             _greys(volume) if greys else (),

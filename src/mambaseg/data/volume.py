@@ -41,6 +41,7 @@ class Volume:
     affine: np.ndarray | None = None  #: 4x4, voxel (x, y, z) to mm
     orientation: str | None = None  #: axis codes of (x, y, z) such as "LPS"
     header: Any = None  #: nibabel's, with the place of the grid alone, for label maps on it
+    frames: int = 1  #: of a cine, one after the other along z
     flat: bool = False  #: whether it is one 2-D picture, whose labels are a picture too
 
     @property

@@ -33,7 +33,7 @@ def find_unlabelled(
     cases = []
     for source in group_channels(found, channels):
         read = functools.partial(
-            _read, name=source.name, series=bool(source.series),
+            _read_frames, name=source.name, series=bool(source.series),
             channels=channels, longest_side=longest_side,
         )  # fmt: skip
         first, *further = source.series or (source.path, *source.further)
@@ -45,10 +45,13 @@ def find_unlabelled(
     return cases
 
 
-def _read(
+def _read_frames(
     case: Case, *, name: str, series: bool, channels: int, longest_side: int | None
 ) -> Volume:
-    """The image; the frames of a cine are further slices."""
+    """The image; the frames of a cine are further slices.
+
+    Caches are named after this function: another way of reading needs another name.
+    """
     files = case.image_path, *case.more_images
     source = (
         Source(name, files[0].parent, files) if series else Source(name, files[0], (), files[1:])
@@ -61,7 +64,7 @@ def _read(
     pixels = volume.image.reshape(frames * depth, *shape)
     if source.is_picture:
         pixels = reduced(pixels, longest_side)
-    return replace(volume, image=as_float32(case.image_path, pixels))
+    return replace(volume, image=as_float32(case.image_path, pixels), frames=frames)
 
 
 def of_labelled(
