@@ -31,7 +31,7 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder.parent / ".locks" / folder.name
-        self._lock = FileLock(str(self.path), timeout=0)
+        self._lock = FileLock(str(self.path), timeout=0, fallback_to_soft=False)
 
     def acquire(self) -> None:
         """Takes the lock, or refuses at once by a UserError; warns where there are no locks."""
@@ -41,8 +41,8 @@ class RunLock:
                 self._lock.acquire()
             except Timeout:
                 raise UserError(self._refusal()) from None
-            except (OSError, NotImplementedError) as error:
-                if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
                     raise
                 log.warning("%s is on a file system without locks: nothing stops a second job from "
                             "writing %s. Do not run one command twice at the same time.",
