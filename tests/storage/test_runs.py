@@ -1,3 +1,4 @@
+import errno
 import importlib
 import json
 import math
@@ -7,6 +8,7 @@ import subprocess
 import pytest
 from torch.backends import cpu
 
+from mambaseg.errors import UserError
 from mambaseg.storage import files, run_folder
 from mambaseg.storage.identity import identity
 from mambaseg.storage.run_folder import RunFolder, code_changed, code_state, environment, slug
@@ -96,6 +98,30 @@ def test_damaged_record_counts_as_unfinished(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / "run.json").write_text('{"status": "do')
     assert folder.record == {} and not folder.finished
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "Input/output error"), ValueError("no JSON")])
+def test_a_record_that_cannot_be_read_is_not_written_over(tmp_path, monkeypatch, caplog, fault):
+    folder = RunFolder(tmp_path / "run")
+    folder.start(key="1")
+    folder.finish("done")
+    before = folder.record
+
+    def read_json(path):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "read_json", read_json)
+        assert folder.record == {}
+        for write in (folder.update, folder.resume, lambda: folder.finish("failed")):
+            with pytest.raises(UserError, match=r"cannot read .*run\.json"):
+                write()
+        folder.beat(steps=3)
+        assert "cannot read" in caplog.text
+        if isinstance(fault, OSError):  # it may be there, and finished
+            with pytest.raises(UserError, match="Input/output error"):
+                folder.start()
+    assert folder.record == before and not (tmp_path / "run.previous").exists()
 
 
 def test_rows_have_the_union_of_columns(tmp_path):

@@ -16,10 +16,12 @@ clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -31,13 +33,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mambaseg.errors import UserError
 from mambaseg.storage.files import whole_file, writing
-from mambaseg.storage.untrusted import read_json
+from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 _PACKAGES = (
     "mambaseg", "torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "einops",
     "numpy", "scipy", "nibabel", "numba", "wandb", "triton", "mamba-ssm", "causal-conv1d",
 )  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def slug(text: str) -> str:
@@ -67,10 +71,29 @@ class RunFolder:
     def record(self) -> dict[str, Any]:
         """What `run.json` holds; empty where there is none or it is damaged."""
         try:
-            record = read_json(self.path / "run.json")
+            return self._read()
         except (OSError, ValueError):
             return {}
-        return record if isinstance(record, dict) else {}
+
+    def _read(self) -> dict[str, Any]:
+        """The record; empty where there is none, `OSError` or `ValueError` for all other faults."""
+        try:
+            record = read_json(self.path / "run.json")
+        except FileNotFoundError:
+            return {}
+        if not isinstance(record, dict):
+            raise ForeignFileError("no fields")
+        return record
+
+    def _kept(self) -> dict[str, Any]:
+        """The record that is written again; UserError where it would be lost."""
+        try:
+            return self._read()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read {self.path / 'run.json'} ({error}), so it stays as it is. "
+                "Check the disk, and start the same command again"
+            ) from error
 
     @property
     def trained(self) -> bool:
@@ -102,6 +125,8 @@ class RunFolder:
         """
         with writing(self.path):
             if self.path.exists():
+                with contextlib.suppress(ValueError):  # damaged: an attempt
+                    self._read()  # what a disk does not give now may be a finished run
                 previous = self.path.with_name(self.path.name + ".previous")
                 if RunFolder(previous).trained and not self.trained:
                     shutil.rmtree(self.path)
@@ -114,14 +139,20 @@ class RunFolder:
 
     def resume(self, **fields: Any) -> None:
         """Resumes an unfinished run; `resumed` in its record lists when, with these fields."""
-        record = {k: v for k, v in self.record.items() if k not in ("error", "ended")}
+        record = {k: v for k, v in self._kept().items() if k not in ("error", "ended")}
         resumed = [*record.get("resumed", []), {"at": _now(), **fields}]
         self.write_json("run.json", {**record, "status": "running", "resumed": resumed})
         self.beat()
 
     def beat(self, **fields: Any) -> None:
-        """Notes that the run is alive, and in which process."""
-        self.update(heartbeat=_now(), pid=os.getpid(), host=this_host(), **fields)
+        """Notes that the run is alive, and in which process; warns where that is not possible."""
+        try:
+            record = self._kept()
+        except UserError as error:
+            log.warning("%s", error)
+            return
+        alive = {"heartbeat": _now(), "pid": os.getpid(), "host": this_host()}
+        self.write_json("run.json", {**record, **alive, **fields})
 
     def finish(self, status: str, **fields: Any) -> None:
         """Ends the run as `done`, `failed` or `interrupted`."""
@@ -129,7 +160,7 @@ class RunFolder:
 
     def update(self, **fields: Any) -> None:
         """Adds or replaces fields of `run.json`."""
-        self.write_json("run.json", {**self.record, **fields})
+        self.write_json("run.json", {**self._kept(), **fields})
 
     # ---- other files
 
