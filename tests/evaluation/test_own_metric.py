@@ -79,6 +79,23 @@ def test_volumetric_similarity_by_hand():
     assert measure(one & ~one, one & ~one, None) is None
 
 
+class Border(Metric):
+    """The highest row of the prediction, which an empty mask does not have."""
+
+    def measure(self, prediction, reference, spacing):
+        return float(np.nonzero(prediction)[1].min())
+
+
+@pytest.mark.parametrize("unit", ["", "mm"])
+def test_an_empty_mask_is_scored_by_the_policy_and_not_measured(unit):
+    there = np.zeros((1, 6, 6), np.uint8)
+    there[0, 2:4] = 1
+    more = [Border("border", "border", empty="distance", unit=unit)]
+    rows = score_case(there * 0, there, num_classes=2, policy="penalty", more=more)
+    assert rows[1]["border"] == (None if unit else pytest.approx(50**0.5))
+    assert score_case(there, there, num_classes=2, more=more)[1]["border"] == 2
+
+
 class Ill(Metric):
     """Divides by zero as NumPy does."""
 

@@ -96,7 +96,8 @@ class Metric:
     ) -> float | None:
         """The score of one class in one case, None (or NaN, infinite) if it is undefined.
 
-        Masks are (Z, H, W) at native resolution; spacing is the voxel size (z, y, x) in mm, None
+        Masks are (Z, H, W) at native resolution, and none is empty unless `empty` is `measured`;
+        spacing is the voxel size (z, y, x) in mm, None
         if it is unknown.
         """
         raise NotImplementedError(f"{type(self).__name__} does not measure masks")
@@ -237,10 +238,15 @@ def score_case(
         voxels = _overlap(counts, labels)
         row: Row = {"class": index, "outcome": _outcome(*voxels), **dict.fromkeys(columns)}
         row |= _counted(int(counts.sum()), *voxels, spacing)
-        row |= {metric.name: _finite(metric.measure(*masks, spacing)) for metric in more}
-        if row["outcome"] != "scored":
-            scored = _EMPTY[policy][row["outcome"]]
-            row |= _empty(*scored, expected.shape, spacings, columns, more)
+        scored = row["outcome"] == "scored"
+        row |= {
+            metric.name: _finite(metric.measure(*masks, spacing))
+            for metric in more
+            if scored or metric.empty == "measured"
+        }
+        if not scored:
+            as_scored = _EMPTY[policy][row["outcome"]]
+            row |= _empty(*as_scored, expected.shape, spacings, columns, more)
         elif surface:
             measured = surface_distances(*masks, list(spacings.values()))
             for unit, found in zip(spacings, measured, strict=True):
