@@ -102,6 +102,14 @@ def test_an_experiment_is_its_best_run_by_validation(outputs, caplog):
     assert find_run("outputs/hearts").name == "mamba_unet-a-seed2-22222222"
 
 
+def test_the_score_of_a_class_whose_name_has_blanks_chooses_too(outputs):
+    for run in (outputs / "hearts").glob("*-????????"):
+        score = RunFolder(run).record["val_dice"]
+        write_run(run, score, monitor="val/dice_whole tumor")
+        RunFolder(run).update(**{"val_dice_whole tumor": score})
+    assert find_run("outputs/hearts").name == "mamba_unet-a-seed1-11111111"
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [({"data": "b"}, "different data"), ({"monitor": "val/iou"}, "chosen by different scores")],

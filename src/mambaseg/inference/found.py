@@ -157,7 +157,7 @@ def _best(experiment: Path) -> Path:
                 "is best. Name a run folder, or a pattern that fits one: "
                 f"run='{experiment}/*<part of the name>*'"
             )
-    monitor, mode = next(iter(runs.values()))[0].split()
+    monitor, mode = next(iter(runs.values()))[0].rsplit(" ", 1)  # a name of a class has blanks
     choose: Callable[..., Path] = min if mode == "min" else max
     best = choose(scores, key=scores.__getitem__)
     log.info("of %d finished runs in %s the best by %s (%.4f) is used",
