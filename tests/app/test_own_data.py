@@ -129,6 +129,10 @@ def test_a_config_is_not_written_over_another_or_under_a_name_that_is_none(tmp_p
     assert "is there already" in capsys.readouterr().out and there.read_text() == "kept"
     assert main([str(root), "--write", str(tmp_path / "my own.yml")]) == 1
     assert "name it like conf/data/hearts.yaml" in capsys.readouterr().out
+    assert main([str(tmp_path / "nowhere"), "--write", str(there)]) == 1
+    assert "is there already" in capsys.readouterr().out  # said before minutes of reading
+    assert main([str(root), "--write", str(there / "hearts.yaml")]) == 1
+    assert "another place with --write" in capsys.readouterr().out
     shutil.rmtree(root / "labelsTr")
     assert main([str(root)]) == 1
     assert "no configuration is proposed" in capsys.readouterr().out

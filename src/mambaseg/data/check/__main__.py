@@ -63,6 +63,8 @@ def main(
             raise UserError(f"unknown layout {options.layout!r}: choose one of {names}")
         if options.sheet:
             require_new(options.sheet)  # before minutes of reading
+        if options.write:
+            _require_new_config(options.write)
         report = check_dataset(
             options.root,
             options.num_classes,
@@ -95,18 +97,22 @@ def _table(report: Report) -> Table:
     return table
 
 
+def _require_new_config(path: Path) -> None:
+    """Raises DataError unless a config can be written there."""
+    if not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
+        raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
+    if path.exists():
+        raise DataError("is there already", path, "Choose another name, or move it away.")
+
+
 def _proposed(report: Report, path: Path | None) -> str:
     """What to say about the proposed config, which is written where a path is given."""
-    if path is not None and not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
-        raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
-    if path is not None and path.exists():
-        raise DataError("is there already", path, "Choose another name, or move it away.")
     config = propose(report, path.stem if path else "mine")
     if config is None:
         return "No case can be used: no configuration is proposed."
     if path is None:
         return f"\nProposed as conf/data/mine.yaml (--write saves it):\n\n{config}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _require_new_config(path)
     with whole_file(path, otherwise="choose another place with --write") as temporary:
         temporary.write_text(config, encoding="utf-8")
     return f"\n{config}\nWritten to {path}. To train with it: mambaseg train data={path.stem}"
