@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 from fake_cases import find_fakes, write_cases
 
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.readers.unlabelled import find_unlabelled
+from mambaseg.data.seen import fingerprint_of, fingerprints_of
 from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
 
@@ -59,6 +62,18 @@ def test_what_says_where_a_voxel_lies_goes_with_it():
         assert volume.label[z, y, x] == z + 3 * x
     assert stored.load().image.shape == (4, 3, 5, 3)
     assert stored.recipe != case.recipe  # another decoded cache
+
+
+def test_the_frames_of_an_unlabelled_cine_are_cut_one_by_one(tmp_path):
+    cine = np.random.default_rng(0).random((3, 5, 4, 2), np.float32)  # (x, y, z, t), thick along x
+    nibabel.save(nibabel.Nifti1Image(cine, np.diag([10, 1.5, 1.5, 1])), tmp_path / "a.nii")
+    (stored,) = find_unlabelled(tmp_path, channels=1, longest_side=None)
+    volume = replace(stored, slicing="spacing").load()
+    frames = cine.transpose(3, 0, 2, 1).reshape(2 * 3, 1, 4, 5)
+    assert np.array_equal(volume.image, frames) and volume.label.shape == (6, 4, 5)
+    assert volume.spacing == (10, 1.5, 1.5) and stored.load().image.shape == (8, 1, 5, 3)
+    prints = {fingerprint_of(cine[..., frame][:, None]) for frame in (0, 1)}
+    assert {*fingerprints_of(volume).split()} == prints
 
 
 def test_the_data_module_slices_as_it_is_told(tmp_path):

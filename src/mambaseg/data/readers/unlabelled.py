@@ -12,7 +12,7 @@ from mambaseg.data.formats.images import Source, find_images, group_channels
 from mambaseg.data.formats.pictures import reduced
 from mambaseg.data.splits import Split
 from mambaseg.data.validation import DataError, as_float32
-from mambaseg.data.volume import Volume
+from mambaseg.data.volume import Volume, slice_axis
 from mambaseg.errors import UserError
 
 
@@ -57,6 +57,7 @@ def _read_frames(
         Source(name, files[0].parent, files) if series else Source(name, files[0], (), files[1:])
     )
     volume = source.read(channels)
+    volume = volume.sliced(slice_axis(volume.spacing, case.slicing))  # frame by frame
     frames, depth, *shape = volume.image.shape
     if shape[0] != channels:
         remedy = f"The training takes images with {channels} (data.in_channels)."
