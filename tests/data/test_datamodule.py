@@ -3,6 +3,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -44,6 +45,21 @@ def module_on(root, **options):
         "val_every": 3,
     }
     return SegmentationDataModule(**{**defaults, **options})
+
+
+def test_a_place_may_begin_with_the_home_folder(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    rows = [f"patient{number:03d},{'AB'[number % 2]}" for number in range(1, 11)]
+    (root / "patients.csv").write_text("\n".join(["patient,vendor", *rows]))
+    how = {"split": "kfold", "split_by": "vendor", "find_cases": find_homely}
+    module = module_on(Path("~/data"), cache_dir="~/cache", **how)
+    module.load()
+    assert "vendor" in module.split.note
+    assert module.cache.folder.parent == root.parent / "cache"
+
+
+def find_homely(place):
+    return find_fakes(place.expanduser())  # as every reader does
 
 
 def as_rank(module, rank, world_size, step=0):

@@ -42,6 +42,13 @@ def test_reside_names_belong_to_their_scene(reside):
     assert all(pair.clear_path == reside / "clear" / f"{pair.scene}.png" for pair in pairs)
 
 
+def test_the_folder_may_begin_with_the_home_folder(reside, monkeypatch):
+    monkeypatch.setenv("HOME", str(reside.parent))
+    module = module_on("~/data")
+    module.load()
+    assert module.root == reside
+
+
 def test_lol_names_are_equal_and_folders_may_name_the_parts(tmp_path):
     for part, count in (("train", 4), ("test", 2)):
         for number in range(count):

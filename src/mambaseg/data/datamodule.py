@@ -107,7 +107,7 @@ class SegmentationDataModule(StepDataModule):
                 f"data.class_names has {len(class_names)} names for num_classes={num_classes}: "
                 "name every class, background first"
             )
-        self.root, self.cache_dir = Path(root), Path(cache_dir)
+        self.root, self.cache_dir = (Path(place).expanduser() for place in (root, cache_dir))
         self.class_names, self.num_classes = class_names, num_classes
         self.structures = structures_of(class_names, regions)  # what is scored
         self.regions = None if regions is None else self.structures

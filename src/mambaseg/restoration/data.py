@@ -78,7 +78,7 @@ class RestorationDataModule(StepDataModule):
                 f"augmentation: data={self.name} draws crops and mirrors them; the operations of "
                 "conf/augmentation are for segmentation, choose augmentation=none"
             )
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self._prepare, self._split_seed = prepare, split_seed
         self.pairs: Mapping[str, list[Pair]] = {}
 
