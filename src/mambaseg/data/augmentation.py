@@ -208,10 +208,11 @@ class Augmentation:
 
     Images are read as `preprocessing` reads them (nearest neighbour or bilinear), so training sees
     what evaluation sees; labels always by nearest neighbour. Where an image may be larger than the
-    grid (`Preprocessing.windowed`), the map is one of lengths rather than of pixels, so that what
-    is turned keeps its form, and of a larger image the grid shows a part that lies within it (as
-    it is before it is turned or scaled): any such part, all equally likely, or the middle where
-    there is no operation. A sample that is `about` a pixel shows the part around it.
+    grid (`Preprocessing.windowed`), the map is one of the grid's pixels rather than of the image's,
+    so that what is turned keeps its form in pixels of `data.spacing` (in mm where these are
+    squares; nnU-Net turns pixels too), and of a larger image the grid shows a part that lies within
+    it (as it is before it is turned or scaled): any such part, all equally likely, or the middle
+    where there is no operation. A sample that is `about` a pixel shows the part around it.
 
     `operations` is a name of `PRESETS`, or operations by name; None removes one. `views` are those
     that it makes alike to a network: none, flips, rot90 or all. `beyond` is the label of what lies
