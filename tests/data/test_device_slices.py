@@ -15,7 +15,7 @@ from test_datamodule import (
 )
 
 from mambaseg.data import slices as slices_module
-from mambaseg.data.slices import DeviceSlices, SliceDataset
+from mambaseg.data.slices import DeviceSlices
 from mambaseg.errors import UserError
 
 
@@ -57,7 +57,8 @@ def test_ranks_and_resumed_trainings_get_the_same_too(root, rank):
 
 def test_what_is_beyond_a_slice_is_zero_and_no_slice_is_mixed_up(root):
     module = module_on(root)
-    slices = SliceDataset(module.cache, [case.id for case in module.cases["train"]])
+    module.load()
+    slices, _ = module.training_data()
     kept = DeviceSlices(slices, torch.device("cpu"))
     shapes = torch.tensor([slices[i]["shape"] for i in range(len(slices))])
     padded = tuple(shapes.amax(0).tolist())
@@ -74,7 +75,8 @@ def test_what_is_beyond_a_slice_is_zero_and_no_slice_is_mixed_up(root):
 
 def test_auto_wants_a_gpu_with_room(root, monkeypatch):
     module = module_on(root)
-    slices = SliceDataset(module.cache, [case.id for case in module.cases["train"]])
+    module.load()
+    slices, _ = module.training_data()
     assert not DeviceSlices.fit(slices, torch.device("cpu"))
     needed = DeviceSlices.size(slices)
     for free, wanted in ((needed / slices_module.SHARE + 1, True), (needed, False)):

@@ -28,7 +28,7 @@ def slices(tmp_path_factory):
         np.savez(path, **arrays)
     cases = find_fakes(place / "data")
     cache = open_cache(cases, NATIVE, cache_dir=place / "cache", num_classes=4)
-    return SliceDataset(cache, [case.id for case in cases])
+    return SliceDataset(cache, [case.id for case in cases], preprocessing=NATIVE)
 
 
 def sampler(slices, share=0.33, **options):

@@ -235,7 +235,7 @@ def test_a_vanished_source_is_a_clear_error(root):
 def test_every_slice_of_every_case_is_there_once(root, tmp_path):
     cases = find_fakes(root)
     cache = opened(cases, tmp_path)
-    dataset = SliceDataset(cache, [case.id for case in cases[1:4]])
+    dataset = SliceDataset(cache, [case.id for case in cases[1:4]], preprocessing=PAPER)
     items = [dataset[i] for i in range(len(dataset))]
     expected = [(case.id, z) for case in cases[1:4] for z in range(case.read().image.shape[0])]
     assert [(item["case"], item["slice"]) for item in items] == expected
@@ -247,7 +247,8 @@ def test_every_slice_of_every_case_is_there_once(root, tmp_path):
 
 def test_a_collated_batch_pads_at_the_bottom_and_right_and_keeps_track(root, tmp_path):
     cases = find_fakes(root)
-    dataset = SliceDataset(opened(cases, tmp_path), [case.id for case in cases])
+    cache = opened(cases, tmp_path)
+    dataset = SliceDataset(cache, [case.id for case in cases], preprocessing=PAPER)
     draws = [Draw(item, 17, position) for position, item in enumerate((9, 0, 14, 5), start=8)]
     batch = Collate(Augmentation("paper", PAPER, 3))([dataset[draw] for draw in draws])
     assert batch["step"] == 17

@@ -328,7 +328,7 @@ class SegmentationDataModule(StepDataModule):
         labelled, others = ([case.id for case in self.cases["train"] if case.labelled == known]
                             for known in (True, False))  # fmt: skip
         unlabelled = others if self.unlabelled else ()
-        slices = SliceDataset(self.cache, labelled, unlabelled, self.preprocessing)
+        slices = SliceDataset(self.cache, labelled, unlabelled, preprocessing=self.preprocessing)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self._device_slices = None
         if DeviceSlices.fit(slices, device) if self._on_device == "auto" else self._on_device:

@@ -37,7 +37,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         cache: VolumeCache,
         cases: Sequence[str],
         unlabelled: Sequence[str] = (),
-        preprocessing: Preprocessing | None = None,  # whose `stacked` gives slices their neighbours
+        *,
+        preprocessing: Preprocessing,  # whose `stacked` gives slices their neighbours
     ) -> None:
         self.cache, self.arrays, self.preprocessing = cache, True, preprocessing
         if not cases:
@@ -66,8 +67,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return {**where, **what, **place, "labelled": index < self.labelled}
 
     def _image(self, number: int, z: int) -> NDArray[np.float32]:
-        image = self.cache.image(number)
-        return self.preprocessing.stacked(image, z, z + 1)[0] if self.preprocessing else image[z]
+        return self.preprocessing.stacked(self.cache.image(number), z, z + 1)[0]
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -165,7 +165,7 @@ class DeviceSlices:
         areas = np.array([math.prod(entry.shape[2:]) for entry in cache.entries])
         places = starts[slices.case_numbers] + slices.slice_numbers * areas[slices.case_numbers]
         self.places = torch.from_numpy(places).to(device)
-        near = slices.preprocessing.neighbours if slices.preprocessing else 0
+        near = slices.preprocessing.neighbours
         depths = np.array([entry.shape[0] for entry in cache.entries])[slices.case_numbers]
         z, items = slices.slice_numbers, np.arange(len(slices))
         self.near = [  # the items that are below, at and above each item
