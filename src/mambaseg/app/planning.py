@@ -160,6 +160,7 @@ def _take_model(cfg: DictConfig, plan: Plan2D) -> None:
     """Fills in the network's stages; given strides decide about the rest."""
     from math import prod
 
+    from mambaseg.data.plan import features_of
     from mambaseg.data.sizes import pair_of, shortest
 
     model = cfg.model
@@ -180,7 +181,7 @@ def _take_model(cfg: DictConfig, plan: Plan2D) -> None:
         "strides": [shortest(one) for one in strides],
         "kernel_size": [shortest(one) for one in kernels],
         "upsample_kernel_size": [shortest(one) for one in strides[1:]],
-        "filters": plan.features if ours else [min(32 * 2**stage, 512) for stage in range(stages)],
+        "filters": features_of(stages),
         "deep_supr_num": stages - 2,
         "size_multiple": [prod(one[axis] for one in strides) for axis in (0, 1)],
     }

@@ -37,7 +37,12 @@ class Plan2D:
     @property
     def features(self) -> list[int]:
         """Channels of each stage."""
-        return [min(FEATURES * 2**stage, MOST_FEATURES) for stage in range(len(self.strides))]
+        return features_of(len(self.strides))
+
+
+def features_of(stages: int) -> list[int]:
+    """Channels of each stage of a network."""
+    return [min(FEATURES * 2**stage, MOST_FEATURES) for stage in range(stages)]
 
 
 def plan_2d(
@@ -128,7 +133,7 @@ def _map_size(patch: Sides, strides: Sequence[Sides], num_classes: int) -> int:
     for stage in strides:
         now = [side // step for side, step in zip(now, stage, strict=True)]
         sizes.append(math.prod(now))
-    features = [min(FEATURES * 2**stage, MOST_FEATURES) for stage in range(len(strides))]
+    features = features_of(len(strides))
     total = sum(2 * size * width for size, width in zip(sizes, features, strict=True))
     # each decoder stage: the transposed convolution and two more
     total += sum(3 * size * width for size, width in zip(sizes[:-1], features, strict=False))
