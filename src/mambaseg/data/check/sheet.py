@@ -12,6 +12,7 @@ import numpy as np
 
 from mambaseg.data.check.dataset import Examined, Report
 from mambaseg.data.classes import IGNORED, UNLABELLED
+from mambaseg.data.intensity import percentile
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume
 from mambaseg.storage.files import whole_file
@@ -113,9 +114,7 @@ def _pixels(volume: Volume, z: int, step: int) -> Any:
     image = np.moveaxis(volume.image[z, :, ::step, ::step], 0, -1)
     if image.shape[-1] == 3 and image.dtype == np.uint8:
         return image
-    grey = image[..., 0].astype(float)
-    low, high = np.percentile(grey, (0.5, 99.5))
-    return np.clip((grey - low) / max(high - low, 1e-9), 0, 1)
+    return percentile(image[..., 0].astype(np.float32))
 
 
 def _extent(volume: Volume) -> tuple[float, float, float, float]:
