@@ -42,8 +42,7 @@ def content_digest(files: Iterable[Path], what: str) -> str:
         check_file(path)  # a pipe or a device would never end
         try:
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         except OSError as error:
             raise UserError(
                 f"cannot read {path} of {what}: {error.strerror}. Restore the file or its "
