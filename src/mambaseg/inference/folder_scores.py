@@ -20,6 +20,7 @@ from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
 from mambaseg.data.labelling import checked_ignore
 from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_label
 from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
@@ -77,12 +78,11 @@ def find_pairs(predictions: Path, references: Path) -> list[Pair]:
         (predicted, expected, references),
         (expected, predicted, predictions),
     ):
-        if alone := sorted(there.keys() - here.keys()):
-            some = ", ".join(alone[:5]) + (", ..." if alone[5:] else "")
+        if alone := there.keys() - here.keys():
             raise UserError(
                 f"{place} holds no partner of {len(alone)} label map(s) of the other folder "
-                f"({some}). Every prediction needs a reference of the same name, and every "
-                "reference a prediction."
+                f"({listed(alone)}). Every prediction needs a reference of the same name, and "
+                "every reference a prediction."
             )
     return [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
 
