@@ -1,5 +1,6 @@
 """2.5-D: neighbouring slices as channels."""
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from fake_cases import find_fakes, write_cases
 from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.cache import open_cache
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.readers.unlabelled import find_unlabelled
 from mambaseg.data.slices import Collate, DeviceSlices, SliceDataset
 from mambaseg.errors import UserError
 from runs import UNET, built, entered, small_overrides, trained
@@ -23,6 +25,25 @@ def test_a_slice_has_its_neighbours_the_lowest_first_and_edges_repeat():
     assert torch.equal(stacked[:, ::2], stacked[:, 1::2])
     with pytest.raises(UserError, match=r"data\.neighbours=-1"):
         Preprocessing("paper", 8, neighbours=-1)
+
+
+def test_the_frames_of_a_cine_are_volumes_of_their_own(tmp_path):
+    """Each has its range of grey values, and no neighbours in the next one."""
+    cine = np.random.default_rng(0).random((5, 6, 3, 2), np.float32)  # (x, y, z, t)
+    cine[..., 1] *= 9
+    nibabel.save(nibabel.Nifti1Image(cine, np.eye(4)), tmp_path / "a.nii")
+    (case,) = find_unlabelled(tmp_path, channels=1, longest_side=None)
+    near = Preprocessing("modern", 16, intensity="minmax", neighbours=1)
+    cache = open_cache([case], near, cache_dir=tmp_path / "cache", num_classes=4)
+    slices = SliceDataset(cache, [case.id], preprocessing=near)
+    kept = DeviceSlices(slices, torch.device("cpu"))
+    shapes = torch.tensor([(6, 5)] * 6)
+    gathered, _ = kept.gather(torch.arange(6), shapes, (6, 5))
+    for place, image in enumerate(gathered.numpy()):
+        frame = cine[..., place // 3].transpose(2, 1, 0)[:, None]
+        z = place % 3
+        assert np.array_equal(image, near.stacked(near.scale_intensity(frame), z, z + 1)[0])
+        assert np.array_equal(image, slices[place]["image"])
 
 
 def test_the_loader_and_the_devices_memory_give_the_same_batch(tmp_path):

@@ -72,6 +72,12 @@ class Entry:
     image_crc: int
     label_crc: int
     class_voxels: tuple[int, ...]  # of each class 0..K-1
+    frames: int = 1  # of a cine, one after the other along Z
+
+    @property
+    def depth(self) -> int:
+        """How many slices a frame has."""
+        return self.shape[0] // self.frames
 
     @property
     def label_shape(self) -> tuple[int, int, int]:
@@ -178,6 +184,7 @@ def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
             and len(shape) == 4
             and all(type(side) is int and side > 0 for side in shape)
             and (not entries or shape[1] == entries[0].shape[1])
+            and shape[0] % values.get("frames", 1) == 0
             and (spacing is None or len(spacing) == 3)
             and all(0 < side < math.inf for side in spacing or ())
         )
@@ -216,7 +223,9 @@ def open_cache(
             volume = case.read(num_classes, channels)
         remarks.extend(own)
         assert volume.label is not None  # read() with a number of classes demands it
-        scaled = preprocessing.scale_intensity(volume.image)
+        frames = [preprocessing.scale_intensity(one)
+                  for one in np.split(volume.image, volume.frames)]  # fmt: skip
+        scaled = frames[0] if len(frames) == 1 else np.concatenate(frames)
         image, label = (
             np.ascontiguousarray(array, dtype=dtype)
             for array, (_, dtype) in zip((scaled, volume.label), _FILES.values(), strict=True)
@@ -236,6 +245,7 @@ def open_cache(
                 "class_voxels": np.bincount(label.ravel(), minlength=num_classes)[
                     :num_classes
                 ].tolist(),
+                **({"frames": volume.frames} if volume.frames > 1 else {}),
             },
         )
 

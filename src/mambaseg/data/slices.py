@@ -67,7 +67,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return {**where, **what, **place, "labelled": index < self.labelled}
 
     def _image(self, number: int, z: int) -> NDArray[np.float32]:
-        return self.preprocessing.stacked(self.cache.image(number), z, z + 1)[0]
+        frame, z = divmod(z, depth := self.cache.entries[number].depth)
+        image = self.cache.image(number)[frame * depth : (frame + 1) * depth]
+        return self.preprocessing.stacked(image, z, z + 1)[0]
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -166,8 +168,8 @@ class DeviceSlices:
         places = starts[slices.case_numbers] + slices.slice_numbers * areas[slices.case_numbers]
         self.places = torch.from_numpy(places).to(device)
         near = slices.preprocessing.neighbours
-        depths = np.array([entry.shape[0] for entry in cache.entries])[slices.case_numbers]
-        z, items = slices.slice_numbers, np.arange(len(slices))
+        depths = np.array([entry.depth for entry in cache.entries])[slices.case_numbers]
+        z, items = slices.slice_numbers % depths, np.arange(len(slices))
         self.near = [  # the items that are below, at and above each item
             torch.from_numpy(items + np.clip(z + step, 0, depths - 1) - z).to(device)
             for step in range(-near, near + 1)

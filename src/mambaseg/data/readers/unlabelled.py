@@ -48,7 +48,7 @@ def find_unlabelled(
 def _read_frames(
     case: Case, *, name: str, series: bool, channels: int, longest_side: int | None
 ) -> Volume:
-    """The image; the frames of a cine are further slices.
+    """The image; the frames of a cine follow each other.
 
     Caches are named after this function: another way of reading needs another name.
     """
