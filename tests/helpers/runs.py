@@ -101,7 +101,7 @@ def entered(script: str, *words: str, cwd: Path | None = None) -> int:
     """Runs an entry script, such as train.py, in this process; its exit status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *map(str, words)])
-        patch.setenv("ACDC_ROOT", "/nonexistent")  # the default data are the phantom
+        patch.setenv("ACDC_ROOT", "")  # the default data are the phantom
         if cwd:
             patch.chdir(cwd)
         try:
