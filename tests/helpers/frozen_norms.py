@@ -11,10 +11,12 @@ from mambaseg.training.segmentation import SegmentationTask
 
 
 def freeze(task, batch, batch_index):
+    """As `SegmentationTask.on_train_batch_start`."""
     for module in task.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
 
 
-SegmentationTask.on_train_batch_start = freeze
-main()
+if __name__ == "__main__":
+    SegmentationTask.on_train_batch_start = freeze
+    main()

@@ -12,6 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 
 import ranks
+from frozen_norms import freeze
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
@@ -128,12 +129,6 @@ def test_ddp_trains_a_method_with_a_network_of_its_own(small_run, tmp_path, monk
         script=ROOT / "tests" / "helpers" / "frozen_norms.py",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-
-    def freeze(task, batch, index):
-        for module in task.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()
-
     monkeypatch.setattr(SegmentationTask, "on_train_batch_start", freeze, raising=False)
     alone = trained(*words, "trainer=cpu", f"outputs={tmp_path / 'one'}")
     (together,) = (tmp_path / "two" / "default").glob(alone.folder.path.name)

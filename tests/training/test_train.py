@@ -10,8 +10,12 @@ import pytest
 import torch
 import yaml
 
+from frozen_norms import freeze
+from mambaseg.training.segmentation import SegmentationTask
+from runs import QUIET, entered
 from typed import ROOT, typed
 
+FROZEN = ROOT / "tests" / "helpers" / "frozen_norms.py"
 UNET = ["model=unet", "model.widths=[4,4,8,8,8]", "callbacks.progress=null"]
 SMALL = {
     "unet": "widths: [4, 4, 8, 8, 8]",
@@ -20,15 +24,25 @@ SMALL = {
 }
 
 
+def sweep(place, *names):
+    """Words of a sweep over networks, each made small by a config of our own."""
+    (place / "conf" / "model").mkdir(parents=True)
+    for name in names:
+        config = place / "conf" / "model" / f"small_{name}.yaml"
+        config.write_text(f"defaults: [{name}]\n{SMALL[name]}\n")
+    chosen = ",".join(f"small_{name}" for name in names)
+    return [f"--config-dir={place / 'conf'}", "-m", f"model={chosen}", *QUIET]
+
+
 @pytest.fixture(scope="module")
-def three(tmp_path_factory):
-    """Overrides for a sweep over three networks, each made small by a config of our own."""
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / "model").mkdir()
-    for name, sizes in SMALL.items():
-        (folder / "model" / f"small_{name}.yaml").write_text(f"defaults: [{name}]\n{sizes}\n")
-    chosen = ",".join(f"small_{name}" for name in SMALL)
-    return [f"--config-dir={folder}", "-m", f"model={chosen}", "callbacks.progress=null"]
+def swept(shared_run, tmp_path_factory):
+    """Name -> run folder of three networks that one process has trained with frozen norms."""
+    place = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationTask, "on_train_batch_start", freeze, raising=False)
+        words = [*sweep(place, *SMALL), *shared_run, "trainer=cpu", f"outputs={place}"]
+        assert entered("train.py", *words) == 0
+    return dict(zip(sorted(SMALL), sorted((place / "default").glob("*-seed*")), strict=True))
 
 
 def folders(tmp_path, experiment="default"):
@@ -43,16 +57,38 @@ def test_help_is_readable_and_quick():
     assert "Powered by Hydra" not in done.stdout
 
 
-def test_a_sweep_trains_three_networks_under_equal_conditions(three, small_run, tmp_path):
-    done = typed(*three, *small_run, "data.steps=2")
-    assert done.returncode == 0, done.stderr
-    runs = folders(tmp_path)
-    assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
-    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in runs]
+def test_a_sweep_trains_three_networks_under_equal_conditions(swept):
+    assert [run.name.split("-")[0] for run in swept.values()] == [*swept]
+    one, *others = [yaml.safe_load((run / "config.yaml").read_text()) for run in swept.values()]
     for part in ("data", "optim", "loss", "evaluation", "seed"):
-        assert configs[0][part] == configs[1][part] == configs[2][part]
-    wandb_ids = {next(run.glob("wandb/offline-run-*")).name.rsplit("-", 1)[-1] for run in runs}
-    assert len(wandb_ids) == 3  # one W&B run per job
+        assert all(other[part] == one[part] for other in others)
+
+
+def ended(run):
+    """The last weights of a run that took four steps and scored each case once."""
+    assert len((run / "cases.csv").read_text().splitlines()) == 1 + 4 * 4
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    return last["state_dict"]
+
+
+@pytest.mark.timeout(600)  # two trainings of two processes each
+def test_two_processes_train_what_one_trains_also_in_a_sweep(swept, small_run, tmp_path):
+    """The same global batches, dropped units and Dice sums: the same weights but for rounding."""
+    done = typed(
+        *sweep(tmp_path, "unet", "mamba_unet"), *small_run,
+        "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", script=FROZEN,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not re.search("Warning|recommended|deprecated", done.stderr), done.stderr
+    for name in ("unet", "mamba_unet"):
+        alone = swept[name]
+        together = tmp_path / "outputs" / "default" / alone.name  # devices identify no run
+        weights = ended(together)
+        for key, value in ended(alone).items():
+            torch.testing.assert_close(
+                weights[key], value, rtol=1e-5, atol=1e-5, msg=f"{name} {key}"
+            )
 
 
 def test_synthetic_data_are_said_first_and_in_the_table(small_run):
@@ -77,34 +113,6 @@ def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_
     assert all("batch_size" in r["error"] for r in records if r["status"] == "failed")
     logs = [(run / "train.log").read_text() for run in folders(tmp_path)]
     assert [("Traceback" in text) for text in logs] == [r["status"] == "failed" for r in records]
-
-
-@pytest.mark.timeout(900)  # four trainings in processes of their own
-def test_two_processes_train_what_one_trains_also_in_a_sweep(three, small_run, tmp_path):
-    """The same global batches, dropped units and Dice sums: the same weights but for rounding."""
-    trained = {}
-    for devices in (1, 2):
-        outputs = tmp_path / str(devices)
-        done = typed(
-            *three, *small_run, f"outputs={outputs}",
-            "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "logger=csv",
-            script=ROOT / "tests" / "helpers" / "frozen_norms.py",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert not re.search("Warning|recommended|deprecated", done.stderr), done.stderr
-        runs = sorted((outputs / "default").glob("*-seed*"))
-        assert [run.name.split("-")[0] for run in runs] == ["mamba_unet", "swin_unet", "unet"]
-        for run in runs:
-            last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-            assert last["global_step"] == 4
-            assert len((run / "cases.csv").read_text().splitlines()) == 1 + 4 * 4  # each case once
-            trained.setdefault(run.name, []).append(last["state_dict"])
-    assert len(trained) == 3  # devices are no part of a run's identity
-    for name, (alone, together) in trained.items():
-        for key, weights in alone.items():
-            torch.testing.assert_close(
-                together[key], weights, rtol=1e-5, atol=1e-5, msg=f"{name} {key}"
-            )
 
 
 @pytest.mark.timeout(600)
