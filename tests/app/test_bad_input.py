@@ -125,11 +125,12 @@ def test_unknown_model_name(fails, small_run):
     assert "vgg" in said and "mamba_unet" in said
 
 
-def test_root_without_patients(fails, small_run, tmp_path):
+def test_root_without_patients(fails, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = fails(*official(small_run, empty))
-    assert "<here>/empty" in said and "data=phantom" in said
+    said = fails("data=acdc", f"data.root={empty}", f"outputs={tmp_path / 'outputs'}")
+    assert "<here>/empty" in said and "patient" in said and "data=phantom" in said
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_image_smaller_than_the_patch(fails, small_run):
