@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from forked_commands import typed_all
 from frozen_norms import freeze
 from mambaseg.training.segmentation import SegmentationTask
 from runs import QUIET, entered
@@ -185,13 +186,17 @@ def test_a_precision_may_be_a_number(small_run, tmp_path):
 
 
 def test_a_folder_of_the_user_is_never_a_place_for_synthetic_data(tmp_path):
-    (tmp_path / "my_acdc").mkdir()
-    (tmp_path / "my_acdc" / "patient.nii.gz").write_bytes(b"precious")
     here, nowhere = "data.root=my_acdc", "data.root=nowhere"
-    for words in ([here], ["data=phantom", here], [nowhere], ["data=acdc", nowhere],
-                  ["data=folder", nowhere], ["experiment=dehazing", nowhere]):  # fmt: skip
-        done = typed("model=unet", *words, cwd=tmp_path)
-        assert done.returncode == 1 and "data.root" in done.stderr, done.stderr
-        assert "elete" not in done.stderr and "Traceback" not in done.stderr
-        left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
-        assert sorted(left) == ["my_acdc", "my_acdc/patient.nii.gz"]
+    commands = {
+        " ".join(words): ["train", "model=unet", *words]
+        for words in ([here], ["data=phantom", here], [nowhere], ["data=acdc", nowhere],
+                      ["data=folder", nowhere], ["experiment=dehazing", nowhere])
+    }  # fmt: skip
+    for name in commands:
+        (tmp_path / name / "my_acdc").mkdir(parents=True)
+        (tmp_path / name / "my_acdc" / "patient.nii.gz").write_bytes(b"precious")
+    for name, done in typed_all(commands, tmp_path).items():
+        assert done["code"] == 1 and "data.root" in done["error"], done
+        assert "elete" not in done["error"] and "Traceback" not in done["error"]
+        left = [path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")]
+        assert sorted(map(str, left)) == ["my_acdc", "my_acdc/patient.nii.gz"]
