@@ -103,19 +103,6 @@ def test_synthetic_data_are_said_first_and_in_the_table(small_run):
     assert "Warning" not in done.stderr
 
 
-def test_a_failing_job_does_not_stop_the_others_and_the_exit_code_says_so(small_run, tmp_path):
-    sizes = "data.batch_size=3,4"  # 3 cannot be halved
-    done = typed("-m", *UNET, *small_run, sizes, "trainer.accumulate_grad_batches=2",
-                 "logger=csv", "test=false")  # fmt: skip
-    assert done.returncode == 1
-    assert "batch_size" in done.stderr and "Traceback" not in done.stderr
-    records = [json.loads((run / "run.json").read_text()) for run in folders(tmp_path)]
-    assert sorted(record["status"] for record in records) == ["done", "failed"]
-    assert all("batch_size" in r["error"] for r in records if r["status"] == "failed")
-    logs = [(run / "train.log").read_text() for run in folders(tmp_path)]
-    assert [("Traceback" in text) for text in logs] == [r["status"] == "failed" for r in records]
-
-
 @pytest.mark.timeout(600)
 def test_more_processes_than_validation_cases_show_and_score_what_one_does(small_run, tmp_path):
     """Two validation cases and four test cases for three processes; pictures are of all cases."""

@@ -2,17 +2,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from runs import built, small_overrides
+from runs import built, entered
 from wandb_file import curves, read_run
 
-ROOT = Path(__file__).parents[2]
 BOTH = ("logger=default", "model=unet")  # CSV and W&B
 
 
@@ -98,18 +93,20 @@ def test_images_table_and_summary_of_the_test_part_arrive(run):
 
 
 def test_every_job_of_a_sweep_is_a_run_of_its_group_and_a_failed_one_says_so(
-    phantom_root, tmp_path
+    small_run, tmp_path, capfd
 ):
-    words = small_overrides(phantom_root, tmp_path / "outputs")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src" / "train.py"), "-m", "model=unet", *words,
-         "data.batch_size=2,3,4", "trainer.accumulate_grad_batches=2",  # 3 cannot be halved
-         "test=false", "name=halves", "logger=default"],
-        capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL, check=False,
-        env={**os.environ, "WANDB_MODE": "offline"},
-    )  # fmt: skip
-    assert done.returncode == 1
+    words = ["-m", *BOTH, *small_run, "data.batch_size=2,3,4",  # 3 cannot be halved
+             "trainer.accumulate_grad_batches=2", "test=false", "name=halves"]  # fmt: skip
+    assert entered("train.py", *words) == 1
+    told = capfd.readouterr().err
+    assert "batch_size" in told and "Traceback" not in told
     folders = sorted((tmp_path / "outputs" / "halves").glob("*-seed*"))
+    records = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    assert sorted(record["status"] for record in records) == ["done", "done", "failed"]
+    for folder, record in zip(folders, records, strict=True):
+        failed = record["status"] == "failed"
+        assert ("batch_size" in record.get("error", "")) == failed
+        assert ("Traceback" in (folder / "train.log").read_text()) == failed
     said = {read_run(p)["config"]["data"]["batch_size"]: read_run(p) for p in folders}
     assert {size: one["exit_code"] for size, one in said.items()} == {2: 0, 3: 1, 4: 0}
     assert {one["run"].run_group for one in said.values()} == {"halves"}
