@@ -13,7 +13,8 @@ import yaml
 from forked_commands import typed_all
 from frozen_norms import freeze
 from mambaseg.training.segmentation import SegmentationTask
-from runs import QUIET, entered
+from runs import QUIET, entered, trained
+from runs import UNET as TINY
 from typed import ROOT, typed
 
 FROZEN = ROOT / "tests" / "helpers" / "frozen_norms.py"
@@ -106,23 +107,21 @@ def test_synthetic_data_are_said_first_and_in_the_table(small_run):
 @pytest.mark.timeout(600)
 def test_more_processes_than_validation_cases_show_and_score_what_one_does(small_run, tmp_path):
     """Two validation cases and four test cases for three processes; pictures are of all cases."""
-    seen = {}
-    for devices in (1, 3):
-        outputs = tmp_path / str(devices)
-        done = typed(
-            "model=unet", "model.widths=[4,8]", "model.dropout=[0,0]", *small_run, "logger=csv",
-            "data.batch_size=6", "data.steps=2", f"outputs={outputs}", "trainer=ddp",
-            "trainer.accelerator=cpu", f"trainer.devices={devices}",
-            script=ROOT / "tests" / "helpers" / "frozen_norms.py",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        (run,) = (outputs / "default").glob("*-seed*")
-        seen[devices] = (
+    words = [*TINY, *QUIET, *small_run, "data.batch_size=6", "data.steps=2", "trainer=ddp",
+             "trainer.accelerator=cpu"]  # fmt: skip
+    alone = trained(*words, "trainer.devices=1", f"outputs={tmp_path / 'alone'}").folder.path
+    done = typed(*words, "trainer.devices=3", script=FROZEN)
+    assert done.returncode == 0, done.stderr
+    (together,) = folders(tmp_path)
+    seen = [
+        (
             sorted(path.name for path in (run / "figures").iterdir()),
             [line.split(",")[:2] for line in (run / "cases.csv").read_text().splitlines()],
             json.loads((run / "run.json").read_text())["status"],
         )
-    assert seen[1] == seen[3] and seen[3][2] == "done"
+        for run in (alone, together)
+    ]
+    assert seen[0] == seen[1] and seen[0][2] == "done"
 
 
 def test_awkward_paths_work_as_documented(small_run, phantom_root, tmp_path):
