@@ -395,9 +395,17 @@ def test_what_only_a_target_knows_leaves_nothing_either(words, said, others):
 
 @pytest.mark.parametrize("script", HELP)
 def test_each_script_has_its_own_help(script, others):
-    said = others[f"{script} --help"]["out"]
-    assert f"mambaseg {script}" in said
+    done = others[f"{script} --help"]
+    said = done["out"]
+    assert done["code"] == 0 and f"mambaseg {script}" in said
     assert said.count("\n      mambaseg ") == said.count(f"\n      mambaseg {script}")
+
+
+def test_the_help_of_a_training_names_what_can_be_chosen(others):
+    said = others["train --help"]["out"]
+    for words in ("model: ", "mamba_unet", "experiment: ", "-m model=unet,swin_unet,mamba_unet"):
+        assert words in said
+    assert "Powered by Hydra" not in said
 
 
 def test_a_target_that_has_moved_is_named_by_its_new_place():
