@@ -163,41 +163,42 @@ def broken(*_, **__):
     raise RuntimeError("out of order")
 
 
-@pytest.mark.parametrize("place", [
-    "mambaseg.reporting.views.SegmentationViews.draw",
-    "mambaseg.reporting.views.SegmentationViews.media",
-    "mambaseg.training.callbacks.log_cases_to_wandb",
-    "mambaseg.training.callbacks.count_operations",
-    "mambaseg.storage.run_folder.RunFolder.write_arrays", "mambaseg.training.run.table_of",
-    "mambaseg.training.run.describe_to_wandb",
-    "wandb.sdk.wandb_run.Run.log", "wandb.sdk.wandb_run.Run.finish", "wandb.init",
+@pytest.mark.parametrize(("logger", "places"), [
+    ("csv", {
+        "mambaseg.storage.run_folder.RunFolder.write_arrays": "overlays.npz",
+        "mambaseg.training.callbacks.count_operations": "counting the network's operations",
+        "mambaseg.reporting.views.SegmentationViews.draw": "drawing the figures",
+        "mambaseg.training.callbacks.log_cases_to_wandb": "sending the cases to W&B",
+        "mambaseg.training.run.table_of": "printing the table",
+    }),
+    ("default", {
+        "mambaseg.training.run.describe_to_wandb": "describing the run to W&B",
+        "wandb.sdk.wandb_run.Run.log": "the logger StepRows",
+        "wandb.sdk.wandb_run.Run.finish": "ending the W&B run",
+    }),
+    ("default", {
+        "mambaseg.reporting.views.SegmentationViews.media": "sending the cases to W&B",
+        "wandb.init": "W&B did not start offline",
+    }),
 ])  # fmt: skip
-def test_what_only_shows_a_result_cannot_lose_it(place, small_run, monkeypatch, caplog):
-    whole = "wandb" in place
-    run = built(
-        *TINY,
-        "logger=default",
-        *small_run,
-        "data.steps=2",
-        f"logger={'default' if whole else 'csv'}",
-    )
-    if place == "wandb.init":
-        import wandb
+def test_what_only_shows_a_result_cannot_lose_it(logger, places, small_run, monkeypatch, caplog):
+    import wandb
 
-        original = wandb.init
-        monkeypatch.setattr(
-            wandb, "init",
-            lambda **how: original(**how) if how["mode"] == "disabled" else broken(),
-        )  # fmt: skip
-    else:
+    run, start = built(*TINY, *small_run, "data.steps=2", f"logger={logger}"), wandb.init
+    for place in places:
         monkeypatch.setattr(place, broken)
+    if "wandb.init" in places:
+        monkeypatch.setattr(
+            wandb, "init", lambda **how: (start if how["mode"] == "disabled" else broken)(**how)
+        )
     with run:
         run.fit()
         run.evaluate()
         run.report()
     folder = RunFolder(run.folder.path)
     assert folder.finished and folder.summary["foreground"]["dice"]
-    assert "out of order" in caplog.text
+    said = [line for line in caplog.text.splitlines() if "out of order" in line]
+    assert all(any(message in line for line in said) for message in places.values()), said
 
 
 def test_a_checkpoint_that_cannot_be_removed_costs_room_only(small_run, monkeypatch):
@@ -235,28 +236,30 @@ class Grumpy(Logger):
         super().__init__()
         self.at = at
 
+    def break_at(self, *calls):
+        if self.at in calls:
+            raise RuntimeError(f"no {self.at}")
+
     def log_metrics(self, metrics, step=None):
-        if self.at in ("log_metrics", *metrics):
-            broken()
+        self.break_at("log_metrics", *metrics)
 
     def log_hyperparams(self, *_, **__):
-        if self.at == "log_hyperparams":
-            broken()
+        self.break_at("log_hyperparams")
 
     def finalize(self, status):
-        if self.at == "finalize":
-            broken()
+        self.break_at("finalize")
 
     def save(self):
-        if self.at == "save":
-            broken()
+        self.break_at("save")
 
 
-@pytest.mark.parametrize("at", ["log_metrics", "test/dice", "finalize", "save"])
-def test_no_logger_of_anybody_ends_a_run(at, small_run, caplog):
-    mine = f"+logger.mine={{_target_: test_home.Grumpy, at: {at}}}"
-    with built(*TINY, *small_run, "data.steps=2", "logger=csv", mine) as run:
+def test_no_logger_of_anybody_ends_a_run(small_run, caplog):
+    calls = {"first": "log_metrics", "second": "test/dice", "third": "finalize", "fourth": "save"}
+    mine = [f"+logger.{name}={{_target_: test_home.Grumpy, at: {at}}}"
+            for name, at in calls.items()]  # fmt: skip
+    with built(*TINY, *small_run, "data.steps=2", "logger=csv", *mine) as run:
         run.fit()
         run.evaluate()
     assert RunFolder(run.folder.path).finished
-    assert caplog.text.count("the logger Grumpy failed") == 1
+    for at in calls.values():
+        assert caplog.text.count(f"the logger Grumpy failed (RuntimeError: no {at})") == 1
