@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from forked_commands import typed_all
 from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.patients import find_alike
 from mambaseg.data.readers import acdc, folder, mnms, nifti_pairs, nnunet, synapse
@@ -15,6 +15,7 @@ from mambaseg.data.splits import make_split
 from mambaseg.inference.folder_scores import find_pairs as find_label_maps
 from mambaseg.inference.folder_scores import score_folders
 from mambaseg.restoration.pairs import find_pairs
+from runs import QUIET, UNET
 from tiny_nnunet import arrays, write_volume
 from tiny_pictures import blob, mask, save
 from typed import ROOT, typed
@@ -159,38 +160,42 @@ def named(number):
 
 
 def test_files_whose_names_are_not_utf8_are_checked_trained_on_and_reported(latin, tmp_path):
-    refused = typed("data=folder", f'data.root="{latin}"', f"outputs={tmp_path / 'outputs'}")
-    assert refused.returncode == 1 and r"Gef\xe4\xdfe: the name is not UTF-8" in refused.stderr
-    assert "Traceback" not in refused.stderr and not (tmp_path / "outputs").exists()
-    latin = latin.rename(tmp_path / "pictures")
-    for number in range(5):
-        pixels, disc = blob(number)
-        save(latin / "images" / f"{named(number)}.png", pixels)
-        save(latin / "masks" / f"{named(number)}.png", mask(disc))
-    assert [case.id for case in folder.find_cases(latin)][:1] == [r"H\xe4matom_0"]
+    sound, damaged, outputs = tmp_path / "sound", tmp_path / "damaged", tmp_path / "outputs"
+    for place in (sound, damaged):
+        for number in range(5):
+            pixels, disc = blob(number)
+            save(place / "images" / f"{named(number)}.png", pixels)
+            save(place / "masks" / f"{named(number)}.png", mask(disc))
+    (damaged / "masks" / f"{named(4)}.png").write_bytes(b"")
+    assert [case.id for case in folder.find_cases(sound)][:1] == [r"H\xe4matom_0"]
     leaf = tmp_path / "conf" / "data" / "own.yaml"
-    check = [sys.executable, "-m", "mambaseg.data.check", latin, "--write", leaf]
-    done = subprocess.run(check, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    (latin / "masks" / f"{named(4)}.png").write_bytes(b"")
-    done = subprocess.run(check[:-2], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1 and r"H\xe4matom_4" in done.stdout and not done.stderr
-    words = [
-        "data=own", f"hydra.searchpath=[file://{leaf.parents[1]}]", "model=unet",
-        "model.widths=[4,8]", "model.dropout=[0,0]", "logger=csv", "data.size=32",
-        "data.batch_size=2", "data.steps=1", "data.val_every=1", "trainer=cpu",
-        f"outputs={tmp_path / 'outputs'}", f"data.cache_dir={tmp_path / 'cache'}",
+    train = [
+        "train", "data=own", f"hydra.searchpath=[file://{leaf.parents[1]}]", *UNET, *QUIET,
+        "data.size=32", "data.batch_size=2", "data.steps=1", "data.val_every=1", "trainer=cpu",
+        f"outputs={outputs}", f"data.cache_dir={tmp_path / 'cache'}",
     ]  # fmt: skip
-    done = typed(*words)
-    assert done.returncode == 1 and r"H\xe4matom_4" in done.stderr
-    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
-    save(latin / "masks" / f"{named(4)}.png", mask(blob(4)[1]))
-    done = typed(*words)
-    assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "outputs" / "default").glob("*-seed*")
-    assert r"H\xe4matom_" in (run / "cases.csv").read_text(encoding="utf-8")
-    done = typed(str(run.parent), script=ROOT / "src" / "report.py")
-    assert done.returncode == 0, done.stderr
+    commands = {
+        "refused": ["train", "data=folder", f'data.root="{latin}"', f"outputs={tmp_path / 'no'}"],
+        "checked": ["check", sound, "--write", leaf],
+        "found": ["check", damaged],
+        "stopped": [*train, f"data.root={damaged}"],
+        "trained": train,
+        "reported": ["report", outputs / "default"],
+    }
+    for name in commands:
+        (tmp_path / name).mkdir()
+    done = typed_all(commands, tmp_path)
+    assert {name: one["code"] for name, one in done.items()} == {
+        "refused": 1, "checked": 0, "found": 1, "stopped": 1, "trained": 0, "reported": 0,
+    }, done  # fmt: skip
+    assert r"Gef\xe4\xdfe: the name is not UTF-8" in done["refused"]["error"]
+    assert not (tmp_path / "no").exists()
+    assert r"H\xe4matom_4" in done["found"]["out"] and not done["found"]["error"]
+    assert r"H\xe4matom_4" in done["stopped"]["error"]
+    for one in done.values():
+        assert "Traceback" not in one["error"] and "Logging error" not in one["error"]
+    (run,) = (outputs / "default").glob("*-seed*/cases.csv")
+    assert r"H\xe4matom_" in run.read_text(encoding="utf-8")
 
 
 def test_volumes_whose_names_are_not_utf8_are_predicted_and_scored(latin, tmp_path):

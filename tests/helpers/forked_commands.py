@@ -14,20 +14,20 @@ def typed_all(commands, place):
     """Types commands, each in a folder of its own.
 
     Args:
-        commands: name -> [script, *words].
+        commands: name -> [command, *words]; a command runs by its script, if src/ has one.
         place: the folders `<place>/<name>` are there and are the working directories.
 
     Returns:
         name -> `code`, `torch` (whether it was imported) and what was said: `out`, `error`.
     """
     env = {**os.environ, "ACDC_ROOT": "", "PYTHONPATH": f"{ROOT / 'src'}"}
-    job = json.dumps({"commands": commands, "place": str(place)})
+    job = json.dumps({"commands": commands, "place": place}, default=str)
     subprocess.run([sys.executable, __file__, job], check=True, timeout=280, env=env)
     return json.loads((place / "done.json").read_text())
 
 
 def _fork(words, folder, said):
-    """Runs a script in a fork; returns its exit code."""
+    """Runs a command in a fork; returns its exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -36,8 +36,13 @@ def _fork(words, folder, said):
         os.dup2(os.open(f"{said}.{name}", os.O_CREAT | os.O_WRONLY), number)
     code = 0
     try:
-        sys.argv = [str(ROOT / "src" / f"{words[0]}.py"), *words[1:]]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        script = ROOT / "src" / f"{words[0]}.py"
+        if script.exists():
+            sys.argv = [str(script), *words[1:]]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            sys.argv = ["mambaseg", *words]
+            runpy.run_module("mambaseg", run_name="__main__")
     except SystemExit as end:
         if isinstance(end.code, str):
             sys.stderr.write(end.code)
