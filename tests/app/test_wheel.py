@@ -1,5 +1,6 @@
 """A wheel built from the sdist, installed beside the present packages: a command in any folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = ("src", "conf", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+TYPED = """
+import json, runpy, sys
+script, commands = sys.argv[1:]
+for words in json.loads(commands):
+    sys.argv = [script, *words]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+import mambaseg
+print(mambaseg.__file__)
+"""  # the script again and again, with the imports of the first time
 PIP = ("-m", "pip", "--disable-pip-version-check", "-q")
 TINY = ("model=unet", "model.widths=[2,4]", "model.dropout=[0,0]", "data=phantom", "logger=csv",
         "data.prepare.patients=8", "data.size=32", "data.batch_size=2", "data.steps=2",
@@ -54,18 +68,16 @@ def test_a_wheel_holds_every_config(installed):
 
 
 def test_it_trains_predicts_and_reports_in_an_empty_folder(installed, tmp_path):
-    def mambaseg(*words):
-        command = installed / "bin" / "mambaseg"
-        return done(sys.executable, command, *words, cwd=tmp_path, PYTHONPATH=str(installed))
-
-    where = "import mambaseg; print(mambaseg.__file__)"
-    found = done(sys.executable, "-c", where, cwd=tmp_path, PYTHONPATH=str(installed))
-    assert found.startswith(str(installed))
-    mambaseg("train", *TINY)
-    (run,) = tmp_path.glob("outputs/default/*-seed*")
-    image = next(tmp_path.glob("data/phantom/*/*_frame01.nii.gz"))
-    mambaseg("predict", f"run={run}", f"input={image}", "output=labels", "device=cpu")
-    mambaseg("report", "outputs/default")
-    assert (tmp_path / "labels" / image.name).is_file()
+    image = "patient001_frame01.nii.gz"
+    commands = [
+        ["train", *TINY],
+        ["predict", "run=newest", f"input=data/phantom/patient001/{image}", "output=labels",
+         "device=cpu"],
+        ["report", "outputs/default"],
+    ]  # fmt: skip
+    typed = (sys.executable, "-c", TYPED, installed / "bin" / "mambaseg", json.dumps(commands))
+    said = done(*typed, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert said.splitlines()[-1].startswith(str(installed))
+    assert (tmp_path / "labels" / image).is_file()
     assert (tmp_path / "outputs" / "default" / "report" / "index.html").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"data", "outputs", "labels"}
