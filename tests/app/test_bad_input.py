@@ -4,7 +4,6 @@ import gzip
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,8 +12,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from mambaseg.app.entry import entry
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+from runs import entered
 
 
 @pytest.fixture
@@ -28,17 +26,11 @@ def damaged(phantom_root, tmp_path):
 
 
 @pytest.fixture
-def fails(capsys, monkeypatch, tmp_path):
+def fails(capsys, tmp_path):
     """Runs train.py in this process with the given words; returns what it said before exit 1."""
 
     def run(*arguments):
-        from mambaseg.app.commands import train
-
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["train.py", "model=unet", "logger=csv", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            train.main()
-        assert ended.value.code == 1
+        assert entered("train.py", "model=unet", "logger=csv", *arguments) == 1
         lines = capsys.readouterr().err.splitlines()
         # neither Hydra's echo of the words typed nor this test's own name may satisfy a test
         said = "\n".join(line for line in lines if not line.startswith("Error executing job"))

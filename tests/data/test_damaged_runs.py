@@ -2,17 +2,14 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from damages import DAMAGES
 from harms import WRITERS, write_official
-from hydra.core.global_hydra import GlobalHydra
 
 from mambaseg.storage.run_folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+from runs import entered
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -34,44 +31,29 @@ def words(root, outputs):
     ]
 
 
-def run(monkeypatch, name, *arguments):
-    """Runs an entry script in this process; returns its exit status."""
-    from mambaseg.app.commands import evaluate, train
-
-    script = {"train": train, "evaluate": evaluate}[name]
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-    try:
-        script.main()
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run on sound data."""
     place = tmp_path_factory.mktemp("trained")
     write_official(place / "sound")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(monkeypatch, "train", *words(place / "sound", place / "outputs")) == 0
+    assert entered("train.py", *words(place / "sound", place / "outputs")) == 0
     (checkpoint,) = place.glob("outputs/default/*/checkpoints/best.ckpt")
     return checkpoint.parents[1]
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate"])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_data_set_ends_the_script_with_file_and_remedy(
-    name, script, trained, tmp_path, monkeypatch, capsys
+    name, script, trained, tmp_path, capsys
 ):
     damage = BY_NAME[name]
     root, outputs = tmp_path / "data", tmp_path / "outputs"
     WRITERS[damage.layout](root)
     damage.harm(root)
     arguments = words(root, outputs)
-    if script == "evaluate":
+    if script == "evaluate.py":
         arguments.append(f"checkpoint={trained}")
-    assert run(monkeypatch, script, *arguments) == 1
+    assert entered(script, *arguments) == 1
     said = capsys.readouterr().err
     assert damage.expected.file in said and "Traceback" not in said
     assert re.search(damage.expected.says, said) and re.search(damage.expected.remedy, said)
@@ -79,13 +61,13 @@ def test_a_refused_data_set_ends_the_script_with_file_and_remedy(
     assert not [path for path in left if path.is_file() and path.name != "train.log"], left
 
 
-def test_suspicious_cases_are_trained_on_and_scored(trained, tmp_path, monkeypatch):
+def test_suspicious_cases_are_trained_on_and_scored(trained, tmp_path):
     root, outputs = tmp_path / "data", tmp_path / "outputs"
     write_official(root)
     for name in HANDLED:
         BY_NAME[name].harm(root)
-    for script, more in (("train", []), ("evaluate", [f"checkpoint={trained}"])):
-        assert run(monkeypatch, script, *words(root, outputs), *more) == 0
+    for script, more in (("train.py", []), ("evaluate.py", [f"checkpoint={trained}"])):
+        assert entered(script, *words(root, outputs), *more) == 0
     summaries = list(outputs.glob("*/*/metrics.json"))
     assert len(summaries) == 2
     for path in summaries:

@@ -127,6 +127,20 @@ def stop_before(
     monkeypatch.setattr(SegmentationTask, "training_step", training_step)
 
 
+def state_of(run: Any) -> dict[str, Any]:
+    """What a run ended with: its checkpoints, its score, and every row of its tables."""
+    kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states",
+            "lr_schedulers", "global_step", "mambaseg")  # fmt: skip
+    found: dict[str, Any] = {"score": run.score}
+    for name in ("last", "best"):
+        path = run.folder.path / "checkpoints" / f"{name}.ckpt"
+        content = torch.load(path, weights_only=True)
+        found[name] = {key: content[key] for key in kept if key in content}
+    for path in run.folder.path.glob("*.csv"):
+        found[path.name] = [row for row in path.read_text().splitlines() if row.strip(",")]
+    return found
+
+
 def assert_same(one: Any, other: Any, where: str = "") -> None:
     """Equal to the last bit, tensors and arrays in any nesting."""
     assert type(one) is type(other), where

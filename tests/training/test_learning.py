@@ -29,7 +29,7 @@ from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.task import Task
-from runs import QUIET, UNET, assert_same, built, entered, trained
+from runs import QUIET, UNET, assert_same, built, entered, state_of, trained
 from typed import ROOT, typed
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -45,14 +45,6 @@ def words_of(method):
         return [f"method={method}", *UNET, "data.labels=scribble", "loss=partial_ce", *sure]
     loss = ["loss=partial_ce"] if method == "partial_ce" else []
     return [f"method={method}", *partner, *small, *loss, "data.labelled=2", *network]
-
-
-def state_of(run):
-    states = (run.folder.path / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
-    kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states",
-            "lr_schedulers", "global_step", "mambaseg")  # fmt: skip
-    return [{key: content[key] for key in kept if key in content}
-            for content in (torch.load(path, weights_only=True) for path in states)]  # fmt: skip
 
 
 def copied_before(step, monkeypatch, outputs):

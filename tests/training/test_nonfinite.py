@@ -21,7 +21,7 @@ from mambaseg.training.diagnosis import diagnose, gradient_norms
 from mambaseg.training.nonfinite import NonFinite, NonFiniteError
 from mambaseg.training.run import Run
 from mambaseg.training.segmentation import SegmentationTask
-from runs import built
+from runs import assert_same, built, stop_before
 
 ROOT = Path(__file__).parents[2]
 SKIP = "callbacks.nonfinite.on_nonfinite=skip"
@@ -49,8 +49,7 @@ class Trained:
                 self.error = error
         self.path, self.record = run.folder.path, run.folder.record
         self.task, self.trainer = run.task, run.trainer
-        self.weights = run.task.state_dict()
-        self.optimizer = run.trainer.optimizers[0].state_dict()["state"]
+        self.state = run.task.state_dict(), run.trainer.optimizers[0].state_dict()["state"]
 
     @property
     def rows(self):
@@ -76,14 +75,7 @@ def poisoned(step, position=1):
 
 
 def stopped_before(step):
-    whole = SegmentationTask.training_step
-
-    def training_step(self, batch, index):
-        if batch["step"] == step:
-            raise ZeroDivisionError("on purpose")
-        return whole(self, batch, index)
-
-    return lambda patch: patch.setattr(SegmentationTask, "training_step", training_step)
+    return partial(stop_before, step)
 
 
 def overflowing(step):
@@ -99,12 +91,6 @@ def overflowing(step):
     return lambda patch: patch.setattr(SegmentationTask, "training_loss", training_loss)
 
 
-def assert_same_state(one, other):
-    for key, value in one.weights.items():
-        assert torch.equal(value, other.weights[key]), key
-    assert str(one.optimizer) == str(other.optimizer)
-
-
 def test_a_training_ends_before_a_bad_step_and_says_where_it_began(small_run, tmp_path):
     words = [*small_run, *WORDS]
     good = Trained([*words, f"outputs={tmp_path / 'good'}"], stopped_before(3))
@@ -112,7 +98,7 @@ def test_a_training_ends_before_a_bad_step_and_says_where_it_began(small_run, tm
     said = str(run.error)
     assert isinstance(run.error, NonFiniteError)
     assert run.record["status"] == "failed" and "step 3" in run.record["error"]
-    assert_same_state(good, run)  # running statistics too
+    assert_same(good.state, run.state)  # running statistics too
     with np.load(run.path / "nonfinite.npz", allow_pickle=False) as arrays:
         assert int(arrays["step"]) == 3 and arrays["position"].tolist() == [0, 1, 2, 3]
         assert arrays["image"].shape == (4, 1, 32, 32) and arrays["label"].shape == (4, 32, 32)
@@ -136,7 +122,7 @@ def test_a_skipped_step_changes_nothing_and_counts(words, small_run, tmp_path):
     words = [*small_run, *WORDS, *words]
     before = Trained([*words, f"outputs={tmp_path / 'before'}"], stopped_before(3))
     after = Trained([*words, SKIP, f"outputs={tmp_path / 'after'}"], poisoned(3), stopped_before(4))
-    assert_same_state(before, after)
+    assert_same(before.state, after.state)
     assert (before.trainer.global_step, after.trainer.global_step) == (3, 4)
     rates = [run.trainer.lr_scheduler_configs[0].scheduler.last_epoch for run in (before, after)]
     assert rates == [3, 4]
@@ -155,7 +141,7 @@ def test_a_training_with_a_skipped_step_resumes_as_if_undisturbed(small_run, tmp
         Trained([*words, folder], poisoned(3), stopped_before(step))
         resumed = Trained([*words, folder], poisoned(3))
         assert resumed.record["resumed"][0]["step"] == 4
-        assert_same_state(whole, resumed)
+        assert_same(whole.state, resumed.state)
         assert resumed.record["skipped"] == whole.record["skipped"]
         assert [str(row) for row in resumed.rows] == [str(row) for row in whole.rows]
 
@@ -172,7 +158,7 @@ def test_a_stopped_run_goes_on_with_skip_or_with_mended_data(small_run, tmp_path
     words = [*small_run, *WORDS]
     assert isinstance(Trained(words, poisoned(3)).error, NonFiniteError)
     mended = Trained(words)
-    assert_same_state(Trained([*words, f"outputs={tmp_path / 'other'}"]), mended)
+    assert_same(Trained([*words, f"outputs={tmp_path / 'other'}"]).state, mended.state)
     assert "error" not in mended.record
 
 
@@ -345,7 +331,7 @@ def test_a_late_look_trains_the_same_bit_for_bit(words, small_run, tmp_path):
         for look in ("callbacks.nonfinite.late=false", LATE)
     )
     assert now.error is late.error is None
-    assert_same_state(now, late)
+    assert_same(now.state, late.state)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +347,7 @@ def test_a_late_look_ends_with_the_same_state_files_and_message(words, step, sma
     )
     assert f"step {step}" in str(late.error)
     assert str(late.error).replace(str(late.path), "") == str(now.error).replace(str(now.path), "")
-    assert_same_state(now, late)  # running statistics and the optimizer's too
+    assert_same(now.state, late.state)  # running statistics and the optimizer's too
     assert norms_kept(now) == norms_kept(late)
     with np.load(now.path / "nonfinite.npz") as one, np.load(late.path / "nonfinite.npz") as other:
         assert all(np.array_equal(one[key], other[key], equal_nan=one[key].dtype.kind == "f")

@@ -1,7 +1,6 @@
 """A run that was interrupted goes on where it was and ends where it would have ended."""
 
 import contextlib
-import csv
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import torch
 
 from mambaseg.training import checkpoints
 from mambaseg.training.segmentation import SegmentationTask
-from runs import QUIET, built, entered, stop_before, trained
+from runs import QUIET, assert_same, built, entered, state_of, stop_before, trained
 from small_disk import fill, no_space, small_disk
 
 ROOT = Path(__file__).parents[2]
@@ -38,34 +37,6 @@ NETWORKS = {
         "data.oversample=0.33", "data.neighbours=1", "data.split=kfold", "data.folds=4",
     ],
 }  # fmt: skip
-
-
-def state(run):
-    """What a run ends with: weights, optimizer and schedule, and every row it logged."""
-    folder = run.folder.path
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    return {
-        "weights": last["state_dict"],
-        "optimizer": last["optimizer_states"],
-        "schedule": last["lr_schedulers"],
-        "step": last["global_step"],
-        "best": best["state_dict"],
-        "best step": best["global_step"],
-        "score": run.folder.record["val_dice"],
-        "rows": [row for row in csv.DictReader((folder / "metrics.csv").open()) if any(row)],
-        "cases": (folder / "cases.csv").read_text(),
-    }
-
-
-def assert_equal(one, other):
-    for key, value in one.items():
-        if isinstance(value, dict):
-            assert value.keys() == other[key].keys()
-            for name, tensor in value.items():
-                assert torch.equal(tensor, other[key][name]), (key, name)
-        else:
-            assert str(value) == str(other[key]), key
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +78,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert record["status"] == "done" and "error" not in record
     assert [pause["step"] for pause in record["resumed"]] == [step // 2 * 2]
     assert resumed.folder.path.name == undisturbed.folder.path.name
-    assert_equal(state(undisturbed), state(resumed))
+    assert_same(state_of(undisturbed), state_of(resumed))
 
 
 def test_a_run_without_a_checkpoint_starts_again(small_run, monkeypatch):
@@ -179,7 +150,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_used(
     assert f"{newest} is damaged: resuming from {before} instead" in caplog.text
     assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert_equal(state(undisturbed), state(run))
+    assert_same(state_of(undisturbed), state_of(run))
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
@@ -202,8 +173,9 @@ def test_one_that_dies_when_its_last_state_has_no_name_yet_ends_with_that_state(
             trained(*words)
     run = trained(*words)
     assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
-    assert state(run)["step"] == state(run)["best step"] == 4
-    assert_equal(state(undisturbed), state(run))
+    state = state_of(run)
+    assert state["last"]["global_step"] == state["best"]["global_step"] == 4
+    assert_same(state_of(undisturbed), state)
 
 
 def test_where_all_checkpoints_are_damaged_the_training_starts_again(
@@ -233,7 +205,7 @@ def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
              "data.num_workers=1"]  # fmt: skip
     undisturbed = trained(*words, f"outputs={tmp_path / 'undisturbed'}")
     interrupted(words, 3, monkeypatch)
-    assert_equal(state(undisturbed), state(trained(*words)))
+    assert_same(state_of(undisturbed), state_of(trained(*words)))
 
 
 def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, caplog):
@@ -269,7 +241,7 @@ def test_a_disk_that_fills_in_training_leaves_the_checkpoint_before(
         (disk / "ballast").unlink()
         run = trained(*words)
         assert [pause["step"] for pause in run.folder.record["resumed"]] == [4]
-        assert_equal(state(undisturbed), state(run))
+        assert_same(state_of(undisturbed), state_of(run))
 
 
 def test_other_code_is_said_when_a_run_goes_on(small_run, monkeypatch, caplog):
