@@ -108,16 +108,19 @@ class Studies(Sweeper):
         study.sweep(words)
 
     def _direction(self, words: list[str]) -> str:
-        """Which way the score of a study's runs is better, as their callbacks.checkpoint says.
+        """Which way the score of a study's runs is better, by callbacks.checkpoint and its metric.
 
         Raises:
             UserError: `hydra.sweeper.direction` says the opposite.
         """
+        from mambaseg.app.settle import modes_of  # Hydra imports this file with every command
+
         parsed = OverridesParser.create().parse_overrides(words)
         plain = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
         job = self.hydra_context.config_loader.load_sweep_config(self.config, plain)
         monitor = str(OmegaConf.select(job, "callbacks.checkpoint.monitor"))
-        mode = OmegaConf.select(job, "callbacks.checkpoint.mode") or better(monitor)
+        given = OmegaConf.select(job, "callbacks.checkpoint.mode")
+        mode = given or modes_of(job).get(monitor) or better(monitor)
         direction = "minimize" if mode == "min" else "maximize"
         if self.options.get("direction") not in (None, direction):
             raise UserError(

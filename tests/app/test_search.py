@@ -11,6 +11,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from mambaseg.app.check import CONF
+from runs import composed
 from sweep_jobs import TRAIN, environment, needs, notes, typed
 
 
@@ -57,6 +58,37 @@ def test_ranges_and_globs_make_studies_too():
     expected = itertools.product(("seed=1", "seed=2"), ("model=swin_unet", "model=swin_unetr"))
     assert [tuple(own) for own, _ in found] == list(expected)
     assert all(rest[2:] == words[2:] for _, rest in found)
+
+
+METRIC = """
+from mambaseg.evaluation.metrics import Metric
+
+
+class Misses(Metric):
+    def __init__(self):
+        super().__init__("misses", "misses", higher_is_better=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("monitor", "direction"),
+    [("misses", "minimize"), ("dice", "maximize"), ("hd95_mm", "minimize")],
+)
+def test_a_study_looks_for_what_its_metric_calls_better(monitor, direction, tmp_path, monkeypatch):
+    from hydra_plugins.mambaseg_studies import Studies
+
+    (tmp_path / "metric").mkdir()
+    (tmp_path / "metric" / "misses.yaml").write_text("misses: {_target_: metric_of_search.Misses}")
+    (tmp_path / "metric_of_search.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["metric=misses", f"callbacks.checkpoint.monitor=val/{monitor}",
+             "optim.optimizer.lr=interval(1,2)"]  # fmt: skip
+    studies = Studies({}, {}, direction=None)
+    studies.config = composed("hparams_search=optuna", configs=tmp_path, hydra=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        studies.hydra_context = SimpleNamespace(config_loader=loader)
+        assert studies._direction(words) == direction
 
 
 def test_a_failed_study_does_not_stop_the_others(tmp_path):

@@ -83,10 +83,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         from mambaseg.training.monitors import settle_callbacks
 
         data.split.require_training()
-        own = {
-            f"val/{metric.name}": "min" if metric.higher_is_better is False else "max"
-            for metric in metrics_of(cfg)
-        }
+        own = modes_of(cfg)
         settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
     parent = start.checkpoint if start else checkpoint
     return _plan(cfg, data, checkpoint, _seen(cfg, data, parent)), data, checkpoint, start
@@ -197,6 +194,14 @@ def metrics_of(cfg: Any) -> list[Any]:
     if found and cfg["data"].get("task", "segmentation") != "segmentation":
         raise UserError("metric=...: metrics score label maps, and this data set has none")
     return found
+
+
+def modes_of(cfg: Any) -> dict[str, str]:
+    """Which way the values are better that the group `metric` logs: name -> `min` or `max`."""
+    return {
+        f"val/{metric.name}": "min" if metric.higher_is_better is False else "max"
+        for metric in metrics_of(cfg)
+    }
 
 
 def _seen(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None) -> dict[str, Any]:
