@@ -116,6 +116,23 @@ def test_a_launcher_or_a_search_without_m_is_refused(monkeypatch):
     sweeps.Sweeps().on_run_start(sweep("hparams_search=optuna"))
 
 
+def test_a_sweep_of_experiments_lists_each_job_where_its_run_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "_BEGUN", [])
+    words = ["name=a,b", "seed=1,2", f"outputs={tmp_path}"]
+    cfg = sweep(words[-1])
+    with open_dict(cfg):
+        cfg.hydra.overrides.task = words
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sweeps.Sweeps().on_multirun_start(cfg)
+    assert [(tmp_path / "a", {}), (tmp_path / "b", {})] == sweeps._BEGUN
+    for name in "ab":
+        listed = [json.loads(file.read_text()) for file in (tmp_path / name / ".jobs").iterdir()]
+        assert sorted(job["overrides"] for job in listed) == [
+            [f"name={name}", f"seed={seed}", words[-1]] for seed in (1, 2)
+        ]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
 @pytest.mark.parametrize("leaf", CHEAP)
 def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(leaf, tmp_path):
     needs(leaf)

@@ -70,12 +70,9 @@ class Sweeps(Callback):
         """Refuses absent plugins and impossible jobs; lists the jobs."""
         try:
             _check_launcher(config)
-            _check_jobs(config)
+            _list_jobs(config, _check_jobs(config))
         except UserError as error:
             sys.exit(str(error))
-        if experiment := _experiment(config):
-            _BEGUN.append((experiment, _listed(experiment)))
-        _list_jobs(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Notes what a job could leave behind for the next one of this process."""
@@ -156,16 +153,11 @@ def _check_ray(ray: DictConfig) -> None:
             )
 
 
-def _check_jobs(config: DictConfig) -> None:
-    """Every value that is swept must be one, before the sweep's folder is there."""
-    script, loader = config.hydra.job.config_name, GlobalHydra.instance().config_loader()
-    configurations = []
+def _check_jobs(config: DictConfig) -> set[Path]:
+    """Every value that is swept must be one; returns the experiments, none of other scripts."""
+    script, configurations = config.hydra.job.config_name, []
     for job in jobs_of(config.hydra.overrides.task):
-        try:
-            cfg = loader.load_sweep_config(config, job)
-        except HydraException as error:
-            raise UserError(composition_error(error, script, job) or str(error)) from error
-        configurations.append(checked(cfg, script, job))
+        configurations.append(checked(_composed(config, job), script, job))
         if "basic_launcher" in config.hydra.launcher._target_:  # others may run on other machines
             require_sources(configurations[-1], script)
     if "checkpoint" not in config and "data" in config:  # else only a job knows its data
@@ -178,6 +170,16 @@ def _check_jobs(config: DictConfig) -> None:
             absent.append(error)
     if len(absent) == len(configurations):
         raise absent[0]
+    return {folder for cfg in configurations if (folder := _experiment(cfg))}
+
+
+def _composed(config: DictConfig, job: list[str]) -> DictConfig:
+    """The configuration of a job; Hydra composes that of its sweep without what is swept."""
+    try:
+        return GlobalHydra.instance().config_loader().load_sweep_config(config, job)
+    except HydraException as error:
+        said = composition_error(error, config.hydra.job.config_name, job)
+        raise UserError(said or str(error)) from error
 
 
 # ---- the list of jobs ---------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def in_sweep() -> bool:
 def compare_jobs() -> None:
     """Prints the jobs of a sweep that has ended, well or not, side by side; else does nothing."""
     while _BEGUN:
-        experiment, before = _BEGUN.pop()
+        experiment, before = _BEGUN.pop(0)
         files = [name for name, time in _listed(experiment).items() if before.get(name) != time]
         if not files:
             continue
@@ -229,15 +231,21 @@ def skipped(config: DictConfig, error: NotInstalledError) -> bool:
     return True
 
 
-def _list_jobs(config: DictConfig) -> None:
+def _list_jobs(config: DictConfig, experiments: set[Path]) -> None:
     """Lists the jobs where the sweep is a plain product; a search knows only the next one."""
-    experiment = _experiment(config)
-    if experiment and str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+    listed: list[tuple[Path, list[str]]] = []
+    if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         words = parsed(config.hydra.overrides.task)
         (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
-        for job in jobs:
-            if not _file(experiment, job).exists():
-                _note(experiment, job)
+        one = next(iter(experiments)) if len(experiments) == 1 else None
+        for job in jobs if experiments else ():
+            if place := one or _experiment(_composed(config, job)):
+                listed.append((place, job))
+    for experiment in sorted(experiments.union(place for place, _ in listed)):
+        _BEGUN.append((experiment, _listed(experiment)))
+    for experiment, job in listed:
+        if not _file(experiment, job).exists():
+            _note(experiment, job)
 
 
 def _note_failure(config: DictConfig, error: str) -> None:
