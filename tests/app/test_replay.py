@@ -10,6 +10,7 @@ from mambaseg.app.commands.replay import main
 from mambaseg.app.replay import replay
 from mambaseg.errors import UserError
 from mambaseg.reporting.pack import FILES
+from mambaseg.training.run import Run
 from runs import UNET
 
 
@@ -37,6 +38,13 @@ def test_the_same_code_gives_the_same_numbers_and_leaves_the_run_alone(run):
     lines = (run / "cases.csv").read_text().splitlines()
     assert found.scores.values == (len(lines) - 1) * (len(lines[0].split(",")) - 3)
     assert found.steps.values > 8 and contents(run) == before
+
+
+def test_a_test_set_that_a_run_left_unseen_stays_so(run, monkeypatch, capsys):
+    (run / "cases.csv").unlink()
+    monkeypatch.setattr(Run, "evaluate", None)
+    main(["--steps", "4", str(run)])
+    assert "not tested" in capsys.readouterr().out
 
 
 def test_a_run_of_a_given_time_is_replayed_by_its_steps(run):
@@ -111,6 +119,24 @@ def test_a_run_that_cannot_be_replayed_does_not_stop_the_others(run, capsys):
     with pytest.raises(UserError, match="1 of 1 runs differ or cannot be replayed"):
         main([str(run.parent)])
     assert "failed" in (printed := capsys.readouterr().out) and "overrides" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("cases.csv", "case,class,dice\na,1\n", "cases.csv cannot be read: line 2 has 2 cells"),
+        ("cases.csv", "patient,dice\na,1\n", "cases.csv has no column 'case'"),
+        ("metrics.csv", "train/loss\n1\n", "metrics.csv has no column 'step'"),
+        ("metrics.csv", "step,train/loss\nx,1\n", "metrics.csv cannot be read"),
+        ("config.yaml", None, "not the folder of a finished training"),
+    ],
+)
+def test_a_damaged_file_is_named(run, name, text, said):
+    if text is None:
+        text = (run / name).read_text().replace("  val_every: 2\n", "")
+    (run / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        replay(run, steps=2)
 
 
 def test_words_that_lead_to_another_run_are_refused(run):

@@ -12,6 +12,7 @@ import torch
 from scipy.ndimage import correlate1d
 
 from mambaseg.app.networks import restore_network
+from mambaseg.app.replay import replay
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize
 from mambaseg.reporting.report import write_report
@@ -172,6 +173,18 @@ def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
         restored = network(pair["image"]).clamp(0, 1)
     row = next(r for r in table(run.folder.path / "cases.csv") if r["case"] == pair["case"].id)
     assert image_scores(restored, pair["clear"])[0] == pytest.approx(float(row["psnr"]), abs=1e-4)
+
+
+def test_a_run_is_replayed_with_its_own_scores(finished, place, tmp_path):
+    path = shutil.copytree(finished.folder.path, tmp_path / "run")
+    record = json.loads((path / "run.json").read_text())
+    (typed,) = (word for word in WORDS if "_target_" in word)  # not taken from a run folder
+    record["overrides"] = [word for word in [*place[0], *LONG] if word != typed]
+    (path / "run.json").write_text(json.dumps(record))
+    found = replay(path, ["data=haze_phantom", typed], steps=2)
+    assert (found.steps.difference, found.scores.difference) == (0.0, 0.0)
+    rows = table(path / "cases.csv")
+    assert found.scores.values == len(rows) * (len(rows[0]) - 1) > 0
 
 
 def test_data_for_another_task_are_refused(finished):

@@ -30,7 +30,7 @@ from mambaseg.storage.untrusted import read_table
 STEPS = 20
 _OWN = ("name", "outputs", "run_dir", "rerun", "test", "logger")
 _BUDGET = ("data.minutes", "data.steps", "data.val_every")
-_QUIET = ("logger=csv", "callbacks.progress=null", "name=replay", "test=true")
+_QUIET = ("logger=csv", "callbacks.progress=null", "name=replay")
 Table = dict[tuple[str, ...], str]  # what a number is of -> its text in the file
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class Compared(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """What came of a run; None: it has no such file to compare with."""
+    """What came of a run."""
 
     path: Path
     steps: Compared  # losses, rates and validations of the first steps
-    scores: Compared | None  # cases.csv of best.ckpt
+    scores: Compared | str  # cases.csv of best.ckpt; or why there is nothing to compare
     since: str  # what has changed: code, versions, machine; empty: nothing
 
 
@@ -68,13 +68,15 @@ def replay(
 
     Raises:
         UserError: it is no finished training, its overrides or data make another run now, or
-            the file that has its losses is missing.
+            the file that has its losses is missing, or a table is damaged.
     """
     record, config = read_identity(path)
-    before = _of_steps(path, steps)
+    before, cases = _of_steps(path, steps), _of_cases(path)
+    test = f"test={str(cases is not None).lower()}"  # nothing is scored that the run left unseen
     keep_caches()
     with TemporaryDirectory(prefix="mambaseg-replay-") as place, _threads(record.get("threads")):
-        _, own = arranged([*_overrides(path, record, config), *_QUIET, f"outputs={place}", *words])
+        kept = _overrides(path, record, config)
+        _, own = arranged([*kept, *_QUIET, f"outputs={place}", *words, test])
         with (
             explained_errors(UserError),
             our_hydra(config_dir),
@@ -84,17 +86,23 @@ def replay(
             run.trainer.fit_loop.epoch_loop.max_steps = min(steps, config["data"]["steps"])
             run.trainer.fit(run.task, datamodule=run.data)
             found = _compare(before, _of_steps(run.folder.path, steps))
-            best, scores = path / "checkpoints" / "best.ckpt", None
-            if best.is_file():
+            best = path / "checkpoints" / "best.ckpt"
+            scores: Compared | str = "no best.ckpt" if cases else "not tested"
+            if cases and best.is_file():
                 shutil.copy(best, run.folder.path / "checkpoints" / "best.ckpt")
                 run.evaluate()
-                scores = _compare(_of_cases(path), _of_cases(run.folder.path))
+                scores = _compare(cases, _of_cases(run.folder.path) or {})
             return Replay(path, found, scores, _since(record, run.folder.record))
 
 
 def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """The overrides of the run's command that are about the training; its time as its steps."""
-    if record.get("status") != "done" or not isinstance(record.get("overrides"), list):
+    budget = {key: config["data"].get(key.partition(".")[2]) for key in _BUDGET[1:]}
+    if (
+        record.get("status") != "done"
+        or not isinstance(record.get("overrides"), list)
+        or not all(isinstance(number, int) for number in budget.values())
+    ):
         raise UserError(f"{path} is not the folder of a finished training that has its overrides")
     for word in record["overrides"]:
         if "_target_" in word or "${" in word:  # a run folder may come from anybody
@@ -106,7 +114,7 @@ def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any])
             yield word
     if "minutes" in config["data"]:  # an experiment may have given the time
         yield "data.minutes=null"
-    yield from (f"{key}={config['data'][key.partition('.')[2]]}" for key in _BUDGET[1:])
+    yield from (f"{key}={number}" for key, number in budget.items())
 
 
 @contextmanager
@@ -141,13 +149,12 @@ def _require_same(
 
 def _of_steps(path: Path, steps: int) -> Table:
     """What metrics.csv has of the first steps, the test aside."""
-    try:
-        rows = read_table(path / "metrics.csv", growing=True)[1]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / 'metrics.csv'} cannot be read: {error}") from error
+    with _reading(path / "metrics.csv") as file:
+        rows = read_table(file, growing=True)[1]
+        early = [row for row in rows if int(row["step"]) < steps]
     found: Table = {
         (row["step"], key): text
-        for row in rows if int(row["step"]) < steps
+        for row in early
         for key, text in row.items() if text and key != "step" and not key.startswith("test/")
     }  # fmt: skip
     if not any("loss" in key for _, key in found):
@@ -155,11 +162,25 @@ def _of_steps(path: Path, steps: int) -> Table:
     return found
 
 
-def _of_cases(path: Path) -> Table:
-    rows = read_table(path / "cases.csv")[1]
-    names = ("case", "class", "class_name")
-    return {(row["case"], row["class"], key): text for row in rows for key, text in row.items()
-            if key not in names}  # fmt: skip
+def _of_cases(path: Path) -> Table | None:
+    """The scores of cases.csv; None: the run has scored no test set."""
+    names = ("case", "class", "class_name")  # a restoration has the first of them only
+    if not (path / "cases.csv").is_file():
+        return None
+    with _reading(path / "cases.csv") as file:
+        return {(row["case"], row.get("class", ""), key): text for row in read_table(file)[1]
+                for key, text in row.items() if key not in names}  # fmt: skip
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Path]:
+    """Explains what is wrong with a table that the block reads."""
+    try:
+        yield file
+    except KeyError as error:
+        raise UserError(f"{file} has no column {error}: copy the run's folder again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _compare(before: Table, now: Table) -> Compared:

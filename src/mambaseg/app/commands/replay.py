@@ -45,9 +45,9 @@ def main(words: Sequence[str]) -> None:
 
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
 
-    def told(compared: Compared | None) -> list[str]:
-        if compared is None:
-            return [UNDEFINED, "no best.ckpt"]
+    def told(compared: Compared | str) -> list[str]:
+        if isinstance(compared, str):
+            return [UNDEFINED, compared]
         return [
             f"{compared.values:,}",
             f"{compared.difference:.1e}" if compared.difference else "same",
@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> None:
             rows.append([path.name, UNDEFINED, "failed", UNDEFINED, UNDEFINED])
             notes.append(str(error))
             continue
-        parts = [part for part in (one.steps, one.scores) if part]
+        parts = [part for part in (one.steps, one.scores) if not isinstance(part, str)]
         differ += any(part.difference > given.tolerance for part in parts)
         rows.append([path.name, *told(one.steps), *told(one.scores)])
         if one.since:
