@@ -105,7 +105,21 @@ def test_other_data_are_measured_with_the_stored_temperature(calibrated, shared_
     # a checkpoint without one
     bare = tmp_path / "bare.ckpt"
     bare.write_bytes((place / "best.ckpt").read_bytes())
-    assert entered("evaluate.py", f"run={bare}", *words, "data=phantom") != 0
+    words = (*words, "data=phantom", f"outputs={tmp_path / 'refused'}")
+    assert entered("evaluate.py", f"run={bare}", *words) != 0
+    assert not (tmp_path / "refused").exists()  # nothing was scored for it
+
+
+def test_scores_stand_whatever_comes_of_the_calibration(
+    calibrated, shared_run, tmp_path, monkeypatch
+):
+    run, evaluation = calibrated
+    monkeypatch.setattr("mambaseg.inference.calibration.calibrate", None)
+    words = (*shared_run, "logger=csv", "callbacks.progress=null", f"outputs={tmp_path}")
+    assert entered("evaluate.py", f"run={run.folder.path}", *words, "calibration=true") != 0
+    (again,) = tmp_path.glob("evaluate/*/run.json")
+    assert json.loads(again.read_text())["status"] == "done"
+    assert (again.parent / "cases.csv").read_text() == (evaluation / "cases.csv").read_text()
 
 
 def test_the_report_shows_it(calibrated):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mambaseg.app.networks import restore_network
@@ -12,6 +14,7 @@ from mambaseg.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import nn
 
     from mambaseg.inference.trained import Checkpoint
     from mambaseg.training.run import Run
@@ -19,17 +22,43 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def calibrate_run(run: Run, cfg: DictConfig) -> None:
-    """With `calibration=true`, writes calibration.json to the run folder of an evaluation.
+def calibration_of(run: Run, cfg: DictConfig) -> Callable[[], None]:
+    """What writes calibration.json, with `calibration=true`, to a run folder of scores.
 
-    On the data of its own training, the network's temperature is fitted and stored beside the
-    checkpoint too; on other data the stored one is measured.
+    It is to be called after the run, whose scores stand whatever comes of it. On the data of its
+    own training, the network's temperature is fitted and stored beside the checkpoint too; on other
+    data the stored one is measured.
 
     Raises:
-        UserError: the task has no class probabilities, or nothing was stored for other data.
+        UserError: the task has no class probabilities, there are no validation cases, or nothing
+            was stored for other data.
     """
     if not (cfg.get("calibration") and run.main):
-        return
+        return lambda: None
+    from mambaseg.evaluation.calibration import calibration_file
+
+    config, data = run.config, run.data
+    if config["data"].get("task", "segmentation") != "segmentation":
+        raise UserError("calibration=true: this task gives no probabilities of classes")
+    backend = config["model"].get("scan_backend", "auto")
+    network, checkpoint = restore_network(config["checkpoint"], scan_backend=backend, original=cfg)
+    fitted = None
+    if not _is_own(checkpoint, data):
+        fitted = stored_calibration(checkpoint)
+        if fitted is None:
+            raise UserError(
+                f"calibration=true: {calibration_file(checkpoint.path)} is not there. The "
+                "temperature is fitted on the validation set of the training: mambaseg evaluate "
+                f"run={config['checkpoint']} calibration=true first, without other data"
+            )
+    elif not data.split.val:
+        raise UserError("calibration=true: the data have no validation set, which fits it")
+    return functools.partial(_calibrate, run, network, checkpoint, fitted)
+
+
+def _calibrate(
+    run: Run, network: nn.Module, checkpoint: Checkpoint, fitted: dict[str, Any] | None
+) -> None:
     import torch
 
     from mambaseg.evaluation.calibration import FILE, calibration_file
@@ -39,22 +68,9 @@ def calibrate_run(run: Run, cfg: DictConfig) -> None:
     from mambaseg.storage.run_folder import file_digest
 
     config, data = run.config, run.data
-    if config["data"].get("task", "segmentation") != "segmentation":
-        raise UserError("calibration=true: this task gives no probabilities of classes")
-    backend = config["model"].get("scan_backend", "auto")
-    network, checkpoint = restore_network(config["checkpoint"], scan_backend=backend, original=cfg)
     device = torch.device(device_type(config["trainer"]["accelerator"]))
     member = Member(network.to(device), checkpoint.preprocessing)
     digest, stored = file_digest(checkpoint.path), calibration_file(checkpoint.path)
-    fitted = None
-    if not _is_own(checkpoint, data):
-        fitted = stored_calibration(checkpoint)
-        if fitted is None:
-            raise UserError(
-                f"calibration=true: {stored} is not there. The temperature is fitted on the "
-                f"validation set of the training: mambaseg evaluate run={config['checkpoint']} "
-                "calibration=true first, without other data"
-            )
     bf16 = config["trainer"]["precision"] == "bf16-mixed"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         validation, test = (data.evaluation_data(part) for part in ("val", "test"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.build import build
-from mambaseg.app.calibrate import calibrate_run
+from mambaseg.app.calibrate import calibration_of
 from mambaseg.app.entry import entry
 from mambaseg.app.run_data import with_run_data
 from mambaseg.errors import UserError
@@ -27,11 +27,13 @@ def main(cfg: DictConfig) -> float | None:
         return _folders(cfg)
     from mambaseg.reporting.tables import headline
 
-    with build(with_run_data(cfg)) as run:
+    run = build(with_run_data(cfg))
+    calibrate = calibration_of(run, cfg)  # what it refuses is said before anything is scored
+    with run:
         if not run.finished:
             run.evaluate()
         run.report()
-        calibrate_run(run, cfg)
+    calibrate()
     return headline(run.folder.summary)[1] if run.main else None
 
 
