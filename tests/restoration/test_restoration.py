@@ -175,6 +175,23 @@ def test_the_best_checkpoint_of_uvm_net_restores_what_the_run_restored(place):
     assert image_scores(restored, pair["clear"])[0] == pytest.approx(float(row["psnr"]), abs=1e-4)
 
 
+def test_a_training_starts_from_a_run(finished, place, tmp_path):
+    words = [*place[0], f"init_from={finished.folder.path}", f"outputs={tmp_path}"]
+    with built(*words, "data.steps=2", "data.val_every=2") as run:
+        loaded = run.folder.record["pretrained"]
+    assert not loaded["missing"] and not loaded["mismatched"] and loaded["loaded"]
+
+
+def test_a_network_is_exported_as_a_program_but_not_as_a_bundle(finished, tmp_path, capsys):
+    words = (f"run={finished.folder.path}", "size=16")
+    assert entered("export.py", *words, f"output={tmp_path / 'net.pt2'}", "format=torch") == 0
+    told = json.loads((tmp_path / "net.pt2.json").read_text())
+    assert told["input"]["shape"] == [1, 3, 16, 16] and told["task"] == "restoration"
+    assert entered("export.py", *words, f"output={tmp_path / 'bundle'}", "format=bundle") == 1
+    assert "was trained for restoration" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_a_run_is_replayed_with_its_own_scores(finished, place, tmp_path):
     path = shutil.copytree(finished.folder.path, tmp_path / "run")
     record = json.loads((path / "run.json").read_text())

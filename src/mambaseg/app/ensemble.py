@@ -64,7 +64,7 @@ def restore_predictor(
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
         about, name = checkpoint.about, checkpoint.path.name
-        if (made_for := about.get("task", "segmentation")) != "segmentation":
+        if (made_for := checkpoint.task) != "segmentation":
             raise UserError(f"{checkpoint.path} was trained for {made_for}: it gives no labels")
         own = {
             "channels": checkpoint.channels,

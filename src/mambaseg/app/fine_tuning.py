@@ -71,9 +71,9 @@ def start_of(cfg: DictConfig) -> Start | None:
         raise UserError("init_from and model.pretrained both give the first weights: choose one")
     checkpoint = read_checkpoint(find_run(cfg.init_from, cfg.outputs))
     _require_network(cfg, checkpoint)
-    if (made_for := checkpoint.about.get("task", "segmentation")) != _task(cfg):
+    if (made_for := checkpoint.task) != _task(cfg):
         log.warning("init_from: it was trained for %s, this run is for %s", made_for, _task(cfg))
-    theirs = checkpoint.preprocessing.settings()
+    theirs = checkpoint.preprocessing.settings() if made_for == "segmentation" else {}
     other = [f"data.{key}={value}" for key, value in theirs.items()
              if key in cfg.data and cfg.data[key] != value]  # fmt: skip
     if other:

@@ -232,7 +232,7 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
         raise UserError("give run=<run folder or .ckpt>, or predictions= and references=")
     checkpoint, cfg.model = read_with_config(cfg.checkpoint, cfg)
     about, path = checkpoint.about, checkpoint.path
-    if (made_for := about.get("task", "segmentation")) != cfg.data.get("task", "segmentation"):
+    if (made_for := checkpoint.task) != cfg.data.get("task", "segmentation"):
         raise UserError(
             f"checkpoint: {path} was trained for {made_for}, data={cfg.data.name} is not for that. "
             "Choose the data that fit the checkpoint."

@@ -73,8 +73,14 @@ def write_bundle(
     `calibration` is what is stored beside the checkpoint.
 
     Raises:
-        UserError: the folder holds something, or what was written is not what was read.
+        UserError: the folder holds something, what was written is not what was read, or it is no
+            network that segments.
     """
+    if checkpoint.task != "segmentation":
+        raise UserError(
+            f"format=bundle: {checkpoint.path} was trained for {checkpoint.task}, and a bundle is "
+            "for networks that segment. Choose format=onnx or format=torch."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output={folder} is there already: name a new folder")
     from safetensors.torch import save_file

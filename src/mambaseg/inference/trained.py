@@ -65,7 +65,12 @@ class Checkpoint:
     @property
     def inputs(self) -> int:
         """Channels of what its network takes: those of an image, of neighbouring slices too."""
-        return self.channels * self.preprocessing.slices
+        return self.channels * (1 + 2 * self.about["preprocessing"].get("neighbours", 0))
+
+    @property
+    def task(self) -> str:
+        """What it was trained for; only the images of a segmentation have a `preprocessing`."""
+        return str(self.about.get("task", "segmentation"))
 
     @property
     def structures(self) -> Structures:
