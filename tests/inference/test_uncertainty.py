@@ -122,6 +122,21 @@ def test_scores_stand_whatever_comes_of_the_calibration(
     assert (again.parent / "cases.csv").read_text() == (evaluation / "cases.csv").read_text()
 
 
+def test_no_more_slices_go_through_the_network_than_are_asked_for():
+    sizes = []
+
+    class Recorded(torch.nn.Conv2d):
+        def forward(self, image):
+            sizes.append(len(image))
+            return super().forward(image)
+
+    member = Member(Recorded(1, 4, 1), Preprocessing("paper", 16))
+    case = {"image": torch.rand(7, 1, 16, 16), "spacing": None,
+            "label": torch.randint(0, 4, (7, 16, 16), dtype=torch.uint8)}  # fmt: skip
+    calibrate(member, [case], [case], batch_size=3)
+    assert max(sizes) == 3
+
+
 def test_the_report_shows_it(calibrated):
     run, evaluation = calibrated
     for folder in (run.folder.path.parent, evaluation.parent):

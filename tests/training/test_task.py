@@ -7,9 +7,12 @@ from torch import nn
 
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
+from mambaseg.inference.segment import segment
 from mambaseg.models import MambaUNet, SwinUNet, UNet
+from mambaseg.training.methods import scribble2label
 from mambaseg.training.parameters import lay_out_states, parameter_groups
 from mambaseg.training.segmentation import SegmentationTask
+from runs import UNET, built
 
 TINY = {"embed_dim": 12, "depths": (1, 1, 1, 1)}
 
@@ -111,3 +114,18 @@ def test_states_of_an_optimizer_are_laid_out_like_their_parameters(optimizer):
     step(plain, before, seed=2)
     step(turned, after, seed=2)
     torch.testing.assert_close(turned, plain, rtol=0, atol=1e-6)
+
+
+def test_a_method_predicts_whole_cases_in_batches_of_the_evaluation(small_run, monkeypatch):
+    asked = []
+
+    def segmented(*args, batch_size, **options):
+        asked.append(batch_size)
+        return segment(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(scribble2label, "segment", segmented)
+    words = ["method=scribble2label", "method.every=1", "data.labels=scribble", "data.steps=1"]
+    more = ["loss=partial_ce", "evaluation.batch_size=3", "trainer=cpu", "test=false"]
+    with built(*small_run, *UNET, *words, *more) as run:
+        run.fit()
+    assert set(asked) == {3}

@@ -74,7 +74,9 @@ def _calibrate(
     bf16 = config["trainer"]["precision"] == "bf16-mixed"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         validation, test = (data.evaluation_data(part) for part in ("val", "test"))
-        found = {"checkpoint": digest, **calibrate(member, validation, test, fitted=fitted)}
+        size = config["evaluation"]["batch_size"]
+        found = calibrate(member, validation, test, fitted=fitted, batch_size=size)
+        found = {"checkpoint": digest, **found}
     same = set(data.split.val) & set(data.split.test)
     found["note"] = "The validation set is the test set: these errors are optimistic." * bool(same)
     run.folder.write_json(FILE, found)

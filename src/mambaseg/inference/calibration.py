@@ -21,7 +21,12 @@ Cases = Sequence[dict[str, Any]]  # of a data module: `image`, `label`, `spacing
 
 
 def calibrate(
-    member: Member, validation: Cases, test: Cases, *, fitted: dict[str, Any] | None = None
+    member: Member,
+    validation: Cases,
+    test: Cases,
+    *,
+    fitted: dict[str, Any] | None = None,
+    batch_size: int = 24,
 ) -> dict[str, Any]:
     """Fits a network's temperature on the validation cases and measures it on the test cases.
 
@@ -34,6 +39,7 @@ def calibrate(
         validation: cases that chose the network's best state; not read where `fitted` is given.
         test: cases to measure it on.
         fitted: the result of an earlier call, whose temperature and thresholds are taken.
+        batch_size: slices per forward pass.
 
     Returns:
         `temperature`, `fitted_on` (cases, voxels, of which every n-th), `flag` (quantile, cases,
@@ -46,11 +52,11 @@ def calibrate(
     if fitted is None:
         if not len(validation):
             raise UserError("calibration=true: the data have no validation set, which fits it")
-        fitted = _fit(member, validation)
+        fitted = _fit(member, validation, batch_size)
     temperatures = {"plain": 1.0, "calibrated": float(fitted["temperature"])}
     found = {region: {how: Reliability() for how in temperatures} for region in REGIONS}
     for case in test:
-        for logits, truth in _voxels(member, case):
+        for logits, truth in _voxels(member, case, batch_size):
             inside = (truth > 0) | (logits.argmax(dim=1) > 0)
             for how, temperature in temperatures.items():
                 scaled = logits / temperature
@@ -61,14 +67,14 @@ def calibrate(
     return {**kept, "test": {"cases": len(test), **scores}}
 
 
-def _fit(member: Member, cases: Cases) -> dict[str, Any]:
+def _fit(member: Member, cases: Cases, batch_size: int) -> dict[str, Any]:
     voxels = sum(int((case["label"] != IGNORED).sum()) for case in cases)
     if not voxels:
         raise UserError("calibration=true: no voxel of the validation set has a label")
     kept: list[tuple[Tensor, Tensor]] = []
     every = first = 0
     for case in cases:
-        for logits, truth in _voxels(member, case):
+        for logits, truth in _voxels(member, case, batch_size):
             every = every or math.ceil(voxels * logits.shape[1] / LARGEST)
             kept.append((logits[first::every], truth[first::every]))
             first = (first - len(truth)) % every
@@ -76,7 +82,8 @@ def _fit(member: Member, cases: Cases) -> dict[str, Any]:
     temperature = fit_temperature(logits, truth)
     thresholds = {}
     for how, value in (("plain", 1.0), ("calibrated", temperature)):
-        scores = [_uncertainty(member._replace(temperature=value), case) for case in cases]
+        scaled = member._replace(temperature=value)
+        scores = [_uncertainty(scaled, case, batch_size) for case in cases]
         known = [score for score in scores if score is not None]
         thresholds[how] = float(np.quantile(known, QUANTILE)) if known else None
     return {
@@ -86,17 +93,20 @@ def _fit(member: Member, cases: Cases) -> dict[str, Any]:
     }
 
 
-def _voxels(member: Member, case: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _voxels(
+    member: Member, case: dict[str, Any], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (N, K) and classes (N,) of a case's labelled voxels on the CPU, in several parts."""
-    start = 0
-    for logits in native_logits(member, case["image"], spacing=case["spacing"]):
+    start, how = 0, {"spacing": case["spacing"], "batch_size": batch_size}
+    for logits in native_logits(member, case["image"], **how):
         truth = case["label"][start : start + len(logits)].long()
         start += len(logits)
         known = truth.flatten() != IGNORED
         yield logits.cpu().movedim(1, -1).flatten(0, -2)[known], truth.flatten()[known]
 
 
-def _uncertainty(member: Member, case: dict[str, Any]) -> float | None:
-    found = segment([member], [case["image"]], spacing=case["spacing"], uncertainty=True)
+def _uncertainty(member: Member, case: dict[str, Any], batch_size: int) -> float | None:
+    how = {"spacing": case["spacing"], "batch_size": batch_size}
+    found = segment([member], [case["image"]], uncertainty=True, **how)
     assert found.uncertainty is not None
     return case_uncertainty(found.uncertainty, found.labels)

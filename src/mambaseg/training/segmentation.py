@@ -82,6 +82,7 @@ class SegmentationTask(Task):
             "empty": "strict", "tolerance_mm": 2.0, "keep_largest": False, "tta": False,
             "batch_size": 24, "val_distances": False, **self.evaluation,
         }  # fmt: skip
+        self.method.batch_size = self.evaluation["batch_size"]
         learnt = learnt_views(self._description)
         self.tested_in = choose_views(self.evaluation["tta"], learnt, self.network_name())
         self.validated: list[Validated] = []

@@ -111,12 +111,14 @@ class Method(nn.Module, ABC):
         unlabelled: whether it learns from images without labels.
         needs: what it needs of a network, in words; empty: nothing special.
         narrow: whether weights of its own train in 16 bits.
+        batch_size: `evaluation.batch_size`, for a method that predicts whole cases.
     """
 
     count: ClassVar[int | None] = 1
     unlabelled: ClassVar[bool] = False
     needs: ClassVar[str] = ""
     narrow: ClassVar[bool] = True
+    batch_size: int = 24
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()

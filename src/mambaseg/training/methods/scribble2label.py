@@ -82,8 +82,13 @@ class Scribble2Label(Method):
             classes = self._data.num_classes
             now = torch.zeros(len(image), classes, *image.shape[-2:], dtype=torch.uint8)
             if place % world == rank:  # each process predicts its share
-                spacing = self._data.cache.entries[number].spacing
-                shown = segment([member], [image.to(device)], spacing=spacing, probabilities=True)
+                shown = segment(
+                    [member],
+                    [image.to(device)],
+                    spacing=self._data.cache.entries[number].spacing,
+                    batch_size=self.batch_size,
+                    probabilities=True,
+                )
                 assert shown.probabilities is not None
                 now = shown.probabilities
             if world > 1:
