@@ -62,6 +62,18 @@ def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
     assert not (tmp_path / "data" / "phantom").exists()
 
 
+def test_the_config_of_its_data_may_be_in_a_folder(own, tmp_path):
+    run = shutil.copytree(own, tmp_path / "outputs" / "default" / own.name)
+    (tmp_path / "conf" / "data" / "mine").mkdir(parents=True)
+    leaf = LEAF.replace("- acdc", "- /data/acdc@_here_")
+    (tmp_path / "conf" / "data" / "mine" / "heart.yaml").write_text(leaf)
+    record = (run / "run.json").read_text().replace('"config": "heart"', '"config": "mine/heart"')
+    (run / "run.json").write_text(record)
+    status, again = scored(run, tmp_path, f"run={run}")
+    assert status == 0
+    assert again.summary["foreground"] == RunFolder(own).summary["foreground"]
+
+
 def test_what_the_command_says_of_the_data_is_kept(own, tmp_path, capfd):
     status, again = scored(own, tmp_path, f"run={own}", "data.root=elsewhere")
     assert status == 1 and again is None

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from mambaseg.app.check import checked, plain_tree, require_named_data
 from mambaseg.app.networks import escaped
 from mambaseg.app.overrides import key_of
-from mambaseg.app.own import config_remedy
+from mambaseg.app.own import config_remedy, is_config_name
 from mambaseg.app.schema import INSTEAD
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
@@ -49,11 +49,13 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
         )
     record, config = read_identity(folder)
     used = config.get("data") or {}
-    name = (record.get("data") or {}).get("config") or used.get("name")
-    if name not in GlobalHydra.instance().config_loader().get_group_options("data"):
+    name = str((record.get("data") or {}).get("config") or used.get("name"))
+    group, _, leaf = f"data/{name}".rpartition("/")  # data=mine/heart is in a folder of its own
+    there = GlobalHydra.instance().config_loader().get_group_options(group)
+    if not is_config_name(name) or leaf not in there:
         raise UserError(
             f"{folder} was trained with data={name}, but there is no conf/data/{name}.yaml. "
-            f"{config_remedy('data', str(name), RunFolder(folder))}. Or name other data: data=..."
+            f"{config_remedy('data', name, RunFolder(folder))}. Or name other data: data=..."
         )
     cfg = compose(HydraConfig.get().job.config_name, overrides=[*overrides, f"data={name}"])
     cfg.checkpoint = str(path)
