@@ -1,6 +1,8 @@
 """Trainings of a given time: steps that are measured once, and stay."""
 
+import errno
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -138,6 +140,23 @@ def test_what_cannot_be_planned_is_refused(words, monkeypatch, more, message):
     told(monkeypatch)
     with pytest.raises(UserError, match=message):
         built(*words, *more)
+
+
+def test_outputs_that_cannot_be_written_are_named(words, monkeypatch, tmp_path):
+    told(monkeypatch)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*/file/.*outputs="):
+        built(*words, "data.minutes=1", f"outputs={tmp_path / 'file' / 'outputs'}")
+
+
+def test_a_file_system_without_locks_is_said(words, monkeypatch, caplog):
+    def acquire(self, *args, **options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    told(monkeypatch)
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    assert built(*words, "data.minutes=1").config["data"]["steps"] > 1
+    assert "without locks" in caplog.text
 
 
 def test_steps_beside_minutes_are_refused(words, capsys):

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -23,6 +22,7 @@ from mambaseg.app.settle import several_devices
 from mambaseg.errors import UserError
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.identity import identity, with_digests
+from mambaseg.storage.lock import alone
 from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 TRIAL = 24  # steps, of which the first third does not count
@@ -58,8 +58,7 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
         )
     cfg = copy.deepcopy(cfg)
     path = Path(str(cfg.outputs)).expanduser() / str(cfg.name) / ".budgets" / f"{_key(cfg)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # of jobs side by side one measures
+    with alone(path.with_suffix(".lock")):  # of jobs side by side one measures
         if not path.exists():
             begun = time.perf_counter()
             step, validation = _measured(cfg, build)

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,6 +18,34 @@ from mambaseg.storage.files import writing
 # a file system without locks, or a network one whose server gives none
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Lets one job at a time through the block, by the lock file `path`; the others wait.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    lock = FileLock(str(path), fallback_to_soft=False)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            _require_no_locks(error)
+            log.warning("%s is on a file system without locks: jobs side by side do not wait for "
+                        "one another.", path.parent)  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_no_locks(error: OSError) -> None:
+    """Raises an error that is not the file system's way to say that it has no locks."""
+    if error.errno not in _NO_LOCKS:
+        raise error
 
 
 class RunLock:
@@ -42,8 +71,7 @@ class RunLock:
             except Timeout:
                 raise UserError(self._refusal()) from None
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
+                _require_no_locks(error)
                 log.warning("%s is on a file system without locks: nothing stops a second job from "
                             "writing %s. Do not run one command twice at the same time.",
                             self.path.parent, self.folder)  # fmt: skip
