@@ -1,9 +1,12 @@
+import os
+import signal
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from mambaseg.reporting.figures import case_slices
@@ -11,6 +14,8 @@ from mambaseg.reporting.views import SegmentationViews, drawn
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.progress import ProgressBar
+from mambaseg.training.signals import Interrupted
+from runs import UNET, built
 
 
 @pytest.fixture
@@ -210,3 +215,23 @@ def test_a_grey_picture_stays_grey_and_scores_on_any_scale_have_colours():
     shown = drawn(z_scores)
     assert shown.shape == (1, 4, 4, 3) and (shown.min(), shown.max()) == (0, 255)
     assert drawn(np.zeros((2, 3, 4, 4))).shape == (2, 4, 4)  # a volume of three channels
+
+
+class LateSignal(Callback):
+    """Asks the run to end while Lightning puts a training away."""
+
+    def on_train_end(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_is_obeyed(small_run):
+    words = [*small_run, *UNET, "trainer=cpu", "data.steps=1"]
+    with pytest.raises(Interrupted) as ended, built(*words) as run:
+        run.trainer.callbacks.append(LateSignal())
+        run.fit()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert run.folder.record["status"] == "interrupted"
+    with built(*words) as run:
+        assert run.step == 1
+        run.fit()
+    assert run.folder.record["status"] == "done"

@@ -284,6 +284,7 @@ class Run:
         if self._ended:  # nothing is left of a training that was stopped early
             self.trainer.fit_loop.epoch_loop.max_steps = self.step
         self.trainer.fit(self.task, datamodule=self.data, ckpt_path=last, weights_only=True)
+        self._interruption.obey_late(self.trainer)
         states = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
         self.score = states.best_score
         if self.main:

@@ -83,13 +83,18 @@ class Interruption(Callback):
         """Likewise after the last step."""
         self._obey(trainer)
 
-    def _obey(self, trainer: L.Trainer) -> None:
+    def obey_late(self, trainer: L.Trainer) -> None:
+        """Likewise after the fit: a signal came while Lightning put the saved training away."""
+        self._obey(trainer, save=False)
+
+    def _obey(self, trainer: L.Trainer, *, save: bool = True) -> None:
         asked = self._received is not None
         if not trainer.strategy.reduce_boolean_decision(asked, all=False):
             return
         states = [one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints)]
         if states and trainer.global_step:
-            states[0].save(trainer)
+            if save:
+                states[0].save(trainer)
             log.warning("Stopped and saved at step %d. Run the same command to resume.",
                         trainer.global_step)  # fmt: skip
         number, self._received = self._received, None
