@@ -13,6 +13,7 @@ import pytest
 from lightning.pytorch.loggers import Logger
 
 from mambaseg.app.resolvers import wandb_mode
+from mambaseg.errors import UserError
 from mambaseg.storage import files
 from mambaseg.storage.files import keep_caches
 from mambaseg.storage.run_folder import RunFolder
@@ -143,6 +144,14 @@ def test_a_netrc_in_any_encoding_is_looked_through(content, monkeypatch, tmp_pat
     assert wandb_mode() == ("online" if online else "offline")
     monkeypatch.setenv("NETRC", "~nobody-of-this-name/netrc")
     assert wandb_mode() == "offline"
+
+
+def test_a_mode_of_wandb_that_no_run_can_have_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "shared")
+    with pytest.raises(UserError, match="WANDB_MODE=shared: choose online, offline or disabled"):
+        wandb_mode()
 
 
 def test_wandb_keeps_what_the_user_has_set(monkeypatch, tmp_path):

@@ -118,6 +118,7 @@ def test_no_script_takes_what_another_one_reads(script):
     ("~seed", "seed was removed"),
     ("~evaluation", "evaluation was removed"),
     ("~loss", "loss: nothing is chosen"),
+    ("logger.wandb.mode=offlin", "must be one of online, offline, disabled"),
     ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps=abc: must be"),
     ("+trainer.max_epochs=3", "set data.steps"),
 ])  # fmt: skip

@@ -59,6 +59,13 @@ def test_wandb_goes_offline_when_the_server_does_not_answer(tmp_path, monkeypatc
     assert list(tmp_path.glob("wandb/offline-run-*"))
 
 
+def test_wandb_takes_no_tags(small_run, tmp_path):
+    words = (*small_run, "model=unet", "logger=wandb", "logger.wandb.tags=null", "test=false")
+    with built(*words, "data.steps=1") as run:
+        (board,) = run.trainer.loggers
+        assert board.experiment.tags == ("synthetic phantom, not ACDC",)
+
+
 def test_wandb_gets_overlays_with_masks_and_the_table_of_cases(tmp_path):
     logger = wandb_logger(save_dir=tmp_path, name="x", mode="offline")
     maps = {name: np.ones((1, 20, 24), np.uint8) for name in ("truth", "prediction")}

@@ -161,7 +161,7 @@ class Assembly:
         absent = (None, "???")
         filled_in = {key: value for key, value in known.items() if logger.get(key, "") in absent}
         if data["synthetic"] and "tags" in logger:
-            filled_in["tags"] = [*logger["tags"], data["title"]]
+            filled_in["tags"] = [*(logger["tags"] or ()), data["title"]]
         return filled_in
 
     def _description(self) -> dict[str, Any]:

@@ -57,8 +57,11 @@ def weights_folder() -> Path:
 
 def wandb_mode() -> str:
     """W&B's mode where no config says it: online with a key, otherwise offline."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if given := os.environ.get("WANDB_MODE"):
+        mode = {"dryrun": "offline", "run": "online"}.get(given, given)
+        if mode not in ("online", "offline", "disabled"):
+            raise UserError(f"WANDB_MODE={given}: choose online, offline or disabled")
+        return mode
     netrc = Path(named) if (named := os.environ.get("NETRC")) else home_file(".netrc")
     try:
         known = netrc is not None and b"api.wandb.ai" in netrc.expanduser().read_bytes()

@@ -164,6 +164,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (("auto", "binary", "instances", "classes"), "data.masks"),
     (("all", "matrices"), "optim.decay"),
     (("max", "min", None), "callbacks.checkpoint.mode"),
+    (("online", "offline", "disabled"), "logger.wandb.mode"),
     (([TEXT], None), "data.modality"),
     (("auto", "bf16-native", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
         _SHORT), "trainer.precision"),
