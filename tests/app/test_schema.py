@@ -119,6 +119,7 @@ def test_no_script_takes_what_another_one_reads(script):
     ("~evaluation", "evaluation was removed"),
     ("~loss", "loss: nothing is chosen"),
     ("logger.wandb.mode=offlin", "must be one of online, offline, disabled"),
+    ("run_dir=here", "run_dir=here: a run names its folder itself; set outputs and name"),
     ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps=abc: must be"),
     ("+trainer.max_epochs=3", "set data.steps"),
 ])  # fmt: skip

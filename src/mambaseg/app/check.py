@@ -27,6 +27,8 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     """The first step: `cfg` of conf/<script>.yaml with its values as the schema takes them."""
     raw = plain_tree(cfg)
     raw.pop("hydra", None)
+    if place := raw.get("run_dir"):
+        raise UserError(f"run_dir={place}: a run names its folder itself; set outputs and name")
     own, groups = keys_of(script)
     _require_keys(raw, own, groups)
     cfg = OmegaConf.create({**{name: {} for name in NAMED if name in groups}, **raw})
