@@ -9,24 +9,33 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
-from mambaseg.app.entry import CONF
-from mambaseg.app.networks import build_network
+from mambaseg.app.check import CONF, check_targets, checked, plain_tree
+from mambaseg.app.schema import NAMED
+from mambaseg.training.checks import require_logits
 from mambaseg.training.losses import taken_label
 from runs import composed
-from small_networks import NAMES
+from small_networks import NAMES, ZOO, full_network
 from tiny_nnunet import write_nnunet
 
 GROUPS = ("model", "data", "augmentation", "loss", "optim", "trainer", "callbacks", "logger",
           "metric", "experiment")  # fmt: skip
-LEAVES = [(group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))]
+LEAVES = {group: sorted(leaf.stem for leaf in (CONF / group).glob("*.yaml"))
+          for group in (*GROUPS, "optim/own")}  # fmt: skip
 
 
-@pytest.mark.parametrize(("group", "leaf"), LEAVES, ids=str)
-def test_every_leaf_composes_and_resolves(group, leaf, tmp_path):
-    override = [f"{group}={leaf}"]
+@pytest.mark.parametrize(
+    ("group", "leaf"), [(group, leaf) for group in GROUPS for leaf in LEAVES[group]], ids=str
+)
+def test_every_leaf_composes_fits_the_schema_and_resolves(group, leaf, tmp_path):
+    words = ["data=phantom"] * (group not in ("data", "experiment")) + [f"{group}={leaf}"]
     if leaf == "nnunet":  # it asks the data set what it is
-        override.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
-    cfg = composed(*override, f"run_dir={tmp_path}")
+        words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
+    cfg = composed(*words, f"run_dir={tmp_path}")
+    fitting = checked(cfg, "config", words)
+    empty = {name: {} for name in NAMED}  # where nothing is chosen
+    assert plain_tree(fitting) == {**empty, **plain_tree(cfg)}
+    if leaf not in ZOO:
+        check_targets(fitting)
     for logger in cfg.logger.values():
         if logger and OmegaConf.is_missing(logger, "name"):  # filled in by the run
             logger.name = "x"
@@ -35,21 +44,22 @@ def test_every_leaf_composes_and_resolves(group, leaf, tmp_path):
 
 
 @pytest.mark.parametrize("leaf", NAMES)
-def test_every_network_builds_and_takes_any_size(leaf):
-    network, report = build_network(composed("data=phantom", f"model={leaf}").model)
-    assert report is None
+def test_every_network_takes_any_size_and_gives_logits_as_it_begins(leaf):
+    changes = {"grid": 16} if leaf == "uvm_net" else {}  # 64 takes as long as ten other networks
     with torch.no_grad():
-        assert network.eval()(torch.rand(1, 1, 45, 70)).shape == (1, 4, 45, 70)
+        logits = full_network(leaf, **changes).train()(torch.rand(2, 1, 45, 70))
+    label = torch.zeros(2, 45, 70, dtype=torch.long)
+    require_logits(logits, label, num_classes=4, network=leaf)
 
 
-@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
+@pytest.mark.parametrize("leaf", LEAVES["model"])
 def test_a_model_leaf_holds_a_network_and_carries_its_own_name(leaf):
-    cfg = composed("data=phantom", f"model={leaf}").model
-    assert cfg.name == leaf
+    cfg = OmegaConf.load(CONF / "model" / f"{leaf}.yaml")
+    assert cfg.name == leaf and cfg.get("pretrained") is None
     assert not {"optimizer", "lr", "loss", "batch_size", "size"} & set(cfg)
 
 
-@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "loss"])
+@pytest.mark.parametrize("leaf", LEAVES["loss"])
 def test_every_loss_gives_a_scalar_with_a_gradient(leaf):
     logits = torch.randn(2, 4, 8, 8, requires_grad=True)
     truth = torch.rand(2, 4, 8, 8) if leaf == "l1" else torch.randint(4, (2, 8, 8))
@@ -59,7 +69,7 @@ def test_every_loss_gives_a_scalar_with_a_gradient(leaf):
     assert loss.shape == () and logits.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "optim"])
+@pytest.mark.parametrize("leaf", LEAVES["optim"])
 def test_every_optimizer_follows_its_schedule_down_to_zero(leaf):
     cfg = composed("data=phantom", "data.steps=5", f"optim={leaf}").optim
     optimizer = instantiate(cfg.optimizer)([{"params": [torch.nn.Parameter(torch.ones(1))]}])
@@ -163,11 +173,23 @@ def test_a_methods_partners_are_the_published_networks_that_the_first_is_not():
     assert partners("weak_mamba_unet", "mamba_unet") == ["swin_unet", "unet"]
 
 
-@pytest.mark.parametrize("leaf", [leaf for group, leaf in LEAVES if group == "model"])
-def test_each_network_has_its_authors_recipe_and_one_budget(leaf):
-    cfg = composed("experiment=acdc_own_recipe", f"model={leaf}", "data.steps=200")
-    paper = composed("experiment=acdc_paper", f"model={leaf}", "data.steps=200")
-    assert (cfg.model.name, cfg.model) == (leaf, paper.model)
+def test_recipes_are_of_networks():
+    assert LEAVES["optim/own"] == LEAVES["model"]
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return composed("experiment=acdc_paper", "data.steps=200")
+
+
+@pytest.mark.parametrize("leaf", LEAVES["model"])
+def test_each_network_has_its_authors_recipe_and_one_budget(leaf, paper):
+    words = ["experiment=acdc_own_recipe", f"model={leaf}", "data.steps=200"]
+    cfg = composed(*words)
+    fitting = checked(cfg, "config", words)
+    if leaf not in ZOO:
+        check_targets(fitting)
+    assert plain_tree(cfg.model) == plain_tree(OmegaConf.load(CONF / "model" / f"{leaf}.yaml"))
     assert (cfg.data, cfg.loss, cfg.seed) == (paper.data, paper.loss, paper.seed)
     assert (CONF / "optim" / "own" / f"{leaf}.yaml").read_text().startswith("# ")  # its source
     optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.ones(1))])

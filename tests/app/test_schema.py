@@ -7,18 +7,14 @@ import pytest
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
 from forked_commands import typed_all
 from mambaseg.app.api import our_hydra
-from mambaseg.app.check import CONF, check_targets, checked, keys_of, plain_tree
+from mambaseg.app.check import check_targets, checked, keys_of
 from mambaseg.app.overrides import arranged, jobs_of
-from mambaseg.app.schema import NAMED, TABLE, did_you_mean
+from mambaseg.app.schema import TABLE, did_you_mean
 from mambaseg.app.targets import check_target, fits
 from mambaseg.errors import UserError
 from runs import composed
-from small_networks import ZOO
-from tiny_nnunet import write_nnunet
 
 SCRIPTS = ("config", "evaluate", "predict", "export", "demo", "benchmark")
-GROUPS = ("model", "data", "augmentation", "loss", "optim", "trainer", "callbacks", "logger",
-          "experiment")  # fmt: skip
 
 
 def looked_at(*words, script="config"):
@@ -36,7 +32,7 @@ def refusal(*words, script="config", step=checked):
     return str(refused.value)
 
 
-# ---- the schema is of all configurations --------------------------------------------------------
+# ---- the schema is of all configurations (`test_conf` looks at each) ---------------------------
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -50,27 +46,6 @@ def test_the_schema_has_no_row_of_a_key_that_is_gone():
     there = {key for script in SCRIPTS for key in keys_of(script)[0]}
     groups = {group for script in SCRIPTS for group in keys_of(script)[1]}
     assert [key for key in TABLE if key not in there and key.split(".")[0] not in groups] == []
-
-
-@pytest.mark.parametrize(("group", "leaf"), [
-    (group, leaf.stem) for group in GROUPS for leaf in sorted((CONF / group).glob("*.yaml"))
-], ids=str)  # fmt: skip
-def test_every_config_fits_the_schema(group, leaf, tmp_path):
-    if leaf in ZOO:
-        pytest.skip("needs the extra zoo")
-    words = ["data=phantom"] * (group != "data") * (group != "experiment") + [f"{group}={leaf}"]
-    if leaf == "nnunet":  # it asks the data set what it is
-        words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
-    empty = {name: {} for name in NAMED}  # where nothing is chosen
-    assert plain_tree(looked_at(*words)) == {**empty, **plain_tree(composed(*words))}
-
-
-@pytest.mark.parametrize("leaf", [path.stem for path in (CONF / "optim" / "own").glob("*.yaml")])
-def test_every_recipe_fits_the_schema(leaf):
-    if leaf in ZOO:
-        pytest.skip("needs the extra zoo")
-    words = ["experiment=acdc_own_recipe", f"model={leaf}"]
-    assert looked_at(*words).model.name == leaf
 
 
 # ---- keys ---------------------------------------------------------------------------------------
