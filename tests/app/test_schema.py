@@ -323,10 +323,11 @@ ONLY_A_TARGET_KNOWS = [
     (["train", "trainer.max_time=00:01:00:00"], "add it with +trainer.max_time=..."),
     (["benchmark", "scan", "sizee=3"], "there is no sizee"),
 ]  # fmt: skip
+TARGETS = ["mambaseg.training.run", "mambaseg.models"]  # and torch, which each would import itself
 HELP = ["train", "evaluate", "predict", "export", "demo", "benchmark"]
 
 
-def typed(place, commands):
+def typed(place, commands, *imported):
     """What became of commands, and what they left in their folders."""
     numbered = {str(number): words for number, words in enumerate(commands)}
     for number, words in numbered.items():
@@ -334,7 +335,7 @@ def typed(place, commands):
         if "mine" in words:
             (place / number / "mine" / "data").mkdir(parents=True)
             (place / number / "mine" / "data" / "heart.yml").write_text("defaults: [acdc]\n")
-    done = typed_all(numbered, place)
+    done = typed_all(numbered, place, *imported)
     return {
         " ".join(words): {
             **done[number],
@@ -352,7 +353,7 @@ def mistaken(tmp_path_factory):
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     commands = [words for words, _ in ONLY_A_TARGET_KNOWS] + [[script, "--help"] for script in HELP]
-    return typed(tmp_path_factory.mktemp("typed"), commands)
+    return typed(tmp_path_factory.mktemp("typed"), commands, *TARGETS)
 
 
 @pytest.mark.parametrize(("words", "said"), MISTAKES)

@@ -1,5 +1,6 @@
 """Many commands in forks of one fresh process, so that the imports they share are paid for once."""
 
+import importlib
 import json
 import os
 import runpy
@@ -10,18 +11,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def typed_all(commands, place):
+def typed_all(commands, place, *imported):
     """Types commands, each in a folder of its own.
 
     Args:
         commands: name -> [command, *words]; a command runs by its script, if src/ has one.
         place: the folders `<place>/<name>` are there and are the working directories.
+        imported: modules that are imported before, besides what most commands import.
 
     Returns:
         name -> `code`, `torch` (whether it was imported) and what was said: `out`, `error`.
     """
     env = {**os.environ, "ACDC_ROOT": "", "PYTHONPATH": f"{ROOT / 'src'}"}
-    job = json.dumps({"commands": commands, "place": place}, default=str)
+    job = {"commands": commands, "place": place, "imported": ["mambaseg.app.build", *imported]}
+    job = json.dumps(job, default=str)
     subprocess.run([sys.executable, __file__, job], check=True, timeout=280, env=env)
     return json.loads((place / "done.json").read_text())
 
@@ -55,9 +58,8 @@ def _fork(words, folder, said):
 
 
 def main(job):
-    import mambaseg.app.build  # noqa: F401  (what most commands import)
-
-    assert "torch" not in sys.modules
+    for module in job["imported"]:
+        importlib.import_module(module)
     place, done = Path(job["place"]), {}
     for name, words in job["commands"].items():
         said = place / f"{name}.said"
