@@ -33,7 +33,10 @@ from runs import QUIET, UNET, assert_same, built, entered, state_of, trained
 from typed import ROOT, typed
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-PARTNERS = {"cps": "unet", "cross_teaching": "unet", "weak_mamba_unet": "[unet, unet]"}
+PARTNERS = {
+    "cps": "unet", "cross_teaching": "unet", "weak_mamba_unet": "[unet, unet]",
+    "semi_mamba_unet": "ultralight_vm_unet",
+}  # fmt: skip
 
 
 def words_of(method):
