@@ -30,14 +30,15 @@ def test_every_leaf_composes_fits_the_schema_and_resolves(group, leaf, tmp_path)
     words = ["data=phantom"] * (group not in ("data", "experiment")) + [f"{group}={leaf}"]
     if leaf == "nnunet":  # it asks the data set what it is
         words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
-    cfg = composed(*words, f"run_dir={tmp_path}")
+    cfg = composed(*words)
     fitting = checked(cfg, "config", words)
     empty = {name: {} for name in NAMED}  # where nothing is chosen
     assert plain_tree(fitting) == {**empty, **plain_tree(cfg)}
     if leaf not in ZOO:
         check_targets(fitting)
+    cfg.run_dir = str(tmp_path)  # filled in by the run, as names are
     for logger in cfg.logger.values():
-        if logger and OmegaConf.is_missing(logger, "name"):  # filled in by the run
+        if logger and OmegaConf.is_missing(logger, "name"):
             logger.name = "x"
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert resolved["data"]["steps"] > 0 and "minutes" in resolved["data"]
