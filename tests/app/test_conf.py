@@ -1,4 +1,4 @@
-"""Every leaf of every group composes, and what it describes can be built."""
+"""Every config of every group composes, and what it describes can be built."""
 
 from pathlib import Path
 
@@ -19,22 +19,22 @@ from tiny_nnunet import write_nnunet
 
 GROUPS = ("model", "data", "augmentation", "loss", "optim", "trainer", "callbacks", "logger",
           "metric", "experiment")  # fmt: skip
-LEAVES = {group: sorted(leaf.stem for leaf in (CONF / group).glob("*.yaml"))
+CONFIGS = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml"))
           for group in (*GROUPS, "optim/own")}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("group", "leaf"), [(group, leaf) for group in GROUPS for leaf in LEAVES[group]], ids=str
+    ("group", "name"), [(group, name) for group in GROUPS for name in CONFIGS[group]], ids=str
 )
-def test_every_leaf_composes_fits_the_schema_and_resolves(group, leaf, tmp_path):
-    words = ["data=phantom"] * (group not in ("data", "experiment")) + [f"{group}={leaf}"]
-    if leaf == "nnunet":  # it asks the data set what it is
+def test_every_config_composes_fits_the_schema_and_resolves(group, name, tmp_path):
+    words = ["data=phantom"] * (group not in ("data", "experiment")) + [f"{group}={name}"]
+    if name == "nnunet":  # it asks the data set what it is
         words.append(f"data.root={write_nnunet(tmp_path / 'Dataset001_Tiny')}")
     cfg = composed(*words)
     fitting = checked(cfg, "config", words)
     empty = {name: {} for name in NAMED}  # where nothing is chosen
     assert plain_tree(fitting) == {**empty, **plain_tree(cfg)}
-    if leaf not in ZOO:
+    if name not in ZOO:
         check_targets(fitting)
     cfg.run_dir = str(tmp_path)  # filled in by the run, as names are
     for logger in cfg.logger.values():
@@ -44,35 +44,35 @@ def test_every_leaf_composes_fits_the_schema_and_resolves(group, leaf, tmp_path)
     assert resolved["data"]["steps"] > 0 and "minutes" in resolved["data"]
 
 
-@pytest.mark.parametrize("leaf", NAMES)
-def test_every_network_takes_any_size_and_gives_logits_as_it_begins(leaf):
-    changes = {"grid": 16} if leaf == "uvm_net" else {}  # 64 takes as long as ten other networks
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_takes_any_size_and_gives_logits_as_it_begins(name):
+    changes = {"grid": 16} if name == "uvm_net" else {}  # 64 takes as long as ten other networks
     with torch.no_grad():
-        logits = full_network(leaf, **changes).train()(torch.rand(2, 1, 45, 70))
+        logits = full_network(name, **changes).train()(torch.rand(2, 1, 45, 70))
     label = torch.zeros(2, 45, 70, dtype=torch.long)
-    require_logits(logits, label, num_classes=4, network=leaf)
+    require_logits(logits, label, num_classes=4, network=name)
 
 
-@pytest.mark.parametrize("leaf", LEAVES["model"])
-def test_a_model_leaf_holds_a_network_and_carries_its_own_name(leaf):
-    cfg = OmegaConf.load(CONF / "model" / f"{leaf}.yaml")
-    assert cfg.name == leaf and cfg.get("pretrained") is None
+@pytest.mark.parametrize("name", CONFIGS["model"])
+def test_a_model_config_holds_a_network_and_carries_its_own_name(name):
+    cfg = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    assert cfg.name == name and cfg.get("pretrained") is None
     assert not {"optimizer", "lr", "loss", "batch_size", "size"} & set(cfg)
 
 
-@pytest.mark.parametrize("leaf", LEAVES["loss"])
-def test_every_loss_gives_a_scalar_with_a_gradient(leaf):
+@pytest.mark.parametrize("name", CONFIGS["loss"])
+def test_every_loss_gives_a_scalar_with_a_gradient(name):
     logits = torch.randn(2, 4, 8, 8, requires_grad=True)
-    truth = torch.rand(2, 4, 8, 8) if leaf == "l1" else torch.randint(4, (2, 8, 8))
-    function = instantiate(composed(f"loss={leaf}", "data.regions={heart: [1, 2, 3]}").loss)
+    truth = torch.rand(2, 4, 8, 8) if name == "l1" else torch.randint(4, (2, 8, 8))
+    function = instantiate(composed(f"loss={name}", "data.regions={heart: [1, 2, 3]}").loss)
     loss = function(logits, taken_label(function, truth))
     loss.backward()
     assert loss.shape == () and logits.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("leaf", LEAVES["optim"])
-def test_every_optimizer_follows_its_schedule_down_to_zero(leaf):
-    cfg = composed("data=phantom", "data.steps=5", f"optim={leaf}").optim
+@pytest.mark.parametrize("name", CONFIGS["optim"])
+def test_every_optimizer_follows_its_schedule_down_to_zero(name):
+    cfg = composed("data=phantom", "data.steps=5", f"optim={name}").optim
     optimizer = instantiate(cfg.optimizer)([{"params": [torch.nn.Parameter(torch.ones(1))]}])
     schedule = instantiate(cfg.scheduler)(optimizer)
     rates = []
@@ -175,7 +175,7 @@ def test_a_methods_partners_are_the_published_networks_that_the_first_is_not():
 
 
 def test_recipes_are_of_networks():
-    assert LEAVES["optim/own"] == LEAVES["model"]
+    assert CONFIGS["optim/own"] == CONFIGS["model"]
 
 
 @pytest.fixture(scope="module")
@@ -183,16 +183,16 @@ def paper():
     return composed("experiment=acdc_paper", "data.steps=200")
 
 
-@pytest.mark.parametrize("leaf", LEAVES["model"])
-def test_each_network_has_its_authors_recipe_and_one_budget(leaf, paper):
-    words = ["experiment=acdc_own_recipe", f"model={leaf}", "data.steps=200"]
+@pytest.mark.parametrize("name", CONFIGS["model"])
+def test_each_network_has_its_authors_recipe_and_one_budget(name, paper):
+    words = ["experiment=acdc_own_recipe", f"model={name}", "data.steps=200"]
     cfg = composed(*words)
     fitting = checked(cfg, "config", words)
-    if leaf not in ZOO:
+    if name not in ZOO:
         check_targets(fitting)
-    assert plain_tree(cfg.model) == plain_tree(OmegaConf.load(CONF / "model" / f"{leaf}.yaml"))
+    assert plain_tree(cfg.model) == plain_tree(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
     assert (cfg.data, cfg.loss, cfg.seed) == (paper.data, paper.loss, paper.seed)
-    assert (CONF / "optim" / "own" / f"{leaf}.yaml").read_text().startswith("# ")  # its source
+    assert (CONF / "optim" / "own" / f"{name}.yaml").read_text().startswith("# ")  # its source
     optimizer = instantiate(cfg.optim.optimizer)([torch.nn.Parameter(torch.ones(1))])
     schedule = instantiate(cfg.optim.scheduler)(optimizer)
     rates = []
@@ -206,8 +206,8 @@ def test_each_network_has_its_authors_recipe_and_one_budget(leaf, paper):
 
 
 def test_recipes_are_the_published_ones():
-    def recipe(leaf):
-        cfg = composed("experiment=acdc_own_recipe", f"model={leaf}").optim
+    def recipe(name):
+        cfg = composed("experiment=acdc_own_recipe", f"model={name}").optim
         rule = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.ones(1))])
         kind, group = type(rule).__name__, rule.param_groups[0]
         return kind, group["lr"], group["weight_decay"], cfg.scheduler._target_.split(".")[-1]

@@ -128,4 +128,4 @@ def test_folds_with_few_labels_are_pooled_and_compared_with_all_labels(phantom_r
     (first, *others) = [run for entry in comparison.entries for run in entry.runs]
     data = {**first.record["data"], "scored": "labels that have changed since"}
     first = replace(first, record={**first.record, "data": data})
-    assert len(group([first, *others])) == 2
+    assert len({comparison.title for comparison in group([first, *others])}) == 2

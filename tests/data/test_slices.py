@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import pickle
@@ -139,6 +140,14 @@ def test_an_edited_index_is_noticed(root, tmp_path, caplog):
     rebuilt = opened(find_fakes(root), tmp_path)
     assert "is damaged" in caplog.text
     assert {entry.spacing for entry in rebuilt.entries} == {(10.0, 1.5, 1.5)}
+
+
+@pytest.mark.parametrize("frames", [0, -1, 3, "2", None])
+def test_a_number_of_frames_that_cannot_be_is_refused(root, tmp_path, frames):
+    cases = json.loads((opened(find_fakes(root), tmp_path).folder / "index.json").read_text())
+    first = {**cases["cases"][0], "frames": frames}
+    with pytest.raises(ValueError, match="impossible"):
+        cache_module._entries([first])
 
 
 def test_builders_at_the_same_time_agree_and_leave_one_folder(root, tmp_path, monkeypatch):

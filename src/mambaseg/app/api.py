@@ -337,7 +337,7 @@ def _volume(image: Any, channels: int, spacing: Spacing | None) -> Volume:
 def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> Iterator[Run]:
     """The entered run of conf/<script>.yaml under these overrides."""
     from mambaseg.app.build import build
-    from mambaseg.app.calibrate import calibration_of
+    from mambaseg.app.calibrate import prepare_calibration
     from mambaseg.app.run_data import with_run_data
 
     options, overrides = arranged(words)
@@ -352,7 +352,7 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
                 f"that segment can be loaded. The command `mambaseg train` trains for {task}."
             )
         run = build(with_run_data(cfg) if script == "evaluate" else cfg)
-        calibrate = calibration_of(run, cfg)
+        calibrate = prepare_calibration(run, cfg)
         with run:
             yield run
         calibrate()

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def calibration_of(run: Run, cfg: DictConfig) -> Callable[[], None]:
-    """What writes calibration.json, with `calibration=true`, to a run folder of scores.
+def prepare_calibration(run: Run, cfg: DictConfig) -> Callable[[], None]:
+    """Checks what `calibration=true` needs; returns what writes calibration.json to the run folder.
 
-    It is to be called after the run, whose scores stand whatever comes of it. On the data of its
+    That is to be called after the run, whose scores stand whatever comes of it. On the data of its
     own training, the network's temperature is fitted and stored beside the checkpoint too; on other
     data the stored one is measured.
 

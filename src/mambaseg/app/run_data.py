@@ -50,9 +50,9 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     record, config = read_identity(folder)
     used = config.get("data") or {}
     name = str((record.get("data") or {}).get("config") or used.get("name"))
-    group, _, leaf = f"data/{name}".rpartition("/")  # data=mine/heart is in a folder of its own
+    group, _, config_name = f"data/{name}".rpartition("/")  # data=mine/heart lies in a folder
     there = GlobalHydra.instance().config_loader().get_group_options(group)
-    if not is_config_name(name) or leaf not in there:
+    if not is_config_name(name) or config_name not in there:
         raise UserError(
             f"{folder} was trained with data={name}, but there is no conf/data/{name}.yaml. "
             f"{config_remedy('data', name, RunFolder(folder))}. Or name other data: data=..."

@@ -234,13 +234,12 @@ def skipped(config: DictConfig, error: NotInstalledError) -> bool:
 def _list_jobs(config: DictConfig, experiments: set[Path]) -> None:
     """Lists the jobs where the sweep is a plain product; a search knows only the next one."""
     listed: list[tuple[Path, list[str]]] = []
-    if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+    if experiments and str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         words = parsed(config.hydra.overrides.task)
         (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
-        one = next(iter(experiments)) if len(experiments) == 1 else None
-        for job in jobs if experiments else ():
-            if place := one or _experiment(_composed(config, job)):
-                listed.append((place, job))
+        only = next(iter(experiments)) if len(experiments) == 1 else None
+        places = ((only or _experiment(_composed(config, job)), job) for job in jobs)
+        listed = [(place, job) for place, job in places if place]
     for experiment in sorted(experiments.union(place for place, _ in listed)):
         _BEGUN.append((experiment, _listed(experiment)))
     for experiment, job in listed:

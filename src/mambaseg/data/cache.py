@@ -184,7 +184,9 @@ def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
             and len(shape) == 4
             and all(type(side) is int and side > 0 for side in shape)
             and (not entries or shape[1] == entries[0].shape[1])
-            and shape[0] % values.get("frames", 1) == 0
+            and type(frames := values.get("frames", 1)) is int
+            and frames > 0
+            and shape[0] % frames == 0
             and (spacing is None or len(spacing) == 3)
             and all(0 < side < math.inf for side in spacing or ())
         )

@@ -65,7 +65,7 @@ class Checkpoint:
     @property
     def inputs(self) -> int:
         """Channels of what its network takes: those of an image, of neighbouring slices too."""
-        return self.channels * (1 + 2 * self.about["preprocessing"].get("neighbours", 0))
+        return self.channels * (self.preprocessing.slices if self.task == "segmentation" else 1)
 
     @property
     def task(self) -> str:

@@ -215,11 +215,11 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
     ]
     counts = {pair.label: f"{pair.patients} {who}s, {pair.seeds} seeds" for pair in pairs}
     if len(set(counts.values())) == 1:
-        counted = counts[pairs[0].label]
+        told = counts[pairs[0].label]
     else:
-        counted = "; ".join(f"{label}: {count}" for label, count in counts.items())
+        told = "; ".join(f"{label}: {count}" for label, count in counts.items())
     notes = [
-        f"Mean foreground Dice of {counted}. Standard "
+        f"Mean foreground Dice of {told}. Standard "
         f"deviations of the difference: how differently {who}s favour the two networks; trainings "
         "of both with other seeds; all else (the same pair of trainings on the same "
         f"{who}, beyond these).",

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.build import build
-from mambaseg.app.calibrate import calibration_of
+from mambaseg.app.calibrate import prepare_calibration
 from mambaseg.app.entry import entry
 from mambaseg.app.run_data import with_run_data
 from mambaseg.errors import UserError
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> float | None:
     from mambaseg.reporting.tables import headline
 
     run = build(with_run_data(cfg))
-    calibrate = calibration_of(run, cfg)  # what it refuses is said before anything is scored
+    calibrate = prepare_calibration(run, cfg)  # what it refuses is said before anything is scored
     with run:
         if not run.finished:
             run.evaluate()
