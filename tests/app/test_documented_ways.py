@@ -47,7 +47,7 @@ def execute(line):
         return
     assert words[0] == "mambaseg"
     name, *arguments = words[1:]
-    if any(word.startswith("data=") for word in arguments):  # the leaf is not in the project's conf
+    if any(word.startswith("data=") for word in arguments):  # its config is not in ours
         arguments.append(f"hydra.searchpath=[file://{Path.cwd()}/conf]")
     GlobalHydra.instance().clear()
     main([name, *arguments, *SMALL.get(name, [])])
@@ -68,8 +68,8 @@ def test_a_data_set_of_nnunet_goes_from_its_check_to_a_cines_labels(tmp_path, mo
     assert [line.split()[1] for line in lines] == COMMANDS
     for line in lines:
         execute(line)
-    leaf = yaml.safe_load(Path("conf/data/heart.yaml").read_text())
-    assert leaf["class_names"] == list(LABELS) and leaf["split"] == "given"
+    config = yaml.safe_load(Path("conf/data/heart.yaml").read_text())
+    assert config["class_names"] == list(LABELS) and config["split"] == "given"
     (run,) = Path("outputs/default").glob("*-seed*")
     (again,) = Path("outputs/evaluate").glob("*-seed*")
     scores, same = (json.loads((one / "metrics.json").read_text()) for one in (run, again))
@@ -95,8 +95,8 @@ def test_pictures_go_from_their_check_to_a_report_and_predictions(tmp_path, monk
     assert [line.split()[1] for line in lines] == COMMANDS
     for line in lines:
         execute(line)
-    leaf = yaml.safe_load((tmp_path / "conf" / "data" / "kvasir.yaml").read_text())
-    assert leaf["defaults"][0] == "folder" and leaf["in_channels"] == 3
+    config = yaml.safe_load((tmp_path / "conf" / "data" / "kvasir.yaml").read_text())
+    assert config["defaults"][0] == "folder" and config["in_channels"] == 3
     page = (tmp_path / "outputs" / "default" / "report" / "index.html").read_text()
     assert "The worst case" in page and "at most 512 pixels a side" in page
     assert "patients left out" not in page and "arXiv" not in page

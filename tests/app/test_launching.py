@@ -16,7 +16,7 @@ from mambaseg.app.entry import CONF
 from runs import composed
 from sweep_jobs import CHEAP, LIGHT, PLUGINS, ROOT, TRAIN, environment, needs, notes, typed
 
-LEAVES = [leaf for leaf in PLUGINS if leaf != "search"]
+LAUNCHERS = [launcher for launcher in PLUGINS if launcher != "search"]
 
 
 def sweep(*words):
@@ -46,11 +46,11 @@ def refusal(cfg, hook="on_multirun_start"):
     return str(ended.value)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_every_launcher_leaf_names_its_plugin_and_composes_without_it(leaf):
-    assert leaf in {path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")}
-    launcher = sweep(f"hydra/launcher={leaf}").hydra.launcher
-    assert f"hydra_plugins.{PLUGINS[leaf]}." in launcher._target_
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_names_its_plugin_and_composes_without_it(launcher):
+    assert launcher in {path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")}
+    target = sweep(f"hydra/launcher={launcher}").hydra.launcher._target_
+    assert f"hydra_plugins.{PLUGINS[launcher]}." in target
 
 
 def test_our_settings_lie_over_those_of_the_plugins():
@@ -69,7 +69,7 @@ def test_slurm_without_a_cluster_is_refused(plugins_there, monkeypatch):
     assert "submitit_local" in refusal(sweep("hydra/launcher=submitit_slurm"))
 
 
-@pytest.mark.parametrize("words", [[f"hydra/launcher={leaf}"] for leaf in LEAVES]
+@pytest.mark.parametrize("words", [[f"hydra/launcher={launcher}"] for launcher in LAUNCHERS]
                          + [["hparams_search=optuna"]], ids=str)  # fmt: skip
 def test_an_absent_plugin_is_named_with_its_pip_command(words, monkeypatch):
     monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: None)
@@ -100,8 +100,8 @@ def test_gpus_that_are_not_there_are_refused_rather_than_waited_for(plugins_ther
 
 
 def test_several_devices_per_job_are_refused_where_they_cannot_start(plugins_there):
-    for leaf in ("joblib", "submitit_local", "ray"):
-        words = [*CHEAP[leaf], "trainer=ddp"]
+    for launcher in ("joblib", "submitit_local", "ray"):
+        words = [*CHEAP[launcher], "trainer=ddp"]
         assert "trainer.devices=2" in refusal(sweep(*words))
     assert "tasks_per_node=2" in refusal(sweep("hydra/launcher=submitit_slurm", "trainer=ddp"))
     check(sweep("hydra/launcher=submitit_slurm", "trainer=ddp", "hydra.launcher.tasks_per_node=2"))
@@ -133,10 +133,10 @@ def test_a_sweep_of_experiments_lists_each_job_where_its_run_goes(tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
-@pytest.mark.parametrize("leaf", CHEAP)
-def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(leaf, tmp_path):
-    needs(leaf)
-    done = typed("-m", *CHEAP[leaf], "model=unet", "seed=1,13,3,4", f"outputs={tmp_path}")
+@pytest.mark.parametrize("launcher", CHEAP)
+def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(launcher, tmp_path):
+    needs(launcher)
+    done = typed("-m", *CHEAP[launcher], "model=unet", "seed=1,13,3,4", f"outputs={tmp_path}")
     assert done.returncode == 1, done.stderr
     assert "seed 13 is refused" in done.stderr and "Traceback" not in done.stderr
     found = notes(tmp_path)
@@ -145,7 +145,7 @@ def test_jobs_leak_nothing_and_a_failed_one_stops_no_other(leaf, tmp_path):
     assert not any("left" in note["words"] for note in found)
     assert len({note["handlers"] for note in found}) == 1
     assert len({note["filters"] for note in found}) == 1
-    if leaf == "ray":  # one process per job
+    if launcher == "ray":  # one process per job
         assert len({note["pid"] for note in found}) == 3
 
 
@@ -246,16 +246,16 @@ def test_a_training_that_slurm_interrupts_ends_well_in_its_folder(slurm, small_r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leaf", ["joblib", "submitit_local", "ray"])
-def test_trainings_side_by_side_give_the_scores_of_trainings_one_by_one(leaf, small_run, tmp_path):
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_jobs_side_by_side_score_like_jobs_one_by_one(launcher, small_run, tmp_path):
     """Also with loader processes, and with W&B: one run per job."""
-    needs(leaf)
+    needs(launcher)
     words = ["model=unet", "model.widths=[4,4,8,8,8]", "seed=1,2,3", *small_run, "trainer=cpu",
              "data.num_workers=2", "test=false"]  # fmt: skip
     env = environment(OMP_NUM_THREADS="1")
     scores = {}
-    for name, launcher in (("one_by_one", CHEAP["basic"]), ("together", CHEAP[leaf])):
-        done = typed("-m", *launcher, *words, f"name={name}", script=TRAIN, env=env)
+    for name, how in (("one_by_one", CHEAP["basic"]), ("together", CHEAP[launcher])):
+        done = typed("-m", *how, *words, f"name={name}", script=TRAIN, env=env)
         assert done.returncode == 0, done.stderr
         runs = sorted((tmp_path / "outputs" / name).glob("unet-*"))
         records = [json.loads((run / "run.json").read_text()) for run in runs]

@@ -79,8 +79,8 @@ def test_a_name_in_a_proposed_config_stays_text(name):
 
 def test_what_is_proposed_follows_the_stated_rules(tmp_path):
     root = write_nnunet(tmp_path / "Dataset001_Own", splits=[{"train": ["case_000"], "val": []}])
-    leaf = proposed(root)
-    assert leaf == {
+    config = proposed(root)
+    assert config == {
         "defaults": ["nnunet", "_self_"], "name": "own", "title": "Dataset001_Own",
         "root": str(root), "split": "given", "class_names": list(LABELS), "num_classes": 3,
         "label_map": None, "in_channels": 1,
@@ -101,10 +101,10 @@ def test_numbers_that_nobody_named_are_classes_in_their_order(tmp_path, monkeypa
         label = np.asarray(nibabel.load(path).dataobj)
         write_volume(path, np.uint8([0, 255, 7])[label], (1.5, 1.25, 8.0))
     monkeypatch.setattr(nnunet.find_cases, "class_names", lambda root: None)
-    leaf = proposed(root)
-    assert leaf["label_map"] == {0: 0, 7: 1, 255: 2} and leaf["num_classes"] == 3
-    assert leaf["class_names"] == ["background", "class_1", "class_2"]
-    assert leaf["split"] == "random" and leaf["in_channels"] == 2
+    config = proposed(root)
+    assert config["label_map"] == {0: 0, 7: 1, 255: 2} and config["num_classes"] == 3
+    assert config["class_names"] == ["background", "class_1", "class_2"]
+    assert config["split"] == "random" and config["in_channels"] == 2
     conf = tmp_path / "conf" / "data"
     assert main([str(root), "--write", str(conf / "own.yaml")]) == 0
     run = trained(*own_overrides(tmp_path), "data=own", configs=conf.parent)  # as it is, 2 steps
@@ -146,7 +146,7 @@ def test_channels_that_differ_between_cases_are_an_error(tmp_path):
     assert (error.where, error.problem) == ("case_003", "1 channel where most cases have 2")
 
 
-# ---- data=nnunet without a leaf of one's own ----------------------------------------------------
+# ---- data=nnunet without a config of one's own --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_labels_that_are_no_classes_do_not_hide_the_rest_of_the_check(tmp_path):
     assert [one.problem.partition(": ")[0] for one in report.of("error")] == [
         "dataset.json", "imagesTr/case_002_0000.nii.gz",
     ]  # fmt: skip
-    leaf = yaml.safe_load(propose(report, "own", memory=MEMORY))
-    assert leaf["class_names"] == ["background", "class_1", "class_2"]
+    config = yaml.safe_load(propose(report, "own", memory=MEMORY))
+    assert config["class_names"] == ["background", "class_1", "class_2"]
 
 
 # ---- whose the cases are, and who is tested -----------------------------------------------------

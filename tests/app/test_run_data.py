@@ -9,7 +9,7 @@ from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_yaml
 from runs import entered
 
-LEAF = """
+HEARTS = """
 defaults:
   - acdc
   - _self_
@@ -25,7 +25,7 @@ def own(phantom_root, tmp_path_factory):
     """A run of a config of one's own, whose file has another name than its data."""
     place = tmp_path_factory.mktemp("own")
     (place / "conf" / "data").mkdir(parents=True)
-    (place / "conf" / "data" / "heart.yaml").write_text(LEAF)
+    (place / "conf" / "data" / "heart.yaml").write_text(HEARTS)
     shutil.copytree(phantom_root, place / "hearts")
     (place / "hearts" / "phantom.json").unlink(missing_ok=True)
     words = [
@@ -65,8 +65,8 @@ def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
 def test_the_config_of_its_data_may_be_in_a_folder(own, tmp_path):
     run = shutil.copytree(own, tmp_path / "outputs" / "default" / own.name)
     (tmp_path / "conf" / "data" / "mine").mkdir(parents=True)
-    leaf = LEAF.replace("- acdc", "- /data/acdc@_here_")
-    (tmp_path / "conf" / "data" / "mine" / "heart.yaml").write_text(leaf)
+    config = HEARTS.replace("- acdc", "- /data/acdc@_here_")
+    (tmp_path / "conf" / "data" / "mine" / "heart.yaml").write_text(config)
     record = (run / "run.json").read_text().replace('"config": "heart"', '"config": "mine/heart"')
     (run / "run.json").write_text(record)
     status, again = scored(run, tmp_path, f"run={run}")

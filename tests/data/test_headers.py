@@ -65,10 +65,10 @@ def test_scaled_labels_train_score_and_are_said_everywhere(pairs, tmp_path, capl
     assert [one.where for one in report.of("warning")] == ["c1", "c2"] and report.ok
     assert all("rounded to whole numbers" in one.problem for one in report.of("warning"))
     assert not caplog.text  # said once, in the report
-    (leaves := tmp_path / "conf").mkdir()
+    (configs := tmp_path / "conf").mkdir()
     words = ("data=nifti", f"data.root={pairs}", "data.num_classes=3",
              "data.class_names=[background,cavity,wall]", "data.split=random")  # fmt: skip
-    trained(*own_overrides(tmp_path), *words, configs=leaves)
+    trained(*own_overrides(tmp_path), *words, configs=configs)
     assert "c1.nii.gz: the label holds values 1.00004, 2.00008, rounded" in caplog.text
     assert "(1 more like this)" in caplog.text
 

@@ -168,15 +168,15 @@ def test_files_whose_names_are_not_utf8_are_checked_trained_on_and_reported(lati
             save(place / "masks" / f"{named(number)}.png", mask(disc))
     (damaged / "masks" / f"{named(4)}.png").write_bytes(b"")
     assert [case.id for case in folder.find_cases(sound)][:1] == [r"H\xe4matom_0"]
-    leaf = tmp_path / "conf" / "data" / "own.yaml"
+    config = tmp_path / "conf" / "data" / "own.yaml"
     train = [
-        "train", "data=own", f"hydra.searchpath=[file://{leaf.parents[1]}]", *UNET, *QUIET,
+        "train", "data=own", f"hydra.searchpath=[file://{config.parents[1]}]", *UNET, *QUIET,
         "data.size=32", "data.batch_size=2", "data.steps=1", "data.val_every=1", "trainer=cpu",
         f"outputs={outputs}", f"data.cache_dir={tmp_path / 'cache'}",
     ]  # fmt: skip
     commands = {
         "refused": ["train", "data=folder", f'data.root="{latin}"', f"outputs={tmp_path / 'no'}"],
-        "checked": ["check", sound, "--write", leaf],
+        "checked": ["check", sound, "--write", config],
         "found": ["check", damaged],
         "stopped": [*train, f"data.root={damaged}"],
         "trained": train,

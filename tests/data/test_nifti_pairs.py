@@ -70,9 +70,13 @@ def test_parts_channels_and_patients(tmp_path):
     }  # fmt: skip
     assert find_alike(nifti_pairs.find_cases(root)).patients["train-p1_1"] == "p1"
     report = check_dataset(root)
-    leaf = yaml.safe_load(propose(report, "own", memory=(2**30, "")))
-    assert leaf["defaults"][0] == "nifti" and leaf["split"] == "auto" and leaf["num_classes"] == 3
-    assert leaf["patient_pattern"]
+    config = yaml.safe_load(propose(report, "own", memory=(2**30, "")))
+    assert (
+        config["defaults"][0] == "nifti"
+        and config["split"] == "auto"
+        and config["num_classes"] == 3
+    )
+    assert config["patient_pattern"]
 
     two = write(
         tmp_path / "two", *((f"images/{n}_0000.nii.gz", f"labels/{n}.nii.gz") for n in "ab")

@@ -209,25 +209,25 @@ def test_data_check_knows_them(tmp_path):
         assert report.ok and report.cases == count, report.problems
 
 
-@pytest.mark.parametrize("leaf", ["synapse", "btcv", "promise12"])
-def test_the_config_gives_batches_of_its_classes_and_the_published_parts(tmp_path, leaf, caplog):
-    if leaf == "synapse":
+@pytest.mark.parametrize("config", ["synapse", "btcv", "promise12"])
+def test_the_config_gives_batches_of_its_classes_and_the_published_parts(tmp_path, config, caplog):
+    if config == "synapse":
         root, parts = write_archive(tmp_path / "data"), (2, 1, 1)
-    elif leaf == "btcv":
+    elif config == "btcv":
         root, parts = write_btcv(tmp_path / "data"), (1, 1, 1)
     else:
         root, parts = tmp_path / "data", (1, 1, 1)
         for seed, name in enumerate(("Case00", "Case02", "Case05")):
             write_mhd(root, name, seed)
     places = [f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
-    cfg = composed(f"data={leaf}", *places, "data.size=32")
+    cfg = composed(f"data={config}", *places, "data.size=32")
     module = made(cfg.data, *EXTRAS["data"], steps=2)
     with caplog.at_level("INFO"):
         module.load()
     assert tuple(counts["patients"] for counts in module.counts.values()) == parts
     assert f"median voxels of a case: {cfg.data.class_names[1]}" in caplog.text
-    assert ("is the largest of the classes" in caplog.text) == (leaf != "promise12")
-    assert ("optimistic" in module.split.note) == (leaf != "promise12")
+    assert ("is the largest of the classes" in caplog.text) == (config != "promise12")
+    assert ("optimistic" in module.split.note) == (config != "promise12")
     for case in module.cases["train"]:
         labels = np.unique(module.cache.label(module.cache.position(case.id)))
         assert labels.tolist() == list(range(cfg.data.num_classes))

@@ -31,8 +31,8 @@ CHEAP = {  # words that let an engine run anywhere
 }
 
 
-def needs(leaf):
-    plugin = PLUGINS.get(leaf)
+def needs(launcher):
+    plugin = PLUGINS.get(launcher)
     if plugin and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"needs {plugin}: make setup-launchers")
 

@@ -123,8 +123,8 @@ def write_run(
         "callbacks": {"best": {"dirpath": str(folder.path)}},
     }  # fmt: skip
     for key, value in (config or {}).items():
-        part, _, leaf = key.partition(".")
-        settings.setdefault(part, {})[leaf] = value
+        part, _, name = key.partition(".")
+        settings.setdefault(part, {})[name] = value
     folder.write_text("config.yaml", yaml.safe_dump(settings))
     folder.write_rows("cases.csv", rows)
     header = {"data": title, "model": model, "split": split, "checkpoint": "best", **summary}

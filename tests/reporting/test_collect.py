@@ -320,14 +320,14 @@ def test_what_computes_the_same_is_one_row_and_another_monitor_is_not(tmp_path):
             "model.scan_backend": backend, "evaluation.batch_size": 8 * (seed + 1)})  # fmt: skip
     (comparison,) = collect(tmp_path)[0]
     assert len(comparison.entries) == 1
-    leaf = {
+    checkpoint = {
         "_target_": "mambaseg.training.checkpoints.Checkpoints",
         "monitor": "val/dice",
         "mode": "max",
     }
     for seed, monitor in enumerate(("val/dice", "val/hd95_mm"), start=2):
         write_run(tmp_path / "b", "unet", seed=seed,
-                  config={"callbacks.checkpoint": {**leaf, "monitor": monitor}})  # fmt: skip
+                  config={"callbacks.checkpoint": {**checkpoint, "monitor": monitor}})  # fmt: skip
     (comparison,) = collect(tmp_path / "b")[0]
     assert [entry.label for entry in comparison.entries] == [
         "unet · monitor=dice", "unet · monitor=hd95_mm"

@@ -141,10 +141,10 @@ def keys():
     for group in GROUPS:
         name = group.replace("/", "=") + ("/" if "/" in group else "=")  # optim=own/unet
         options += [
-            ("config", [name + leaf.stem]) for leaf in sorted((CONF / group).glob("*.yaml"))
+            ("config", [name + file.stem]) for file in sorted((CONF / group).glob("*.yaml"))
         ]
-    for leaf in sorted((CONF / "model" / "quick").glob("*.yaml")):
-        options.append(("config", ["experiment=quickstart", f"model={leaf.stem}"]))
+    for file in sorted((CONF / "model" / "quick").glob("*.yaml")):
+        options.append(("config", ["experiment=quickstart", f"model={file.stem}"]))
     found = {}
     for entry, words in options:
         config = OmegaConf.to_container(composed(*words, script=entry), resolve=False)

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before the first step, with the leaf or file and a remedy."""
+"""What cannot be trained is refused before the first step, with the config or file and a remedy."""
 
 import shutil
 
@@ -93,7 +93,7 @@ def test_outputs_of_another_size_or_kind_are_refused(change, said):
 
 
 class Probabilities(nn.Module):
-    """A network that has its softmax in it, as a leaf may name it."""
+    """A network that has its softmax in it, as a config may name it."""
 
     def __init__(self, classes=4, softmax=True):
         super().__init__()
