@@ -207,7 +207,7 @@ def test_the_boundary_loss_of_a_hand_sized_slice():
 def test_deep_supervision_halves_the_weights_and_drops_the_coarsest_head():
     label = torch.zeros(1, 8, 8, dtype=torch.long)
     label[:, 2:6, 3:8] = 1
-    outputs = [torch.randn(1, 2, side, side) for side in (8, 4, 2)]
+    outputs = [torch.randn(1, 2, side, side, requires_grad=True) for side in (8, 4, 2)]
     loss = DiceCE()
     fine, middle, coarse = (loss(one, label[:, k // 2 :: k, k // 2 :: k])
                             for one, k in zip(outputs, (1, 2, 4), strict=True))  # fmt: skip
@@ -217,6 +217,9 @@ def test_deep_supervision_halves_the_weights_and_drops_the_coarsest_head():
     torch.testing.assert_close(
         DeepSupervision(loss, coarsest=True)(outputs, label), (4 * fine + 2 * middle + coarse) / 7
     )
+    DeepSupervision(loss)(outputs, label).backward()
+    assert all(one.grad.any() for one in outputs[:2])
+    assert not outputs[2].grad.any()  # zeros rather than none, for DDP
     leave_out_ignored(DeepSupervision(loss))
     assert loss.partial
 

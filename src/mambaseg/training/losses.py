@@ -186,13 +186,13 @@ class DeepSupervision(nn.Module):
     def forward(self, outputs: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """Loss of the heads' logits, each (B, K, h, w), finest first, against (B, H, W)."""
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        weights = [0.5**scale for scale in range(len(outputs))]
-        if not self.coarsest and len(outputs) > 1:
-            weights[-1] = 0.0  # rather than left out: DDP wants a gradient of every parameter
+        trained = outputs if self.coarsest or len(outputs) == 1 else outputs[:-1]
+        weights = [0.5**scale for scale in range(len(trained))]
         losses = [
             weight / sum(weights) * self.loss(logits, taken_label(self.loss, _at(label, logits)))
-            for weight, logits in zip(weights, outputs, strict=True)
+            for weight, logits in zip(weights, trained, strict=True)
         ]
+        losses += [0 * logits.mean() for logits in outputs[len(trained) :]]  # for DDP
         total: Tensor = torch.stack(losses).sum()
         return total
 
