@@ -34,6 +34,7 @@ SMALL = {
     "monai_basic_unet": {"features": [8, 8, 16, 16, 32, 8]},
     "monai_flexible_unet": {"decoder_channels": [16, 8, 8, 8, 8]},
     "nnunet_2d": {"filters": [4, 8, 16, 32, 32, 32]},
+    "nnunet_2d_half": {"filters": [4, 8, 16, 32, 32]},
     "rwkv_unet_b": RWKV,
     "rwkv_unet_s": RWKV,
     "rwkv_unet_t": RWKV,
