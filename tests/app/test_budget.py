@@ -174,7 +174,7 @@ def test_an_hour_on_a_laptop_is_one_command_for_any_data_set(phantom_root, tmp_p
     ]  # fmt: skip
     run = built(*words)
     data, model = run.config["data"], run.config["model"]
-    assert (data["steps"], data["preprocessing"]) == (240, "spacing")
+    assert (data["steps"], data["preprocessing"]) == (220, "spacing")
     assert run.config["trainer"]["precision"] == "bf16-mixed" and model["deep_supr_num"] == 3
     small = ["data.minutes=0.4", "model.filters=[2,2,2,2,2]", "data.batch_size=2", "data.size=64"]
     told(monkeypatch, step=10.0, validation=1.0)

@@ -52,3 +52,9 @@ def test_the_first_screen_is_short_and_its_pictures_are_small():
     pictures = re.findall(r"!\[[^]]+\]\((docs/\S+\.png)\)", README)
     assert len(pictures) == 2
     assert all((ROOT / picture).stat().st_size <= 150_000 for picture in pictures)
+
+
+def test_it_counts_the_networks_that_need_no_extra():
+    configs = [path.read_text("utf-8") for path in (ROOT / "conf" / "model").glob("*.yaml")]
+    (counted,) = re.findall(r"compares (\d+) networks", README)
+    assert int(counted) == sum("mambaseg.models.zoo" not in config for config in configs)
