@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -312,22 +313,24 @@ def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
     kinds = sorted({index.name for own in found for index in own})
     if not kinds:
         return None
-    width, height = 4.6 * len(kinds) + 0.3, 2.4 * len(entries) + 0.2
+    labels = [textwrap.fill(entry.label, 26) for entry in entries]
+    left = 0.65 + 0.15 * max(label.count("\n") + 1 for label in labels)  # of the axes, in inches
+    width, height = 4.6 * len(kinds) + left - 0.5, 2.4 * len(entries) + 0.2
     figure = _new(width, height, None)  # to lay out dozens of axes takes longer than to draw them
     axes = figure.subplots(len(entries), 2 * len(kinds), squeeze=False)
     figure.subplots_adjust(
-        left=0.8 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height,
+        left=left / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height,
         wspace=0.45, hspace=0.3,
     )  # fmt: skip
     for row, (entry, own) in enumerate(zip(entries, found, strict=True)):
         agreed = agreements_of(entry)
         for column, kind in enumerate(kinds):
             pairs = [(i.prediction, i.reference) for i in own if i.name == kind]
-            left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
-            _agreement_points(left, right, pairs, _colour(row))
+            points, differences = axes[row, 2 * column], axes[row, 2 * column + 1]
+            _agreement_points(points, differences, pairs, _colour(row))
             title = f"{kind} ({UNITS[name]})"
-            _agreement_numbers(left, right, agreed.get(kind, []), title)
-        axes[row, 0].set_ylabel(f"{entry.label}\nprediction")
+            _agreement_numbers(points, differences, agreed.get(kind, []), title)
+        axes[row, 0].set_ylabel(f"{labels[row]}\nprediction")
     _share_limits(axes)
     for axis in axes[:-1].flat:  # the scale is that of the last row
         axis.set_xlabel("")
