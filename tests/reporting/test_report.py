@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from statistics import fmean, stdev
 
@@ -216,6 +217,19 @@ def test_a_figure_of_an_index_shows_the_numbers_of_its_table(experiment):
     assert shown == expected
     names = list(dict.fromkeys(row[0].split(" ")[1] for row in clinical_grid(comparison).rows))
     assert names == ["EF", "EDV", "ESV", "SV", "mass"]  # the figures come in this order
+
+
+def test_a_figure_of_an_index_shows_long_names_whole(experiment):
+    comparison = next(c for c in collect(experiment)[0] if len(c.entries) == 2)
+    entries = [
+        replace(entry, label=f"{entry.label} · steps=13640 val_every=682 model.embed_dim=24")
+        for entry in comparison.entries
+    ]
+    figure = _styled(lambda: _agreements(entries, "EF"))
+    _styled(figure.draw_without_rendering)
+    boxes = [axis.yaxis.label.get_window_extent() for axis in figure.axes[:: len(figure.axes) // 2]]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert boxes[0].y0 > boxes[1].y1  # one above the other
 
 
 def test_published_numbers_stand_beside_acdc_only(tmp_path):
