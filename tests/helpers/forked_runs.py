@@ -191,8 +191,9 @@ def main():
             names = [event for event, _ in undisturbed]
             due = {*names[place:]} - {*names[:place]}
             code, hit, events = attempt(experiment, outputs / "printed.txt", due, wait, number)
-            records = [json.loads(path.read_text()) for path in outputs.glob("*/*/run.json")]
-            record = max(records, key=lambda record: record["started"])  # the other is .previous
+            found = outputs.glob("*/*/run.json")
+            (path,) = (path for path in found if path.parent.suffix != ".previous")
+            record = json.loads(path.read_text())
             last = {key: record.get(key) for key in ("status", "error")}
             last["step"] = record.get("resumed", [{}])[-1].get("step", 0)
             report[name].append({"event": hit, "code": code, **last})
