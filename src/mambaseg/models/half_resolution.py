@@ -11,27 +11,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from monai.networks.nets import DynUNet
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.nnunet_2d import NNUNet2D
 
 BLOCK = 2  # rows and columns
 
 
-class HalfResolutionUNet(DynUNet):
-    """MONAI's `DynUNet` on blocks of 2 × 2 pixels, image (B, C, H, W) -> logits (B, K, H, W).
+class HalfResolutionUNet(NNUNet2D):
+    """nnU-Net's network on blocks of 2 × 2 pixels, image (B, C, H, W) -> logits (B, K, H, W).
 
     Height and width must be multiples of `size_multiple`, twice the product of the strides. With
-    deep supervision it gives, in training, the logits of all heads at the image's size, (B, heads,
-    K, H, W).
+    deep supervision it gives, in training, the logits of all heads, the finest ones first.
 
     Args:
         in_channels: C.
         out_channels: K.
         strides: of each stage.
-        more: the other arguments of `DynUNet`.
+        more: the other arguments of MONAI's `DynUNet`.
 
     Raises:
         UserError: an image's height or width is no such multiple.
@@ -49,8 +48,10 @@ class HalfResolutionUNet(DynUNet):
         )
         self.size_multiple = BLOCK * math.prod(strides)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits of an image, or of all heads."""
         require_multiple(image, self.size_multiple, type(self).__name__)
-        blocks: Tensor = super().forward(pixel_unshuffle(image, BLOCK))
+        blocks = super().forward(pixel_unshuffle(image, BLOCK))
+        if isinstance(blocks, list):
+            return [pixel_shuffle(head, BLOCK) for head in blocks]
         return pixel_shuffle(blocks, BLOCK)
