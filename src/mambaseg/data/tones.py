@@ -32,8 +32,12 @@ class Sometimes(Intensity):
 
     def paint(self, image: Tensor, drawn: Tensor, *, unit: bool) -> Tensor:
         """Change the chosen samples."""
-        chosen = drawn[0] > 0
-        return torch.where(chosen, self.change(image, drawn[1:]), image) if chosen.any() else image
+        chosen = drawn[0].flatten() > 0
+        if not chosen.any():
+            return image
+        changed = image.clone()
+        changed[chosen] = self.change(image[chosen], drawn[1:, chosen])
+        return changed
 
     @abstractmethod
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
@@ -125,22 +129,14 @@ class LowResolution(Sometimes):
     numbers = 2
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
-        """Lose resolution, in rows and then in columns."""
-        share = between(self.smallest, 1.0, drawn[0])  # (B, 1, 1, 1)
-        for axis in (-2, -1):
-            size = image.shape[axis]
-            few = (share * size).round().clamp(min=1)
-            places = torch.arange(size, device=image.device, dtype=image.dtype) + 0.5
-            along = places.view((-1, 1) if axis == -2 else (1, -1))
-            position = (along * few / size - 0.5).clamp(min=0)
-            position = torch.minimum(position, few - 1)
-            lower = position.floor()
-            ends = [
-                image.take_along_dim(((low + 0.5) * size / few).long(), axis)
-                for low in (lower, torch.minimum(lower + 1, few - 1))
-            ]
-            image = torch.lerp(ends[0], ends[1], (position - lower).to(image.dtype))
-        return image
+        """Lose resolution, each sample as much as its own number says."""
+        shares = between(self.smallest, 1.0, drawn[0]).flatten().tolist()
+        changed, size = [], image.shape[-2:]
+        for sample, share in zip(image.split(1), shares, strict=True):
+            few = [max(1, round(share * side)) for side in size]
+            small = F.interpolate(sample, few, mode="nearest-exact")
+            changed.append(F.interpolate(small, size, mode="bilinear"))
+        return torch.cat(changed)
 
 
 @dataclass
