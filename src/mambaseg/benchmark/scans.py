@@ -16,8 +16,6 @@ from mambaseg.errors import UserError
 from mambaseg.scan import (
     available_backends,
     choose_backend,
-    cross,
-    reference,
     selective_scan,
     selective_scan_2d,
 )
@@ -115,10 +113,7 @@ def _dtype(protocol: Protocol) -> torch.dtype:
 
 
 def _scan(name: str, form: str) -> Scan:
-    if name != LOOP:
-        return partial(FORMS[form], backend=name)
-    loop = partial(reference.selective_scan, recompute=False)  # the fastest that it can be
-    return loop if form == "1d" else partial(cross.selective_scan_2d, loop)
+    return partial(FORMS[form], backend=name)
 
 
 def _rows(

@@ -34,10 +34,6 @@ class VMambaEncoder(PatchEncoder):
 
     encoder_parts: ClassVar[tuple[str, ...]] = ("encoder.",)  # stem and embedding are never filled
 
-    def mirrored_names(self) -> dict[str, str]:
-        """Map nothing: the decoder's blocks are others."""
-        return {}
-
     def original_names(self) -> dict[str, str]:
         """Map the key prefixes of the original networks' encoders to ours."""
         names = {"vssm_encoder.patch_embed.": "patch_embed."}

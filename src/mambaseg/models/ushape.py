@@ -92,7 +92,7 @@ class PatchEncoder(Pretrained, Original):
         return outputs
 
     def mirrored_names(self) -> dict[str, str]:
-        """Map each encoder stage's blocks to the decoder blocks of the same width."""
+        """Map each encoder stage's blocks to the decoder's of the same width, if it has blocks."""
         last = len(self.decoder) - 1
         return {f"encoder.{i}.blocks.": f"decoder.{last - i}.blocks." for i in range(last + 1)}
 

@@ -123,10 +123,6 @@ class VMUNetV2(PatchEncoder):
     def _raised(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=self.patch_size, mode="bilinear")
 
-    def mirrored_names(self) -> dict[str, str]:
-        """Map nothing: the decoder has no such blocks."""
-        return {}
-
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""
         names = {f"vmunet.{old}": new for old, new in self.backbone_names().items()}

@@ -11,12 +11,3 @@ from mambaseg.scan.dispatch import (
     selective_scan_2d,
 )
 from mambaseg.scan.wkv import bidirectional_wkv
-
-__all__ = [
-    "available_backends",
-    "bidirectional_wkv",
-    "causal_conv1d",
-    "choose_backend",
-    "selective_scan",
-    "selective_scan_2d",
-]

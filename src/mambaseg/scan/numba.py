@@ -10,7 +10,7 @@ Decays end at 2**-120 (and, were A positive, growth at 2**120 per step), where f
 would end at 2**-149; a NaN comes out as a NaN. Nothing depends on the number of threads; processors
 with registers of another width may differ in the last bits.
 
-Inputs may have any strides. Narrower floats are computed in float32; float64 goes to `reference`.
+Inputs may have any strides. Narrower floats are computed in float32; float64 goes to `chunked`.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambaseg.scan import reference
+from mambaseg.scan import chunked
 from mambaseg.scan.numba_kernels import channels_per_task, scan, scan_backward, states_at_once
 from mambaseg.scan.numba_lanes import LANES, numbers_per_register
 from mambaseg.scan.numba_tiles import STEPS
@@ -114,7 +114,7 @@ def _ready(inputs: Inputs) -> Inputs:
     return Inputs(*(t.float() for t in inputs))
 
 
-selective_scan, selective_scan_2d = make_forms(_scan_keeping, _ready, reference.selective_scan)
+selective_scan, selective_scan_2d = make_forms(_scan_keeping, _ready, chunked.selective_scan)
 
 
 def threading_layer() -> tuple[str, int]:

@@ -19,32 +19,19 @@ Sizes: B batch, K groups, D channels per group, L length, N states per channel.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-STEPS_PER_CHECKPOINT = 64
-"""Steps from one state kept for the backward to the next; those between are recomputed."""
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    *,
-    recompute: bool = True,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """Scan K groups of sequences, one step at a time.
 
     The state is float32 (float64 for float64 input) whatever the inputs are. Time and memory are
-    linear in L in the backward too: tensors are taken apart by `split` and `unbind`, whose gradient
-    is one concatenation, never by an index, whose gradient is a full tensor of zeros per step.
+    linear in L in the backward too: tensors are taken apart by `unbind`, whose gradient is one
+    concatenation, never by an index, whose gradient is a full tensor of zeros per step. All states
+    are kept for the backward: gigabytes for a map of 56 x 56.
 
-    `dispatch.selective_scan` has the arguments and the result. With `recompute`, one state per
-    `STEPS_PER_CHECKPOINT` is kept for the backward, which recomputes the others; without, all are
-    kept: half the time, and gigabytes for a map of 56 x 56.
+    `dispatch.selective_scan` has the arguments and the result.
     """
     out_dtype = u.dtype
     state_dtype = torch.promote_types(u.dtype, torch.float32)
@@ -54,27 +41,9 @@ def selective_scan(
     delta = F.softplus(delta + delta_bias[..., None], threshold=20.0)
     h = u.new_zeros(*u.shape[:3], A.shape[-1])  # (B, K, D, N)
     outputs = []
-    chunks = (t.split(STEPS_PER_CHECKPOINT, dim=-1) for t in (u, delta, B, C))
-    for u_chunk, delta_chunk, B_chunk, C_chunk in zip(*chunks, strict=True):
-        arguments = (h, u_chunk, delta_chunk, A, B_chunk, C_chunk)
-        if recompute:
-            h, y = checkpoint(
-                _scan_steps, *arguments, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            h, y = _scan_steps(*arguments)
-        outputs.append(y)
-    return (torch.cat(outputs, dim=-1) + D[..., None] * u).to(out_dtype)
-
-
-def _scan_steps(
-    h: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Advance the state h (B, K, D, N) over a few steps; returns it and C h of each step."""
-    outputs = []
     steps = (t.unbind(dim=-1) for t in (u, delta, B, C))
     for u_t, delta_t, B_t, C_t in zip(*steps, strict=True):
         decay = torch.exp(delta_t[..., None] * A)  # (B, K, D, N)
         h = decay * h + (delta_t * u_t)[..., None] * B_t[:, :, None, :]
         outputs.append((h * C_t[:, :, None, :]).sum(dim=-1))  # (B, K, D)
-    return h, torch.stack(outputs, dim=-1)
+    return (torch.stack(outputs, dim=-1) + D[..., None] * u).to(out_dtype)
