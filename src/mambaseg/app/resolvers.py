@@ -1,6 +1,6 @@
 """What a configuration may ask of the machine: `${found_data:}`, `${nnunet:title}` and others.
 
-Nothing else reads the environment. Importing this module registers them.
+No other part of a configuration reads the environment. Importing this module registers them.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class EMA(WeightAveraging):
         """Makes the average where the training will be; UserError: 16 bits cannot hold it."""
         if any(one.is_floating_point() and one.itemsize < 4 for one in pl_module.parameters()):
             raise UserError(
-                f"callbacks.ema: trainer.precision={trainer.precision} keeps weights in 16 bits, "
-                "which cannot hold an average. Use 32-true or bf16-mixed."
+                "callbacks.ema: weights in 16 bits (trainer.precision=bf16-true or 16-true) cannot "
+                "hold an average. Use 32-true or bf16-mixed."
             )
         self._device = trainer.strategy.root_device  # the weights get there later
         super().setup(trainer, pl_module, stage)

@@ -82,7 +82,7 @@ def training_group(patient: str) -> str | None:
 
 
 def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
-    """Errors in the lists beside h5 files: absent patients, and patients in two of them."""
+    """Absent patients and patients in two lists, of those beside h5 files; no split reads them."""
     parts: dict[str, set[str]] = {}
     for part, names in LISTS.items():
         path = next((root / name for name in names if (root / name).is_file()), None)
@@ -91,18 +91,18 @@ def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
         try:
             check_file(path)
         except DataError as error:
-            yield Problem("error", path.name, error.problem, error.remedy)
+            yield Problem("warning", path.name, error.problem, error.remedy)
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         parts[part] = set(re.findall(r"^(patient\d+)_", text, flags=re.MULTILINE))
         if absent := parts[part] - patients:
             problem = f"names {listed(absent)}, not in the folder"
-            yield Problem("error", path.name, problem, "Add the files, or use the matching list.")
+            yield Problem("warning", path.name, problem, "Add the files, or use the matching list.")
     for one, other in combinations(parts, 2):
         if both := parts[one] & parts[other]:
             problem = f"{listed(both)} in both lists"
             remedy = "A patient belongs in one part; the lists are not used by data.split."
-            yield Problem("error", f"{one}.list, {other}.list", problem, remedy)
+            yield Problem("warning", f"{one}.list, {other}.list", problem, remedy)
 
 
 def read_h5(case: Case, *, label: str = "label") -> Volume:
