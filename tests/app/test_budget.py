@@ -96,13 +96,8 @@ def test_of_jobs_side_by_side_one_measures(words, monkeypatch):
 
 
 def test_slow_steps_of_the_trial_count_in_the_plan(words):
-    trial = SimpleNamespace(trainer=SimpleNamespace(callbacks=[]))
-
-    def fit():
-        clock = trial.trainer.callbacks[-1]
-        clock.steps, clock.validations = [9.0] * 8 + [1.0] * 12 + [3.0] * 4, [2.0]
-
-    trial.fit = fit
+    recorder = SimpleNamespace(steps=[9.0] * 8 + [1.0] * 12 + [3.0] * 4, validating=2.0)
+    trial = SimpleNamespace(recorder=recorder, fit=lambda: None)
     measured = budget._measured(composed(*words, "data.minutes=1"), lambda _: nullcontext(trial))
     assert measured == (1.5, 2.0)
 

@@ -200,7 +200,7 @@ def test_a_damaged_survey_is_made_again(sets, tmp_path, caplog):
     assert caplog.text.count("looking at the cases again") == 3
     again = open_survey(data.cases["train"], cache_dir=tmp_path, num_classes=3, channels=1,
                         greys=False)  # fmt: skip
-    assert [one.case for one in again.entries] == IDS[:4]
+    assert [one.case for one in again] == IDS[:4]
 
 
 @pytest.mark.parametrize(("name", "channels"), [("MR", ("MRI",)), ("CT", ("CT", "PET"))])

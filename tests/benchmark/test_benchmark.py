@@ -371,7 +371,7 @@ def clock(monkeypatch):
         now.seconds += seconds
 
     now.pass_ = pass_
-    monkeypatch.setattr("mambaseg.benchmark.measure.time.perf_counter", lambda: now.seconds)
+    monkeypatch.setattr("mambaseg.evaluation.costs.time.perf_counter", lambda: now.seconds)
     return now
 
 

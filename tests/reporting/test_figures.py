@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mambaseg.data.classes import IGNORED, UNLABELLED
+from mambaseg.errors import UserError
 from mambaseg.reporting import figures
 from mambaseg.reporting.cards import deck
 from mambaseg.reporting.figures import _error_map, case_slices, draw_cases, overlay
@@ -98,7 +99,7 @@ def test_a_failure_leaves_the_old_picture(case, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         write(case, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["case.png"]

@@ -113,8 +113,6 @@ def _key(cfg: DictConfig) -> str:
 
 def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[float, float]:
     """Times a step and a validation, in seconds, in a short training without a run folder."""
-    from mambaseg.training.clock import Clock
-
     trial = copy.deepcopy(cfg)
     with TemporaryDirectory(prefix="mambaseg-budget-") as place, open_dict(trial):
         trial.data.update(minutes=None, steps=TRIAL, val_every=TRIAL)
@@ -125,9 +123,7 @@ def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[floa
         logging.disable(logging.WARNING)
         try:
             with build(trial) as run:
-                clock = Clock()
-                run.trainer.callbacks.append(clock)
                 run.fit()
         finally:
             logging.disable(logging.NOTSET)
-    return statistics.fmean(clock.steps[TRIAL // 3 :]), max(clock.validations[-1], 1e-3)
+    return statistics.fmean(run.recorder.steps[TRIAL // 3 :]), max(run.recorder.validating, 1e-3)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mambaseg.evaluation.costs import peak, start_peak
+from mambaseg.evaluation.costs import peak, seconds_on, start_peak
 
 Call = Callable[[], object]
 
@@ -84,17 +83,10 @@ def _warm_up(call: Call, protocol: Protocol) -> tuple[float, int]:
 
 
 def _seconds(call: Call, calls: int, device: torch.device) -> float:
-    _wait_for(device)
-    start = time.perf_counter()
+    start = seconds_on(device)
     for _ in range(calls):
         call()
-    _wait_for(device)
-    return time.perf_counter() - start
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return seconds_on(device) - start
 
 
 def instruction_sets() -> dict[str, str]:

@@ -125,6 +125,9 @@ class VolumeCache:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
     def position(self, case: str) -> int:
         """Return the number of a case, given its id."""
         return self._positions[case]

@@ -39,12 +39,12 @@ from mambaseg.data.readers.unlabelled import find_unlabelled, of_labelled
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.splits import listed
-from mambaseg.data.survey import Survey, Surveyed, open_survey
+from mambaseg.data.survey import Surveyed, open_survey
 from mambaseg.data.validation import checked_label_map, require_classes
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 
-Entries = TypeVar("Entries", VolumeCache, Survey)
+Entries = TypeVar("Entries", VolumeCache, tuple[Surveyed, ...])
 log = logging.getLogger(__name__)
 
 
@@ -124,6 +124,9 @@ class SegmentationDataModule(StepDataModule):
         self._labels, self._labelled, self._oversample = labels, labelled, oversample
         how: Any = {"channels": self.in_channels, "longest_side": longest_side}
         self._further = partial(find_unlabelled, unlabelled_images, **how)
+        self._how: Any = {
+            "cache_dir": self.cache_dir, "num_classes": num_classes, "channels": self.in_channels,
+        }  # fmt: skip
         self._ignore = checked_ignore(ignore_label, num_classes, label_map)
         self.partial = labels != "dense" or ignore_label is not None
         self.augmentation = Augmentation(
@@ -157,7 +160,9 @@ class SegmentationDataModule(StepDataModule):
         if self._cache is not None:
             return
         alike = self._find()
-        used, cache = self._divided(self._decoded)
+        used, cache = self._divided(
+            partial(open_cache, preprocessing=self.preprocessing, **self._how)
+        )
         if self._copies:
             shown = "; ".join(listed(group) for group in self._copies)
             log.info("the same images belong to more than one patient: %s", shown)
@@ -221,7 +226,7 @@ class SegmentationDataModule(StepDataModule):
         self.split = self._split()
         used = self._used()
         entries = read(used)
-        contents = {one.case: one.content or one.source for one in entries.entries}
+        contents = {one.case: one.content or one.source for one in entries}
         groups = patients_with_same_images(used, contents)
         self._copies = of_labelled(groups, self._unlabelled, self.split)
         if self._copies:
@@ -244,22 +249,12 @@ class SegmentationDataModule(StepDataModule):
             if case.patient in evaluated or case.patient in trained
         ] + [*self._unlabelled.values()]
 
-    def _decoded(self, used: list[Case]) -> VolumeCache:
-        return open_cache(
-            used,
-            self.preprocessing,
-            cache_dir=self.cache_dir,
-            num_classes=self.num_classes,
-            channels=self.in_channels,
-        )
-
     def survey(self, *, greys: bool) -> list[Surveyed]:
         """What a plan is made of: shapes and voxel sizes of the training cases, and `greys`."""
         self._find()
-        how: Any = {"num_classes": self.num_classes, "channels": self.in_channels, "greys": greys}
-        used, found = self._divided(partial(open_survey, cache_dir=self.cache_dir, **how))
+        used, found = self._divided(partial(open_survey, greys=greys, **self._how))
         trained = {case.id for case in used if case.patient in self.split.train}
-        return [one for one in found.entries if one.case in trained]
+        return [one for one in found if one.case in trained]
 
     def _log(self, cache: VolumeCache, alike: Alike | None) -> None:
         """Say what the parts hold, and what about it is odd."""

@@ -211,35 +211,21 @@ class Preprocessing:
         """Whether an image may be larger than the grid, which is then a window on it."""
         return self.geometry in ("spacing", "native")
 
+    def _plain(self) -> dict[str, Any]:
+        return {field.name: plain_lists(getattr(self, field.name)) for field in fields(self)}
+
     def describe(self) -> dict[str, Any]:
         """Return plain data that describes this, for checkpoints and results."""
-        description = {
-            "name": self.name,
-            "size": plain_lists(self.size),
-            "intensity": self.intensity,
-            "geometry": self.geometry,
-            "interpolation": self.interpolation,
-            "window": plain_lists(self.window),
-            "spacing": plain_lists(self.spacing),
-            "longest_side": self.longest_side,
-            "neighbours": self.neighbours or None,
-            "ct": plain_lists(self.ct),
-        }
-        return {key: value for key, value in description.items() if value is not None}
+        how = {"geometry": self.geometry, "interpolation": self.interpolation}
+        described = {**self._plain(), **how, "neighbours": self.neighbours or None}
+        return {key: value for key, value in described.items() if value is not None}
 
     def settings(self) -> dict[str, Any]:
         """Return the values of `data.*` that ask for this; None where the preset decides."""
-        own = self.intensity in (PRESETS[self.name][0], WINDOW, CT)
-        return {
-            "preprocessing": self.name,
-            "size": plain_lists(self.size),
-            "intensity": None if own else self.intensity,
-            "window": plain_lists(self.window),
-            "spacing": plain_lists(self.spacing),
-            "longest_side": self.longest_side,
-            "neighbours": self.neighbours,
-            "ct": plain_lists(self.ct),
-        }
+        values = self._plain()
+        if self.intensity in (PRESETS[self.name][0], WINDOW, CT):
+            values["intensity"] = None
+        return {"preprocessing": values.pop("name"), **values}
 
     @property
     def slices(self) -> int:

@@ -55,16 +55,9 @@ class Surveyed:
     greys: tuple[Greys, ...] = ()  # of each channel; none without foreground, or unless asked for
 
 
-@dataclass(frozen=True)
-class Survey:
-    """The cases of a split."""
-
-    entries: tuple[Surveyed, ...]
-
-
 def open_survey(
     cases: Sequence[Case], *, cache_dir: Path, num_classes: int, channels: int, greys: bool
-) -> Survey:
+) -> tuple[Surveyed, ...]:
     """Read the survey of these cases, made if there is none; with `greys` their grey values too.
 
     `UserError` where a case cannot be used or the file cannot be written.
@@ -94,7 +87,7 @@ def open_survey(
     plain = [asdict(one) for one in entries]
     with whole_file(path, otherwise="choose another folder with data.cache_dir=...") as file:
         file.write_text(json.dumps({"digest": digest_of(plain), "cases": plain}), encoding="utf-8")
-    return Survey(entries)
+    return entries
 
 
 def foreground_of(cases: Sequence[Surveyed], channel: int) -> CtValues | None:
@@ -125,7 +118,7 @@ def _greys(volume: Volume) -> tuple[Greys, ...]:
     return tuple(greys)
 
 
-def _kept(path: Path, digests: dict[str, str]) -> Survey | None:
+def _kept(path: Path, digests: dict[str, str]) -> tuple[Surveyed, ...] | None:
     """What a file holds; None where there is none, or a damaged one."""
     try:
         held = json.loads(read_text(path, limit=LIMIT))
@@ -137,7 +130,7 @@ def _kept(path: Path, digests: dict[str, str]) -> Survey | None:
     except Exception as error:  # whatever foreign text makes of it
         log.warning("%s is damaged (%s): looking at the cases again", path, error)
         return None
-    return Survey(entries) if {one.case: one.source for one in entries} == digests else None
+    return entries if {one.case: one.source for one in entries} == digests else None
 
 
 def _entry(plain: dict[str, Any]) -> Surveyed:

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, the scan, which usual tools do not see, and memory.
+"""What a network costs: multiply-adds, the scan, which usual tools do not see, time and memory.
 
 Counting tools look at layers (convolutions, linear layers). They miss the matrix products between
 layers (attention, the projections of a scan block) and the scan itself, which is neither.
@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mambaseg.models import ScanBlock
 from mambaseg.models.linear import ONEDNN
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear,
+)  # fmt: skip
 
 
 def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
@@ -34,24 +37,15 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
         `other_macs`: of all other matrix products; `scan_flops`: see `scan_flops`; `flops`: all of
         them, a multiply-add as two.
     """
-    layers = 0
     scans = 0
-
-    def count_layer(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        nonlocal layers
-        layers += _layer_macs(module, inputs[0], output)
 
     def count_scan(module: ScanBlock, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal scans
         length, channels = module.scan_size(inputs[0])
         scans += len(inputs[0]) * scan_flops(length, channels, module.d_state)
 
-    handles = []
-    for module in network.modules():
-        if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
-            handles.append(module.register_forward_hook(count_layer))
-        elif isinstance(module, ScanBlock):
-            handles.append(module.register_forward_hook(count_scan))
+    blocks = (module for module in network.modules() if isinstance(module, ScanBlock))
+    handles = [block.register_forward_hook(count_scan) for block in blocks]
     try:
         # Attention as matrix products: the counter does not know the CPU's fused kernel.
         plain = sdpa_kernel(SDPBackend.MATH)
@@ -60,6 +54,12 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
     finally:
         for handle in handles:
             handle.remove()
+    root, counts = type(network).__name__, counter.get_flop_counts()
+    layers = sum(
+        sum(counts.get(f"{root}.{name}".rstrip("."), {}).values())
+        for name, module in network.named_modules()
+        if isinstance(module, _LAYERS)
+    ) // 2  # fmt: skip
     macs = counter.get_total_flops() // 2  # sees every matrix product, but no scan
     return {
         "layer_macs": layers,
@@ -84,18 +84,14 @@ def scan_flops(length: int, channels: int, states: int) -> int:
     return length * channels * (9 * states + 1)
 
 
-def _layer_macs(module: nn.Module, image: Tensor, output: Tensor | tuple[Tensor, ...]) -> int:
-    """Multiply-adds of a convolution or linear layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    per_element = math.prod(weight.shape[1:])  # of the output; of the input where transposed
-    if isinstance(module, _TRANSPOSED):
-        return per_element * image.numel()
-    outputs = (output,) if isinstance(output, Tensor) else output
-    return per_element * sum(t.numel() for t in outputs)
+# ---- time and memory ----------------------------------------------------------------------------
 
 
-# ---- memory -------------------------------------------------------------------------------------
+def seconds_on(device: torch.device) -> float:
+    """Seconds of a clock that waits for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def start_peak(device: torch.device) -> int | None:

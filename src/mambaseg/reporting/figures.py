@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -283,11 +282,6 @@ def _crop(labelled: npt.NDArray[Any]) -> tuple[slice, slice]:
 
 def save_png(figure: Figure, path: Path, *, dpi: int = 120) -> Path:
     """Writes a figure as PNG, whole or not at all; folders are made."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi)
     with whole_file(path, otherwise="choose another folder with outputs=...") as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        figure.savefig(temporary, format="png", dpi=dpi)
     return path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.storage.untrusted import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from mambaseg.evaluation.metrics import Metric
 
 UNDEFINED = "–"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -60,9 +60,6 @@ class Grid:
 
     def terminal(self) -> Table:
         """A rich table: text columns fold, numbers stay whole; marked rows have a colour."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
 
         def plain(text: str) -> Text:
             return Text(printable(text))  # brackets are not rich's markup

@@ -6,15 +6,14 @@ import datetime
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from mambaseg.reporting.grid import UNDEFINED, Grid, duration
 from mambaseg.reporting.runs import run_folders
 from mambaseg.storage.run_folder import RunFolder, this_host
 from mambaseg.storage.untrusted import read_json
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 STATES = ("done", "running", "interrupted", "failed", "damaged", "missing", "skipped")
 SILENT = 3600.0  # s without a heartbeat or a written file until a run counts as interrupted

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from rich.table import Table
 
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit, kept_in_words
@@ -33,9 +35,6 @@ from mambaseg.reporting.scores import (
     rows_where,
     values_of,
 )
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # The built-in metrics that networks are compared on, that have room where a row is a network, and
 # where it is a class. Accuracy is close to 1 for every small structure, volumes are no scores. A

@@ -45,10 +45,11 @@ class RunRecorder(Callback):
         self._cases: dict[str, dict[str, Any]] = {}
         self._beaten = time.monotonic()  # when the record said last that the run is alive
         self._started = 0.0
-        self._validating = 0.0  # s so far; during a validation minus the moment of its start
+        self.validating = 0.0  # s so far; during a validation minus the moment of its start
+        self.steps: list[float] = []  # s from the end of a step to that of the next; no validation
+        self._ended: float | None = None  # when the last one did; None: none spans the first step
+        self._gap = 0  # how many were noted before the last validation
         self._paces: list[float] = []  # s per step
-        self._window: float | None = None  # when the current one began
-        self._first: tuple[int, float] | None = None  # step that this training began with, and when
 
     # ---- training
 
@@ -56,8 +57,8 @@ class RunRecorder(Callback):
         """Starts the clock; a resumed training adds to the time in its record."""
         record = self.folder.record
         self._started = time.monotonic() - record.get("fit_seconds", 0.0)
-        self._validating = record.get("cost", {}).get("validation_seconds") or 0.0
-        self._paces, self._window, self._first = [], None, None
+        self.validating = record.get("cost", {}).get("validation_seconds") or 0.0
+        self.steps, self._ended, self._gap, self._paces = [], None, 0, []
         start_peak(pl_module.device)
 
     def on_train_batch_end(
@@ -68,17 +69,17 @@ class RunRecorder(Callback):
         self._live(trainer, steps=trainer.global_step)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if self._first is None:  # the first step pays for compilation and memory
-            self._first = trainer.global_step, time.monotonic()
-        elif trainer.global_step == self._first[0] + FIRST:
+        now, before = time.monotonic(), self._ended
+        self._ended = now
+        if before is None:  # the first step pays for compilation and memory
+            return
+        self.steps.append(now - before)
+        whole = len(self.steps) - self._gap
+        if whole == len(self.steps) == FIRST:
             on_cpu = pl_module.device.type == "cpu"
-            self._foretell(trainer, (time.monotonic() - self._first[1]) / FIRST, on_cpu)
-        place = trainer.global_step % PACE
-        if place == 1:
-            self._window = time.monotonic()
-        elif place == 0 and self._window is not None:
-            self._paces.append((time.monotonic() - self._window) / (PACE - 1))
-            self._window = None
+            self._foretell(trainer, statistics.fmean(self.steps), on_cpu)
+        if trainer.global_step % PACE == 0 and whole >= PACE - 1:
+            self._paces.append(statistics.fmean(self.steps[1 - PACE :]))
 
     def _foretell(self, trainer: L.Trainer, pace: float, on_cpu: bool) -> None:
         """Says how long the steps will take; validations come on top."""
@@ -99,9 +100,8 @@ class RunRecorder(Callback):
         """Starts the validation's clock when the steps before it are done; no window spans it."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        self._window = None
-        self._first = trainer.max_steps, 0.0  # one so early would be taken for steps
-        self._validating -= time.monotonic()
+        self._ended, self._gap = None, len(self.steps)
+        self.validating -= time.monotonic()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Says that the run is alive."""
@@ -111,7 +111,7 @@ class RunRecorder(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Logs the score and how it compares with the best, because a bar leaves nothing there."""
-        self._validating += time.monotonic()
+        self.validating += time.monotonic()
         score = trainer.callback_metrics.get(pl_module.monitor)
         if score is not None and not trainer.sanity_checking:
             left = seconds_left(trainer, self._started)
@@ -129,7 +129,7 @@ class RunRecorder(Callback):
     def _beat(self, trainer: L.Trainer, **cost: Any) -> None:
         if not trainer.is_global_zero:
             return
-        cost["validation_seconds"] = round(self._validating, 1)
+        cost["validation_seconds"] = round(self.validating, 1)
         if self._paces:
             cost["step_seconds"] = statistics.median(self._paces)
         seconds = round(time.monotonic() - self._started, 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pkgutil import resolve_name
 from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
@@ -37,7 +37,7 @@ def settle_callbacks(
     states = []
     folder = f"{cfg.get('run_dir')}/checkpoints"
     for name, config in (cfg.get("callbacks") or {}).items():
-        if not isinstance(config, Mapping) or not (kind := _class(config)):
+        if not config or not isinstance(kind := resolve_name(config["_target_"]), type):
             continue
         key, known = f"callbacks.{name}", [*logged, "train/loss"]
         if kind.__name__ in _INSTEAD and kind.__module__.startswith("lightning."):
@@ -73,16 +73,6 @@ def settle_callbacks(
             "tested, and the last one, from which an interrupted training resumes. "
             "callbacks.checkpoint.every=null saves least often."
         )
-
-
-def _class(config: Mapping[str, Any]) -> type | None:
-    """The class that a callback's config names; None: Hydra says so when it makes the callback."""
-    module, _, name = str(config.get("_target_", "")).rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return kind if isinstance(kind, type) else None
 
 
 def _settle_monitor(key: str, config: Any, known: Sequence[str], modes: Mapping[str, str]) -> None:

@@ -152,18 +152,6 @@ class NonFinite(Callback):
             pl_module.skipped = True
             self._note_skipped(trainer, found)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Settles the last step before anything is scored."""
-        self._settle(trainer, pl_module)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: Any) -> None:
-        """Likewise before anything is written."""
-        self._settle(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Likewise at the end."""
-        self._settle(trainer, pl_module)
-
     # ---- one step late
 
     def _not_late(self, trainer: L.Trainer, task: Any) -> str:
@@ -194,7 +182,7 @@ class NonFinite(Callback):
             step.known.record()
         self._asked = step
 
-    def _settle(self, trainer: L.Trainer, task: Any) -> None:
+    def _settle(self, trainer: L.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         """Reads the answer about the last step; nothing has changed the weights since."""
         step, self._asked = self._asked, None
         if step is None:
@@ -202,9 +190,12 @@ class NonFinite(Callback):
         if step.known is not None:
             step.known.synchronize()
         if step.bad:
-            for parameter in task.parameters():
+            for parameter in pl_module.parameters():
                 parameter.grad = step.gradients.get(parameter)
-            raise self._explained(trainer, task, step, self._found(trainer, step))
+            raise self._explained(trainer, pl_module, step, self._found(trainer, step))
+
+    # before anything is scored or written, and at the end
+    on_validation_start = on_save_checkpoint = on_train_end = _settle
 
     # ---- what follows
 

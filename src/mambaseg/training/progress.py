@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar as Bar
 from rich import get_console
 from rich.console import RenderableType
 from rich.constrain import Constrain
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from mambaseg.reporting.grid import duration
@@ -46,53 +46,34 @@ class ProgressBar(Bar):
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__()
         self._every = refresh_rate
-        self._enabled = refresh_rate > 0
-        self._progress: Progress | None = None
-        self._training: TaskID | None = None
-        self._evaluation: TaskID | None = None
+        self._line: Progress | None = None
         self._begun, self._done = 0.0, 0  # when this training began, and at which step
         self._read, self._loss = 0.0, ""  # a value of a GPU is waited for, so once a second
 
     def disable(self) -> None:
         """Draws nothing from now on, as Lightning asks for on other ranks."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Draws again."""
-        self._enabled = self._every > 0
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Prints above the bar."""
-        get_console().print(*args, **kwargs)
+        self._every = 0
 
     # ---- training
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the bar, at the step that a resumed training begins with."""
         self._begun, self._done, self._loss = time.monotonic(), trainer.global_step, ""
-        self._training = self._task(trainer.max_steps, f"step {self._done}/{trainer.max_steps}")
-        self._advance(trainer)
+        self._show_steps(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Shows a finished optimizer step."""
-        if self._training is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if self._line is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps:
-            self._advance(trainer)
+            self._show_steps(trainer)
 
-    def _advance(self, trainer: L.Trainer) -> None:
-        if self._progress is None or self._training is None:
-            return
+    def _show_steps(self, trainer: L.Trainer) -> None:
         step, steps = trainer.global_step, trainer.max_steps
-        self._progress.update(
-            self._training,
-            completed=step,
-            description=f"step {step}/{steps}",
-            told=" · ".join(self._told(trainer)),
-        )
+        self._show(f"step {step}/{steps}", steps, step, " · ".join(self._told(trainer)))
 
     def _told(self, trainer: L.Trainer) -> list[str]:
         if trainer.global_step == self._done:
@@ -114,41 +95,36 @@ class ProgressBar(Bar):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the cases of the validation in place of the steps."""
         if not trainer.sanity_checking:
-            self._evaluate("validation", trainer.num_val_batches)
+            self._show_cases("validation", trainer.num_val_batches)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the cases of the test set."""
-        self._evaluate("test", trainer.num_test_batches)
+        self._show_cases("test", trainer.num_test_batches)
+
+    def _show_cases(self, what: str, batches: Any) -> None:
+        total = int(sum(batches)) if isinstance(batches, list) else int(batches)
+        self._show(what, total, told=f"{total} cases")
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """Shows a finished case."""
-        if self._progress is not None and self._evaluation is not None:
-            self._progress.advance(self._evaluation)
+        if self._line is not None:
+            self._line.advance(self._line.task_ids[0])
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the bar away, and shows that of the steps again."""
-        if self._progress is not None and self._evaluation is not None:
-            self._progress.remove_task(self._evaluation)
-            self._evaluation = None
-            if self._training is not None:
-                self._progress.update(self._training, visible=True)
-
-    on_test_batch_end, on_test_end = on_validation_batch_end, on_validation_end
-
-    def _evaluate(self, what: str, batches: Any) -> None:
-        total = int(sum(batches)) if isinstance(batches, list) else int(batches)
-        if self._progress is not None and self._training is not None:
-            self._progress.update(self._training, visible=False)
-        self._evaluation = self._task(total, what, told=f"{total} cases")
+        """Shows the steps again."""
+        if self._line is not None and trainer.state.fn == "fit":
+            self._show_steps(trainer)
 
     # ---- the line
 
-    def _task(self, total: int, description: str, told: str = "") -> TaskID | None:
+    def _show(self, what: str, total: int, completed: int = 0, told: str = "") -> None:
         console = get_console()
-        if not self._enabled or not console.is_interactive:
-            return None
-        if self._progress is None:
-            self._progress = _Line(
+        if not self._every or not console.is_interactive:
+            return
+        if self._line is None:
+            self._line = _Line(
                 TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
                 TextColumn("{task.fields[told]}", markup=False, table_column=Column(no_wrap=True)),
@@ -157,20 +133,15 @@ class ProgressBar(Bar):
                 expand=True,
                 refresh_per_second=4,
             )
-            self._progress.start()
-        return self._progress.add_task(description, total=total, told=told)
+            self._line.add_task(what, total=total, told=told)
+            self._line.start()
+        line = self._line.task_ids[0]
+        self._line.update(line, description=what, total=total, completed=completed, told=told)
 
-    def _take_away(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._training = self._evaluation = None
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Takes the bar away: at the end, and before anything is said about an error."""
+        if self._line is not None:
+            self._line.stop()
+        self._line = None
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Takes the bar away before anything is said about the error."""
-        self._take_away()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Takes the bar away at the end."""
-        self._take_away()
+    on_exception = on_test_end = teardown

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
+from mambaseg.evaluation.costs import seconds_on
 from mambaseg.models import GraphedNetwork, keep_layout
 from mambaseg.models.stochastic import drawing, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
-from mambaseg.training.clock import seconds_on
 from mambaseg.training.compiled import Compiled
 from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised

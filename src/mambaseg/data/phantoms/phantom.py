@@ -18,7 +18,7 @@ import numpy as np
 
 from mambaseg.data.phantoms.phantom_anatomy import GROUPS, draw_heart, tune_ejection
 from mambaseg.data.phantoms.phantom_image import Scan, draw_scan, render
-from mambaseg.data.phantoms.scribbles import add_scribbles
+from mambaseg.data.phantoms.scribbles import draw_scribble
 from mambaseg.data.phantoms.synthetic import write_once
 from mambaseg.errors import UserError
 
@@ -61,9 +61,7 @@ def write_phantom(root: Path, *, patients: int = 30, seed: int = 0, noise: float
             _write_patient(work / f"patient{number:03d}", number, seed, noise)
 
     what = f"{patients} patients"
-    write_once(Path(root), parameters, write, note=_NOTE, manifest=MANIFEST, what=what)
-    add_scribbles(Path(root))
-    return Path(root)
+    return write_once(Path(root), parameters, write, note=_NOTE, manifest=MANIFEST, what=what)
 
 
 def _write_patient(folder: Path, number: int, seed: int, noise: float) -> None:
@@ -86,6 +84,8 @@ def _write_patient(folder: Path, number: int, seed: int, noise: float) -> None:
         stem = f"{folder.name}_frame{frame + 1:02d}"
         _save(folder / f"{stem}.nii.gz", image[frame], affine, scan)
         _save(folder / f"{stem}_gt.nii.gz", label[frame], affine, scan)
+        scribble = draw_scribble(label[frame], np.random.default_rng([number, frame + 1]))
+        _save(folder / f"{stem}_scribble.nii.gz", scribble, affine, scan)
     height, weight = rng.normal(171, 9), rng.normal(75, 12)
     (folder / "Info.cfg").write_text(
         f"ED: {ed + 1}\nES: {es + 1}\nGroup: {heart.group}\nHeight: {height:.1f}\n"

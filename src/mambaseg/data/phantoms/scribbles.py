@@ -7,43 +7,16 @@ he sees; these curves follow a structure's border at a constant depth.
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import re
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.readers.acdc_h5 import UNLABELLED
-from mambaseg.errors import UserError
-from mambaseg.storage.files import whole_file
 
 DEPTH = 0.7  # of the greatest distance from a structure's border
 AWAY = (5.0, 12.0)  # pixels from the structures to the curve around them
 GAP = (1.0, 3.0)  # radians of a curve that are left open
 
 Label = NDArray[np.uint8]
-
-
-def add_scribbles(root: Path) -> None:
-    """Write `_scribble.nii.gz` beside each label that has none, if the folder can be written.
-
-    A scribble depends on the label, the patient's number and the frame's.
-    """
-    import nibabel as nib
-
-    labels = sorted(root.glob("patient*/*_gt.nii.gz"))
-    paths = {path: path.with_name(path.name.replace("_gt", "_scribble")) for path in labels}
-    missing = {path: scribble for path, scribble in paths.items() if not scribble.exists()}
-    with contextlib.suppress(UserError):  # a phantom of earlier versions on a read-only disk
-        for path, scribble in missing.items():
-            file = nib.load(path)
-            rng = np.random.default_rng([int(number) for number in re.findall(r"\d+", path.stem)])
-            drawn = draw_scribble(np.asarray(file.dataobj, np.uint8).T, rng)
-            content = nib.Nifti1Image(np.ascontiguousarray(drawn.T), file.affine, file.header)
-            with whole_file(scribble) as temporary:
-                temporary.write_bytes(gzip.compress(content.to_bytes(), 1, mtime=0))
 
 
 def draw_scribble(label: Label, rng: np.random.Generator) -> Label:

@@ -99,7 +99,8 @@ class DeepAdversarial(Method):
         self._seen.append((step, probability.detach()))
         places = range(first, len(logits))
         judge = partial(self.discriminator, probability[first:])
-        adversarial = called_labelled(step.run(judge, step.image[first:], places, 1))
+        judged = step.run(judge, step.image[first:], places, 1)
+        adversarial = told_apart(judged, len(judged))  # as if all were labelled
         weight = published_weight(step, self.weight)
         return {"supervised": step.supervised(logits), "adversarial": weight * adversarial}
 
@@ -137,11 +138,6 @@ class DeepAdversarial(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take it from a checkpoint."""
         self.optimizer.load_state_dict(state)
-
-
-def called_labelled(decision: Tensor) -> Tensor:
-    """Cross entropy of decisions (B, 2) to the class 1."""
-    return F.cross_entropy(decision, torch.ones_like(decision[:, 0], dtype=torch.int64))
 
 
 def told_apart(decision: Tensor, labelled: int) -> Tensor:

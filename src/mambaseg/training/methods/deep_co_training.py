@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mambaseg.training.methods.method import Method, Step, published_weight
-from mambaseg.training.methods.terms import squared_difference, turned
+from mambaseg.training.methods.terms import squared_difference
 
 
 class DeepCoTraining(Method):
@@ -30,9 +30,9 @@ class DeepCoTraining(Method):
         """`supervised` and `consistency`."""
         quarters, first = int(4 * step.uniform(1)[0]), step.labelled
         logits = step.logits(self.network)
-        view = turned(step.image[first:], quarters)
+        view = step.image[first:].rot90(quarters, (-2, -1))
         other = step.logits(self.network, view, first=first, turn=1).softmax(1)
-        consistency = mutual_difference(other, turned(logits[first:].softmax(1), quarters))
+        consistency = mutual_difference(other, logits[first:].softmax(1).rot90(quarters, (-2, -1)))
         weight = published_weight(step, self.weight)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}
 

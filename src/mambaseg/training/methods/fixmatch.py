@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
 from mambaseg.training.methods.method import Method, Step, published_weight
-from mambaseg.training.methods.terms import cross_entropy, dice
+from mambaseg.training.methods.terms import ce_dice, cross_entropy
 
 
 class FixMatch(Method):
@@ -59,10 +59,9 @@ class FixMatch(Method):
         if self.released:
             label = released_label(weak[first:], self.threshold)
             share, complement = complementary(strong, weak)
-            learnt = cross_entropy(strong[first:], label) + dice(strong[first:], label)
-            return learnt + share * complement
+            return ce_dice(strong[first:], label) + share * complement
         label = sure_label(weak[first:], self.threshold)
-        return cross_entropy(strong[first:], label) + dice(strong[first:], label)
+        return ce_dice(strong[first:], label)
 
     def strong(self, step: Step) -> Tensor:
         """The batch with its brightness and contrast changed, within each image's range."""

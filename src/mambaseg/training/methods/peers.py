@@ -6,16 +6,10 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from mambaseg.training.methods.method import Method, Step, published_weight
-from mambaseg.training.methods.terms import cross_entropy, dice, pseudo_label
-
-
-def ce_and_dice(logits: Tensor, label: Tensor) -> Tensor:
-    """Sum of both."""
-    return cross_entropy(logits, label) + dice(logits, label)
-
+from mambaseg.training.methods.terms import ce_dice, cross_entropy, dice, pseudo_label
 
 PSEUDO_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": cross_entropy, "dice": dice, "ce_dice": ce_and_dice,
+    "ce": cross_entropy, "dice": dice, "ce_dice": ce_dice,
 }  # fmt: skip
 
 

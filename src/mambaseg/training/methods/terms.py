@@ -6,7 +6,6 @@ over the samples of all devices, so that several processes compute what one does
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ cross_entropy = DiceCE(ce_weight=1.0, dice_weight=0.0, partial=True)
 """(logits, label) -> mean cross entropy over the pixels whose label is not ignored; 0 of none."""
 dice = DiceCE(ce_weight=0.0, dice_weight=1.0, partial=True)
 """(logits, label) -> Dice loss as `DiceCE` defines it."""
+ce_dice = DiceCE(ce_weight=1.0, dice_weight=1.0, partial=True)
+"""(logits, label) -> sum of both."""
 
 
 def pseudo_label(scores: Tensor) -> Tensor:
@@ -52,11 +53,6 @@ def ramp(step: float, length: float, *, stairs: int = 0) -> float:
     return math.exp(-5.0 * (1.0 - t) ** 2)
 
 
-def turned(maps: Tensor, quarters: int) -> Tensor:
-    """Turn (..., H, W) by quarter turns from rows to columns."""
-    return maps.rot90(quarters, (-2, -1))
-
-
 class Teacher(nn.Module):
     """An average of a network's parameters over the steps: t <- d t + (1 - d) s.
 
@@ -77,19 +73,3 @@ class Teacher(nn.Module):
         with torch.no_grad():
             for mine, its in zip(self.network.parameters(), student.parameters(), strict=True):
                 mine.mul_(decay).add_(its.to(mine), alpha=1.0 - decay)
-
-
-def certain(passes: Callable[[int], Tensor], count: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """Where the mean of several noisy passes is certain enough.
-
-    Args:
-        passes: number of the pass -> logits (B, K, H, W).
-        count: of passes.
-        threshold: entropy in nats below which a pixel counts.
-
-    Returns:
-        The mask (B, H, W), and the entropy of the mean.
-    """
-    mean = torch.stack([passes(number).softmax(1) for number in range(count)]).mean(0)
-    uncertainty = entropy(mean)
-    return uncertainty < threshold, uncertainty

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mambaseg.training.methods.mean_teacher import MeanTeacher
 from mambaseg.training.methods.method import Step
-from mambaseg.training.methods.terms import certain, ramp, ratio
+from mambaseg.training.methods.terms import entropy, ramp, ratio
 
 
 class UAMT(MeanTeacher):
@@ -49,9 +49,8 @@ class UAMT(MeanTeacher):
         classes = student.shape[1]
         with torch.no_grad():
             threshold = self.threshold(step.number / step.steps, classes)
-            mask, _ = certain(
-                lambda number: self.taught(step, 2 + number, view), self.passes, threshold
-            )
+            passes = [self.taught(step, 2 + k, view).softmax(1) for k in range(self.passes)]
+            mask = entropy(torch.stack(passes).mean(0)) < threshold
         return masked_difference(student, teacher, mask, 2 if self.released else classes)
 
 

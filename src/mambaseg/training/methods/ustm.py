@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mambaseg.training.methods.method import Step
-from mambaseg.training.methods.terms import ramp, turned
+from mambaseg.training.methods.terms import ramp
 from mambaseg.training.methods.uamt import UAMT
 
 
@@ -33,9 +33,9 @@ class USTM(UAMT):
         """`supervised` and `consistency`."""
         quarters = int(4 * step.uniform(1)[0])
         logits = step.logits(self.network)
-        view = turned(step.image, quarters)
+        view = step.image.rot90(quarters, (-2, -1))
         taught = self.taught(step, 1, view).softmax(1)
-        student = turned(logits.softmax(1), quarters)
+        student = logits.softmax(1).rot90(quarters, (-2, -1))
         consistency = self.consistency(step, student, taught, view)
         weight = self.weight * ramp(step.number, step.steps, stairs=60)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}
