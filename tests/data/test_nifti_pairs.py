@@ -99,6 +99,60 @@ def test_what_is_wrong_is_said_for_each_file(tmp_path):
         nifti_pairs.find_cases(root / "images")
 
 
+PER_CASE = ("{}/image.nii.gz", "{}/label.nii.gz")
+IN_FOLDERS = ("{0}/{0}.nii.gz", "{0}/{0}_seg.nii.gz")
+LEFT_OUT = {  # layout, what is done in the folder c02, what is said of it
+    "no label": (PER_CASE, lambda c: (c / "label.nii.gz").unlink(), "error",
+                 "image.nii.gz: has no mask"),
+    "no image": (PER_CASE, lambda c: (c / "image.nii.gz").unlink(), "error",
+                 "label.nii.gz: has no image"),
+    "another name": (PER_CASE, lambda c: (c / "image.nii.gz").rename(c / "t1.nii.gz"), "error",
+                     "label.nii.gz: has no image"),
+    "two images": (PER_CASE, lambda c: shutil.copy(c / "image.nii.gz", c / "image.nii"), "error",
+                   "there is image.nii too"),
+    "no label, by suffix": (IN_FOLDERS, lambda c: (c / "c02_seg.nii.gz").unlink(), "error",
+                            "c02.nii.gz: has no mask"),
+    "no image, by suffix": (IN_FOLDERS, lambda c: (c / "c02.nii.gz").unlink(), "error",
+                            "c02_seg.nii.gz: has no image"),
+    "one deeper": (IN_FOLDERS, lambda c: c.rename(c.parent / "x") and (c.parent / "x").rename(
+        (c.parent / "deep").mkdir() or c.parent / "deep" / "c02"), "warning", "2 files beside"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_no_folder_of_a_case_is_left_out_in_silence(what, tmp_path):
+    (image, label), change, level, said = LEFT_OUT[what]
+    names = ((image.format(f"c0{number}"), label.format(f"c0{number}")) for number in range(4))
+    root = write(tmp_path / "data", *names)
+    change(root / "c02")
+    report = check_dataset(root)
+    assert report.cases == 3
+    (found,) = [f"{one.where} {one.problem}" for one in report.of(level)]
+    assert said in found
+
+
+def test_files_beside_the_cases_are_told(tmp_path):
+    root = write(tmp_path / "data", ("images/a.nii.gz", "labels/a.nii.gz"),
+                 ("images/more/b.nii.gz", "labels/more/b.nii.gz"),
+                 ("site2/images/c.nii.gz", "site2/labels/c.nii.gz"),
+                 ("d.nii.gz", "d_seg.nii.gz"))  # fmt: skip
+    report = check_dataset(root)
+    told = sorted(one.where for one in report.of("warning") if "not used" in one.problem)
+    assert report.cases == 1 and told == [
+        "d.nii.gz, d_seg.nii.gz, images/more/b.nii.gz, labels/more/b.nii.gz",
+        "site2/images/c.nii.gz, site2/labels/c.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize("numbers", [(0, 2), (1,), (1, 2)])
+def test_channels_are_numbered_without_a_gap(numbers, tmp_path):
+    names = [(f"images/a_{number:04d}.nii.gz", "labels/a.nii.gz") for number in (0, 1)]
+    names += [(f"images/b_{number:04d}.nii.gz", "labels/b.nii.gz") for number in numbers]
+    report = check_dataset(write(tmp_path / "data", *names))
+    said = f"has the channels b_{numbers[0]:04d}.nii.gz"
+    assert any(said in one.problem for one in report.of("error"))
+
+
 def test_a_training_runs_on_what_is_proposed(tmp_path):
     names = ((f"c{number}.nii.gz", f"c{number}_seg.nii.gz") for number in range(5))
     root = write(tmp_path / "data", *names)

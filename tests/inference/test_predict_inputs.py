@@ -114,6 +114,45 @@ def test_label_maps_that_this_program_did_not_make_are_never_replaced(checkpoint
         predict(checkpoint, image, truth)
 
 
+@pytest.mark.parametrize("kind", ["overlay", "probabilities", "uncertainty"])
+def test_neither_are_other_files_that_bear_the_name_of_a_result(checkpoint, tmp_path, kind):
+    image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert predict(checkpoint, image, out).done == ["a"]
+    mine = out / ("a_overlay.png" if kind == "overlay" else f"a_{kind}.nii.gz")
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=f"{mine.name} was not made by this command"):
+        predict(checkpoint, image, out, **{kind: True})
+    predict(checkpoint, image, out, rerun=True)
+    assert mine.read_text() == "mine"
+    predict(checkpoint, image, out, rerun=True, **{kind: True})
+    assert mine.read_bytes()[:4] != b"mine"
+    predict(checkpoint, image, out, rerun=True)  # it would belong to earlier labels
+    assert not mine.exists()
+
+
+def test_a_label_map_beside_an_unreadable_json_is_not_replaced(checkpoint, tmp_path):
+    image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
+    write_image(out / "a.nii.gz", 9)
+    (out / "a.json").write_bytes('{"InstitutionName": "Universität"}'.encode("latin-1"))
+    before = (out / "a.nii.gz").read_bytes()
+    with pytest.raises(UserError, match=r"a\.json was not made by this command"):
+        predict(checkpoint, image, out)
+    assert (out / "a.nii.gz").read_bytes() == before
+
+
+def test_two_images_whose_results_would_have_one_name_are_refused(checkpoint, tmp_path):
+    for name in ("a.png", "a_overlay.bmp"):
+        place = tmp_path / "in" / name
+        place.parent.mkdir(exist_ok=True)
+        Pillow.fromarray(np.arange(999, dtype=np.uint8).reshape(27, 37)).save(place)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"a\.png and .*a_overlay\.bmp would both give .*_overlay"):
+        predict(checkpoint, tmp_path / "in", out, overlay=True)
+    assert predict(checkpoint, tmp_path / "in", out).done == ["a", "a_overlay"]
+    predict(checkpoint, tmp_path / "in" / "a.png", out, rerun=True)
+    assert (out / "a_overlay.png").exists()
+
+
 def test_a_result_that_a_kill_left_unfinished_is_made_again(checkpoint, tmp_path, monkeypatch):
     image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
     assert predict(checkpoint, image, out).done == ["a"]

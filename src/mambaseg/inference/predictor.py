@@ -16,7 +16,7 @@ import torch
 
 from mambaseg.data.classes import Structures, structures_of
 from mambaseg.data.formats import dicom_seg
-from mambaseg.data.formats.images import DICOM_SEG, OVERLAY, PROBABILITIES, UNCERTAINTY, Source
+from mambaseg.data.formats.images import Source
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
@@ -24,14 +24,14 @@ from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError, within_memory
 from mambaseg.evaluation.largest import keep_largest, parts_of
+from mambaseg.inference.results import BESIDE, require_own_names, result_files
 from mambaseg.inference.segment import Member, case_uncertainty, segment
 from mambaseg.inference.uncertainty import read_about, require_own_table, write_table
 from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
 from mambaseg.storage.files import whole_file
-from mambaseg.storage.untrusted import ForeignFileError, printable, read_json, readable
+from mambaseg.storage.untrusted import printable, readable
 
-_BESIDE = ("probabilities", "uncertainty", "overlay", "dicom_seg")  # options, each a file
 _DRAWN = 1024  # pixels of a picture that are drawn
 _OTHERWISE = "choose another folder with output=..."
 _INSTEAD = f"{_OTHERWISE}, or rerun=true to replace it"
@@ -146,6 +146,7 @@ class Predictor:
             dicom_seg.require()
         if self.options.uncertainty:
             require_own_table(output, otherwise=_OTHERWISE)
+        require_own_names({source: self._written(source) for source in sources}, output)
         outcome, start = Outcome(), time.perf_counter()
         waiting: list[Source] = []
         for source in sources:
@@ -178,7 +179,7 @@ class Predictor:
         digest = source.digest()
         image = self.read(source)
         prediction = self.segment(image)
-        files, beside = _files(source, output), self._beside(source)
+        files, beside = result_files(source, output), self._beside(source)
         before = read_about(files["about"])  # without `rerun` of the same networks and image
         anew = self.options.rerun or "unfinished" in before
         kept = set() if anew else set(before.get("beside", ()))
@@ -196,8 +197,9 @@ class Predictor:
         }
         if "uncertainty" in beside | kept:
             about["uncertainty"] = prediction.scores or before.get("uncertainty")
-        _write(files["about"], _json({**about, "unfinished": True}))
-        for other in set(_BESIDE) - beside - kept if "made_by" in before else ():
+        told = {**about, "beside": sorted(self._written(source) | kept), "unfinished": True}
+        _write(files["about"], _json(told))
+        for other in {*before.get("beside", ())} - beside - kept:
             files[other].unlink(missing_ok=True)  # it would belong to other labels
         if prediction.uncertainty is not None:
             _write(files["uncertainty"], _uncertainty_map(image, prediction.uncertainty))
@@ -322,9 +324,14 @@ class Predictor:
         return {"dicom_seg"}
 
     def _beside(self, source: Source) -> set[str]:
-        """Which of `_BESIDE` the options ask for."""
-        asked = {kind for kind in _BESIDE if getattr(self.options, kind) is True}
+        """Which of `BESIDE` the options ask for."""
+        asked = {kind for kind in BESIDE if getattr(self.options, kind) is True}
         return asked if source.series else asked - {"dicom_seg"}
+
+    def _written(self, source: Source) -> set[str]:
+        """Which of `BESIDE` are written if they can be."""
+        asked = self._beside(source)
+        return asked | {"dicom_seg"} if source.series and self.options.dicom_seg else asked
 
     def _is_finished(self, source: Source, output: Path) -> bool:
         """Whether the results of this very image are there, made in the same way.
@@ -332,20 +339,16 @@ class Predictor:
         Raises:
             UserError: what is there is something else, which is not replaced.
         """
-        files, beside = _files(source, output), self._beside(source)
-        labels = files["labels"]
-        try:
-            about = read_json(files["about"])
-        except ForeignFileError:
-            return False  # damaged
-        except OSError:
-            if not labels.exists():
-                return False
-            about = None
-        there, problem = labels, ""
-        if not isinstance(about, dict) or "made_by" not in about:
-            there = labels if about is None else files["about"]
-            problem = "was not made by this command"
+        files, beside = result_files(source, output), self._beside(source)
+        about, problem = read_about(files["about"]), ""
+        mine = {"about", "labels", *about.get("beside", BESIDE)} if "made_by" in about else set()
+        places = {kind: files[kind] for kind in ("about", "labels", *sorted(self._written(source)))}
+        others = [path for kind, path in places.items() if kind not in mine and path.exists()]
+        there = files["labels"]
+        if others and "unfinished" not in about:
+            there, problem = others[0], "was not made by this command"
+        elif not mine:
+            return False
         elif about["made_by"] != self.recipe:
             problem = "was made by other networks or with other options (its .json says which)"
         else:
@@ -359,20 +362,6 @@ class Predictor:
             raise UserError(f"{there} {problem}: {_INSTEAD}")
         here = all(files[kind].is_file() for kind in ("labels", *beside))
         return here and "unfinished" not in about and beside <= {*about.get("beside", ())}
-
-
-def _files(source: Source, output: Path) -> dict[str, Path]:
-    """Where each kind of result of an image has its place."""
-    place, picture = output / source.name, source.is_picture
-    endings = {
-        "labels": ".png" if picture else ".nii.gz",
-        "about": ".json",
-        "probabilities": PROBABILITIES,
-        "uncertainty": UNCERTAINTY[picture],
-        "overlay": OVERLAY,
-        "dicom_seg": DICOM_SEG,
-    }
-    return {kind: place.with_name(place.name + ending) for kind, ending in endings.items()}
 
 
 def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:

@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> None:
     from mambaseg.app.calibrate import stored_calibration
     from mambaseg.app.networks import plain, restore_network
     from mambaseg.data.sizes import sides_of
+    from mambaseg.errors import UserError
     from mambaseg.inference.bundle import TOLD, write_bundle
     from mambaseg.inference.export import SUFFIX, export_network
     from mambaseg.inference.found import find_run
@@ -38,6 +39,9 @@ def main(cfg: DictConfig) -> None:
         return
     sides = sides_of(plain(cfg)["size"] or about["preprocessing"]["size"])
     output = Path(cfg.output or f"{name}{SUFFIX.get(cfg.format, '')}")
+    for path in (output.expanduser(), output.with_name(f"{output.name}.json").expanduser()):
+        if path.exists():
+            raise UserError(f"output={path} is there already: name a new file")
     torch.manual_seed(cfg.seed)
     image = torch.rand(cfg.batch_size, checkpoint.inputs, *sides)
     parity = export_network(

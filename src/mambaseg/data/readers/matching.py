@@ -12,10 +12,12 @@ by names that all begin with `train_`, `val_` or `test_`.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,7 +45,11 @@ PARTS = {
 SUFFIX = re.compile(
     r"(?P<name>.+?)[_-](?:mask|segmentation|seg|anno|gt|label)s?(?P<number>_\d+)?", re.IGNORECASE
 )
+_NO_MASK = "Put its mask there, or take the image away (prediction needs no masks)."
+_NO_IMAGE = "Put its image there, or take the mask away."
+_TWICE = "Keep one of the two files."
 PART_PREFIX = re.compile(r"(train|val|test)[A-Z]?_")  # testA_ and testB_ are GlaS's
+_UNSEEN = "unseen"
 Read = Callable[[Case], Volume]
 
 
@@ -57,6 +63,11 @@ class _Place:
     image: list[Path] = field(default_factory=list)
     mask: list[Path] = field(default_factory=list)
     loose: list[Path] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [*self.image, *self.mask, *self.loose]
 
     def case(self, name: str, images: Sequence[Path], labels: Sequence[Path]) -> Case:
         """A case under its name after its group and its part, each unless the name begins so."""
@@ -108,8 +119,7 @@ class Matcher:
             if not isinstance(one, Case):
                 yield one
             elif one.label_path is None:
-                remedy = "Put its mask there, or take the image away (prediction needs no masks)."
-                yield DataError("has no mask", one.image_path, remedy)
+                yield DataError("has no mask", one.image_path, _NO_MASK)
             elif images.setdefault(one.id, one.image_path) != one.image_path:
                 problem = f"would be {one.id}, as {images[one.id]} is"
                 yield DataError(problem, one.image_path, "Rename one of the two.")
@@ -117,11 +127,51 @@ class Matcher:
                 yield with_patient(one, patient_pattern)
 
     def _find(self, root: Path, read: Read) -> Iterator[Found]:
-        """Cases of all parts, or of the root where there are none; an image may lack its label."""
+        """Cases, and what is wrong with the rest; an image may lack its label."""
         places: dict[tuple[str | None, str | None], _Place] = {}
+        unseen = []  # files in folders of which no layout has some
         for path, kind, part, group in self._walk(root):
+            if kind == _UNSEEN:
+                unseen.append(path)
+                continue
             place = places.setdefault((part, group), _Place(read, part, group))
             getattr(place, kind or "loose").append(path)
+        walked = copy.deepcopy([*places.values()])
+        found = list(self._in_places(root, read, places))
+        yield from found
+        if not any(isinstance(one, Case) for one in found):
+            return
+        known = {path for one in found for path in _files_of(one)}
+        with_cases = {one.part for one in walked if one.group and not known.isdisjoint(one.files)}
+        for one in walked:
+            if one.group and known.isdisjoint(one.files):
+                yield self._left_out(root, one, alone=one.part not in with_cases)
+            elif not one.group and (one.part is None or not known.isdisjoint(one.files)):
+                for files in (one.image, one.mask, one.loose):
+                    unseen += files if known.isdisjoint(files) else []
+        if unseen:
+            yield _unused(root, unseen)
+
+    def _left_out(self, root: Path, place: _Place, *, alone: bool) -> Found:
+        """What is wrong with a folder without a case, where others are cases unless `alone`."""
+        group, loose = str(place.group).lower(), place.loose
+        kinds = {path: KINDS.get(self._stem(path).lower()) for path in loose}
+        masks = place.mask + [path for path in loose if kinds[path] == "mask" or self._base(path)]
+        named = {path for path in loose if path.name.lower().startswith(group)}
+        images = [*place.image, *(p for p in loose if kinds[p] == "image" or p in named)]
+        images = [path for path in images if path not in masks]
+        if not alone and images and not masks:
+            return DataError("has no mask", images[0], _NO_MASK)
+        if not alone and masks and not images:
+            return DataError("has no image", masks[0], _NO_IMAGE)
+        if masks and len(images) == 2 and len({*map(self._stem, images)}) == 1:
+            return DataError(f"there is {images[0].name} too", images[1], _TWICE)
+        return _unused(root, place.files)
+
+    def _in_places(
+        self, root: Path, read: Read, places: Mapping[tuple[str | None, str | None], _Place]
+    ) -> Iterator[Found]:
+        """Cases of all parts, or of the root where there are none."""
         parts = [part for part in ("train", "val", "test") if part in {its for its, _ in places}]
         top = places.get((None, None))
         for part in parts if parts and not (top and top.image and top.mask) else [None]:
@@ -160,6 +210,14 @@ class Matcher:
                 yield from self._walk(path, KINDS[lower], part, group)
             elif not (kind or group):
                 yield from self._walk(path, None, part, name)
+            else:
+                with contextlib.suppress(OSError):  # it is not used
+                    names = sorted(path.iterdir())
+                    yield from (
+                        (file, _UNSEEN, part, group)
+                        for file in names
+                        if file.name.lower().endswith(self.endings) and file.name[0] != "."
+                    )
 
     def _in_place(self, place: _Place) -> Iterator[Found]:
         """Cases by whichever layout a place has; nothing where it has none."""
@@ -198,7 +256,13 @@ class Matcher:
                 files.setdefault(match[1], []).append(path)
             elif files.setdefault(name, [path]) != [path]:
                 problem = f"there is {files[name][0].name} too"
-                yield DataError(problem, path, "Keep one of the two files.")
+                yield DataError(problem, path, _TWICE)
+        for name, channels in files.items():
+            numbers = [f"{name}_{number:04d}" for number in range(len(channels))]
+            if self._stem(channels[0]) != name and [*map(self._stem, channels)] != numbers:
+                problem = f"has the channels {', '.join(path.name for path in channels)}"
+                remedy = "Number them 0000, 0001, ... without a gap: get the file, or rename them."
+                yield DataError(problem, channels[0].with_name(name), remedy)
         labels: dict[str, list[Path]] = defaultdict(list)
         unused = []
         for path in self._sorted(masks):
@@ -231,3 +295,17 @@ class Matcher:
         """The image's name in that of a mask."""
         match = SUFFIX.fullmatch(self._stem(path))
         return match["name"] if match else None
+
+
+def _files_of(one: Found) -> list[Path]:
+    """The files of a case, or the one that an error names."""
+    if isinstance(one, Case):
+        label = [one.label_path] if one.label_path else []
+        return [one.image_path, *one.more_images, *label, *one.more_labels]
+    return [one.path] if isinstance(one, DataError) and one.path else []
+
+
+def _unused(root: Path, files: Sequence[Path]) -> Problem:
+    named = listed([readable(path.relative_to(root).as_posix()) for path in files])
+    problem = f"{counted(len(files), 'file')} beside the cases, not used"
+    return Problem("warning", named, problem, "Put them where the others are, or take them away.")
