@@ -20,8 +20,9 @@ class NotInstalledError(UserError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that PyTorch gets no more memory, of a GPU or of the machine."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether an error says that there is no more memory, of a GPU or of the machine."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def within_memory(remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise UserError(f"out of memory: {error}\n{remedy}") from error

@@ -89,7 +89,12 @@ def test_a_file_and_its_array_get_the_labels_that_are_written(run, image, tmp_pa
     array = np.asarray(nibabel.load(image).dataobj).T  # (Z, H, W)
     assert np.array_equal(run.predict(array), labels)
     assert np.array_equal(run.predict(torch.from_numpy(array[:, None].copy())), labels)
-    assert run.predict(array[0]).shape == array[0].shape
+    assert run.predict(array[0]).shape == run.predict(array[0].tolist()).shape == array[0].shape
+    for same in (array.astype(">f4"), array[::-1].copy()[::-1], np.asfortranarray(array),
+                 torch.tensor(array.astype(np.float32), requires_grad=True)):  # fmt: skip
+        assert np.array_equal(run.predict(same), labels)
+    sides = nibabel.load(image).header.get_zooms()[::-1]
+    assert np.array_equal(run.predict(array, spacing=np.array(sides)), labels)
     outcome = predict([run, run.path], image, tmp_path)  # an ensemble of twice the same
     assert outcome.done == [image.name.removesuffix(".nii.gz")]
     (written,) = tmp_path.glob("*.nii.gz")
@@ -124,6 +129,23 @@ def test_an_evaluation_gives_the_scores_of_the_training_again(run, tmp_path):
         (lambda run: run.predict(np.zeros((2, 3, 40, 40))), "3 channels, the network takes 1"),
         (lambda run: run.predict(np.zeros(40)), r"shape \(40,\): expected is \(H, W\)"),
         (lambda run: run.predict(np.full((40, 40), np.nan)), "not finite"),
+        (lambda run: run.predict(np.zeros((40, 40), complex)), "expected are real numbers"),
+        (lambda run: run.predict(np.array([[1e9, 1e9 + 1]])), "cannot be told apart"),
+        *[
+            (lambda run, spacing=spacing: run.predict(np.zeros((2, 40, 40)), spacing=spacing), said)
+            for spacing, said in (
+                ((1, 1), "three numbers"),
+                (1.5, "three numbers"),
+                ("8,1,1", "three numbers"),
+                ((1, 1, 0), "the voxel size is"),
+                ((1, 1, np.nan), "the voxel size is"),
+            )
+        ],
+        (lambda run: predict(run, "x", "y", keep_largest="no"), "no file or folder x"),
+        (lambda run: load_run(run.path, keep_largest="no"), "keep_largest=no: must be one of"),
+        (lambda run: load_run(run.path, batch_size=0), "batch_size=0: must be a whole number"),
+        (lambda run: predict([], run.config["data"]["root"], "y"), "no run is named"),
+        (lambda run: train("seed=1,2"), "seed=1,2: a call takes one value"),
         (lambda run: run.predict("nowhere.nii.gz"), "there is no file or folder"),
         (lambda run: run.predict(run.config["data"]["root"]), "images: name one of them"),
     ],
@@ -140,6 +162,13 @@ def test_an_image_that_fails_is_an_error_after_the_others(run, image, tmp_path):
     with pytest.raises(UserError, match=r"1 of 2 failed:\n  bad: "):
         predict(run, tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out/good.nii.gz").is_file()
+
+
+def test_a_run_stays_where_it_is_when_the_program_goes_elsewhere(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.path.parent)
+    loaded = load_run(run.path.name)
+    monkeypatch.chdir(tmp_path)
+    assert loaded.scores.mean == run.scores.mean
 
 
 def test_a_program_that_uses_hydra_itself_goes_on_as_before(run):

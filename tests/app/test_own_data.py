@@ -10,9 +10,9 @@ import yaml
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
+from mambaseg.app.commands.check import main
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import explained_errors
-from mambaseg.data.check.__main__ import main
 from mambaseg.data.check.dataset import check_dataset
 from mambaseg.data.check.proposal import _yaml, propose
 from mambaseg.data.formats.images import find_images, group_channels

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
+from mambaseg.app.commands.check import main
 from mambaseg.data.check import check_dataset
-from mambaseg.data.check.__main__ import main
 from mambaseg.data.check.layouts import Layout, known_layouts
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.readers.acdc import find_cases
@@ -216,7 +216,7 @@ def test_the_module_runs_as_a_command(tmp_path):
     root = tmp_path / "no [red]markup[/] = ü"
     (write_patient(root / "patient001", seed=1) / "Info.cfg").unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "mambaseg.data.check", str(root)],
+        [sys.executable, "-m", "mambaseg", "check", str(root)],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},

@@ -138,7 +138,7 @@ def test_what_claims_to_be_huge_is_examined_in_little_memory(tmp_path):
 
 AS_NOBODY = """
 import os, sys
-from mambaseg.data.check.__main__ import main
+from mambaseg.app.commands.check import main
 sound, *roots = sys.argv[1:]
 main([sound])
 os.setgroups([])

@@ -87,6 +87,9 @@ def test_facts_come_from_files_and_from_a_table(phantom_root, tmp_path):
     assert facts["patient001"]["centre"] == "Dijon" and "patient999" not in facts
     table.write_text(table.read_text(), encoding="utf-8-sig")  # as Excel writes it
     assert facts_of(cases, tmp_path) == facts
+    table.write_text("patient,centre\n" + 2 * "patient001,Dijon\n" + "patient001,Lyon\n")
+    with pytest.raises(DataError, match="patient001 that centre is Dijon and that it is Lyon"):
+        facts_of(cases, tmp_path)
     table.write_text("id,centre\npatient001,Dijon\n", encoding="utf-8")
     with pytest.raises(DataError, match="column `patient`"):
         facts_of(cases, tmp_path)

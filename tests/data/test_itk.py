@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from mambaseg.data.check.__main__ import main
+from mambaseg.app.commands.check import main
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.errors import UserError

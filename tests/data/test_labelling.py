@@ -13,9 +13,9 @@ from test_nifti_pairs import write as write_pairs
 from test_public_sets import write_archive
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
+from mambaseg.app.commands.check import main
 from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset
-from mambaseg.data.check.__main__ import main
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import as_read, fingerprint, source_digests

@@ -116,6 +116,9 @@ def test_what_is_missing_or_does_not_fit_is_said(root):
     (root / "211230_M&Ms_Dataset.csv").write_text(CSV.replace("HCM,0,2", "HCM,0,"))
     with pytest.raises(UserError, match="no frame of A1 for ES"):
         find_cases(root)
+    (root / "211230_M&Ms_Dataset.csv").write_text(CSV + "5,A1,Siemens,1,HCM,1,2\n")
+    with pytest.raises(UserError, match="A1 that ed is 0 and that it is 1"):
+        find_cases(root)
     (root / "211230_M&Ms_Dataset.csv").write_text("a,a\n")
     with pytest.raises(UserError, match="is no list of subjects"):
         find_cases(root)

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from test_patients import find_alike
 
+from mambaseg.app.commands.check import main
 from mambaseg.data.check import check_dataset, find_layout
-from mambaseg.data.check.__main__ import main
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.readers import nifti_pairs
 from mambaseg.data.readers.dataset_json import read_dataset_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaseg.data.check.__main__ import main
+from mambaseg.app.commands.check import main
 from mambaseg.storage.run_folder import RunFolder
 from tiny_nnunet import arrays, write_volume
 

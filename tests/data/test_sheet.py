@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny_acdc import write_patient
 
+from mambaseg.app.commands.check import main
 from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset, sheet
-from mambaseg.data.check.__main__ import main
 from mambaseg.data.check.dataset import Examined
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.volume import Volume

@@ -441,9 +441,10 @@ def test_one_bad_image_does_not_stop_the_others_and_leaves_nothing(checkpoint, t
     ]  # fmt: skip
 
 
-def test_a_lack_of_memory_names_the_number_of_slices(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+def test_a_lack_of_memory_names_the_number_of_slices(checkpoint, tmp_path, monkeypatch, kind):
     def too_much(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise kind("out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr("mambaseg.inference.predictor.segment", too_much)
     image = write_image(tmp_path / "a.nii.gz")

@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.entry import CONF, explained_errors
-from mambaseg.app.overrides import arranged, composition_error
+from mambaseg.app.overrides import arranged, composition_error, parsed
+from mambaseg.app.schema import TABLE, take
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
 from mambaseg.reporting.runs import SEGMENTATION, read_identity, read_run
@@ -157,8 +158,12 @@ class TrainedRun:
             volume = self._read(Path(image))
             flat, single = volume.flat, len(volume.image) == 1
         else:
-            volume = _volume(image, self.predictor.channels, spacing)
-            flat, single = len(getattr(image, "shape", ())) == 2, True
+            import numpy as np
+
+            from mambaseg.inference.arrays import volume_of
+
+            volume = volume_of(image, channels=self.predictor.channels, spacing=spacing)
+            flat, single = np.ndim(image) == 2, True
         labels = self.predictor.segment(volume).labels
         return labels[0, 0] if flat else labels[0] if single else labels
 
@@ -190,7 +195,7 @@ def load_run(
         UserError: there is no such run, or it cannot be used.
     """
     path = find_run(run, segmenting=True)
-    return TrainedRun(path, _predictor([path], config_dir, options))
+    return TrainedRun(path.absolute(), _predictor([path], config_dir, options))
 
 
 def train(*overrides: str, config_dir: str | Path | None = None) -> TrainedRun:
@@ -295,42 +300,18 @@ def _predictor(
 ) -> Predictor:
     from mambaseg.app.ensemble import restore_predictor
 
+    if not paths:
+        raise UserError("run: no run is named")
+    given: Any = {
+        key: take(key, value) if key in TABLE else value for key, value in options.items()
+    }
     with explained_errors(UserError), our_hydra(config_dir):
-        return restore_predictor(paths, **options)
+        return restore_predictor(paths, **given)
 
 
 def _scores(path: Path) -> Scores:
     run = read_run(path)
     return Scores(path, run.rows, dict(run.summary))
-
-
-def _volume(image: Any, channels: int, spacing: Spacing | None) -> Volume:
-    """An array or tensor as a `Volume` of one frame."""
-    import torch
-
-    from mambaseg.data.volume import Volume
-
-    tensor = torch.as_tensor(image).cpu()
-    # bytes stay bytes, as those of a file do when a picture is reduced
-    array = (tensor if tensor.dtype == torch.uint8 else tensor.float()).numpy()
-    if array.ndim not in (2, 3, 4) or not array.size:
-        raise UserError(
-            f"the image has the shape {array.shape}: expected is (H, W), (Z, H, W) or (Z, C, H, W)"
-        )
-    array = array[(None,) * (3 - array.ndim)] if array.ndim < 3 else array
-    array = array[:, None] if array.ndim == 3 else array
-    if array.shape[1] != channels:
-        raise UserError(
-            f"the image has {array.shape[1]} channels, the network takes {channels}: give it as "
-            "(Z, C, H, W)"
-        )
-    if not torch.isfinite(torch.from_numpy(array)).all():
-        raise UserError("the image holds values that are not finite: replace them")
-    picture = spacing is None and len(array) == 1  # reduced as pictures of files are
-    return Volume(array[None], spacing=spacing, flat=picture)
-
-
-# ---- Hydra, out of sight ------------------------------------------------------------------------
 
 
 @contextmanager
@@ -370,6 +351,8 @@ def composed(script: str, overrides: list[str]) -> DictConfig:
 def composition(script: str, overrides: list[str]) -> DictConfig:
     """As the entry of the command composes it, Hydra's own part too; UserError: it cannot be."""
     try:
+        if swept := next((one for one in parsed(overrides) if one.is_sweep_override()), None):
+            raise UserError(f"{swept.input_line}: a call takes one value: call it for each")
         return compose(script, overrides, return_hydra_config=True)
     except (HydraException, ValueError) as error:
         if (said := composition_error(error, script, overrides)) is None:

@@ -67,7 +67,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     root = Path(str(cfg.data.root)).expanduser()
     if not cfg.data.get("synthetic") and not root.is_dir():
         raise UserError(
-            f"{folder} was trained on data in {root}, which is not there. Say where they are: "
+            f"{folder}: its data are expected in {root}, which is not there. Say where they are: "
             "data.root=<folder>; or name other data: data=..."
         )
     return checked(cfg, "evaluate", overrides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,23 @@ def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
         if "patient" not in columns:
             remedy = "Name the patient of each row in a column `patient`."
             raise DataError(f"has the columns {', '.join(columns)}", path, remedy)
+        told: dict[str, dict[str, str]] = {}
         for row in rows:
             if (patient := row.pop("patient")) in facts:
-                facts[patient] |= {
-                    key.strip(): value.strip() for key, value in row.items() if value
-                }
+                own = {key.strip(): value.strip() for key, value in row.items() if value}
+                require_one_row(path, patient, own, told.setdefault(patient, own))
+                facts[patient] |= own
     return facts
+
+
+def require_one_row(
+    path: Path, name: str, row: Mapping[str, str], before: Mapping[str, str]
+) -> None:
+    """Raises DataError unless two rows of one patient say the same."""
+    for key in row.keys() | before.keys():
+        if key and (one := before.get(key)) != (other := row.get(key)):
+            problem = f"says of {name} that {key} is {one} and that it is {other}"
+            raise DataError(problem, path, "Keep one row of each patient.")
 
 
 def split_cases(

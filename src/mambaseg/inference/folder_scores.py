@@ -133,8 +133,11 @@ def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) ->
             "class_names: the predictions do not say what their labels mean (no .json beside "
             "them); give class_names=[background,...]"
         )
-    if not 2 <= len(names) == len(set(names)):
-        raise UserError(f"class_names={names}: two names or more are needed, all different")
+    if not 2 <= len(names) == len({name.casefold() for name in names}):
+        raise UserError(
+            f"class_names={names}: two names or more are needed, all different (case does not "
+            "matter)"
+        )
     return names
 
 

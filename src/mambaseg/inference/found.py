@@ -43,10 +43,7 @@ def find_run(
         return found[0]
     listed = "".join(f"\n  {path}" for path in found[:_LISTED])
     more = f"\n  ... and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    raise UserError(
-        f"run={named} fits {len(found)} runs; name one of them (or all with ensemble=):"
-        f"{listed}{more}"
-    )
+    raise UserError(f"run={named} fits {len(found)} runs; name one of them:{listed}{more}")
 
 
 def find_runs(

@@ -104,7 +104,9 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     images, notes = (inputs, []) if path.is_file() else _without_labels(inputs)
     if len(inputs) < len(found):
         count = len(found) - len(inputs)
-        notes.append(f"{count} image(s) are in the folder of the results ({outside})")
+        notes.append(
+            f"{count} image(s) are in the folder of the results ({outside}): choose another output="
+        )
     if not images:
         why = "".join(f"; {note}" for note in notes)
         raise UserError(f"input: {path} holds no image (known endings: {known}){why}")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import read_volume
+from mambaseg.data.patients import require_one_row
 from mambaseg.data.readers.reader import Found, reader
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.data.volume import Volume
@@ -83,7 +84,11 @@ def _read_frames(root: Path) -> dict[str, dict[str, str]]:
             raise DataError(f"is no list of subjects: {error}", path, remedy) from error
         if {"external code", "ed", "es"} <= {column.strip().lower() for column in columns}:
             named = [{key.strip().lower(): value.strip() for key, value in r.items()} for r in rows]
-            return {row["external code"]: row for row in named}
+            known: dict[str, dict[str, str]] = {}
+            for row in named:
+                code = row["external code"]
+                require_one_row(path, code, row, known.setdefault(code, row))
+            return known
     raise DataError("the list of subjects (.csv) is missing", root, remedy)
 
 
