@@ -299,6 +299,8 @@ MISTAKES = [
     (["train", "data.root=my_acdc"], "name the data set"),
     (["train", "logger.mine=3"], "+logger.mine._target_=..."),
     (["train", "evaluation.empty=none"], "evaluation.empty=none: must be one of"),
+    (["train", "name=../elsewhere"], "name=../elsewhere: a folder below outputs"),
+    (["train", "-m", "name=/elsewhere", "seed=1,2"], "name=/elsewhere: a folder below outputs"),
     (["train", "-m", "optim.lr=0.1,0.2"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
     (["train", "-m", "+optim.lr=0.1,1"], "there is no optim.lr; did you mean optim.optimizer.lr?"),
     (["train", "model=unet", "-m", "seed=1,abc"], "seed=abc: must be a whole number"),

@@ -110,6 +110,9 @@ def test_the_command_tells_all_and_writes_nothing_outside_the_folder(tmp_path, m
     assert file.suffix == ".pt2" and not list(tmp_path.glob("*.pt2"))
     facts = json.loads(description.read_text())
     assert {key: facts[key] for key in parts} == parts
+    before = file.read_bytes()
+    assert entered("export.py", f"run={path}", "format=torch") == 1  # it is another's, perhaps
+    assert file.read_bytes() == before
 
 
 class Noisy(nn.Module):

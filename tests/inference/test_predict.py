@@ -463,9 +463,10 @@ def test_the_command_predicts_and_its_status_tells_of_failures(
 ):
     write_image(tmp_path / "in a.nii.gz")
     words = [f"run={checkpoint}", f"input='{tmp_path}/*.nii.gz'", f"output={tmp_path}/out"]
-    command(monkeypatch, *words, "device=cpu", "batch_size=2")
+    command(monkeypatch, *words, "device=cpu", "batch_size=2", "data.size=64")
     assert (tmp_path / "out" / "in a.nii.gz").is_file()
     said = capsys.readouterr().out
+    assert "data.size=64: not used; the checkpoint says" in said.replace("\n", " ")
     assert "share of the voxels: background " in said and ", LV " in said
     assert "numbers 0..3, which look black" in said and "nothing but background" not in said
     (tmp_path / "bad.nii.gz").write_bytes(b"nothing")

@@ -35,6 +35,9 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     for key, value, _ in flat(raw):
         if key in TABLE:
             _take(cfg, key, value, required=own.get(key) == _MISSING or key == "data.root")
+    place = Path(str(raw.get("name", "")))
+    if place.is_absolute() or ".." in place.parts:
+        raise UserError(f"name={place}: a folder below outputs; set outputs for another place")
     if script != "evaluate":  # whose data may be the run's
         require_named_data(cfg, overrides, as_configured=True)
     _require_apart(cfg)

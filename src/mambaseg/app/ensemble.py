@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mambaseg.app.calibrate import stored_calibration
 from mambaseg.app.networks import restore_network
+from mambaseg.app.overrides import key_of
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 from mambaseg.evaluation.largest import voted
@@ -60,10 +62,12 @@ def restore_predictor(
     where = _device(device)
     members, made_by, trained_on, seen, choices = [], [], [], [], []
     thresholds: list[float | None] = []
+    ours = False
     told: dict[str, Any] = {}
     for path in paths:
         network, checkpoint = restore_network(path, scan_backend=scan_backend, original=original)
         about, name = checkpoint.about, checkpoint.path.name
+        ours = ours or not about.get("original")
         if (made_for := checkpoint.task) != "segmentation":
             raise UserError(f"{checkpoint.path} was trained for {made_for}: it gives no labels")
         own = {
@@ -92,6 +96,11 @@ def restore_predictor(
         trained_on.append(about["data"]["title"])
         seen.append(checkpoint.seen)
         choices.append(checkpoint.keep_largest)
+    if ours and original is not None:
+        words = [one for one in HydraConfig.get().overrides.task if key_of(one).startswith("data.")]
+        if words:
+            log.warning("%s: not used; the checkpoint says how its images are prepared",
+                        ", ".join(words))  # fmt: skip
     chosen = choose_precision(precision, gpu=where.type == "cuda")
     log.info("device %s, precision %s", where, chosen)
     kept: Any = keep_largest

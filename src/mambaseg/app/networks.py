@@ -198,6 +198,7 @@ def _original(path: Path, model: DictConfig, data: dict[str, Any]) -> Checkpoint
         "data": {"name": data["name"], "title": data["title"]},
         "task": data.get("task", "segmentation"),
         "views": data.get("views"),
+        "original": True,
     }
     return Checkpoint(path, about, network.state_dict())
 

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from mambaseg.errors import UserError
 from mambaseg.storage.files import writing
@@ -29,8 +30,9 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, help="a folder that is not there, or is empty")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = new_project(parser.parse_args(words).folder.expanduser())
+    place = quote(str(folder))
     log.info("%s is ready. Next:\n  cd %s\n  python -m pytest\n"
-             "  mambaseg train --config-dir=conf experiment=first", folder, folder)  # fmt: skip
+             "  mambaseg train --config-dir=conf experiment=first", folder, place)  # fmt: skip
 
 
 def new_project(folder: Path) -> Path:

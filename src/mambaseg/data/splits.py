@@ -63,7 +63,10 @@ class Split:
         parts = {"train": set(self.train), "val": set(self.val), "test": set(self.test)}
         needed = PARTS if self.train or self.val else ("test",)
         if empty := [part for part in needed if not parts[part]]:
-            raise UserError(f"split {self.name}: nobody is in {' and '.join(empty)}")
+            raise UserError(
+                f"split {self.name}: nobody is in {' and '.join(empty)}. Choose another "
+                "data.split, or add patients"
+            )
         for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
             both = parts[one] & parts[other]
             published = self.name.partition("-")[0] in ("nnunet", "wsl4mis", "given")

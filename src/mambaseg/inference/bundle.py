@@ -95,6 +95,7 @@ def write_bundle(
             text = json.dumps({"mambaseg": about}, indent=2, ensure_ascii=False)
             (part / "config.json").write_text(text + "\n", encoding="utf-8")
             (part / "README.md").write_text(_card(network, checkpoint), encoding="utf-8")
+            shutil.copymode(part / "README.md", part / "model.safetensors")  # it was for us alone
             _require_same(written := read_checkpoint(part), weights)
             if calibration:
                 own = {**calibration, "checkpoint": file_digest(written.path)}

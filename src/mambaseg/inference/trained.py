@@ -19,7 +19,7 @@ from mambaseg.data.seen import Seen
 from mambaseg.data.sizes import is_spacing
 from mambaseg.errors import UserError
 from mambaseg.inference.found import weights_file
-from mambaseg.storage.untrusted import printable, read_json
+from mambaseg.storage.untrusted import ForeignFileError, printable, read_json
 
 LARGEST = 8192  # number that a checkpoint may ask for as an argument of its network
 LARGEST_SIDE = 8192  # pixels of the images that it may ask for
@@ -109,7 +109,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = weights_file(Path(path).expanduser())
     try:
         content = _bundled(path) if path.suffix == ".safetensors" else _saved(path)
+    except UserError:
+        raise
     except Exception as error:  # torch raises a zoo of types for damaged files
+        if path.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):
+            raise UserError(
+                f"checkpoint: {path} is none: name a run folder, a .ckpt file or a bundle"
+            ) from error
         reason = printable((str(error) or type(error).__name__).splitlines()[0][:300])
         raise UserError(
             f"checkpoint: {path} cannot be read ({reason}). It is damaged or "
@@ -286,6 +292,11 @@ def _bundled(path: Path) -> dict[str, Any]:
         told = read_json(path.with_name("config.json"))
     except FileNotFoundError:
         told = None
+    except ForeignFileError as error:
+        config = path.with_name("config.json")
+        raise UserError(
+            f"checkpoint: {config} cannot be read ({error}): copy the bundle again"
+        ) from error
     about = told.get("mambaseg") if isinstance(told, dict) else None
     weights = {f"network.{key}": weight for key, weight in load_file(path).items()}
     return {"mambaseg": about, "state_dict": weights}

@@ -128,8 +128,9 @@ class Run:
         score, code = record.get(self._score_name, record.get("val_dice")), record.get("code")
         self.score = score if isinstance(score, float) else None
         code = code if isinstance(code, dict) else {}
-        log.info("already finished: %s, made by %s (rerun=true trains again)",
-                 self.folder.path, code_name(code))  # fmt: skip
+        again = "scores" if self.config.get("checkpoint") else "trains"
+        log.info("already finished: %s, made by %s (rerun=true %s again)",
+                 self.folder.path, code_name(code), again)  # fmt: skip
         if changed := code_changed(code, code_state(self.config)):
             log.warning(changed)
         if skipped := record.get("skipped"):

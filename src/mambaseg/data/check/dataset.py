@@ -291,5 +291,5 @@ def _unknown_spacing(examined: Sequence[Examined]) -> Iterator[Problem]:
     if unknown:
         where = "all" if len(unknown) == len(usable) else listed(unknown)
         problem = f"voxel size unknown in {len(unknown)} of {len(usable)} cases"
-        remedy = "Distances are scored in voxels only; the challenge's own files have it."
+        remedy = "Distances are scored in voxels only."
         yield Problem("info", where, problem, remedy)
