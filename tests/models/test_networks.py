@@ -38,8 +38,8 @@ OURS = [
     if target.startswith("mambaseg.") and not target.startswith("mambaseg.models.zoo.")
 ]  # fmt: skip
 WITHOUT_SCAN = (
-    "attention_unet", "emcad_b2", "mamba_unet_no_scan", "nnunet_2d_half", "rwkv_unet_b",
-    "rwkv_unet_s", "rwkv_unet_t", "swin_unet", "trans_unet", "u_mamba_none", "unet",
+    "attention_unet", "emcad_b2", "mamba_unet_no_scan", "nnunet_2d", "nnunet_2d_half",
+    "rwkv_unet_b", "rwkv_unet_s", "rwkv_unet_t", "swin_unet", "trans_unet", "u_mamba_none", "unet",
 )  # fmt: skip
 
 

@@ -8,10 +8,15 @@ from torch import Tensor, nn
 from mambaseg.errors import UserError
 
 
-def require_multiple(image: Tensor, multiple: int, network: str) -> None:
-    """Raise `UserError` unless height and width of `(B, C, H, W)` are multiples of `multiple`."""
+def require_multiple(image: Tensor, multiple: int | Sequence[int], network: str) -> None:
+    """Raise `UserError` unless height and width of `(B, C, H, W)` are multiples of `multiple`.
+
+    It is one number, or one of each.
+    """
     height, width = image.shape[-2:]
-    if height % multiple or width % multiple:
+    rows, columns = (multiple, multiple) if isinstance(multiple, int) else multiple
+    multiple = rows if rows == columns else [rows, columns]
+    if height % rows or width % columns:
         raise UserError(
             f"{network} takes images whose height and width are multiples of {multiple}, "
             f"got {height} × {width}. Choose another size (data.size), or in Python wrap it in "

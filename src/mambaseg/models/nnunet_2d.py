@@ -3,8 +3,12 @@
 Source: Isensee et al. 2021, Nature Methods 18.
 """
 
+import math
+
 from monai.networks.nets import DynUNet
 from torch import Tensor
+
+from mambaseg.models.any_size import require_multiple
 
 
 class NNUNet2D(DynUNet):
@@ -16,7 +20,14 @@ class NNUNet2D(DynUNet):
     """
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Logits of an image, or of all heads."""
+        """Logits of an image, or of all heads.
+
+        Raises:
+            UserError: height or width is no multiple of the product of its strides.
+        """
+        pairs = [(one, one) if isinstance(one, int) else tuple(one) for one in self.strides]
+        multiples = [math.prod([pair[axis] for pair in pairs]) for axis in (0, 1)]  # compiles
+        require_multiple(image, multiples, type(self).__name__)
         finest: Tensor = self.output_block(self.skip_layers(image))
         if not (self.training and self.deep_supervision):
             return finest

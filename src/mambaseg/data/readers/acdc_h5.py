@@ -91,7 +91,7 @@ def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
         try:
             check_file(path)
         except DataError as error:
-            yield Problem("warning", path.name, error.problem, error.remedy)
+            yield Problem("error", path.name, error.problem, error.remedy)
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         parts[part] = set(re.findall(r"^(patient\d+)_", text, flags=re.MULTILINE))
