@@ -119,6 +119,8 @@ def test_a_run_that_cannot_be_replayed_does_not_stop_the_others(run, capsys):
     with pytest.raises(UserError, match="1 of 1 runs differ or cannot be replayed"):
         main([str(run.parent)])
     assert "failed" in (printed := capsys.readouterr().out) and "overrides" in printed
+    with pytest.raises(UserError, match="--tolerance nan: a number, 0 or more"):
+        main([str(run.parent), "--tolerance", "nan"])
 
 
 @pytest.mark.parametrize(

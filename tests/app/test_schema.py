@@ -299,6 +299,8 @@ MISTAKES = [
     (["train", "data.root=my_acdc"], "name the data set"),
     (["train", "logger.mine=3"], "+logger.mine._target_=..."),
     (["train", "evaluation.empty=none"], "evaluation.empty=none: must be one of"),
+    (["train", "-m", "model=glob(zz*)"], "model=glob(zz*): holds no value, or fits no config"),
+    (["train", "-m", "seed=range(3,1)"], "seed=range(3,1): holds no value"),
     (["train", "name=../elsewhere"], "name=../elsewhere: a folder below outputs"),
     (["train", "-m", "name=/elsewhere", "seed=1,2"], "name=/elsewhere: a folder below outputs"),
     (["train", "-m", "optim.lr=0.1,0.2"], "there is no optim.lr; did you mean optim.optimizer.lr?"),

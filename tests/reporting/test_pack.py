@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -78,6 +79,21 @@ def test_a_copy_tells_nothing_of_the_machine(experiment, tmp_path):
 def test_runs_are_not_packed_onto_themselves(experiment):
     with pytest.raises(UserError, match="name another folder"):
         report.main(["pack", str(experiment), "--to", f"{experiment}/../hearts"])
+
+
+def test_what_is_not_packed_is_told_and_no_whole_run_is_replaced(experiment, tmp_path):
+    shutil.copytree(experiment, source := tmp_path / "source")
+    (source / "unet-sgd-seed1" / "metrics.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"not packed: .*unet-sgd-seed1/metrics\.json cannot be read"
+    ):
+        report.main(["pack", str(source), "--to", str(tmp_path / "kept")])
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["unet-sgd-seed2"]
+    (log := source / "unet-sgd-seed2" / "train.log").write_text("of the training")
+    before = {path: path.read_bytes() for path in log.parent.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="unet-sgd-seed2 is a whole run there"):
+        report.main(["pack", str(tmp_path / "kept"), "--to", str(source)])
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_no_image_of_a_patient_is_in_the_repository():

@@ -160,6 +160,7 @@ def test_code_change_is_said():
     assert code_changed(now, now) == ""
     sentence = code_changed({"digest": "other", "commit": "abcdef1234567", "dirty": True}, now)
     assert "abcdef1234 with local changes" in sentence and "rerun=true" in sentence
+    assert "made by other code (unknown commit;" in code_changed({"digest": "other"}, now)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,17 @@ def test_where_all_checkpoints_are_damaged_the_training_starts_again(
     assert run.folder.path.with_name(run.folder.path.name + ".previous").is_dir()
 
 
+def test_a_training_that_lost_its_record_starts_again_and_says_so(small_run, monkeypatch, caplog):
+    words = [*UNET, *small_run]
+    folder = interrupted(words, 3, monkeypatch).parent
+    (folder / "run.json").write_text("{")
+    with caplog.at_level("WARNING"):
+        run = trained(*words)
+    assert f"{folder}/run.json is missing or damaged: the training begins anew" in caplog.text
+    assert run.folder.finished and "resumed" not in run.folder.record
+    assert any(folder.with_name(f"{folder.name}.previous").glob("checkpoints/*.ckpt"))
+
+
 def test_a_network_that_draws_from_torchs_generator_goes_on_in_its_row(
     small_run, tmp_path, monkeypatch
 ):

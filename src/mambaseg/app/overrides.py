@@ -91,6 +91,8 @@ def jobs_of(overrides: Sequence[str]) -> Iterator[list[str]]:
         elif override.is_discrete_sweep():  # not the interval of a search
             key = override.get_key_element()
             swept.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            if not swept[-1]:
+                raise UserError(f"{override.input_line}: holds no value, or fits no config")
     first = [values[0] for values in swept]
     yield [*fixed, *first]
     for place, values in enumerate(swept):

@@ -35,18 +35,26 @@ def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
         to: `docs/results/<experiment>`; runs that are there already are replaced.
 
     Raises:
-        UserError: no finished run, or `to` is `folder`.
+        UserError: no finished run; `to` is `folder` or holds whole runs; in the end, what had to be
+            left out.
     """
     folder, to = Path(folder), Path(to)
     if folder.resolve() == to.resolve():
         raise UserError(f"--to {to}: this is where the runs are; name another folder")
-    for run in read_runs(folder)[0]:
+    runs, problems = read_runs(folder)
+    for run in runs:
+        if (place := to / run.path.name).joinpath("train.log").exists():
+            raise UserError(f"--to {to}: {place.name} is a whole run there; name another folder")
+    for run in runs:
         place = to / run.path.name
         for name in (*FILES, *PLACES):
             if (run.path / name).is_file():
                 with whole_file(place / name, otherwise=_ELSEWHERE) as temporary:
                     temporary.write_text(_copy(run.path / name), encoding="utf-8")
         yield place
+    if problems:
+        left = (one.removeprefix("left out: ") for one in problems)
+        raise UserError("not packed: " + "\n".join(left))
 
 
 def _copy(path: Path) -> str:

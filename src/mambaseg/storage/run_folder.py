@@ -306,5 +306,5 @@ def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def code_name(state: Mapping[str, Any]) -> str:
     """A `code_state` in a few words."""
-    commit = str(state.get("commit") or "unknown commit")[:10]
+    commit = str(state["commit"])[:10] if state.get("commit") else "unknown commit"
     return commit + (" with local changes" if state.get("dirty") else "")

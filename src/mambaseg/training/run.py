@@ -149,7 +149,11 @@ class Run:
             or code_changed(record["code"], code_state(self.config))
         ):
             return
-        last = checkpoints.newest(self.folder.path / "checkpoints") if record else None
+        last = checkpoints.newest(self.folder.path / "checkpoints")
+        if last and not record:
+            log.warning("%s/run.json is missing or damaged: the training begins anew; what was "
+                        "there is kept beside it as .previous", self.folder.path)  # fmt: skip
+            return
         progress = checkpoints.read_progress(last) if last else None
         if progress:
             self._last, self.step, self._ended = last, progress.step, progress.ended

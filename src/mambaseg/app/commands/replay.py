@@ -10,6 +10,7 @@ mambaseg replay docs/results/<experiment> data.root=...      # without checkpoin
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--tolerance", type=float, default=0.0, help=about)
     parser.add_argument("--config-dir", help="as when the runs were trained")
     given = parser.parse_args(words)
+    if not 0 <= given.tolerance < math.inf:
+        raise UserError(f"--tolerance {given.tolerance}: a number, 0 or more")
     runs = [word for word in given.runs if "=" not in word]
     overrides = [word for word in given.runs if "=" in word]
 
