@@ -11,7 +11,7 @@ from mambaseg.app.check import checked
 from mambaseg.app.settle import no_graph
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
-from runs import built, composed, trained
+from runs import UNET, built, composed, trained
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +229,9 @@ def test_pretrained_weights_are_reported_in_the_log_and_the_record(small_run, tm
     mirrored = network.decoder[-1].blocks[0].ss2d.in_proj.weight
     assert (loaded == 0.125).all() and (mirrored == 0.125).all()
     assert not (network.head.weight == 0.125).any()
+
+
+@pytest.mark.parametrize("word", ["data.name=my:data", f"data.class_names=[a,b,c,{'d' * 101}]"])
+def test_a_name_that_no_command_could_read_again_is_refused_before_the_first_step(small_run, word):
+    with pytest.raises(UserError, match=r"could read a checkpoint with its (data|class)"):
+        trained(*small_run, *UNET, word, "test=false")

@@ -18,6 +18,7 @@ from mambaseg.app.resolvers import task_class
 from mambaseg.app.schema import EXTRAS
 from mambaseg.app.settle import device_type, metrics_of, settle
 from mambaseg.app.sweeps import cluster_plugins, in_sweep, note_run, requeue_call
+from mambaseg.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +84,7 @@ class Assembly:
             compile=bool(trainer.pop("compile", False)),
             method=self._method(network),
             steps=config["data"]["steps"],
-            description=self._description(),
+            description=self._readable(),
             **self.data.for_task(),
             evaluation=config["evaluation"],
             **({"metrics": metrics} if (metrics := metrics_of(config)) else {}),
@@ -163,6 +164,18 @@ class Assembly:
         if data["synthetic"] and "tags" in logger:
             filled_in["tags"] = [*(logger["tags"] or ()), data["title"]]
         return filled_in
+
+    def _readable(self) -> dict[str, Any]:
+        """The description; UserError: no command would read a checkpoint that says this."""
+        from mambaseg.inference.trained import wrong_field
+
+        about = self._description()
+        if not self.checkpoint and (field := wrong_field(about)):
+            raise UserError(
+                f"no command could read a checkpoint with {field}: give shorter and plainer names "
+                "(letters, digits, spaces, _ . + -) and smaller numbers"
+            )
+        return about
 
     def _description(self) -> dict[str, Any]:
         """What a checkpoint says about itself: plain data."""

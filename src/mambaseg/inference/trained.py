@@ -128,7 +128,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "it. For weights of the original repository say model=<network>; in Python, networks "
             "take them with load_original_state_dict()."
         )
-    if field := _wrong_field(about):
+    if field := wrong_field(about):
         raise UserError(
             f"checkpoint: {path} says something else than this project would about {field}: it is "
             "damaged or was made by somebody else. Get it again."
@@ -159,7 +159,7 @@ def _chosen_network(about: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return {**about, "model": about["partners"][chosen - 1]}, f"method.partners.{chosen - 1}."
 
 
-def _wrong_field(about: dict[str, Any]) -> str:
+def wrong_field(about: dict[str, Any]) -> str:
     """What a checkpoint says that is not of the kind or size that it must have; empty: nothing."""
     model, used, data = (_dict(about.get(key)) for key in ("model", "preprocessing", "data"))
     classes = about.get("classes")
