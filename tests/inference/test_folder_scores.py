@@ -106,7 +106,7 @@ def test_names_may_be_given_and_lie_in_subfolders_without_a_mark(tmp_path):
     assert (pair.id, pair.patient, pair.phase) == ("p1/p1_frame01", "p1/p1", None)
     folder = scored((tmp_path / "labels", tmp_path / "truth", None), class_names=list("ABCD"))
     assert folder.summary["classes"]["D"]["dice"]["mean"] == 1.0
-    with pytest.raises(UserError, match="case does not matter"):
+    with pytest.raises(UserError, match="C, c is there more than once"):
         scored((tmp_path / "labels", tmp_path / "truth", None), class_names=[*"ABC", "c"])
 
 

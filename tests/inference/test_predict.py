@@ -418,7 +418,7 @@ def test_finished_images_are_skipped_until_the_networks_change(checkpoint, tmp_p
     assert (again.done, again.skipped) == ([], ["a"])
     assert (out / "a.nii.gz").stat().st_mtime_ns == before
     assert predict(checkpoint, tmp_path / "a.nii.gz", out, overlay=True).done == ["a"]
-    (out / "a.json").write_text("{")  # no interruption leaves that
+    (out / "a.json").write_text("{")  # an interrupted prediction writes its .json whole
     with pytest.raises(UserError, match=r"a\.json was not made by this command"):
         predict(checkpoint, tmp_path / "a.nii.gz", out)
     assert predict(checkpoint, tmp_path / "a.nii.gz", out, rerun=True).done == ["a"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -128,6 +129,21 @@ def test_neither_are_other_files_that_bear_the_name_of_a_result(checkpoint, tmp_
     assert mine.read_bytes()[:4] != b"mine"
     predict(checkpoint, image, out, rerun=True)  # it would belong to earlier labels
     assert not mine.exists()
+
+
+def test_an_overlay_of_earlier_labels_goes_also_after_a_kill(checkpoint, tmp_path, monkeypatch):
+    image, out = write_image(tmp_path / "a.nii.gz"), tmp_path / "out"
+    predict(checkpoint, image, out, overlay=True)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed)
+        predict(checkpoint, image, out, rerun=True)
+    assert (out / "a_overlay.png").exists()
+    predict(checkpoint, image, out)
+    assert not (out / "a_overlay.png").exists()
 
 
 def test_a_label_map_beside_an_unreadable_json_is_not_replaced(checkpoint, tmp_path):

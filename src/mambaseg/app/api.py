@@ -314,6 +314,9 @@ def _scores(path: Path) -> Scores:
     return Scores(path, run.rows, dict(run.summary))
 
 
+# ---- Hydra, out of sight ------------------------------------------------------------------------
+
+
 @contextmanager
 def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> Iterator[Run]:
     """The entered run of conf/<script>.yaml under these overrides."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from mambaseg.data.classes import IGNORED, Structures, structures_of
+from mambaseg.data.classes import IGNORED, Structures, check_class_names, structures_of
 from mambaseg.data.fingerprint import THREADS, digest_of
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
 from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
@@ -133,11 +133,9 @@ def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) ->
             "class_names: the predictions do not say what their labels mean (no .json beside "
             "them); give class_names=[background,...]"
         )
-    if not 2 <= len(names) == len({name.casefold() for name in names}):
-        raise UserError(
-            f"class_names={names}: two names or more are needed, all different (case does not "
-            "matter)"
-        )
+    check_class_names(names, "class_names")
+    if len(names) < 2:
+        raise UserError(f"class_names={names}: two names or more are needed")
     return names
 
 

@@ -197,9 +197,10 @@ class Predictor:
         }
         if "uncertainty" in beside | kept:
             about["uncertainty"] = prediction.scores or before.get("uncertainty")
-        told = {**about, "beside": sorted(self._written(source) | kept), "unfinished": True}
-        _write(files["about"], _json(told))
-        for other in {*before.get("beside", ())} - beside - kept:
+        earlier = {*before.get("beside", ())}
+        known = sorted(self._written(source) | earlier)  # what an interruption may leave
+        _write(files["about"], _json({**about, "beside": known, "unfinished": True}))
+        for other in earlier - beside - kept:
             files[other].unlink(missing_ok=True)  # it would belong to other labels
         if prediction.uncertainty is not None:
             _write(files["uncertainty"], _uncertainty_map(image, prediction.uncertainty))
