@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -112,6 +113,6 @@ def _proposed(report: Report, path: Path | None) -> str:
     with whole_file(path, otherwise="choose another place with --write") as temporary:
         temporary.write_text(config, encoding="utf-8")
     configs = path.resolve().parents[1]
-    elsewhere = "" if configs == CONF.resolve() else f" --config-dir={configs}"
+    elsewhere = "" if configs == CONF.resolve() else f" --config-dir={quote(str(configs))}"
     train = f"mambaseg train{elsewhere} data={path.stem}"
     return f"\n{config}\nWritten to {path}. To train with it: {train}"

@@ -13,7 +13,6 @@ by names that all begin with `train_`, `val_` or `test_`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import re
 from collections import defaultdict
@@ -136,7 +135,10 @@ class Matcher:
                 continue
             place = places.setdefault((part, group), _Place(read, part, group))
             getattr(place, kind or "loose").append(path)
-        walked = copy.deepcopy([*places.values()])
+        walked = [
+            replace(one, image=[*one.image], mask=[*one.mask], loose=[*one.loose])
+            for one in places.values()
+        ]
         found = list(self._in_places(root, read, places))
         yield from found
         if not any(isinstance(one, Case) for one in found):
