@@ -9,7 +9,7 @@ from mambaseg.app.networks import restore_network
 from mambaseg.errors import UserError
 from mambaseg.inference.bundle import write_bundle
 from mambaseg.inference.trained import read_checkpoint
-from mambaseg.reporting.runs import read_run
+from mambaseg.reporting.reading import read_run
 from runs import built, trained
 
 

@@ -18,8 +18,8 @@ from mambaseg.evaluation import largest
 from mambaseg.evaluation.metrics import score_case
 from mambaseg.evaluation.summary import summarise
 from mambaseg.inference.folder_scores import find_pairs, score_folders
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.report import write_report
-from mambaseg.reporting.runs import read_run
 from reporting.fake_runs import heart, predicted
 from runs import built
 from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint

@@ -17,7 +17,7 @@ from mambaseg.reporting.collect import collect
 from mambaseg.reporting.labels import differences, labels
 from mambaseg.reporting.paired import value_scores
 from mambaseg.reporting.protocol import protocol_grid
-from mambaseg.reporting.runs import read_run
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.scores import (
     best_middle_worst,
     estimate,

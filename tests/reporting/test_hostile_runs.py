@@ -18,8 +18,8 @@ from mambaseg.reporting.collect import collect
 from mambaseg.reporting.curves import read_curves
 from mambaseg.reporting.grid import Grid, cell_text, markdown_text
 from mambaseg.reporting.overlays import _load, overlay_pictures
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.report import write_report
-from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.status import states, status_table
 from mambaseg.reporting.wandb_report import describe, find_runs
 from mambaseg.storage.run_folder import RunFolder
@@ -206,6 +206,16 @@ def test_metrics_that_lie_are_named(spoiled, small, metrics):
     folder = spoiled("metrics.json", json.dumps(summary))
     with pytest.raises(UserError, match=r"metrics\.json .*metrics"):
         read_run(folder / "bad")
+
+
+def test_a_summary_of_other_scores_is_named(spoiled, small):
+    """A table of scores that lost a patient, as a copy that was cut short may."""
+    rows = (small / "cases.csv").read_text().splitlines(keepends=True)
+    folder = spoiled("cases.csv", "".join(row for row in rows if not row.startswith("patient002")))
+    with pytest.raises(UserError, match=r"cases\.csv has a mean Dice of .*, metrics\.json "):
+        read_run(folder / "bad")
+    comparisons, _, _ = collect(folder)
+    assert [run.path.name for run in comparisons[0].entries[0].runs] == ["good"]
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.yaml", "metrics.json", "cases.csv"])

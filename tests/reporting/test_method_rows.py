@@ -12,8 +12,8 @@ from mambaseg.reporting.collect import collect
 from mambaseg.reporting.costs import cost_grid
 from mambaseg.reporting.methods import networks_grid
 from mambaseg.reporting.paired import paired_grid, pairs
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.report import write_report
-from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.tables import compared_metrics, score_grids, settings_grid
 from mambaseg.storage.run_folder import RunFolder
 

@@ -96,6 +96,24 @@ def test_what_is_not_packed_is_told_and_no_whole_run_is_replaced(experiment, tmp
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_second_pack_keeps_no_calibration_that_is_gone_and_names_a_damaged_one(
+    experiment, tmp_path, caplog
+):
+    shutil.copytree(experiment, source := tmp_path / "source")
+    report.main(["pack", str(source), "--to", str(tmp_path / "kept")])
+    kept = tmp_path / "kept" / "unet-sgd-seed2" / "checkpoints" / "best.calibration.json"
+    assert kept.exists()
+    stored = source / "unet-sgd-seed2" / "checkpoints" / "best.calibration.json"
+    stored.write_text("{")
+    with pytest.raises(UserError, match=r"not packed: .*unet-sgd-seed2/.*best\.calibration\.json"):
+        report.main(["pack", str(source), "--to", str(tmp_path / "kept")])
+    assert calibration_grid(collect(source)[0][0]) is None
+    assert "best.calibration.json" in caplog.text
+    stored.unlink()
+    report.main(["pack", str(source), "--to", str(tmp_path / "kept")])
+    assert not kept.exists()
+
+
 def test_no_image_of_a_patient_is_in_the_repository():
     """What git has, or would take: medical images nowhere, pictures only those of the phantom."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]

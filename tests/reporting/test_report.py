@@ -20,8 +20,8 @@ from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.page import page
 from mambaseg.reporting.paired import pairs, verdict
 from mambaseg.reporting.plots import HATCHES, LINES, _again, _agreements, _colour, _styled
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.report import section_of, write_report
-from mambaseg.reporting.runs import read_run
 from mambaseg.reporting.tables import run_grid
 
 

@@ -24,7 +24,7 @@ from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 from mambaseg.inference.bundle import write_bundle
 from mambaseg.inference.trained import read_checkpoint
-from mambaseg.reporting.runs import read_run
+from mambaseg.reporting.reading import read_run
 from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask

@@ -14,8 +14,8 @@ from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import candidates, keep_largest
 from mambaseg.inference.trained import Checkpoint, read_checkpoint
 from mambaseg.reporting.collect import collect
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.report import write_report
-from mambaseg.reporting.runs import read_run
 from mambaseg.training import post_processing
 from mambaseg.training.post_processing import Validated, choose
 from runs import QUIET, UNET, built, entered, small_overrides, stop_before, trained

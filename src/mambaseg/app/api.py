@@ -28,7 +28,8 @@ from mambaseg.app.overrides import arranged, composition_error, parsed
 from mambaseg.app.schema import TABLE, take
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
-from mambaseg.reporting.runs import SEGMENTATION, read_identity, read_run
+from mambaseg.reporting.reading import read_identity, read_run
+from mambaseg.reporting.runs import SEGMENTATION
 from mambaseg.reporting.tables import headline
 from mambaseg.storage.files import keep_caches
 

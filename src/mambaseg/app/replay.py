@@ -22,7 +22,7 @@ from mambaseg.app.entry import explained_errors
 from mambaseg.app.overrides import arranged, key_of
 from mambaseg.errors import UserError
 from mambaseg.reporting.labels import flatten
-from mambaseg.reporting.runs import read_identity
+from mambaseg.reporting.reading import read_identity
 from mambaseg.storage.files import keep_caches
 from mambaseg.storage.identity import scientific
 from mambaseg.storage.untrusted import read_table

@@ -22,7 +22,7 @@ from mambaseg.app.own import config_remedy, is_config_name
 from mambaseg.app.schema import INSTEAD
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
-from mambaseg.reporting.runs import read_identity
+from mambaseg.reporting.reading import read_identity
 from mambaseg.storage.run_folder import RunFolder
 
 _OF_THE_MACHINE = ("cache_dir", "num_workers", "on_device")

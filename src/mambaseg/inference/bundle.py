@@ -25,7 +25,7 @@ from mambaseg.evaluation.calibration import calibration_file
 from mambaseg.inference.trained import Checkpoint, read_checkpoint
 from mambaseg.models import AnySize
 from mambaseg.reporting.grid import markdown_text
-from mambaseg.reporting.runs import read_run
+from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.tables import headline, run_grid
 from mambaseg.storage.files import writing
 from mambaseg.storage.run_folder import RunFolder, file_digest

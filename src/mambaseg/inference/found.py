@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.runs import is_other_task, read_identity
+from mambaseg.reporting.reading import is_other_task, read_identity
 from mambaseg.storage.identity import better, monitor_of
 from mambaseg.storage.run_folder import RunFolder
 

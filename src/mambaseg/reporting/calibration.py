@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mambaseg.evaluation.calibration import FILE, read_calibration
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.grid import Grid, plus_minus
-from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import mean_sd
-from mambaseg.storage.untrusted import ForeignFileError
 
 HOW = ("plain", "calibrated")
 _SHOWN = (("ece", "all"), ("ece", "foreground"), ("nll", "all"))
-PLACES = (FILE, f"checkpoints/best.{FILE}")  # of an evaluation, of a training
-
-
-def calibration_of(run: RunData) -> dict[str, Any] | None:
-    """What was measured of a run; None: nothing, or the file is damaged."""
-    for place in PLACES:
-        try:
-            return read_calibration(run.path / place)
-        except (OSError, ForeignFileError):
-            continue
-    return None
 
 
 def calibration_grid(comparison: Comparison) -> Grid | None:
     """A row per entry that has been measured; None where none has."""
     rows, notes = [], []
     for entry in comparison.entries:
-        found = [one for run in entry.runs if (one := calibration_of(run))]
+        found = [run.calibration for run in entry.runs if run.calibration]
         if not found:
             continue
         cells = [_cell([one["temperature"] for one in found], 2)]
@@ -62,6 +47,6 @@ def _cell(values: Sequence[float | None], digits: int) -> str:
 
 def reliability(entry: Entry, region: str, how: str) -> npt.NDArray[np.float64]:
     """Confidence and accuracy (n, 2) of the bins that hold voxels, all runs together."""
-    found = [one for run in entry.runs if (one := calibration_of(run))]
+    found = [run.calibration for run in entry.runs if run.calibration]
     bins = np.sum([one["test"][region][how]["bins"] for one in found] or [[[0, 0, 0]]], axis=0)
     return np.array([(confidence / n, right / n) for n, confidence, right in bins if n])

@@ -23,7 +23,8 @@ from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.curves import Curve, read_curves
 from mambaseg.reporting.grid import counted
 from mambaseg.reporting.labels import labels
-from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, read_runs, rows_where
+from mambaseg.reporting.reading import read_runs
+from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, rows_where
 
 _LABELS_ALONE = ("supervised", "partial_ce")  # what other methods are compared with
 

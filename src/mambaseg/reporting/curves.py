@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, linear_regression
 from typing import NamedTuple
 
-from mambaseg.reporting.runs import SIZE, RunData
+from mambaseg.reporting.reading import SIZE
+from mambaseg.reporting.runs import RunData
 from mambaseg.storage.untrusted import read_table
 
 LOSS, DICE = "train/loss", "val/dice"

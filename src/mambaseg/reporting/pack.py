@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from mambaseg.errors import UserError
-from mambaseg.reporting.calibration import PLACES
-from mambaseg.reporting.runs import read_runs
+from mambaseg.reporting.reading import read_runs
+from mambaseg.reporting.runs import CALIBRATIONS
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.untrusted import read_json, read_yaml
 
@@ -47,10 +47,17 @@ def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
             raise UserError(f"--to {to}: {place.name} is a whole run there; name another folder")
     for run in runs:
         place = to / run.path.name
-        for name in (*FILES, *PLACES):
-            if (run.path / name).is_file():
-                with whole_file(place / name, otherwise=_ELSEWHERE) as temporary:
-                    temporary.write_text(_copy(run.path / name), encoding="utf-8")
+        for name in (*FILES, *CALIBRATIONS):
+            if not (run.path / name).is_file():
+                (place / name).unlink(missing_ok=True)  # of an earlier pack
+                continue
+            try:
+                text = _copy(run.path / name)
+            except (OSError, ValueError) as error:  # also of text that is not UTF-8
+                problems.append(f"{run.path / name}: {error}")
+                continue
+            with whole_file(place / name, otherwise=_ELSEWHERE) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         yield place
     if problems:
         left = (one.removeprefix("left out: ") for one in problems)

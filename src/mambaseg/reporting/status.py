@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from mambaseg.reporting.grid import UNDEFINED, Grid, duration
-from mambaseg.reporting.runs import run_folders
+from mambaseg.reporting.reading import run_folders
 from mambaseg.storage.run_folder import RunFolder, this_host
 from mambaseg.storage.untrusted import read_json
 

@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> None:
 
 def _folders(named: Sequence[str]) -> list[Path]:
     """Run folders as they are, and the finished runs of experiments."""
-    from mambaseg.reporting.runs import run_folders
+    from mambaseg.reporting.reading import run_folders
     from mambaseg.storage.run_folder import RunFolder
 
     found: list[Path] = []
