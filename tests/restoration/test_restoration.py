@@ -218,6 +218,12 @@ def test_methods_for_label_maps_are_refused(method, place):
         built(*place[0], f"method={method}")
 
 
+@pytest.mark.parametrize("loss", ["dice_ce", "cross_entropy"])
+def test_losses_for_label_maps_are_refused(loss, place):
+    with pytest.raises(UserError, match=r"Use.* loss=l1"):
+        trained(*place[0], f"loss={loss}", "name=losses")
+
+
 def test_a_run_folder_of_before_scores_as_it_did(finished, tmp_path):
     """As it was while the computed haze was in another module and metrics.json had no columns."""
     old = tmp_path / "old"

@@ -6,11 +6,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.losses import SSIMLoss
 from torch import nn
 
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize, UNet
-from mambaseg.training.checks import require_logits
+from mambaseg.training.checks import require_logits, require_loss, require_minimum
+from mambaseg.training.losses import DiceCE
 from runs import built
 
 LABEL = torch.zeros(2, 8, 8, dtype=torch.long)
@@ -54,6 +56,42 @@ def test_sigmoid_outputs_are_refused(spread):
 )
 def test_logits_pass(logits):
     check(logits)
+
+
+# ---- losses
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "said"),
+    [
+        (nn.L1Loss(), 2, "L1Loss does not take"),
+        (nn.L1Loss(), 4, "Using a target size"),  # which torch would stretch over the classes
+        (nn.CrossEntropyLoss(reduction="none"), 2, r"gives \(2, 8, 8\) instead of one number"),
+        (nn.CTCLoss(), 2, r"CTCLoss does not take"),
+    ],
+)
+def test_a_loss_for_something_else_is_refused(loss, batch, said):
+    with pytest.raises(UserError, match=rf"{said}.*Use another, such as loss=dice_ce"):
+        label = torch.zeros(batch, 8, 8, dtype=torch.long)
+        require_loss(loss, torch.randn(batch, 4, 8, 8), label, instead="dice_ce")
+
+
+def test_a_loss_for_several_heads_or_with_what_is_left_out_passes():
+    require_loss(nn.CrossEntropyLoss(), torch.randn(2, 4, 8, 8), LABEL, instead="dice_ce")
+    require_loss(DiceCE(partial=True), torch.randn(2, 4, 8, 8), LABEL, instead="dice_ce")
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.L1Loss(), nn.MSELoss(), nn.SmoothL1Loss(), SSIMLoss(2)], ids=repr
+)
+def test_losses_of_images_are_least_at_the_clear_one(loss):
+    require_minimum(loss, torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()], ids=repr)
+def test_losses_of_classes_are_not(loss):
+    with pytest.raises(UserError, match="not least where the restored image is the clear one"):
+        require_minimum(loss, torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
 
 
 # ---- shapes
@@ -131,6 +169,10 @@ def mine(tmp_path):
 def test_a_training_on_probabilities_does_not_begin(trains_not, mine):
     said = trains_not("model=mine", configs=mine)
     assert "conf/model/mine.yaml" in said and "softmax" in said
+
+
+def test_a_training_with_a_loss_of_images_does_not_begin(trains_not):
+    assert "Use another, such as loss=dice_ce" in trains_not("loss=l1")
 
 
 def test_a_training_of_too_few_classes_does_not_begin(trains_not, mine):

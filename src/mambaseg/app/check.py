@@ -30,6 +30,7 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     if place := raw.get("run_dir"):
         raise UserError(f"run_dir={place}: a run names its folder itself; set outputs and name")
     own, groups = keys_of(script)
+    _require_one_each(overrides, groups)
     _require_keys(raw, own, groups)
     cfg = OmegaConf.create({**{name: {} for name in NAMED if name in groups}, **raw})
     for key, value, _ in flat(raw):
@@ -99,6 +100,17 @@ def flat(
         for place, item in ((key, value), *((f"{key}[{number}]", one) for number, one in items)):
             if isinstance(item, dict):
                 yield from flat(item, f"{place}.", inner)
+
+
+def _require_one_each(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
+    """Refuses a list where one config is chosen: Hydra would merge them into a third."""
+    for word in overrides:
+        group, _, value = word.partition("=")
+        if value.startswith("[") and group in groups and group not in NAMED:
+            raise UserError(
+                f"{word}: one config of conf/{group} is chosen. To compare several, sweep over "
+                f"them: -m {group}={value.strip('[]')}"
+            )
 
 
 def _require_keys(raw: Mapping[str, Any], own: Mapping[str, Any], groups: Any) -> None:

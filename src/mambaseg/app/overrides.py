@@ -22,10 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.own import found_config
-from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text
+from mambaseg.app.schema import NAMED, TABLE, Kind, did_you_mean, is_text
 from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
 
+_AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.+)'")
 _ITEM = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*|[^,]+""")  # of a list: in quotes, or to a comma
 
 
@@ -48,6 +49,10 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
 def key_of(word: str) -> str:
     """The key that an override sets: `data.root` of `+data.root=x`."""
     return word.partition("=")[0].lstrip("+~")
+
+
+def _takes_list(kind: Kind) -> bool:
+    return any(type(one) is list or one is object for one in kind)
 
 
 def _as_text(word: str, *, sweep: bool) -> str:
@@ -111,6 +116,12 @@ def composition_error(error: BaseException, script: str, overrides: Sequence[str
         return (
             f"{error.override}: cannot be read as key=value. Quote a value that holds spaces, "
             "commas, brackets or '=':  'key=\"a value\"'"
+        )
+    if ambiguous := _AMBIGUOUS.search(str(error)):
+        key = key_of(word := ambiguous[1])
+        several = f"; to take them together, write {key}=[{word.partition('=')[2]}]"
+        return f"{word}: several values. To sweep over them, add -m" + several * (
+            key in NAMED or _takes_list(TABLE.get(key, ()))
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_config(error.missing_cfg_file, error.options or (), overrides)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mambaseg.errors import UserError
 from mambaseg.restoration.scores import ImageScores
 from mambaseg.restoration.views import RestorationViews
+from mambaseg.training.checks import require_loss, require_minimum
 from mambaseg.training.task import Task
 
 
@@ -30,13 +31,15 @@ class RestorationTask(Task):
         self.scores = nn.ModuleDict({stage: ImageScores() for stage in ("val", "test")})
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
-        """Makes sure that the output can be compared with the clear image (B, C, H, W)."""
+        """Makes sure that the loss compares the output with the clear image (B, C, H, W)."""
         if output.shape != batch["clear"].shape:
             raise UserError(
                 f"{self.network_name()} gives {tuple(output.shape)} where images "
                 f"{tuple(batch['clear'].shape)} are to be restored. Set the network's number of "
                 "output channels to ${data.num_classes} in its config."
             )
+        require_loss(self.loss, output, batch["clear"], instead="l1")
+        require_minimum(self.loss, output, batch["clear"])
 
     def predict(self, batch: dict[str, Any], network: nn.Module) -> Tensor:
         """The restored image (1, 3, H, W), clipped to [0, 1]."""

@@ -1,13 +1,14 @@
-"""What must hold before the first step: logits of the right classes, and a loss that takes them."""
+"""What must hold before the first step: an output of the right kind, and a loss that takes it."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, out_of_memory
 from mambaseg.training.losses import DeepSupervision, of_monai
 
 
@@ -57,6 +58,50 @@ def require_heads(output: Any, loss: nn.Module, *, network: str) -> None:
             f"loss=deep_supervision needs a network with heads at several scales, and {network} "
             "gives one output. Use u_mamba_none, u_mamba_bot, u_mamba_enc, or nnunet_2d with "
             "model.deep_supervision=true; or another loss, such as dice_ce_nnunet."
+        )
+
+
+def require_loss(loss: nn.Module, output: Any, truth: Tensor, *, instead: str) -> None:
+    """Makes sure that a loss compares the first output with what is true, and gives one number.
+
+    Args:
+        loss: the run's.
+        output: for a training batch; a list of several heads.
+        truth: as the loss takes it.
+        instead: a loss that fits, for the message.
+    """
+    try:
+        with warnings.catch_warnings():  # torch would stretch one to the other's shape
+            warnings.filterwarnings("error", message="Using a target size")
+            shape = tuple(loss(output, truth).shape)
+    except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    else:
+        if shape == ():
+            return
+        reason = f"it gives {shape} instead of one number"
+    raise UserError(
+        f"loss: {type(loss).__name__} does not take what this network and these data give "
+        f"({reason}). Use another, such as loss={instead}."
+    )
+
+
+def require_minimum(loss: nn.Module, output: Tensor, clear: Tensor) -> None:
+    """Makes sure that a loss of images is least where the output is the clear image; `UserError`.
+
+    Its gradient is 0 there, up to rounding. That of a loss for classes is not: it would train
+    something else, without an error.
+    """
+    at_output, at_clear = (
+        torch.autograd.grad(loss(point, clear), point)[0].abs().max()
+        for point in (one.detach().float().requires_grad_() for one in (output, clear))
+    )
+    if at_clear > 0.1 * at_output:
+        raise UserError(
+            f"loss: {type(loss).__name__} is not least where the restored image is the clear one, "
+            "so it restores no images. Use loss=l1 or another loss of images."
         )
 
 

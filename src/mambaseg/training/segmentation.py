@@ -16,7 +16,7 @@ from mambaseg.evaluation.metrics import SURFACE, Metric
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.inference.segment import choose_views, learnt_views, predict_case
 from mambaseg.reporting.views import SegmentationViews
-from mambaseg.training.checks import require_heads, require_logits, require_settings
+from mambaseg.training.checks import require_heads, require_logits, require_loss, require_settings
 from mambaseg.training.losses import DeepSupervision, leave_out_ignored, taken_label
 from mambaseg.training.methods.supervised import Supervised
 from mambaseg.training.post_processing import Validated
@@ -132,6 +132,7 @@ class SegmentationTask(Task):
         fine = output[0] if isinstance(output, list) else output
         require_logits(fine, batch["label"], num_classes=classes, network=name)
         require_settings(self.loss)
+        require_loss(self.loss, output, self.taken(batch["label"]), instead="dice_ce")
 
     def taken(self, truth: Tensor) -> Tensor:
         """The label as the loss takes it."""
