@@ -32,6 +32,11 @@ def test_a_checkpoint_needs_no_other_word_and_scores_as_before(finished, small_r
     assert not list(run.folder.path.glob("checkpoints/*"))
 
 
+def test_an_evaluation_without_a_test_is_refused(finished, small_run):
+    with pytest.raises(UserError, match="test=false: mambaseg evaluate scores the test set"):
+        evaluated(f"checkpoint={finished.folder.path}", *small_run, "test=false")
+
+
 def test_the_card_of_a_bundle_has_scores_of_the_state_that_was_tested(finished, tmp_path):
     for name, scored in (("best", True), ("last", False)):
         file = finished.folder.path / "checkpoints" / f"{name}.ckpt"

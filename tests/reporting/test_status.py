@@ -80,7 +80,7 @@ def test_every_state_is_told_with_its_cause(experiment):
     assert found["gone"][0] == "interrupted" and "is gone" in found["gone"][1]
     assert found["failed"] == ("failed", "UserError: no data")
     assert found["stopped"] == ("interrupted", "stopped by SIGINT")
-    assert found["untested"] == ("done", "no test scores (test=false)")
+    assert found["untested"] == ("done", "no test scores: test=false, or metrics.json is gone")
     assert found["broken"] == ("damaged", "run.json cannot be read")
     assert found["seed=2"] == ("missing", "not started")
     assert found["seed=3"] == ("missing", "no folder removed")

@@ -38,6 +38,18 @@ def test_metrics_csv_is_live_and_keeps_rows_when_columns_join(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "text", ["train/loss\n1\n", "step,train/loss\nx,1\n", "step,train/loss\n1,1,1\n",
+             "step,train/loss\n1,\x00\n", "step,train/loss\n1,low\n"],
+)  # fmt: skip
+def test_a_damaged_metrics_csv_is_named_and_stays(tmp_path, text):
+    logger = MetricsCsv(tmp_path)
+    logger.path.write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged .*Put back a copy, or delete it"):
+        logger.rewind(2)
+    assert logger.path.read_text() == text
+
+
 def test_wandb_runs_offline_in_the_folder_and_each_job_gets_its_own(tmp_path):
     ids = []
     for job in ("a", "b"):

@@ -12,8 +12,9 @@ import yaml
 
 from forked_commands import typed_all
 from frozen_norms import freeze
+from mambaseg.errors import UserError
 from mambaseg.training.segmentation import SegmentationTask
-from runs import QUIET, entered, trained
+from runs import QUIET, entered, stop_before, trained
 from runs import UNET as TINY
 from typed import ROOT, typed
 
@@ -178,3 +179,16 @@ def test_a_folder_of_the_user_is_never_a_place_for_synthetic_data(tmp_path):
         assert "elete" not in done["error"] and "Traceback" not in done["error"]
         left = [path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")]
         assert sorted(map(str, left)) == ["my_acdc", "my_acdc/patient.nii.gz"]
+
+
+def test_a_damaged_summary_is_named_and_without_it_the_run_is_scored_again(small_run, monkeypatch):
+    words = [*UNET, *small_run]
+    folder = trained(*words).folder.path
+    before = {name: (folder / name).read_bytes() for name in ("metrics.json", "cases.csv")}
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json cannot be read .*Delete it, and start"):
+        trained(*words)
+    (folder / "metrics.json").unlink()
+    stop_before(0, monkeypatch)  # nothing is trained
+    trained(*words)
+    assert {name: (folder / name).read_bytes() for name in before} == before

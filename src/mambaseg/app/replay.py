@@ -165,11 +165,17 @@ def _of_steps(path: Path, steps: int) -> Table:
 def _of_cases(path: Path) -> Table | None:
     """The scores of cases.csv; None: the run has scored no test set."""
     names = ("case", "class", "class_name")  # a restoration has the first of them only
-    if not (path / "cases.csv").is_file():
+    if not any((path / name).is_file() for name in ("cases.csv", "metrics.json")):
         return None
     with _reading(path / "cases.csv") as file:
-        return {(row["case"], row.get("class", ""), key): text for row in read_table(file)[1]
-                for key, text in row.items() if key not in names}  # fmt: skip
+        scores: Table = {
+            (row["case"], row.get("class", ""), key): text
+            for row in read_table(file)[1]
+            for key, text in row.items() if key not in names
+        }  # fmt: skip
+        if not scores:
+            raise ValueError("it holds no scores")
+    return scores
 
 
 @contextmanager

@@ -53,6 +53,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     task = task_class(cfg.data)
     checkpoint = None
     if "checkpoint" in cfg:
+        if not cfg.test:
+            raise UserError("test=false: mambaseg evaluate scores the test set; leave it out")
         checkpoint = _follow_checkpoint(cfg)
         cfg.checkpoint = str(checkpoint.path)
         for key in _SOURCES:

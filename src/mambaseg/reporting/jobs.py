@@ -8,13 +8,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from mambaseg.errors import UserError
 from mambaseg.evaluation.summary import distance_unit
 from mambaseg.reporting.grid import UNDEFINED, Grid, heading, plus_minus
 from mambaseg.reporting.status import jobs, state_of
 from mambaseg.reporting.tables import metric_of
 from mambaseg.storage.identity import monitor_of
 from mambaseg.storage.run_folder import RunFolder
-from mambaseg.storage.untrusted import ForeignFileError, read_yaml
+from mambaseg.storage.untrusted import read_yaml
 
 
 def jobs_grid(experiment: Path, files: Collection[str]) -> Grid:
@@ -49,7 +50,7 @@ def _scores(folder: RunFolder) -> dict[str, str]:
     """Heading -> score: the one that chose the checkpoint, and the first ones of the test."""
     found: dict[str, str] = {}
     record = folder.record
-    with contextlib.suppress(OSError, ForeignFileError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError):
         monitor = monitor_of(read_yaml(folder.path / "config.yaml"))
         if monitor:
             found[monitor] = _number(record.get(monitor.replace("/", "_")))

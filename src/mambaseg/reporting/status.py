@@ -99,7 +99,11 @@ def state_of(path: Path, overrides: str, now: datetime.datetime) -> RunState:
     elif state in ("failed", "interrupted"):
         cause = error or ("no error recorded" if state == "failed" else "")
     elif state == "done":
-        cause = "" if RunFolder(path).finished else "no test scores (test=false)"
+        cause = (
+            ""
+            if RunFolder(path).finished
+            else "no test scores: test=false, or metrics.json is gone"
+        )
     else:
         state, cause = "damaged", "run.json cannot be read"
     code = record["code"] if isinstance(record.get("code"), Mapping) else {}

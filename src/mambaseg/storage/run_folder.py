@@ -107,8 +107,14 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What `metrics.json` holds."""
-        return dict(read_json(self.path / "metrics.json"))
+        """What `metrics.json` holds; UserError where it cannot be read."""
+        try:
+            return dict(read_json(file := self.path / "metrics.json"))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{file} cannot be read ({error}). Delete it, and start the command of the run "
+                "again: that scores the test set again, and trains nothing"
+            ) from error
 
     @property
     def last_checkpoint(self) -> Path | None:

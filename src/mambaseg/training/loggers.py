@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
-import io
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mambaseg.errors import UserError, optional
 from mambaseg.storage.files import synchronise, whole_file, writing
+from mambaseg.storage.untrusted import read_table
 
 log = logging.getLogger(__name__)
 _CALLED = ("log_metrics", "log_hyperparams", "log_graph", "after_save_checkpoint", "save",
@@ -127,11 +127,17 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a metrics.csv, without a line that a killed process left half written."""
     if not path.is_file():
         return [], []
-    with path.open(newline="", encoding="utf-8") as stream:
-        text = stream.read()
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    rows = list(reader)
-    return list(reader.fieldnames or []), rows
+    try:
+        columns, rows = read_table(path, growing=True)
+        for row in rows:
+            int(row["step"])
+            [float(cell) for cell in row.values() if cell]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Put back a copy, or delete it: the run then resumes "
+            "without the curves of its first steps"
+        ) from error
+    return columns, rows
 
 
 def read_history(path: Path, *, before: int) -> dict[int, dict[str, float]]:

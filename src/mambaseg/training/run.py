@@ -357,8 +357,8 @@ class Run:
         if not self.main:
             return
         if (self.folder.path / "metrics.json").is_file():
+            summary = self.folder.summary
             with optional("printing the table"):  # say, in a terminal without its characters
-                summary = self.folder.summary
                 get_console().print(table_of(summary, self.config))
                 log.info("test: %s, checkpoint %s", headline(summary)[0], summary["checkpoint"])
         log.info("run folder: %s", self.folder.path)
