@@ -12,6 +12,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from mambaseg.app.entry import entry
+from mambaseg.data.phantoms.phantom import MANIFEST
+from mambaseg.data.phantoms.synthetic import NOTE
 from runs import entered
 
 
@@ -20,8 +22,8 @@ def damaged(phantom_root, tmp_path):
     """A copy of the phantom that a test may damage, and the first image of it."""
     root = tmp_path / "patients"  # a name that no message uses
     shutil.copytree(phantom_root, root)
-    for note in root.glob("phantom.json"):
-        note.unlink()  # or the phantom's own check would speak first
+    for name in (NOTE, MANIFEST):
+        (root / name).unlink()  # or the phantom's own check would speak first
     return root
 
 

@@ -49,6 +49,16 @@ def test_what_is_no_command_is_refused_with_the_nearest(typed, said):
         main([typed])
 
 
+def test_ctrl_c_before_a_run_ends_the_command_without_a_traceback(monkeypatch):
+    def main_(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mambaseg.app.commands.report.main", main_)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "outputs"])
+    assert ended.value.code == 130
+
+
 def test_every_script_is_a_command():
     scripts = {path.stem for path in (ROOT / "src").glob("*.py")}
     assert scripts <= set(COMMANDS)

@@ -152,3 +152,6 @@ def test_words_that_lead_to_another_run_are_refused(run):
         replay(run, steps=1)
     with pytest.raises(UserError, match="no finished run"):
         main(["data.root=elsewhere"])
+    (empty := run.parents[1] / "a=b").mkdir()  # a folder, and no override
+    with pytest.raises(UserError, match="a=b holds no run folders"):
+        main([str(empty)])

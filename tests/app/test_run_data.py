@@ -5,6 +5,7 @@ import shutil
 import pytest
 import yaml
 
+from mambaseg.data.phantoms.synthetic import NOTE
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_yaml
 from runs import entered
@@ -27,7 +28,7 @@ def own(phantom_root, tmp_path_factory):
     (place / "conf" / "data").mkdir(parents=True)
     (place / "conf" / "data" / "heart.yaml").write_text(HEARTS)
     shutil.copytree(phantom_root, place / "hearts")
-    (place / "hearts" / "phantom.json").unlink(missing_ok=True)
+    (place / "hearts" / NOTE).unlink()
     words = [
         f"--config-dir={place / 'conf'}", "data=heart", f"data.root={place / 'hearts'}",
         f"data.cache_dir={place / 'cache'}", f"outputs={place / 'outputs'}", "+data.split_seed=3",

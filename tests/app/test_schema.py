@@ -127,6 +127,10 @@ def test_what_can_be_added_still_can(words, tmp_path, monkeypatch):
     assert looked_at("data=phantom", *words)
 
 
+def test_a_name_may_come_from_a_number():
+    assert checked(composed("name=${seed}", "seed=7"), "config").name == "7"
+
+
 def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
     (tmp_path / "experiment").mkdir()
     mine = tmp_path / "experiment" / "mine.yaml"
@@ -295,6 +299,12 @@ MISTAKES = [
     (["train", "model=vgg"], "there is no conf/model/vgg.yaml"),
     (["train", "data=heart", "--config-dir", "mine"], "heart.yml is not read: rename it"),
     (["train", "data=null"], "one config of a group must be chosen"),
+    (["train", "~data.size"], "data.size was removed, but is needed"),
+    (["train", "~optim.scheduler"], "optim.scheduler was removed, but is needed"),
+    (["train", f"name={'a' * 201}"], "too long for a folder; 200 bytes at most"),
+    (["train", "+trainer.limit_test_batches=2"], "would bear the name of all"),
+    (["train", "+trainer.overfit_batches=1"], "must be left out; choose debug=overfit"),
+    (["train", "-m", "seed=interval(1,3)"], "add hparams_search=optuna, or list the values"),
     (["train", "model=unet,swin_unet"], "several values. To sweep over them, add -m"),
     (["train", "logger=csv,wandb"], "to take them together, write logger=[csv,wandb]"),
     (["train", "model=[unet,swin_unet]"], "sweep over them: -m model=unet,swin_unet"),
@@ -326,6 +336,7 @@ MISTAKES = [
     (["report", "absent"], "absent"),
 ]  # fmt: skip
 ONLY_A_TARGET_KNOWS = [
+    (["train", "data=phantom", "init_from=absent"], "init_from=absent: there is no file absent"),
     (["train", "-m", "data=phantom", "model.embed_dim=96,abc"], "model.embed_dim=abc"),
     (["train", "-m", "data=phantom,haze", "++data.fold=1"], "there is no data.fold"),
     (["train", "trainer.max_time=00:01:00:00"], "add it with +trainer.max_time=..."),

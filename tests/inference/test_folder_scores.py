@@ -110,6 +110,13 @@ def test_names_may_be_given_and_lie_in_subfolders_without_a_mark(tmp_path):
         scored((tmp_path / "labels", tmp_path / "truth", None), class_names=[*"ABC", "c"])
 
 
+def test_label_maps_are_not_scored_against_themselves(folders, tmp_path):
+    (other := tmp_path / "linked").symlink_to(folders[0])
+    for references in (folders[0], other):
+        with pytest.raises(UserError, match=r"hold the same files \(p1_ED"):
+            find_pairs(folders[0], references)
+
+
 def test_probabilities_beside_the_labels_are_not_scored(folders):
     (folders[0] / "p1_ED_probabilities.nii.gz").write_bytes(b"whatever")
     assert scored(folders).summary["cases"] == 4

@@ -177,6 +177,12 @@ def test_class_weights_weight_the_mean_as_torch_does_and_leave_out_ignored_pixel
         DiceCE(class_weights=[1, 1, 1])(logits, label)
 
 
+@pytest.mark.parametrize("weights", [(math.nan, 1), (1, -1), (1, math.inf)])
+def test_weights_of_terms_are_numbers_from_0(weights):
+    with pytest.raises(UserError, match=r"loss\.ce_weight, loss\.dice_weight: numbers, 0 or more"):
+        DiceCE(ce_weight=weights[0], dice_weight=weights[1])
+
+
 def test_top_k_takes_the_worst_of_the_pixels_that_have_a_label():
     logits, label = batch(shape=(1, 2, 2, 5))
     label[0, 0] = IGNORED

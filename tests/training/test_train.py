@@ -148,6 +148,13 @@ def test_loader_processes_and_the_threads_of_the_scan_get_along(small_run, tmp_p
     assert done.stdout.rstrip().endswith("threads: 1 1")
 
 
+def test_the_phantom_is_not_trained_on_under_the_name_of_acdc(small_run, phantom_root):
+    words = [*UNET, *small_run[1:], f"data.root={phantom_root}", "data.split=random"]
+    words = [word for word in words if not word.startswith("data.prepare")]
+    with pytest.raises(UserError, match=r"data=acdc: mambaseg computed what is in .*data=phantom"):
+        trained("data=acdc", *words)
+
+
 @pytest.mark.parametrize("words", [["logger=none"], ["~logger"], ["logger.wandb=null"]], ids=str)
 def test_a_training_needs_no_logger(words, small_run, tmp_path):
     assert entered("train.py", *UNET, *small_run, "data.steps=2", *words) == 0

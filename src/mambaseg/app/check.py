@@ -5,6 +5,7 @@ The first step (`checked`) imports nothing, so that it answers most mistakes at 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from mambaseg.storage.files import conf_folder
 CONF = conf_folder()
 _OURS = re.compile(r"\$\{(?!oc\.)\w+:")  # our own resolvers need no look, and may read files
 _MISSING = "???"
+_LONGEST = 200  # bytes of a folder's name; most file systems take 255
 
 
 def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -30,15 +32,18 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     if place := raw.get("run_dir"):
         raise UserError(f"run_dir={place}: a run names its folder itself; set outputs and name")
     own, groups = keys_of(script)
-    _require_one_each(overrides, groups)
+    _require_words(overrides, groups)
     _require_keys(raw, own, groups)
+    _require_kept(overrides)
     cfg = OmegaConf.create({**{name: {} for name in NAMED if name in groups}, **raw})
     for key, value, _ in flat(raw):
         if key in TABLE:
             _take(cfg, key, value, required=own.get(key) == _MISSING or key == "data.root")
-    place = Path(str(raw.get("name", "")))
+    place = Path(str(cfg.get("name", "")))
     if place.is_absolute() or ".." in place.parts:
         raise UserError(f"name={place}: a folder below outputs; set outputs for another place")
+    if any(len(os.fsencode(part)) > _LONGEST for part in place.parts):
+        raise UserError(f"name={place}: too long for a folder; {_LONGEST} bytes at most")
     if script != "evaluate":  # whose data may be the run's
         require_named_data(cfg, overrides, as_configured=True)
     _require_apart(cfg)
@@ -102,10 +107,15 @@ def flat(
                 yield from flat(item, f"{place}.", inner)
 
 
-def _require_one_each(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
-    """Refuses a list where one config is chosen: Hydra would merge them into a third."""
+def _require_words(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
+    """Refuses two configs merged into a third, and scores of a part under the name of all."""
     for word in overrides:
         group, _, value = word.partition("=")
+        if group.lstrip("+") in ("trainer.limit_test_batches", "trainer.limit_train_batches"):
+            raise UserError(
+                f"{word}: scores of a few cases would bear the name of all. For a short look "
+                "choose debug=fast; data.steps sets how long a training is"
+            )
         if value.startswith("[") and group in groups and group not in NAMED:
             raise UserError(
                 f"{word}: one config of conf/{group} is chosen. To compare several, sweep over "
@@ -135,6 +145,13 @@ def _require_keys(raw: Mapping[str, Any], own: Mapping[str, Any], groups: Any) -
             raise UserError(f"{group}: nothing is chosen; see the configs in conf/{group}")
 
 
+def _require_kept(overrides: Sequence[str]) -> None:
+    """Refuses to do without a value that the code reads, in whatever config it stands."""
+    for word in overrides:
+        if word.startswith("~") and (key := word[1:].partition("=")[0]) in TABLE:
+            raise UserError(f"{key} was removed, but is needed: give it a value")
+
+
 def _require_target(key: str, value: Any, *, or_null: bool) -> None:
     if value is None and or_null:
         return
@@ -155,7 +172,7 @@ def _take(cfg: DictConfig, key: str, given: Any, *, required: bool) -> None:
     if value == _MISSING or (isinstance(value, str) and "${" in value):
         return
     taken = take(key, value)
-    if value is given and (type(taken), taken) != (type(value), value):
+    if (type(taken), taken) != (type(value), value):
         OmegaConf.update(cfg, key, taken, merge=False)
 
 

@@ -6,6 +6,7 @@ A command is one module with `main(words)`, imported when it is asked for.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -62,5 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
         code = importlib.import_module(f"mambaseg.app.{COMMANDS[name][0]}").main(rest)
     except UserError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:  # a run takes the signal itself, everything else has nothing to save
+        sys.exit(128 + signal.SIGINT)
     if code:
         sys.exit(code)

@@ -69,7 +69,10 @@ def start_of(cfg: DictConfig) -> Start | None:
         return None
     if cfg.model.get("pretrained"):
         raise UserError("init_from and model.pretrained both give the first weights: choose one")
-    checkpoint = read_checkpoint(find_run(cfg.init_from, cfg.outputs))
+    try:
+        checkpoint = read_checkpoint(find_run(cfg.init_from, cfg.outputs))
+    except UserError as error:
+        raise UserError(f"init_from={cfg.init_from}: {error}") from error
     _require_network(cfg, checkpoint)
     if (made_for := checkpoint.task) != _task(cfg):
         log.warning("init_from: it was trained for %s, this run is for %s", made_for, _task(cfg))

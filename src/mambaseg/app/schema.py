@@ -189,6 +189,10 @@ INSTEAD = {
     "trainer.enable_checkpointing": "use the group callbacks",
     "trainer.logger": "use the group logger",
     "trainer.default_root_dir": "set outputs",
+    "trainer.fast_dev_run": "choose debug=fast",
+    "trainer.overfit_batches": "choose debug=overfit",
+    "trainer.min_steps": "set data.steps",
+    "trainer.min_epochs": "set data.steps",
 }
 """Keys whose values follow from elsewhere, and from where."""
 TABLE: dict[str, Kind] = {key: kind for kind, keys in _ROWS for key in keys.split()}

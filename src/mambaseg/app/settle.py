@@ -26,6 +26,7 @@ from mambaseg.app.resolvers import data_name, task_class
 from mambaseg.app.schema import EXTRAS
 from mambaseg.app.sweeps import in_sweep
 from mambaseg.app.terminal import announce_synthetic
+from mambaseg.data.phantoms.synthetic import NOTE
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
 
@@ -68,6 +69,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         raise UserError(f"data={cfg.data.name}: name the folder of the data set, data.root=...")
     for key in ("root", "cache_dir"):
         cfg.data[key] = str(Path(cfg.data[key]).expanduser())
+    _require_acquired(cfg.data)
     settle_plan(cfg)
     if checkpoint is None:  # what was planned, too
         require_lasting(cfg.model, _configs(cfg)["model"])
@@ -89,6 +91,16 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
     parent = start.checkpoint if start else checkpoint
     return _plan(cfg, data, checkpoint, _seen(cfg, data, parent)), data, checkpoint, start
+
+
+def _require_acquired(data: DictConfig) -> None:
+    """Refuses computed data under the name of acquired ones."""
+    if not data.get("synthetic") and (note := Path(data.root) / NOTE).is_file():
+        raise UserError(
+            f"data={data.name}: mambaseg computed what is in {data.root} ({note} says so), and the "
+            f"tables of this run would call it {data.title}. Name it: data=phantom or "
+            f"data=haze_phantom, with data.root={data.root}"
+        )
 
 
 def _settle_method(cfg: DictConfig) -> None:
@@ -371,7 +383,7 @@ def no_compile(cfg: DictConfig, device: str) -> str:
 
 def _require_unicode(cfg: DictConfig) -> None:
     """Refuses a folder that the files of a run could not name."""
-    for key in ("data.root", "data.cache_dir", "outputs", "checkpoint", "init_from"):
+    for key in ("name", "data.root", "data.cache_dir", "outputs", "checkpoint", "init_from"):
         path = OmegaConf.select(cfg, key, throw_on_missing=False)
         if path is not None and readable(str(path)) != str(path):
             raise UserError(

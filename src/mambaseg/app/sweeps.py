@@ -107,6 +107,13 @@ def _check_launcher(config: DictConfig) -> None:
         if used and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
             name = module.replace("_", "-")
             raise UserError(f"{name} is not installed: pip install 'mambaseg[{extra}]'")
+    for override in parsed(config.hydra.overrides.task):
+        ranged = override.is_sweep_override() and not override.is_discrete_sweep()
+        if ranged and sweeper.endswith("BasicSweeper"):
+            raise UserError(
+                f"{override.input_line}: a range is searched, not swept: add hparams_search=optuna,"
+                f" or list the values, {override.get_key_element()}=1,2"
+            )
     devices = OmegaConf.select(config, "trainer.devices")
     if "hydra_ray_launcher" in launcher:
         _check_ray(config.hydra.launcher.ray)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Literal
 
 from mambaseg.data.case import Case
@@ -28,7 +29,7 @@ def labelled_patients(split: Split, wanted: float | Sequence[str] | None) -> tup
     train = split.train
     if wanted is None:
         return train
-    if isinstance(wanted, str | bool):
+    if isinstance(wanted, str | bool) or (isinstance(wanted, float) and not isfinite(wanted)):
         raise UserError(f"data.labelled={wanted}: give a number, a share or a list of patients")
     if not isinstance(wanted, int | float):
         named = {*map(str, wanted)}

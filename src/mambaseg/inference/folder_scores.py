@@ -84,7 +84,13 @@ def find_pairs(predictions: Path, references: Path) -> list[Pair]:
                 f"({listed(alone)}). Every prediction needs a reference of the same name, and "
                 "every reference a prediction."
             )
-    return [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
+    pairs = [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
+    if same := [pair.id for pair in pairs if pair.prediction.samefile(pair.reference)]:
+        raise UserError(
+            f"{predictions} and {references} hold the same files ({listed(same)}): a label map "
+            "agrees with itself. Name the folder of each."
+        )
+    return pairs
 
 
 def _label_maps(folder: Path, role: str) -> dict[str, Path]:

@@ -94,7 +94,7 @@ def weights_file(path: Path) -> Path:
                 return last
             remedy = f". The training has not ended; its last state is {last}: name that file"
     if not path.is_file():
-        raise UserError(f"checkpoint: there is no file {path}{remedy}")
+        raise UserError(f"there is no file {path}{remedy}")
     return path
 
 

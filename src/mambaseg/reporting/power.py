@@ -168,7 +168,11 @@ def power_grids(
     if not (0 < difference < 1 and LEVEL < wanted < 1):
         raise UserError(f"--difference is between 0 and 1, --power between {LEVEL} and 1")
     grids, refused = [], ""
-    for comparison in collect(folder)[0]:
+    comparisons = collect(folder)[0]
+    there = {entry.runs[0].model for one in comparisons for entry in one.entries}
+    if unknown := sorted(set(networks) - there):
+        raise UserError(f"--networks {','.join(unknown)}: there are {', '.join(sorted(there))}")
+    for comparison in comparisons:
         entries = [e for e in comparison.entries if not networks or e.runs[0].model in networks]
         found, left_out = [], 0
         for first, second in compared(entries):

@@ -4,6 +4,7 @@ Any class with that signature is a loss, and so is any of `monai.losses`: see `t
 are class indices 0..K-1, which `mambaseg.data.validation` checks when a case is read, or IGNORED.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -100,6 +101,8 @@ class DiceCE(nn.Module):
         self.ce_weight, self.dice_weight, self.smooth = ce_weight, dice_weight, smooth
         self.partial, self.background = partial, background
         self.squared, self.batch, self.top_k = squared, batch, top_k
+        if not (0 <= ce_weight < math.inf and 0 <= dice_weight < math.inf):
+            raise UserError("loss.ce_weight, loss.dice_weight: numbers, 0 or more")
         if not 0 < top_k <= 1:
             raise UserError(f"loss.top_k={top_k}: it is a share of the pixels, above 0 and up to 1")
         if class_weights is not None and not (min(class_weights) >= 0 < max(class_weights)):

@@ -37,8 +37,8 @@ def main(words: Sequence[str]) -> None:
     given = parser.parse_args(words)
     if not 0 <= given.tolerance < math.inf:
         raise UserError(f"--tolerance {given.tolerance}: a number, 0 or more")
-    runs = [word for word in given.runs if "=" not in word]
-    overrides = [word for word in given.runs if "=" in word]
+    runs = [word for word in given.runs if "=" not in word or Path(word).is_dir()]
+    overrides = [word for word in given.runs if word not in runs]
 
     from rich import get_console
     from rich.progress import track

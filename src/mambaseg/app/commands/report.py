@@ -14,11 +14,17 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mambaseg.app.schema import did_you_mean
+from mambaseg.errors import UserError
+
 
 def main(words: Sequence[str]) -> None:
     """Does what the first word says; a folder alone means the report."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     command = words[0] if words and words[0] in _COMMANDS else "report"
+    typo = did_you_mean(words[0], _COMMANDS) if words and command == "report" else ""
+    if typo and not Path(words[0]).exists():
+        raise UserError(f"{words[0]}: no such folder{typo}")
     name = "" if command == "report" else f" {command}"
     parser = argparse.ArgumentParser(
         prog=f"mambaseg report{name}",

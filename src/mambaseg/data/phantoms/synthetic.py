@@ -15,6 +15,9 @@ from mambaseg.storage.untrusted import read_json
 
 Parameters = Mapping[str, object]
 
+NOTE = "SYNTHETIC.md"
+"""The file that says so in a folder of computed data."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +34,7 @@ def write_once(
 
     The folder appears complete or not at all, also when several processes write it at a time.
     `write` fills an empty folder; the content depends on nothing but `parameters`, which the file
-    `manifest` keeps with the size of every file. `note` is the text of SYNTHETIC.md in it, `what`
+    `manifest` keeps with the size of every file. `note` is the text of `NOTE` in it, `what`
     is for the log, such as "30 patients". `UserError` where `root` holds something else.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -88,7 +91,7 @@ def _checked(root: Path, parameters: Parameters, manifest: str) -> Path:
 
 def _seal(root: Path, parameters: Parameters, note: str, manifest: str) -> None:
     """Add the note and the manifest; the manifest last."""
-    (root / "SYNTHETIC.md").write_text(note, encoding="utf-8")
+    (root / NOTE).write_text(note, encoding="utf-8")
     written = sorted(path for path in root.rglob("*") if path.is_file())
     files = {path.relative_to(root).as_posix(): path.stat().st_size for path in written}
     text = json.dumps({**parameters, "files": files}, indent=1)
