@@ -2,6 +2,7 @@
 
 import http.server
 import importlib
+import shutil
 import socket
 import threading
 from importlib import metadata
@@ -11,6 +12,7 @@ import torch
 
 from mambaseg.app import doctor
 from mambaseg.benchmark import scans
+from mambaseg.data.phantoms.synthetic import NOTE
 from mambaseg.scan import dispatch
 from small_disk import fill, small_disk
 from tiny_nnunet import write_nnunet
@@ -227,7 +229,10 @@ def test_an_acdc_root_that_is_not_there(words, monkeypatch, tmp_path):
 
 
 def test_the_data_that_are_found(words, monkeypatch, phantom_root, tmp_path):
-    monkeypatch.setenv("ACDC_ROOT", str(phantom_root))
+    root = shutil.copytree(phantom_root, tmp_path / "hearts")
+    monkeypatch.setenv("ACDC_ROOT", str(root))
+    assert "data=phantom" in the(doctor.examine([*words, "data=acdc"]), "data").said
+    (root / NOTE).unlink()
     found = the(doctor.examine([*words, "data=acdc"]), "data")
     assert found.level == "ok" and "16 cases of 8 patients" in found.said
     few = [*words, "data=acdc", "data.split=random", "data.labels=scribble"]
@@ -235,6 +240,9 @@ def test_the_data_that_are_found(words, monkeypatch, phantom_root, tmp_path):
     assert found.level == "ok" and "Labels of 2 of 5 training patients are read" in found.said
     assert "Training reads scribbles" in found.said
     assert broken(doctor.examine([*few, "data.labelled=9"])) == ["labels"]
+    assert the(doctor.examine(few), "split").said.startswith("random-seed0: 5 / 1 / 2 patients")
+    findings = doctor.examine([*words, "data=acdc"])
+    assert broken(findings) == ["split"] and "patient" in the(findings, "split").said
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.setenv("ACDC_ROOT", str(empty))

@@ -298,7 +298,7 @@ MISTAKES = [
     (["train", "model=mamba_unte"], "conf/model/mamba_unte.yaml; did you mean mamba_unet?"),
     (["train", "model=vgg"], "there is no conf/model/vgg.yaml"),
     (["train", "data=heart", "--config-dir", "mine"], "heart.yml is not read: rename it"),
-    (["train", "data=null"], "one config of a group must be chosen"),
+    (["train", "data=null"], "data=null: one config must be chosen"),
     (["train", "~data.size"], "data.size was removed, but is needed"),
     (["train", "~optim.scheduler"], "optim.scheduler was removed, but is needed"),
     (["train", f"name={'a' * 201}"], "too long for a folder; 200 bytes at most"),

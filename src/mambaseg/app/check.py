@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.schema import NAMED, READ, TABLE, WRITTEN, did_you_mean, shown, take, words
 from mambaseg.app.targets import check_target, import_target
+from mambaseg.data.phantoms.synthetic import NOTE
 from mambaseg.errors import UserError
 from mambaseg.storage.files import conf_folder
 
@@ -213,6 +214,16 @@ def require_named_data(
             f"data.root={cfg.data.root}: this run would compute {cfg.data.get('title')} there. "
             "To train on the files in it, name the data set: data=acdc, folder, nnunet or another "
             "config of conf/data. Nothing was read or written."
+        )
+
+
+def require_acquired(data: DictConfig) -> None:
+    """Refuses computed data under the name of acquired ones."""
+    if not data.get("synthetic") and (note := Path(data.root).expanduser() / NOTE).is_file():
+        raise UserError(
+            f"data={data.name}: mambaseg computed what is in {data.root} ({note} says so), and the "
+            f"tables of this run would call it {data.title}. Name it: data=phantom or "
+            f"data=haze_phantom, with data.root={data.root}"
         )
 
 

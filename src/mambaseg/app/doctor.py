@@ -229,6 +229,8 @@ def data(configuration: Any) -> Iterator[Finding]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from mambaseg.app.check import require_acquired
+
     chosen = configuration.data
     if OmegaConf.is_missing(chosen, "root"):
         yield Finding("error", "data", "data.root is not set", "data.root=<folder of the data set>")
@@ -248,6 +250,7 @@ def data(configuration: Any) -> Iterator[Finding]:
         yield Finding("ok", "data", said)
     else:
         try:
+            require_acquired(chosen)
             cases = instantiate(chosen.find_cases)(root)
         except UserError as error:
             remedy = f"make data-check DATA={root}, or set data.root"
@@ -255,21 +258,29 @@ def data(configuration: Any) -> Iterator[Finding]:
             return
         patients = len({case.patient for case in cases})
         yield Finding("ok", "data", f"{said}: {len(cases)} cases of {patients} patients")
-        yield from _supervision(chosen, cases)
+        yield from _split(chosen, cases)
 
 
-def _supervision(chosen: Any, cases: Sequence[Any]) -> Iterator[Finding]:
-    """Whose labels a training would read, where less than all of them are asked for."""
+def _split(chosen: Any, cases: Sequence[Any]) -> Iterator[Finding]:
+    """The parts of a training, and whose labels it reads where less than all are asked for."""
     from mambaseg.data.labelling import labelled_patients, supervision_note, with_labels
     from mambaseg.data.patients import split_cases
 
+    root = Path(chosen.root).expanduser()
+    how = {"fold": chosen.get("fold", 0), "count": chosen.get("folds", 5)}
+    how |= {"by": chosen.get("split_by"), "seed": chosen.get("split_seed", 0)}
+    try:
+        split = split_cases(chosen.split, cases, root, **how)
+        split.require_training()
+    except UserError as error:
+        yield Finding("error", "split", str(error), "choose another with data.split=...")
+        return
+    parts = f"{len(split.train)} / {len(split.val)} / {len(split.test)} patients"
+    yield Finding("ok", "split", f"{split.name}: {parts} for training, validation, test")
     labels, wanted = chosen.get("labels", "dense"), chosen.get("labelled")
     if labels == "dense" and wanted is None:
         return
     try:
-        how = {"fold": chosen.get("fold", 0), "count": chosen.get("folds", 5)}
-        root = Path(chosen.root).expanduser()
-        split = split_cases(chosen.split, cases, root, by=chosen.get("split_by"), **how)
         patients = labelled_patients(split, wanted)
         for case in cases:
             if case.patient in patients:

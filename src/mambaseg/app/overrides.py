@@ -126,7 +126,8 @@ def composition_error(error: BaseException, script: str, overrides: Sequence[str
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_config(error.missing_cfg_file, error.options or (), overrides)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return "one config of a group must be chosen, such as model=unet; null is none"
+        none = [word for word in overrides if word.endswith("=null")]
+        return f"{' '.join(none)}: one config must be chosen, such as model=unet; null is none"
     if "Could not override 'augmentation'" in str(error):
         return "augmentation: these data draw their own crops, and take no operations"
     cause = error.__cause__

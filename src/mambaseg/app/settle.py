@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mambaseg.app.check import check_targets
+from mambaseg.app.check import check_targets, require_acquired
 from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import (
     made,
@@ -26,7 +26,6 @@ from mambaseg.app.resolvers import data_name, task_class
 from mambaseg.app.schema import EXTRAS
 from mambaseg.app.sweeps import in_sweep
 from mambaseg.app.terminal import announce_synthetic
-from mambaseg.data.phantoms.synthetic import NOTE
 from mambaseg.errors import UserError
 from mambaseg.storage.untrusted import readable
 
@@ -69,7 +68,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         raise UserError(f"data={cfg.data.name}: name the folder of the data set, data.root=...")
     for key in ("root", "cache_dir"):
         cfg.data[key] = str(Path(cfg.data[key]).expanduser())
-    _require_acquired(cfg.data)
+    require_acquired(cfg.data)
     settle_plan(cfg)
     if checkpoint is None:  # what was planned, too
         require_lasting(cfg.model, _configs(cfg)["model"])
@@ -91,16 +90,6 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
     parent = start.checkpoint if start else checkpoint
     return _plan(cfg, data, checkpoint, _seen(cfg, data, parent)), data, checkpoint, start
-
-
-def _require_acquired(data: DictConfig) -> None:
-    """Refuses computed data under the name of acquired ones."""
-    if not data.get("synthetic") and (note := Path(data.root) / NOTE).is_file():
-        raise UserError(
-            f"data={data.name}: mambaseg computed what is in {data.root} ({note} says so), and the "
-            f"tables of this run would call it {data.title}. Name it: data=phantom or "
-            f"data=haze_phantom, with data.root={data.root}"
-        )
 
 
 def _settle_method(cfg: DictConfig) -> None:

@@ -213,7 +213,9 @@ def compare_jobs() -> None:
 
         with optional("comparing the jobs"):
             get_console().print(jobs_grid(experiment, files).terminal())
-        log.info("report:     mambaseg report %s", shlex.quote(str(experiment)))
+        scored = any(experiment.glob("*/metrics.json"))  # without test scores there is no report
+        log.info("report:     mambaseg report %s%s", "" if scored else "status ",
+                 shlex.quote(str(experiment)))  # fmt: skip
 
 
 def _listed(experiment: Path) -> dict[str, int]:
