@@ -62,7 +62,9 @@ def experiment(tmp_path):
     write(tmp_path, "failed", status="failed", error="UserError: no data\nmore", started=started,
           ended=heartbeat(195))  # fmt: skip
     write(tmp_path, "stopped", status="interrupted", error="stopped by SIGINT")
-    write(tmp_path, "untested", status="done")
+    for name in ("untested", "lost"):
+        write(tmp_path, name, status="done")
+    (tmp_path / "untested" / "config.yaml").write_text("test: false\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
     write_job(tmp_path, 1, "failed")
@@ -80,12 +82,13 @@ def test_every_state_is_told_with_its_cause(experiment):
     assert found["gone"][0] == "interrupted" and "is gone" in found["gone"][1]
     assert found["failed"] == ("failed", "UserError: no data")
     assert found["stopped"] == ("interrupted", "stopped by SIGINT")
-    assert found["untested"] == ("done", "no test scores: test=false, or metrics.json is gone")
+    assert found["untested"] == ("done", "no test scores (test=false)")
+    assert found["lost"] == ("done", "no test scores: metrics.json is gone")
     assert found["broken"] == ("damaged", "run.json cannot be read")
     assert found["seed=2"] == ("missing", "not started")
     assert found["seed=3"] == ("missing", "no folder removed")
     assert found["seed=4"] == ("failed", "UserError: no such network")
-    assert len(found) == 11
+    assert len(found) == 12
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")

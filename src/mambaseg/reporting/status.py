@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +14,7 @@ from rich.table import Table
 from mambaseg.reporting.grid import UNDEFINED, Grid, duration
 from mambaseg.reporting.reading import run_folders
 from mambaseg.storage.run_folder import RunFolder, this_host
-from mambaseg.storage.untrusted import read_json
+from mambaseg.storage.untrusted import read_json, read_yaml
 
 STATES = ("done", "running", "interrupted", "failed", "damaged", "missing", "skipped")
 SILENT = 3600.0  # s without a heartbeat or a written file until a run counts as interrupted
@@ -99,16 +100,20 @@ def state_of(path: Path, overrides: str, now: datetime.datetime) -> RunState:
     elif state in ("failed", "interrupted"):
         cause = error or ("no error recorded" if state == "failed" else "")
     elif state == "done":
-        cause = (
-            ""
-            if RunFolder(path).finished
-            else "no test scores: test=false, or metrics.json is gone"
-        )
+        cause = "" if RunFolder(path).finished else _untested(path)
     else:
         state, cause = "damaged", "run.json cannot be read"
     code = record["code"] if isinstance(record.get("code"), Mapping) else {}
     commit = str(code.get("commit") or "")[:10] + ("+" if code.get("dirty") else "")
     return RunState(path.name, state, cause, _time(record, now), commit, overrides)
+
+
+def _untested(path: Path) -> str:
+    """Why a finished run has no test scores."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if read_yaml(path / "config.yaml").get("test") is False:
+            return "no test scores (test=false)"
+    return "no test scores: metrics.json is gone"
 
 
 def _first_line(error: str) -> str:
