@@ -106,7 +106,7 @@ def test_time_commit_and_overrides_stand_beside(experiment):
     assert runs["failed"].time == "5 min 0 s" and runs["failed"].overrides == "seed=1"
     assert runs["alive"].time == "3 h 20 min" and runs["alive"].commit == "0123456789+"
     assert summary(list(runs.values())) == (
-        "1 done, 2 running, 3 interrupted, 2 failed, 1 damaged, 2 missing"
+        "2 done, 2 running, 3 interrupted, 2 failed, 1 damaged, 2 missing"
     )
 
 
