@@ -42,7 +42,7 @@ def test_the_same_code_gives_the_same_numbers_and_leaves_the_run_alone(run):
 
 def test_a_test_set_that_a_run_left_unseen_stays_so(run, monkeypatch, capsys):
     (run / "cases.csv").unlink()
-    with pytest.raises(UserError, match=r"cases\.csv cannot be read: .*No such file"):
+    with pytest.raises(UserError, match=r"cases\.csv cannot be read \(No such file"):
         replay(run, steps=4)
     (run / "metrics.json").unlink()
     monkeypatch.setattr(Run, "evaluate", None)
@@ -129,10 +129,10 @@ def test_a_run_that_cannot_be_replayed_does_not_stop_the_others(run, capsys):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("cases.csv", "case,class,dice\na,1\n", "cases.csv cannot be read: line 2 has 2 cells"),
-        ("cases.csv", "patient,dice\na,1\n", "cases.csv has no column 'case'"),
-        ("cases.csv", "case,dice\n", "cases.csv cannot be read: it holds no scores"),
-        ("metrics.csv", "train/loss\n1\n", "metrics.csv has no column 'step'"),
+        ("cases.csv", "case,class,dice\na,1\n", "cases.csv cannot be read .line 2 has 2 cells"),
+        ("cases.csv", "patient,dice\na,1\n", "cases.csv cannot be read .no column 'case'"),
+        ("cases.csv", "case,dice\n", "cases.csv cannot be read .it holds no scores"),
+        ("metrics.csv", "train/loss\n1\n", "metrics.csv cannot be read .no column 'step'"),
         ("metrics.csv", "step,train/loss\nx,1\n", "metrics.csv cannot be read"),
         ("config.yaml", None, "not the folder of a finished training"),
     ],

@@ -20,7 +20,7 @@ from mambaseg.app.overrides import key_of
 from mambaseg.app.resolvers import data_name
 from mambaseg.app.settle import several_devices
 from mambaseg.errors import UserError
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.identity import identity, with_digests
 from mambaseg.storage.lock import alone
 from mambaseg.storage.untrusted import ForeignFileError, read_json
@@ -63,8 +63,7 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
             begun = time.perf_counter()
             step, validation = _measured(cfg, build)
             planned = _planned(minutes, time.perf_counter() - begun, step, validation)
-            with whole_file(path) as temporary:
-                temporary.write_text(json.dumps(planned))
+            write_whole(path, json.dumps(planned))
     planned = _read(path)
     log.info(
         "data.minutes=%g: data.steps=%d data.val_every=%d (%.2f s a step, %.1f s a validation; %s)",

@@ -64,7 +64,7 @@ def _calibrate(
     from mambaseg.evaluation.calibration import FILE, calibration_file
     from mambaseg.inference.calibration import calibrate
     from mambaseg.inference.segment import Member
-    from mambaseg.storage.files import whole_file
+    from mambaseg.storage.files import write_whole
     from mambaseg.storage.run_folder import file_digest
 
     config, data = run.config, run.data
@@ -82,8 +82,7 @@ def _calibrate(
     run.folder.write_json(FILE, found)
     if fitted is None:
         otherwise = "evaluate a copy of the checkpoint"
-        with whole_file(stored, otherwise=otherwise) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_whole(stored, json.dumps(found, indent=2) + "\n", otherwise=otherwise)
     _tell(found)
 
 

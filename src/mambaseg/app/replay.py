@@ -22,7 +22,7 @@ from mambaseg.app.entry import explained_errors
 from mambaseg.app.overrides import arranged, key_of
 from mambaseg.errors import UserError
 from mambaseg.reporting.labels import flatten
-from mambaseg.reporting.reading import read_identity
+from mambaseg.reporting.reading import read_identity, reading
 from mambaseg.storage.files import keep_caches
 from mambaseg.storage.identity import scientific
 from mambaseg.storage.untrusted import read_table
@@ -149,7 +149,7 @@ def _require_same(
 
 def _of_steps(path: Path, steps: int) -> Table:
     """What metrics.csv has of the first steps, the test aside."""
-    with _reading(path / "metrics.csv") as file:
+    with reading(path / "metrics.csv") as file:
         rows = read_table(file, growing=True)[1]
         early = [row for row in rows if int(row["step"]) < steps]
     found: Table = {
@@ -167,7 +167,7 @@ def _of_cases(path: Path) -> Table | None:
     names = ("case", "class", "class_name")  # a restoration has the first of them only
     if not any((path / name).is_file() for name in ("cases.csv", "metrics.json")):
         return None
-    with _reading(path / "cases.csv") as file:
+    with reading(path / "cases.csv") as file:
         scores: Table = {
             (row["case"], row.get("class", ""), key): text
             for row in read_table(file)[1]
@@ -176,17 +176,6 @@ def _of_cases(path: Path) -> Table | None:
         if not scores:
             raise ValueError("it holds no scores")
     return scores
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[Path]:
-    """Explains what is wrong with a table that the block reads."""
-    try:
-        yield file
-    except KeyError as error:
-        raise UserError(f"{file} has no column {error}: copy the run's folder again") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _compare(before: Table, now: Table) -> Compared:

@@ -35,7 +35,7 @@ from mambaseg.app.overrides import composition_error, jobs_of, parsed
 from mambaseg.app.sources import require_sources
 from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import NotInstalledError, UserError, optional
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import read_json
 
 # module of a plugin -> the extra of pyproject.toml that brings it
@@ -281,9 +281,7 @@ def _note(
 ) -> None:
     content: dict[str, Any] = {"overrides": list(job), "run": run or None, "error": error or None}
     content |= {"skipped": True} if skipped else {}
-    path = _file(experiment, job)
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(_file(experiment, job), json.dumps(content, indent=2) + "\n")
 
 
 # ---- a SLURM job of the user's own script -------------------------------------------------------

@@ -24,7 +24,7 @@ from mambaseg.data.intensity import CtValues
 from mambaseg.data.seen import fingerprints_of
 from mambaseg.data.validation import collected_warnings
 from mambaseg.data.volume import Volume
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import read_text
 
 FORMAT = 1
@@ -85,8 +85,8 @@ def open_survey(
     with ThreadPoolExecutor(THREADS) as pool:
         entries = tuple(pool.map(partial(once_more, look), cases))
     plain = [asdict(one) for one in entries]
-    with whole_file(path, otherwise="choose another folder with data.cache_dir=...") as file:
-        file.write_text(json.dumps({"digest": digest_of(plain), "cases": plain}), encoding="utf-8")
+    content = json.dumps({"digest": digest_of(plain), "cases": plain})
+    write_whole(path, content, otherwise="choose another folder with data.cache_dir=...")
     return entries
 
 

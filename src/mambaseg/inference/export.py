@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.errors import UserError
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import whole_file, write_whole
 
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -82,8 +82,7 @@ def export_network(
             **about,
         }
         text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-        with whole_file(description, otherwise="choose another file with output=...") as partly:
-            partly.write_text(text, encoding="utf-8")
+        write_whole(description, text, otherwise="choose another file with output=...")
     return parity
 
 

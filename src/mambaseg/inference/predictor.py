@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,12 +30,13 @@ from mambaseg.inference.segment import Member, case_uncertainty, segment
 from mambaseg.inference.uncertainty import read_about, require_own_table, write_table
 from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import printable, readable
 
 _DRAWN = 1024  # pixels of a picture that are drawn
 _OTHERWISE = "choose another folder with output=..."
 _INSTEAD = f"{_OTHERWISE}, or rerun=true to replace it"
+_write = partial(write_whole, otherwise=_OTHERWISE)
 log = logging.getLogger(__name__)
 
 
@@ -381,8 +383,3 @@ def _uncertainty_map(image: Volume, uncertainty: npt.NDArray[np.uint8]) -> bytes
 
 def _json(about: Mapping[str, Any]) -> bytes:
     return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with whole_file(path, otherwise=_OTHERWISE) as temporary:
-        temporary.write_bytes(content)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mambaseg.errors import UserError
 from mambaseg.reporting.grid import cell_text
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import ForeignFileError, read_json, read_table
 
 FILE = "uncertainty.csv"
@@ -56,8 +56,8 @@ def write_table(
     writer.writerow(_COLUMNS)
     rows.sort(key=lambda row: str(row[0]))  # frames stay in their order
     writer.writerows([cell_text(cell) for cell in row] for row in rows)
-    with whole_file(output / FILE, otherwise=otherwise) as temporary:
-        temporary.write_text(stream.getvalue(), encoding="utf-8", errors="backslashreplace")
+    text = stream.getvalue().encode("utf-8", "backslashreplace")
+    write_whole(output / FILE, text, otherwise=otherwise)
     return flagged
 
 

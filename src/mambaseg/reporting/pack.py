@@ -18,7 +18,7 @@ import yaml
 from mambaseg.errors import UserError
 from mambaseg.reporting.reading import read_runs
 from mambaseg.reporting.runs import CALIBRATIONS
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import read_json, read_yaml
 
 FILES = ("config.yaml", "run.json", "cases.csv", "metrics.json", "metrics.csv")
@@ -56,8 +56,7 @@ def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
             except (OSError, ValueError) as error:  # also of text that is not UTF-8
                 problems.append(f"{run.path / name}: {error}")
                 continue
-            with whole_file(place / name, otherwise=_ELSEWHERE) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_whole(place / name, text, otherwise=_ELSEWHERE)
         yield place
     if problems:
         left = (one.removeprefix("left out: ") for one in problems)

@@ -120,7 +120,7 @@ def read_run(path: str | Path) -> RunData:
         UserError: a file is missing or damaged; the message names it.
     """
     record, config = read_identity(path := Path(path))
-    with _reading(path / "metrics.json") as file:
+    with reading(path / "metrics.json") as file:
         summary = read_json(file)
         _check(summary, _SUMMARY)
         _check(summary, _ABOUT, required=False)
@@ -137,7 +137,7 @@ def read_run(path: str | Path) -> RunData:
         _check(summary, {"foreground": {"dice": {"mean": 1.0}}}, required=False)
         _require(described(summary)[:1] == BUILT_IN[:1], "metrics")  # Dice leads every table
         _check_networks(summary)
-    with _reading(path / "cases.csv") as file:
+    with reading(path / "cases.csv") as file:
         rows = _read_rows(file, scored(config["data"]))
     _require_same_dice(path, summary, rows)
     return RunData(path, record, config, summary, rows)
@@ -177,10 +177,10 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: one is missing or damaged; the message names it.
     """
-    with _reading(path / "run.json") as file:
+    with reading(path / "run.json") as file:
         record = read_json(file)
         _check(record, _RECORD, required=False)
-    with _reading(path / "config.yaml") as file:
+    with reading(path / "config.yaml") as file:
         config = read_yaml(file)
         _check(config, _CONFIG)
         _check(config, _GROUPS, required=False)
@@ -190,12 +190,13 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[Path]:
+def reading(file: Path) -> Iterator[Path]:
     """Explains what is wrong with a file that the block reads and checks."""
     try:
         yield file
-    except (OSError, ForeignFileError) as error:
+    except (OSError, ValueError, KeyError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        reason = f"no column {reason}" if isinstance(error, KeyError) else reason
         raise UserError(
             f"{file} cannot be read ({reason}). A finished run writes it whole: copy the folder "
             "again, or leave it out."

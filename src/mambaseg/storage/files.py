@@ -75,6 +75,12 @@ def whole_file(path: Path, *, otherwise: str = _OUTPUTS, durable: bool = False) 
             raise
 
 
+def write_whole(path: Path, content: str | bytes, *, otherwise: str = _OUTPUTS) -> None:
+    """Writes a file whole or not at all, like `whole_file`; text as UTF-8."""
+    with whole_file(path, otherwise=otherwise) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def synchronise(path: Path) -> None:
     """Returns once a file's content, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows: only then

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.storage.files import whole_file, writing
+from mambaseg.storage.files import whole_file, write_whole, writing
 from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 _PACKAGES = (
@@ -172,9 +172,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes a text file as a whole or not at all."""
-        path = self.path / name
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(path := self.path / name, text)
         return path
 
     def write_json(self, name: str, value: Any) -> Path:

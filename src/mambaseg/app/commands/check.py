@@ -21,7 +21,7 @@ from mambaseg.data.check.sheet import require_new, write_sheet
 from mambaseg.data.readers.reader import Level
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
-from mambaseg.storage.files import print_any_name, whole_file
+from mambaseg.storage.files import print_any_name, write_whole
 
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -110,8 +110,7 @@ def _proposed(report: Report, path: Path | None) -> str:
     if path is None:
         return f"\nProposed as conf/data/mine.yaml (--write saves it):\n\n{config}"
     _require_new_config(path)
-    with whole_file(path, otherwise="choose another place with --write") as temporary:
-        temporary.write_text(config, encoding="utf-8")
+    write_whole(path, config, otherwise="choose another place with --write")
     configs = path.resolve().parents[1]
     elsewhere = "" if configs == CONF.resolve() else f" --config-dir={quote(str(configs))}"
     train = f"mambaseg train{elsewhere} data={path.stem}"

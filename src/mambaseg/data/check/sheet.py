@@ -15,7 +15,7 @@ from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.data.intensity import percentile
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume
-from mambaseg.storage.files import whole_file
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import printable
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def write_sheet(report: Report, path: Path) -> str:
             figure.legend(handles, words, loc="outside lower center", ncols=8)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", dpi=120, facecolor="white")
-    with whole_file(path, otherwise="choose another place with --sheet") as temporary:
-        temporary.write_bytes(stream.getvalue())
+    write_whole(path, stream.getvalue(), otherwise="choose another place with --sheet")
     return f"Contact sheet: {path} ({said})"
 
 
