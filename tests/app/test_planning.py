@@ -132,6 +132,13 @@ def test_what_the_user_gives_stays_and_the_rest_is_planned_for_it(sets, tmp_path
     assert config["augmentation"]["rotate"]["degrees"] == 180
 
 
+def test_planned_preprocessing_plans_the_pixel_that_it_needs(sets, tmp_path):
+    planned, _ = settled(*words(sets / "CT", tmp_path, "data.spacing=null"))
+    config, _ = settled(*words(sets / "CT", tmp_path))
+    assert planned["data"]["preprocessing"] == "spacing"
+    assert planned["data"] == config["data"] and planned["planned"] == config["planned"]
+
+
 def test_images_that_are_brought_to_one_size_leave_the_network_to_plan(sets, tmp_path):
     given = ["data.preprocessing=modern", "data.size=[64,48]", "model.size_multiple=auto"]
     config, _ = settled(*words(sets / "CT", tmp_path, *given, "data.intensity=percentile"))

@@ -37,6 +37,8 @@ def settle_plan(cfg: DictConfig) -> None:
     """
     if cfg.get("checkpoint") and cfg.data.get("batch_size") == AUTO:
         cfg.data.batch_size = 1  # the rest is the checkpoint's, and nothing is trained
+    if cfg.data.get("preprocessing") == AUTO and cfg.data.get("spacing", AUTO) is None:
+        cfg.data.spacing = AUTO  # which the preset spacing needs
     asked = [key for key in _KEYS if OmegaConf.select(cfg, key) == AUTO]
     count = _plan(cfg, asked) if asked else 0
     for key in ("data.size", "data.spacing", "model.size_multiple"):
