@@ -77,7 +77,7 @@ def test_what_cannot_be_is_refused():
         make_split("kfold", PEOPLE, by="v", facts={one: {"v": "X"} for one in PEOPLE})
 
 
-def test_facts_come_from_files_and_from_a_table(phantom_root, tmp_path):
+def test_facts_come_from_files_and_from_a_table(phantom_root, tmp_path, caplog):
     cases = find_cases(phantom_root)
     facts = facts_of(cases, tmp_path)
     assert {one["pathology"] for one in facts.values()} == {"NOR", "MINF", "DCM", "HCM", "RV"}
@@ -85,10 +85,14 @@ def test_facts_come_from_files_and_from_a_table(phantom_root, tmp_path):
     table.write_text("patient,centre\npatient001,Dijon\npatient999,Lyon\n", encoding="utf-8")
     facts = facts_of(cases, tmp_path)
     assert facts["patient001"]["centre"] == "Dijon" and "patient999" not in facts
+    assert "rows of no patient here: patient999" in caplog.text
     table.write_text(table.read_text(), encoding="utf-8-sig")  # as Excel writes it
     assert facts_of(cases, tmp_path) == facts
     table.write_text("patient,centre\n" + 2 * "patient001,Dijon\n" + "patient001,Lyon\n")
     with pytest.raises(DataError, match="patient001 that centre is Dijon and that it is Lyon"):
+        facts_of(cases, tmp_path)
+    table.write_text("patient,centre\n001,Dijon\n002,Lyon\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"names no patient .*001, 002.*patient001"):
         facts_of(cases, tmp_path)
     table.write_text("id,centre\npatient001,Dijon\n", encoding="utf-8")
     with pytest.raises(DataError, match="column `patient`"):

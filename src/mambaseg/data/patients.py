@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.data.case import Case
-from mambaseg.data.splits import Split, make_split
+from mambaseg.data.splits import Split, listed, make_split
 from mambaseg.data.validation import DataError
 from mambaseg.storage.untrusted import ForeignFileError, read_table
 
@@ -26,6 +27,7 @@ _ABOVE = re.compile(
     re.I,
 )
 _CALLED = r"(?i)((?:patient|subject|subj|sub|pat)[-_. ]?[0-9]+)"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,13 @@ def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
             remedy = "Name the patient of each row in a column `patient`."
             raise DataError(f"has the columns {', '.join(columns)}", path, remedy)
         told: dict[str, dict[str, str]] = {}
+        named = {row["patient"] for row in rows}
+        if strangers := named - facts.keys():
+            if strangers == named:
+                remedy = f"Name them as the images do: {listed(facts)}."
+                raise DataError(f"names no patient of these images: {listed(strangers)}", path,
+                                remedy)  # fmt: skip
+            log.warning("%s: rows of no patient here: %s", path, listed(strangers))
         for row in rows:
             if (patient := row.pop("patient")) in facts:
                 own = {key.strip(): value.strip() for key, value in row.items() if value}
