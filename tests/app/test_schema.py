@@ -117,6 +117,7 @@ def test_what_a_target_does_not_take_is_refused(word, said):
     ["optim=adamw", "+optim.optimizer.betas=[0.9, 0.99]"],
     ["model=segresnet", "+model.act=PRELU"],
     ["name=${oc.env:A_NAME}"],
+    ["experiment=[quickstart,phantom_semi]"],
 ])  # fmt: skip
 def test_what_can_be_added_still_can(words, tmp_path, monkeypatch):
     (tmp_path / "my_callbacks.py").write_text(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     if place := raw.get("run_dir"):
         raise UserError(f"run_dir={place}: a run names its folder itself; set outputs and name")
     own, groups = keys_of(script)
-    _require_words(overrides, groups)
+    _require_words(overrides, {group for group in groups if group in raw and group not in NAMED})
     _require_keys(raw, own, groups)
     _require_kept(overrides)
     cfg = OmegaConf.create({**{name: {} for name in NAMED if name in groups}, **raw})
@@ -108,8 +108,11 @@ def flat(
                 yield from flat(item, f"{place}.", inner)
 
 
-def _require_words(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
-    """Refuses two configs merged into a third, and scores of a part under the name of all."""
+def _require_words(overrides: Sequence[str], single: Collection[str]) -> None:
+    """Refuses scores of a part under the name of all, and two configs of a `single` group.
+
+    Hydra would merge them into a third; experiments, which only change values, may be several.
+    """
     for word in overrides:
         group, _, value = word.partition("=")
         if group.lstrip("+") in ("trainer.limit_test_batches", "trainer.limit_train_batches"):
@@ -117,7 +120,7 @@ def _require_words(overrides: Sequence[str], groups: Mapping[str, Any]) -> None:
                 f"{word}: scores of a few cases would bear the name of all. For a short look "
                 "choose debug=fast; data.steps sets how long a training is"
             )
-        if value.startswith("[") and group in groups and group not in NAMED:
+        if value.startswith("[") and group in single:
             raise UserError(
                 f"{word}: one config of conf/{group} is chosen. To compare several, sweep over "
                 f"them: -m {group}={value.strip('[]')}"
