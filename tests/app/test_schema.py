@@ -300,6 +300,8 @@ MISTAKES = [
     (["train", "model=vgg"], "there is no conf/model/vgg.yaml"),
     (["train", "data=heart", "--config-dir", "mine"], "heart.yml is not read: rename it"),
     (["train", "data=null"], "data=null: one config must be chosen"),
+    (["train", "-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
+    (["train", "--resolve"], "--resolve flag can only be used in conjunction with --cfg"),
     (["train", "~data.size"], "data.size was removed, but is needed"),
     (["train", "~optim.scheduler"], "optim.scheduler was removed, but is needed"),
     (["train", f"name={'a' * 201}"], "too long for a folder; 200 bytes at most"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,12 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                 return report(explained)
 
             with mock.patch.object(hydra_main, "run_and_report", run_and_report):
-                hydra_main._run_hydra(args, parser, job, str(CONF), script)
+                try:
+                    hydra_main._run_hydra(args, parser, job, str(CONF), script)
+                except ValueError as error:  # options that exclude each other
+                    if os.environ.get("HYDRA_FULL_ERROR"):  # then also a job's errors come here
+                        raise
+                    sys.exit(str(error))
 
         return command
 
