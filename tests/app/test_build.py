@@ -235,3 +235,10 @@ def test_pretrained_weights_are_reported_in_the_log_and_the_record(small_run, tm
 def test_a_name_that_no_command_could_read_again_is_refused_before_the_first_step(small_run, word):
     with pytest.raises(UserError, match=r"could read a checkpoint with its (data|class)"):
         trained(*small_run, *UNET, word, "test=false")
+
+
+@pytest.mark.parametrize("word", ["data.name=my/data", "model.name=a/b", f"data.name={'d' * 200}"])
+def test_a_name_that_no_folder_can_have_is_refused_before_there_is_one(small_run, tmp_path, word):
+    with pytest.raises(UserError, match=r"no name for a run folder. Give model\.name, data\.name"):
+        trained(*small_run, *UNET, word)
+    assert not (tmp_path / "outputs").exists()

@@ -23,7 +23,7 @@ from mambaseg.storage.files import conf_folder
 CONF = conf_folder()
 _OURS = re.compile(r"\$\{(?!oc\.)\w+:")  # our own resolvers need no look, and may read files
 _MISSING = "???"
-_LONGEST = 200  # bytes of a folder's name; most file systems take 255
+LONGEST = 200  # bytes of a folder's name; most file systems take 255
 
 
 def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -43,8 +43,8 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     place = Path(str(cfg.get("name", "")))
     if place.is_absolute() or ".." in place.parts:
         raise UserError(f"name={place}: a folder below outputs; set outputs for another place")
-    if any(len(os.fsencode(part)) > _LONGEST for part in place.parts):
-        raise UserError(f"name={place}: too long for a folder; {_LONGEST} bytes at most")
+    if any(len(os.fsencode(part)) > LONGEST for part in place.parts):
+        raise UserError(f"name={place}: too long for a folder; {LONGEST} bytes at most")
     if script != "evaluate":  # whose data may be the run's
         require_named_data(cfg, overrides, as_configured=True)
     _require_apart(cfg)

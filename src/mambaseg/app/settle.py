@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mambaseg.app.check import check_targets, require_acquired
+from mambaseg.app.check import LONGEST, check_targets, require_acquired
 from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import (
     made,
@@ -162,6 +162,11 @@ def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[
     whole = with_digests(config, weights)
     key = identity(whole, split=data.split.hash, data=data.fingerprint)
     name = f"{cfg.model.name}-{data_name(cfg.data)}{_method_name(cfg)}-seed{cfg.seed}-{key}"
+    if Path(name).name != name or len(name.encode()) > LONGEST:
+        raise UserError(
+            f"{name}: no name for a run folder. Give model.name, data.name and method.name short "
+            "names without a slash"
+        )
     path = Path(cfg.outputs).expanduser() / cfg.name / name
     cfg.run_dir = str(path if cfg.rerun else same_run(path, key))
     return Plan(
