@@ -237,6 +237,15 @@ def test_a_name_that_no_command_could_read_again_is_refused_before_the_first_ste
         trained(*small_run, *UNET, word, "test=false")
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["model.dropout=[2,0]"], r"mambaseg\.models\.UNet: rate of a Dropout must lie in \[0, 1\)"),
+    (["loss=dice_focal", "+loss.reduction=most"], r"monai\.losses\.DiceFocalLoss: 'most' is not"),
+])  # fmt: skip
+def test_a_value_that_a_class_refuses_is_told_with_its_class(small_run, words, said):
+    with pytest.raises(UserError, match=said):
+        trained(*small_run, *UNET, *words)
+
+
 @pytest.mark.parametrize("word", ["data.name=my/data", "model.name=a/b", f"data.name={'d' * 200}"])
 def test_a_name_that_no_folder_can_have_is_refused_before_there_is_one(small_run, tmp_path, word):
     with pytest.raises(UserError, match=r"no name for a run folder. Give model\.name, data\.name"):

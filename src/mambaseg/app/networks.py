@@ -58,9 +58,17 @@ def bare(value: Any) -> Any:
 
 
 def made(config: Any, *left_out: str, **more: Any) -> Any:
-    """What the `_target_` of a configuration makes of the other keys and of `more`."""
+    """What the `_target_` of a configuration makes of the other keys and of `more`.
+
+    A value that it refuses with a ValueError is a UserError.
+    """
     kept = {key: value for key, value in plain(config).items() if key not in (*left_out, *more)}
-    return instantiate(escaped(kept), **more, _convert_="all")
+    try:
+        return instantiate(escaped(kept), **more, _convert_="all")
+    except InstantiationException as error:
+        if not isinstance(reason := error.__cause__, ValueError):
+            raise
+        raise UserError(f"{kept.get('_target_')}: {reason}") from error
 
 
 def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
@@ -123,7 +131,7 @@ def shapes_without_memory(model: Any) -> dict[str, tuple[int, ...]] | None:
     try:
         with torch.device("meta"):
             return shapes(build_network(model)[0])
-    except (RuntimeError, NotImplementedError, InstantiationException):
+    except (RuntimeError, NotImplementedError, InstantiationException, UserError):
         return None
 
 
