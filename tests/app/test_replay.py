@@ -130,9 +130,9 @@ def test_a_run_that_cannot_be_replayed_does_not_stop_the_others(run, capsys):
     ("name", "text", "said"),
     [
         ("cases.csv", "case,class,dice\na,1\n", "cases.csv cannot be read .line 2 has 2 cells"),
-        ("cases.csv", "patient,dice\na,1\n", "cases.csv cannot be read .no column 'case'"),
+        ("cases.csv", "patient,dice\na,1\n", "cases.csv cannot be read .it has no 'case'"),
         ("cases.csv", "case,dice\n", "cases.csv cannot be read .it holds no scores"),
-        ("metrics.csv", "train/loss\n1\n", "metrics.csv cannot be read .no column 'step'"),
+        ("metrics.csv", "train/loss\n1\n", "metrics.csv cannot be read .it has no 'step'"),
         ("metrics.csv", "step,train/loss\nx,1\n", "metrics.csv cannot be read"),
         ("config.yaml", None, "not the folder of a finished training"),
     ],

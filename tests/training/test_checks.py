@@ -76,6 +76,15 @@ def test_a_loss_for_something_else_is_refused(loss, batch, said):
         require_loss(loss, torch.randn(batch, 4, 8, 8), label, instead="dice_ce")
 
 
+def test_a_loss_that_fails_without_a_word_is_refused_too():
+    class Silent(nn.Module):
+        def forward(self, *_):
+            raise ValueError
+
+    with pytest.raises(UserError, match=r"Silent does not take .*\(ValueError\)"):
+        require_loss(Silent(), torch.randn(2, 4, 8, 8), LABEL, instead="dice_ce")
+
+
 def test_a_loss_for_several_heads_or_with_what_is_left_out_passes():
     require_loss(nn.CrossEntropyLoss(), torch.randn(2, 4, 8, 8), LABEL, instead="dice_ce")
     require_loss(DiceCE(partial=True), torch.randn(2, 4, 8, 8), LABEL, instead="dice_ce")

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.own import found_config
-from mambaseg.app.schema import NAMED, TABLE, Kind, did_you_mean, is_text
+from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text, takes_list
 from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
 
@@ -49,10 +49,6 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
 def key_of(word: str) -> str:
     """The key that an override sets: `data.root` of `+data.root=x`."""
     return word.partition("=")[0].lstrip("+~")
-
-
-def _takes_list(kind: Kind) -> bool:
-    return any(type(one) is list or one is object for one in kind)
 
 
 def _as_text(word: str, *, sweep: bool) -> str:
@@ -121,7 +117,7 @@ def composition_error(error: BaseException, script: str, overrides: Sequence[str
         key = key_of(word := ambiguous[1])
         several = f"; to take them together, write {key}=[{word.partition('=')[2]}]"
         return f"{word}: several values. To sweep over them, add -m" + several * (
-            key in NAMED or _takes_list(TABLE.get(key, ()))
+            key in NAMED or takes_list(TABLE.get(key, ()))
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_config(error.missing_cfg_file, error.options or (), overrides)

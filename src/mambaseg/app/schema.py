@@ -85,6 +85,11 @@ def is_text(kind: Kind) -> bool:
     return any(isinstance(one, Text) or (type(one) is list and is_text(tuple(one))) for one in kind)
 
 
+def takes_list(kind: Kind) -> bool:
+    """Whether a value may be a list."""
+    return any(type(one) is list or one is object for one in kind)
+
+
 def shown(value: Any) -> str:
     """A value as it is typed."""
     if value is None or isinstance(value, bool):

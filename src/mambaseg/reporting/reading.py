@@ -196,7 +196,7 @@ def reading(file: Path) -> Iterator[Path]:
         yield file
     except (OSError, ValueError, KeyError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        reason = f"no column {reason}" if isinstance(error, KeyError) else reason
+        reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
         raise UserError(
             f"{file} cannot be read ({reason}). A finished run writes it whole: copy the folder "
             "again, or leave it out."

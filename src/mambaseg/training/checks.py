@@ -77,7 +77,7 @@ def require_loss(loss: nn.Module, output: Any, truth: Tensor, *, instead: str) -
     except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
         if out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
         if shape == ():
             return
