@@ -72,8 +72,11 @@ def test_scaled_labels_train_score_and_are_said_everywhere(pairs, tmp_path, capl
     assert "c1.nii.gz: the label holds values 1.00004, 2.00008, rounded" in caplog.text
     assert "(1 more like this)" in caplog.text
 
+    (plain := tmp_path / "plain").mkdir()  # the same labels, whole numbers
+    for path in (pairs / "labels").iterdir():
+        write_volume(plain / path.name, arrays(int(path.name[1]))[1], ZOOMS)
     folder, _ = score_folders(
-        pairs / "labels", pairs / "labels", class_names=LABELS, evaluation=EVALUATION,
+        plain, pairs / "labels", class_names=LABELS, evaluation=EVALUATION,
         outputs=tmp_path / "scored",
     )  # fmt: skip
     assert folder.summary["foreground"]["dice"]["mean"] == 1.0
