@@ -15,7 +15,7 @@ from mambaseg.reporting.beside import beside_the_papers
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.labels import differences, labels
-from mambaseg.reporting.paired import value_scores
+from mambaseg.reporting.paired import scored
 from mambaseg.reporting.protocol import protocol_grid
 from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.scores import (
@@ -26,7 +26,7 @@ from mambaseg.reporting.scores import (
 )
 from mambaseg.reporting.tables import cell, score_grids
 
-DICE, HD95 = Metric("dice", "Dice"), Metric("hd95_mm", "HD95", decimals=2)
+DICE, HD95 = Metric("dice", "Dice"), Metric("hd95_mm", "HD95", decimals=2, empty="distance")
 FEW = {"patients": (1, 2), "size": 16}
 
 
@@ -111,7 +111,7 @@ def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
 
 def test_a_structure_that_a_seed_misses_has_no_distance_to_compare(seeds):
     (comparison,), _, _ = collect(seeds)
-    unet, mamba = (value_scores(entry, "hd95_mm") for entry in comparison.entries)
+    unet, mamba = (scored(entry, HD95).structures for entry in comparison.entries)
     structure = ("patient002", "patient002_ES", 1)
     assert mamba[structure] is None
     both = [

@@ -1,6 +1,7 @@
 """Against SciPy, published examples and numbers worked out by hand."""
 
 import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -10,10 +11,11 @@ import pytest
 from scipy import stats
 
 from mambaseg.evaluation.metrics import Metric
-from mambaseg.reporting.collect import Entry
+from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.paired import (
     MOST,
     Paired,
+    Scored,
     _bootstrap_interval,
     _holm,
     _patient_differences,
@@ -21,6 +23,7 @@ from mambaseg.reporting.paired import (
     _signed_ranks,
     compare,
     compared,
+    pairs,
     scored,
     verdict,
 )
@@ -55,6 +58,8 @@ def test_holm_by_hand():
     assert _holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert _holm([0.6, 0.5]) == [1.0, 1.0]
     assert _holm([]) == []
+    # two of six hypotheses were tested: the smallest counts six times, the next five times
+    assert _holm([0.01, 0.005], 6) == pytest.approx([0.05, 0.03])
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,7 @@ def test_the_bootstrap_interval_is_repeatable_and_that_of_a_mean(monkeypatch):
     monkeypatch.setattr("mambaseg.reporting.paired._AT_ONCE", 60 * 999)  # 10 parts and a rest
     assert _bootstrap_interval(values) == (low, high) == tuple(all_at_once)
     assert _bootstrap_interval([0.25] * 4) == (0.25, 0.25)
+    assert _bootstrap_interval([0.25]) == (None, None)
 
 
 def test_what_seeds_alone_explain_is_welchs_interval():
@@ -94,15 +100,21 @@ def test_what_seeds_alone_explain_is_welchs_interval():
 
 
 DICE = Metric("dice", "Dice")
-DISTANCE = Metric("hd95_mm", "HD95", unit="mm", higher_is_better=False, decimals=2)
+DISTANCE = Metric(
+    "hd95_mm", "HD95", unit="mm", higher_is_better=False, decimals=2, empty="distance"
+)
 
 
-def entry(name, *seeds):
-    """A network with the given scores, a case and a class per patient: a list per seed."""
+def entry(name, *seeds, **outcomes):
+    """A network with the given scores, a case and a class per patient: a list per seed.
+
+    `outcomes` are of all seeds, by patient: `p3="both_empty"`.
+    """
     runs = []
     for seed, values in enumerate(seeds):
         rows = [{"patient": f"p{i}", "case": f"p{i}_ED", "class": 1, "dice": value,
-                 "hd95_mm": value} for i, value in enumerate(values)]  # fmt: skip
+                 "hd95_mm": value, "outcome": outcomes.get(f"p{i}", "scored")}
+                for i, value in enumerate(values)]  # fmt: skip
         runs.append(RunData(Path(), {}, {"seed": seed}, {}, tuple(rows)))
     return Entry(name, tuple(runs))
 
@@ -129,10 +141,57 @@ def test_of_many_networks_the_best_is_compared_with_each_other_one():
     ]
 
 
+def test_of_many_networks_the_best_was_chosen_from_all_pairs(monkeypatch):
+    monkeypatch.setattr("mambaseg.reporting.paired.MOST", 3)
+    values = np.random.default_rng(0).uniform(0.5, 0.6, (4, 20))
+    values[1] += 0.2
+    networks = [entry(f"n{i}", own.tolist()) for i, own in enumerate(values)]
+    comparison = Comparison({}, tuple(networks))
+    found = pairs(comparison, DICE)
+    smallest = min(found, key=lambda pair: pair.p)
+    assert len(found) == 3 and smallest.p_holm == pytest.approx(6 * smallest.p)
+    assert smallest.p_least == pytest.approx(6 * 2.0**-19)
+
+
 def test_a_structure_that_one_misses_does_not_count_for_the_other():
     found = {("p", "p_ED", 1): 40.0, ("p", "p_ED", 2): 2.0, ("p", "p_ES", 2): 4.0}
     missed = {("p", "p_ED", 1): None, ("p", "p_ED", 2): 3.0, ("p", "p_ES", 2): 4.0}
-    assert _patient_differences(found, missed) == ([-0.5], 0, 1)
+    of = partial(Scored, "", absent=frozenset(), failed=frozenset(), per_seed=())
+    assert _patient_differences(of(found), of(missed)) == ([-0.5], 0, 1)
+
+
+def test_what_one_network_invents_counts_against_it():
+    """Of tumours in half of the patients, one network invents those of the other half."""
+    healthy = {f"p{i}": "both_empty" for i in range(10, 20)}
+    invents = dict.fromkeys(healthy, "false_positive")
+    there = np.random.default_rng(0).uniform(0.8, 0.9, 10).tolist()
+    sober = entry("sober", [*there, *[None] * 10], [*there, *[None] * 10], **healthy)
+    eager = [value + 0.01 for value in there] + [0.0] * 10
+    eager = entry("eager", eager, eager, **invents)
+    found = compare(scored(sober, DICE), scored(eager, DICE), DICE)
+    assert found.patients == 20 and found.undefined == 0
+    assert found.difference == pytest.approx(0.5 - 0.005)
+    assert (found.wins, found.losses) == (10, 10)
+    both = compare(scored(sober, DICE), scored(sober, DICE), DICE)
+    assert both.patients == 10 and both.undefined == 10  # nothing that either could be better at
+    distances = compare(scored(sober, DISTANCE), scored(eager, DISTANCE), DISTANCE)
+    assert (distances.first_failed, distances.second_failed) == (0, 0)  # a value by this policy
+    for run in eager.runs:
+        for row in run.rows:
+            row["hd95_mm"] = None if row["outcome"] == "false_positive" else 0.5
+    distances = compare(scored(sober, DISTANCE), scored(eager, DISTANCE), DISTANCE)
+    assert distances.patients == 10 and distances.second_failed == 10
+    told = verdict(distances, higher_is_better=False)
+    assert "eager scores better on what both have found" in told and "alone missed or in" in told
+
+
+def test_ranks_do_not_see_the_last_digits_of_equal_means():
+    a, b = entry("a", [0.1], [0.2]), entry("b", [0.05], [0.25])
+    one, other = (scored(network, DICE) for network in (a, b))
+    assert next(iter(one.structures.values())) != next(iter(other.structures.values()))
+    found = compare(one, other, DICE)
+    assert (found.wins, found.losses, found.effect) == (0, 0, 0.0)
+    assert (found.low, found.high) == (None, None)
 
 
 def test_smaller_distances_win():
@@ -153,11 +212,17 @@ def pair(**changes):
     ("changes", "said"),
     [
         ({}, "a scores better, by more than"),
-        ({"difference": -0.02, "low": -0.03, "high": -0.01}, "b scores better, by more than"),
+        (
+            {"difference": -0.02, "low": -0.03, "high": -0.01, "effect": -0.8},
+            "b scores better, by more than",
+        ),
         ({"p_holm": 0.2}, "within noise"),
         ({"low": -0.001}, "within noise"),
         ({"patients": 5, "p_least": 1 / 16}, "too few patients (5)"),
         ({"seed_margin": None}, "with a single seed"),
+        ({"effect": -0.35}, "no verdict: a is better on average, b by the ranks"),
+        ({"first_failed": 3, "second_failed": 1}, "it alone missed or invented 3 structures, b"),
+        ({"first_failed": 1, "second_failed": 3}, "a scores better, by more than"),
         (
             {"seed_margin": 1.9},
             "as few as two seeds per network this could be seed-to-seed variation",

@@ -59,6 +59,9 @@ Row = dict[str, Any]
 OUTCOMES = ("scored", "missed", "false_positive", "both_empty")
 
 
+DESCRIBED = ("name", "title", "unit", "higher_is_better", "decimals", "empty")
+
+
 class Metric:
     """A column of cases.csv, and how tables show it.
 
@@ -104,8 +107,7 @@ class Metric:
 
     def plain(self) -> dict[str, Any]:
         """What tables need to know, for metrics.json."""
-        keys = ("name", "title", "unit", "higher_is_better", "decimals")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in DESCRIBED}
 
 
 OVERLAP = [

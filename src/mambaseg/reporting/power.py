@@ -30,9 +30,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mambaseg.errors import UserError
+from mambaseg.evaluation.metrics import OVERLAP
 from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.grid import Grid, counted, signed
-from mambaseg.reporting.paired import compared, minus
+from mambaseg.reporting.paired import compared, minus, scored
+from mambaseg.reporting.scores import compared_value
 
 Scores = npt.NDArray[np.float64]  # (seeds, patients)
 
@@ -41,6 +43,7 @@ POWER, LEVEL = 0.8, 0.05
 PATIENTS = (100, 1000)  # beside the number that was tested
 _MOST = 10**6  # seeds, patients: more than anybody has
 _STEP = 1e-5  # of differences that are tried
+_DICE = OVERLAP[0]
 NEVER = "never"
 
 
@@ -128,10 +131,11 @@ def patient_scores(first: Entry, second: Entry) -> tuple[Scores, Scores]:
     for entry in (first, second):
         rows = entry.chosen({}, background=False).values()
         tables.append([
-            {(row["patient"], row["case"], row["class"]): row["dice"] for row in own
-             if row["dice"] is not None} for own in rows
+            {(row["patient"], row["case"], row["class"]): value for row in own
+             if (value := compared_value(row, _DICE)) is not None} for own in rows
         ])  # fmt: skip
     common = set.intersection(*(set(own) for table in tables for own in table))
+    common -= scored(first, _DICE).absent & scored(second, _DICE).absent
     structures: dict[str, list[Any]] = defaultdict(list)
     for structure in sorted(common):
         structures[structure[0]].append(structure)

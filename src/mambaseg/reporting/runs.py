@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.evaluation.calibration import FILE, read_calibration
-from mambaseg.evaluation.metrics import BUILT_IN, Metric
+from mambaseg.evaluation.metrics import BUILT_IN, DESCRIBED, Metric
 from mambaseg.reporting.labels import flatten
 from mambaseg.storage.identity import scientific, with_digests
 from mambaseg.storage.untrusted import ForeignFileError
@@ -165,12 +165,12 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def described(summary: Mapping[str, Any]) -> Sequence[Metric]:
     """The metrics that a metrics.json describes; the built-in ones where it is an older one."""
-    keys = ("name", "title", "unit", "higher_is_better", "decimals")
     built_in = {metric.name: metric for metric in BUILT_IN}
     stored = summary.get("metrics")
     if stored is None:
         return BUILT_IN
-    return [built_in.get(m["name"]) or Metric(**{key: m.get(key) for key in keys}) for m in stored]
+    told = ({key: metric.get(key) for key in DESCRIBED} for metric in stored)
+    return [built_in.get(metric["name"]) or Metric(**metric) for metric in told]
 
 
 def rows_where(

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from mambaseg.evaluation.metrics import OUTCOMES
+from mambaseg.evaluation.metrics import OUTCOMES, Metric
 from mambaseg.reporting.collect import Entry
 from mambaseg.reporting.runs import Row, rows_where
 
@@ -55,6 +55,20 @@ def estimate(entry: Entry, metric: str, *, average: str = "cases", **where: str)
         if score is not None:
             per_seed.append(score)
     return Estimate(*mean_sd(per_seed), tuple(per_seed), values, undefined, len(entry.by_seed))
+
+
+def is_absent(row: Row, metric: Metric) -> bool:
+    """Whether a network rightly found nothing, and an overlap has no value for that."""
+    nothing = row.get(metric.name) is None and row.get("outcome") == "both_empty"
+    return nothing and metric.empty == "overlap"
+
+
+def compared_value(row: Row, metric: Metric) -> float | None:
+    """A row's score where networks are compared: 1 where `is_absent`.
+
+    What another network invents there scores 0, and would cost it nothing beside no value at all.
+    """
+    return 1.0 if is_absent(row, metric) else row.get(metric.name)
 
 
 def _average(rows: Sequence[Row], metric: str, average: str) -> float | None:
