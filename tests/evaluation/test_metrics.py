@@ -180,6 +180,38 @@ def test_a_picture_has_contours_and_a_slice_of_a_volume_has_faces():
     assert border(volume).sum() == small.sum() and border(small, (1, 2)).sum() == 4 * 39
 
 
+def test_slices_labelled_among_others_are_compared_by_their_contours():
+    """Their whole cross-sections were surface on both sides: the scores were far too good."""
+    reference = np.zeros((12, 40, 40), np.uint8)
+    reference[:, 10:30, 10:30] = 1
+    prediction, ignored = np.roll(reference, 5, axis=2), np.ones(reference.shape, bool)
+    ignored[1::3] = False
+    single = one_class(prediction[:1], reference[:1])
+    row, _ = score_case(prediction, reference, num_classes=2, ignored=ignored)[::-1]
+    for name in ("hd95_vox", "assd_vox", "nsd_vox", "dice"):
+        assert row[name] == pytest.approx(single[name], abs=0.05), name
+    assert row["nsd_vox"] < 0.6
+
+
+@settings(max_examples=30, deadline=None)
+@given(blobs, st.integers(0, 2**32))
+def test_of_unknown_voxels_the_borders_are_those_that_no_label_of_them_can_remove(pair, seed):
+    unknown = np.random.default_rng(seed).random(pair[0].shape) < 0.3
+    for mask in pair:
+        known = mask & ~unknown
+        expected = border(known) & border(mask | unknown)
+        assert np.array_equal(border(known, unknown=unknown), expected)
+
+
+def test_a_part_whose_surroundings_are_unknown_has_no_distances():
+    labels = np.ones((1, 3, 3), np.uint8)
+    ignored = np.ones((1, 5, 5), bool)
+    ignored[:, 2, 2] = False
+    row = score_case(np.pad(labels, ((0, 0), (1, 1), (1, 1))), np.ones((1, 5, 5), np.uint8),
+                     num_classes=2, ignored=ignored)[1]  # fmt: skip
+    assert row["dice"] == 1.0 and row["hd95_vox"] is None and row["nsd_vox"] is None
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (10.0, 1.5, 1.5), (0.5, 4.0, 1.0)])
 def test_a_background_that_spans_the_volume_and_specks_far_away_equal_medpy(spacing):
     reference = np.zeros((6, 60, 70), np.uint8)

@@ -207,7 +207,8 @@ def score_case(
         policy: what empty masks score; see the module's table.
         surface: False leaves the surface columns out, for a quick look.
         more: metrics beside the built-in ones.
-        ignored: voxels (Z, H, W) that belong to no class on either side, whatever the labels say.
+        ignored: voxels (Z, H, W) that belong to no class on either side, whatever the labels say;
+            they are outside no class either, so that no surface lies towards them.
         regions: labels of each region that is scored in place of the classes 1..K-1; the
             background is then what lies in none of them.
 
@@ -250,8 +251,9 @@ def score_case(
             as_scored = _EMPTY[policy][row["outcome"]]
             row |= _empty(*as_scored, expected.shape, spacings, columns, more)
         elif surface:
-            measured = surface_distances(*masks, list(spacings.values()))
-            for unit, found in zip(spacings, measured, strict=True):
+            unknown = ignored if ignored is not None and ignored.any() else None
+            measured = surface_distances(*masks, list(spacings.values()), unknown)
+            for unit, found in zip(spacings, measured or (), strict=False):
                 scores = surface_scores(found, tolerances[f"tolerance_{unit}"])
                 row |= {f"{name}_{unit}": value for name, value in scores.items()}
         rows.append({**row, "policy": policy, **tolerances})

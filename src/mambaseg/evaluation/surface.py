@@ -3,8 +3,9 @@
 A *border* voxel belongs to the mask and has at least one of its six neighbours outside it; what
 lies beyond the volume counts as outside, so a mask that reaches the first or last slice has its
 whole cross-section there as border. A single slice, such as a picture, has no neighbours above and
-below: its border is a contour in the plane. From the two lists of distances (each border voxel of
-one mask to the nearest border voxel of the other) follow
+below: its border is a contour in the plane. Where the reference says nothing of a voxel, that voxel
+is outside no mask: a structure that continues there has no border towards it. From the two lists of
+distances (each border voxel of one mask to the nearest border voxel of the other) follow
 
 - ``hd``: the largest distance of both lists (Hausdorff);
 - ``hd95``: the 95th percentile of the two lists *pooled*. MONAI and the Mamba-UNet paper (eq. 8)
@@ -34,12 +35,12 @@ class SurfaceDistances(NamedTuple):
     to_prediction: Distances  # from each border voxel of the reference
 
 
-def border(mask: Mask, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+def border(mask: Mask, axes: Sequence[int] = (0, 1, 2), unknown: Mask | None = None) -> Mask:
     """The voxels of a `mask` (Z, H, W) that have a neighbour along one of the axes outside it.
 
-    Beyond the end of the array counts as outside.
+    Beyond the end of the array counts as outside, what is `unknown` does not.
     """
-    padded = np.pad(mask, 1)
+    padded = np.pad(mask if unknown is None else mask | unknown, 1)
     inside = mask.copy()
     for axis in axes:
         for start in (0, 2):
@@ -49,13 +50,13 @@ def border(mask: Mask, axes: Sequence[int] = (0, 1, 2)) -> Mask:
     return mask & ~inside
 
 
-def _box_around(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box around a mask."""
+def _box_around(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box around a mask, and so many voxels more."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
         occupied = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+        box.append(slice(max(0, int(occupied[0]) - margin), int(occupied[-1]) + 1 + margin))
     return tuple(box)
 
 
@@ -71,16 +72,26 @@ def _distances(start: Mask, goal: Mask, spacings: Distances) -> Distances:
 
 
 def surface_distances(
-    prediction: Mask, reference: Mask, spacings: Sequence[Spacing]
-) -> list[SurfaceDistances]:
+    prediction: Mask,
+    reference: Mask,
+    spacings: Sequence[Spacing],
+    unknown: Mask | None = None,
+) -> list[SurfaceDistances] | None:
     """Distances between the borders of two masks (Z, H, W), in the unit of each spacing (z, y, x).
 
-    Each mask has at least one voxel; the spacing ``(1, 1, 1)`` measures in voxels.
+    Each mask has at least one voxel and none that is `unknown`; the spacing ``(1, 1, 1)`` measures
+    in voxels. None: all around one of the masks is unknown, so that it has no border.
     """
     axes = (1, 2) if len(prediction) == 1 else (0, 1, 2)
-    # Beyond this box is outside of both masks, so cutting it out changes no border.
-    box = _box_around(prediction | reference)
-    predicted, expected = border(prediction[box], axes), border(reference[box], axes)
+    # Beyond this box is outside of both masks, so cutting it out changes no border; of what is
+    # unknown the next voxels count, too.
+    box = _box_around(prediction | reference, margin=unknown is not None)
+    predicted, expected = (
+        border(mask[box], axes, None if unknown is None else unknown[box])
+        for mask in (prediction, reference)
+    )
+    if not (predicted.any() and expected.any()):
+        return None
     scales = np.asarray(spacings, np.float64)
     there, back = (_distances(predicted, expected, scales), _distances(expected, predicted, scales))
     return [SurfaceDistances(*both) for both in zip(there, back, strict=True)]
