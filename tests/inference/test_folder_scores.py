@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
+from scipy import ndimage
 
 from mambaseg.app.console import main
 from mambaseg.app.ensemble import restore_predictor
@@ -81,6 +82,25 @@ def test_every_row_is_what_the_metrics_say_of_the_arrays(folders, keep_largest):
     assert folder.summary["foreground"] == summary["foreground"]
     assert folder.summary["by_phase"].keys() == {"ED", "ES"}
     assert (run.model, run.summary["data"]) == ("labels", "truth")
+
+
+def test_frames_that_a_cines_reference_leaves_open_are_not_scored(tmp_path, caplog):
+    """As M&Ms labels ED and ES: perfect predictions of a whole cine had a Dice of 0.17."""
+    frames = np.stack([heart(1, "ED"), heart(1, "ED"), heart(1, "ES")])
+    write_labels(tmp_path / "labels" / "A_sa.nii.gz", frames)
+    frames[1] = 0
+    write_labels(tmp_path / "truth" / "A_sa_gt.nii.gz", frames)
+    folder = scored((tmp_path / "labels", tmp_path / "truth", None), class_names=CLASSES)
+    assert {row["case"] for row in read_run(folder.path).rows} == {"A_sa_frame01", "A_sa_frame03"}
+    assert folder.summary["foreground"]["dice"]["mean"] == 1.0
+    assert folder.summary["split"]["note"].startswith("1 frames of cines")
+    assert "1 frames left out" in caplog.text
+
+
+def test_a_label_map_is_no_training(folders):
+    """It stood beside the paper's fully supervised table, with a seed."""
+    run = read_run(scored(folders).path)
+    assert run.rescored and run.supervision == "not recorded"
 
 
 def test_it_makes_the_same_page(folders):
@@ -305,6 +325,18 @@ def test_the_command_takes_further_metrics(folders, monkeypatch):
     assert len(found) == len(set(found)) == 4
 
 
+def contour_hd95(*masks):
+    """HD95 in mm of masks that go on beyond the last column; None where one has no surface."""
+    if not all(mask.any() for mask in masks):
+        return None
+    borders = []
+    for mask in masks:
+        longer = np.pad(mask, ((0, 0), (0, 0), (0, 1)), mode="edge")
+        borders.append(mask & ~ndimage.binary_erosion(longer)[..., :-1])
+    away = [ndimage.distance_transform_edt(~border, sampling=SPACING) for border in borders]
+    return np.percentile(np.concatenate([away[1][borders[0]], away[0][borders[1]]]), 95)
+
+
 def test_pixels_without_a_label_are_left_out(folders, monkeypatch):
     labels, truth, arrays = folders
     known = dict.fromkeys(CASES)
@@ -324,8 +356,11 @@ def test_pixels_without_a_label_are_left_out(folders, monkeypatch):
         parts = [np.ascontiguousarray(one[..., : known[case]]) for one in arrays[case]]
         for row in score_case(*parts, num_classes=len(CLASSES), spacing=SPACING):
             own = found[case, row["class"]]
-            for key in ("dice", "accuracy", "specificity", "reference_voxels", "hd95_mm"):
+            for key in ("dice", "accuracy", "specificity", "reference_voxels"):
                 assert own[key] == ("" if row[key] is None else str(row[key])), key
+            distance = contour_hd95(*(part == row["class"] for part in parts))
+            told = float(own["hd95_mm"]) if own["hd95_mm"] else None
+            assert told == pytest.approx(distance), row["class_name"]
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, *words, "ignore_label=2")
 

@@ -10,7 +10,7 @@ from torch import nn
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.largest import keep_largest
-from mambaseg.inference.segment import Member, choose_precision, predict_case, segment
+from mambaseg.inference.segment import Member, choose_precision, passes, predict_case, segment
 
 
 def each(num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -164,6 +164,7 @@ def test_windows_of_the_grids_size_see_all_of_a_larger_image(shape, batch_size):
     windows = sum(seen[0] for seen in network.seen)
     steps = [1 + -(-max(0, side - 32) // 16) for side in shape]
     assert windows == 5 * steps[0] * steps[1]  # they overlap by half
+    assert windows == 5 * passes(Preprocessing("native", 32), image, None, "none")
 
 
 def test_slices_share_their_forward_passes():

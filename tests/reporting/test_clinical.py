@@ -1,10 +1,20 @@
 """Indices and agreement by hand, and Pearson's r by SciPy."""
 
+import json
+
 import numpy as np
 import pytest
+from fake_runs import write_run
 from scipy import stats
 
-from mambaseg.reporting.clinical import agreement, ejection_fraction, indices
+from mambaseg.reporting.clinical import (
+    agreement,
+    clinical_grid,
+    clinical_rows,
+    ejection_fraction,
+    indices,
+)
+from mambaseg.reporting.collect import collect
 
 ML = 10 * 1.5 * 1.5 / 1000  # of a voxel
 
@@ -44,6 +54,24 @@ def test_rows_without_voxel_counts_use_volumes():
     for part in rows:
         del part["voxels"], part["reference_voxels"]
     assert found(rows)["p", "LV EF"][:2] == (pytest.approx(75.0), pytest.approx(75.0))
+
+
+def test_an_ejection_fraction_is_that_of_the_volumes_beside_it():
+    """ED and ES of two series have voxels of two sizes."""
+    rows = [row("p", "ED", "LV", 120, 120), row("p", "ES", "LV", 40, 40)]
+    for key in ("volume_ml", "reference_volume_ml"):
+        rows[0][key], rows[1][key] = 120.0, 50.0
+    assert found(rows)["p", "LV EF"][:2] == (pytest.approx(100 * 70 / 120),) * 2
+
+
+def test_areas_of_single_slices_are_no_volumes(tmp_path):
+    for slices in (5, 1):
+        path = write_run(tmp_path / str(slices), patients=(1, 2), size=16)
+        summary = json.loads((path / "metrics.json").read_text()) | {"slices": slices}
+        (path / "metrics.json").write_text(json.dumps(summary))
+        ((comparison,), _, _) = collect(path.parent)
+        assert (clinical_grid(comparison) is None) == (slices == 1)
+        assert bool(list(clinical_rows(comparison))) == (slices > 1)
 
 
 def test_rows_without_a_phase_have_no_indices():

@@ -68,7 +68,8 @@ def test_missed_structures_are_zero_in_dice_and_counted_out_of_distances(seeds, 
     there = {"scored": 20, "missed": 4, "false_positive": 3, "both_empty": 5}
     monkeypatch.setattr("mambaseg.reporting.cautions.outcomes", lambda _: there)
     assert any(
-        "mamba_unet found nothing for 4 of 24 structures" in said for said in cautions(comparison)
+        "mamba_unet found nothing for 4 of 24 structures and invented 3 of 8 that are not" in said
+        for said in cautions(comparison)
     ), "what is not in the reference cannot be missed"
 
 
@@ -195,7 +196,7 @@ def test_other_images_for_the_networks_are_said(tmp_path):
     said = " ".join(cautions(comparison))
     assert "differ in data.preprocessing" in said
     assert "mamba_unet · preprocessing=paper was not tested on 1 of 2 patients" in said
-    assert "so times differ: a CPU, a CPU (AVX2), a GPU" in said
+    assert "so times differ: a CPU (AVX2), precision 32-true, a CPU, precision 32-true" in said
 
 
 def test_a_copy_of_a_run_does_not_count_twice_and_superseded_ones_never(seeds, tmp_path):

@@ -233,13 +233,15 @@ def test_a_figure_of_an_index_shows_long_names_whole(experiment):
 
 
 def test_published_numbers_stand_beside_acdc_only(tmp_path):
-    def quoted(title):
-        folder = tmp_path / title
-        write_run(folder, patients=(1,), size=16, title=title)
+    def quoted(title, split="ssl4mis"):
+        folder = tmp_path / title / split
+        about = {"name": split, "hash": "b", "note": ""}
+        write_run(folder, patients=(1,), size=16, title=title, split=about)
         grids = section_of(collect(folder)[0][0]).grids
         return ["Mamba-UNet (quoted)" in [row[0] for row in grid.rows] for grid in grids]
 
     assert sum(quoted("ACDC")) == 1
+    assert not any(quoted("ACDC", "random-seed0"))  # other test patients than the paper's
     assert not any(quoted("synthetic phantom, not ACDC"))
 
 
@@ -260,10 +262,10 @@ def test_costs_may_be_absent(tmp_path):
     write_run(tmp_path, patients=(1,), size=16)
     write_run(tmp_path, "swin_unet", patients=(1,), size=16, record={"cost": None})
     grid = cost_grid(collect(tmp_path)[0][0])
-    assert grid.rows[0][1:8] == [
-        "1,000,004", "2.00", "0.50", "4.50", "1 × 32 × 32", "0.50", "1024",
+    assert grid.rows[0][1:9] == [
+        "1,000,004", "2.00", "0.50", "4.50", "1 × 32 × 32", "–", "0.50", "1024",
     ]  # fmt: skip
-    assert grid.rows[1][2:8] == ["–"] * 6
+    assert grid.rows[1][2:9] == ["–"] * 7
 
 
 def test_runs_without_curves_overlays_or_spacing_get_a_report_all_the_same(tmp_path):

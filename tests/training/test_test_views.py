@@ -31,3 +31,5 @@ def test_the_test_averages_views_and_validations_do_not(small_run, tmp_path):
         counts[views] = np.bincount(labels.flatten(), minlength=4).tolist()
     told = [row["voxels"] for row in run.task.results["rows"] if row["case"] == case.id]
     assert told == counts["flips"] != counts["none"]
+    passes = [one.folder.record["cost"]["passes"] for one in (plain, run)]
+    assert passes == [1.0, 4.0]  # the multiply-adds of a slice in a report are these times as many

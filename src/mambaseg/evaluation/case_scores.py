@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
@@ -83,6 +84,8 @@ class CaseScores(CaseRows):
     classes; `names` are those of what is scored.
     """
 
+    slices: Tensor
+
     def __init__(
         self,
         *,
@@ -97,6 +100,7 @@ class CaseScores(CaseRows):
         regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
+        self.add_state("slices", torch.tensor(0), dist_reduce_fx="max")  # of the deepest case
         self.distances, self.more, self.partial = distances, tuple(more), partial
         self.class_names, self.surface = tuple(class_names), surface
         self.regions = dict(regions or {})
@@ -138,6 +142,7 @@ class CaseScores(CaseRows):
             )
         except UserError as error:
             raise UserError(f"{case.id}: {error}") from error
+        self.slices = self.slices.clamp(min=len(truth))
         identity = {
             "case": case.id,
             "patient": case.patient,
@@ -151,6 +156,7 @@ class CaseScores(CaseRows):
     def summarise(self) -> dict[str, Any]:
         """See `mambaseg.evaluation.summary.summarise`."""
         summary = summarise(self.rows, self.names, distances=self.distances, more=self.more)
+        summary["slices"] = int(self.slices)
         if self.regions:
             summary["regions"] = {name: list(labels) for name, labels in self.regions.items()}
         return summary

@@ -238,7 +238,8 @@ def score_folders(
     The run folder's model is the folder of the predictions, and its data the one of the
     references. The same files under the same convention are scored once.
 
-    Both folders hold NIfTI files (of a cine every frame is a case) or pictures. `evaluation` has
+    Both folders hold NIfTI files (of a cine every frame is a case, unless the reference labels
+    other frames only) or pictures. `evaluation` has
     `empty`, `tolerance_mm`, `keep_largest` and `allow_seen`, as conf/config.yaml; without
     `class_names` the files beside the predictions tell them. `metric_config` tells how `metrics`
     were made: others score again. Pixels that have `ignore_label` in a reference are left out. It
@@ -285,8 +286,14 @@ def score_folders(
     if folder.finished and not rerun:
         log.info("already scored: %s (rerun=true scores again)", folder.path)
         return folder, config
-    scores = _scores(pairs, names, config["evaluation"], metrics, ignore_label, regions)
-    split = {"name": "all files", "hash": digest_of([pair.id for pair in pairs])[:12], "note": note}
+    scores, without = _scores(pairs, names, config["evaluation"], metrics, ignore_label, regions)
+    notes = [note] * bool(note)
+    if without:
+        notes.append(
+            f"{without} frames of cines whose references label other frames only: left out."
+        )
+    hashed = digest_of([pair.id for pair in pairs])[:12]
+    split = {"name": "all files", "hash": hashed, "note": " ".join(notes)}
     # of a cine that was seen, all frames that were scored were
     cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
     found = {case: seen["cases"].get(case, seen["cases"].get(cine)) for case, cine in cases.items()}
@@ -320,8 +327,11 @@ def _scores(
     metrics: Sequence[Metric],
     ignore_label: int | None,
     regions: Structures | None,
-) -> CaseScores:
-    """Scores of all pairs, several at a time: reading and measuring let other threads run."""
+) -> tuple[CaseScores, int]:
+    """Scores of all pairs, and how many frames had no reference.
+
+    Several pairs at a time: reading and measuring let other threads run.
+    """
     from rich.progress import track
 
     scores = CaseScores(
@@ -334,7 +344,7 @@ def _scores(
     )
     kept = parts_of(evaluation["keep_largest"], structures_of(names, regions))
 
-    def score(pair: Pair) -> list[str]:
+    def score(pair: Pair) -> tuple[list[str], int]:
         prediction, reference = read_label(pair.prediction), read_label(pair.reference)
         _require_same_grid(pair, prediction, reference)
         labels = _labels(pair.prediction, prediction, len(names))
@@ -344,21 +354,30 @@ def _scores(
         ids = [pair.id] if len(labels) == 1 else [
             f"{pair.id}_frame{t:0{digits}d}" for t in range(1, len(labels) + 1)
         ]  # fmt: skip
-        for name, one, other in zip(ids, labels, expected, strict=True):
+        # references of cines often label ED and ES alone: the other frames say nothing
+        told = [bool(frame.any()) for frame in expected]
+        told = told if any(told) else [True] * len(told)
+        for name, one, other, known in zip(ids, labels, expected, told, strict=True):
+            if not known:
+                continue
             if kept:
                 one = keep_largest(one, kept)
             both = map(torch.from_numpy, (one, other))
             scores.update(pair._replace(id=name), *both, spacing=reference.spacing)
-        return ids
+        return ids, told.count(False)
 
     seen: set[str] = set()
+    without = 0
     with ThreadPoolExecutor(THREADS) as pool:
         scored = track(pool.map(score, pairs), "label maps", total=len(pairs), transient=True)
-        for pair, ids in zip(pairs, scored, strict=True):
+        for pair, (ids, left_out) in zip(pairs, scored, strict=True):
+            without += left_out
             if twice := seen.intersection(ids):
                 raise UserError(f"{pair.prediction}: there are two cases of the name {min(twice)}")
             seen.update(ids)
-    return scores
+    if without:
+        log.warning("%d frames left out: their references label other frames only", without)
+    return scores, without
 
 
 def _labels(

@@ -282,6 +282,15 @@ def _sides(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
 
 
+def passes(
+    preprocessing: Preprocessing, image: Tensor, spacing: tuple[float, float, float] | None,
+    views: str,
+) -> int:  # fmt: skip
+    """How often a network sees each slice of an image (Z, C, H, W): windows times views."""
+    pixel = None if spacing is None else (spacing[1], spacing[2])
+    return _windows(preprocessing, _sides(image), pixel) * len(VIEWS[views])
+
+
 def _windows(preprocessing: Preprocessing, shape: tuple[int, int], pixel: Pixel | None) -> int:
     """How many windows see a slice; one where it is not larger than the grid."""
     if not preprocessing.windowed:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mambaseg.reporting.collect import Comparison
-from mambaseg.reporting.costs import device
-from mambaseg.reporting.runs import UNKNOWN
+from mambaseg.reporting.costs import conditions
+from mambaseg.reporting.runs import UNKNOWN, RunData
 from mambaseg.reporting.scores import outcomes
 from mambaseg.reporting.tables import seen_note
 
@@ -108,11 +108,24 @@ def _missed(comparison: Comparison) -> Iterator[str]:
         consequence = "These have no surface distance and are left out of HD95 and ASSD"
     for entry in comparison.entries:
         counts = outcomes(entry)
+        there, absent = (
+            counts[name] + counts[other]
+            for name, other in (("missed", "scored"), ("false_positive", "both_empty"))
+        )
+        told = []
         if missed := counts["missed"]:
-            yield (
-                f"{entry.label} found nothing for {missed} of {missed + counts['scored']} "
-                f'structures. {consequence} (policy "{policy}").'
-            )
+            told.append(f"found nothing for {missed} of {there} structures")
+        if invented := counts["false_positive"]:
+            told.append(f"invented {invented} of {absent} that are not there")
+        if told:
+            yield f'{entry.label} {" and ".join(told)}. {consequence} (policy "{policy}").'
+
+
+def _keeps_largest(run: RunData) -> bool:
+    """Whether any largest component was kept; of `auto` validation has decided."""
+    chosen = run.summary.get("keep_largest")
+    given = (run.config.get("evaluation") or {}).get("keep_largest")
+    return bool(given if chosen is None else chosen)
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
@@ -126,7 +139,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     runs = comparison.runs
     shared: dict[str, list[Any]] = {
         "Only some entries keep the largest component before scoring.": [
-            bool((run.config.get("evaluation") or {}).get("keep_largest")) for run in runs
+            _keeps_largest(run) for run in runs
         ],
         "Only some entries start from pretrained weights, or from different ones.": [
             run.setting.get("model.pretrained") or "none" for run in runs
@@ -134,9 +147,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         "The runs were made by different versions of the code (Runs lists the commits).": [
             (run.record.get("code") or {}).get("digest") for run in runs
         ],
-        "The runs used different hardware, so times differ: {}.": [
-            device(run.record) for run in runs
-        ],
+        "The runs had different conditions, so times differ: {}.": list(map(conditions, runs)),
         "The runs used different versions of torch: {}.": [
             (run.record.get("versions") or {}).get("torch") for run in runs
         ],

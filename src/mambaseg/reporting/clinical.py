@@ -1,8 +1,8 @@
-"""Clinical indices of the heart from voxel counts: volumes, ejection fraction, mass; and agreement.
+"""Clinical indices of the heart from its voxels: volumes, ejection fraction, mass; and agreement.
 
     volume (ml)       voxels x voxel volume, the sum of discs; needs the spacing
     SV (ml)           EDV - ESV
-    EF (%)            100 (EDV - ESV) / EDV: a ratio on one grid, needs no spacing
+    EF (%)            100 (EDV - ESV) / EDV; without spacing a ratio of voxel counts on one grid
     LV mass (g)       myocardial volume at ED x 1.05 g/ml (Bernard et al., TMI 2018; Myerson 2002)
 
 Agreement of prediction and reference follows Bland and Altman (Lancet 1986): bias is the mean of
@@ -52,7 +52,7 @@ class Agreement(NamedTuple):
 def indices(rows: Iterable[Mapping[str, Any]]) -> list[Index]:
     """Indices of every patient with an ED and an ES case; `rows` are of one run, or of one seed.
 
-    From volumes where the rows have them, otherwise from voxel counts: then only the EF.
+    From volumes where both rows have them, otherwise from voxel counts: then only the EF.
     """
     table: dict[str, dict[tuple[str, str | None], Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
@@ -82,10 +82,10 @@ def _ventricle(
     edv, esv = (row.get(f"{prefix}volume_ml") for row in (diastole, systole))
     if edv is not None and esv is not None:
         found = {"EDV": edv, "ESV": esv, "SV": edv - esv}
-    counts = [row.get(f"{prefix}voxels") for row in (diastole, systole)]
-    full, empty = (edv, esv) if None in counts else counts  # voxels were not always counted
-    if full is not None and empty is not None:
-        found["EF"] = ejection_fraction(full, empty)
+    else:
+        edv, esv = (row.get(f"{prefix}voxels") for row in (diastole, systole))
+    if edv is not None and esv is not None:
+        found["EF"] = ejection_fraction(edv, esv)
     return found
 
 
@@ -111,7 +111,7 @@ def agreement(pairs: Sequence[tuple[float | None, float | None]]) -> Agreement:
 
 
 def clinical_grid(comparison: Comparison) -> Grid | None:
-    """Agreement of clinical indices; None where no patient has both phases."""
+    """Agreement of clinical indices; None where no patient has volumes of both phases."""
     found = {entry.label: agreements_of(entry) for entry in comparison.entries}
     known = {name for own in found.values() for name in own}
     names = (f"{part} {name}" for name in UNITS for part in VENTRICLES)
@@ -130,19 +130,25 @@ def clinical_grid(comparison: Comparison) -> Grid | None:
     ]  # fmt: skip
     notes = [
         "Prediction − reference per patient; numbers of each seed, averaged over seeds (± standard "
-        "deviation). EF is a ratio of voxel counts on one grid and needs no spacing; volumes and "
-        "mass (myocardium at ED × 1.05 g/ml) need it.",
+        "deviation). EF is a ratio of volumes or, without spacing, of voxel counts on one grid; "
+        "volumes and mass (myocardium at ED × 1.05 g/ml) need the spacing.",
         "Limits: bias ± 1.96 standard deviations (Bland and Altman). undefined: an EF of a "
         "ventricle that is empty at ED, over all seeds.",
     ]
     return Grid("Clinical indices", header, rows, notes, wide=2)
 
 
+def indices_of(entry: Entry) -> dict[int, list[Index]]:
+    """Seed -> indices of all its patients; none of single slices, whose areas are no volumes."""
+    if any(run.summary.get("slices") == 1 for run in entry.runs):
+        return {}
+    return {seed: indices(rows) for seed, rows in entry.by_seed.items()}
+
+
 def agreements_of(entry: Entry) -> dict[str, list[Agreement]]:
     """Index -> agreement of each seed (all its folds together)."""
     found: dict[str, list[Agreement]] = defaultdict(list)
-    for rows in entry.by_seed.values():
-        own = indices(rows)
+    for own in indices_of(entry).values():
         for name in dict.fromkeys(index.name for index in own):
             pairs = [(i.prediction, i.reference) for i in own if i.name == name]
             found[name].append(agreement(pairs))
@@ -174,6 +180,6 @@ def _cells(seeds: Sequence[Agreement]) -> list[str]:
 def clinical_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Every patient's indices, for clinical.csv."""
     for entry in comparison.entries:
-        for seed, rows in entry.by_seed.items():
+        for seed, found in indices_of(entry).items():
             about = {"comparison": comparison.title, "network": entry.label, "seed": seed}
-            yield from ({**about, **index._asdict()} for index in indices(rows))
+            yield from ({**about, **index._asdict()} for index in found)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from mambaseg.reporting.collect import Comparison, Entry, repeats
-from mambaseg.reporting.grid import UNDEFINED, Grid, duration, plus_minus
+from mambaseg.reporting.grid import UNDEFINED, Grid, counted, duration, plus_minus
 from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import mean_sd
 
@@ -19,14 +19,15 @@ class Costs(NamedTuple):
     """
 
     parameters: int | None
-    macs: float | None  # per image
-    scan_flops: float | None  # per image
-    image: Sequence[int]  # its shape (C, H, W)
+    macs: float | None  # of a pass
+    scan_flops: float | None  # of a pass
+    image: Sequence[int]  # shape (C, H, W) of what the network sees in a pass
+    passes: float | None  # of a slice at testing: windows times views, mean over the cases
     seconds: list[float]  # per case at testing, of each run
     memory: list[float]  # peak, bytes, of each run
     step: list[float]  # seconds per optimizer step, of each run
     training: list[float]  # seconds of each run
-    devices: list[str]  # without repetition
+    conditions: list[str]  # see `conditions`, without repetition
 
 
 def costs_of(runs: Sequence[RunData]) -> Costs:
@@ -42,11 +43,12 @@ def costs_of(runs: Sequence[RunData]) -> Costs:
         counted_once.get("macs"),
         counted_once.get("scan_flops"),
         counted_once.get("image") or [],
+        counted_once.get("passes"),
         seconds,
         memory,
         step,
         [run.record["fit_seconds"] for run in runs if run.record.get("fit_seconds")],
-        list(dict.fromkeys(device(run.record) for run in runs)),
+        list(dict.fromkeys(map(conditions, runs))),
     )
 
 
@@ -54,13 +56,15 @@ def cost_grid(comparison: Comparison) -> Grid:
     """A row per entry; of a method that trains more than it predicts with, one for each of both."""
     rows = [row for entry in comparison.entries for row in _rows(entry)]
     header = [
-        "network", "parameters", "GMAC", "scan GFLOP", "all GFLOP", "image", "s per case",
+        "network", "parameters", "GMAC", "scan GFLOP", "all GFLOP", "image", "passes", "s per case",
         "peak memory MiB", "s per step", "training", "runs", "device",
     ]  # fmt: skip
     notes = [
-        "Per image. GMAC: multiply-adds of convolutions, linear layers and other matrix products; "
-        "scan: (9 N + 1) L D operations each; all = 2 × GMAC + scan. Time and memory depend on the "
-        "hardware, and time on what else it did; training: mean of the runs' wall time.",
+        "GMAC: multiply-adds of convolutions, linear layers and other matrix products; scan: "
+        "(9 N + 1) L D operations each; all = 2 × GMAC + scan; all of one pass of an image of this "
+        "size. Passes: that a slice takes at testing (windows times views), mean over the cases. "
+        "Time and memory depend on the hardware, and time on what else it did; training: mean of "
+        "the runs' wall time.",
     ]
     if len(rows) > len(comparison.entries):
         notes.append(
@@ -80,7 +84,7 @@ def _rows(entry: Entry) -> Iterator[list[str]]:
         cost = costs_of([run for run in entry.runs if run.chosen == name])
         cost = cost._replace(memory=[], step=[], training=[])
         yield _row(f"{entry.label}, prediction ({name})", entry, cost)
-    cost = costs_of(entry.runs)._replace(**whole, seconds=[])
+    cost = costs_of(entry.runs)._replace(**whole, passes=None, seconds=[])
     yield _row(f"{entry.label}, training", entry, cost)
 
 
@@ -98,13 +102,29 @@ def _row(label: str, entry: Entry, cost: Costs) -> list[str]:
         UNDEFINED if cost.parameters is None else f"{cost.parameters:,}",
         *(UNDEFINED if v is None else f"{v / 1e9:.2f}" for v in (macs, scan, both)),
         " × ".join(map(str, cost.image)) or UNDEFINED,
+        UNDEFINED if cost.passes is None else f"{cost.passes:.3g}",
         plus_minus(*mean_sd(cost.seconds), 2),
         f"{max(cost.memory) / 2**20:.0f}" if cost.memory else UNDEFINED,
         plus_minus(*mean_sd(cost.step), 3),
         duration(fmean(cost.training)) if cost.training else UNDEFINED,
         repeats(entry),
-        ", ".join(cost.devices),
+        "; ".join(cost.conditions),
     ]
+
+
+def conditions(run: RunData) -> str:
+    """What times depend on beside the network: device, threads, precision, test batch."""
+    record, gpus = run.record, (run.record.get("hardware") or {}).get("gpus")
+    known = [device(record)]
+    if not gpus and record.get("threads"):
+        known.append(counted(record["threads"], "thread"))
+    if gpus and (record.get("devices") or 1) != 1:
+        known.append(f"{record['devices']} devices")
+    if precision := (run.config.get("trainer") or {}).get("precision"):
+        known.append(f"precision {precision}")
+    if batch := (run.config.get("evaluation") or {}).get("batch_size"):
+        known.append(f"tested in batches of {batch}")
+    return ", ".join(known)
 
 
 def device(record: Mapping[str, Any]) -> str:

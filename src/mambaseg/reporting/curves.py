@@ -43,7 +43,7 @@ def points(rows: Sequence[Mapping[str, str]], key: str) -> Curve:
 
 
 class Band(NamedTuple):
-    """Several runs' curves as one, at the steps where any has a point."""
+    """Several runs' curves as one, at the steps where any has a point, until the first ends."""
 
     steps: list[float]
     mean: list[float]
@@ -52,12 +52,16 @@ class Band(NamedTuple):
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean and range of curves."""
+    """Mean and range of curves.
+
+    Beyond the end of one the mean would be of others, and could rise where none of them does.
+    """
+    end = min((curve[-1][0] for curve in curves if curve), default=0.0)
     values: dict[float, list[float]] = defaultdict(list)
     for curve in curves:
         for step, value in curve:
             values[step].append(value)
-    steps = sorted(values)
+    steps = sorted(step for step in values if step <= end)
     kept = [values[step] for step in steps]
     return Band(steps, list(map(fmean, kept)), list(map(min, kept)), list(map(max, kept)))
 

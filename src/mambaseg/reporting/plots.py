@@ -16,7 +16,7 @@ import numpy as np
 
 from mambaseg.reporting.calibration import HOW, reliability
 from mambaseg.reporting.cards import Picture
-from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices, over_seeds
+from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices_of, over_seeds
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.costs import costs_of
 from mambaseg.reporting.curves import DICE, LOSS, band
@@ -34,7 +34,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "////", "....", "xxxx", "----")
 MARKERS = ("o", "s", "^", "D", "v")
-_MACS = "multiply-adds per image"
+_MACS, _PASS = "multiply-adds per slice", "multiply-adds per pass"
 # Stands for the page's text colour: nearly black in PNGs, replaced by currentColor in SVGs.
 _INK = "#010203"
 _STYLE = {
@@ -81,14 +81,14 @@ def _figures(
         "curves", "Training",
         "Training loss, and Dice of the validation set (mean over the foreground classes; of "
         "several networks that learn together, the best one's). Lines: means over seeds and "
-        "folds; bands: from the lowest of them to the highest.",
+        "folds, up to the last step of the shortest run; bands: from the lowest to the highest.",
         partial(_curves, entries),
     )  # fmt: skip
     yield (
         "costs", "Dice and costs",
         "A point per network: Dice of the table (± standard deviation over seeds) against "
-        "parameters, multiply-adds of an image (two operations of a scan as one), and the time of "
-        "a test case where all were measured on one device.",
+        "parameters, multiply-adds (two operations of a scan as one) of a slice with all passes "
+        "that it takes, and the time of a test case where all were measured under one condition.",
         partial(_costs, entries),
     )  # fmt: skip
     yield (
@@ -218,11 +218,15 @@ def _boxes(comparison: Comparison) -> Figure:
 
 def _costs(entries: Sequence[Entry]) -> Figure | None:
     scores, costs = [estimate(e, "dice") for e in entries], [costs_of(e.runs) for e in entries]
+    known = all(cost.passes for cost in costs)  # runs of earlier versions did not count them
     panels: dict[str, list[float | None]] = {
         "parameters": [cost.parameters for cost in costs],
-        _MACS: [cost.macs and cost.macs + (cost.scan_flops or 0) / 2 for cost in costs],
+        (_MACS if known else _PASS): [
+            cost.macs and (cost.macs + (cost.scan_flops or 0) / 2) * ((known and cost.passes) or 1)
+            for cost in costs
+        ],
     }
-    if len({place for cost in costs for place in cost.devices}) == 1:
+    if len({place for cost in costs for place in cost.conditions}) == 1:
         panels["s per case"] = [fmean(c.seconds) if c.seconds else None for c in costs]
     panels = {name: xs for name, xs in panels.items() if sum(map(bool, xs)) > 1}
     if not panels:
@@ -249,7 +253,7 @@ def _cost_axis(axis: Axes, name: str, xs: Sequence[float]) -> None:
 
     axis.set_xlabel(name)
     axis.grid(color=_INK, alpha=0.15)
-    if name not in ("parameters", _MACS):
+    if name not in ("parameters", _MACS, _PASS):
         axis.set_xlim(0, 1.15 * max(xs))
         return
     axis.set(xscale="log", xlim=(min(xs) / 2.3, 2.3 * max(xs)))  # two of 1, 2, 5 are in it
@@ -308,7 +312,7 @@ def _reliability(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _agreements(entries: Sequence[Entry], name: str) -> Figure | None:
-    found = [[i for rows in e.by_seed.values() for i in indices(rows)] for e in entries]
+    found = [[i for own in indices_of(e).values() for i in own] for e in entries]
     found = [[i for i in own if i.name.endswith(f" {name}") and None not in i] for own in found]
     kinds = sorted({index.name for own in found for index in own})
     if not kinds:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.reporting.collect import Comparison
-from mambaseg.reporting.costs import device
+from mambaseg.reporting.costs import conditions
 from mambaseg.reporting.grid import Grid, counted
 from mambaseg.reporting.labels import flatten, text_of
 from mambaseg.reporting.runs import RunData
@@ -190,18 +190,6 @@ def _code(run: RunData, _: Mapping[str, Any]) -> str:
     return f"commit {code['commit'][:10]}{changed}" if code.get("commit") else ""
 
 
-def _device(run: RunData, config: Mapping[str, Any]) -> str:
-    record, gpus = run.record, (run.record.get("hardware") or {}).get("gpus")
-    known = [device(record)]
-    if not gpus and record.get("threads"):
-        known.append(counted(record["threads"], "thread"))
-    if gpus and (record.get("devices") or 1) != 1:
-        known.append(f"{record['devices']} devices")
-    if precision := config.get("trainer.precision"):
-        known.append(f"precision {precision}")
-    return ", ".join(known)
-
-
 def _arguments(config: Mapping[str, Any], key: str, without: set[str]) -> Iterable[str]:
     """`name=value` of an object's own arguments."""
     for full, value in config.items():
@@ -237,6 +225,6 @@ _TOLD: dict[str, Callable[[RunData, Mapping[str, Any]], str]] = {
     "views of a slice": lambda run, _: str(run.summary.get("views") or ""),
     "versions": _versions,
     "code": _code,
-    "device": _device,
+    "device": lambda run, _: conditions(run),
     "scan": lambda run, _: str(run.record.get("scan_backend") or ""),
 }

@@ -52,6 +52,7 @@ _MAMBA_UNET = Published(
     "over the foreground classes, so our rows show both averages. Its code measures distances "
     "in voxels; so do these rows. Its networks start from ImageNet weights where there are any and "
     "train 10 000 steps at 224²: only runs with that budget are comparable.",
+    split="ssl4mis",
 )
 _SEMI = (
     "Quoted: Ma and Wang, Semi-Mamba-UNet: Pixel-level contrastive and cross-supervised visual "

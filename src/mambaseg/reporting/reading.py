@@ -34,7 +34,7 @@ _RECORD = {
     "hardware": {"cpu": "", "instructions": "", "gpus": [""]},
     "cost": {
         "macs": 1.0, "scan_flops": 1.0, "seconds_per_case": 1.0, "peak_memory_bytes": 1.0,
-        "image": [1.0], "parameters": 1, "step_seconds": 1.0,
+        "image": [1.0], "parameters": 1, "step_seconds": 1.0, "passes": 1.0,
         "method": {"parameters": 1, "macs": 1.0, "scan_flops": 1.0},
     },
 }  # fmt: skip

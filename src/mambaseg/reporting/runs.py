@@ -46,8 +46,8 @@ class RunData:
 
     @property
     def rescored(self) -> bool:
-        """Whether it scored a given network: its configuration says nothing of the training."""
-        return bool(self.config.get("checkpoint"))
+        """Whether it scored a given network or label maps: nothing is known of the training."""
+        return bool(self.config.get("checkpoint") or "files" in self.config["model"])
 
     @property
     def model(self) -> str:

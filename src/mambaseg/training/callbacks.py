@@ -50,6 +50,7 @@ class RunRecorder(Callback):
         self._ended: float | None = None  # when the last one did; None: none spans the first step
         self._gap = 0  # how many were noted before the last validation
         self._paces: list[float] = []  # s per step
+        self._passes: list[int] = []  # of a slice of each case through the network
 
     # ---- training
 
@@ -150,6 +151,7 @@ class RunRecorder(Callback):
         """Keeps what may be shown of a case."""
         self._live(trainer)
         self._cases[batch["case"].id] = self.views.keep(batch, outputs)
+        self._passes.append(outputs.get("passes", 1))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes all results of the test set; what only shows them may fail with a warning."""
@@ -189,9 +191,11 @@ class RunRecorder(Callback):
         networks, image = task.method.networks, like.new_zeros(1, *shape)
         costs = [_cost(network, image) for network in networks]
         chosen, parameters = costs[task.chosen], _parameters(networks[task.chosen])
+        passes, self._passes = self._passes, []
         cost = {
             **self.folder.record.get("cost", {}),
             "image": shape,
+            "passes": statistics.fmean(passes) if passes else None,
             **chosen,
             "seconds_per_case": task.results.get("seconds_per_case"),
         }

@@ -14,7 +14,7 @@ from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.evaluation.metrics import SURFACE, Metric
 from mambaseg.evaluation.summary import distance_unit
-from mambaseg.inference.segment import choose_views, learnt_views, predict_case
+from mambaseg.inference.segment import choose_views, learnt_views, passes, predict_case
 from mambaseg.reporting.views import SegmentationViews
 from mambaseg.training.checks import require_heads, require_logits, require_loss, require_settings
 from mambaseg.training.losses import DeepSupervision, leave_out_ignored, taken_label
@@ -154,7 +154,8 @@ class SegmentationTask(Task):
         if self.kept:
             prediction = keep_largest(prediction, self.kept)
         scores.update(batch["case"], prediction, batch["label"], spacing=batch["spacing"])
-        return {"prediction": prediction}
+        seen = passes(self.preprocessing, batch["image"], batch["spacing"], self.tested_in)
+        return {"prediction": prediction, "passes": seen}
 
     @classmethod
     def logged(cls, data: Any) -> list[str]:

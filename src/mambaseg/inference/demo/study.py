@@ -140,7 +140,7 @@ def heart_indices(
     rows = []  # as in a cases.csv
     for phase, volume in (("ED", ed), ("ES", es)):
         for name, count in zip(names, volume.voxels(len(names)), strict=True):
-            size: dict[str, float] = {} if known else {"voxels": count}
+            size: dict[str, float] = {"voxels": count}
             if volume.voxel_ml is not None:
                 size["volume_ml"] = count * volume.voxel_ml
             reference = {f"reference_{key}": value for key, value in size.items()}
