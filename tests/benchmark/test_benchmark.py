@@ -17,6 +17,7 @@ from mambaseg.benchmark import measure, truth
 from mambaseg.benchmark.blocks import MonaiSwinBlocks, swin_blocks
 from mambaseg.benchmark.measure import Protocol, peak_memory, time_interleaved
 from mambaseg.benchmark.networks import (
+    Steps,
     inference,
     measure_networks,
     profile_networks,
@@ -268,8 +269,8 @@ def test_a_network_that_does_not_fit_the_memory_costs_the_others_nothing(caplog)
     assert set(record["notes"]) == {
         "large: out of memory", "beside: out of memory beside the others",
     }  # fmt: skip
-    rows = list(growth_of._steps({"large": lambda: too_large(0), "second": narrow}, step,
-                                 Protocol(CPU, 1)))  # fmt: skip
+    builders = {"large": lambda: too_large(0), "second": narrow}
+    rows = list(growth_of._steps(builders, Steps(step), Protocol(CPU, 1)))
     assert [row["what"] for row in rows] == ["second"] and "large: out of memory" in caplog.text
 
 

@@ -103,11 +103,26 @@ def test_parts_are_chosen_by_the_beginning_of_their_names(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "each", "steps"),
-    [(500, (0.02, 0.03, 0.05), 3500), (5000, (0.02, 0.03, 0.05), 10_000), (95, (0.1,), 0)],
+    [(500, (0.02, 0.03, 0.05), 3200), (5000, (0.02, 0.03, 0.05), 10_000), (95, (0.1,), 0)],
 )
 def test_as_many_equal_steps_as_fit(seconds, each, steps):
     assert affordable(seconds, {"rows": [{"median_s": value} for value in each]}) == steps
     assert affordable(seconds, {"rows": []}) == affordable(seconds, None), "none fits into memory"
+
+
+def test_the_report_has_its_time_where_trainings_use_all_of_theirs(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        Machine, "run", lambda self, *parts: seen.update({p.name: p for p in parts})
+    )
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: 0.0)
+    measure_gpu(tmp_path, tmp_path / "out", minutes=9, cwd=ROOT)
+    asked = seen["train-unet"].limit_s  # to stop; they take all the grace to save, or are killed
+    report = asked + gpu.GRACE_S
+    stopped = min(report + seen["report"].limit_s, 9 * 60 - gpu.GRACE_S)
+    assert stopped - report >= gpu.END_S >= 30
+    fit = affordable(9 * 60, {"rows": [{"median_s": 0.1}]})
+    assert gpu.START_S + fit * gpu.SLOWER * 0.1 + gpu.END_S <= asked
 
 
 def test_the_parts_come_in_order_and_compose(tmp_path, monkeypatch):

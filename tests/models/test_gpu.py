@@ -1,5 +1,8 @@
 """CUDA graphs with a stand-in for their recording: the real one needs a GPU."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +19,22 @@ from mambaseg.models import (
     stochastic_layers,
 )
 from small_networks import full_network
+
+
+def stand_in_for_recording(monkeypatch, record):
+    """Has `record` do what PyTorch does on a GPU; gives the streams that were made the current one.
+
+    A recording that fails leaves its own stream behind as the current one.
+    """
+    streams = ["of the training"]
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state)
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    return streams
 
 
 @pytest.fixture
@@ -42,9 +61,7 @@ def recording(monkeypatch):
         network.forward = replay
         return network
 
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    stand_in_for_recording(monkeypatch, record)
 
 
 def networks():
@@ -54,6 +71,56 @@ def networks():
         "unet": UNet(1, 3, **unet).train(),
         "swin_unet": SwinUNet(1, 3, drop_path_rate=0.5, **swin).train(),
     }
+
+
+def test_a_network_that_cannot_be_recorded_is_as_it_was(monkeypatch):
+    def fail(network, arguments, **_):
+        network(*arguments)  # as the warm-up does
+        torch.rand(3)
+        streams.append("of the recording")
+        raise RuntimeError("a network that looks at its own numbers")
+
+    streams = stand_in_for_recording(monkeypatch, fail)
+    network = networks()["unet"]
+    layers = stochastic_layers(network)
+    image = torch.rand(4, 1, 32, 32)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    generator = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="looks at its own"):
+        GraphedNetwork(network, image, layers)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, state[key]), f"the attempt has changed {key}"
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert streams[-1] == "of the training"
+    assert "forward" not in vars(network) and all(layer.kept is None for layer in layers)
+
+
+def test_a_pass_that_fails_leaves_no_hooks_behind(monkeypatch):
+    stand_in_for_recording(monkeypatch, lambda network, *_, **__: network)
+    network = networks()["unet"]
+    layers = stochastic_layers(network)
+    with pytest.raises(RuntimeError):
+        GraphedNetwork(network, torch.rand(4, 2, 32, 32), layers)  # two channels, for one
+    assert not any(layer._forward_pre_hooks for layer in layers)
+
+
+def test_earlier_recorded_networks_are_gone_before_the_next_recording(recording, monkeypatch):
+    """Their graphs' end would take memory from graphs that are in use (pytorch#193402)."""
+    record, recorded = torch.cuda.make_graphed_callables, []
+
+    def checks(network, *arguments, **options):
+        assert not any(earlier() for earlier in recorded)
+        recorded.append(weakref.ref(network))
+        return record(network, *arguments, **options)
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", checks)
+    gc.disable()  # which would let them go now and then
+    try:
+        for _ in range(2):
+            GraphedNetwork(nn.Sequential(nn.Conv2d(1, 1, 1)).train(), torch.rand(1, 1, 2, 2), [])
+            assert recorded[-1]() is not None  # it refers to itself
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["unet", "swin_unet"])

@@ -34,6 +34,15 @@ def module(backend):
     return sys.modules["mambaseg.scan.cuda"]
 
 
+def asked_for(monkeypatch, shared):
+    """The dynamic shared memory that the driver is asked to allow a kernel that wants `shared`."""
+    calls = []
+    monkeypatch.setattr(nvrtc, "_module", lambda *_: None)
+    monkeypatch.setattr(nvrtc, "_call", lambda *call: calls.append(call))
+    nvrtc._function.__wrapped__(Path("kernels.cu"), "kernel", (), 0, shared)
+    return [call[3] for call in calls if call[0] == "cuFuncSetAttribute"]
+
+
 def reference_2d(*inputs):
     return cross.selective_scan_2d(chunked.selective_scan, *inputs)  # in float64: as good, faster
 
@@ -104,6 +113,23 @@ def test_a_nan_at_either_end_of_a_split_sequence_goes_where_the_reference_has_it
     actual = value_and_gradients(scan_1d("cuda"), inputs, torch.float32)
     for a, e in zip(actual, expected, strict=True):
         assert torch.equal(a.isnan(), e.isnan())
+
+
+@running
+@here
+@pytest.mark.parametrize(("width", "segments"), [(0, 1), (0, 3), (7, 1), (7, 2)])
+def test_a_wider_gradient_of_the_output_is_read_as_what_it_is(module, monkeypatch, width, segments):
+    """Under autocast something behind the scan may leave it in float32."""
+    monkeypatch.setattr(module, "SEGMENTS", segments)
+    u, delta, A, B, C, D, bias = (t.to(DEVICES["cuda"]) for t in sequence_inputs(2, 4, 19, 35, 8))
+    u, delta, B, C = (t.bfloat16().permute(0, 3, 1, 2) for t in (u, delta, B, C))
+    inputs = module._ready(Inputs(u[:, :, :1] if width else u, delta, A, B, C, D, bias))
+    y, starts = module._forward(inputs, width)
+    assert y.dtype == torch.bfloat16
+    d_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    expected = module._backward(d_y, inputs, starts, width)
+    for a, e in zip(module._backward(d_y.float(), inputs, starts, width), expected, strict=True):
+        assert torch.equal(a, e)
 
 
 @running
@@ -186,13 +212,16 @@ def test_the_operator_refuses_what_its_kernels_would_misread(module):
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc to count registers with")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("states", [1, 4, 16])
-def test_the_compiled_kernels_keep_everything_in_registers(module, tmp_path, states, dtype):
+def test_the_compiled_kernels_keep_everything_in_registers(
+    module, monkeypatch, tmp_path, states, dtype
+):
     x, delta, B = (torch.empty(1, 4, g, n, dtype=dtype) for g, n in ((1, 96), (4, 96), (4, states)))
     parameters = torch.empty(4, states, 96), B, B, torch.empty(4, 96), torch.empty(4, 96)
     inputs = Inputs(x, delta, *parameters)
     ours = {"scan": module.FORWARD, "scan_backward": module.BACKWARD}
     for name, sizes in ours.items():
-        defines = [f"-D{n}={value}" for n, value in module._lay_out(sizes, inputs).defines]
+        layout = module._lay_out(sizes, inputs)
+        defines = [f"-D{n}={value}" for n, value in layout.defines]
         run = subprocess.run(
             ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", *defines,
              str(module.SOURCE), "-o", str(tmp_path / "kernels.cubin")],
@@ -203,6 +232,15 @@ def test_the_compiled_kernels_keep_everything_in_registers(module, tmp_path, sta
         assert len(reports) == 2
         for report in reports:
             assert "0 bytes spill stores, 0 bytes spill loads" in report, report
+            dynamic = layout.backward_shared if "'scan_backward'" in report else 0
+            shared = dynamic + int(re.search(r"(\d+) bytes smem", report)[1])
+            assert shared <= 227 << 10  # of a block, on an H100
+            assert shared <= 48 << 10 or asked_for(monkeypatch, dynamic), shared
+
+
+def test_any_dynamic_shared_memory_is_asked_for(monkeypatch):
+    """What is allowed unasked is less than 48 KiB where a kernel has static arrays."""
+    assert asked_for(monkeypatch, 36_864) == [36_864] and asked_for(monkeypatch, 0) == []
 
 
 def test_every_function_is_declared_for_the_device():

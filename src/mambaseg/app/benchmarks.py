@@ -112,7 +112,9 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     path = RunFolder(Path(cfg.outputs).expanduser()).write_json(name, record)
     log.info("written: %s", path)
     if not record.get("within", True):
-        raise UserError(f"wrong numbers: errors above their limits, see the tables or {path}")
+        raise UserError(
+            f"wrong numbers: errors above their limits, or none at all; see the tables or {path}"
+        )
 
 
 def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
         backend = choose_backend("auto", device)
         return measure_blocks(protocol, size=cfg.size, batch=cfg.batch, scan_backend=backend)
     if cfg.what == "loop":
-        return {"rows": [_loop(cfg, label) for label in _labels(cfg)], "notes": []}
+        return {"rows": [_loop(cfg, label, device) for label in _labels(cfg)], "notes": []}
     networks = _networks(cfg, device)
     if cfg.what == "growth":
         points = {str(part): list(sizes) for part, sizes in cfg.growth.items()}
@@ -164,10 +166,11 @@ def _training(cfg: DictConfig, device: torch.device, size: int, batch: int) -> S
     return training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
 
 
-def _loop(cfg: DictConfig, label: str) -> dict[str, Any]:
+def _loop(cfg: DictConfig, label: str, device: torch.device) -> dict[str, Any]:
     """The pace of a training without validation beside its bare step."""
     words = [
-        *_overrides(label), "data=phantom", "logger=csv", f"data.size={cfg.size}",
+        *_overrides(label), f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}",
+        f"trainer.precision={cfg.precision}", "data=phantom", "logger=csv", f"data.size={cfg.size}",
         f"data.batch_size={cfg.batch}", f"data.steps={STEPS_OF_LOOP}",
         f"data.val_every={STEPS_OF_LOOP}", "evaluation.batch_size=8", "test=false", *cfg.train,
     ]  # fmt: skip

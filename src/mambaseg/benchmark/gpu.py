@@ -26,6 +26,8 @@ LOOP_STEPS = 100  # of the short trainings that tell what the loop costs beside 
 START_S, END_S = 30.0, 30.0  # what a training needs around its steps: imports, data; test, figures
 POLL_S = 0.05  # between looks at what runs
 GRACE_S = 20.0  # for a part to save its state after it was asked to stop
+# what the trainings leave to the report: they may take the grace, and it is stopped that much early
+REPORT_S = END_S + 2 * GRACE_S
 SLOWER = 1.15  # a training's step over the network's own, as a guess for the plan
 # nothing of a training waits for the device or the disk more often than it must
 QUIET = (
@@ -104,7 +106,7 @@ def measure_gpu(
     if steps:
         log.info("%d steps fit for each of %s", steps, ", ".join(networks))
         words = (f"data.steps={steps}", f"data.val_every={max(100, steps // 8)}")
-        limit = machine.seconds_left - END_S
+        limit = machine.seconds_left - REPORT_S
         machine.run(*(training(f"train-{name}", name, *words, limit_s=limit) for name in networks))
     else:
         log.warning("no time is left to train the networks")
@@ -119,7 +121,7 @@ def affordable(seconds: float, steps: dict[str, Any] | None) -> int:
     into it, a guess is made.
     """
     each = sum(row["median_s"] for row in steps["rows"]) if steps and steps["rows"] else 0.2
-    count = int((seconds - START_S - 2 * END_S) / (SLOWER * each))
+    count = int((seconds - START_S - END_S - REPORT_S) / (SLOWER * each))
     return 0 if count < LOOP_STEPS else min(count // LOOP_STEPS * LOOP_STEPS, MOST_STEPS)
 
 

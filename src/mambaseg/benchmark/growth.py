@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mambaseg.benchmark.measure import Call, Protocol
-from mambaseg.benchmark.networks import Builder, Step, built
+from mambaseg.benchmark.networks import Builder, Step, Steps, built
 from mambaseg.errors import UserError
 from mambaseg.evaluation.costs import peak, start_peak
 from mambaseg.evaluation.metrics import BUILT_IN
@@ -58,6 +58,7 @@ def measure_growth(
         if len(set(sizes)) < 2 or min(sizes) < 1:
             raise UserError(f"growth.{part}={list(sizes)}: give two sizes or more, from 1 on")
     rows = []
+    notes: list[str] = []
     for part, sizes in points.items():
         ordered = sorted(set(sizes))
         if part in _OTHER_WORK:  # the first time imports what is needed
@@ -67,10 +68,11 @@ def measure_growth(
             if part in _OTHER_WORK:
                 found = list(_OTHER_WORK[part](n))
             else:
-                step = step_at(*((n, 1) if part == "size" else (SIDE, n)))
-                found = list(_steps(builders, step, protocol))
+                steps = Steps(step_at(*((n, 1) if part == "size" else (SIDE, n))))
+                found = list(_steps(builders, steps, protocol))
+                notes += [f"{part} {n}: {note}" for note in steps.notes]
             rows += [{"part": part, "n": n, **row} for row in found]
-    return {"rows": rows, "exponents": exponents(rows), "notes": []}
+    return {"rows": rows, "exponents": exponents(rows), "notes": notes}
 
 
 def exponents(rows: Sequence[Row]) -> list[Row]:
@@ -112,13 +114,14 @@ def _clock(device: torch.device) -> float:
     return time.process_time()
 
 
-def _steps(builders: Mapping[str, Builder], step: Step, protocol: Protocol) -> Iterator[Row]:
+def _steps(builders: Mapping[str, Builder], steps: Steps, protocol: Protocol) -> Iterator[Row]:
     """A training step of each network, the quickest of the protocol's repeats."""
     for name, build in builders.items():
         try:
-            call = step(built(build, protocol))
+            call = steps.call(name, built(build, protocol))
             call()
             rows = [_measured(call, protocol.device)[1] for _ in range(max(1, protocol.repeats))]
+            del call  # and with it the network
         except torch.OutOfMemoryError:
             log.warning("%s: out of memory", name)
             continue

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mambaseg.benchmark.measure import Call, Protocol
-from mambaseg.benchmark.networks import Builder, Step, built
+from mambaseg.benchmark.measure import Call, Protocol, why
+from mambaseg.benchmark.networks import Builder, Step, Steps, built
 from mambaseg.errors import UserError
 
 CALLS, PROFILED = 10, 3
@@ -33,24 +33,30 @@ def measure_kernels(
     """
     if protocol.device.type != "cuda":
         raise UserError("kernels: there are none to time on a CPU; use device=cuda")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    steps = Steps(step)
     for name, build in builders.items():
         log.info("profiling %s", name)
-        call = step(built(build, protocol))
-        for _ in range(max(3, protocol.warmup)):
-            call()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        queued = time.perf_counter() - start
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - start
-        rows.append(
-            {"network": name, "wall_s": wall / CALLS, "host_s": queued / CALLS, **_profile(call)}
-        )
-        del call
-    return {"rows": rows, "notes": []}
+        try:
+            rows.append(_row(name, build, steps, protocol))
+        except torch.OutOfMemoryError as error:
+            notes.append(f"{name}: {why(error)}")
+    return {"rows": rows, "notes": steps.notes + notes}
+
+
+def _row(name: str, build: Builder, steps: Steps, protocol: Protocol) -> dict[str, Any]:
+    call = steps.call(name, built(build, protocol))
+    for _ in range(max(3, protocol.warmup)):
+        call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    queued = time.perf_counter() - start
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - start
+    return {"network": name, "wall_s": wall / CALLS, "host_s": queued / CALLS, **_profile(call)}
 
 
 def _profile(call: Call) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import lightning as L
 from torch import nn
 
 from mambaseg.benchmark.measure import Call
+from mambaseg.evaluation.costs import seconds_on
 
 EVERY, ALONE = 12, 3  # steps of the loop between two measurements, and steps in one of these
 StepOf = Callable[[nn.Module, Mapping[str, Any]], Call]  # a network and a batch -> its bare step
@@ -22,7 +22,7 @@ class Paces(L.Callback):
 
     A step of the loop is all between the ends of two batches: the next batch is prepared, dropout
     is drawn, the step is checked and logged. A bare step is forward, loss, backward and optimizer
-    of a copy of the network.
+    of a copy of the network. Both end when the device has finished.
     """
 
     def __init__(self, step_of: StepOf) -> None:
@@ -34,7 +34,7 @@ class Paces(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Notes a step; now and then measures bare ones, which no step of the loop includes."""
-        now = time.perf_counter()
+        now = seconds_on(pl_module.device)
         if self._ended is not None:
             self.loop.append(now - self._ended)
         self._ended = now
@@ -43,9 +43,9 @@ class Paces(L.Callback):
                 self._step = self.step_of(copy.deepcopy(pl_module.network), batch)
                 self._step()
             for _ in range(ALONE):
-                start = time.perf_counter()
+                start = seconds_on(pl_module.device)
                 self._step()
-                self.bare.append(time.perf_counter() - start)
+                self.bare.append(seconds_on(pl_module.device) - start)
             self._ended = None
 
     def row(self, network: str) -> dict[str, Any]:

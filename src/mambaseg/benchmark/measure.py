@@ -48,15 +48,19 @@ def time_interleaved(
     for name, call in candidates.items():
         try:
             first_s[name], calls[name] = _warm_up(call, protocol)
-        except torch.OutOfMemoryError:
-            failures[name] = "out of memory"
+        except Exception as error:  # of compilers, drivers, memory: any of them
+            failures[name] = why(error)
     spent = dict(first_s)
     seconds: dict[str, list[float]] = {name: [] for name in calls}  # per call, of each repeat
     for turn in range(max(1, protocol.repeats)):
         for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-            if seconds[name] and spent[name] > protocol.budget_s:
+            if name in failures or (seconds[name] and spent[name] > protocol.budget_s):
                 continue
-            taken = _seconds(candidates[name], calls[name], protocol.device)
+            try:
+                taken = _seconds(candidates[name], calls[name], protocol.device)
+            except Exception as error:  # also what another one has left of the device
+                failures[name] = why(error)
+                continue
             seconds[name].append(taken / calls[name])
             spent[name] += taken
     found = {
@@ -65,8 +69,16 @@ def time_interleaved(
             "first_s": first_s[name], "repeats": len(own), "calls": calls[name],
         }
         for name, own in seconds.items()
+        if name not in failures
     }  # fmt: skip
     return found, failures
+
+
+def why(error: Exception) -> str:
+    """The reason that an error gives, in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def _warm_up(call: Call, protocol: Protocol) -> tuple[float, int]:

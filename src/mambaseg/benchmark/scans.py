@@ -6,12 +6,13 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved
+from mambaseg.benchmark.measure import Call, Protocol, peak_memory, time_interleaved, why
 from mambaseg.errors import UserError
 from mambaseg.scan import (
     available_backends,
@@ -81,6 +82,8 @@ def measure_scans(
 ) -> dict[str, Any]:
     """Measures backends at shapes, forward and forward + backward, in the 1-D and 2-D form.
 
+    A backend that fails costs the others nothing: a note tells why.
+
     Args:
         shapes: of `shapes_of`.
         protocol: with its autocast x, delta, B and C are bfloat16.
@@ -95,8 +98,13 @@ def measure_scans(
     names = [choose_backend(name, protocol.device) for name in backends]
     names = names or list(available_backends(protocol.device))
     notes: list[str] = []
-    errors = errors_of(forms, names, _dtype(protocol), protocol.device)
-    rows = []
+    errors: list[dict[str, Any]] = []
+    for form, name in product(forms, names):
+        try:
+            errors += errors_of([form], [name], _dtype(protocol), protocol.device)
+        except Exception as error:
+            notes.append(f"errors {form}: {name}: {why(error)}")
+    rows: list[dict[str, Any]] = []
     for shape in shapes:
         here = names
         if loop_limit is not None and shape.elements > loop_limit and LOOP in names:
@@ -104,7 +112,10 @@ def measure_scans(
             notes.append(f"{shape.name}: the loop is left out (loop_limit)")
         for form in forms:
             log.info("measuring %s, %s", shape, form)
-            rows += _rows(shape, form, here, protocol, notes)
+            try:
+                rows += _rows(shape, form, here, protocol, notes)
+            except Exception as error:  # e.g. a device that an earlier failure has left unusable
+                notes.append(f"{shape.name} {form}: {why(error)}")
     return {"rows": rows, "errors": errors, "notes": notes}
 
 
@@ -130,8 +141,10 @@ def _rows(
         calls = {name: _call(_scan(name, form), inputs, what) for name in names}
         bare = _exponentials(shape.elements * STATES, protocol.device)
         times, failures = time_interleaved({**calls, BARE: bare}, protocol)
+        notes += [f"{shape.name} {form} {what}: {n}: {said}" for n, said in failures.items()]
+        if BARE not in times:  # then nothing runs on the device any more
+            break
         exp_s = times.pop(BARE)["median_s"]
-        notes += [f"{shape.name} {form} {what}: {n}: {why}" for n, why in failures.items()]
         baseline = LOOP if LOOP in times else next(reversed(times), "")
         for name, time in times.items():
             speedup = times[baseline]["median_s"] / time["median_s"]

@@ -139,6 +139,11 @@ def _speedup(row: Row) -> str:
     return "1 (base)" if row["backend"] == row["baseline"] else _ratio(row["speedup"])
 
 
+def _within(row: Row) -> bool:
+    """Whether an error is within its limit; NaN, which a record has as None, is not."""
+    return row["worst"] is not None and row["worst"] <= row["limit"]
+
+
 TIMES = [_milliseconds("ms", "median_s"), _milliseconds("min–max", "min_s", "max_s")]
 TIME_RATIO = Column("time ratio", lambda row: _ratio(row["ratio"]))
 PEAK = number("peak MiB", "peak_bytes", ",.0f", 2**-20)
@@ -170,7 +175,7 @@ PROFILE = [
 ]  # fmt: skip
 TRUTH = [
     text("shape"), text("inputs", "dtype"), text("form"), text("backend"), ERROR, LIMIT,
-    _answer("within", lambda row: row["worst"] <= row["limit"]), WORST, REPEAT,
+    _answer("within", _within), WORST, REPEAT,
 ]  # fmt: skip
 REPEATS = [
     text("network"), ERROR, LIMIT, REPEAT,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambaseg.benchmark.measure import Protocol
-from mambaseg.benchmark.networks import Builder, Step
+from mambaseg.benchmark.measure import Protocol, why
+from mambaseg.benchmark.networks import Builder, Step, Steps
 from mambaseg.benchmark.scans import (
     FORMS,
     LOOP,
@@ -23,6 +26,7 @@ from mambaseg.benchmark.scans import (
     scan_inputs,
     worst_error,
 )
+from mambaseg.benchmark.tables import UNKNOWN
 from mambaseg.models import ScanBlock
 from mambaseg.scan import available_backends
 
@@ -35,6 +39,7 @@ NETWORK_SIZE = 64  # pixels: the CPU computes the same in float64
 LOOP_LIMIT = 2_000_000  # B K D L above which the loop over time is not compared with itself
 REPEATS = 3
 STEPS = 3
+FAILED = {"worst": math.nan, "tensor": UNKNOWN, "repeats": None}  # of what raised an error
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +49,8 @@ def measure_truth(
     """Compares every scan backend and network with float64, and everything with itself.
 
     Whatever memory an operation allocates holds NaN first, so that an element that no kernel writes
-    cannot pass by luck.
+    cannot pass by luck. What raises an error costs the others nothing: its row has NaN, which is
+    wrong, and a note tells why.
 
     `shapes` are names of `SHAPES`, of the scans.
 
@@ -55,20 +61,36 @@ def measure_truth(
         few steps from the same start give the same weights, as they are and with PyTorch's
         deterministic algorithms; `within`: no error is above its limit; `notes`.
     """
-    device, seed = protocol.device, protocol.seed
+    notes: list[str] = []
+    steps = Steps(step)
     sizes = [SHAPES[choice("scans", name, SHAPES)] for name in shapes]
-    rows = [row for shape in sizes for dtype in LIMITS for row in _scan_rows(shape, dtype, device)]
+    rows = [
+        row
+        for shape in sizes
+        for dtype in LIMITS
+        for row in _scan_rows(shape, dtype, protocol.device, notes)
+    ]
     networks = []
     for name, build in builders.items():
         log.info("comparing %s with float64 and with itself", name)
-        error = _network_error(build, device, seed)
-        networks.append({
-            "network": name, "worst": error["worst"], "tensor": error["tensor"],
-            "limit": NETWORK_LIMIT, "repeats": _same_weights(build, step, device, seed),
-            "repeats_deterministic": _same_weights(build, step, device, seed, strict=True),
-        })  # fmt: skip
+        try:
+            found = _network_row(name, build, steps, protocol)
+        except Exception as error:
+            notes.append(f"{name}: {why(error)}")
+            found = {**FAILED, "repeats_deterministic": None}
+        networks.append({"network": name, "limit": NETWORK_LIMIT, **found})
     within = all(row["worst"] <= row["limit"] for row in (*rows, *networks))  # NaN is not
-    return {"rows": rows, "networks": networks, "within": within, "notes": []}
+    notes += steps.notes
+    return {"rows": rows, "networks": networks, "within": within, "notes": notes}
+
+
+def _network_row(name: str, build: Builder, steps: Steps, protocol: Protocol) -> dict[str, Any]:
+    error = _network_error(build, protocol.device, protocol.seed)
+    same = partial(_same_weights, name, build, steps, protocol)
+    return {
+        "worst": error["worst"], "tensor": error["tensor"], "repeats": same(strict=False),
+        "repeats_deterministic": same(strict=True),
+    }  # fmt: skip
 
 
 def _network_error(build: Builder, device: torch.device, seed: int) -> dict[str, Any]:
@@ -90,24 +112,31 @@ def _network_error(build: Builder, device: torch.device, seed: int) -> dict[str,
         return {"logits": logits.detach(), **dict(named)}
 
     exact = numbers(torch.device("cpu"), torch.float64)
-    with _deterministic(device.type == "cuda", warn_only=True):  # which fills memory with NaN
+    # deterministic algorithms fill memory with NaN first
+    with _deterministic(device.type == "cuda", warn_only=True), _whole_float32():
         found = numbers(device, torch.float32)
     return worst_error(found, exact)
 
 
-def _scan_rows(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[dict[str, Any]]:
+def _scan_rows(
+    shape: Shape, dtype: torch.dtype, device: torch.device, notes: list[str]
+) -> Iterator[dict[str, Any]]:
     names = list(available_backends(device))
     log.info("comparing %s with float64: %s, %s", ", ".join(names), shape, dtype)
     if shape.elements > LOOP_LIMIT:
         names.remove(LOOP)  # it is what these are compared with, and slow
-    with _deterministic(True, warn_only=True):  # which fills memory with NaN
-        errors = errors_of(list(FORMS), names, dtype, device, shape=shape)
-    for error in errors:
-        form, backend = error["form"], error["backend"]
+    kind = str(dtype).removeprefix("torch.")
+    for form, backend in product(FORMS, names):
+        try:
+            with _deterministic(True, warn_only=True):  # which fills memory with NaN
+                (found,) = errors_of([form], [backend], dtype, device, shape=shape)
+            found["repeats"] = _repeats(shape, form, backend, dtype, device)
+        except Exception as error:
+            notes.append(f"{shape.name} {kind} {form}: {backend}: {why(error)}")
+            found = FAILED
         yield {
-            "shape": shape.name, "dtype": str(dtype).removeprefix("torch."), "form": form,
-            "backend": backend, "worst": error["worst"], "tensor": error["tensor"],
-            "limit": LIMITS[dtype], "repeats": _repeats(shape, form, backend, dtype, device),
+            "shape": shape.name, "dtype": kind, "form": form, "backend": backend,
+            "limit": LIMITS[dtype], **{key: found[key] for key in FAILED},
         }  # fmt: skip
 
 
@@ -126,15 +155,15 @@ def _repeats(
 
 
 def _same_weights(
-    build: Builder, step: Step, device: torch.device, seed: int, *, strict: bool = False
+    name: str, build: Builder, steps: Steps, protocol: Protocol, *, strict: bool
 ) -> bool | None:
     """Whether two trainings of a few steps end alike; None where an operation has no such form."""
     ends = []
     for _ in range(2):
-        torch.manual_seed(seed)
-        network = build().to(device)
-        call = step(network)
-        torch.manual_seed(seed)  # of dropout
+        torch.manual_seed(protocol.seed)
+        network = build().to(protocol.device)
+        call = steps.call(name, network)
+        torch.manual_seed(protocol.seed)  # of dropout
         try:
             with _deterministic(strict):
                 for _ in range(STEPS):
@@ -144,7 +173,20 @@ def _same_weights(
                 return None
             raise
         ends.append([value.clone() for value in network.state_dict().values()])
+        del network, call  # a recorded network has to go before the next one: `GraphedNetwork`
     return all(map(torch.equal, *ends))
+
+
+@contextlib.contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Computes in float32 throughout: GPUs round what convolutions read to TensorFloat-32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What makes a network fast: the layout of its weights, and on a GPU CUDA graphs."""
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -37,34 +38,48 @@ class GraphedNetwork:
 
     On a fast GPU two thousand launches take longer than the kernels themselves. A graph is recorded
     once, for one shape of the batch, and launched as a whole; it computes with the same kernels.
-    Recording runs the network a few times, then puts back running statistics and generator.
+    Recording runs the network a few times, then puts back running statistics and generator, also
+    where it fails.
 
     Args:
         network: on a CUDA device, in training mode, without hooks.
         image: a batch (B, C, H, W); all batches must have its shape.
         layers: `stochastic_layers` of the network. What they drop is drawn before each launch, into
             memory that the graph reads.
+
+    Raises:
+        RuntimeError: the network cannot be recorded; it is as it was.
     """
 
     def __init__(self, network: nn.Module, image: Tensor, layers: Sequence[Stochastic]) -> None:
+        # A graph that is destroyed clears the cuBLAS workspaces of the stream on which all are
+        # recorded, also those that others use (pytorch#193402). A recorded network refers to
+        # itself: an earlier one may still wait for its end, which has to come before this.
+        gc.collect()
         self.network, self.layers = network, list(layers)
         device = image.device
         self._kept = torch.ones(len(image), len(self.layers), dtype=torch.bool, device=device)
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        generator = torch.cuda.get_rng_state(device)
+        generator, stream = torch.cuda.get_rng_state(device), torch.cuda.current_stream(device)
         dtype = torch.get_autocast_dtype("cuda")
         # The weights' casts belong in the graph: they change with every step. And a cache of casts
         # may hold on to an autograd graph of another stream, which would end the recording.
         torch.clear_autocast_cache()
-        with (
-            torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False),
-            self._fixed(self._masks(image)),
-        ):
-            torch.cuda.make_graphed_callables(network, (image.clone(),), allow_unused_input=True)
+        enabled = torch.is_autocast_enabled("cuda")
+        try:
+            with (
+                torch.autocast("cuda", dtype, enabled, cache_enabled=False),
+                self._fixed(self._masks(image)),
+            ):
+                torch.cuda.make_graphed_callables(
+                    network, (image.clone(),), allow_unused_input=True
+                )
+        finally:
+            torch.cuda.set_stream(stream)  # a recording that fails stays on its own
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            torch.cuda.set_rng_state(generator, device)
         self._forward = network.forward
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        torch.cuda.set_rng_state(generator, device)
 
     def _masks(self, image: Tensor) -> list[Tensor | None]:
         """Memory for what each `Dropout` keeps; its shape shows in a pass of the network."""
@@ -74,10 +89,12 @@ class GraphedNetwork:
             for layer in self.layers
             if isinstance(layer, Dropout)
         ]
-        with torch.no_grad():
-            self.network(image)
-        for handle in handles:
-            handle.remove()
+        try:
+            with torch.no_grad():
+                self.network(image)
+        finally:
+            for handle in handles:
+                handle.remove()
         self._kept_elements = [shapes.get(layer) for layer in self.layers]
         return self._kept_elements
 

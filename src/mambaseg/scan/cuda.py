@@ -80,7 +80,7 @@ def _empty(inputs: Inputs, width: int) -> tuple[Tensor, Tensor]:
 
 def _backward(d_y: Tensor, inputs: Inputs, starts: Tensor, width: int) -> list[Tensor]:
     x, delta, rates, B, C, D, delta_bias = inputs
-    d_y = _without_gaps(d_y)
+    d_y = _without_gaps(d_y.to(x.dtype))  # the kernels read it as they read x
     d_x, d_delta = x.new_empty(delta.shape), torch.empty_like(delta)
     layout = _lay_out(BACKWARD, inputs)
     # Parts that are summed below: per segment of each batch element, or per block of channels.

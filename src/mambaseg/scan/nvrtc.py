@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-MAX_SHARED_WITHOUT_ASKING = 48 << 10
 _FUNCTION_MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 Defines = tuple[tuple[str, int], ...]
@@ -65,7 +64,7 @@ def _function(
     function = ctypes.c_void_p()
     module = _module(source, defines, device)
     _call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
-    if shared > MAX_SHARED_WITHOUT_ASKING:
+    if shared:  # without asking a block has 48 KiB in all, and static arrays count among them
         _call("cuFuncSetAttribute", function, _FUNCTION_MAX_DYNAMIC_SHARED_SIZE, shared)
     return function
 

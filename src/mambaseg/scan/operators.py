@@ -151,8 +151,12 @@ def for_gpu(inputs: Inputs, lay_out: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def merge_directions(each: Tensor, width: int) -> Tensor:
-    """Sum the four directions of an image, in float32 and in a fixed order: (B, L, G, D)."""
-    return each.sum(dim=2, keepdim=True) if width else each
+    """Sum the four directions of an image, in float32 and in a fixed order: (B, L, G, D).
+
+    The result has the type of `each`: autocast would leave it in float32, which the backward
+    kernels would then read as what x is.
+    """
+    return each.sum(dim=2, keepdim=True, dtype=each.dtype) if width else each
 
 
 def sum_parts(parts: Iterable[Tensor], inputs: Inputs) -> list[Tensor]:

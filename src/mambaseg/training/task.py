@@ -48,6 +48,7 @@ class Task(L.LightningModule, ABC):
             norms) and the scan's A_logs and Ds.
         layer_decay: learning rate of each stage of an encoder, relative to the next one.
         freeze_encoder: steps in which encoders do not learn.
+        frozen: whose encoders; empty: those of all networks.
         seed: of what is dropped in training.
         graph: run the training pass as CUDA graphs (`mambaseg.models.GraphedNetwork`).
         compile: compile it (`mambaseg.training.compiled`).
@@ -81,6 +82,7 @@ class Task(L.LightningModule, ABC):
         decay: str = "all",
         layer_decay: float = 1.0,
         freeze_encoder: int = 0,
+        frozen: Sequence[nn.Module] = (),
         seed: int = 1337,
         graph: bool = False,
         compile: bool = False,
@@ -92,12 +94,10 @@ class Task(L.LightningModule, ABC):
         super().__init__()
         self.network = network
         self.method = method or Supervised([network])
-        self.loss = loss
-        self.steps = steps
+        self.loss, self.steps, self.seed = loss, steps, seed
         self._step = 0  # of the last training batch
         self.skipped = False  # whether its optimizer step changed nothing (`NonFinite` says so)
         self._terms: dict[str, Tensor] = {}  # of its loss
-        self.seed = seed
         self.results: dict[str, Any] = {}
         self.evaluation = dict(evaluation or {})
         self._stochastic = [*stochastic_layers(network), *stochastic_layers(self.method)]
@@ -105,7 +105,7 @@ class Task(L.LightningModule, ABC):
         self._graphed: GraphedNetwork | None = None  # recorded at the first step
         self._compiled = Compiled(self.method.networks if compile else ())
         self._optimizer, self._scheduler, self._decay = optimizer, scheduler, decay
-        self._layer_decay, self._freeze = layer_decay, freeze_encoder
+        self._layer_decay, self._freeze, self._frozen = layer_decay, freeze_encoder, (*frozen,)
         self._encoders: list[nn.Parameter] = []  # which do not learn at first
         self._description = dict(description or {})
         networks = [self._description.get("model", {}), *self._description.get("partners", ())]
@@ -264,7 +264,6 @@ class Task(L.LightningModule, ABC):
             self._graphed = GraphedNetwork(self.network, image, self._stochastic)
         except RuntimeError as error:  # e.g. a network that looks at its own numbers
             self.graph = False
-            torch.cuda.set_stream(torch.cuda.default_stream(image.device))  # recording has left it
             log.warning("trainer.graph: %s cannot be recorded, so the training runs without (%s)",
                         self.network_name(), str(error).splitlines()[0])  # fmt: skip
 
@@ -367,7 +366,7 @@ class Task(L.LightningModule, ABC):
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("share", 1.0)
         optimizer.register_load_state_dict_post_hook(lay_out_states)
-        self._encoders = encoder_parameters(networks) if self._freeze else []
+        self._encoders = encoder_parameters(self._frozen or networks) if self._freeze else []
         if self._scheduler is None:
             return optimizer
         try:
