@@ -1,5 +1,7 @@
 import dataclasses
+import importlib
 import pickle
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from mambaseg.data.case import Case
+from mambaseg.data.readers.nnunet import read
 from mambaseg.data.validation import DataError, as_label, checked_label_map
 from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
@@ -166,6 +169,24 @@ def test_the_recipe_names_reader_keywords_and_label_map_and_no_address():
     assert plain.recipe == make_case().recipe
     assert len({plain.recipe, mapped.recipe, axis.recipe}) == 3
     assert "read_zeros" in axis.recipe and "axis" in axis.recipe and " at 0x" not in axis.recipe
+
+
+def test_a_reader_of_ones_own_is_known_by_its_file_and_ours_by_its_name(tmp_path, monkeypatch):
+    """Else the decoded cache of a reader with a fault would outlive its mending."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    recipes, file = [], tmp_path / "hers.py"
+    for value in (1, 2, 2):
+        file.write_text(f"value = {value}\n\n\ndef read(case):\n    return value\n")
+        sys.modules.pop("hers", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("hers")
+        recipes.append(make_case(module.read).recipe)
+        file.write_text("this is not what was imported")
+        assert make_case(module.read).recipe == recipes[-1]
+    sys.modules.pop("hers")
+    assert recipes[0] != recipes[1] == recipes[2] and recipes[0].startswith("hers.read [] None ")
+    assert make_case(read).recipe == "mambaseg.data.readers.nnunet.read [] None"
 
 
 def test_all_channels_are_sources():

@@ -467,3 +467,20 @@ def test_slices_are_sorted_along_their_normal(tmp_path):
     write_series(tmp_path / "s", axes=OBLIQUE, step=-8.0)
     axes = affine_of(read(tmp_path / "s", tmp_path).header)[:3, :3]
     assert np.linalg.det(axes) > 0
+
+
+@pytest.mark.parametrize("place", [".", "./", "..", "**"])
+def test_a_series_in_the_current_folder_has_the_folders_name(place, tmp_path, monkeypatch):
+    folder = write_series(tmp_path / "scan", 3)
+    inside = folder / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside if place == ".." else folder)
+    (source,) = found(place, tmp_path)
+    assert source.name == "scan"
+
+
+def test_a_link_to_a_series_gives_its_own_name(tmp_path):
+    write_series(tmp_path / "1.2.840", 3)
+    (tmp_path / "heart").symlink_to("1.2.840")
+    (source,) = found(tmp_path / "heart", tmp_path)
+    assert source.name == "heart"

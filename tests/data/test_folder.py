@@ -12,6 +12,7 @@ from mambaseg.data.check import check_dataset
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.formats.pictures import read_pixels, reduced, reduced_labels
 from mambaseg.data.readers.folder import find_cases
+from mambaseg.data.readers.unlabelled import find_unlabelled
 from mambaseg.errors import UserError
 from tiny_pictures import (
     LAYOUTS,
@@ -433,3 +434,53 @@ def test_data_check_recognises_every_layout_and_finds_nothing_wrong(layout, tmp_
     assert report.layout.name == "folder" and report.ok and report.cases >= 4, report.problems
     said = [one for one in report.of("info") if one.where == "masks"]
     assert bool(said) == (layout == "glas")
+
+
+def in_two_folders(root, *names, images="images", masks="masks"):
+    """Black pictures."""
+    for name in names:
+        for kind in (images, masks):
+            save(root / kind / f"{name}.png", np.zeros(SIZE, np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("places", [("test/images", "test/masks"), ("images/test", "masks/test")])
+def test_a_part_beside_images_of_no_part_is_not_left_out_in_silence(places, tmp_path, caplog):
+    in_two_folders(tmp_path, "a", "b", "c")
+    in_two_folders(tmp_path, "x", "y", images=places[0], masks=places[1])
+    assert len(find_cases(tmp_path)) == 3
+    said = "test: 2 images with masks, not used: others lie in no part"
+    assert said in caplog.text and said in [
+        f"{one.where}: {one.problem}" for one in check_dataset(tmp_path).of("warning")
+    ]
+    for kind in ("images", "masks"):  # what the remedy says
+        (tmp_path / "train").mkdir(exist_ok=True)
+        for path in (tmp_path / kind).glob("*.png"):
+            (tmp_path / "train" / kind).mkdir(exist_ok=True)
+            path.rename(tmp_path / "train" / kind / path.name)
+    assert len(find_cases(tmp_path)) == 5
+
+
+def test_images_to_predict_beside_images_of_no_part_need_no_word(tmp_path, caplog):
+    in_two_folders(tmp_path, "a", "b", "c")
+    save(tmp_path / "test" / "images" / "x.png", np.zeros(SIZE, np.uint8))
+    assert len(find_cases(tmp_path)) == 3 and not caplog.text
+
+
+def test_files_beside_the_case_of_a_folder_are_told(tmp_path, caplog):
+    in_two_folders(tmp_path / "g", "a")
+    for name in ("b", "b_mask"):
+        save(tmp_path / "g" / f"{name}.png", np.zeros(SIZE, np.uint8))
+    assert [case.id for case in find_cases(tmp_path)] == ["a"]
+    assert "g/b.png, g/b_mask.png: 2 files beside the cases, not used" in caplog.text
+
+
+def test_unlabelled_frames_are_no_channels_where_the_data_set_has_one_file_per_image(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"video_{number:04d}.png", np.full((8, 9), 40 * number, np.uint8))
+    cases = find_unlabelled(tmp_path, channels=3, longest_side=512)
+    assert [case.id for case in cases] == [f"unlabelled/video_{n:04d}" for n in range(3)]
+    for number, case in enumerate(cases):
+        assert (case.load().image == 40 * number).all()
+    (case,) = find_unlabelled(tmp_path, channels=3, longest_side=None)
+    assert case.id == "unlabelled/video" and len(case.sources()) == 3

@@ -3,14 +3,17 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mambaseg.data.patients import facts_of, split_cases
+from mambaseg.data.readers import folder
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.splits import make_split
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from runs import UNET, composed, entered, small_overrides
+from tiny_pictures import save
 
 PEOPLE = [f"p{number:02d}" for number in range(23)]
 FACTS = {
@@ -104,6 +107,23 @@ def test_a_folder_per_patient_is_no_pathology(phantom_root, tmp_path):
     assert not any(facts_of(cases, tmp_path).values())
     splits = [split_cases("kfold", cases, tmp_path, seed=seed, count=2) for seed in range(4)]
     assert len({one.hash for one in splits}) > 1 and "pathology" not in splits[0].note
+
+
+def test_a_patient_of_two_groups_is_in_none_that_is_left_out(tmp_path):
+    for number, kinds in enumerate(("bm", "b", "m", "b", "m", "b")):
+        for kind in kinds:
+            for name in (f"p{number}{kind}_1", f"p{number}{kind}_2"):
+                save(tmp_path / kind / f"{name}.png", np.zeros((8, 8), np.uint8))
+                save(tmp_path / kind / f"{name}_mask.png", np.zeros((8, 8), np.uint8))
+    cases = folder.find_cases(tmp_path, num_classes=2, patient_pattern=r"(p\d+)")
+    with pytest.raises(DataError, match=r"split_by=pathology: p0 has b and m, .*csv"):
+        split_cases("kfold", cases, tmp_path, by="pathology")
+    assert "pathology" not in facts_of(cases, tmp_path)["p0"]
+    drawn = split_cases("kfold", cases, tmp_path, count=2)
+    assert "as many of each pathology" not in drawn.note
+    rows = "".join(f"p{number},{'ab'[number % 2]}\n" for number in range(6))
+    (tmp_path / "patients.csv").write_text(f"patient,pathology\n{rows}")
+    assert split_cases("kfold", cases, tmp_path, by="pathology").test == ("p0", "p2", "p4")
 
 
 def test_a_sweep_trains_all_folds_which_are_pooled_and_predict_together(phantom_root, tmp_path):

@@ -12,7 +12,8 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.readers.unlabelled import find_unlabelled
 from mambaseg.data.slices import Collate, DeviceSlices, SliceDataset
 from mambaseg.errors import UserError
-from runs import UNET, built, entered, small_overrides, trained
+from runs import UNET, built, entered, own_overrides, small_overrides, trained
+from tiny_nnunet import arrays, write_nnunet, write_volume
 
 
 def test_a_slice_has_its_neighbours_the_lowest_first_and_edges_repeat():
@@ -104,3 +105,39 @@ def test_pictures_are_refused(phantom_root, tmp_path):
     with pytest.raises(UserError, match="pictures have no neighbouring slices"):
         built("data=folder", f"data.root={phantom_root}", *UNET, "data.neighbours=1",
               f"outputs={tmp_path}", "trainer=cpu")  # fmt: skip
+
+
+def flat_and_deep(root, deep):
+    """Five cases in nnU-Net's layout, of one slice each; the first `deep` are volumes."""
+    write_nnunet(root)
+    for number in range(deep, 5):
+        image, label = arrays(number)
+        for folder, array in (
+            ("imagesTr/case_{:03d}_0000", image[0]),
+            ("labelsTr/case_{:03d}", label),
+        ):
+            write_volume(root / f"{folder.format(number)}.nii.gz", array[:, :, 1:2], (1.5, 1.25, 8))
+    return root
+
+
+@pytest.mark.parametrize("kind", ["pictures", "volumes of one slice"])
+def test_cases_without_neighbouring_slices_are_refused(kind, tmp_path):
+    root = tmp_path / "data"
+    if kind == "pictures":
+        write_nnunet(root, ending=".png")
+    else:
+        flat_and_deep(root, 0)
+    words = [*own_overrides(tmp_path), "data=nnunet", f"data.root={root}"]
+    with pytest.raises(UserError, match=r"neighbours=1: 3 of 3 training cases have one slice.* 0"):
+        built(*words, "data.neighbours=1")
+    assert not (tmp_path / "outputs").exists()
+    with built(*words):
+        pass
+
+
+def test_some_cases_of_one_slice_are_told(tmp_path, caplog):
+    root = flat_and_deep(tmp_path / "data", 3)
+    words = [*own_overrides(tmp_path), "data=nnunet", f"data.root={root}", "data.split=random"]
+    with built(*words, "data.neighbours=1") as run:
+        flat = [one.id for one in run.data.cases["train"] if one.id > "case_002"]
+    assert f"{len(flat)} of 3 training cases have one slice" in caplog.text and flat

@@ -104,6 +104,33 @@ def test_without_the_file_a_fold_is_the_one_that_nnunet_draws(tmp_path):
         find_cases(root, fold=5)
 
 
+def test_cases_that_no_list_of_the_fold_names_are_told(tmp_path, caplog):
+    root = write_nnunet(tmp_path, cases=7, tests=1, splits=SPLITS)
+    said = "case_005, case_006: 2 cases in no part of fold 0 of splits_final.json, not used"
+    find_cases(root)
+    assert said in caplog.text
+    (warning,) = check_dataset(root).of("warning")
+    assert said == f"{warning.where}: {warning.problem}"
+    caplog.clear()
+    find_cases(root, fold=1)
+    assert "case_001, case_005, case_006: 3 cases in no part of fold 1" in caplog.text
+    caplog.clear()
+    find_cases(root, split="kfold")
+    assert "no part" not in caplog.text
+
+
+@pytest.mark.parametrize("pattern", [None, r"^(patient\d|test_\d+)"])
+def test_a_fold_that_would_be_empty_is_refused(pattern, tmp_path):
+    ids = [f"patient{number}_{case}" for number in range(3) for case in range(1 + bool(pattern))]
+    root = write_nnunet(tmp_path, ids=ids, tests=2)
+    for fold in range(3):
+        assert "val" in parts(find_cases(root, fold=fold, patient_pattern=pattern)).values()
+    for fold in (3, 4):
+        with pytest.raises(UserError, match=rf"fold {fold} of the 5 .* empty: there are 3 to draw"):
+            find_cases(root, fold=fold, patient_pattern=pattern)
+    assert check_dataset(root).ok
+
+
 def test_cases_of_a_patient_stay_together_when_the_pattern_names_them(tmp_path):
     ids = [f"patient{number:03d}_{phase}" for number in range(6) for phase in ("ED", "ES")]
     root = write_nnunet(tmp_path, ids=ids)

@@ -1,12 +1,16 @@
 """A data set from outside the package: one file and one config, and nothing else is edited."""
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mambaseg.app.commands.check import main
+from mambaseg.data.cache import open_cache
+from mambaseg.data.geometry import Preprocessing
 from mambaseg.storage.run_folder import RunFolder
 from tiny_nnunet import arrays, write_volume
 
@@ -108,3 +112,32 @@ def test_a_function_that_returns_a_list_is_checked_where_its_config_is_named(
     (hearts / "h3_truth.nii.gz").unlink()
     assert main(words) == 1
     assert "h3.nii.gz: has no truth" in capsys.readouterr().out
+
+
+def test_what_a_reader_with_a_fault_has_read_is_read_again_when_it_is_mended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (root := tmp_path / "hearts").mkdir()
+    image, label = arrays(0)
+    write_volume(root / "h0.nii.gz", image[0], (1.5, 1.25, 8.0))
+    write_volume(root / "h0_truth.nii.gz", label, (1.5, 1.25, 8.0))
+    text = (
+        READER.replace("label, read)", "label, load)")
+        + """
+
+def load(case):
+    from dataclasses import replace
+    volume = read(case)
+    return replace(volume, label=volume.label[:, ::STEP])
+"""
+    )
+    for step in (-1, 1):
+        (tmp_path / "her_hearts.py").write_text(text.replace("STEP", str(step)))
+        sys.modules.pop("her_hearts", None)
+        importlib.invalidate_caches()
+        cases = importlib.import_module("her_hearts").find_cases(root)
+        cache = open_cache(
+            cases, Preprocessing("paper", 32), cache_dir=tmp_path / "cache", num_classes=3
+        )
+        assert np.array_equal(cache.label(0), label.T[:, ::step])
+    sys.modules.pop("her_hearts")

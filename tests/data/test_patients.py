@@ -15,8 +15,9 @@ from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.patients import find_alike, with_patient
-from mambaseg.data.readers import folder, nnunet
+from mambaseg.data.patients import find_alike, split_cases, with_patient
+from mambaseg.data.readers import folder, nifti_pairs, nnunet
+from mambaseg.data.readers.matching import Matcher
 from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 from tiny_nnunet import LABELS, write_nnunet
@@ -163,3 +164,108 @@ def test_data_check_proposes_the_pattern_for_every_layout_without_patients(tmp_p
     )
     pictures = write_busi(tmp_path / "pictures")
     assert all(case.patient_assumed for case in folder.find_cases(pictures))
+
+
+# ---- names that get a part or a folder before them
+
+
+def put(root, *names, masks="_mask"):
+    """Empty files of images with a mask beside each; nobody reads them."""
+    for name in names:
+        for path in (root / name, (root / name).with_stem(f"{Path(name).stem}{masks}")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return root
+
+
+def patients_of(root, pattern):
+    """Case -> patient."""
+    found = Matcher((".png",)).find_cases(root, find_fakes, pattern)
+    return {case.id: case.patient for case in found}
+
+
+def people(form, *further):
+    """{} is each of `NUMBERS`, then each of what follows."""
+    return [f"{name}.png" for name in names(form, *further)]
+
+
+@pytest.mark.parametrize(
+    ("find_cases", "ending"), [(folder.find_cases, "png"), (nifti_pairs.find_cases, "nii")]
+)
+@pytest.mark.parametrize("places", ["{0}/{1}", "{1}/{0}"])
+def test_a_patient_of_two_parts_is_refused_by_the_name_that_both_have(
+    find_cases, ending, places, tmp_path
+):
+    for part, stem in (("train", "p01_v1"), ("train", "p02_v1"), ("test", "p01_v2")):
+        for kind in ("images", "masks"):
+            path = tmp_path / places.format(part, kind) / f"{stem}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    with pytest.raises(UserError, match=r"p01 is in (train and in test|test and in train)\."):
+        find_cases(tmp_path, patient_pattern="^([^_]+)")
+    assert len(find_cases(tmp_path, patient_pattern=".+")) == 3  # every case a patient
+
+
+def test_a_patient_of_two_parts_that_are_said_by_names_is_refused(tmp_path):
+    put(tmp_path, "train_p01_1.png", "train_p02_1.png", "test_p01_2.png")
+    with pytest.raises(UserError, match="p01 is in train and in test"):
+        folder.find_cases(tmp_path, patient_pattern="^([^_]+)")
+
+
+def test_a_patient_of_two_class_folders_is_one(tmp_path):
+    root = put(tmp_path, *(f"{kind}/p{number:02d}_{image}{kind[0]}.png"
+                           for kind in ("benign", "malignant") for number in range(1, 7)
+                           for image in (1, 2)))  # fmt: skip
+    cases = folder.find_cases(root, num_classes=2)
+    alike = find_alike(cases)
+    expected = {case.id: case.id.partition("-")[2][:3] for case in cases}
+    assert len(set(expected.values())) == 6 and alike.patients == expected
+    for pattern in (alike.pattern, "^([^_]+)", r"(p\d+)", "^([^_-]+)"):
+        cases = folder.find_cases(root, num_classes=2, patient_pattern=pattern)
+        assert {case.id: case.patient for case in cases} == expected
+        for seed in range(5):
+            split = split_cases("random", cases, root, seed=seed)
+            assert not set(split.test) & {*split.train, *split.val}
+
+
+SEVERAL = {
+    "called as before where that joins the same": (
+        ["train/p{}_{}"], [(1, 2)], "^([^_]+)", "train-p{}",
+    ),
+    "a pattern for names after a part": (
+        ["train/p{}_{}", "test/9p{}_{}"], [(1, 2)], "^(?:train|test)-9?([^_]+)", "p{}",
+    ),
+    "a pattern for names after a folder": (
+        ["benign/p{}-x_{}", "malignant/p{}-x_{}"], [(1, 2)], "^[^-]+-([^_]+)", "p{}-x",
+    ),
+    "a pattern that asks for the folder": (
+        ["benign/p{}_{}", "malignant/p{}_{}"], [(1, 2)], "^([a-z]+-p.)_", "{kind}-p{}",
+    ),
+    "folders are patients": (["p{}/visit_{}"], [(1, 2)], "^([^-]+)", "p{}"),
+    "folders of parts are patients": (["train/p{}/visit{}"], [(1, 2)], "^([^-]+)", "p{}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SEVERAL)
+def test_what_patterns_find_beside_names(what, tmp_path):
+    forms, further, pattern, expected = SEVERAL[what]
+    for form in forms:
+        put(tmp_path, *people(form, *further))
+    found = patients_of(tmp_path, pattern)
+    assert len(found) == 8 * len(forms)
+    for case, patient in found.items():
+        number = next(n for n in re.findall(r"\d", case.replace("9", "")) if int(n) in NUMBERS)
+        assert patient == expected.format(number, kind=case.partition("-")[0])
+
+
+def test_the_folder_of_a_patient_is_proposed_and_that_of_a_kind_is_not(tmp_path):
+    def alike(place, *found):
+        root = put(tmp_path / place, *found)
+        return find_alike(list(Matcher((".png",)).find_cases(root, find_fakes, None)))
+
+    assert alike("a", *people("p{}/visit{}", (1, 2))).pattern == "^([^-]+)"
+    assert alike("b", *people("p{}/visit{}_{}", (1, 2), (1, 2))).pattern == "^([^_-]+)"
+    assert alike("c", *(f"{who}/visit{n}.png" for who in ("smith", "jones", "brown", "white")
+                        for n in (1, 2))).pattern == "^([^-]+)"  # fmt: skip
+    kinds = ("aa", "bb", "cc", "dd")
+    assert alike("d", *(f"{kind}/{n}.png" for kind in kinds for n in range(9))) is None

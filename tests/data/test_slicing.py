@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from fake_cases import find_fakes, write_cases
 
+from mambaseg.data import case as case_module
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.formats.images import find_images
+from mambaseg.data.readers import nifti_pairs
 from mambaseg.data.readers.unlabelled import find_unlabelled
 from mambaseg.data.seen import fingerprint_of, fingerprints_of
 from mambaseg.data.volume import Volume, slice_axis, unsliced
 from mambaseg.errors import UserError
+from mambaseg.inference.predictor import Options, Predictor
 
 
 @pytest.mark.parametrize(
@@ -88,3 +92,66 @@ def test_the_data_module_slices_as_it_is_told(tmp_path):
     assert {case.slicing for part in module.cases.values() for case in part} == {"spacing"}
     with pytest.raises(UserError, match="stored, spacing"):
         SegmentationDataModule(**data, slicing="thick")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("spacing", [(1.0, 2.0, 1.0), (2.0, 1.0, 1.0), (1.0, 1.0, 2.0), None])
+def test_a_flat_image_is_one_slice_whatever_its_voxel_size(spacing, axis):
+    shape = [7, 6, 5]
+    shape[axis] = 1
+    assert slice_axis(spacing, "spacing", shape) == axis
+    assert slice_axis(spacing, "stored", shape) == 0
+
+
+def write_flat(root, spacing=(1.0, 1.0, 2.0), count=4):
+    """Slices with a z of 1 mm that nobody measured, and pixels of 2 x 1 mm (x, y, z)."""
+    for number in range(count):
+        voxels = np.random.default_rng(number).random((5, 6, 1), np.float32)
+        for name, array in ((f"p{number}", voxels), (f"p{number}_seg", (voxels > 0.5) * 1)):
+            file = nibabel.Nifti1Image(array.astype(np.float32), np.diag([2.0, 1.0, 1.0, 1.0]))
+            file.header.set_xyzt_units("mm")
+            root.mkdir(exist_ok=True)
+            nibabel.save(file, root / f"{name}.nii.gz")
+    return root
+
+
+def module_of(root, cache):
+    return SegmentationDataModule(
+        name="tiny", find_cases=nifti_pairs.find_cases, root=root, size=8, class_names=list("ab"),
+        split="random", batch_size=2, steps=1, cache_dir=cache, slicing="spacing",
+    )  # fmt: skip
+
+
+def test_a_flat_image_is_learnt_from_and_predicted_whole(tmp_path):
+    root = write_flat(tmp_path / "data")
+    (case, *_) = nifti_pairs.find_cases(root)
+    assert replace(case, slicing="spacing").load().image.shape == (1, 1, 6, 5)
+    (unlabelled,) = find_unlabelled(root / "p0.nii.gz", channels=1, longest_side=None)
+    assert replace(unlabelled, slicing="spacing").load().image.shape == (1, 1, 6, 5)
+    predictor = Predictor([], channels=1, class_names=list("ab"), made_by=[], options=Options(),
+                          slicing="spacing")  # fmt: skip
+    (source,) = find_images(str(root / "p0.nii.gz"), outside=tmp_path / "out")
+    assert predictor._axis(source.read(1)) == 0
+
+
+def test_what_earlier_versions_have_decoded_and_surveyed_in_lines_is_read_again(
+    tmp_path, monkeypatch
+):
+    root = write_flat(tmp_path / "data")
+
+    def shapes():
+        module = module_of(root, tmp_path / "cache")
+        surveyed = {one.shape for one in module.survey(greys=False)}
+        module.load()
+        return {entry.shape for entry in module.cache}, surveyed
+
+    with monkeypatch.context() as patch:  # the rule as it was
+        patch.setattr(case_module, "slice_axis", lambda spacing, rule, grid: 2)
+        patch.setattr(Case, "in_lines", lambda case, grid: False)
+        assert shapes() == ({(5, 1, 1, 6)}, {(5, 1, 6)})
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert shapes() == ({(1, 1, 6, 5)}, {(1, 6, 5)})
+    assert sorted((tmp_path / "cache").iterdir()) == kept and len(kept) == 2
+    before = [path.stat().st_mtime_ns for path in kept]
+    shapes()
+    assert [path.stat().st_mtime_ns for path in kept] == before

@@ -18,7 +18,8 @@ from mambaseg.errors import UserError
 from mambaseg.evaluation import largest
 from mambaseg.evaluation.metrics import score_case
 from mambaseg.evaluation.summary import summarise
-from mambaseg.inference.folder_scores import find_pairs, score_folders
+from mambaseg.inference.folder_scores import score_folders
+from mambaseg.inference.label_pairs import find_pairs
 from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.report import write_report
 from reporting.fake_runs import heart, predicted
@@ -82,6 +83,25 @@ def test_every_row_is_what_the_metrics_say_of_the_arrays(folders, keep_largest):
     assert folder.summary["foreground"] == summary["foreground"]
     assert folder.summary["by_phase"].keys() == {"ED", "ES"}
     assert (run.model, run.summary["data"]) == ("labels", "truth")
+
+
+def test_two_views_of_a_heart_are_of_one_patient(tmp_path, caplog):
+    """As CAMUS names them: each view counted as a patient, without a word."""
+    for patient in ("patient0001", "patient0002"):
+        for view in ("2CH", "4CH"):
+            for place, mark in (("labels", ""), ("truth", "_gt")):
+                write_labels(tmp_path / place / f"{patient}_{view}_ED{mark}.nii.gz",
+                             heart(1, "ED"))  # fmt: skip
+    folders = (tmp_path / "labels", tmp_path / "truth", None)
+    run = read_run(scored(folders, class_names=CLASSES).path)
+    assert len({row["patient"] for row in run.rows}) == 4
+    assert "patient_pattern=" in caplog.text and "each case counts as a patient" in caplog.text
+    caplog.clear()
+    run = read_run(scored(folders, class_names=CLASSES, patient_pattern="^([^_]+)").path)
+    assert {row["patient"] for row in run.rows} == {"patient0001", "patient0002"}
+    assert {row["phase"] for row in run.rows} == {"ED"} and "patient_pattern" not in caplog.text
+    with pytest.raises(UserError, match="finds no patient in patient0001_2CH_ED"):
+        scored(folders, class_names=CLASSES, patient_pattern="heart")
 
 
 def test_frames_that_a_cines_reference_leaves_open_are_not_scored(tmp_path, caplog):

@@ -551,3 +551,15 @@ def test_an_image_without_the_networks_channels_is_refused(tmp_path):
     path = write_checkpoint(tmp_path / "rgb.ckpt", channels=3)
     outcome = predict(path, write_image(tmp_path / "scan.nii.gz", (21, 34, 5)), tmp_path / "out")
     assert "has 1 channels, the networks take 3" in outcome.failed["scan"]
+
+
+def test_labels_of_another_order_of_post_processing_are_not_taken_for_finished(
+    checkpoint, tmp_path
+):
+    write_image(tmp_path / "a.nii.gz")
+    out, parts = tmp_path / "out", {"core": [1], "whole": [1, 2, 3]}
+    assert predict(checkpoint, tmp_path / "a.nii.gz", out, keep_largest=parts).done == ["a"]
+    assert predict(checkpoint, tmp_path / "a.nii.gz", out, keep_largest=parts).skipped == ["a"]
+    other = dict(reversed(parts.items()))
+    with pytest.raises(UserError, match="with other options"):
+        predict(checkpoint, tmp_path / "a.nii.gz", out, keep_largest=other)

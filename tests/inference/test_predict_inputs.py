@@ -312,3 +312,16 @@ def test_the_share_of_each_class_is_recorded_and_an_empty_result_is_said(tmp_pat
     labels = np.asarray(nibabel.load(tmp_path / "out" / "a.nii.gz").dataobj)
     assert list(about["voxels"].values()) == np.bincount(labels.ravel(), minlength=4).tolist()
     assert sum(outcome.voxels.values()) == labels.size + 800
+
+
+def test_the_current_folder_as_a_series_is_written_into_the_folder_of_results(
+    checkpoint, tmp_path, monkeypatch
+):
+    pytest.importorskip("pydicom")
+    from data.tiny_dicom import write_series
+
+    for name in ("one", "two"):
+        monkeypatch.chdir(write_series(tmp_path / name, 3))
+        assert predict(checkpoint, ".", tmp_path / "out").done == [name]
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {"one", "two"}
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "out"}

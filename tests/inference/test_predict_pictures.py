@@ -7,9 +7,10 @@ from PIL import Image as Pillow
 
 from mambaseg.app.api import TrainedRun
 from mambaseg.app.ensemble import restore_predictor
-from mambaseg.data.formats.images import find_images
+from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
+from mambaseg.inference.arrays import volume_of
 from mambaseg.inference.predictor import Options, Predictor
 from mambaseg.inference.segment import Member, segment
 from tiny_checkpoints import write_checkpoint
@@ -144,3 +145,60 @@ def test_a_picture_turned_by_exif_gets_labels_as_it_is_shown(tmp_path):
     found = labels_of(tmp_path / "out" / "a.png") == 1
     assert found.shape == (90, 60)
     assert (found == np.rot90(disc, -1)).mean() > 0.97
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_numbered_grey_pictures_are_no_channels_of_a_network_that_reduces_pictures(count, tmp_path):
+    for number in range(count):
+        grey = np.random.default_rng(number).integers(0, 255, (20, 30), dtype=np.uint8)
+        Pillow.fromarray(grey).save(tmp_path / f"video_{number:04d}.png")
+    about = [{"model": "red", "preprocessing": {}}]
+    predictor = Predictor([red("modern", longest_side=512)], channels=3, class_names=NAMES,
+                          made_by=about, options=Options())  # fmt: skip
+    sources = group_channels(find_images(str(tmp_path), outside=tmp_path / "out"), 3)
+    outcome = predictor.predict(sources, tmp_path / "out")
+    assert outcome.failed == {} and outcome.done == [f"video_{n:04d}" for n in range(count)]
+    run = TrainedRun(tmp_path, predictor)
+    for name in outcome.done:
+        labels = labels_of(tmp_path / "out" / f"{name}.png")
+        assert np.array_equal(labels, run.predict(tmp_path / f"{name}.png"))
+    with pytest.raises(UserError, match=r"holds . images|is one of 3 pictures"):
+        run.predict(tmp_path)
+
+
+def test_files_of_channels_stay_one_image_of_a_network_that_reduces_none(tmp_path):
+    planes = scene(20, 30)[0].transpose(2, 0, 1)
+    for number, plane in enumerate(planes):
+        Pillow.fromarray(plane).save(tmp_path / f"a_{number:04d}.png")
+    predictor = Predictor([red("modern")], channels=3, class_names=NAMES,
+                          made_by=[{"model": "red"}], options=Options())  # fmt: skip
+    sources = group_channels(find_images(str(tmp_path), outside=tmp_path / "out"), 3)
+    assert predictor.predict(sources, tmp_path / "out").done == ["a"]
+    run = TrainedRun(tmp_path, predictor)
+    assert np.array_equal(labels_of(tmp_path / "out" / "a.png"), run.predict(planes[None])[0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", bool])
+@pytest.mark.parametrize("shape", [(40, 30), (1, 40, 30), (1, 1, 40, 30)], ids=str)
+def test_an_array_of_any_greys_gets_the_labels_of_its_file(dtype, shape, tmp_path):
+    grey = np.random.default_rng(0).integers(0, 2**16, (40, 30)).astype(np.uint16)
+    grey = grey > 30000 if dtype is bool else grey if dtype != np.uint8 else grey // 256
+    grey = grey.astype(dtype)
+    place = tmp_path / ("a.tif" if dtype == ">u2" else "a.png")
+    Pillow.fromarray(grey).save(place)
+    with Pillow.open(place) as picture:
+        array = np.asarray(picture)
+    assert array.dtype == dtype
+    predictor = Predictor([red("native")], channels=1, class_names=NAMES,
+                          made_by=[{"model": "red"}], options=Options())  # fmt: skip
+    run = TrainedRun(tmp_path, predictor)
+    expected = run.predict(place)
+    assert np.array_equal(run.predict(array.reshape(shape)).reshape(40, 30), expected)
+    assert 0.2 < expected.mean() < 0.8
+
+
+def test_a_slice_of_a_scan_keeps_its_grey_values():
+    grey = np.full((4, 4), 514, np.uint16)
+    assert volume_of(grey, channels=1).image.max() == 2
+    assert volume_of(grey, channels=1, spacing=(8, 1, 1)).image.max() == 514
+    assert volume_of(np.stack([grey] * 2), channels=1).image.max() == 514

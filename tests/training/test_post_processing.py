@@ -11,7 +11,7 @@ import torch
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
-from mambaseg.evaluation.largest import candidates, keep_largest
+from mambaseg.evaluation.largest import candidates, keep_largest, voted
 from mambaseg.inference.trained import Checkpoint, read_checkpoint
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.reading import read_run
@@ -71,6 +71,27 @@ def test_regions_are_judged_as_regions():
     # the lone 2 is a component of its own as a class and part of the largest region
     one = case("a", row(2, 2, 1, 2, 0, 1), row(2, 2, 1, 2, 0, 0))
     assert chosen([one], {"heart": (1, 2), "core": (2,)}).parts == {"heart": (1, 2)}
+
+
+NESTED = {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)}  # as BraTS has them, not by size
+
+
+def test_a_network_is_post_processed_in_the_order_in_which_that_was_chosen():
+    """Evaluation takes the order of the choice; another one can leave other labels."""
+    choice = candidates(("background", "oedema", "necrosis", "enhancing"), NESTED)
+    assert list(choice) == ["WT", "ET", "TC"]
+    labels = np.zeros((1, 12, 24), np.uint8)
+    labels[:, 1:11, 1:23] = 1
+    labels[:, 2:9, 2:9] = 2  # the largest core, of which little is enhancing
+    labels[:, 2:4, 2:4] = 3
+    labels[:, 3:8, 14:19] = 3  # a smaller one, all of it enhancing
+    by_size = dict(sorted(choice.items(), key=lambda part: -len(part[1])))
+    scored = keep_largest(labels, choice)
+    assert (keep_largest(labels, by_size) != scored).any()
+    for networks in (1, 2):
+        agreed = voted([choice] * networks)
+        assert list(agreed) == list(choice) and (keep_largest(labels, agreed) == scored).all()
+    assert list(voted([choice, choice, {}])) == ["WT", "TC", "ET"]
 
 
 # ---- a run --------------------------------------------------------------------------------------

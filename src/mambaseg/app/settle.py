@@ -86,6 +86,10 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         from mambaseg.training.monitors import settle_callbacks
 
         data.split.require_training()
+        if near := cfg.data.get("neighbours"):
+            from mambaseg.data.slices import require_neighbours
+
+            require_neighbours([data.cache.entry(case.id) for case in data.cases["train"]], near)
         own = modes_of(cfg)
         settle_callbacks(cfg, logged=[*task.logged(data), *own], modes=own)
     parent = start.checkpoint if start else checkpoint

@@ -255,6 +255,7 @@ def open_cache(
         )
 
     room = "5 bytes per voxel, 4 more per further channel"
+    opened = partial(_open_verified, cases=cases, digests=digests)
     with writing(folder, otherwise=f"choose another folder with data.cache_dir=... ({room})"):
         for attempt in range(_ATTEMPTS):
             if not folder.exists():
@@ -264,7 +265,7 @@ def open_cache(
                     more = f" ({len(remarks) - 1} more like this)" if remarks[1:] else ""
                     log.warning("%s%s", min(remarks), more)
             try:
-                return _open_verified(folder, digests)
+                return opened(folder)
             except DamagedCacheError as error:
                 if attempt == _ATTEMPTS - 1:
                     raise UserError(
@@ -273,25 +274,28 @@ def open_cache(
                         "data.cache_dir=..."
                     ) from error
                 log.warning("decoded cache %s is damaged (%s): building it again", folder, error)
-                _discard(folder, digests)
+                _discard(folder, opened)
     raise AssertionError  # the last attempt returns or raises
 
 
-def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
+def _open_verified(folder: Path, cases: Sequence[Case], digests: dict[str, str]) -> VolumeCache:
     cache = VolumeCache(folder)
     if {entry.case: entry.source for entry in cache.entries} != digests:
         raise DamagedCacheError("it holds other cases than its name stands for")
+    grids = {entry.case: (entry.depth, *entry.shape[2:]) for entry in cache.entries}
+    if any(case.in_lines(grids[case.id]) for case in cases):
+        raise DamagedCacheError("it holds the lines of flat images as slices")
     cache.verify()
     return cache
 
 
-def _discard(folder: Path, digests: dict[str, str]) -> None:
+def _discard(folder: Path, opened: Callable[[Path], VolumeCache]) -> None:
     """Remove a damaged cache in one step; put it back if another process has built it again."""
     grave = _beside(folder)
     with contextlib.suppress(OSError):  # gone already, or there is a newer one
         folder.rename(grave)
         with contextlib.suppress(DamagedCacheError):
-            _open_verified(grave, digests)
+            opened(grave)
             grave.rename(folder)
     shutil.rmtree(grave, ignore_errors=True)
 

@@ -8,7 +8,9 @@ file's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,11 +56,12 @@ class Case:
     fold: int | None = None  #: of the data set's own cross-validation, for `part`
     patient_assumed: bool = False  #: no file names the patient, so the case counts as one
     facts: tuple[tuple[str, str], ...] = ()  #: (what, value) of the patient: vendor, centre
+    name: str = ""  #: as its files are called, where `id` has part or folder before it; else empty
 
     def load(self) -> Volume:
         """Read the case, slice it and map its labels; what it holds is not validated."""
         volume = self.reader(self)
-        volume = volume.sliced(slice_axis(volume.spacing, self.slicing))
+        volume = volume.sliced(slice_axis(volume.spacing, self.slicing, volume.grid))
         if not self.labelled:
             depth, _, height, width = volume.image.shape
             nothing = np.full((depth, height, width), IGNORED, np.uint8)
@@ -67,6 +70,10 @@ class Case:
             return volume
         path = self.label_path or self.image_path
         return replace(volume, label=self._mapped(volume.label, path))
+
+    def in_lines(self, grid: Sequence[int]) -> bool:
+        """Whether slices (Z, H, W) are lines of a flat image, which earlier versions made of it."""
+        return self.slicing == "spacing" and grid[0] > 1 and 1 in grid[1:]
 
     def _mapped(self, label: np.ndarray, path: Path) -> np.ndarray:
         """The classes of a label, and IGNORED where it has the value `ignore`."""
@@ -103,12 +110,28 @@ class Case:
 
     @property
     def recipe(self) -> str:
-        """How its arrays come from its files (reader and keywords, label map, slicing)."""
+        """How its arrays come from its files (reader and keywords, label map, slicing).
+
+        A reader of somebody's own is known by its module's file too: when that is mended, what it
+        read before is read again.
+        """
         reader: Any = self.reader
         keywords = []
         if isinstance(reader, functools.partial):
             keywords, reader = sorted(reader.keywords.items()), reader.func
         made = f"{reader.__module__}.{reader.__qualname__} {keywords} {self.label_map}"
+        if not reader.__module__.startswith("mambaseg.") and (source := _source_of(reader)):
+            made += f" {source}"
         if self.ignore is not None or not self.labelled:
             made += f" ignore {self.ignore if self.labelled else 'all'}"
         return made if self.slicing == "stored" else f"{made} {self.slicing}"
+
+
+@functools.cache  # by function: the code that reads here is that of the file as it was then
+def _source_of(reader: Callable[[Case], Volume]) -> str:
+    """A digest of the file of a function's module; empty where it has none, as in a notebook."""
+    file = getattr(sys.modules.get(reader.__module__), "__file__", None)
+    try:
+        return hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest() if file else ""
+    except OSError:  # such as of a module in a zip file
+        return ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _ABOVE = re.compile(
     re.I,
 )
 _CALLED = r"(?i)((?:patient|subject|subj|sub|pat)[-_. ]?[0-9]+)"
+_ANY = "p1_v2-s3.4 " * 9  # a pattern that finds this whole, as `.+`, makes every case a patient
 log = logging.getLogger(__name__)
 
 
@@ -61,8 +63,33 @@ def with_patient(case: Case, pattern: str | None) -> Case:
 
     `pattern` is a regular expression that finds the patient in the case's id, by its first group or
     as a whole; without one every case is its own patient. `UserError` where it finds none.
+
+    Where `id` has the case's part or folder before its `name`, what would hold some of that is
+    looked for in the name alone: a patient has one name in `train/` and `test/`, in `benign/` and
+    `malignant/`. Only if there is none in the name does it count, so that a pattern may ask for a
+    part or a folder. One that takes any name whole, such as `.+`, makes every case a patient.
     """
-    patient = case.id if pattern is None else _found(case.id, pattern)
+    return _of_patient(case, case.id if pattern is None else _in_name(case, pattern), pattern)
+
+
+def with_patients(cases: Sequence[Case], pattern: str | None) -> list[Case]:
+    """Return the cases of a data set under the names of their patients, as `with_patient` does.
+
+    Two things only all cases together can tell. Folders may be patients (`p01/visit1`), so that the
+    ids count: where most folders have numbers, or the pattern finds these alone, and they are no
+    fewer than what it finds in the names. And where the ids give the same patients, these are
+    called as there: on their names splits depend, and by these the runs of earlier versions.
+    """
+    if pattern is None:
+        return [with_patient(case, None) for case in cases]
+    found, in_ids = _patients(cases, pattern), [_found(case.id, pattern)[0] for case in cases]
+    pairs = {*zip(found, in_ids, strict=True)}
+    if all(in_ids) and len({*found}) == len({*in_ids}) == len(pairs):
+        found = in_ids
+    return [_of_patient(case, its, pattern) for case, its in zip(cases, found, strict=True)]
+
+
+def _of_patient(case: Case, patient: str, pattern: str | None) -> Case:
     if not patient:
         remedy = r"It must fit every case, as (patient\d+) fits patient01_a."
         problem = f"data.patient_pattern={pattern!r} finds no patient in {case.id}"
@@ -70,12 +97,40 @@ def with_patient(case: Case, pattern: str | None) -> Case:
     return replace(case, patient=patient, patient_assumed=pattern is None)
 
 
-def _found(id_: str, pattern: str) -> str:
+def _patients(cases: Sequence[Case], pattern: str) -> list[str]:
+    """The patient of each case, empty where there is none; see `with_patients`."""
+    in_names = [_in_name(case, pattern) for case in cases]
+    folders = {case.group for case in cases if case.group}
+    if len(folders) < len({*in_names}):
+        return in_names
+    in_folders = [_in_folder(case, pattern) for case in cases]
+    alone = all(one in str(case.group) for one, case in zip(in_folders, cases, strict=True))
+    return in_folders if alone or _numbered(folders) else in_names
+
+
+def _in_name(case: Case, pattern: str) -> str:
+    """The patient by the name of a case alone where its id says something before it."""
+    if _found(_ANY, pattern)[0] == _ANY:
+        return case.id
+    found, start = _found(case.id, pattern)
+    name = case.name or case.id
+    return found if start >= len(case.id) - len(name) else _found(name, pattern)[0] or found
+
+
+def _in_folder(case: Case, pattern: str) -> str:
+    """The patient by the folder and the name of a case: a part is nobody's."""
+    without = case.id.removeprefix(f"{case.part}-")
+    return _found(without, pattern)[0] or _found(case.id, pattern)[0]
+
+
+def _found(text: str, pattern: str) -> tuple[str, int]:
+    """What a pattern finds, empty for nothing, and where it begins."""
     try:
-        match = re.search(pattern, id_)
+        match = re.search(pattern, text)
     except re.error as error:
         raise DataError(f"data.patient_pattern={pattern!r} is no pattern ({error})") from error
-    return (match[match.re.groups and 1] or "") if match else ""
+    group = match.re.groups and 1 if match else 0
+    return (match[group] or "", match.start(group)) if match else ("", -1)
 
 
 def parts_of(cases: Sequence[Case]) -> dict[str, str]:
@@ -94,17 +149,28 @@ def parts_of(cases: Sequence[Case]) -> dict[str, str]:
     return parts
 
 
-def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
+def facts_of(
+    cases: Sequence[Case], root: Path, *, by: str | None = None
+) -> dict[str, dict[str, str]]:
     """Patient -> what is known of them: `pathology` where files say it, `vendor`, `centre`.
 
     A table patients.csv in the folder of the data set adds its columns; its first is `patient`.
+    Where cases of a patient differ and the table does not say what counts, nothing is known;
+    `DataError` if that is the fact `by`, of which each value is to be left out as a whole.
     """
     facts: dict[str, dict[str, str]] = {case.patient: {} for case in cases}
+    several: dict[tuple[str, str], set[str]] = defaultdict(set)  # patient, what -> values
     groups = dict.fromkeys((case.patient, case.group) for case in cases if case.group)
     shared = len({group for _, group in groups}) < len(groups)  # else: a folder per patient
     for case in cases:
         known = {"pathology": case.group} if case.group and shared else {}
-        facts[case.patient] |= {**known, **dict(case.facts)}
+        known |= dict(case.facts)
+        facts[case.patient] |= known
+        for what, value in known.items():
+            several[case.patient, what].add(value)
+    several = {key: values for key, values in several.items() if len(values) > 1}
+    for patient, what in several:
+        del facts[patient][what]
     path = root / "patients.csv"
     if path.is_file():
         try:
@@ -127,6 +193,14 @@ def facts_of(cases: Sequence[Case], root: Path) -> dict[str, dict[str, str]]:
                 own = {key.strip(): value.strip() for key, value in row.items() if value}
                 require_one_row(path, patient, own, told.setdefault(patient, own))
                 facts[patient] |= own
+    for (patient, what), values in several.items():
+        if what == by and what not in facts[patient]:
+            raise DataError(
+                f"data.split_by={by}: {patient} has {' and '.join(sorted(values))}, so none of "
+                "these can be left out as a whole",
+                remedy=f"Say which counts in {path}, a table with columns `patient` and `{by}`, or "
+                "split by patient: leave data.split_by out.",
+            )
     return facts
 
 
@@ -156,7 +230,7 @@ def split_cases(
         given_fold=next((case.fold for case in cases if case.fold is not None), None),
         unit="case" if any(case.patient_assumed for case in cases) else "patient",
         alike=alike.patients if alike else None,
-        facts=facts_of(cases, root),
+        facts=facts_of(cases, root, by=options.get("by")),
         **options,
     )
 
@@ -168,25 +242,29 @@ def find_alike(cases: Sequence[Case]) -> Alike | None:
     all names begin with is the data set's, and of several possible patients the one with most cases
     is taken, so that nobody is in two parts.
     """
-    ids = [case.id for case in cases]
-    if not ids or not all(case.patient_assumed for case in cases):
+    if not cases or not all(case.patient_assumed for case in cases):
         return None
-    for pattern in _candidates(ids):
-        patients = {id_: _found(id_, pattern) for id_ in ids}
+    ids = [case.id for case in cases]
+    names = {case.id: case.name or case.id for case in cases}
+    folders = {case.group for case in cases if case.group}
+    # first where the patient is: in folders with numbers, else in the names alone
+    both = (tuple(names.values()), tuple(ids))
+    ordered = dict.fromkeys(both[::-1] if _numbered(folders) else both)
+    for pattern in chain.from_iterable(map(_candidates, ordered)):
+        patients = dict(zip(ids, _patients(cases, pattern), strict=True))
         if not all(patients.values()):
             continue
         members: dict[str, dict[str, str]] = defaultdict(dict)  # patient -> name -> case
         for id_, patient in sorted(patients.items()):
-            members[patient].setdefault(re.sub(f"^{PART}", "", id_), id_)
+            members[patient].setdefault(re.sub(f"^{PART}", "", names[id_]), id_)
         several = {
             patient: list(cases.values()) for patient, cases in members.items() if len(cases) > 1
         }
         if not several or len(members) == 1:
             continue
         # letters alone name a kind of image rather than a patient, where many share them
-        numbered = sum(map(_has_digit, several)) * 2 > len(several)
         most = max(map(len, several.values()))
-        if numbered or (len(members) >= FEWEST and most * 3 <= len(ids)):
+        if _numbered(several) or (len(members) >= FEWEST and most * 3 <= len(ids)):
             return Alike(pattern, patients, next(iter(several.values()))[:2])
     return None
 
@@ -207,7 +285,7 @@ def _candidates(ids: Sequence[str]) -> Iterator[str]:
                 continue
             more = f"(?:{gap}{token}){{0,{count - 1}}}" if count > 1 else ""
             pattern = f"{start}({token}{more})"
-            if sum(map(_has_digit, last)) * 2 > len(last):
+            if _numbered(last):
                 yield pattern
             else:
                 letters.append(pattern)
@@ -218,5 +296,6 @@ def _candidates(ids: Sequence[str]) -> Iterator[str]:
     yield from letters
 
 
-def _has_digit(text: str) -> bool:
-    return any(map(str.isdigit, text))
+def _numbered(names: Collection[str]) -> bool:
+    """Whether most of some names have a digit."""
+    return sum(any(map(str.isdigit, name)) for name in names) * 2 > len(names)

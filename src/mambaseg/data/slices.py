@@ -1,5 +1,6 @@
 """Slices for training, in the loader or in the device's memory, and whole cases for evaluation."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +13,15 @@ from torch.utils.data import Dataset
 
 from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.batches import Draw
-from mambaseg.data.cache import VolumeCache
+from mambaseg.data.cache import Entry, VolumeCache
 from mambaseg.data.case import Case
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.splits import listed
 from mambaseg.errors import UserError
 
 SHARE = 0.25
 """Of a GPU's free memory that `auto` takes for slices; the rest is the network's."""
+log = logging.getLogger(__name__)
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -145,6 +148,20 @@ def _padded(arrays: Sequence[NDArray[Any]], size: tuple[int, int]) -> NDArray[An
     for place, array in zip(joined, arrays, strict=True):
         place[..., : array.shape[-2], : array.shape[-1]] = array
     return joined
+
+
+def require_neighbours(entries: Sequence[Entry], count: int) -> None:
+    """Raise `UserError` where no training case has slices above and below; warn where some lack.
+
+    `count` is `data.neighbours`. The only slice of a case is repeated in their place, which tells a
+    network nothing.
+    """
+    flat = [entry.case for entry in entries if entry.depth == 1]
+    said = f"data.neighbours={count}: {len(flat)} of {len(entries)} training cases have one slice"
+    if entries and len(flat) == len(entries):
+        raise UserError(f"{said}, so there are no neighbouring slices; leave it 0")
+    if flat:
+        log.warning("%s, which stands for its neighbours too: %s", said, listed(flat))
 
 
 class DeviceSlices:

@@ -65,7 +65,9 @@ def open_survey(
     digests = source_digests(cases)
     identity = [*as_read(cases, digests), num_classes, channels, greys, FORMAT]
     path = Path(cache_dir) / f"survey-{digest_of(identity)}.json"
-    if (kept := _kept(path, digests)) is not None:
+    kept = _kept(path, digests)
+    grids = {one.case: one.shape for one in kept or ()}
+    if kept is not None and not any(case.in_lines(grids[case.id]) for case in cases):
         return kept
 
     def look(case: Case) -> Surveyed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +15,18 @@ SLICINGS = ("stored", "spacing")
 CLEARLY = 1.5  # times the voxel size along each other axis
 
 
-def slice_axis(spacing: Spacing | None, rule: str) -> int:
+def slice_axis(spacing: Spacing | None, rule: str, shape: Sequence[int] = ()) -> int:
     """Which of the axes (z, y, x) becomes the one along which the network's slices are stacked.
 
     `stored`: the file's last one (z), as ACDC and most scans are stored. `spacing`: the one with
     clearly the largest voxel size; else z, as of a nearly isotropic scan the largest says nothing
-    about how it was made. The rule looks at the case alone, so prediction cuts as training would.
+    about how it was made. Of a single slice it is the axis of one voxel, whose size says nothing:
+    `shape` is (Z, H, W). The rule looks at the case alone, so prediction cuts as training would.
     """
     if rule not in SLICINGS:
         raise UserError(f"unknown data.slicing={rule!r}: choose one of {', '.join(SLICINGS)}")
+    if rule == "spacing" and 1 in shape:
+        return list(shape).index(1)
     if rule == "stored" or spacing is None:
         return 0
     axis = int(np.argmax(spacing))
@@ -43,6 +47,11 @@ class Volume:
     header: Any = None  #: nibabel's, with the place of the grid alone, for label maps on it
     frames: int = 1  #: of a cine, one after the other along z
     flat: bool = False  #: whether it is one 2-D picture, whose labels are a picture too
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """(Z, H, W) of the image."""
+        return *self.image.shape[-4:-3], *self.image.shape[-2:]
 
     @property
     def place(self) -> str:

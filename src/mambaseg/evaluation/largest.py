@@ -65,7 +65,12 @@ def candidates(class_names: Sequence[str], structures: Structures) -> Structures
 
 
 def voted(choices: Sequence[Structures]) -> Structures:
-    """What more than half of the networks of an ensemble have chosen, large structures first."""
+    """What more than half of the networks have chosen, in the order in which it is to be done.
+
+    That of their choice where it is the same, such as of a single network; else large ones first.
+    """
+    if len({tuple(choice.items()) for choice in choices}) == 1:
+        return dict(choices[0])
     votes = Counter(part for choice in choices for part in choice.items())
     found = [part for part, count in votes.items() if 2 * count > len(choices)]
     return dict(sorted(found, key=lambda part: -len(part[1])))

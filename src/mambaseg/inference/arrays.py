@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mambaseg.data.formats.pictures import from_16_bits
 from mambaseg.data.validation import DataError, as_float32, voxel_size
 from mambaseg.data.volume import Spacing, Volume
 from mambaseg.errors import UserError
@@ -15,7 +16,8 @@ def volume_of(image: Any, *, channels: int, spacing: Any = None) -> Volume:
     """An array, a tensor or nested lists as a `Volume` of one frame.
 
     Args:
-        image: (H, W), (Z, H, W) or (Z, C, H, W), real numbers.
+        image: (H, W), (Z, H, W) or (Z, C, H, W), real numbers. A single slice without a voxel size
+            is a picture: black and white, and numbers of 16 bits, come to the scale of 8 bits.
         channels: that the network takes; grey (H, W) is repeated for three, as grey pictures are.
         spacing: voxel size in mm (z, y, x); None where it is unknown.
 
@@ -43,10 +45,12 @@ def volume_of(image: Any, *, channels: int, spacing: Any = None) -> Volume:
         )
     if not np.isfinite(array).all():
         raise UserError("the image holds values that are not finite: replace them")
+    picture = spacing is None and len(array) == 1  # scaled and reduced as pictures of files are
+    if picture:
+        array = array * np.uint8(255) if array.dtype == bool else from_16_bits(array)
     # bytes stay bytes, as those of a file do when a picture is reduced
     array = array if array.dtype == np.uint8 else as_float32(Path("the image"), array)
     array = np.array(array, order="C")  # of our own: writable, without negative strides
-    picture = spacing is None and len(array) == 1  # reduced as pictures of files are
     return Volume(array[None], spacing=_sides(spacing), flat=picture)
 
 

@@ -6,8 +6,9 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,102 +17,23 @@ import yaml
 
 from mambaseg.data.classes import IGNORED, Structures, check_class_names, structures_of
 from mambaseg.data.fingerprint import THREADS, digest_of
-from mambaseg.data.formats.files import NIFTI, read_label, without_ending
-from mambaseg.data.formats.images import OVERLAY, PROBABILITIES, UNCERTAINTY
+from mambaseg.data.formats.files import read_label, without_ending
 from mambaseg.data.labelling import checked_ignore
 from mambaseg.data.seen import EARLIER, PUBLISHED, TRAINED, VALIDATED, require_unseen
-from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_label
 from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.evaluation.metrics import Metric
+from mambaseg.inference.label_pairs import LABELS, Pair, find_pairs
 from mambaseg.storage.lock import RunLock
 from mambaseg.storage.run_folder import RunFolder, code_state, environment, file_digest, slug
-from mambaseg.storage.untrusted import ForeignFileError, read_json, readable
+from mambaseg.storage.untrusted import ForeignFileError, read_json
 
-_PICTURES = (".png", ".tif", ".tiff", ".bmp")  # JPEG blurs numbers
-_LABELS = (*NIFTI, *_PICTURES)
-_REFERENCE = "_gt"  # of ACDC's references, whose images lie beside them
-_PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
 _FRAME = re.compile(r"_frame\d+$")
 _TOLERANCE = 0.01  # mm; other programs round affines
 log = logging.getLogger(__name__)
-
-
-class Pair(NamedTuple):
-    """A prediction and its reference."""
-
-    id: str  # the prediction's place in its folder, without an ending
-    prediction: Path
-    reference: Path
-    group: str | None = None  # unknown
-
-    @property
-    def patient(self) -> str:
-        """`p1` of `p1_ED` and `p1_frame01`; a name of another form is a patient by itself."""
-        match = _PHASE.fullmatch(self.id)
-        return match["patient"] if match else self.id
-
-    @property
-    def phase(self) -> str | None:
-        """ED or ES where the name says so."""
-        match = _PHASE.fullmatch(self.id)
-        return match["phase"] if match and match["phase"] in ("ED", "ES") else None
-
-
-def find_pairs(predictions: Path, references: Path) -> list[Pair]:
-    """Pairs by the place in the two folders, endings aside; sorted.
-
-    Where names in the folder of references end in `_gt`, only those are references.
-
-    Raises:
-        UserError: a folder is missing or empty, or a file has no partner.
-    """
-    predicted = _label_maps(predictions, "predictions")
-    expected = _label_maps(references, "references")
-    marked = {name: path for name, path in expected.items() if name.endswith(_REFERENCE)}
-    if marked:
-        expected = {name.removesuffix(_REFERENCE): path for name, path in marked.items()}
-    for there, here, place in (
-        (predicted, expected, references),
-        (expected, predicted, predictions),
-    ):
-        if alone := there.keys() - here.keys():
-            raise UserError(
-                f"{place} holds no partner of {len(alone)} label map(s) of the other folder "
-                f"({listed(alone)}). Every prediction needs a reference of the same name, and "
-                "every reference a prediction."
-            )
-    pairs = [Pair(name, predicted[name], expected[name]) for name in sorted(predicted)]
-    if same := [pair.id for pair in pairs if pair.prediction.samefile(pair.reference)]:
-        raise UserError(
-            f"{predictions} and {references} hold the same files ({listed(same)}): a label map "
-            "agrees with itself. Name the folder of each."
-        )
-    return pairs
-
-
-def _label_maps(folder: Path, role: str) -> dict[str, Path]:
-    """Name -> NIfTI file or picture, of all below a folder."""
-    if not folder.is_dir():
-        raise UserError(f"{role}: there is no folder {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.name.lower()
-        beside = (PROBABILITIES, OVERLAY, *UNCERTAINTY)
-        hidden = path.name.startswith(".") or name.endswith(beside)
-        if hidden or not name.endswith(_LABELS):
-            continue
-        place = path.parent.relative_to(folder) / without_ending(path.name, _LABELS)
-        name = readable(place.as_posix())
-        if other := found.get(name):
-            raise UserError(f"{role}: {path} is there twice, also as {other.name}")
-        found[name] = path
-    if not found:
-        raise UserError(f"{role}: {folder} holds no label map ({', '.join(_LABELS)})")
-    return found
 
 
 def class_names_of(pairs: Sequence[Pair], given: Sequence[str] | None = None) -> list[str]:
@@ -169,7 +91,7 @@ def _by_number(labels: Any) -> list[str]:
 
 
 def _json(label_map: Path) -> Path:
-    return label_map.with_name(without_ending(label_map.name, _LABELS) + ".json")
+    return label_map.with_name(without_ending(label_map.name, LABELS) + ".json")
 
 
 def _about(label_map: Path) -> dict[str, Any]:
@@ -231,6 +153,7 @@ def score_folders(
     metrics: Sequence[Metric] = (),
     metric_config: Mapping[str, Any] | None = None,
     ignore_label: int | None = None,
+    patient_pattern: str | None = None,
     rerun: bool = False,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Scores label maps as a run scores its test set, and writes what a report needs.
@@ -242,14 +165,15 @@ def score_folders(
     other frames only) or pictures. `evaluation` has
     `empty`, `tolerance_mm`, `keep_largest` and `allow_seen`, as conf/config.yaml; without
     `class_names` the files beside the predictions tell them. `metric_config` tells how `metrics`
-    were made: others score again. Pixels that have `ignore_label` in a reference are left out. It
-    returns the run folder, below `outputs`, and its configuration.
+    were made: others score again. Pixels that have `ignore_label` in a reference are left out.
+    `patient_pattern` is as `find_pairs` takes it. It returns the run folder, below `outputs`, and
+    its configuration.
 
     Raises:
         UserError: a file has no partner, is unfinished, cannot be read, holds other labels, or lies
             elsewhere; or the network has learnt from an image.
     """
-    pairs = find_pairs(predictions, references)
+    pairs = find_pairs(predictions, references, patient_pattern)
     _require_finished(pairs)
     names = class_names_of(pairs, class_names)
     regions = regions_of(pairs, names)
@@ -279,6 +203,7 @@ def score_folders(
         config["metric"] = arguments
         marks.append(arguments)
     marks += [{"ignored": ignore_label}] if ignore_label is not None else []
+    marks += [{"patients": patient_pattern}] if patient_pattern is not None else []
     marks += [{"regions": config["data"]["regions"]}] if regions else []
     key = digest_of([config["model"], names, config["evaluation"], fingerprint, *marks])[:8]
     data = config["data"]["name"]
@@ -363,7 +288,7 @@ def _scores(
             if kept:
                 one = keep_largest(one, kept)
             both = map(torch.from_numpy, (one, other))
-            scores.update(pair._replace(id=name), *both, spacing=reference.spacing)
+            scores.update(replace(pair, id=name), *both, spacing=reference.spacing)
         return ids, told.count(False)
 
     seen: set[str] = set()

@@ -17,7 +17,7 @@ import torch
 
 from mambaseg.data.classes import Structures, structures_of
 from mambaseg.data.formats import dicom_seg
-from mambaseg.data.formats.images import Source
+from mambaseg.data.formats.images import Source, pictures_apart
 from mambaseg.data.formats.nifti import to_nifti
 from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
@@ -118,6 +118,8 @@ class Predictor:
         self.members, self.class_names, self.options = members, class_names, options
         self.channels, self.trained_on = channels, list(dict.fromkeys(trained_on))
         self.slicing, self.seen = slicing, seen
+        # data sets that reduce pictures have one file per image
+        self.one_file = any(member.preprocessing.longest_side for member in members)
         self.kept = parts_of(options.keep_largest, structures_of(class_names, regions))
         views = [member.views for member in members]
         # what decides the labels: another recipe is another result
@@ -144,6 +146,7 @@ class Predictor:
         """
         from rich.progress import track
 
+        sources = pictures_apart(sources) if self.one_file else sources
         if self.options.dicom_seg is True and any(source.series for source in sources):
             dicom_seg.require()
         if self.options.uncertainty:
@@ -234,6 +237,9 @@ class Predictor:
         Raises:
             UserError: it cannot be read, or has another number of channels.
         """
+        if self.one_file and source.is_picture and source.further:
+            problem = f"is one of {1 + len(source.further)} pictures, the networks take each alone"
+            raise DataError(problem, source.path, "Name one of them.")
         image = source.read(self.channels)
         if (channels := image.image.shape[2]) != self.channels:
             raise DataError(
@@ -290,7 +296,7 @@ class Predictor:
 
     def _axis(self, image: Volume) -> int:
         """Which of the axes (z, y, x) of an image its slices are stacked along."""
-        return slice_axis(image.spacing, self.slicing)
+        return slice_axis(image.spacing, self.slicing, image.grid)
 
     def _draw(self, source: Source, image: Volume, prediction: Prediction, path: Path) -> None:
         """Draws the slices as the networks saw them."""
@@ -352,7 +358,7 @@ class Predictor:
             there, problem = others[0], "was not made by this command"
         elif not mine:
             return False
-        elif about["made_by"] != self.recipe:
+        elif _ordered(about["made_by"]) != _ordered(self.recipe):
             problem = "was made by other networks or with other options (its .json says which)"
         else:
             try:
@@ -365,6 +371,12 @@ class Predictor:
             raise UserError(f"{there} {problem}: {_INSTEAD}")
         here = all(files[kind].is_file() for kind in ("labels", *beside))
         return here and "unfinished" not in about and beside <= {*about.get("beside", ())}
+
+
+def _ordered(made_by: Any) -> tuple[Any, list[str]]:
+    """A recipe so that it differs where the order of post-processing does."""
+    kept = made_by.get("keep_largest") if isinstance(made_by, dict) else None
+    return made_by, list(kept) if isinstance(kept, dict) else []
 
 
 def label_map(image: Volume, labels: npt.NDArray[np.uint8]) -> bytes:

@@ -57,6 +57,7 @@ def _folders(cfg: DictConfig) -> float | None:
         metrics=metrics_of(cfg),
         metric_config=OmegaConf.to_container(cfg.metric) if cfg.metric else {},  # type: ignore[arg-type]
         ignore_label=cfg.ignore_label,
+        patient_pattern=cfg.patient_pattern,
         rerun=cfg.rerun,
     )
     get_console().print(table_of(folder.summary, config))

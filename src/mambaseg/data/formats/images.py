@@ -184,6 +184,22 @@ def group_channels(sources: Iterable[Source], channels: int) -> list[Source]:
     return sorted(found, key=lambda source: source.name)
 
 
+def pictures_apart(sources: Iterable[Source]) -> list[Source]:
+    """Pictures that `group_channels` took for channels of one image as the images that they are.
+
+    For networks that were trained on pictures of one file each: to them frames that are numbered
+    like channels, and are as many, are no channels.
+    """
+    found = []
+    for source in sources:
+        if source.is_picture and source.further:
+            paths = source.path, *source.further
+            found += [Source(f"{source.name}_{n:04d}", path) for n, path in enumerate(paths)]
+        else:
+            found.append(source)
+    return found
+
+
 def _matching(pattern: Path) -> Iterator[Source]:
     """Files by their place below the part of the pattern that is plain; folders as series."""
     plain = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
@@ -234,7 +250,9 @@ def _series(folder: Path, base: Path, entries: list[Path]) -> Iterator[Source]:
         return
     from mambaseg.data.formats.dicom import series_in
 
-    name = readable(folder.name if folder == base else folder.relative_to(base).as_posix())
+    # `.` and `..` are no names for a result
+    own = folder.name if folder.name.strip(".") else folder.resolve().name
+    name = readable(own if folder == base else folder.relative_to(base).as_posix())
     found = series_in(files)
     for number, series in enumerate(found, start=1):
         yield Source(name if len(found) == 1 else f"{name}_{number}", folder, series)

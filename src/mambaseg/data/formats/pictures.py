@@ -58,14 +58,19 @@ def read_pixels(path: Path, channels: int = 1) -> npt.NDArray[Any]:
                 problem = "the picture has colours, the networks take one grey channel"
                 raise DataError(problem, path, f"{_AS}, grey, or train with data.in_channels=3.")
         else:
-            pixels = _numbers(picture, stored)[None]
-            if pixels.dtype == np.uint16:
-                pixels = pixels.astype(np.float32) / np.float32(257)
-            elif picture.mode == "1":
+            pixels = from_16_bits(_numbers(picture, stored)[None])
+            if picture.mode == "1":
                 pixels *= np.uint8(255)
     if len(pixels) == 1 and channels == 3:
         pixels = np.repeat(pixels, 3, axis=0)
     return np.ascontiguousarray(pixels)
+
+
+def from_16_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Grey values of 16 bits on the scale of 8 bits; any others as they are."""
+    if pixels.dtype.newbyteorder("=") != np.uint16:
+        return pixels
+    return pixels.astype(np.float32) / np.float32(257)
 
 
 def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import without_ending
 from mambaseg.data.formats.images import CHANNEL
-from mambaseg.data.patients import with_patient
+from mambaseg.data.patients import with_patients
 from mambaseg.data.readers.reader import Found, Problem, counted
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError
@@ -70,6 +70,7 @@ class _Place:
 
     def case(self, name: str, images: Sequence[Path], labels: Sequence[Path]) -> Case:
         """A case under its name after its group and its part, each unless the name begins so."""
+        bare = readable(name)
         for before in (self.group, self.part):
             if before and not name.lower().startswith(before.lower()):
                 name = f"{before}-{name}"
@@ -84,6 +85,7 @@ class _Place:
             more_images=tuple(images[1:]),
             more_labels=tuple(labels[1:]),
             part=self.part,
+            name=bare,
         )
 
 
@@ -112,8 +114,9 @@ class Matcher:
         return 2 * len({parts[0] for parts in places}) > folders
 
     def find_cases(self, root: Path, read: Read, patient_pattern: str | None) -> Iterator[Found]:
-        """A case of every image, and what is wrong with the rest; see `with_patient`."""
+        """A case of every image, and what is wrong with the rest; see `with_patients`."""
         images: dict[str, Path] = {}
+        cases = []
         for one in self._find(root, read):
             if not isinstance(one, Case):
                 yield one
@@ -123,7 +126,8 @@ class Matcher:
                 problem = f"would be {one.id}, as {images[one.id]} is"
                 yield DataError(problem, one.image_path, "Rename one of the two.")
             else:
-                yield with_patient(one, patient_pattern)
+                cases.append(one)
+        yield from with_patients(cases, patient_pattern)
 
     def _find(self, root: Path, read: Read) -> Iterator[Found]:
         """Cases, and what is wrong with the rest; an image may lack its label."""
@@ -148,7 +152,7 @@ class Matcher:
         for one in walked:
             if one.group and known.isdisjoint(one.files):
                 yield self._left_out(root, one, alone=one.part not in with_cases)
-            elif not one.group and (one.part is None or not known.isdisjoint(one.files)):
+            elif one.part is None or not known.isdisjoint(one.files):
                 for files in (one.image, one.mask, one.loose):
                     unseen += files if known.isdisjoint(files) else []
         if unseen:
@@ -173,10 +177,17 @@ class Matcher:
     def _in_places(
         self, root: Path, read: Read, places: Mapping[tuple[str | None, str | None], _Place]
     ) -> Iterator[Found]:
-        """Cases of all parts, or of the root where there are none."""
+        """Cases of all parts, or of the root where there are none or it has cases of its own."""
         parts = [part for part in ("train", "val", "test") if part in {its for its, _ in places}]
         top = places.get((None, None))
-        for part in parts if parts and not (top and top.image and top.mask) else [None]:
+        beside = parts if top and top.image and top.mask else []
+        for other in beside:
+            cases = self._in_place(places.get((other, None), _Place(read, other)))
+            if count := sum(isinstance(one, Case) and one.label_path is not None for one in cases):
+                problem = f"{counted(count, 'image')} with masks, not used: others lie in no part"
+                remedy = "Put the others into train/, or take them away: then the parts are used."
+                yield Problem("warning", other, problem, remedy)
+        for part in parts if parts and not beside else [None]:
             place = places.get((part, None), _Place(read, part))
             groups = [one for (its, group), one in places.items() if its == part and group]
             found = list(self._in_place(place))
@@ -230,7 +241,8 @@ class Matcher:
             by_name = not place.part and all(PART_PREFIX.match(path.name) for path in images)
             for one in self._matched(place, images, masks):
                 if by_name and isinstance(one, Case):
-                    yield replace(one, part=re.split("[A-Z_]", one.image_path.name)[0])
+                    part = re.split("[A-Z_]", one.image_path.name)[0]
+                    yield replace(one, part=part, name=PART_PREFIX.sub("", one.name))
                 else:
                     yield one
         elif place.group:

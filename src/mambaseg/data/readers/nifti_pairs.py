@@ -32,7 +32,7 @@ MATCHER = Matcher((*NIFTI, *META_IMAGE), channels=True)
     class_names=lambda root: None,
 )
 def find_cases(root: Path, *, patient_pattern: str | None = None) -> Iterator[Found]:
-    """All volumes with their label maps; `patient_pattern` is for `with_patient`."""
+    """All volumes with their label maps; `patient_pattern` is for `with_patients`."""
     for one in MATCHER.find_cases(root, read, patient_pattern):
         if isinstance(one, Case) and one.more_labels:
             problem = f"is another label map of {one.id}"

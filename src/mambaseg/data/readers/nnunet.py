@@ -27,7 +27,7 @@ from mambaseg.data.formats.files import PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json, read_plain
-from mambaseg.data.readers.reader import Found, Problem, named, reader
+from mambaseg.data.readers.reader import Found, Problem, counted, named, reader
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.data.volume import Volume
@@ -81,6 +81,10 @@ def find_cases(
             yield DataError(problem, case.label_path, "Keep one of the two.")
         else:
             yield replace(case, part=case.part or parts.get(case.id), fold=fold)
+    if parts and (left := training.keys() - parts.keys()):
+        problem = f"{counted(len(left), 'case')} in no part of fold {fold} of {SPLITS}, not used"
+        remedy = f"Add to {SPLITS} what is to be used, or choose data.split=random or kfold."
+        yield Problem("warning", listed(left), problem, remedy)
     if about.count not in (None, len(training)):
         problem = f"numTraining is {about.count}, usable training cases are {len(training)}"
         yield Problem("warning", NAME, problem, "Complete the data set, or correct the number.")
@@ -204,6 +208,11 @@ def _drawn(fold: int, patients: Mapping[str, str]) -> dict[str, str]:
     ids = sorted(set(patients.values()))
     if fold not in range(FOLDS):
         raise DataError(f"there is no fold {fold}: data.fold is one of 0..{FOLDS - 1}")
+    if ids and fold >= len(ids):  # it would be empty, and the test set would choose the checkpoint
+        raise DataError(
+            f"fold {fold} of the {FOLDS} that nnU-Net draws is empty: there are {len(ids)} to draw",
+            remedy=f"Choose data.fold below {len(ids)}, or data.split=kfold with data.folds.",
+        )
     order = np.arange(len(ids))
     # numpy's legacy generator, whose stream is frozen for good
     np.random.RandomState(SEED).shuffle(order)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.images import Source, find_images, group_channels
+from mambaseg.data.formats.images import Source, find_images, group_channels, pictures_apart
 from mambaseg.data.formats.pictures import reduced
 from mambaseg.data.splits import Split
 from mambaseg.data.validation import DataError, as_float32
@@ -31,7 +31,9 @@ def find_unlabelled(
     except UserError as error:
         raise UserError(f"data.unlabelled_images: {str(error).removeprefix('input: ')}") from error
     cases = []
-    for source in group_channels(found, channels):
+    grouped = group_channels(found, channels)
+    # a data set that reduces pictures has one file per image
+    for source in pictures_apart(grouped) if longest_side else grouped:
         read = functools.partial(
             _read_frames, name=source.name, series=bool(source.series),
             channels=channels, longest_side=longest_side,
@@ -57,7 +59,8 @@ def _read_frames(
         Source(name, files[0].parent, files) if series else Source(name, files[0], (), files[1:])
     )
     volume = source.read(channels)
-    volume = volume.sliced(slice_axis(volume.spacing, case.slicing))  # frame by frame
+    axis = slice_axis(volume.spacing, case.slicing, volume.grid)  # frame by frame
+    volume = volume.sliced(axis)
     frames, depth, *shape = volume.image.shape
     if shape[0] != channels:
         remedy = f"The training takes images with {channels} (data.in_channels)."
