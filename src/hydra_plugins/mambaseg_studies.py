@@ -9,8 +9,10 @@ studies.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,11 @@ from mambaseg.errors import UserError
 from mambaseg.storage.identity import better
 from mambaseg.storage.run_folder import slug
 
+# keys that make no other search: its place, its number of trials, what the name of a study begins
+# with
+_LEFT_OUT = ("name", "outputs", "rerun", "model", "hydra.sweeper.n_trials",
+             "hydra.sweeper.max_failure_rate")  # fmt: skip
+_SWEEPER = ("hydra.sweeper.", "hydra/sweeper")
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +65,7 @@ class Studies(Sweeper):
         """
         failure: Exception | None = None
         for chosen, words in self._studies(arguments):
-            label = "-".join(slug(word.split("=", 1)[1]) for word in chosen) or "all"
+            label = self._label(chosen, words)
             folder = Path(self.config.hydra.sweep.dir) / "studies" / label
             log.info("study %s: %d trials", label, self.options["n_trials"])
             try:
@@ -88,6 +95,30 @@ class Studies(Sweeper):
         for words in itertools.product(*given):
             yield [word for word, own in zip(words, several, strict=True) if own], list(words)
 
+    def _label(self, chosen: list[str], words: list[str]) -> str:
+        """The network, the swept values, and a digest of all that makes another search of it."""
+        from mambaseg.app.overrides import key_of  # Hydra imports this file with every command
+
+        network = self._job(words).hydra.runtime.choices["model"]
+        values = [word.partition("=")[2] for word in chosen if key_of(word) != "model"]
+        others = sorted(
+            word for word in self._typed(words)
+            if key_of(word) not in _LEFT_OUT and word != "hparams_search=optuna"
+        )  # fmt: skip
+        digest = hashlib.blake2b("\n".join(others).encode(), digest_size=4).hexdigest()
+        return "-".join([*map(slug, [str(network), *values]), *[digest] * bool(others)])
+
+    def _typed(self, words: list[str]) -> list[str]:
+        """All overrides of a study: its own, and those of the sweeper."""
+        hydras: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        return [*words, *(word for word in hydras if word.lstrip("+~").startswith(_SWEEPER))]
+
+    def _job(self, words: list[str]) -> DictConfig:
+        """The configuration of a study's runs; of what is searched it has the defaults."""
+        parsed = OverridesParser.create().parse_overrides(words)
+        plain = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
+        return self.hydra_context.config_loader.load_sweep_config(self.config, plain)
+
     def _search(self, label: str, words: list[str], folder: Path) -> None:
         import optuna
         from hydra.utils import instantiate
@@ -102,10 +133,16 @@ class Studies(Sweeper):
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)  # of the study's result only, not of its runs
         folder.mkdir(parents=True, exist_ok=True)
-        study.setup(
-            hydra_context=self.hydra_context, task_function=self.task_function, config=config
-        )
-        study.sweep(words)
+        task = _scored(self.task_function)
+        study.setup(hydra_context=self.hydra_context, task_function=task, config=config)
+        try:
+            study.sweep(words)
+        except ValueError as error:
+            if "No trials are completed" not in str(error):  # as Optuna says it
+                raise
+            raise UserError(f"study {label}: no trial has a score, so there is no best") from error
+        result = OmegaConf.load(path := folder / "optimization_results.yaml")
+        OmegaConf.save(OmegaConf.merge(result, {"overrides": self._typed(words)}), path)
 
     def _direction(self, words: list[str]) -> str:
         """Which way the score of a study's runs is better, by callbacks.checkpoint and its metric.
@@ -115,9 +152,7 @@ class Studies(Sweeper):
         """
         from mambaseg.app.settle import modes_of  # Hydra imports this file with every command
 
-        parsed = OverridesParser.create().parse_overrides(words)
-        plain = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
-        job = self.hydra_context.config_loader.load_sweep_config(self.config, plain)
+        job = self._job(words)
         monitor = str(OmegaConf.select(job, "callbacks.checkpoint.monitor"))
         given = OmegaConf.select(job, "callbacks.checkpoint.mode")
         mode = given or modes_of(job).get(monitor) or better(monitor)
@@ -130,10 +165,38 @@ class Studies(Sweeper):
         return direction
 
     def _say_best(self, label: str, words: list[str], folder: Path) -> None:
+        from mambaseg.app.budget import steps_within
+        from mambaseg.app.check import checked
+
         result = OmegaConf.load(folder / "optimization_results.yaml")
         best = [f"{key}={value}" for key, value in result.best_params.items()]
+        overrides = [*words, *best]
+        job = checked(self._job(overrides), self.config.hydra.job.config_name, overrides)
         left_out = {"hparams_search", "name", "test", *result.best_params}
+        if steps := steps_within(job):  # another experiment would measure its time anew
+            left_out.add("data.minutes")
+            best += ["data.minutes=null", *(f"{key}={count}" for key, count in steps.items())]
         kept = [word for word in words if word.split("=", 1)[0] not in left_out]
         log.info("study %s: best score %.4f", label, result.best_value)
         command = [f"name={self.config.name}_best", *kept, *best]
         log.info("train and test it: mambaseg train %s", shlex.join(command))
+
+
+def _scored(task: TaskFunction) -> TaskFunction:
+    """The same task, which fails where it has no score: the sampler could learn nothing of it."""
+
+    def job(cfg: DictConfig) -> Any:
+        from mambaseg.app.entry import explained_errors
+
+        score = task(cfg)
+        with explained_errors():
+            if score is None or math.isnan(score):
+                raise UserError(
+                    f"{OmegaConf.select(cfg, 'callbacks.checkpoint.monitor')}: no validation gave "
+                    "a number, so the trial has no score. Search a narrower range "
+                    "(hydra.sweeper.params), choose another callbacks.checkpoint.monitor, or let "
+                    "a share of the trials fail with hydra.sweeper.max_failure_rate=0.5"
+                )
+        return score
+
+    return job

@@ -49,6 +49,34 @@ def test_steps_and_validations_fill_the_time_and_stay(words, monkeypatch):
     assert len(asked) == 1
 
 
+def test_what_costs_no_time_shares_a_plan(words, monkeypatch):
+    """Trials of a search for the learning rate train as many steps."""
+
+    def key(*more):
+        return budget._key(composed(*words, "data.minutes=1", *more))
+
+    same = ["optim.optimizer.lr=0.02", "optim.optimizer.weight_decay=0.1", "loss.ce_weight=0.3",
+            "optim=sgd", "seed=2"]  # fmt: skip
+    assert {key(word) for word in same} == {key()}
+    for word in ("optim=adamw", "data.batch_size=2", "loss=top_k", "model.widths=[4,4]"):
+        assert key(word) != key()
+
+
+def test_a_plan_of_an_earlier_version_stays(words, monkeypatch, tmp_path):
+    """Its name held the learning rate; the runs that began with it are found with its steps."""
+    told(monkeypatch)
+    place = tmp_path / "outputs" / "default" / ".budgets"
+    cfg = composed(*words, "data.minutes=1")
+    steps = built(*words, "data.minutes=1").config["data"]["steps"]
+    (path,) = place.glob("*.json")
+    old = place / f"{budget._key(cfg, tuned=True)}.json"
+    assert old != path
+    old.write_text(path.read_text().replace(f'"steps": {steps}', '"steps": 77'))
+    assert built(*words, "data.minutes=1").config["data"]["steps"] == 77
+    other = built(*words, "data.minutes=1", "optim.optimizer.lr=0.5")
+    assert other.config["data"]["steps"] == steps
+
+
 def test_folds_share_a_plan_and_data_sets_do_not():
     def key(root, *more):
         return budget._key(composed("data=nifti", f"data.root={root}", "data.minutes=1", *more))

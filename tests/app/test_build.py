@@ -251,3 +251,54 @@ def test_a_name_that_no_folder_can_have_is_refused_before_there_is_one(small_run
     with pytest.raises(UserError, match=r"no name for a run folder. Give model\.name, data\.name"):
         trained(*small_run, *UNET, word)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_schedule_that_waits_for_a_score_is_refused_before_there_is_a_folder(small_run, tmp_path):
+    words = ["optim.scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+             "~optim.scheduler.total_iters", "~optim.scheduler.power"]  # fmt: skip
+    with pytest.raises(UserError, match=r"optim\.scheduler\._target_=.*ReduceLROnPlateau: .*step"):
+        trained(*small_run, *UNET, *words)
+    assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.fixture
+def parent(small_run):
+    """Words of a training that starts from another one, and that one's weights."""
+    run = trained(*small_run, *UNET, "data.steps=1", "data.val_every=1", "test=false")
+    return [*small_run, *UNET, f"init_from={run.folder.path}"], run.task.network.state_dict()
+
+
+@pytest.mark.parametrize("named", ["newest", "{outputs}/default/unet*", "{outputs}/default"])
+def test_a_start_that_is_another_run_tomorrow_is_refused_with_the_one_to_type(
+    named, small_run, parent, tmp_path
+):
+    """Each job of a sweep would find it anew, and a repeated command the result of the first."""
+    named, path = named.format(outputs=tmp_path / "outputs"), parent[0][-1].partition("=")[2]
+    for more in ([], ["data.minutes=1"]):  # whose trial has outputs of its own
+        with pytest.raises(UserError) as error:
+            built(*small_run, *UNET, f"init_from={named}", *more)
+        assert f"type init_from={path}" in str(error.value)
+
+
+def test_a_partner_starts_from_its_own_weights_and_a_random_encoder_is_not_frozen(parent, caplog):
+    """Two networks of the same weights would teach each other nothing."""
+    words, weights = parent
+    words += ["method=cps", "method.partner=unet", "data.labelled=2", "optim.freeze_encoder=2"]
+    with built(*words, "test=false") as run:
+        one, other = run.task.method.networks
+        run.task.configure_optimizers()
+        frozen = {id(parameter) for parameter in run.task._encoders}
+    assert "init_from fills model=unet alone" in caplog.text and "method.partner" in caplog.text
+    key = "network.encoder.0.0.weight"
+    assert torch.equal(one.state_dict()[key], weights[key])
+    assert not torch.equal(other.state_dict()[key], weights[key])
+    assert id(one.get_parameter(key)) in frozen and id(other.get_parameter(key)) not in frozen
+
+
+def test_without_given_weights_the_encoders_of_all_networks_wait(small_run):
+    words = ["method=cps", "method.partner=unet", "data.labelled=2", "optim.freeze_encoder=2"]
+    with built(*small_run, *UNET, *words, "test=false") as run:
+        run.task.configure_optimizers()
+        frozen = {id(parameter) for parameter in run.task._encoders}
+        own = [one.get_parameter("network.encoder.0.0.weight") for one in run.task.method.networks]
+    assert {id(parameter) for parameter in own} <= frozen

@@ -36,6 +36,17 @@ def test_overfit_trains_on_the_same_images_and_says_how_well(small_run, monkeypa
     assert "in 3 steps on one batch" in caplog.text and "has hardly fallen" in caplog.text
 
 
+def test_overfit_counts_its_steps(small_run):
+    """What waits for a step, such as an encoder or a ramp, gets there on the same images, too."""
+    words = [*UNET, *small_run, "debug=overfit", "data.steps=6", "data.val_every=6", "test=false",
+             "optim.freeze_encoder=3"]  # fmt: skip
+    with built(*words) as run:
+        encoder = [p for name, p in run.task.network.named_parameters() if ".encoder." in name]
+        before = [parameter.clone() for parameter in encoder]
+        run.fit()
+    assert encoder and not any(map(torch.equal, before, encoder))
+
+
 def test_the_validation_set_is_not_predicted_whole_for_its_post_processing():
     for debug, count in (("fast", 2), ("overfit", 1), ("profile", 2)):
         assert composed("data=phantom", f"debug={debug}").trainer.limit_predict_batches == count

@@ -21,9 +21,10 @@ def test_the_table_is_that_of_the_configs(tmp_path):
 
 def test_only_the_table_of_a_page_is_written(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# Mine\n\n| method | old |\n|---|---|\n| a | b |\n\nMore.\n")
+    results = "# Mine\n\n| method | Dice |\n|---|---|\n| a | 0.5 |\n\n"  # another table
+    page.write_text(f"{results}| method | what |\n|---|---|\n| a | b |\n\nMore.\n")
     write_methods(page)
-    assert page.read_text() == f"# Mine\n\n{methods_table()}\nMore.\n"
+    assert page.read_text() == f"{results}{methods_table()}\nMore.\n"
     page.write_text("# Mine\n")
     for path in (page, tmp_path / "absent.md"):
         with pytest.raises(UserError, match="no table of methods"):

@@ -22,7 +22,7 @@ from mambaseg.storage.identity import (
     with_digests,
 )
 from mambaseg.storage.run_folder import RunFolder
-from runs import built, composed
+from runs import UNET, built, composed
 
 # By design these change a number in cases.csv, or the cases and classes that it has rows of.
 IN = """
@@ -116,7 +116,7 @@ logger.wandb.tags
 method.name model.encoder_parts model.scan_backend
 name
 optim.optimizer.fused
-outputs predictions references rerun run run_dir test
+outputs patient_pattern predictions references rerun run run_dir test
 trainer.accelerator trainer.compile trainer.deterministic trainer.devices
 trainer.enable_model_summary trainer.graph
 trainer.log_every_n_steps trainer.num_sanity_val_steps trainer.strategy trainer.sync_batchnorm
@@ -412,3 +412,31 @@ def test_where_an_encoder_begins_counts_only_if_it_learns_in_another_way():
     key = "model.encoder_parts"
     assert of(with_another(config, key)) == of(config)
     assert of(with_another(slower, key)) != of(slower) != of(config)
+
+
+SWIN = ["model=swin_unet", "model.embed_dim=24", "model.depths=[1,1,1,1]"]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("words", "another"),
+    [
+        ([*UNET, *DDP], True),
+        ([*UNET, *DDP, "trainer.sync_batchnorm=true"], False),
+        ([*UNET, *DDP, "trainer.devices=1"], False),
+        ([*UNET, "trainer=cpu", "trainer.devices=2"], True),
+        ([*SWIN, *DDP], False),
+        ([*SWIN, *DDP, "method=cross_teaching", "data.labelled=2"], True),  # its partner is a UNet
+    ],
+)
+def test_batch_norms_of_each_device_make_another_run(small_run, words, another):
+    """They see a share of the batch, so that the weights differ by more than rounding."""
+    run = built(*small_run, *words)
+    alone = built(*small_run, *words, "trainer.devices=1")
+    assert (run.key != alone.key) == another == ("batch_norms" in run.config)
+    assert "batch_norms" not in alone.config
+
+
+def test_each_number_of_devices_with_own_batch_norms_is_a_run(small_run):
+    keys = {built(*small_run, *UNET, *DDP, f"trainer.devices={count}").key for count in (1, 2, 4)}
+    assert len(keys) == 3

@@ -63,13 +63,13 @@ def test_a_network_without_an_encoder_is_refused_with_the_key_to_set():
     assert set(encoder_depths(named)) == {"network.0.weight", "network.0.bias"}
 
 
+@pytest.mark.parametrize("optimizer", [["optim=adamw", "optim.layer_decay=0.5"], ["optim=sgd"]])
 def test_a_frozen_encoder_starts_to_learn_at_its_step_and_resumes(
-    phantom_root, tmp_path, monkeypatch
+    optimizer, phantom_root, tmp_path, monkeypatch
 ):
     def words(outputs):
-        return [*small_overrides(phantom_root, outputs), *UNET, "trainer=cpu", "optim=adamw",
-                "optim.freeze_encoder=2", "optim.layer_decay=0.5",
-                "callbacks.checkpoint.every=1"]  # fmt: skip
+        return [*small_overrides(phantom_root, outputs), *UNET, "trainer=cpu", *optimizer,
+                "optim.freeze_encoder=2", "callbacks.checkpoint.every=1"]  # fmt: skip
 
     seen = []
     step_of = SegmentationTask.training_step

@@ -128,7 +128,7 @@ def test_ddp_trains_a_method_with_a_network_of_its_own(small_run, tmp_path, monk
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(SegmentationTask, "on_train_batch_start", freeze, raising=False)
     alone = trained(*words, "trainer=cpu", f"outputs={tmp_path / 'one'}")
-    (together,) = (tmp_path / "two" / "default").glob(alone.folder.path.name)
+    (together,) = (tmp_path / "two" / "default").glob("unet-*-seed*")
     one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
                 for path in (alone.folder.path, together))  # fmt: skip
     for name, value in one.items():

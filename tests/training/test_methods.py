@@ -1,6 +1,6 @@
 """Each method's loss and its gradient equal the original code's own, in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from mambaseg.data.classes import IGNORED
 from mambaseg.errors import UserError
 from mambaseg.models import UNet
 from mambaseg.training.losses import DiceCE
-from mambaseg.training.methods import deep_adversarial, dmpls, terms, uamt
+from mambaseg.training.methods import deep_adversarial, dmpls, fixmatch, terms, uamt
 from mambaseg.training.methods.deep_adversarial import DeepAdversarial
 from mambaseg.training.methods.deep_co_training import DeepCoTraining, mutual_difference
 from mambaseg.training.methods.dmpls import DMPLS
@@ -171,13 +171,38 @@ def test_interpolation_consistency(a, monkeypatch):
     images = torch.cat([golden("image")] * 2)
     labels = torch.cat([golden("label")] * 2)
     student = Says(torch.cat([golden("logits_d"), a[:2]]))
-    method = taught(ICT([student]), golden("teacher")[[0, 2, 1, 3]])  # its pairs are neighbours
+    halves = golden("teacher")[[0, 1]], golden("teacher")[[2, 3]]  # of pairs of neighbours
+    method = taught(ICT([student]), *halves)
     monkeypatch.setattr(method, "shares", lambda step, pairs: golden("lam"))
     found = method.terms(step(image=images, label=labels, labelled=4))
     same(sum(found.values()), "ict.total_7500")
     weight = 0.1 * terms.ramp(7500, 30000, stairs=200)
     same(found["consistency"] / weight, "ict.consistency")
     same_gradient(found["consistency"] / weight, a, "ict.consistency")
+
+
+def test_a_teacher_sees_one_image_of_each_mixed_pair_at_a_time():
+    """As in SSL4MIS: its batch norms take the statistics of half of the unlabelled images."""
+    seen = []
+
+    class Teacher(nn.Module):
+        def forward(self, image):
+            seen[-1] += (image, self.training)
+            return image.expand(-1, 4, -1, -1)
+
+    def run(function, image, places, turn):
+        seen.append([list(places), turn])
+        return function(image)
+
+    images = torch.rand(8, 1, 10, 7)
+    method = ICT([Says(torch.rand(6, 4, 10, 7))])
+    method.teacher.network = Teacher()
+    label = golden("label")[[0, 1, 2, 3, 0, 1, 2, 3]]
+    method.terms(replace(step(image=images, label=label, labelled=4), run=run))
+    _, one, other = sorted(seen, key=lambda call: call[1])
+    for (places, turn, image, training), start in ((one, 4), (other, 5)):
+        assert places == [start, start + 2] and turn == 1 and training
+        assert torch.equal(image, images[start::2])
 
 
 def test_entropy_minimisation(a):
@@ -242,6 +267,17 @@ def test_fixmatch_as_released(a):
     same(value, "fixmatch.unsup")
     same_gradient(value, a, "fixmatch.unsup")
     same(total(method, step(loss=SUM)), "fixmatch.total_7500")
+
+
+def test_unsure_pixels_cost_nothing_in_a_mean_over_all():
+    """FixMatch, equation 4: one sure pixel of a hundred has a hundredth of its cross entropy."""
+    weak, strong = torch.zeros(1, 2, 10, 10), torch.zeros(1, 2, 10, 10)
+    weak[0, 1, 0, 0] = 5.0
+    method = FixMatch([Says()])
+    found = method.pseudo(strong, weak, 0) - terms.dice(strong, fixmatch.sure_label(weak, 0.8))
+    assert float(found) == pytest.approx(np.log(2) / 100, rel=1e-5)
+    nothing = method.pseudo(strong, torch.zeros_like(weak), 0)
+    assert nothing == 0
 
 
 def test_a_discriminator(a, monkeypatch):
@@ -405,6 +441,34 @@ def test_a_unet_with_more_heads_and_a_second_decoder():
         torch.testing.assert_close(first, network(image), rtol=0, atol=0)
     assert not torch.equal(both[0], both[1])
     assert not [name for name in network.state_dict() if "heads" in name]
+
+
+def test_the_second_decoder_sees_whole_maps_or_nothing(monkeypatch):
+    """As WSL4MIS' `dropout2d` of each level of the encoder at the paper's rate of 0.5."""
+    network = UNet(widths=(8, 8, 8, 8, 8)).train()
+    method = DMPLS([network]).train()
+    seen, decoded = [], network.decoded
+
+    def watched(levels, *decoder):
+        seen.append(levels)
+        return decoded(levels, *decoder)
+
+    monkeypatch.setattr(network, "decoded", watched)
+    method.both(torch.rand(4, 1, 32, 32))
+    for whole, dropped in zip(*seen, strict=True):
+        kept = dropped.flatten(2).any(2)
+        assert 0.2 < kept.float().mean() < 0.8
+        torch.testing.assert_close(dropped, 2 * whole * kept[..., None, None], rtol=0, atol=0)
+    assert [layer.rate for layer in method.dropout] == [0.5] * 5
+
+
+def test_coarse_heads_are_enlarged_as_the_released_ones_are():
+    """To the nearest pixel: SSL4MIS' `interpolate` without a mode."""
+    fine, *coarse = URPC([UNet(widths=(4, 4, 8, 8, 8)).eval()]).scales(torch.rand(1, 1, 32, 32))
+    for side, logits in zip((8, 4, 2), coarse, strict=True):
+        blocks = logits.unfold(2, side, side).unfold(3, side, side).flatten(4)
+        assert (blocks == blocks[..., :1]).all()
+    assert not torch.equal(fine[..., ::2], fine[..., 1::2])
 
 
 def test_a_small_decoder_has_as_many_scales_as_levels():

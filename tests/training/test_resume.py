@@ -81,6 +81,18 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert_same(state_of(undisturbed), state_of(resumed))
 
 
+@pytest.mark.parametrize("network", ["unet", "swin_unet"])
+def test_a_resume_on_other_devices_says_what_changes(network, small_run, monkeypatch, caplog):
+    """A folder of an earlier version, in which two devices kept batch norms of their own."""
+    words = [*NETWORKS[network], *small_run, "test=false"]
+    folder = interrupted(words, 2, monkeypatch).parent
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "devices": 2}))
+    trained(*words)
+    assert "devices 2, now 1: the same batches, but not the same rounding" in caplog.text
+    assert ("batch norms" in caplog.text) == (network == "unet")
+
+
 def test_a_run_without_a_checkpoint_starts_again(small_run, monkeypatch):
     with monkeypatch.context() as patch:
         stop_before(1, patch)

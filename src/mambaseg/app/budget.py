@@ -36,8 +36,9 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     """The configuration with steps and validations that fill `data.minutes`, where it has one.
 
     A short training measures them once, and a file of the experiment's folder keeps them: all seeds
-    and folds train as many steps, also side by side, and a resumed or repeated run as many as it
-    began with. `build` makes a `Run`.
+    and folds, and trials of a search for numbers of optimizer, schedule and loss, train as many
+    steps, also side by side, and a resumed or repeated run as many as it began with. `build` makes
+    a `Run`.
 
     Raises:
         UserError: the time is too short, or there are steps or several processes too.
@@ -57,7 +58,7 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
             "data.steps with data.minutes=null"
         )
     cfg = copy.deepcopy(cfg)
-    path = Path(str(cfg.outputs)).expanduser() / str(cfg.name) / ".budgets" / f"{_key(cfg)}.json"
+    path = _place(cfg)
     with alone(path.with_suffix(".lock")):  # of jobs side by side one measures
         if not path.exists():
             begun = time.perf_counter()
@@ -72,6 +73,14 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     )  # fmt: skip
     cfg.data.update(minutes=None, steps=planned["steps"], val_every=planned["val_every"])
     return cfg
+
+
+def steps_within(cfg: DictConfig) -> dict[str, int]:
+    """`data.steps` and `data.val_every` of the plan that is kept for a configuration, if any."""
+    if OmegaConf.select(cfg, "data.minutes") is None or not (path := _place(cfg)).exists():
+        return {}
+    planned = _read(path)
+    return {f"data.{key}": planned[key] for key in ("steps", "val_every")}
 
 
 def _planned(minutes: float, taken: float, step: float, validation: float) -> dict[str, Any]:
@@ -101,13 +110,33 @@ def _read(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} {problem}: delete it, and data.minutes is measured again")
 
 
-def _key(cfg: DictConfig) -> str:
-    """Of a plan: of the data set and all that makes a run, without seed and fold."""
+def _place(cfg: DictConfig) -> Path:
+    """The file of a plan. One of an earlier version stays: its runs are found with its steps."""
+    folder = Path(str(cfg.outputs)).expanduser() / str(cfg.name) / ".budgets"
+    old = folder / f"{_key(cfg, tuned=True)}.json"
+    return old if old.exists() else folder / f"{_key(cfg)}.json"
+
+
+def _key(cfg: DictConfig, *, tuned: bool = False) -> str:
+    """Of a plan: of the data set and all that makes a run, without seed and fold.
+
+    With the numbers of optimizer, schedule and loss where `tuned`; they cost no time.
+    """
     config = plain(cfg)
     config["seed"] = config["data"]["seed"] = 0
+    if not tuned:
+        config |= {part: _without_numbers(config[part]) for part in ("optim", "loss")}
     for part in (config["data"], config["data"].get("find_cases") or {}):
         part["fold"] = 0
     return identity(with_digests(config, {}), split="", data=data_name(config["data"]))
+
+
+def _without_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_numbers(one) for one in value]
+    return 0 if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _measured(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> tuple[float, float]:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.app.budget import within_minutes
-from mambaseg.app.fine_tuning import Start
-from mambaseg.app.networks import bare, build_network, made, network_with_weights
+from mambaseg.app.fine_tuning import Start, require_one_start
+from mambaseg.app.networks import (
+    bare,
+    build_network,
+    composed_model,
+    made,
+    network_with_weights,
+    plain,
+)
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
 from mambaseg.app.schema import EXTRAS
 from mambaseg.app.settle import device_type, metrics_of, settle
 from mambaseg.app.sweeps import cluster_plugins, in_sweep, note_run, requeue_call
+from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
 # precisions that convert the network itself, and torch's name of what it becomes
 _TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+log = logging.getLogger(__name__)
 
 
 def build(cfg: DictConfig) -> Run:
@@ -36,8 +47,11 @@ def build(cfg: DictConfig) -> Run:
     _silence_libraries()
     from mambaseg.training.run import Run
 
+    require_one_start(cfg)
     cfg = within_minutes(cfg, build)
-    plan, data, checkpoint, start = settle(cfg)
+    plan, data, checkpoint, start = settle(_with_own_norms(cfg))
+    if checkpoint is None and (scheduler := plan.config["optim"]["scheduler"]):
+        _require_steps(scheduler["_target_"])
     note_run(plan.folder.path)
     if in_sweep():
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
@@ -47,6 +61,66 @@ def build(cfg: DictConfig) -> Run:
     words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
     parts = Assembly(plan, data, checkpoint, start)
     return Run(plan, data, parts, overrides=words, requeue=requeue_call())
+
+
+def _with_own_norms(cfg: DictConfig) -> DictConfig:
+    """The configuration, which says so where each device normalises by its own share of a batch.
+
+    The weights then depend on the number of shares by more than rounding, so it makes another run.
+    """
+    if "checkpoint" in cfg or (count := _device_count(cfg.trainer)) < 2:
+        return cfg
+    together = cfg.trainer.get("sync_batchnorm")
+    if together == "auto":
+        together = device_type(cfg.trainer.accelerator) == "cuda"
+    if together or not _has_batch_norms(cfg):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.batch_norms = f"of each of {count} devices"
+    return cfg
+
+
+def _device_count(trainer: DictConfig) -> int:
+    """How many devices a training takes, on all nodes."""
+    import torch
+
+    devices, count = trainer.devices, 1
+    if OmegaConf.is_list(devices):
+        count = len(devices)
+    elif devices not in ("auto", -1):
+        count = int(devices)
+    elif device_type(trainer.accelerator) == "cuda":
+        count = torch.cuda.device_count()
+    return count * int(trainer.get("num_nodes", 1))
+
+
+def _has_batch_norms(cfg: DictConfig) -> bool:
+    """Whether a network of a training has batch norms, or that cannot be told before it settles."""
+    from mambaseg.training.run import has_batch_norms
+
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    try:
+        partner = (cfg.get("method") or {}).get("partner") or []
+        names = [partner] if isinstance(partner, str) else partner
+        cfg.networks = [cfg.model, *map(composed_model, names)]
+        networks = [{**model, "pretrained": None} for model in plain(cfg)["networks"]]
+        return any(has_batch_norms(build_network(model)[0]) for model in networks)
+    except Exception:  # what is wrong with it `settle` says
+        return True
+
+
+def _require_steps(target: str) -> None:
+    """Refuses a schedule that waits for a score; here each goes by optimizer steps."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+    kind = import_target("optim.scheduler", target)
+    if isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau):
+        raise UserError(
+            f"optim.scheduler._target_={target}: it waits for a score, and a schedule goes by "
+            "optimizer steps here. Choose another one (optim=sgd and optim=adamw have some), or "
+            "optim.scheduler=null"
+        )
 
 
 @dataclass(frozen=True)
@@ -71,18 +145,24 @@ class Assembly:
 
         config = self.plan.config
         optim, trainer = config["optim"], dict(config["trainer"])
+        method = self._method(network)
+        waits, optimizer = optim.get("freeze_encoder", 0), dict(optim["optimizer"])
+        if waits and optimizer.get("fused") and optimizer.get("momentum"):
+            # PyTorch's fused SGD needs the momentum of all parameters of a group, or of none
+            optimizer["fused"] = False
         task = task_class(config["data"])(
             network,
             made(config["loss"]),
-            made(optim["optimizer"]),
+            made(optimizer),
             made(optim["scheduler"]) if optim["scheduler"] else None,
             decay=optim["decay"],
             layer_decay=optim.get("layer_decay", 1.0),
-            freeze_encoder=optim.get("freeze_encoder", 0),
+            freeze_encoder=waits,
+            frozen=self._filled(method.networks if method else [network]),
             seed=config["seed"],
             graph=bool(trainer.pop("graph", False)),
             compile=bool(trainer.pop("compile", False)),
-            method=self._method(network),
+            method=method,
             steps=config["data"]["steps"],
             description=self._readable(),
             **self.data.for_task(),
@@ -113,8 +193,22 @@ class Assembly:
         with torch.random.fork_rng(devices=[]):  # the training draws as without partners
             torch.manual_seed(self.plan.config["seed"] + 1)
             partners = [build_network(one)[0] for one in config.get("networks", ())]
+            if self.start and partners:
+                log.warning(
+                    "init_from fills model=%s alone: method.partner=%s begins with weights of its "
+                    "own (equal networks would teach each other nothing)",
+                    self.plan.configs["model"], ",".join(config["partner"]),
+                )  # fmt: skip
             # not as a keyword of `made`: Hydra would copy the networks
             return made(config, *EXTRAS["method"])([network, *partners])
+
+    def _filled(self, networks: Sequence[nn.Module]) -> list[nn.Module]:
+        """Those of a training's networks that begin with given weights."""
+        config = self.plan.config
+        configs = [config["model"], *(config.get("method") or {}).get("networks", ())]
+        pretrained = [network for network, one in zip(networks, configs, strict=False)
+                      if one.get("pretrained")]  # fmt: skip
+        return [*networks[:1], *pretrained] if self.start else pretrained
 
     def _trainer(self, trainer: dict[str, Any], folder: RunFolder) -> Any:
         from lightning.pytorch.callbacks import LearningRateMonitor

@@ -6,6 +6,7 @@ Nothing but tensors is taken from it: the network is that of this run's own conf
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,13 +57,32 @@ class Start:
         return {"init_from": str(self.checkpoint.path), **asdict(report), "said": said}
 
 
+def require_one_start(cfg: DictConfig) -> None:
+    """Refuses an `init_from` that may be another run tomorrow, and says which it is now.
+
+    Every job of a sweep would look for it anew and find the result of the job before, and a
+    repeated command that of the first time.
+    """
+    from mambaseg.inference.found import find_run
+
+    named = cfg.get("init_from")
+    if not named or "checkpoint" in cfg:
+        return
+    try:
+        found = find_run(named, cfg.outputs)
+    except UserError as error:
+        raise UserError(f"init_from={named}: {error}") from error
+    if found != Path(named).expanduser():
+        typed = shlex.quote(f"init_from={found}")
+        raise UserError(f"init_from={named} may be another run tomorrow: type {typed}")
+
+
 def start_of(cfg: DictConfig) -> Start | None:
     """The start that a configuration asks for; None: from scratch.
 
     Raises:
         UserError: there is no such checkpoint, or it is of another network.
     """
-    from mambaseg.inference.found import find_run
     from mambaseg.inference.trained import read_checkpoint
 
     if not cfg.get("init_from"):
@@ -70,7 +90,7 @@ def start_of(cfg: DictConfig) -> Start | None:
     if cfg.model.get("pretrained"):
         raise UserError("init_from and model.pretrained both give the first weights: choose one")
     try:
-        checkpoint = read_checkpoint(find_run(cfg.init_from, cfg.outputs))
+        checkpoint = read_checkpoint(cfg.init_from)
     except UserError as error:
         raise UserError(f"init_from={cfg.init_from}: {error}") from error
     _require_network(cfg, checkpoint)

@@ -22,7 +22,7 @@ from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.losses import DiceCE
 from mambaseg.training.methods.method import Step
 
-_BATCH, _SIDE, _CLASSES = 4, 16, 4  # of the step that is counted
+_BATCH, _SIDE, _CLASSES = 4, 32, 4  # of the step that is counted
 COLUMNS = [
     Column("method", HEADERS[0].cell, is_number=False),
     *HEADERS[1:], text("needs"), text("passes"),
@@ -32,11 +32,11 @@ COLUMNS = [
 def write_methods(page: Path) -> None:
     """Writes the table of all methods into the page that has it, and leaves the rest alone."""
     try:
-        before, rule, rest = page.read_text("utf-8").partition("\n| method |")
+        before, rule, rest = page.read_text("utf-8").partition("\n| method | what |")
     except FileNotFoundError:
         rule = ""
     if not rule:
-        raise UserError(f"page={page}: has no table of methods (| method | ...) to be replaced")
+        raise UserError(f"page={page}: has no table of methods (| method | what |)")
     _, _, after = rest.partition("\n\n")
     RunFolder(page.parent).write_text(page.name, f"{before}\n{methods_table()}\n{after}")
 

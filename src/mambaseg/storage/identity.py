@@ -29,6 +29,7 @@ _LEFT_OUT = frozenset({
     "planned",  # which values were; these count
     # of mambaseg evaluate, where `checkpoint` counts
     "run", "predictions", "references", "class_names", "ignore_label", "calibration",
+    "patient_pattern",
     "callbacks",  # `_chosen` has what counts of them
     # the fingerprint of the data and the hash of the split say what these lead to
     "data.root", "data.unlabelled_images", "data.prepare", "data.cache_dir", "data.num_workers",
@@ -39,6 +40,7 @@ _LEFT_OUT = frozenset({
     "evaluation.allow_seen",  # scores that need it are marked
     "model.scan_backend", "method.name",
     "optim.optimizer.fused", "optim.optimizer.foreach",
+    # where each device has batch norms of its own `batch_norms` says so, and counts
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     "trainer.sync_batchnorm", "trainer.deterministic", "trainer.benchmark",
     "trainer.inference_mode", "trainer.log_every_n_steps", "trainer.default_root_dir",

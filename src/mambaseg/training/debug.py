@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class Overfit(Callback):
     """Trains on the images of the first step in every step, and says how far the loss has fallen.
 
-    The images stay the same to the last pixel: their augmentation is that of the first step.
+    The images stay the same to the last pixel: their augmentation is that of the first step. All
+    else goes by the true step: ramps, an encoder that waits, what is dropped.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,12 @@ class Overfit(Callback):
                 return StepLoader(whole.dataset, batch_sampler=batches, collate_fn=whole.collate_fn)
 
             data.train_dataloader = repeated
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Gives a batch, which is augmented by now, the number of its step."""
+        batch["step"] = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,

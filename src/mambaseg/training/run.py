@@ -160,7 +160,7 @@ class Run:
 
     def _open_folder(self, network: nn.Module, pretrained: dict[str, Any] | None) -> None:
         if self.step:
-            self._resume_folder()
+            self._resume_folder(network)
             return
         config, split, fingerprint = self.config, self.data.split, self.data.fingerprint
         other = made_from_other_data(self.folder.path, self.key, self.plan.design, fingerprint)
@@ -202,7 +202,7 @@ class Run:
         if split.note:
             log.warning("split %s: %s", split.name, split.note)
 
-    def _resume_folder(self) -> None:
+    def _resume_folder(self, network: nn.Module) -> None:
         code, record = code_state(self.config), self.folder.record
         if changed := code_changed(record.get("code", {}), code):
             log.warning(changed)
@@ -214,8 +214,10 @@ class Run:
         changes = [f"{what} {before[what]}, now {now}" for what, now in places.items()
                    if before.get(what, now) != now]  # fmt: skip
         if changes:
-            log.warning("%s: the same batches, but not the same rounding as without the pause",
-                        "; ".join(changes))  # fmt: skip
+            said = "the same batches, but not the same rounding as without the pause"
+            if changes[0].startswith("devices") and has_batch_norms(network):
+                said += ", nor the same statistics of batch norms that are not synchronised"
+            log.warning("%s: %s", "; ".join(changes), said)
         log.info("resuming from step %d: %s", self.step, self.folder.path)
 
     def _places(self) -> dict[str, Any]:
@@ -368,6 +370,11 @@ class Run:
             own = (f"--config-dir={shlex.quote(place)} " for place in self.plan.config_dirs)
             log.info("predict:    mambaseg predict %srun=%s input=<images> output=<folder>",
                      "".join(own), shlex.quote(str(self.folder.path)))  # fmt: skip
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether a network normalises by all that it sees at a time."""
+    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in network.modules())
 
 
 def _leave_process_group() -> None:

@@ -10,19 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mambaseg.models.stochastic import Dropout
 from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.terms import DropMaps
 from mambaseg.training.ranks import averaged
-
-
-class DropMaps(Dropout):
-    """`Dropout` of whole feature maps; equals `torch.nn.Dropout2d` where no numbers are told."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
-        if self.numbers is None or not self.training:
-            return F.dropout2d(x, self.rate, self.training)
-        return x * self.draw(x.new_empty(*x.shape[:2], 1, 1), self.numbers)
 
 
 class Discriminator(nn.Module):

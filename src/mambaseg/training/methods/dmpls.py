@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mambaseg.models.stochastic import Dropout
 from mambaseg.models.unet import UNet
 from mambaseg.training.methods.method import Kind, Method, Step, require_network
-from mambaseg.training.methods.terms import dice
+from mambaseg.training.methods.terms import DropMaps, dice
 from mambaseg.training.methods.weak_mamba_unet import mixed_label
 
 
@@ -17,24 +16,25 @@ class DMPLS(Method):
 
     Source: Luo et al. 2022, Scribble-Supervised Medical Image Segmentation via Dual-Branch Network
     and Dynamically Mixed Pseudo Labels Supervision, equations 1-4. The second decoder belongs to
-    the method: only the first predicts.
+    the method: only the first predicts. Of each level of the encoder it sees whole feature maps
+    dropped, as WSL4MIS does it.
 
     Args:
         networks: see `Method`; a UNet.
         weight: of the pseudo-labels.
-        dropout: rate on what the second decoder sees.
+        dropout: share of the feature maps that are dropped before the second decoder.
     """
 
     needs = "the decoder of a UNet"
 
     def __init__(
-        self, networks: Sequence[nn.Module], *, weight: float = 0.5, dropout: float = 0.3
+        self, networks: Sequence[nn.Module], *, weight: float = 0.5, dropout: float = 0.5
     ) -> None:
         super().__init__(networks)
         network = require_network(self, UNet)
         self.decoder = _begun_anew(network.decoder)
         self.head: nn.Module = _begun_anew(network.head)
-        self.dropout = nn.ModuleList(Dropout(dropout) for _ in network.encoder)
+        self.dropout = nn.ModuleList(DropMaps(dropout) for _ in network.encoder)
         self.weight = weight
 
     def terms(self, step: Step) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
 from mambaseg.training.methods.method import Method, Step, published_weight
-from mambaseg.training.methods.terms import ce_dice, cross_entropy
+from mambaseg.training.methods.terms import ce_dice, cross_entropy, dice, ratio
 
 
 class FixMatch(Method):
@@ -22,7 +22,8 @@ class FixMatch(Method):
     Args:
         networks: see `Method`.
         weight: of the pseudo-labels at the end of the ramp.
-        threshold: probability above which a pixel is sure; the others are ignored.
+        threshold: probability above which a pixel is sure; the others cost nothing, in a mean of
+            the cross entropy over all pixels.
         jitter: largest relative change of brightness and of contrast.
         released: as the published code does it. A pixel is kept where (p - min p) / max p of some
             class is above the threshold, which it nearly always is; what is not kept becomes
@@ -60,8 +61,10 @@ class FixMatch(Method):
             label = released_label(weak[first:], self.threshold)
             share, complement = complementary(strong, weak)
             return ce_dice(strong[first:], label) + share * complement
-        label = sure_label(weak[first:], self.threshold)
-        return ce_dice(strong[first:], label)
+        strong, label = strong[first:], sure_label(weak[first:], self.threshold)
+        sure = (label != IGNORED).to(strong)
+        share = ratio(sure.sum(), torch.tensor(sure.numel()))
+        return share * cross_entropy(strong, label) + dice(strong, label)
 
     def strong(self, step: Step) -> Tensor:
         """The batch with its brightness and contrast changed, within each image's range."""

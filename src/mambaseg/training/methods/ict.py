@@ -16,7 +16,9 @@ from mambaseg.training.methods.terms import squared_difference
 class ICT(MeanTeacher):
     """The student's probabilities of mixed unlabelled images, against the teacher's mixed ones.
 
-    Neighbours in the batch are mixed, so that several processes mix the pairs that one does.
+    Neighbours in the batch are mixed, so that several processes mix the pairs that one does. The
+    teacher sees the first image of each pair in one pass and the second ones in another: its batch
+    norms take the statistics of half of the unlabelled images, as in SSL4MIS.
 
     Source: Verma et al. 2019, Interpolation Consistency Training, equation 2; as in SSL4MIS.
 
@@ -41,9 +43,12 @@ class ICT(MeanTeacher):
         shares = self.shares(step, pairs).to(unlabelled).view(-1, 1, 1, 1)
         mixed = mix(unlabelled[::2], unlabelled[1::2], shares)
         with torch.no_grad():
-            taught = step.logits(self.teacher.network, unlabelled, first=first, turn=1).softmax(1)
+            taught = [
+                step.logits(self.teacher.network, half, first=first + place, apart=2, turn=1)
+                for place, half in enumerate((unlabelled[::2], unlabelled[1::2]))
+            ]
         logits = step.logits(self.network, torch.cat([step.image[:first], mixed]))
-        target = mix(taught[::2], taught[1::2], shares)
+        target = mix(taught[0].softmax(1), taught[1].softmax(1), shares)
         consistency = squared_difference(logits[first:].softmax(1), target)
         weight = published_weight(step, self.weight) * self.begun(step)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}

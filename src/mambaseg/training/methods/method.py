@@ -48,15 +48,22 @@ class Step:
     supervised_loss: Callable[[Any, Tensor], Tensor]
 
     def logits(
-        self, network: nn.Module, image: Tensor | None = None, *, first: int = 0, turn: int = 0
+        self,
+        network: nn.Module,
+        image: Tensor | None = None,
+        *,
+        first: int = 0,
+        apart: int = 1,
+        turn: int = 0,
     ) -> Tensor:
         """The network's logits of the batch's images, or of others in the places from `first` on.
 
-        `turn` counts the passes of a step: passes of different numbers drop different things.
-        `UserError` for a network that gives the logits of several heads.
+        These places are `apart` from each other. `turn` counts the passes of a step: passes of
+        different numbers drop different things. `UserError` for a network that gives the logits of
+        several heads.
         """
-        image = self.image[first:] if image is None else image
-        logits = self.run(network, image, range(first, first + len(image)), turn)
+        image = self.image[first::apart] if image is None else image
+        logits = self.run(network, image, range(first, first + apart * len(image), apart), turn)
         if isinstance(logits, list):
             raise UserError(
                 f"the network gives {len(logits)} outputs while it trains, and this method "

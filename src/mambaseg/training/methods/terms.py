@@ -1,4 +1,4 @@
-"""Terms that several methods share: pseudo-labels, differences, entropies, ramps, averages.
+"""What several methods share: pseudo-labels, differences, entropies, ramps, averages, dropout.
 
 Probabilities are softmaxes (B, K, H, W) over the classes, labels (B, H, W) class indices. Means are
 over the samples of all devices, so that several processes compute what one does.
@@ -8,8 +8,10 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.models.stochastic import Dropout
 from mambaseg.training.losses import DiceCE, sum_over_devices
 
 cross_entropy = DiceCE(ce_weight=1.0, dice_weight=0.0, partial=True)
@@ -51,6 +53,16 @@ def ramp(step: float, length: float, *, stairs: int = 0) -> float:
     if stairs:
         t = math.floor(t * stairs + 1e-9) / stairs
     return math.exp(-5.0 * (1.0 - t) ** 2)
+
+
+class DropMaps(Dropout):
+    """`Dropout` of whole feature maps; equals `torch.nn.Dropout2d` where no numbers are told."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        if self.numbers is None or not self.training:
+            return F.dropout2d(x, self.rate, self.training)
+        return x * self.draw(x.new_empty(*x.shape[:2], 1, 1), self.numbers)
 
 
 class Teacher(nn.Module):

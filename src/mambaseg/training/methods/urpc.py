@@ -60,7 +60,7 @@ class URPC(Method):
         network = require_network(self, UNet)
         maps = network.decoded(network.encoded(image))
         coarse = [
-            F.interpolate(head(x), image.shape[-2:], mode="bilinear", align_corners=False)
+            F.interpolate(head(x), image.shape[-2:])  # to the nearest pixel, as in SSL4MIS
             for head, x in zip(self.heads, maps[-len(self.heads) - 1 : -1], strict=True)
         ]
         return [network.head(maps[-1]), *coarse]
