@@ -94,7 +94,7 @@ def test_long_phases_say_every_few_minutes_that_the_run_is_alive(recorder, monke
     for hook in ("train", "validation", "predict", "test"):
         for _ in range(3):
             now += 400
-            getattr(recorder, f"on_{hook}_batch_end")(trainer, None, None, batch, 0)
+            getattr(recorder, f"on_{hook}_batch_end")(trainer, None, {}, batch, 0)
     assert beats == [{"steps": 7}, {}, {}, {}, {}, {}]
 
 
