@@ -117,6 +117,13 @@ def test_frames_that_a_cines_reference_leaves_open_are_not_scored(tmp_path, capl
     assert "1 frames left out" in caplog.text
 
 
+def test_a_pattern_for_label_maps_is_refused_beside_a_run(monkeypatch, capfd, tmp_path):
+    (file := tmp_path / "some.ckpt").touch()
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, f"run={file}", "patient_pattern=p")
+    assert "with run= give data.patient_pattern=" in capfd.readouterr().err
+
+
 def test_a_label_map_is_no_training(folders):
     """It stood beside the paper's fully supervised table, with a seed."""
     run = read_run(scored(folders).path)

@@ -25,6 +25,8 @@ def main(cfg: DictConfig) -> float | None:
     """Returns the score of the test set: the mean foreground Dice."""
     if cfg.predictions or cfg.references:
         return _folders(cfg)
+    if cfg.patient_pattern:
+        raise UserError("patient_pattern= is of label maps; with run= give data.patient_pattern=")
     from mambaseg.reporting.tables import headline
 
     run = build(with_run_data(cfg))
