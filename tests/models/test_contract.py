@@ -1,11 +1,14 @@
 """What every network of conf/model promises: all of them small, and some at full width."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from mambaseg.app.entry import CONF
+from mambaseg.models.stochastic import stochastic_layers
 from small_networks import NAMES, full_network, small_network
 
 
@@ -48,6 +51,17 @@ def test_it_trains_at_any_size_with_any_channels_and_classes(name, size, in_chan
     logits.square().mean().backward()
     for name, parameter in trainable(network):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@each_network
+def test_no_random_layer_is_used_twice_in_a_pass(name):
+    network, used = small_network(name).train(), Counter()
+    layers = stochastic_layers(network)
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: used.update([id(layer)]))
+    network(torch.rand(2, 1, 64, 64))
+    # told a number per sample, a layer drops the same samples each time it is called
+    assert [used[id(layer)] for layer in layers] == [1] * len(layers)
 
 
 def trainable(network):

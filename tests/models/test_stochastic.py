@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from mambaseg.models import Dropout, DropPath, MambaUNet, SwinUNet, UNet, drawing, stochastic_layers
+from mambaseg.models import (
+    Dropout,
+    DropPath,
+    MambaUNet,
+    SwinBlock,
+    SwinUNet,
+    UNet,
+    drawing,
+    stochastic_layers,
+)  # fmt: skip
 from mambaseg.models.stochastic import linear_schedule
 
 
@@ -61,6 +70,15 @@ def test_dropout_of_one_sample_differs_from_that_of_another():
     assert not torch.equal(first, second)
 
 
+def test_the_branches_of_a_swin_block_are_dropped_independently():
+    block = SwinBlock(8, heads=2, window=2, shifted=False, drop_path=0.5).train()
+    x, layers = torch.rand(4000, 2, 2, 8), stochastic_layers(block)
+    torch.manual_seed(0)
+    with drawing(layers, torch.randint(2**62, (4000, 2)) * 2):
+        untouched = (block(x) == x).flatten(1).all(1)
+    assert untouched.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
 def test_layers_are_released_when_a_step_fails():
     layer = DropPath(0.5)
     with pytest.raises(RuntimeError), drawing([layer], torch.zeros(1, 1, dtype=torch.int64)):
@@ -68,7 +86,7 @@ def test_layers_are_released_when_a_step_fails():
     assert layer.numbers is None
 
 
-@pytest.mark.parametrize(("network", "count"), [(UNet, 5), (SwinUNet, 12), (MambaUNet, 12)])
+@pytest.mark.parametrize(("network", "count"), [(UNet, 5), (SwinUNet, 24), (MambaUNet, 12)])
 def test_all_random_layers_of_a_network_are_found(network, count):
     assert len(stochastic_layers(network())) == count
 
@@ -94,6 +112,8 @@ def test_decoder_mirrors_the_rates_of_the_encoder(network):
     network = network(embed_dim=24, depths=(1, 2, 3, 1), drop_path_rate=0.3)
 
     def rates(stages):
+        for block in (block for stage in stages for block in stage.blocks):
+            assert getattr(block, "drop_mlp", block.drop_path).rate == block.drop_path.rate
         return [[block.drop_path.rate for block in stage.blocks] for stage in stages]
 
     assert rates(network.encoder) == linear_schedule(0.3, (1, 2, 3, 1))

@@ -150,9 +150,10 @@ class SwinBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         fc1, fc2 = Linear(dim, 4 * dim), Linear(4 * dim, dim)
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
-        self.drop_path = DropPath(drop_path)
+        # two layers: told its numbers, one would drop both branches of the same samples
+        self.drop_path, self.drop_mlp = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_mlp(self.mlp(self.norm2(x)))
