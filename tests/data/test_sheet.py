@@ -12,7 +12,6 @@ from mambaseg.data.check import check_dataset, sheet
 from mambaseg.data.check.dataset import Examined
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.volume import Volume
-from mambaseg.reporting.figures import CLASS_COLOURS
 
 
 @pytest.fixture
@@ -40,10 +39,6 @@ def test_a_sheet_holds_so_many_cases_and_says_so(root, tmp_path, monkeypatch):
     monkeypatch.setattr(sheet, "MOST", 4)
     said = sheet.write_sheet(check_dataset(root), tmp_path / "labels.png")
     assert "4 of 6 cases (a sheet holds 4)" in said
-
-
-def test_a_class_has_the_colour_that_it_has_in_figures():
-    assert sheet.COLOURS == CLASS_COLOURS
 
 
 def test_pixels_without_a_label_are_hatched_and_have_no_outline(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import importlib.util
+import io
 import os
 import re
 import signal
@@ -201,6 +202,52 @@ def test_an_upload_leaves_no_copy_and_an_error_leaves_the_page_as_it_was(predict
     assert "must come through the page" in bring(str(outside), study)[2] and outside.exists()
 
 
+def test_two_patients_have_no_ejection_fraction_and_one_file_is_the_first(predictor, tmp_path):
+    handlers = page._Handlers(Updates(), predictor, tmp_path)
+
+    def bring(place, name, study, shape=(21, 18, 3)):
+        (tmp_path / name).mkdir()
+        path = write_nifti(tmp_path / name / f"{name}.nii", shape)
+        return handlers.bring(place)(str(path), study)[1:3]
+
+    study, _ = bring("first", "ed", page._Study())
+    study, _ = bring("second", "es", study)
+    assert (study.first.name, study.second.name) == ("ed.nii", "es.nii")
+    study, problem = bring("first", "other", study)
+    assert study.first.name == "other.nii" and study.second is None and not problem
+    study, problem = bring("second", "cine", page._Study(), (21, 18, 3, 2))
+    assert study.first.name == "cine.nii" and study.second is None and not problem
+    assert handlers._shown(study)[5]["visible"]  # frames are chosen
+
+
+def test_the_same_file_may_be_brought_again_while_it_waits(predictor, tmp_path):
+    handlers = page._Handlers(Updates(), predictor, tmp_path)
+    uploads, study = tmp_path / "digest", page._Study()
+    taken = []
+    for _ in page._Study._fields:
+        uploads.mkdir(exist_ok=True)  # Gradio's, named by the content
+        taken.append(handlers.take(str(write_nifti(uploads / "a.nii"))))
+    for place, path in zip(page._Study._fields, taken, strict=True):
+        _, study, problem, *_ = handlers.bring(place)(path, study)
+        assert not problem and getattr(study, place).name == "a.nii"
+    assert not list(tmp_path.rglob("*.nii"))
+    outside = write_nifti(tmp_path.parent / "private.nii")
+    assert handlers.take(str(outside)) == str(outside) and outside.exists()
+
+
+def test_a_picture_is_shown_in_its_colours(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "colours.ckpt", channels=3)
+    orange = np.full((20, 30, 3), (250, 120, 10), np.uint8)
+    orange[:10] = 0
+    Pillow.fromarray(orange).save(tmp_path / "a.png")
+    predictor = restore_predictor([checkpoint], device="cpu")
+    (shown,) = volumes_of(segment_file(predictor, tmp_path / "a.png"))
+    html = parts.pictures(shown, 0)
+    content = re.search(r"data:image/png;base64,([^\"]+)", html)[1]
+    drawn = np.asarray(Pillow.open(io.BytesIO(base64.b64decode(content))))
+    assert np.array_equal(drawn, orange) and 'style="--ratio:1.5000"' in html
+
+
 def test_the_example_is_a_synthetic_heart_that_leaves_nothing(predictor, tmp_path):
     _, study, problem, *shown = page._Handlers(Updates(), predictor, tmp_path).example()
     assert not problem and study.second is None
@@ -297,6 +344,16 @@ def test_a_cine_in_the_browser(served, predictor, tmp_path):
         })(document.querySelector('#slice input[type=range]'))"""
         browser.wait_for(move % segment_file(predictor, cine).labels.shape[1])
         assert not list(temporary.rglob("*.nii*")), "a copy of the upload is left"
+        for width, height in ((1280, 900), (1280, 300), (390, 800)):
+            browser.size(width, height)
+            measure = """(i => i && (r => [r.width / r.height, r.height / innerHeight,
+                i.naturalWidth / i.naturalHeight])(i.getBoundingClientRect()))
+                (document.querySelector('.pictures img'))"""
+            shown, part, stored = browser.evaluate(measure)
+            assert shown == pytest.approx(stored, rel=0.02) and part <= 0.71  # square pixels
+        browser.size(1280, 900)
+        lead = browser.evaluate("getComputedStyle(document.querySelector('.lead')).color")
+        assert max(map(int, re.findall(r"\d+", lead)[:3])) < 0x70, "too faint on white"
 
         with (tmp_path / "large.nii").open("wb") as file:
             file.truncate(5_000_000)

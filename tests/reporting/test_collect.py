@@ -110,6 +110,18 @@ def test_a_patients_score_is_averaged_over_cases_classes_and_seeds(seeds):
     assert shown["worst"] == "patient002" and shown["best"] == "patient001"
 
 
+def test_where_scores_are_is_told_as_it_is(tmp_path):
+    for name, side in (("native", None), ("small", 64)):
+        for model, size in (("unet", 32), ("mamba_unet", 16)):
+            write_run(tmp_path / name, model, config={"data.longest_side": side, "data.size": size},
+                      **FEW)  # fmt: skip
+    native, small = (
+        " ".join(cautions(collect(tmp_path / name)[0][0])) for name in ("native", "small")
+    )
+    assert "saw other images. All scores are at native resolution" in native
+    assert "native" not in small and "on images of at most 64 pixels a side" in small
+
+
 def test_a_structure_that_a_seed_misses_has_no_distance_to_compare(seeds):
     (comparison,), _, _ = collect(seeds)
     unet, mamba = (scored(entry, HD95).structures for entry in comparison.entries)

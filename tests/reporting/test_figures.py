@@ -13,6 +13,7 @@ from mambaseg.reporting import figures
 from mambaseg.reporting.cards import deck
 from mambaseg.reporting.figures import _error_map, case_slices, draw_cases, overlay
 from mambaseg.reporting.views import SegmentationViews
+from mambaseg.storage.colours import CLASS_COLOURS
 
 NAMES = ("background", "RV", "MYO", "LV")
 
@@ -119,7 +120,7 @@ def test_the_overlay_tints_labels_and_leaves_the_background():
 def test_what_has_no_label_is_striped_and_no_error(case, tmp_path):
     assert (figures.IGNORED, figures.UNLABELLED) == (IGNORED, UNLABELLED)
     grey, labels = np.full((12, 12), 0.2), np.full((12, 12), IGNORED)
-    striped = (overlay(grey, labels, figures.CLASS_COLOURS) != 0.2).any(-1)
+    striped = (overlay(grey, labels, CLASS_COLOURS) != 0.2).any(-1)
     assert 0.2 < striped.mean() < 0.5
     image, truth, prediction = case
     truth[0], truth[:, :20] = 0, IGNORED
@@ -138,6 +139,12 @@ def test_what_has_no_label_is_striped_and_no_error(case, tmp_path):
     assert [own["truth"]["class_labels"].get(IGNORED) for own in masks] == [UNLABELLED, None]
 
 
-def test_all_colours_in_use_for_acdc_differ():
-    colours = [*figures.CLASS_COLOURS[:3], *figures.ERROR_COLOURS.values()]
-    assert len(set(colours)) == 6
+def test_all_colours_of_thirteen_classes_and_errors_differ():
+    colours = [*CLASS_COLOURS, *figures.ERROR_COLOURS.values(), figures.HATCH]
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    apart = np.abs(rgb[:, None] - rgb).max(-1) + np.eye(len(rgb))
+    assert len(CLASS_COLOURS) >= 13 and apart.min() > 0.15
+    light = rgb @ (0.2126, 0.7152, 0.0722)
+    assert light.min() > 0.1 and light.max() < 0.9  # neither black nor white
+    names = ["background", *map(str, range(13))]
+    assert len(set(figures.class_colours(names, errors=True).values())) == 16

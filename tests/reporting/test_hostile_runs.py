@@ -164,6 +164,8 @@ def record_of(**fields):
         ("run.json", record_of(hardware={"gpus": "x" * 100})), ("run.json", record_of(code="x")),
         ("run.json", record_of(fit_seconds=1e300)), ("run.json", record_of(parameters=1.5)),
         ("run.json", record_of(data={"fingerprint": ["x"]})),
+        ("run.json", record_of(resumed="x")),
+        ("run.json", record_of(resumed=[{"hardware": "x"}])),
         ("metrics.json", "{}"), ("metrics.json", "[" * 10_000), ("metrics.json", '"x"'),
         ("metrics.json", json.dumps({"data": ["x"]})),
         ("cases.csv", ""), ("cases.csv", "case\nx\n"), ("cases.csv", b"\0\0\n"),

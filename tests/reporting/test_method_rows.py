@@ -166,7 +166,7 @@ def test_different_numbers_of_labels_are_named(tmp_path):
     write_run(tmp_path, size=16, name="few", supervision=SEVEN, config={"data.labelled": 7})
     write_run(tmp_path, size=16)
     (found,), _, _ = collect(tmp_path)
-    assert any("labels of different patients" in line for line in cautions(found))
+    assert any("learnt from different labels" in line for line in cautions(found))
     assert {entry.runs[0].supervision for entry in found.entries} == {"7 of 70", "all"}
 
 

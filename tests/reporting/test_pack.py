@@ -14,7 +14,7 @@ from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import BINS, REGIONS
 from mambaseg.reporting.calibration import calibration_grid
 from mambaseg.reporting.collect import collect
-from mambaseg.reporting.pack import FILES
+from mambaseg.reporting.pack import FILES, _bare
 from mambaseg.reporting.tables import score_grids
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,41 @@ def test_a_copy_tells_nothing_of_the_machine(experiment, tmp_path):
     record = json.loads((tmp_path / "unet-sgd-seed1" / "run.json").read_text())
     assert record["overrides"] == ["model=unet", f"outputs={experiment.parent.name}",
                                    "data.root=ACDC"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("sqlite:////home/me/study.db", "sqlite:///study.db"),
+        ("sqlite:///study.db", None),
+        ("roots=[/home/me/a b/x,/data/me/y]", "roots=[x,y]"),
+        ("+r={a:/home/me/x,b: [~/me/y, 'D:\\me\\z'],c:rel/u}", "+r={a:x,b: [y, 'z'],c:rel/u}"),
+        ("data.root=/home/me/lr=0.1/x", "data.root=x"),
+        ("data.root='/home/me/x'", "data.root='x'"),
+        ("/home/me/Data (copy), old/x", "x"),
+        ("file:/home/me/x", "file:x"),
+        ("file:///home/me/x", "file:x"),
+        (r"\\server\me\x", "x"),
+        ("data.root=C:/Users/me/x", "data.root=x"),
+        ("postgresql://me:secret@host/x", "postgresql:x"),
+        ("see https://a.org/b/c and /home/me/x: no", "see https://a.org/b/c and x: no"),
+        ("https://a.org/b/c", None),
+        ("~optim/own=poly", None),
+        ("optim/own=poly", None),
+        ("data.patient_pattern='^(.+)_\\d'", None),
+        ("RV/LV, 1 / 2 m/s", None),
+        ("${oc.env:HOME}/x", None),
+    ],
+)  # fmt: skip
+def test_absolute_paths_are_cut_wherever_they_are(text, kept):
+    assert _bare({"a": [text]}) == {"a": [kept or text]}
+    assert _bare(kept or text) == (kept or text), "packed again"
+
+
+def test_the_results_that_are_kept_here_stay_as_they_are():
+    for path in (ROOT / "docs" / "results").rglob("run.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert _bare(record) == record
 
 
 def test_runs_are_not_packed_onto_themselves(experiment):

@@ -123,11 +123,24 @@ def test_each_pair_is_told_with_its_own_numbers(experiment, tmp_path):
         write_run(tmp_path, "swin_unet", seed=seed, patients=range(1, 5), size=16)
     write_run(tmp_path, "unet", seed=3, patients=range(1, 5), size=16)
     variation, _ = power_grids(tmp_path)
-    seeds = {("unet", "swin_unet"): 3, ("unet", "mamba_unet"): 2, ("swin_unet", "mamba_unet"): 2}
     for label in (row[0] for row in variation.rows):
-        (number,) = (n for pair, n in seeds.items() if set(pair) == set(label.split(" − ")))
-        assert f"{label}: 4 patients, {number} seeds" in variation.notes[0]
+        seeds = [2 if name == "mamba_unet" else 3 for name in label.split(" − ")]
+        told = " and ".join(map(str, dict.fromkeys(seeds)))
+        assert f"{label}: 4 patients, {told} seeds" in variation.notes[0]
+    assert "of unequal numbers of seeds, with the smaller one" in variation.notes[1]
+    assert "unequal" not in power_grids(experiment)[0].notes[1]
     assert variation.notes[-1] == power_grids(experiment)[0].notes[-1]  # of the fewest seeds
+
+
+def test_a_section_without_numbers_is_named(experiment, tmp_path):
+    shutil.copytree(experiment, tmp_path, dirs_exist_ok=True)
+    for seed in (1, 2):
+        write_run(tmp_path, "unet", seed=seed, patients=(1, 2), size=16, policy="legacy",
+                  name="alone")  # fmt: skip
+    _, needs = power_grids(tmp_path)
+    assert needs.notes[-1].startswith("No two networks with two seeds each: ")
+    assert "empty masks: legacy" in needs.notes[-1]
+    assert not any("No two networks" in note for note in power_grids(experiment)[1].notes)
 
 
 def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_path, capsys):

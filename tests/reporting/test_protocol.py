@@ -8,9 +8,10 @@ from fake_runs import write_run
 from PIL import Image
 
 from mambaseg.reporting.cards import deck
-from mambaseg.reporting.collect import collect
-from mambaseg.reporting.figures import CLASS_COLOURS, overlay, overlay_cells
+from mambaseg.reporting.collect import collect, repeats
+from mambaseg.reporting.figures import overlay, overlay_cells
 from mambaseg.reporting.protocol import commands, protocol_grid
+from mambaseg.storage.colours import CLASS_COLOURS
 
 
 def runs_with(folder, *overrides):
@@ -49,6 +50,20 @@ def test_a_config_in_a_folder_keeps_its_name_in_the_command(tmp_path):
     assert commands(comparison.runs) == [
         "mambaseg train model=mine/deep seed=1 init_from=weights.pth"
     ]
+
+
+def test_trainings_are_counted_with_their_folds(tmp_path):
+    for fold in (0, 1):
+        write_run(tmp_path, fold=fold, patients=(fold + 1,), size=16)
+    ((comparison,), _, _) = collect(tmp_path)
+    assert dict(protocol_grid(comparison).rows)["seeds"] == "1 (2 trainings per network)"
+    assert repeats(comparison.entries[0]) == "1 × 2 folds"
+    write_run(tmp_path, fold=0, seed=2, patients=(1,), size=16)
+    write_run(tmp_path, "mamba_unet", fold=0, patients=(1,), size=16)
+    write_run(tmp_path, "mamba_unet", fold=0, seed=2, patients=(1,), size=16)
+    ((comparison,), _, _) = collect(tmp_path)
+    assert dict(protocol_grid(comparison).rows)["seeds"] == "1, 2 (2 to 3 trainings per network)"
+    assert [repeats(entry) for entry in comparison.entries] == ["2 (3 runs)", "2 × 1 fold"]
 
 
 def test_a_command_that_deletes_a_key_is_told_as_it_is_typed(tmp_path):

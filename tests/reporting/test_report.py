@@ -19,9 +19,17 @@ from mambaseg.reporting.figures import mosaic
 from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.page import page
 from mambaseg.reporting.paired import pairs, verdict
-from mambaseg.reporting.plots import HATCHES, LINES, _again, _agreements, _colour, _styled
+from mambaseg.reporting.plots import (
+    HATCHES,
+    LINES,
+    _again,
+    _agreements,
+    _colour,
+    _histograms,
+    _styled,
+)
 from mambaseg.reporting.reading import read_run
-from mambaseg.reporting.report import section_of, write_report
+from mambaseg.reporting.report import _FIGURE, section_of, write_report
 from mambaseg.reporting.tables import run_grid
 
 
@@ -52,7 +60,9 @@ def test_every_file_is_written_and_nothing_half(experiment):
     assert names == {
         "index.html", "table.md", "table.tex", "table.csv", "paired.csv", "clinical.csv",
         *(f"figures/{part}-{name}.png" for part in (1, 2) for name in figures),
-    } - {"figures/2-costs.png"}  # fmt: skip  # of a single network
+    } - {"figures/2-costs.png", "figures/2-overlay-median.png"}  # fmt: skip  # of one, of two
+    pictures = [path.name for path in (report / "figures").iterdir()]
+    assert all(map(_FIGURE.fullmatch, [*pictures, "reliability.png"]))
 
 
 class Page(HTMLParser):
@@ -251,9 +261,11 @@ def test_a_page_to_publish_has_no_image_of_a_patient(tmp_path, no_figures):
     assert "data:image/png;base64" in page.read_text()
     assert list(page.parent.glob("figures/*overlay*"))
     old = page.parent / "figures" / "9-curves.png"  # of a comparison that is no more
-    old.write_bytes(b"")
+    own = old.with_name("my-curves.png")  # that somebody put there
+    for path in (old, own):
+        path.write_bytes(b"")
     text = write_report(tmp_path, images=False).read_text()
-    assert not old.exists()
+    assert not old.exists() and own.exists()
     assert "data:image/png;base64" not in text and "pictures of patients are left out" in text
     assert not list(page.parent.glob("figures/*overlay*")), "the earlier report's are still there"
 
@@ -320,6 +332,13 @@ def test_latex_and_markdown_escape_what_they_must():
     assert "| x/y | 50 % |" in grid.markdown()
     assert r"p \& q & $\pm$ \\" in grid.latex() and r"50 \%" in grid.latex()
     assert r"\caption{a\_b. \#1.}" in grid.latex()
+
+
+def test_the_histogram_of_a_perfect_network_shows_its_cases(tmp_path):
+    write_run(tmp_path, patients=(1, 2), size=16, error=0)
+    (axis,) = _styled(lambda: _histograms(collect(tmp_path)[0][0].entries)).axes
+    widths = [bar.get_width() for bar in axis.patches if bar.get_height()]
+    assert sum(bar.get_height() for bar in axis.patches) == 4 and min(widths) > 0.001
 
 
 def test_small_numbers_keep_no_sign():

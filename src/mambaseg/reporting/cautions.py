@@ -51,8 +51,8 @@ def _labels(comparison: Comparison) -> Iterator[str]:
     if len(told) > 1:
         parts = "; ".join(f"{labels}: {', '.join(entries)}" for labels, entries in told.items())
         yield (
-            f"The entries learnt from the labels of different patients ({parts}), so a difference "
-            "is not the method's alone."
+            f"The entries learnt from different labels ({parts}), so a difference is not the "
+            "method's alone."
         )
     for entry in comparison.entries:
         counts = Counter(run.chosen for run in entry.runs)
@@ -132,9 +132,11 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     settings = ("preprocessing", "size", "intensity", "window", "spacing", "ct")
     own = [entry.runs[0].config["data"] for entry in comparison.entries]
     if keys := [key for key in settings if len({str(data.get(key)) for data in own}) > 1]:
+        side = comparison.protocol.get("longest side")
+        scale = f"on images of at most {side} pixels a side" if side else "at native resolution"
         yield (
             f"The entries differ in {', '.join(f'data.{key}' for key in keys)}, so the networks "
-            "saw other images. All scores are at native resolution all the same."
+            f"saw other images. All scores are {scale} all the same."
         )
     runs = comparison.runs
     shared: dict[str, list[Any]] = {

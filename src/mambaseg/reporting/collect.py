@@ -80,8 +80,12 @@ class Entry:
 
 
 def repeats(entry: Entry) -> str:
-    """How many seeds, and folds where there are any."""
-    return f"{len(entry.by_seed)}" + (f" × {counted(entry.folds, 'fold')}" if entry.folds else "")
+    """How many seeds, and folds where there are any; runs where a seed lacks a fold."""
+    seeds, runs = len(entry.by_seed), len(entry.runs)
+    if not entry.folds:
+        return f"{seeds}"
+    whole = runs == seeds * entry.folds
+    return f"{seeds} × {counted(entry.folds, 'fold')}" if whole else f"{seeds} ({runs} runs)"
 
 
 @dataclass(frozen=True)

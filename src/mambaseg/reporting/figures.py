@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mambaseg.storage.colours import CLASS_COLOURS
 from mambaseg.storage.files import whole_file
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 Pixels = npt.NDArray[np.float64]
 
-# Okabe & Ito's palette, told apart by colour-blind readers: class 1, 2, 3, ... (0 stays clear).
-CLASS_COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-ERROR_COLOURS = {
+ERROR_COLOURS = {  # of Okabe & Ito's palette, and no class has them
     "false positive": "#D55E00",
     "false negative": "#CC79A7",
     "wrong class": "#F0E442",
@@ -31,11 +30,15 @@ _STRIPE, _PERIOD = 2, 6  # pixels of a stripe, and from one to the next
 _TINT = 0.6  # how much of its colour a class shows
 _MARGIN = 0.45  # of the labelled area's size, left around it
 _GAP = 2  # pixels between cells
+_LONGEST = 1024  # pixels of a cell that is stretched
 _DARK, _LIGHT = "#141414", "#e8e8e8"  # fits the images, and pages of either colour
 
 
 def case_slices(
-    image: npt.NDArray[Any], truth: npt.NDArray[Any] | None, prediction: npt.NDArray[Any]
+    image: npt.NDArray[Any],
+    truth: npt.NDArray[Any] | None,
+    prediction: npt.NDArray[Any],
+    aspect: float | None = None,
 ) -> Arrays:
     """The slices of a case that are shown, small enough to keep for every case.
 
@@ -46,11 +49,12 @@ def case_slices(
         image: (Z, H, W) intensities on any scale, or colours (1, H, W, 3) as bytes.
         truth: (Z, H, W) labels, None where there are none.
         prediction: (Z, H, W) labels.
+        aspect: height of a pixel by its width; where it is not given, it is not kept.
 
     Returns:
         `image`, `truth`, `prediction`: uint8 (S, H, W) with S <= 3, the image's 1st to 99th
         percentile of the volume spread over 0..255, or its colours (1, H, W, 3); `slices`: their
-        indices (S,).
+        indices (S,); `aspect` ().
     """
     volumes = {"truth": truth, "prediction": prediction}
     labels = {kind: volume for kind, volume in volumes.items() if volume is not None}
@@ -68,6 +72,7 @@ def case_slices(
         "image": shown,
         **{kind: volume[chosen].astype(np.uint8) for kind, volume in labels.items()},
         "slices": chosen.astype(np.int16),
+        **({} if aspect is None else {"aspect": np.array(aspect, np.float32)}),
     }
 
 
@@ -94,7 +99,7 @@ def draw_cases(
         class_names: the background first.
         path: PNG to write; folders are made, an existing file is replaced.
         title: line above the picture.
-        aspect: height of a pixel by its width.
+        aspect: height of a pixel by its width, of slices that were kept without it.
     """
     from matplotlib.figure import Figure
 
@@ -146,11 +151,12 @@ def overlay_cells(
 
 
 def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixels | None]]:
-    """Cells of one case, a row per slice."""
+    """Cells of one case, a row per slice, in the proportions of the body."""
     first = next(iter(own.values()))
     truth = first.get("truth")
     labels = [arrays["prediction"] for arrays in own.values()] + ([] if truth is None else [truth])
     window = np.s_[:, :] if is_flat(first) else _crop(np.concatenate(labels))
+    aspect = next((float(one["aspect"]) for one in own.values() if "aspect" in one), 1.0)
     rows = []
     for index, z in enumerate(first["slices"]):
         grey = first["image"][index][window] / 255
@@ -168,8 +174,17 @@ def _rows(own: Mapping[str, Arrays], networks: Sequence[str]) -> list[list[Pixel
             if there is not None:
                 errors, colours = _error_map(there, predicted), tuple(ERROR_COLOURS.values())
                 cells.append(overlay(0.6 * grey, errors, colours, tint=0.9))
-        rows.append(cells)
+        rows.append([None if cell is None else _stretched(cell, aspect) for cell in cells])
     return rows
+
+
+def _stretched(cell: Pixels, aspect: float) -> Pixels:
+    """Pixels (H, W, 3) repeated along their longer side; fewer where it would become too large."""
+    height, width = cell.shape[:2]
+    tall, wide = (height * aspect, width) if aspect > 1 else (height, width / aspect)
+    shrink = min(1.0, max(_LONGEST, height, width) / max(tall, wide))
+    rows, columns = (max(1, round(side * shrink)) for side in (tall, wide))
+    return cell[np.arange(rows) * height // rows][:, np.arange(columns) * width // columns]
 
 
 def mosaic(rows: Sequence[Sequence[Pixels | None]]) -> tuple[Pixels, tuple[int, int]]:

@@ -19,6 +19,7 @@ from mambaseg.reporting.scores import best_middle_worst, patient_scores
 from mambaseg.storage.untrusted import ForeignFileError, read_arrays
 
 _NAMES = ("image", "truth", "prediction", "slices")  # of a case's arrays
+_ALL = (*_NAMES, "aspect")  # earlier versions did not store the last one
 OVERLAY = "overlay-"  # in the names of the pictures' files
 _SIDE = 1024  # pixels of a slice: a picture has dozens of them
 log = logging.getLogger(__name__)
@@ -41,10 +42,11 @@ def overlay_pictures(comparison: Comparison, folder: Path, prefix: str) -> list[
                 shown[case.removeprefix(patient).strip("_")] = own
         if not shown:
             continue
-        found = {label: scores[label].get(patient) for label in loaded}
+        found = {label: own.get(patient) for label, own in scores.items()}
         headings = {
             label: label.replace(" · ", "\n") + ("" if score is None else f"\n{score:.3f}")
             for label, score in found.items()
+            if label in loaded
         }
         path = folder / f"{prefix}{OVERLAY}{place}.png"
         names = comparison.runs[0].config["data"]["class_names"]
@@ -70,12 +72,15 @@ def _first_run(entry: Entry, patient: str) -> RunData | None:
 
 
 def _load(run: RunData, cases: Sequence[str]) -> dict[str, Arrays]:
-    """Case -> image (S, H, W[, 3]), truth, prediction (S, H, W) and slices (S,), if it is there."""
-    keys = [f"{case}/{name}" for case in cases for name in _NAMES]
+    """Case -> arrays as of `mambaseg.reporting.figures.case_slices`, if it is there."""
+    keys = [f"{case}/{name}" for case in cases for name in _ALL]
     try:
         found = read_arrays(run.path / "overlays.npz", keys, _fits)
         held = [case for case in cases if f"{case}/image" in found]
-        loaded = {case: {name: found[f"{case}/{name}"] for name in _NAMES} for case in held}
+        loaded = {
+            case: {name: found[key] for name in _ALL if (key := f"{case}/{name}") in found}
+            for case in held
+        }
         for arrays in loaded.values():
             if len({arrays[name].shape[:3] for name in _NAMES[:3]}) > 1:
                 raise ForeignFileError("its arrays differ in shape")
@@ -102,6 +107,8 @@ def _fits(key: str, array: npt.NDArray[Any]) -> bool:
     """Whether an array is as `mambaseg.reporting.figures.case_slices` makes it."""
     if key.endswith("/slices"):
         return array.ndim == 1 and array.dtype == np.int16
+    if key.endswith("/aspect"):
+        return array.shape == () and bool(0 < array < np.inf)
     colours = key.endswith("/image") and array.ndim == 4 and array.shape[3] == 3
     sizes = (array.ndim == 3 or colours) and len(array) <= 3 and min(array.shape) > 0
     return sizes and max(array.shape) <= _SIDE and array.dtype == np.uint8

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -76,13 +76,32 @@ def _copy(path: Path) -> str:
 
 
 def _bare(value: Any) -> Any:
-    """Plain data with the last parts of absolute paths, also behind the `=` of an override."""
+    """Plain data with the last names of absolute paths, wherever they are in a text."""
     if isinstance(value, dict):
-        return {key: _bare(one) for key, one in value.items()}
+        return {_bare(key): _bare(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_bare(one) for one in value]
     if not isinstance(value, str):
         return value
-    key, path = re.fullmatch(r"([\w.@/+~]*=)?(.*)", value, re.DOTALL).groups("")  # type: ignore[union-attr]
-    absolute = re.match(r"['\"]?(/|~|[A-Za-z]:[\\/])", path)
-    return key + PurePosixPath(path.replace("\\", "/")).name if absolute else value
+    several = re.match(r"[^/\\]*[\[{]", value)  # an override: [/a/b,/c/d], {a:/b,c:d}
+    pattern = _FOLDERS_OF_SEVERAL if several else _FOLDERS
+    return pattern.sub(lambda found: found["kept"] or "", value)
+
+
+def _folders(no: str) -> re.Pattern[str]:
+    """Of a text the folders of absolute paths: all but their last names; or an address, `kept`.
+
+    Rather too much is cut than too little: folders may have spaces and any other sign but `no`.
+    """
+    before = r"\s=,:;|<>(\[{'\"`"  # what may stand before a path
+    name = rf"(?=\s*[^\\/\s,;{no}'\"`])"  # comes next
+    return re.compile(
+        r"(?P<kept>https?://[^\s,'\"`\]})]*|sqlite(\+\w+)?:///)"
+        rf"|((?<![^{before}])|(?<=:///))"
+        # ~ before the = of an override deletes a key
+        r"(~(?![\w/.@:+-]*=)[\w.-]*[\\/]+|[A-Z]:/+|[A-Za-z]:\\+|/+|\\\\(?=[^\\/]+\\))(?!\s)"
+        rf"{name}([^\\/\n{no}]*[^\\/\n{no}{before}][\\/]+{name})*"
+    )
+
+
+_FOLDERS, _FOLDERS_OF_SEVERAL = _folders(""), _folders(r",\]}")

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.cards import Picture
@@ -82,11 +82,12 @@ def page(
     problems: Sequence[str],
     *,
     images: bool = True,
+    files: Sequence[str] = (),
 ) -> str:
     """The page of an experiment: sections with their figures, tables of other tasks, all runs.
 
     `problems` are the runs that could not be read, one sentence each; `images` is whether pictures
-    of patients were asked for.
+    of patients were asked for; `files` are the names of the tables written beside the page.
     """
     template = template_of(_TEMPLATES / "page.html")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -98,6 +99,7 @@ def page(
         style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         problems=problems,
         images=images,
+        files=files,
         sections=sections,
         others=others,
         counts=summary(runs),
@@ -115,4 +117,5 @@ def _drawn(picture: Picture) -> Markup:
     svg = str(picture.svg)
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])  # type: ignore[index]
     style = f"width:100%;min-width:{round(0.85 * width)}px;max-width:{round(1.6 * width)}px"
-    return Markup(svg.replace("<svg", f'<svg role="img" style="{style}"', 1))
+    named = f'<svg role="img" aria-label="{escape(picture.title)}" style="{style}"'
+    return Markup(svg.replace("<svg", named, 1))

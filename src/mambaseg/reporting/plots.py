@@ -174,7 +174,7 @@ def _case_dice(entry: Entry) -> list[float]:
 def _histograms(entries: Sequence[Entry]) -> Figure:
     values = [_case_dice(entry) for entry in entries]
     low = min((v for own in values for v in own), default=0.0)
-    edges = np.linspace(np.floor(20 * low) / 20, 1, 25)
+    edges = np.linspace(min(np.floor(20 * low) / 20, 0.95), 1, 25)
     figure = _new(7, 1.3 * len(entries) + 0.5)
     axes = figure.subplots(len(entries), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for index, (axis, own, entry) in enumerate(zip(axes, values, entries, strict=True)):

@@ -171,7 +171,7 @@ def power_grids(
     """
     if not (0 < difference < 1 and LEVEL < wanted < 1):
         raise UserError(f"--difference is between 0 and 1, --power between {LEVEL} and 1")
-    grids, refused = [], ""
+    grids, refused, without = [], "", []
     comparisons = collect(folder)[0]
     there = {entry.runs[0].model for one in comparisons for entry in one.entries}
     if unknown := sorted(set(networks) - there):
@@ -192,8 +192,11 @@ def power_grids(
                 note = f"Left out: {counted(left_out, 'pair')} of which one has a single seed."
                 needs = replace(needs, notes=[*needs.notes, note])
             grids += [_variation(comparison, found, wanted), needs]
+        else:
+            without.append(f"No two networks with two seeds each: {comparison.title}.")
     if not grids:
         raise UserError(f"{folder}: {refused or 'there are no two networks to compare'}")
+    grids[-1] = replace(grids[-1], notes=[*grids[-1].notes, *without])
     return grids
 
 
@@ -203,7 +206,10 @@ class _Pair:
     def __init__(self, label: str, scores: tuple[Scores, Scores]) -> None:
         self.label = label
         self.difference, self.parts = components(*scores)
-        self.seeds, self.patients = min(map(len, scores)), scores[0].shape[1]
+        both = [len(one) for one in scores]
+        self.seeds, self.patients = min(both), scores[0].shape[1]
+        self.unequal = len(set(both)) > 1
+        self.told = " and ".join(map(str, both if self.unequal else both[:1])) + " seeds"
 
 
 def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) -> Grid:
@@ -221,18 +227,20 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
         ]
         for pair in pairs
     ]
-    counts = {pair.label: f"{pair.patients} {who}s, {pair.seeds} seeds" for pair in pairs}
+    counts = {pair.label: f"{pair.patients} {who}s, {pair.told}" for pair in pairs}
     if len(set(counts.values())) == 1:
         told = counts[pairs[0].label]
     else:
         told = "; ".join(f"{label}: {count}" for label, count in counts.items())
+    unequal = any(pair.unequal for pair in pairs)
     notes = [
         f"Mean foreground Dice of {told}. Standard "
         f"deviations of the difference: how differently {who}s favour the two networks; trainings "
         "of both with other seeds; all else (the same pair of trainings on the same "
         f"{who}, beyond these).",
         f"Found from: the smallest true difference that as many {who}s and seeds as here find in "
-        f"{100 * wanted:g} of 100 repetitions.",
+        f"{100 * wanted:g} of 100 repetitions"
+        + ("; of unequal numbers of seeds, with the smaller one of each." if unequal else "."),
         _doubt(min(pair.seeds for pair in pairs)),
     ]
     return Grid(f"What makes a difference vary · {comparison.title}", header, rows, notes)

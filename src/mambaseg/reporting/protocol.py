@@ -100,7 +100,9 @@ def _seeds(comparison: Comparison) -> str:
         texts.setdefault(", ".join(map(str, entry.by_seed)), []).append(entry.label)
     if len(texts) == 1 and len(trained) == len(comparison.entries):
         (seeds,) = texts
-        return f"{seeds} ({counted(len(trained[0].by_seed), 'training')} per network)"
+        counts = [len(entry.runs) for entry in trained]
+        least = f"{min(counts)} to " if min(counts) < max(counts) else ""
+        return f"{seeds} ({least}{counted(max(counts), 'training')} per network)"
     return "; ".join(f"{', '.join(labels)}: {seeds}" for seeds, labels in texts.items())
 
 

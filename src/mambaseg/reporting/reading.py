@@ -26,6 +26,7 @@ SIZE = 1e15  # an upper bound of every number in a run folder: operations, voxel
 _RECORD = {
     "parameters": 1,
     "fit_seconds": 1.0,
+    "resumed": [{}],
     "weights": {},
     "overrides": [""],
     "data": {"fingerprint": "", "scored": "", "images": "", "config": ""},
@@ -180,6 +181,8 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with reading(path / "run.json") as file:
         record = read_json(file)
         _check(record, _RECORD, required=False)
+        for session in (record or {}).get("resumed") or ():
+            _check(session, {"hardware": _RECORD["hardware"]}, "resumed", required=False)
     with reading(path / "config.yaml") as file:
         config = read_yaml(file)
         _check(config, _CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,9 @@ from mambaseg.storage.files import remove_abandoned, writing
 from mambaseg.storage.run_folder import RunFolder
 
 _UNFINISHED = ".unfinished-"
+_FIGURE = re.compile(  # of the names of a report's pictures, with the number of the section
+    r"(\d+-)?(dice-(histogram|classes)|curves|costs|reliability|(agreement|overlay)-\w+)\.png"
+)
 
 
 def section_of(comparison: Comparison) -> Section:
@@ -59,13 +63,15 @@ def write_report(folder: str | Path, *, images: bool = True) -> Path:
         with TemporaryDirectory(prefix=_UNFINISHED, dir=place) as unfinished:
             report = RunFolder(unfinished)  # for its writing of whole files
             _write_tables(report, sections, others, status_grid(runs), problems)
+            tables = sorted(path.name for path in report.path.glob("*.*"))
             figures = report.path / "figures"
             for index, section in enumerate(sections):
                 prefix = f"{index + 1}-" if len(sections) > 1 else ""
                 section.figures.extend(draw(section.comparison, figures, prefix))
                 if images:
                     section.figures.extend(overlay_pictures(section.comparison, figures, prefix))
-            html = page(folder.resolve().name, sections, others, runs, problems, images=images)
+            name = folder.resolve().name
+            html = page(name, sections, others, runs, problems, images=images, files=tables)
             report.write_text("index.html", html)
             _publish(report.path, place)
     return place / "index.html"
@@ -116,7 +122,8 @@ def _write_tables(
 
 def _publish(unfinished: Path, place: Path) -> None:
     """Puts the files of a new report over those of the last one; this takes no more space."""
-    for path in (*(place / name for name in _CSV), *place.glob("figures/*.png")):
+    pictures = (path for path in place.glob("figures/*.png") if _FIGURE.fullmatch(path.name))
+    for path in (*(place / name for name in _CSV), *pictures):
         if not (unfinished / path.relative_to(place)).exists():  # nothing to tell or show any more
             path.unlink(missing_ok=True)
     for path in sorted(unfinished.rglob("*")):

@@ -121,7 +121,10 @@ def patient_scores(entry: Entry, metric: str) -> dict[str, float | None]:
 
 
 def best_middle_worst(entries: Sequence[Entry]) -> dict[str, str]:
-    """Which patients a reader is shown, by the mean over networks of a patient's mean Dice."""
+    """Which patients a reader is shown, by the mean over networks of a patient's mean Dice.
+
+    Of two patients none is in the middle, and of a single one none is the worst.
+    """
     scores: dict[str, list[float]] = defaultdict(list)
     for entry in entries:
         for patient, value in patient_scores(entry, "dice").items():
@@ -132,4 +135,6 @@ def best_middle_worst(entries: Sequence[Entry]) -> dict[str, str]:
     ranked = sorted(common or scores, key=lambda patient: (fmean(scores[patient]), patient))
     if not ranked:
         return {}
-    return {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    places = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    shown = list(places.values())
+    return {place: one for k, (place, one) in enumerate(places.items()) if one not in shown[:k]}

@@ -36,10 +36,8 @@ class SegmentationViews:
         step = -(-max(truth.shape) // SIDE) if len(truth) == 1 else 1
         part = (slice(None), slice(None, None, step), slice(None, None, step))
         spacing = batch["spacing"]
-        return {
-            "overlay": case_slices(image[part], truth[part], prediction[part]),
-            "aspect": 1.0 if spacing is None else spacing[1] / spacing[2],
-        }
+        aspect = None if spacing is None else spacing[1] / spacing[2]
+        return {"overlay": case_slices(image[part], truth[part], prediction[part], aspect)}
 
     def ranking(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean foreground Dice, without undefined ones."""
@@ -57,7 +55,6 @@ class SegmentationViews:
             class_names=self.class_names,
             title=title,
             path=path,
-            aspect=kept["aspect"],
         )
 
     def media(self, kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mambaseg.data.classes import IGNORED, UNLABELLED
 from mambaseg.data.intensity import percentile
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume
+from mambaseg.storage.colours import CLASS_COLOURS
 from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import printable
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 48  # cases on a sheet
-# of the classes, as in the figures of runs (`mambaseg.reporting.figures`)
-COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 _HATCH, _OPEN = "///", "#8c8c8c"  # of pixels without a label
 _COLUMNS = 6
 _SIDE = 512  # pixels of a slice that are drawn
@@ -53,7 +52,7 @@ def write_sheet(report: Report, path: Path) -> str:
     values = np.flatnonzero(np.sum([one.label_counts for one in shown], axis=0))
     partial = IGNORED in values and shown[0].case.ignore is not None
     values = values[values != IGNORED] if partial else values
-    colours = dict(zip((int(v) for v in values if v), cycle(COLOURS), strict=False))
+    colours = dict(zip((int(v) for v in values if v), cycle(CLASS_COLOURS), strict=False))
     rows = math.ceil(len(shown) / _COLUMNS)
     said = f"{len(shown)} of {report.cases} cases"
     said += f" (a sheet holds {MOST})" if len(usable) > MOST else ""

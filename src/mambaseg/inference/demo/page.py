@@ -84,7 +84,8 @@ def serve(predictor: Predictor, *, port: int | None = None, max_mib: float = 512
                 theme=gradio.themes.Default(
                     primary_hue="blue", neutral_hue="slate", font=_FONTS,
                     font_mono=("ui-monospace", "monospace"),
-                ),
+                    # its own is too faint on white
+                ).set(body_text_color_subdued="*neutral_600"),
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"port={port}: {HOST} cannot be served there ({error})") from error
@@ -144,7 +145,11 @@ def _page(gradio: Any, predictor: Predictor, folder: Path, max_mib: float) -> An
                    "show_progress_on": pictures, **private}  # fmt: skip
         for drop, place in zip(drops, _Study._fields, strict=True):
             shown = [drop, study, problem, *parts_shown]
-            drop.upload(handlers.bring(place), [drop, study], shown, **working)
+            taken = gradio.State(time_to_live=_IDLE)
+            moved = drop.upload(
+                handlers.take, drop, taken, queue=False, show_progress="hidden", **private
+            )
+            moved.success(handlers.bring(place), [taken, study], shown, **working)
         example.click(handlers.example, None, [drops[0], study, problem, *parts_shown], **working)
         again.click(handlers.again, None, [study, problem, *parts_shown], **private)
         quick = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
@@ -162,14 +167,30 @@ class _Handlers:
         self.gradio, self.predictor, self.folder = gradio, predictor, folder.resolve()
         self.names = predictor.class_names
 
+    def take(self, path: str | None) -> str | None:
+        """Moves an upload to a folder of its own.
+
+        Gradio names uploads by their content, so the same file brought again, here or in another
+        window, would be removed together with the one that is segmented first.
+        """
+        if path is None or self.folder not in Path(path).resolve().parents:
+            return path
+        return str(shutil.move(path, tempfile.mkdtemp(dir=self.folder)))
+
     def bring(self, place: str) -> Any:
-        """The handler of a new file, for a field of `_Study`."""
+        """The handler of a new file, for a field of `_Study`.
+
+        A new first file is of another patient: the second one goes. A second file alone is the
+        first.
+        """
 
         def handle(path: str | None, study: _Study) -> list[Any]:
             problem = ""
             try:
                 if path is not None:
-                    changed = study._replace(**{place: self._segment(Path(path))})
+                    found = self._segment(Path(path))
+                    second = place == "second" and study.first is not None
+                    changed = study._replace(second=found) if second else _Study(found)
                     volumes_of(*changed)
                     return [None, changed, "", *self._shown(changed)]
             except UserError as error:

@@ -15,8 +15,9 @@ from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.inference.demo.study import Segmented, Volume
 from mambaseg.inference.predictor import Predictor
 from mambaseg.reporting.cards import png
-from mambaseg.reporting.figures import CLASS_COLOURS, overlay
+from mambaseg.reporting.figures import overlay
 from mambaseg.reporting.page import template_of
+from mambaseg.storage.colours import CLASS_COLOURS
 
 _TYPES = {".png": "image/png", ".gz": "application/gzip"}
 
@@ -68,7 +69,7 @@ def _facts(file: Segmented) -> str:
 def pictures(volume: Volume, z: int) -> str:
     """One slice beside itself with its labels."""
     low, high = volume.window
-    grey = np.clip((volume.image[z] - low) / max(high - low, 1e-9), 0, 1)
+    image = np.clip((volume.image[z] - low) / max(high - low, 1e-9), 0, 1)
     labels = volume.labels[z]
     ratio = labels.shape[1] / labels.shape[0]
     if volume.spacing is not None:
@@ -77,7 +78,7 @@ def pictures(volume: Volume, z: int) -> str:
     shown = {"Image": np.zeros_like(labels), "With labels": labels}
     return part(
         "pictures",
-        {name: png(overlay(grey, chosen, CLASS_COLOURS)) for name, chosen in shown.items()},
+        {name: png(overlay(image, chosen, CLASS_COLOURS)) for name, chosen in shown.items()},
         f"{where}slice {z + 1} of {len(volume.labels)}",
         f"{ratio:.4f}",
     )

@@ -18,7 +18,7 @@ from mambaseg.data.volume import Volume as StoredVolume
 from mambaseg.errors import UserError
 from mambaseg.inference.predictor import Predictor, label_map
 from mambaseg.reporting.clinical import VENTRICLES, indices
-from mambaseg.reporting.views import grey
+from mambaseg.reporting.views import drawn
 
 ENDINGS = (*NIFTI, ".mha", *DICOM, *PICTURES)  # what is whole in one file
 
@@ -44,7 +44,7 @@ class Volume(NamedTuple):
     """One volume to look at."""
 
     caption: str  # which it is of several; empty for the only one
-    image: npt.NDArray[Any]  # (Z, H, W), on any scale
+    image: npt.NDArray[Any]  # (Z, H, W) on any scale, or colours (1, H, W, 3) as bytes
     labels: npt.NDArray[np.uint8]  # (Z, H, W)
     spacing: tuple[float, float, float] | None  # mm (z, y, x), None when unknown
     window: tuple[float, float] = (0.0, 1.0)  # the intensities drawn black and white
@@ -73,9 +73,16 @@ def segment_file(predictor: Predictor, path: Path) -> Segmented:
     except DataError as error:
         raise UserError(f"{name}: {error.problem}. {error.remedy}".strip()) from error
     labels = predictor.segment(image).labels
-    ranges = (np.percentile(grey(frame), (0.5, 99.5)) for frame in image.image)
-    windows = [(float(low), float(high)) for low, high in ranges]
+    windows = [_window(drawn(frame)) for frame in image.image]
     return Segmented(name, image, labels, windows, label_map(image, labels))
+
+
+def _window(image: npt.NDArray[Any]) -> tuple[float, float]:
+    """The intensities (Z, H, W) drawn black and white; colours (1, H, W, 3) are drawn as is."""
+    if image.ndim == 4:
+        return 0.0, 255.0
+    low, high = np.percentile(image, (0.5, 99.5))
+    return float(low), float(high)
 
 
 def volumes_of(first: Segmented | None, second: Segmented | None = None) -> list[Volume]:
@@ -98,7 +105,7 @@ def volumes_of(first: Segmented | None, second: Segmented | None = None) -> list
         captions = []
     pairs = [(file, t) for file in files for t in range(len(file.labels))]
     return [
-        Volume(caption, grey(file.image.image[t]), file.labels[t], file.image.spacing,
+        Volume(caption, drawn(file.image.image[t]), file.labels[t], file.image.spacing,
                file.windows[t])
         for caption, (file, t) in zip(captions, pairs, strict=True)
     ]  # fmt: skip

@@ -9,19 +9,20 @@ for (const table of document.querySelectorAll("table")) {
       table.querySelectorAll("th").forEach((other) => other.setAttribute("aria-sort", "none"));
       heading.setAttribute("aria-sort", next);
       const sign = next === "descending" ? -1 : 1;
-      const rows = next === "none" ? original : [...original].sort((a, b) => sign * compare(a, b, column));
+      const rows = next === "none" ? original : [...original].sort((a, b) => compare(a, b, column, sign));
       body.append(...rows);
     });
   });
 }
 
-function compare(a, b, column) {
+// Cells without a number come last in both directions.
+function compare(a, b, column, sign) {
   const [x, y] = [a, b].map((row) => row.cells[column].textContent.trim());
   const [p, q] = [x, y].map(number);
   if (Number.isNaN(p) || Number.isNaN(q)) {
-    return Number.isNaN(p) && Number.isNaN(q) ? x.localeCompare(y) : Number.isNaN(p) ? 1 : -1;
+    return Number.isNaN(p) && Number.isNaN(q) ? sign * x.localeCompare(y) : Number.isNaN(p) ? 1 : -1;
   }
-  return p - q;
+  return sign * (p - q);
 }
 
 // 3 h 20 min and 45 s in seconds.
