@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from mambaseg.app.check import checked
+from mambaseg.app.networks import require_channels
 from mambaseg.app.settle import no_graph
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
@@ -244,6 +246,28 @@ def test_a_name_that_no_command_could_read_again_is_refused_before_the_first_ste
 def test_a_value_that_a_class_refuses_is_told_with_its_class(small_run, words, said):
     with pytest.raises(UserError, match=said):
         trained(*small_run, *UNET, *words)
+
+
+def test_a_network_for_other_channels_than_the_images_have_is_refused(small_run):
+    said = r"model\.in_channels=3 \(model={}\): the images of data=phantom have {} channels\. Leave"
+    with pytest.raises(UserError, match=said.format("unet", 1)):
+        built(*small_run, *UNET, "model.in_channels=3")
+    with pytest.raises(UserError, match=said.format("unet", 5)):
+        built(*small_run, *UNET, "model.in_channels=3", "data.neighbours=2")
+
+
+def test_partners_are_asked_for_their_channels_too_but_no_networks_of_other_projects():
+    cfg = {"data": {"name": "acdc", "in_channels": 1}, "model": {"_target_": "my_nets.Coloured"}}
+    cfg["model"] |= {"name": "mine", "in_channels": 3}
+    require_channels(OmegaConf.create(cfg | {"method": None}))
+    partner = {"name": "yours", "_target_": "monai.networks.nets.UNet", "in_channels": 3}
+    with pytest.raises(UserError, match=r"model\.in_channels=3 \(model=yours\)"):
+        require_channels(OmegaConf.create(cfg | {"method": {"networks": [partner]}}))
+
+
+def test_a_schedule_that_divides_by_zero_at_its_end_is_refused(small_run):
+    with pytest.raises(UserError, match=r"optim\.scheduler\.power=-1: must be 0 or more"):
+        built(*small_run, *UNET, "optim.scheduler.power=-1")
 
 
 @pytest.mark.parametrize("word", ["data.name=my/data", "model.name=a/b", f"data.name={'d' * 200}"])

@@ -288,3 +288,11 @@ def test_a_server_that_does_not_answer_is_no_obstacle(with_key, monkeypatch, cap
     assert doctor.main(with_key) == 0
     said = capsys.readouterr().out
     assert f"{url} does not answer" in said and "logged offline" in said and "s3cret" not in said
+
+
+def test_a_file_where_outputs_should_be_is_found(words, tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        found = the(doctor.examine([*words, f"outputs={tmp_path / place}"]), "outputs")
+        assert (found.level, found.remedy) == ("error", "choose outputs=...")
+        assert found.said == f"{tmp_path / 'file'} is not a folder"

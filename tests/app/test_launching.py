@@ -13,6 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from mambaseg.app import sweeps
 from mambaseg.app.entry import CONF
+from mambaseg.errors import UserError
 from runs import composed
 from sweep_jobs import CHEAP, LIGHT, PLUGINS, ROOT, TRAIN, environment, needs, notes, typed
 
@@ -159,6 +160,13 @@ def test_jobs_share_the_cores_unless_told_otherwise(engine, given, tmp_path):
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     share = str(max(1, (os.cpu_count() or 1) // 2)) if engine == "joblib" else "1"
     assert {note["threads"] for note in notes(tmp_path)} == {given or share}
+
+
+def test_what_sbatch_was_asked_for_and_lightning_cannot_do_is_said(monkeypatch):
+    for name, value in (("JOB_ID", "5"), ("NTASKS", "2"), ("JOB_NAME", "x")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match=r"^SLURM: .*--ntasks"):
+        sweeps.cluster_plugins()
 
 
 @pytest.fixture

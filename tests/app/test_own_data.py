@@ -124,15 +124,19 @@ def test_a_name_or_a_path_is_only_a_name_or_a_path(tmp_path):
 
 def test_a_config_is_not_written_over_another_or_under_a_name_that_is_none(tmp_path, capsys):
     root = write_nnunet(tmp_path / "a")
-    (there := tmp_path / "own.yaml").write_text("kept")
+    (tmp_path / "data").mkdir()
+    (there := tmp_path / "data" / "own.yaml").write_text("kept")
     assert main([str(root), "--write", str(there)]) == 1
     assert "is there already" in capsys.readouterr().out and there.read_text() == "kept"
     assert main([str(root), "--write", str(tmp_path / "my own.yml")]) == 1
     assert "name it like conf/data/hearts.yaml" in capsys.readouterr().out
     assert main([str(tmp_path / "nowhere"), "--write", str(there)]) == 1
     assert "is there already" in capsys.readouterr().out  # said before minutes of reading
-    assert main([str(root), "--write", str(there / "hearts.yaml")]) == 1
+    (file := tmp_path / "a" / "data").touch()
+    assert main([str(root), "--write", str(file / "hearts.yaml")]) == 1
     assert "another place with --write" in capsys.readouterr().out
+    assert main([str(root), "--write", str(tmp_path / "hearts.yaml")]) == 1  # data= finds no such
+    assert f"Write it to {tmp_path}/data/hearts.yaml" in " ".join(capsys.readouterr().out.split())
     shutil.rmtree(root / "labelsTr")
     assert main([str(root)]) == 1
     assert "no configuration is proposed" in capsys.readouterr().out

@@ -19,10 +19,15 @@ OWN_DATA = (ROOT / "docs" / "own-data.md").read_text("utf-8")
 ELSEWHERE = r"data=(heart|brats|kvasir)|my_module|train \.\.\.|glob|--config-dir|hydra/|hparams"
 
 
+# commands that compose a configuration -> its file in conf/
+SCRIPTS = {"train": "config"} | {name: name for name in ("evaluate", "predict", "export", "demo")}
+
+
 def shell(text):
-    """The commands of all shell blocks, without their comments."""
-    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    return [re.sub(r"\s+#.*", "", line) for line in lines.splitlines() if line[:1] not in ("", "#")]
+    """The commands of all blocks, without their comments."""
+    lines = "".join(re.findall(r"```(?:sh|bash|text)\n(.*?)```", text, re.DOTALL))
+    lines = lines.replace("\\\n", " ").replace("<run folder>", "<run>")
+    return [re.sub(r"\s+#.*", "", line.removeprefix("$ ")) for line in lines.splitlines()]
 
 
 def test_the_way_from_images_to_label_maps_is_the_one_that_is_executed():
@@ -38,13 +43,15 @@ def test_the_way_from_images_to_label_maps_is_the_one_that_is_executed():
         line
         for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
         for line in shell(page.read_text("utf-8"))
-        if line.startswith("mambaseg train") and not re.search(ELSEWHERE, line)
+        if line.startswith(tuple(f"mambaseg {name} " for name in SCRIPTS))
+        and not re.search(ELSEWHERE, line)
     ],
 )
-def test_a_training_is_composed_as_it_is_written(line):
+def test_a_command_is_composed_as_it_is_written(line):
+    script = SCRIPTS[line.split()[1]]
     _, words = arranged(shlex.split(line)[2:])
     for job in jobs_of([word for word in words if word != "-m"]):
-        checked(composed(*job, hydra=True), "config", job)
+        checked(composed(*job, hydra=True, script=script), script, job)
 
 
 def test_the_first_screen_is_short_and_its_pictures_are_small():

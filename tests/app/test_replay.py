@@ -155,3 +155,8 @@ def test_words_that_lead_to_another_run_are_refused(run):
     (empty := run.parents[1] / "a=b").mkdir()  # a folder, and no override
     with pytest.raises(UserError, match="a=b holds no run folders"):
         main([str(empty)])
+
+
+def test_options_and_overrides_may_come_in_any_order(tmp_path):
+    with pytest.raises(UserError, match="holds no run folders"):
+        main([str(tmp_path), "--steps", "2", "data.root=elsewhere"])

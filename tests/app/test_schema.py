@@ -97,6 +97,9 @@ def test_no_script_takes_what_another_one_reads(script):
     ("run_dir=here", "run_dir=here: a run names its folder itself; set outputs and name"),
     ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps=abc: must be"),
     ("+trainer.max_epochs=3", "set data.steps"),
+    ("+trainer.plugins=foo", "must be left out; mambaseg sets them"),
+    ("+trainer.use_distributed_sampler=true", "must be left out; each process"),
+    ("+trainer.gradient_clip_algorithm=foo", "must be one of norm, value"),
 ])  # fmt: skip
 def test_what_a_target_does_not_take_is_refused(word, said):
     assert said in refusal("data=phantom", "model=unet", word, step=looked_at)
@@ -161,7 +164,7 @@ def test_an_experiment_of_the_user_is_checked_like_the_command_line(tmp_path):
     "evaluation.batch_size=0", "rerun=yes", "test=1", "name=null", "name=''", "outputs=true",
     "trainer.precision=63", "trainer.precision=half", "trainer.accumulate_grad_batches=0",
     "trainer.gradient_clip_val=-1", "trainer.devices=0.5", "callbacks.checkpoint.mode=best",
-    "callbacks.checkpoint.every=0", "callbacks.nonfinite.most_in_a_row=0",
+    "callbacks.checkpoint.every=0", "callbacks.nonfinite.most_in_a_row=0", "model.d_state=0",
 ])  # fmt: skip
 def test_a_value_of_another_kind_is_refused_by_its_key(word):
     said = refusal("data=phantom", word)
@@ -173,11 +176,17 @@ def test_a_value_of_another_kind_is_refused_by_its_key(word):
     "model.embed_dim=abc", "model.depths=3", "model.depths=[2,a]", "model.drop_path_rate=null",
     "loss.ce_weight=abc", "optim.optimizer.fused=7", "callbacks.progress.refresh_rate=often",
     "callbacks.nonfinite.on_nonfinite=ignore", "callbacks.nonfinite.late=perhaps",
-    "data.prepare.patients=many", "optim.scheduler.power=[1]",
+    "data.prepare.patients=many", "optim.scheduler.power=[1]", "optim.scheduler.power=inf",
 ])  # fmt: skip
 def test_a_value_that_an_argument_does_not_take_is_refused_by_its_key(word):
     said = refusal("data=phantom", word, step=looked_at)
     assert said.startswith(word.partition("=")[0]) and " takes " in said
+
+
+def test_a_loss_of_which_no_part_counts_is_refused():
+    words = ["data=phantom", "loss.ce_weight=0", "loss.dice_weight=0"]
+    assert refusal(*words).startswith("loss.ce_weight=0 loss.dice_weight=0: nothing would be")
+    assert checked(composed(*words[:2]), "config")
 
 
 def test_values_are_as_the_schema_has_them():

@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("run") / "tiny.ckpt")
 
 
-def write_whole_series(folder, image, *, leave_out=()):
+def write_whole_series(folder, image, *, leave_out=(), empty=()):
     """A series with what a scanner writes, its files in an order that is not the slices'."""
     write_series(folder, image)
     for path in folder.glob("*.dcm"):
@@ -36,6 +36,8 @@ def write_whole_series(folder, image, *, leave_out=()):
         slice_.PatientID, slice_.PatientName, slice_.StudyID = "p7", "Doe^Jane", "s1"
         for name in leave_out:
             delattr(slice_, name)
+        for name in empty:
+            setattr(slice_, name, "")
         slice_.save_as(path)
     return folder
 
@@ -111,9 +113,10 @@ def test_finished_ones_are_skipped_and_missing_ones_made_where_they_are_demanded
     assert predict(checkpoint, folder, out, dicom_seg=True).skipped
 
 
-def test_headers_that_say_too_little(checkpoint, tmp_path, caplog):
+@pytest.mark.parametrize("how", ["leave_out", "empty"])
+def test_headers_that_say_too_little(checkpoint, tmp_path, caplog, how):
     folder, out = tmp_path / "series", tmp_path / "out"
-    write_whole_series(folder, oblique(), leave_out=["FrameOfReferenceUID", "PatientID"])
+    write_whole_series(folder, oblique(), **{how: ["FrameOfReferenceUID", "PatientID"]})
     assert predict(checkpoint, folder, out).done and not list(out.glob("*.dcm"))
     assert "no series_seg.dcm" in caplog.text and "frame of reference" in caplog.text
     failed = predict(checkpoint, folder, tmp_path / "again", dicom_seg=True).failed

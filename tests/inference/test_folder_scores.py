@@ -422,7 +422,7 @@ def test_an_original_state_dict_is_scored_with_the_network_that_is_named(small_r
 
 @pytest.mark.parametrize(("words", "message"), [
     (UNET[:1], "not one of UNet"),
-    (["model=segresnet"], "no such network"),
+    (["model=segresnet"], "cannot be read for this"),
     ([], "load_original_state_dict"),
 ])  # fmt: skip
 def test_an_original_state_dict_of_another_network_is_refused(small_run, tmp_path, words, message):

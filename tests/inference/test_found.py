@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mambaseg.errors import UserError
-from mambaseg.inference.found import find_run, find_runs, weights_file
+from mambaseg.inference.found import distinct, find_run, find_runs, weights_file
 from mambaseg.storage.run_folder import RunFolder
 
 CHECKPOINT = {"_target_": "mambaseg.training.checkpoints.Checkpoints", "monitor": "val/dice"}
@@ -91,6 +91,32 @@ def test_a_pattern_leaves_out_what_is_still_training(outputs, caplog):
     assert len(find_runs("outputs/hearts/*mamba*")) == 2
     assert "has not ended: outputs/hearts/mamba_unet-a-seed3-66666666" in caplog.text
     assert find_runs("outputs/hearts/*seed3-6*") == [path.relative_to(outputs.parent)]
+
+
+def test_an_unfinished_run_that_is_named_is_used_with_a_warning(outputs, caplog):
+    path = outputs / "hearts/mamba_unet-a-seed3-66666666"
+    write_run(path, 0.1, status="interrupted")
+    for named in (path, str(path), "outputs/hearts/*seed3-6*"):
+        caplog.clear()
+        find_run(named)
+        assert "66666666 has not ended (interrupted): its best state so far" in caplog.text
+    caplog.clear()
+    find_run(path / "checkpoints/best.ckpt")
+    find_run(outputs / "hearts/unet-a-seed1-00000000")
+    find_run("absent/run")
+    assert not caplog.text
+
+
+def test_a_network_counts_once_whatever_it_is_called(outputs, caplog):
+    one, other = sorted((outputs / "hearts").glob("*unet-a-seed1-????????"))
+    link = outputs / "link"
+    link.symlink_to(one)
+    best = other / "checkpoints/best.ckpt"
+    assert distinct([one, other, link, one.relative_to(outputs.parent), best]) == [one, other]
+    assert caplog.text.count("is left out") == 3 and f"{best} is left out: {other}" in caplog.text
+    last = other / "checkpoints/last.ckpt"
+    last.touch()
+    assert distinct([other, last]) == [other, last]
 
 
 def test_an_experiment_is_its_best_run_by_validation(outputs, caplog):

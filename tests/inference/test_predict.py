@@ -15,6 +15,7 @@ from mambaseg.app.console import main
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.data.volume import unsliced
 from mambaseg.errors import UserError
 from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import keep_largest
@@ -22,6 +23,7 @@ from mambaseg.inference.folder_scores import score_folders
 from mambaseg.inference.segment import Member, segment
 from payload import armed
 from runs import trained
+from small_disk import fill, no_space, small_disk
 from tiny_checkpoints import CLASSES, WIDTHS, original_unet, tiny_unet, write_checkpoint
 
 GRID = (
@@ -441,6 +443,27 @@ def test_one_bad_image_does_not_stop_the_others_and_leaves_nothing(checkpoint, t
     ]  # fmt: skip
 
 
+def test_a_full_disk_ends_the_command_rather_than_each_image(checkpoint, tmp_path):
+    for name in "abc":
+        write_image(tmp_path / f"{name}.nii.gz")
+    predictor = restore_predictor([checkpoint], device="cpu")
+    sources = find_images(str(tmp_path), outside=tmp_path / "out")
+    segmented, whole = [], predictor.segment
+    predictor.segment = lambda image: segmented.append(1) or whole(image)
+    with small_disk(tmp_path / "disk", kibibytes=64) as disk:
+        fill(disk)
+        with no_space(disk, "output="):
+            predictor.predict(sources, disk)
+    assert len(segmented) == 1
+
+
+def test_probabilities_of_a_single_frame_are_not_copied():
+    """They may fill the memory; only another cut changes their order."""
+    array = np.zeros((1, 3, 4, 5, 6), np.uint8)
+    assert unsliced(array, 0, 2) is array
+    assert unsliced(array, 1, 2).flags.c_contiguous
+
+
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
 def test_a_lack_of_memory_names_the_number_of_slices(checkpoint, tmp_path, monkeypatch, kind):
     def too_much(*_, **__):
@@ -494,6 +517,17 @@ def test_a_command_that_cannot_start_says_why(
         command(monkeypatch, *words)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/labels"])
+def test_a_file_as_the_folder_of_results_is_refused_before_networks_are_loaded(
+    checkpoint, tmp_path, monkeypatch, capsys, below
+):
+    image = write_image(tmp_path / "a.nii.gz")
+    monkeypatch.setattr("mambaseg.app.ensemble.restore_network", pytest.fail)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, f"run={checkpoint}", f"input={image}", f"output={image}{below}")
+    assert f"output={image}{below}: {image} is a file. Name a folder" in capsys.readouterr().err
 
 
 def test_weights_of_the_original_repository_predict_with_the_network_that_is_named(

@@ -43,11 +43,6 @@ WITHOUT_SCAN = (
 )  # fmt: skip
 
 
-def test_a_unet_of_other_levels_names_the_rates_that_it_needs():
-    with pytest.raises(UserError, match=r"model\.dropout has 5 values, and model\.widths 4 levels"):
-        UNet(widths=(8, 16, 32, 64))
-
-
 @pytest.mark.parametrize("name", OURS)
 def test_sizes_that_do_not_fit_name_the_wrapper(name):
     with pytest.raises(UserError, match=r"multiples of \d+, got 40 × 65.*AnySize"):

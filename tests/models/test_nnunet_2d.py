@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.networks.nets import DynUNet
 
+from mambaseg.errors import UserError
 from small_networks import small_network
 
 DEEP = {"deep_supervision": True, "deep_supr_num": 2}
@@ -27,6 +28,25 @@ def test_no_head_outlives_its_pass():
     network = small_network("nnunet_2d", 2, 3, **DEEP).network
     network(torch.rand(2, 2, 64, 64))[1].sum().backward()
     copy.deepcopy(network)  # torch copies no tensor with a history
+
+
+def test_no_head_outlives_a_pass_with_gradients_in_eval_mode_either():
+    network = small_network("nnunet_2d", 2, 3, **DEEP).network.eval()
+    network(torch.rand(2, 2, 64, 64)).sum().backward()
+    copy.deepcopy(network)
+
+
+@pytest.mark.parametrize("name", ["nnunet_2d", "nnunet_2d_half"])
+def test_strides_may_be_pairs(name):
+    strides = [1, [2, 1], 2, 2, 2] + [2] * (name == "nnunet_2d")
+    changes = {"size_multiple": None} if name == "nnunet_2d" else {}
+    changes |= {"strides": strides, "upsample_kernel_size": strides[1:]}
+    network = small_network(name, **changes).eval()
+    assert network.multiples == (32, 16)
+    image = torch.rand(1, 1, 64, 48)
+    assert network(image).shape == (1, 4, 64, 48)
+    with pytest.raises(UserError, match=r"multiples of \[32, 16\]"):
+        network.network(image[:, :, 16:])
 
 
 @pytest.mark.parametrize("heads", [1, 3])

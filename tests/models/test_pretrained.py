@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import zlib
 from dataclasses import asdict, fields
 
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from mambaseg.errors import UserError
 from mambaseg.models import LoadReport, MambaUNet, SwinUNet, UNet
-from mambaseg.models.pretrained import Pretrained
+from mambaseg.models.pretrained import Pretrained, read_weights
+from small_networks import full_network
 
 
 def constants(shapes):
@@ -203,6 +205,54 @@ def test_filters_of_three_colours_serve_images_of_other_channels(channels, tmp_p
     torch.testing.assert_close(filters[:, 1], colours[:, 1] * 3 / channels)
     if channels == 6:  # each colour twice
         torch.testing.assert_close(filters.sum(1), colours.sum(1))
+
+
+@pytest.mark.parametrize("wrapped", [
+    lambda weights: {f"module.{key}": value for key, value in weights.items()},
+    lambda weights: {"model": {f"module.{key}": value for key, value in weights.items()}},
+    lambda weights: {"state_dict": weights},
+    lambda weights: {"state_dict": {f"net.{key}": value for key, value in weights.items()}},
+    lambda weights: {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
+], ids=["parallel", "parallel model", "plain", "lightning", "parallel state dict"])  # fmt: skip
+def test_weights_load_as_wrappers_of_networks_save_them(wrapped, tmp_path):
+    weights = small_weights()
+    torch.save(wrapped(weights), tmp_path / "weights.pth")
+    network = small()
+    assert network.load_pretrained_encoder(tmp_path / "weights.pth").unfilled == ()
+    assert torch.equal(network.bottom_norm.weight.data, weights["norm.weight"])
+
+
+def test_original_weights_of_a_parallel_network_load(tmp_path):
+    source, target = UNet(), UNet()
+    names = {ours: theirs for theirs, ours in source.original_names().items()}
+    saved = {}
+    for key, value in source.state_dict().items():
+        start = next(ours for ours in names if key.startswith(ours))
+        saved[f"module.{names[start]}{key.removeprefix(start)}"] = value
+    torch.save(saved, tmp_path / "weights.pth")
+    target.load_original_state_dict(read_weights(tmp_path / "weights.pth"))
+    assert torch.equal(target.head.weight, source.head.weight)
+
+
+@pytest.mark.parametrize(("name", "changes", "dropped", "said"), [
+    ("mamba_unet", {}, None, ""),
+    ("mamba_unet_no_scan", {}, None, ""),  # whose convolutions no file has
+    ("mamba_unet", {"d_state": 8}, None, "A_logs is .* in the file"),
+    ("mamba_unet", {"patch_size": 2}, None, "patch_embed.proj.weight is"),
+    ("mamba_unet", {}, "norm.", "of the encoder, not filled: bottom_norm.weight, bottom_norm.bias"),
+])  # fmt: skip
+def test_an_encoder_that_is_filled_in_part_is_warned_of(
+    name, changes, dropped, said, tmp_path, caplog
+):
+    weights = constants(backbone(24, (1, 1), vmamba_block))
+    kept = {k: v for k, v in weights.items() if not (dropped and k.startswith(dropped))}
+    torch.save(kept, tmp_path / "weights.pth")
+    caplog.set_level("INFO")
+    changes |= {"embed_dim": 24, "depths": [1, 1], "pretrained": str(tmp_path / "weights.pth")}
+    full_network(name, 3, **changes)
+    levels = {record.levelname for record in caplog.records if "weights from" in record.message}
+    assert levels == {"WARNING" if said else "INFO"}
+    assert re.search(said, caplog.text)
 
 
 class Grey(Pretrained):

@@ -127,6 +127,15 @@ def test_published_weights_of_another_grid_are_resized(tmp_path):
     torch.testing.assert_close(target.encoder.position[0, 0, 3], torch.linspace(0, 1, 7))
 
 
+@pytest.mark.parametrize("shape", [(1, 1 + 7, 64), (1, 0, 64), (50, 64)])
+def test_positions_of_no_square_grid_are_refused_with_the_file(shape, tmp_path):
+    arrays = published(small(), heads=4)
+    arrays["Transformer/posembed_input/pos_embedding"] = np.zeros(shape, np.float32)
+    np.savez(tmp_path / "vit.npz", **arrays)
+    with pytest.raises(UserError, match=r"vit\.npz has a position embedding of \("):
+        small().load_pretrained_encoder(tmp_path / "vit.npz")
+
+
 def test_other_files_are_refused_with_their_name(tmp_path):
     (tmp_path / "no.npz").write_bytes(b"nothing")
     np.savez(tmp_path / "pickled.npz", a=np.array([{}], dtype=object))

@@ -230,11 +230,6 @@ def test_drop_path_rises_along_the_encoder_and_falls_along_the_decoder():
     assert rates(other.decoder[2].blocks) == pytest.approx([0.04, 0.0])
 
 
-def test_stages_of_both_sides_must_be_as_many():
-    with pytest.raises(ValueError, match="equally many"):
-        VMUNet(depths=(2, 2, 2), decoder_depths=(2, 2, 2, 1))
-
-
 def published(tmp_path, depths):
     weights = constants(backbone(96, depths, vmamba_block))
     torch.save({"model": weights}, tmp_path / "vmamba.pth")

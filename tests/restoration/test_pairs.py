@@ -1,11 +1,15 @@
 """Pairs of images, their split, and crops that are a function of (seed, step, position)."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mambaseg.data.batches import Draw
+from mambaseg.data.fingerprint import fingerprint
+from mambaseg.data.formats.files import content_digest
 from mambaseg.errors import UserError
 from mambaseg.restoration.data import CropDataset, RestorationDataModule
 from mambaseg.restoration.pairs import find_pairs
@@ -70,6 +74,20 @@ def test_a_scene_is_in_one_part_with_all_its_images(reside):
     assert sum(map(len, scenes)) == 4 == len(set.union(*scenes)) and all(scenes)
     assert sum(count["pairs"] for count in module.counts.values()) == 8
     assert "scene" in module.split.note
+
+
+def test_each_file_is_read_once_and_named_as_ever(reside, monkeypatch):
+    read, whole = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or whole(path))
+    module = module_on(reside)
+    module.load()
+    found = find_pairs(reside)
+    files = {path for pair in found for path in pair.sources()}
+    known = {one.id: one.prints for part in module.pairs for one in module.known(part)}
+    assert sorted(read) == sorted(files) and len(files) < 2 * len(found)
+    digests = {path: content_digest([path], "") for path in files}
+    assert module.fingerprint == fingerprint(found)
+    assert known == {pair.id: tuple(digests[path] for path in pair.sources()) for pair in found}
 
 
 def test_a_crop_is_the_same_place_of_both_images_and_depends_on_seed_step_and_position(tmp_path):
@@ -145,7 +163,7 @@ def damaged(kind, root):
         ("size", r"2_1_0.9.png: 20 × 24 pixels, but .*2.png has 20 × 25. Crop or resize"),
         ("grey", r"2_1_0.9.png: is no RGB image \(mode L\).*Convert it"),
         ("alpha", r"2_1_0.9.png: is no RGB image \(mode RGBA\)"),
-        ("text", "2_1_0.9.png: cannot be read as an image .*get the file again"),
+        ("text", "2_1_0.9.png: not a readable PNG or JPEG file .*get the file again"),
         ("empty file", "2_1_0.9.png: the file is empty"),
         ("small", r"2.*: 8 × 24 pixels; at least 1[12] × 1[12] are needed"),
         ("twice", "2.png: there is 2.jpg too. Move one"),
@@ -166,7 +184,7 @@ def test_a_file_cut_off_after_its_head_is_named_when_it_is_read(reside):
     module.load()
     path = module.pairs["train"][0].image_path
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=f"{path.name}: cannot be read as an image"):
+    with pytest.raises(UserError, match=f"{path.name}: not a readable PNG or JPEG file"):
         list(module.train_dataloader())
 
 

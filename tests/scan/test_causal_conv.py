@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import cuda_stand_in
 import pytest
@@ -95,6 +96,16 @@ def test_a_tensor_on_the_cpu_does_not_go_to_the_extension(extension, monkeypatch
     monkeypatch.setitem(sys.modules, "causal_conv1d", extension)
     causal_conv1d(*arguments(4))
     assert extension.calls == 0
+
+
+def test_the_extension_which_adds_in_any_order_is_not_for_deterministic_trainings():
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    assert causal_conv._fits_extension(x, 4)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not causal_conv._fits_extension(x, 4)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_missing_extension_is_no_error(monkeypatch):

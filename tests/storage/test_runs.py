@@ -4,7 +4,9 @@ import json
 import math
 import os
 import subprocess
+import time
 
+import numpy as np
 import pytest
 from torch.backends import cpu
 
@@ -181,7 +183,7 @@ def test_a_change_of_the_users_own_code_is_said(name, layout, tmp_path, monkeypa
     assert not code_changed(now, code_state(config)) and not code_changed(code_state(), now)
     source.write_text("def net(): return 1")
     assert code_changed(now, code_state(config)) == (
-        f"made by other code ({name}): rerun=true trains again"
+        f"made by other code ({name}): rerun=true makes it again"
     )
 
 
@@ -203,3 +205,76 @@ def test_the_commit_of_a_repository_that_mambaseg_is_installed_below_is_not_its_
     git("add", ".")
     git("commit", "-m", "y")
     assert len(code_state()["commit"]) == 40 and code_state()["dirty"] is False
+
+
+def test_a_record_survives_a_power_cut_as_checkpoints_do(tmp_path, monkeypatch):
+    synchronised = []
+    monkeypatch.setattr(files, "synchronise", lambda path: synchronised.append(path.parent.name))
+    folder = RunFolder(tmp_path / "run")
+    for write in (folder.start, lambda: folder.resume(step=1), folder.beat, folder.update):
+        write()
+        assert "run" in synchronised
+        synchronised.clear()
+
+
+def test_a_heartbeat_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch, caplog):
+    folder = RunFolder(tmp_path / "run")
+    folder.start()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    folder.beat(steps=3)
+    assert "No space left on device" in caplog.text and "steps" not in folder.record
+    with pytest.raises(UserError, match="No space left"):  # nor does a run begin without a record
+        RunFolder(tmp_path / "other").start()
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, np.float32("nan"), np.float64("inf")])
+def test_what_json_does_not_have_is_null(tmp_path, number):
+    path = RunFolder(tmp_path).write_json("metrics.json", {"x": [number, np.float32(0.5)]})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"x": [None, 0.5]}
+
+
+@pytest.mark.parametrize("length", [1, 250])
+def test_any_name_that_fits_can_be_written(tmp_path, length):
+    path = tmp_path / ("ü" * (length // 2) + "x" * (length % 2))
+    files.write_whole(path, "text")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_temporary_names_differ_where_the_process_ids_do_not(tmp_path, monkeypatch):
+    """Two containers have a process 1 each, and may share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with files.whole_file(tmp_path / "a") as one, files.whole_file(tmp_path / "a") as other:
+        assert one != other and one.match(".*.tmp")
+        one.touch(), other.touch()
+
+
+def test_an_unfinished_folder_in_which_somebody_writes_stays(tmp_path):
+    for name, age in (("live", 0), ("left", 2)):
+        file = tmp_path / name / "inside" / "file"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        old = time.time() - 48 * 3600
+        for path in (file.parent, file.parent.parent):
+            os.utime(path, (old, old))
+        os.utime(file, (old, old) if age else None)
+    files.remove_abandoned(tmp_path, "*")
+    assert [path.name for path in tmp_path.iterdir()] == ["live"]
+
+
+def test_what_an_editor_leaves_beside_the_sources_is_none_of_them(tmp_path, monkeypatch):
+    """Emacs locks a file by a link to nowhere; Jupyter keeps copies."""
+    package = tmp_path / "own_e"
+    (package / ".ipynb_checkpoints").mkdir(parents=True)
+    (package / "__init__.py").write_text("def net(): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_e")
+    config = {"a": {"_target_": "own_e.net"}}
+    before = code_state(config)["own"]
+    (package / ".#nets.py").symlink_to("user@host.1234:1")
+    (package / "gone.py").symlink_to("nowhere.py")
+    (package / ".ipynb_checkpoints" / "nets-checkpoint.py").write_text("x")
+    assert code_state(config)["own"] == before

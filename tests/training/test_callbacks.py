@@ -12,6 +12,7 @@ from PIL import Image
 from mambaseg.reporting.figures import case_slices
 from mambaseg.reporting.views import SegmentationViews, drawn
 from mambaseg.storage.run_folder import RunFolder
+from mambaseg.training import callbacks
 from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.progress import ProgressBar
 from mambaseg.training.signals import Interrupted
@@ -96,6 +97,41 @@ def test_long_phases_say_every_few_minutes_that_the_run_is_alive(recorder, monke
             now += 400
             getattr(recorder, f"on_{hook}_batch_end")(trainer, None, {}, batch, 0)
     assert beats == [{"steps": 7}, {}, {}, {}, {}, {}]
+
+
+def fitted(folder, *, steps, killed=False, seconds=0.0, peak=None):
+    """The record after a session of so many steps that took some seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        now = time.monotonic()
+        patch.setattr(time, "monotonic", lambda: now)
+        patch.setattr(callbacks, "peak", lambda device: peak)
+        recorder = RunRecorder(RunFolder(folder), title="", header={}, views=None)
+        task = SimpleNamespace(device=torch.device("cpu"))
+        trainer = SimpleNamespace(
+            global_step=0, max_steps=99, accumulate_grad_batches=1, is_global_zero=True,
+            datamodule=SimpleNamespace(batch_size=2),
+        )  # fmt: skip
+        recorder.on_fit_start(trainer, task)
+        for step in range(steps):
+            now += seconds
+            recorder.on_train_batch_end(trainer, task, None, None, step)
+        recorder.on_save_checkpoint(trainer, task, {})
+        if not killed:
+            recorder.on_fit_end(trainer, task)
+    return RunFolder(folder).record
+
+
+def test_the_peak_of_memory_is_of_the_sessions_that_trained(tmp_path):
+    for steps, peak, known in ((3, 500, 500), (0, 90, 500), (2, 700, 700), (2, 600, 700)):
+        record = fitted(tmp_path, steps=steps, peak=peak)
+        assert record["cost"]["peak_memory_bytes"] == known
+    assert "peak_memory_bytes" not in fitted(tmp_path / "new", steps=0, peak=90)["cost"]
+
+
+def test_the_time_before_a_hard_kill_counts(tmp_path):
+    """That of the steps after the last validation too, up to the newest checkpoint."""
+    fitted(tmp_path, steps=5, seconds=100, killed=True)
+    assert fitted(tmp_path, steps=2, seconds=100)["fit_seconds"] == 700
 
 
 def test_without_a_bar_steps_end_quietly():

@@ -2,10 +2,14 @@
 
 import errno
 import random
+from collections import deque
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from mambaseg.errors import UserError
 from mambaseg.training import checkpoints as files
 from small_disk import no_space, small_disk
 
@@ -132,3 +136,71 @@ def leave_the_file_before(disk):
         files.write(big, path)
     assert [p.name for p in disk.iterdir()] == ["last.ckpt"]
     assert files.read_progress(path) == files.Progress(1, None)
+
+
+# ---- intact ones that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.float64(0.5), "numpy.float64"),
+        (np.zeros(2), "numpy.ndarray"),
+        (Path("a"), "pathlib.PosixPath"),
+        (deque([1]), "collections.deque"),
+    ],
+    ids=str,
+)
+def test_what_could_not_be_read_again_is_not_written(folder, value, kind):
+    """The states before it stay, and the message says whose value it is."""
+    bad = content(40, 20)
+    bad["callbacks"]["Mine"] = {"history": [1, value]}
+    with pytest.raises(UserError, match=rf"callbacks / Mine / history / 1 is a {kind}\. Keep only"):
+        files.write(bad, files.step_file(folder, 40))
+    assert files.newest(folder) == files.step_file(folder, 30)
+    assert not list(folder.glob(".*"))
+
+
+def test_an_intact_one_with_more_than_plain_data_is_not_called_damaged(folder):
+    """Of an earlier version, which wrote it; the training must not begin anew without a word."""
+    bad = {**content(40, 20), "optimizer_states": [np.float64(1)]}
+    torch.save(bad, files.step_file(folder, 40))
+    for read in (lambda: files.newest(folder), lambda: load(files.step_file(folder, 40))):
+        with pytest.raises(UserError, match=r"40\.ckpt is whole, but it holds numpy.*rerun=true"):
+            read()
+
+
+def load(path):
+    return files.CheckedIO().load_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def faulty(error):
+    def fault(*_, **__):
+        raise error
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "Input/output error"),
+     OSError(errno.EMFILE, "Too many open files"), MemoryError()],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["zipfile.ZipFile", "torch.load", "pathlib.Path.iterdir"])
+def test_one_that_cannot_be_read_now_is_not_called_damaged(folder, where, error, monkeypatch):
+    monkeypatch.setattr(where, faulty(error))
+    with pytest.raises(UserError, match=r"cannot read .*start the same command again"):
+        files.newest(folder)
+
+
+def test_without_memory_mapping_it_is_read_all_the_same(folder, monkeypatch):
+    whole = torch.load
+
+    def unmapped(*words, mmap=False, **options):
+        if mmap:
+            raise RuntimeError("unable to mmap 160 bytes from file: No such device (19)")
+        return whole(*words, **options)
+
+    monkeypatch.setattr("torch.load", unmapped)
+    assert files.newest(folder) == files.step_file(folder, 30)

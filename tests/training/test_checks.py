@@ -11,8 +11,8 @@ from torch import nn
 
 from mambaseg.errors import UserError
 from mambaseg.models import AnySize, UNet
-from mambaseg.training.checks import require_logits, require_loss, require_minimum
-from mambaseg.training.losses import DiceCE
+from mambaseg.training.checks import require_heads, require_logits, require_loss, require_minimum
+from mambaseg.training.losses import DeepSupervision, DiceCE
 from runs import built
 
 LABEL = torch.zeros(2, 8, 8, dtype=torch.long)
@@ -101,6 +101,26 @@ def test_losses_of_images_are_least_at_the_clear_one(loss):
 def test_losses_of_classes_are_not(loss):
     with pytest.raises(UserError, match="not least where the restored image is the clear one"):
         require_minimum(loss, torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+
+
+# ---- heads
+
+
+@pytest.mark.parametrize(("heads", "coarsest", "warned"), [
+    (1, False, False), (2, False, True), (2, True, False), (3, False, False),
+])  # fmt: skip
+def test_deep_supervision_that_trains_the_finest_head_alone_is_warned_of(
+    heads, coarsest, warned, caplog
+):
+    loss, logits = DeepSupervision(DiceCE(), coarsest=coarsest), torch.randn(2, 4, 8, 8)
+    require_heads([logits] * heads, loss, network="model=mine")
+    assert ("model=mine alone" in caplog.text) is warned
+    assert ("model.deep_supr_num" in caplog.text) is warned
+
+
+def test_deep_supervision_of_one_output_names_networks_whose_heads_it_trains():
+    with pytest.raises(UserError, match=r"emcad_b2.*nnunet_2d with .*model\.deep_supr_num=4.*half"):
+        require_heads(torch.randn(2, 4, 8, 8), DeepSupervision(DiceCE()), network="model=mine")
 
 
 # ---- shapes

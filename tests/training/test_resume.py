@@ -240,6 +240,8 @@ def test_another_number_of_threads_is_said_and_recorded(small_run, monkeypatch, 
     assert "threads 1, now 2" in caplog.text and "devices 1" not in caplog.text
     assert (record["threads"], record["resumed"][0]["threads"]) == (1, 2)
     assert record["devices"] == record["resumed"][0]["devices"] == 1
+    assert record["resumed"][0]["hardware"]["threads"] == 2
+    assert record["resumed"][0]["versions"] == record["versions"]
 
 
 def test_a_disk_that_fills_in_training_leaves_the_checkpoint_before(

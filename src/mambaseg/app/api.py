@@ -21,13 +21,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.entry import CONF, explained_errors
 from mambaseg.app.overrides import arranged, composition_error, parsed
 from mambaseg.app.schema import TABLE, take
 from mambaseg.errors import UserError
-from mambaseg.inference.found import find_run
+from mambaseg.inference.found import distinct, find_run
 from mambaseg.reporting.reading import read_identity, read_run
 from mambaseg.reporting.runs import SEGMENTATION
 from mambaseg.reporting.tables import headline
@@ -264,16 +265,15 @@ def predict(
     Raises:
         UserError: an image failed (the others are done), or the runs cannot be used.
     """
-    from mambaseg.data.formats.images import find_images, group_channels
+    from mambaseg.app.ensemble import predict_files
 
     runs = [run] if isinstance(run, str | Path | TrainedRun) else run
-    place = Path(output).expanduser()
-    sources = find_images(str(input), outside=place)
-    paths = [
+    paths = distinct(
         one.path if isinstance(one, TrainedRun) else find_run(one, segmenting=True) for one in runs
-    ]
-    predictor = _predictor(paths, config_dir, options)
-    outcome = predictor.predict(group_channels(sources, predictor.channels), place)
+    )
+    _, outcome = predict_files(
+        str(input), Path(output).expanduser(), lambda: _predictor(paths, config_dir, options)
+    )
     outcome.require_all()
     return outcome
 
@@ -358,7 +358,7 @@ def composition(script: str, overrides: list[str]) -> DictConfig:
         if swept := next((one for one in parsed(overrides) if one.is_sweep_override()), None):
             raise UserError(f"{swept.input_line}: a call takes one value: call it for each")
         return compose(script, overrides, return_hydra_config=True)
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, AssertionError, YAMLError) as error:
         if (said := composition_error(error, script, overrides)) is None:
             raise
         raise UserError(said) from None

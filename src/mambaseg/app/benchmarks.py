@@ -24,6 +24,7 @@ from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
 from mambaseg.app.methods import write_methods
 from mambaseg.app.networks import build_network, plain
+from mambaseg.app.overrides import typed
 from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
 from mambaseg.benchmark.growth import measure_growth
@@ -200,6 +201,8 @@ def _measure_machine(cfg: DictConfig) -> None:
     """A fresh GPU machine: its numbers, its speed, and trainings of the paper's networks."""
     if cfg.root is None:
         raise UserError("gpu: root=<folder of ACDC> names the data to train on")
+    if not Path(cfg.root).expanduser().is_dir():
+        raise UserError(f"gpu: root={cfg.root}: there is no such folder")
     if changed := [label for label in _labels(cfg) if label.split() != [label]]:
         raise UserError(f"gpu: models takes configs of conf/model as they are, not {changed}")
     out = Path(cfg.out).expanduser().absolute()
@@ -238,7 +241,7 @@ def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], n
     """Networks to build, by the entries of `models`."""
     builders: dict[str, Callable[[], nn.Module]] = {}
     for label in _labels(cfg):
-        words = [*HydraConfig.get().overrides.task, *_overrides(label)]
+        words = [*typed(HydraConfig.get().overrides.task), *_overrides(label)]
         model = compose("benchmark", words).model
         check_imports("model", plain_tree(model))
         if "scan_backend" in model:

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.app.networks import plain
-from mambaseg.app.overrides import key_of
+from mambaseg.app.overrides import key_of, typed
 from mambaseg.app.resolvers import data_name
 from mambaseg.app.settle import several_devices
 from mambaseg.errors import UserError
@@ -46,7 +46,7 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     minutes = OmegaConf.select(cfg, "data.minutes")
     if minutes is None or "checkpoint" in cfg:  # whoever scores a checkpoint trains nothing
         return cfg
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    given = typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
     if found := [word for word in given if key_of(word) in ("data.steps", "data.val_every")]:
         raise UserError(
             f"{found[0]}: data.minutes={minutes:g} plans the steps. Leave this out, or "

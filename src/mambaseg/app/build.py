@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.app.budget import within_minutes
@@ -22,6 +25,7 @@ from mambaseg.app.networks import (
     network_with_weights,
     plain,
 )
+from mambaseg.app.overrides import typed
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
 from mambaseg.app.schema import EXTRAS
@@ -47,6 +51,9 @@ def build(cfg: DictConfig) -> Run:
     _silence_libraries()
     from mambaseg.training.run import Run
 
+    if os.environ.get("WANDB_MODE") == "":  # which W&B would refuse
+        del os.environ["WANDB_MODE"]
+    _require_devices(cfg.trainer)
     require_one_start(cfg)
     cfg = within_minutes(cfg, build)
     plan, data, checkpoint, start = settle(_with_own_norms(cfg))
@@ -57,8 +64,8 @@ def build(cfg: DictConfig) -> Run:
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
         command = [word for word in sys.argv[1:2] if word.isalpha()]  # of `mambaseg train`
         configs = [f"--config-dir={place}" for place in config_dirs()]
-        sys.argv[1:] = [*command, *configs, *HydraConfig.get().overrides.task]
-    words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+        sys.argv[1:] = [*command, *configs, *typed(HydraConfig.get().overrides.task)]
+    words = typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
     parts = Assembly(plan, data, checkpoint, start)
     return Run(plan, data, parts, overrides=words, requeue=requeue_call())
 
@@ -95,6 +102,16 @@ def _device_count(trainer: DictConfig) -> int:
     return count * int(trainer.get("num_nodes", 1))
 
 
+def _require_devices(trainer: DictConfig) -> None:
+    """Refuses, before any data are read, devices that no training can have."""
+    devices, cpu = trainer.devices, device_type(trainer.accelerator) == "cpu"
+    if devices == 0 or (cpu and (devices == -1 or OmegaConf.is_list(devices))):
+        raise UserError(
+            f"trainer.devices={devices}: give a number of {'processes' if cpu else 'GPUs'}, 1 or "
+            "more, such as trainer.devices=1"
+        )
+
+
 def _has_batch_norms(cfg: DictConfig) -> bool:
     """Whether a network of a training has batch norms, or that cannot be told before it settles."""
     from mambaseg.training.run import has_batch_norms
@@ -121,6 +138,19 @@ def _require_steps(target: str) -> None:
             "optimizer steps here. Choose another one (optim=sgd and optim=adamw have some), or "
             "optim.scheduler=null"
         )
+
+
+def _naming(key: str, part: Callable[..., Any]) -> Callable[..., Any]:
+    """A part that the task completes, whose ValueError about a number names the key."""
+
+    @functools.wraps(part)
+    def complete(*given: Any) -> Any:
+        try:
+            return part(*given)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
+
+    return complete
 
 
 @dataclass(frozen=True)
@@ -153,8 +183,8 @@ class Assembly:
         task = task_class(config["data"])(
             network,
             made(config["loss"]),
-            made(optimizer),
-            made(optim["scheduler"]) if optim["scheduler"] else None,
+            _naming("optim.optimizer", made(optimizer)),
+            _naming("optim.scheduler", made(optim["scheduler"])) if optim["scheduler"] else None,
             decay=optim["decay"],
             layer_decay=optim.get("layer_decay", 1.0),
             freeze_encoder=waits,
@@ -212,6 +242,7 @@ class Assembly:
 
     def _trainer(self, trainer: dict[str, Any], folder: RunFolder) -> Any:
         from lightning.pytorch.callbacks import LearningRateMonitor
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
         from mambaseg.training.checkpoints import CheckedIO
         from mambaseg.training.loggers import forgiving
@@ -229,19 +260,24 @@ class Assembly:
             callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
         if not chosen.get("progress"):  # or Lightning takes its own
             trainer = {"enable_progress_bar": False, **trainer}
-        return made(
-            trainer,
-            max_epochs=1,  # the loader yields exactly the batches of data.steps optimizer steps
-            max_steps=steps,
-            log_every_n_steps=min(trainer["log_every_n_steps"], steps),
-            val_check_interval=min(every, steps) * trainer["accumulate_grad_batches"],
-            check_val_every_n_epoch=None,
-            use_distributed_sampler=False,  # the data module gives each rank its share
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=[CheckedIO(), *cluster_plugins()],
-            default_root_dir=str(folder.path),
-        )
+        try:
+            return made(
+                trainer,
+                max_epochs=1,  # the loader yields exactly the batches of data.steps optimizer steps
+                max_steps=steps,
+                log_every_n_steps=min(trainer["log_every_n_steps"], steps),
+                val_check_interval=min(every, steps) * trainer["accumulate_grad_batches"],
+                check_val_every_n_epoch=None,
+                use_distributed_sampler=False,  # the data module gives each rank its share
+                callbacks=callbacks,
+                logger=loggers,
+                plugins=[CheckedIO(), *cluster_plugins()],
+                default_root_dir=str(folder.path),
+            )
+        except InstantiationException as error:
+            if not isinstance(reason := error.__cause__, MisconfigurationException):
+                raise
+            raise UserError(f"trainer: {reason}") from error
 
     def _filled_in(self, logger: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
         """Values of the run for the keys that a logger's config has as null or ???."""

@@ -22,6 +22,7 @@ from mambaseg.storage.files import conf_folder
 
 CONF = conf_folder()
 _OURS = re.compile(r"\$\{(?!oc\.)\w+:")  # our own resolvers need no look, and may read files
+_LIMITS = re.compile(r"\blimit_(test|train)_batches\b")
 _MISSING = "???"
 LONGEST = 200  # bytes of a folder's name; most file systems take 255
 
@@ -33,9 +34,12 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     if place := raw.get("run_dir"):
         raise UserError(f"run_dir={place}: a run names its folder itself; set outputs and name")
     own, groups = keys_of(script)
-    _require_words(overrides, {group for group in groups if group in raw and group not in NAMED})
+    single = {group for group in groups if group in raw and group not in NAMED}
+    _require_words(overrides, script, groups, single)
+    _require_global(raw, overrides)
     _require_keys(raw, own, groups)
     _require_kept(overrides)
+    _require_loss(raw)
     cfg = OmegaConf.create({**{name: {} for name in NAMED if name in groups}, **raw})
     for key, value, _ in flat(raw):
         if key in TABLE:
@@ -79,7 +83,7 @@ def keys_of(script: str) -> tuple[dict[str, Any], dict[str, Any]]:
     file = plain_tree(OmegaConf.load(CONF / f"{script}.yaml"))
     own: dict[str, Any] = {}
     groups: dict[str, Any] = {}
-    for entry in file.pop("defaults"):
+    for entry in file.pop("defaults", []):
         if isinstance(entry, dict):
             for words, option in entry.items():
                 name = words.removeprefix("override ")
@@ -108,17 +112,32 @@ def flat(
                 yield from flat(item, f"{place}.", inner)
 
 
-def _require_words(overrides: Sequence[str], single: Collection[str]) -> None:
-    """Refuses scores of a part under the name of all, and two configs of a `single` group.
+def no_choice(word: str, script: str) -> str:
+    """What to say about a config of a group that a script does not have."""
+    group = word.lstrip("+").partition("=")[0]
+    images = "; the checkpoint says how images are prepared" * (group == "data")
+    return f"{word}: mambaseg {script} has no {group} to choose{images}"
 
-    Hydra would merge them into a third; experiments, which only change values, may be several.
+
+def _require_words(
+    overrides: Sequence[str], script: str, groups: Collection[str], single: Collection[str]
+) -> None:
+    """Refuses scores of a part under the name of all, and what no config can be chosen for.
+
+    Of two configs of a `single` group Hydra would make a third; experiments, which only change
+    values, may be several.
     """
     for word in overrides:
-        group, _, value = word.partition("=")
-        if group.lstrip("+") in ("trainer.limit_test_batches", "trainer.limit_train_batches"):
+        group, _, value = word.lstrip("+").partition("=")
+        named = "/" not in group and "{" not in value
+        if named and group not in groups and (CONF / group).is_dir():
+            raise UserError(no_choice(word, script))
+        limits = group.partition(".")[0] == "trainer" and _LIMITS.search(word)
+        if limits or (script == "evaluate" and group == "debug" and value != "null"):
+            shorter = "For a short look choose debug=fast; data.steps sets how long a training is"
             raise UserError(
-                f"{word}: scores of a few cases would bear the name of all. For a short look "
-                "choose debug=fast; data.steps sets how long a training is"
+                f"{word}: scores of a few cases would bear the name of all"
+                + f". {shorter}" * (script == "config")
             )
         if value.startswith("[") and group in single:
             raise UserError(
@@ -142,11 +161,35 @@ def _require_keys(raw: Mapping[str, Any], own: Mapping[str, Any], groups: Any) -
             _require_target(key, value, or_null=key != "optim.optimizer")
         elif key in groups and key not in (*NAMED, "optim"):
             _require_target(key, value, or_null=groups[key] is None)
+    for group, name in (("model", "name"), ("data", "name"), ("data", "title")):
+        if group in groups and raw.get(group) and raw[group].get(name) is None:
+            raise UserError(f"{group}.{name} is missing: the config of conf/{group} has to say it, "
+                            f"in a line {name}: <text>")  # fmt: skip
     if missing := [key for key in own if key not in {key for key, _, _ in there}]:
         raise UserError(f"{missing[0]} was removed, but is needed: give it a value")
     for group, choice in groups.items():
         if choice is not None and group not in NAMED and not raw.get(group):
             raise UserError(f"{group}: nothing is chosen; see the configs in conf/{group}")
+
+
+def _require_global(raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuses a config of differences whose values Hydra has put below the name of its group."""
+    for group in ("experiment", "debug", "hparams_search", "local"):
+        if isinstance(raw.get(group), dict) and raw[group]:
+            words = [word for word in overrides if word.lstrip("+").startswith(f"{group}=")]
+            raise UserError(
+                f"{' '.join(words) or group}: the first line of this config in conf/{group} must "
+                "be  # @package _global_"
+            )
+
+
+def _require_loss(raw: Mapping[str, Any]) -> None:
+    """Refuses a loss of which no part counts; the training would end without having learnt."""
+    loss = raw.get("loss") or {}
+    weights = [key for key in ("ce_weight", "dice_weight", "weight") if key in loss]
+    if len(weights) > 1 and not any(loss[key] for key in weights):
+        words = " ".join(f"loss.{key}=0" for key in weights)
+        raise UserError(f"{words}: nothing would be learnt; one must be above 0")
 
 
 def _require_kept(overrides: Sequence[str]) -> None:

@@ -202,8 +202,11 @@ def disks(configuration: Any) -> Iterator[Finding]:
     places = {"outputs": configuration.outputs, "data.cache_dir": configuration.data.cache_dir}
     for option, place in places.items():
         path = Path(place).expanduser().absolute()
-        there = next(folder for folder in (path, *path.parents) if folder.is_dir())
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
         elsewhere = f"free some space, or choose another folder with {option}=..."
+        if not there.is_dir():
+            yield Finding("error", option, f"{there} is not a folder", f"choose {option}=...")
+            continue
         try:
             with tempfile.TemporaryDirectory(prefix=".doctor-", dir=there) as trial:
                 (Path(trial) / "file").write_bytes(bytes(4096))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,15 @@ from omegaconf import DictConfig
 
 from mambaseg.app.calibrate import stored_calibration
 from mambaseg.app.networks import restore_network
-from mambaseg.app.overrides import key_of
+from mambaseg.app.overrides import key_of, typed
+from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
 from mambaseg.evaluation.largest import voted
 from mambaseg.evaluation.summary import kept_in_words
-from mambaseg.inference.found import find_run, find_runs
-from mambaseg.inference.predictor import Options, Predictor
+from mambaseg.inference.found import distinct, find_run, find_runs
+from mambaseg.inference.predictor import Options, Outcome, Predictor
+from mambaseg.inference.results import require_folder
 from mambaseg.inference.segment import Member, choose_precision, choose_views, learnt_views
 from mambaseg.storage.run_folder import file_digest
 
@@ -37,9 +39,20 @@ def chosen_runs(cfg: DictConfig) -> list[Path]:
         )
     if cfg.run is not None:
         return [find_run(cfg.run, cfg.outputs, segmenting=True)]
-    runs = [run for one in cfg.ensemble for run in find_runs(one, cfg.outputs, segmenting=True)]
+    named = (find_runs(one, cfg.outputs, segmenting=True) for one in cfg.ensemble)
+    runs = distinct(run for found in named for run in found)
     log.info("ensemble of %d: %s", len(runs), ", ".join(map(str, runs)))
     return runs
+
+
+def predict_files(
+    place: str, output: Path, load: Callable[[], Predictor]
+) -> tuple[Predictor, Outcome]:
+    """Labels what a file, folder or pattern stands for by networks that are loaded after a look."""
+    require_folder(output)
+    sources = find_images(place, outside=output)
+    predictor = load()
+    return predictor, predictor.predict(group_channels(sources, predictor.channels), output)
 
 
 def restore_predictor(
@@ -97,7 +110,8 @@ def restore_predictor(
         seen.append(checkpoint.seen)
         choices.append(checkpoint.keep_largest)
     if ours and original is not None:
-        words = [one for one in HydraConfig.get().overrides.task if key_of(one).startswith("data.")]
+        words = typed(HydraConfig.get().overrides.task)
+        words = [one for one in words if key_of(one).startswith("data.")]
         if words:
             log.warning("%s: not used; the checkpoint says how its images are prepared",
                         ", ".join(words))  # fmt: skip

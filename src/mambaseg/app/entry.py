@@ -17,11 +17,12 @@ from hydra._internal import utils as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks of the machine)
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import arranged, composition_error
+from mambaseg.app.overrides import arranged, composition_error, typed, yaml_problem
 from mambaseg.app.sources import require_sources
 from mambaseg.app.sweeps import compare_jobs, skipped
 from mambaseg.errors import NotInstalledError, UserError, out_of_memory
@@ -51,6 +52,8 @@ def explanation(error: BaseException) -> tuple[BaseException, str] | None:
             )
         if isinstance(cause, UserError):
             return cause, said
+        if isinstance(cause, YAMLError):
+            return cause, yaml_problem(cause)
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -92,7 +95,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
             with explained_errors():
                 keep_caches()
                 _keep_memory()
-                overrides = HydraConfig.get().overrides.task
+                overrides = typed(HydraConfig.get().overrides.task)
                 cfg = checked(cfg, script, overrides)
                 require_sources(cfg, script)
                 try:
@@ -113,6 +116,11 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
             parser = hydra_main.get_args_parser()
             parser.prog = f"mambaseg {function.__module__.rpartition('.')[2]}"
             args = parser.parse_args([*options, *overrides])
+            if args.experimental_rerun:
+                sys.exit("--experimental-rerun is not read here: type the overrides again, which "
+                         "overrides in a run's run.json lists")  # fmt: skip
+            if args.hydra_help:  # of Hydra alone, which has no config for our overrides
+                args.overrides = []
             report = hydra_main.run_and_report
 
             def run_and_report(composes: Callable[[], Any]) -> Any:

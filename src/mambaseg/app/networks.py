@@ -85,12 +85,33 @@ def build_network(model: Any) -> tuple[AnySize, dict[str, Any] | None]:
         how = {"mirror": model["mirror_encoder"]} if "mirror_encoder" in model else {}
         loaded = network.load_pretrained_encoder(Path(str(path)).expanduser(), **how)
         report = asdict(loaded)
-        log.info(loaded.summary())
+        partly = loaded.mismatched or loaded.unfilled
+        log.log(logging.WARNING if partly else logging.INFO, loaded.summary())
     multiple = model.get("size_multiple") or getattr(network, "size_multiple", 1)
     if is_faster_channels_last(network):
         channels_last(network)
     residual, parts = bool(model.get("residual")), model.get("encoder_parts")
     return AnySize(network, multiple, residual=residual, encoder_parts=parts), report
+
+
+def image_channels(data: Any) -> int:
+    """Channels of the images as networks get them, those of neighbouring slices too."""
+    return int(data.in_channels * (2 * (data.get("neighbours") or 0) + 1))
+
+
+def require_channels(cfg: DictConfig) -> None:
+    """Refuses networks for images of other channels than the data have; `UserError`.
+
+    Those of other projects may make their channels of the image's, so they are not asked.
+    """
+    for model in (cfg.model, *((cfg.get("method") or {}).get("networks") or [])):
+        ours = str(model.get("_target_")).startswith(("mambaseg.", "monai."))
+        if ours and model.get("in_channels") not in (None, image_channels(cfg.data)):
+            raise UserError(
+                f"model.in_channels={model.in_channels} (model={model.name}): the images of "
+                f"data={cfg.data.name} have {image_channels(cfg.data)} channels. Leave "
+                "model.in_channels out, or set it to ${data.in_channels} in a config of your own"
+            )
 
 
 def settle_weights(model: Any) -> None:
@@ -191,7 +212,10 @@ def _original(path: Path, model: DictConfig, data: dict[str, Any]) -> Checkpoint
     network, _ = build_network(model)
     original: Any = network.network
     if not hasattr(original, "load_original_state_dict"):
-        raise UserError(f"model={model.name}: the original repository has no such network")
+        raise UserError(
+            f"model={model.name}: weights of the original repository cannot be read for this "
+            "network. Give a checkpoint that this project has trained"
+        )
     try:
         original.load_original_state_dict(read_weights(path))
     except UserError as error:

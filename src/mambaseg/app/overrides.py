@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
@@ -18,15 +19,19 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from mambaseg.app.check import check_targets, checked
+from mambaseg.app.check import CONF, check_targets, checked, no_choice
 from mambaseg.app.own import found_config
 from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text, takes_list
 from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
 
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.+)'")
+_UNREAD = re.compile(r"Could not override '(\w+)'")
+_ESCAPED = re.compile(r"\$\\\{[^']*\\\}")  # how Hydra's sweeper writes ${...}
 _ITEM = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*|[^,]+""")  # of a list: in quotes, or to a comma
 
 
@@ -49,6 +54,14 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
 def key_of(word: str) -> str:
     """The key that an override sets: `data.root` of `+data.root=x`."""
     return word.partition("=")[0].lstrip("+~")
+
+
+def typed(words: Any) -> list[str]:
+    """Overrides as Hydra keeps them, in the words that were typed: no `${...}` is looked up."""
+    raw: Any = words
+    if OmegaConf.is_config(words):
+        raw = OmegaConf.to_container(words, resolve=False)
+    return [_ESCAPED.sub(lambda found: found[0].replace("\\", ""), word) for word in raw]
 
 
 def _as_text(word: str, *, sweep: bool) -> str:
@@ -108,6 +121,8 @@ def composition_error(error: BaseException, script: str, overrides: Sequence[str
     """What to say about an error of Hydra's before a job has begun; None: as Hydra says it."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, YAMLError):
+        return yaml_problem(error)
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: cannot be read as key=value. Quote a value that holds spaces, "
@@ -119,13 +134,24 @@ def composition_error(error: BaseException, script: str, overrides: Sequence[str
         return f"{word}: several values. To sweep over them, add -m" + several * (
             key in NAMED or takes_list(TABLE.get(key, ()))
         )
+    given = {key_of(word): word for word in overrides}
+    unnamed = str(getattr(error, "missing_cfg_file", "")).endswith("/None")
+    unnamed = unnamed or isinstance(error, AssertionError)  # of Hydra, about `model: null`
+    if unnamed and script == "evaluate" and "experiment" in given:
+        return (
+            f"{given['experiment']}: it depends on the network, which evaluate learns from the "
+            "checkpoint. Name data=... instead, or add model=<network>"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_config(error.missing_cfg_file, error.options or (), overrides)
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         none = [word for word in overrides if word.endswith("=null")]
         return f"{' '.join(none)}: one config must be chosen, such as model=unet; null is none"
-    if "Could not override 'augmentation'" in str(error):
+    if "Could not override 'augmentation'" in str(error) and script in ("config", "evaluate"):
         return "augmentation: these data draw their own crops, and take no operations"
+    unread = _UNREAD.search(str(error))
+    if unread and (CONF / unread[1]).is_dir():
+        return no_choice(given.get(unread[1], unread[1]), script)
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = str(cause.full_key or "")
@@ -153,8 +179,16 @@ def _unknown_key(key: str, script: str, overrides: Sequence[str]) -> str:
     return f"{key} has no value that could be changed: add it with +{key}=..."
 
 
+def yaml_problem(error: YAMLError) -> str:
+    """Where a config is no YAML, and why."""
+    mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+    return f"{place}not valid YAML: {why or error}"
+
+
 def _missing_config(path: str, options: Sequence[str], overrides: Sequence[str]) -> str:
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
+    options = loader.get_group_options(path.rpartition("/")[0]) or options
     for source in loader.get_sources():
         file = Path(source.path) / f"{path}.yml"
         if source.scheme() == "file" and file.is_file():

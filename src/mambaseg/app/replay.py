@@ -105,13 +105,14 @@ def _overrides(path: Path, record: Mapping[str, Any], config: Mapping[str, Any])
     ):
         raise UserError(f"{path} is not the folder of a finished training that has its overrides")
     for word in record["overrides"]:
+        if (key := key_of(word)).partition(".")[0] in _OWN or key in _BUDGET:
+            continue
         if "_target_" in word or "${" in word:  # a run folder may come from anybody
             raise UserError(
                 f"{path}/run.json: {word} asks for an object or a value of the machine. Such "
                 "overrides are not taken from a run folder."
             )
-        if (key := key_of(word)).partition(".")[0] not in _OWN and key not in _BUDGET:
-            yield word
+        yield word
     if "minutes" in config["data"]:  # an experiment may have given the time
         yield "data.minutes=null"
     yield from (f"{key}={number}" for key, number in budget.items())

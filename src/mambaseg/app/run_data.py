@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from mambaseg.app.check import checked, plain_tree, require_named_data
 from mambaseg.app.networks import escaped
-from mambaseg.app.overrides import key_of
+from mambaseg.app.overrides import key_of, typed
 from mambaseg.app.own import config_remedy, is_config_name
 from mambaseg.app.schema import INSTEAD
 from mambaseg.errors import UserError
@@ -30,11 +30,16 @@ _OF_THE_MACHINE = ("cache_dir", "num_workers", "on_device")
 
 def with_run_data(cfg: DictConfig) -> DictConfig:
     """The configuration of an evaluation with the data of the run, unless `data=` names others."""
+    for key in ("predictions", "references", "class_names", "ignore_label", "patient_pattern"):
+        if cfg[key] is not None:
+            own = key in ("ignore_label", "patient_pattern")
+            instead = f"with run= give data.{key}=" if own else "with run= leave it out"
+            raise UserError(f"{key}= is of label maps; {instead}")
     if cfg.checkpoint:
         cfg.checkpoint = str(find_run(cfg.checkpoint, cfg.outputs))
     if not cfg.checkpoint or not Path(cfg.checkpoint).exists():
         return cfg  # `build` says what is missing
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = typed(HydraConfig.get().overrides.task)
     keys = set(map(key_of, overrides))
     if keys & {"data", "experiment"}:  # groups that decide what the data are
         require_named_data(cfg, overrides)

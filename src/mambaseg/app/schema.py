@@ -118,7 +118,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
         overlay probabilities uncertainty calibrated calibration"""),
     (("auto", True, False), """data.on_device trainer.sync_batchnorm dicom_seg
         evaluation.keep_largest keep_largest"""),
-    ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels
+    ((COUNT,), """evaluation.batch_size data.num_classes data.in_channels model.d_state
         data.steps data.val_every trainer.accumulate_grad_batches
         callbacks.checkpoint.keep callbacks.nonfinite.most_in_a_row batch_size repeats"""),
     ((COUNT, None), "data.longest_side callbacks.checkpoint.every threads batch"),
@@ -170,6 +170,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (("auto", "binary", "instances", "classes"), "data.masks"),
     (("all", "matrices"), "optim.decay"),
     (("max", "min", None), "callbacks.checkpoint.mode"),
+    (("norm", "value", None), "trainer.gradient_clip_algorithm"),
     (("online", "offline", "disabled"), "logger.wandb.mode"),
     (([TEXT], None), "data.modality"),
     (("auto", "bf16-native", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
@@ -191,6 +192,8 @@ INSTEAD = {
     "trainer.max_epochs": "set data.steps",
     "trainer.val_check_interval": "set data.val_every",
     "trainer.check_val_every_n_epoch": "set data.val_every",
+    "trainer.plugins": "mambaseg sets them",
+    "trainer.use_distributed_sampler": "each process gets its share of the data without it",
     "trainer.callbacks": "use the group callbacks",
     "trainer.enable_checkpointing": "use the group callbacks",
     "trainer.logger": "use the group logger",

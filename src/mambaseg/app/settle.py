@@ -14,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from mambaseg.app.check import LONGEST, check_targets, require_acquired
 from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import (
+    image_channels,
     made,
     plain,
     read_with_config,
+    require_channels,
     require_lasting,
     settle_weights,
 )
@@ -79,6 +81,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     if checkpoint is None:
         _settle_method(cfg)
         _settle_channels(cfg, "method")
+        require_channels(cfg)
+        _require_power(cfg)
     operations = plain(cfg).get("augmentation") or {}
     data = made(cfg.data, *EXTRAS["data"], augmentation=operations)
     data.load()
@@ -144,7 +148,7 @@ def _settle_channels(cfg: DictConfig, group: str) -> None:
         return
     if "longest_side" in cfg.data:
         raise UserError(f"data.neighbours={near}: pictures have no neighbouring slices; leave it 0")
-    count = cfg.data.in_channels * (2 * near + 1)
+    count = image_channels(cfg.data)
 
     def replaced(value: Any) -> Any:
         if isinstance(value, dict):
@@ -155,6 +159,12 @@ def _settle_channels(cfg: DictConfig, group: str) -> None:
 
     if cfg.get(group):
         cfg[group] = replaced(OmegaConf.to_container(cfg[group], resolve=False))
+
+
+def _require_power(cfg: DictConfig) -> None:
+    schedule: Any = cfg.optim.get("scheduler") or {}
+    if str(schedule.get("_target_")).endswith(".PolynomialLR") and schedule.get("power", 1) < 0:
+        raise UserError(f"optim.scheduler.power={schedule.power}: must be 0 or more")
 
 
 def _plan(cfg: DictConfig, data: Any, checkpoint: Checkpoint | None, seen: dict[str, Any]) -> Plan:

@@ -29,9 +29,10 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import composition_error, jobs_of, parsed
+from mambaseg.app.overrides import composition_error, jobs_of, parsed, typed
 from mambaseg.app.sources import require_sources
 from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import NotInstalledError, UserError, optional
@@ -107,7 +108,7 @@ def _check_launcher(config: DictConfig) -> None:
         if used and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
             name = module.replace("_", "-")
             raise UserError(f"{name} is not installed: pip install 'mambaseg[{extra}]'")
-    for override in parsed(config.hydra.overrides.task):
+    for override in parsed(typed(config.hydra.overrides.task)):
         ranged = override.is_sweep_override() and not override.is_discrete_sweep()
         if ranged and sweeper.endswith("BasicSweeper"):
             raise UserError(
@@ -163,7 +164,7 @@ def _check_ray(ray: DictConfig) -> None:
 def _check_jobs(config: DictConfig) -> set[Path]:
     """Every value that is swept must be one; returns the experiments, none of other scripts."""
     script, configurations = config.hydra.job.config_name, []
-    for job in jobs_of(config.hydra.overrides.task):
+    for job in jobs_of(typed(config.hydra.overrides.task)):
         configurations.append(checked(_composed(config, job), script, job))
         if "basic_launcher" in config.hydra.launcher._target_:  # others may run on other machines
             require_sources(configurations[-1], script)
@@ -184,7 +185,7 @@ def _composed(config: DictConfig, job: list[str]) -> DictConfig:
     """The configuration of a job; Hydra composes that of its sweep without what is swept."""
     try:
         return GlobalHydra.instance().config_loader().load_sweep_config(config, job)
-    except HydraException as error:
+    except (HydraException, YAMLError, AssertionError) as error:
         said = composition_error(error, config.hydra.job.config_name, job)
         raise UserError(said or str(error)) from error
 
@@ -226,7 +227,7 @@ def _listed(experiment: Path) -> dict[str, int]:
 def note_run(folder: Path) -> None:
     """Notes which run folder the present job leads to; does nothing outside of a sweep."""
     if in_sweep():
-        _note(folder.parent, list(HydraConfig.get().overrides.task), run=folder.name)
+        _note(folder.parent, typed(HydraConfig.get().overrides.task), run=folder.name)
 
 
 def skipped(config: DictConfig, error: NotInstalledError) -> bool:
@@ -235,7 +236,7 @@ def skipped(config: DictConfig, error: NotInstalledError) -> bool:
         return False
     log.warning("skipped: %s", error)
     if experiment := _experiment(config):
-        words = list(HydraConfig.get().overrides.task)
+        words = typed(HydraConfig.get().overrides.task)
         _note(experiment, words, error=str(error), skipped=True)
     return True
 
@@ -244,10 +245,10 @@ def _list_jobs(config: DictConfig, experiments: set[Path]) -> None:
     """Lists the jobs where the sweep is a plain product; a search knows only the next one."""
     listed: list[tuple[Path, list[str]]] = []
     if experiments and str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-        words = parsed(config.hydra.overrides.task)
+        words = parsed(typed(config.hydra.overrides.task))
         (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
         only = next(iter(experiments)) if len(experiments) == 1 else None
-        places = ((only or _experiment(_composed(config, job)), job) for job in jobs)
+        places = ((only or _experiment(_composed(config, job)), typed(job)) for job in jobs)
         listed = [(place, job) for place, job in places if place]
     for experiment in sorted(experiments.union(place for place, _ in listed)):
         _BEGUN.append((experiment, _listed(experiment)))
@@ -258,7 +259,7 @@ def _list_jobs(config: DictConfig, experiments: set[Path]) -> None:
 
 def _note_failure(config: DictConfig, error: str) -> None:
     """Notes the error of a job that has no run folder to keep it in."""
-    experiment, job = _experiment(config), list(config.hydra.overrides.task)
+    experiment, job = _experiment(config), typed(config.hydra.overrides.task)
     if experiment:
         path = _file(experiment, job)
         if not path.exists() or not read_json(path)["run"]:
@@ -310,4 +311,7 @@ def cluster_plugins() -> list[Any]:
     """Lightning's SLURM without its own requeueing, which saves amid a step; else nothing."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    try:
+        return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    except RuntimeError as error:  # of its look at the variables that sbatch has set
+        raise UserError(f"SLURM: {error}") from error

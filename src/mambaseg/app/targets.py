@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -132,7 +133,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if hint in (int, float):
         number = int if hint is int else int | float
-        return isinstance(value, number) and not isinstance(value, bool)
+        return isinstance(value, number) and type(value) is not bool and math.isfinite(value)
     kind = origin or hint
     if kind in (list, tuple, set, Sequence, Iterable, Collection):
         if not isinstance(value, list):

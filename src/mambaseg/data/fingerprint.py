@@ -6,7 +6,6 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from mambaseg.data.case import Case
@@ -38,13 +37,6 @@ def as_read(cases: Sequence[Case], digests: dict[str, str]) -> list[Any]:
     recipes = sorted([case.recipe, case.id] for case in cases)
     same = recipes[0][0] == recipes[-1][0]
     return [fingerprint(cases, digests), recipes[0][:1] if same else recipes]
-
-
-def file_digests(paths: Sequence[Path]) -> dict[Path, str]:
-    """Hash the content of files, each on its own: path -> hex digest."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(lambda path: content_digest((path,), "the data set"), paths)
-        return dict(zip(paths, digests, strict=True))
 
 
 def patients_with_same_images(

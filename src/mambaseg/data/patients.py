@@ -92,7 +92,7 @@ def with_patients(cases: Sequence[Case], pattern: str | None) -> list[Case]:
 def _of_patient(case: Case, patient: str, pattern: str | None) -> Case:
     if not patient:
         remedy = r"It must fit every case, as (patient\d+) fits patient01_a."
-        problem = f"data.patient_pattern={pattern!r} finds no patient in {case.id}"
+        problem = f"patient_pattern={pattern!r} finds no patient in {case.id}"
         raise DataError(problem, remedy=remedy)
     return replace(case, patient=patient, patient_assumed=pattern is None)
 
@@ -128,7 +128,7 @@ def _found(text: str, pattern: str) -> tuple[str, int]:
     try:
         match = re.search(pattern, text)
     except re.error as error:
-        raise DataError(f"data.patient_pattern={pattern!r} is no pattern ({error})") from error
+        raise DataError(f"patient_pattern={pattern!r} is no pattern ({error})") from error
     group = match.re.groups and 1 if match else 0
     return (match[group] or "", match.start(group)) if match else ("", -1)
 

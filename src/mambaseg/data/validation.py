@@ -202,6 +202,8 @@ def checked_label_map(
     mapping: Mapping[int, int] | None, num_classes: int
 ) -> tuple[tuple[int, int], ...] | None:
     """`data.label_map` as a case carries it; `UserError` unless it maps 0..255 to classes."""
+    if not isinstance(mapping, Mapping | None):
+        raise UserError(f"data.label_map={mapping}: must be a mapping, such as {{0: 0, 255: 1}}")
     for value, index in (mapping or {}).items():
         whole = type(value) is type(index) is int
         if not (whole and 0 <= value < 256 and 0 <= index < num_classes):

@@ -88,5 +88,8 @@ class Volume:
 
 
 def unsliced(array: np.ndarray, axis: int, at: int) -> np.ndarray:
-    """Undo `Volume.sliced` for an array whose axes `at`, at + 1, at + 2 are spatial."""
-    return np.ascontiguousarray(np.moveaxis(array, at, at + axis))
+    """Undo `Volume.sliced` for an array whose axes `at`, at + 1, at + 2 are spatial.
+
+    What was not cut otherwise is the array itself, in whatever order it has in memory.
+    """
+    return array if axis == 0 else np.ascontiguousarray(np.moveaxis(array, at, at + axis))

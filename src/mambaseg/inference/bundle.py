@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from mambaseg.models import AnySize
 from mambaseg.reporting.grid import markdown_text
 from mambaseg.reporting.reading import read_run
 from mambaseg.reporting.tables import headline, run_grid
-from mambaseg.storage.files import writing
+from mambaseg.storage.files import temporary_name, writing
 from mambaseg.storage.run_folder import RunFolder, file_digest
 
 TOLD = ("model", "averaged", "task", "preprocessing", "slicing", "views", "classes", "regions",
@@ -87,7 +86,7 @@ def write_bundle(
 
     about = {key: checkpoint.about[key] for key in TOLD if key in checkpoint.about}
     weights = {name: tensor.contiguous().clone() for name, tensor in checkpoint.weights.items()}
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    part = temporary_name(folder)
     try:
         with writing(folder, otherwise="choose another folder with output=..."):
             part.mkdir(parents=True)

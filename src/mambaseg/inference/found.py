@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,27 @@ def find_runs(
             raise UserError(f"run={named}: no run folder and no .ckpt file has such a name")
         if len(found) == 1:
             log.info("run=%s: %s", named, found[0])
+            _warn_if_open(found[0])
         return found
     else:
+        _warn_if_open(path)
         return [path]
     log.info("run=%s: %s", named, one)
     return [one]
+
+
+def distinct(runs: Iterable[Path]) -> list[Path]:
+    """Runs in their order without those whose network came before, which are warned of.
+
+    A run folder and its best.ckpt are one, and so are two ways to the same file.
+    """
+    found: dict[Path, Path] = {}
+    for run in runs:
+        best = run / "checkpoints" / "best.ckpt"
+        first = found.setdefault((best if best.is_file() else run).resolve(), run)
+        if first is not run:
+            log.warning("ensemble: %s is left out: %s is the same network", run, first)
+    return list(found.values())
 
 
 def weights_file(path: Path) -> Path:
@@ -100,6 +116,14 @@ def weights_file(path: Path) -> Path:
 
 def _is_run(path: Path) -> bool:
     return (path / "run.json").is_file() or (path / "checkpoints").is_dir()
+
+
+def _warn_if_open(path: Path) -> None:
+    """Warns of a run folder whose network may become a better one; a file says nothing of it."""
+    record = RunFolder(path).record if path.is_dir() else {}
+    if record and record.get("status") != "done":
+        log.warning("the training of %s has not ended (%s): its best state so far is used",
+                    path, record.get("status"))  # fmt: skip
 
 
 def _current(path: Path) -> bool:

@@ -30,7 +30,7 @@ from mambaseg.inference.segment import Member, case_uncertainty, segment
 from mambaseg.inference.uncertainty import read_about, require_own_table, write_table
 from mambaseg.reporting.figures import case_slices, draw_cases
 from mambaseg.reporting.views import drawn
-from mambaseg.storage.files import write_whole
+from mambaseg.storage.files import no_room, write_whole
 from mambaseg.storage.untrusted import printable, readable
 
 _DRAWN = 1024  # pixels of a picture that are drawn
@@ -169,6 +169,8 @@ class Predictor:
                     outcome.empty.append(name)
                 outcome.done.append(name)
             except Exception as error:  # reported at the end, whatever it is
+                if no_room(error):  # all that follow would be computed for nothing
+                    raise
                 known = isinstance(error, UserError)
                 outcome.failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
                 log.error("%s failed: %s", name, printable(outcome.failed[name]))

@@ -10,6 +10,16 @@ BESIDE = ("probabilities", "uncertainty", "overlay", "dicom_seg")
 """What may lie beside a label map and its .json, as the options are called."""
 
 
+def require_folder(output: Path) -> None:
+    """Raises UserError where there cannot be such a folder because it, or one above it, is a file.
+
+    To be called before networks are loaded and images predicted.
+    """
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"output={output}: {there} is a file. Name a folder for the results")
+
+
 def result_files(source: Source, output: Path) -> dict[str, Path]:
     """The place of each kind: `labels`, `about` (the .json) and those of `BESIDE`."""
     place, picture = output / source.name, source.is_picture

@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_levels
 from mambaseg.models.cbam import ChannelAttention, SpatialAttention
 from mambaseg.models.heads import ManyHeads
 from mambaseg.models.pretrained import Original, Pretrained
 from mambaseg.models.pvt_v2 import PVTv2
 
 SIDES = (1, 3, 5)  # of the kernels of a block
-PATCH = 4  # side of the finest map's positions
+PATCH, LEVELS = 4, 4  # side of the finest map's positions; stages of PVTv2
 
 
 def conv_norm(dim: int, out_dim: int, side: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -100,6 +101,9 @@ class EMCAD(ManyHeads, Pretrained, Original):
         depths: blocks per encoder stage.
         heads: attention heads per encoder stage.
         drop_path_rate: of the last encoder block; rises linearly from 0.
+
+    Raises:
+        ValueError: a list has not one value for each of the four levels.
     """
 
     backbone = "PVTv2-B2 (pvt_v2_b2.pth)"
@@ -127,6 +131,7 @@ class EMCAD(ManyHeads, Pretrained, Original):
         drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
+        require_levels(LEVELS, LEVELS, widths=widths, depths=depths, heads=heads)
         self.size_multiple = PATCH * 2 ** (len(widths) - 1)
         self.to_colour: nn.Module = nn.Identity()
         if in_channels != 3:

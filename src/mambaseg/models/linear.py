@@ -5,6 +5,7 @@ Intel's. Everywhere else, for small products, under autocast and in exported fil
 `torch.nn.functional.linear`.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(..., in)` to `(..., out)`."""
         return linear(x, self.weight, self.bias)
+
+
+class Mlp(nn.Sequential):
+    """Four times as wide, GELU, back; `between` works on the wide map."""
+
+    def __init__(self, dim: int, between: nn.Module | None = None) -> None:
+        layers: dict[str, nn.Module] = {"fc1": Linear(dim, 4 * dim), "act": nn.GELU()}
+        if between is not None:
+            layers["between"] = between
+        super().__init__(OrderedDict(**layers, fc2=Linear(4 * dim, dim)))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -18,6 +18,8 @@ class GatedConv(GatedMixer):
 
     def __init__(self, dim: int, *, kernel_size: int) -> None:
         super().__init__(dim)
+        if kernel_size < 1 or kernel_size % 2 == 0:  # an even one would enlarge the map
+            raise ValueError(f"model.kernel_size={kernel_size}: must be odd")
         inner = 2 * dim
         self.mixer = nn.Conv2d(inner, inner, kernel_size, padding=kernel_size // 2, groups=inner)
 
@@ -37,6 +39,8 @@ class MambaUNetNoScan(UShape):
         in_channels: see `UShape`, like all that is not named here.
         kernel_size: of the convolution that replaces the scan, odd.
     """
+
+    fresh_parts = (".mixer.",)
 
     def __init__(
         self,

@@ -19,18 +19,29 @@ class NNUNet2D(DynUNet):
     would cost as much as that of the finest.)
     """
 
+    block = 1
+    """Rows and columns of the image that are one pixel of the network."""
+
+    @property
+    def size_multiple(self) -> list[int]:
+        """What height and width must be multiples of: `block` times the product of the strides."""
+        pairs = [(one, one) if isinstance(one, int) else tuple(one) for one in self.strides]
+        # lists within, which torch.compile takes
+        return [self.block * math.prod([pair[axis] for pair in pairs]) for axis in (0, 1)]
+
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits of an image, or of all heads.
 
         Raises:
-            UserError: height or width is no multiple of the product of its strides.
+            UserError: height or width is no multiple of `size_multiple`.
         """
-        pairs = [(one, one) if isinstance(one, int) else tuple(one) for one in self.strides]
-        multiples = [math.prod([pair[axis] for pair in pairs]) for axis in (0, 1)]  # compiles
-        require_multiple(image, multiples, type(self).__name__)
+        require_multiple(image, self.size_multiple, type(self).__name__)
+        return self._logits(image)
+
+    def _logits(self, image: Tensor) -> Tensor | list[Tensor]:
         finest: Tensor = self.output_block(self.skip_layers(image))
-        if not (self.training and self.deep_supervision):
+        if not self.deep_supervision:
             return finest
         coarse = list(self.heads)
         self.heads[:] = [finest.new_empty(0)] * len(coarse)  # else they live until the next pass
-        return [finest, *coarse]
+        return [finest, *coarse] if self.training else finest

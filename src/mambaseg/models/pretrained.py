@@ -7,7 +7,7 @@ name. Nothing in a file is ever executed: pickles are read with `weights_only=Tr
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeAlias
@@ -29,6 +29,8 @@ SENSIBLE_SHARE = 0.5
 
 COLOURS = 3  # channels of the images of ImageNet
 
+ENTRIES = ("model", "state_dict")  # of a file, in which its weights may lie
+
 UNPACKED = 1 << 30  # bytes that an .npz may unpack to; R50+ViT-B/16 has half of it
 
 
@@ -38,7 +40,8 @@ class LoadReport:
 
     `loaded`, `mirrored` (an encoder block's, in the decoder) and `missing` are keys of the network
     and together all of them; `mismatched`, a part of `missing`, names both shapes. `ignored` are
-    keys of the file that nothing used. `parameters` counts each list's numbers.
+    keys of the file that nothing used. `unfilled`, a part of `missing`, are those of the encoder
+    that such a file usually has. `parameters` counts each list's numbers.
     """
 
     path: str
@@ -48,6 +51,7 @@ class LoadReport:
     mismatched: tuple[str, ...]
     ignored: tuple[str, ...]
     parameters: dict[str, int]
+    unfilled: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Describe the load in a few lines, for the log."""
@@ -62,6 +66,9 @@ class LoadReport:
             lines.append(f"  {text:<25}{count:>12,} parameters, {keys} keys")
         if self.mismatched:
             lines.append("  of another shape: " + "; ".join(self.mismatched))
+        if self.unfilled:
+            more = f" and {len(self.unfilled) - 5} more" if self.unfilled[5:] else ""
+            lines.append(f"  of the encoder, not filled: {', '.join(self.unfilled[:5])}{more}")
         return "\n".join(lines)
 
 
@@ -118,6 +125,8 @@ class Pretrained(nn.Module):
     """Which weights, for messages."""
     original_parts: ClassVar[dict[str, str]] = {}
     """The backbone's part of a key -> ours."""
+    fresh_parts: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)
+    """Parts of the encoder's keys that the backbone may lack."""
 
     @abstractmethod
     def backbone_names(self) -> dict[str, str]:
@@ -154,8 +163,8 @@ class Pretrained(nn.Module):
             {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
             for weights in (direct, reflected)
         )
-        encoder = [value for k, value in own.items() if k.startswith(tuple(prefixes.values()))]
-        share = _count(loaded.values()) / _count(encoder)
+        encoder = {k: v for k, v in own.items() if k.startswith(tuple(prefixes.values()))}
+        share = _count(loaded.values()) / _count(encoder.values())
         if share < SENSIBLE_SHARE:
             ignored = [key for key in file if names.get(key) not in loaded]
             raise UserError(
@@ -165,7 +174,9 @@ class Pretrained(nn.Module):
             )
         self.load_state_dict(loaded | copied, strict=False)
         left = {key: value for key, value in file.items() if names.get(key) not in loaded}
-        return _report(own, loaded, left, _mismatches(own, direct | reflected), copied, str(path))
+        report = _report(own, loaded, left, _mismatches(own, direct | reflected), copied, str(path))
+        known = (k for k in encoder if not any(part in k for part in self.fresh_parts))
+        return replace(report, unfilled=tuple(k for k in known if k not in loaded))
 
 
 def load_matching(network: nn.Module, weights: Weights, *, fresh: Iterable[str] = ()) -> LoadReport:
@@ -254,7 +265,10 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.safetensors`, `.npz` or `.pth` file, at the top or under `model`.
+    """Read the tensors of a `.safetensors`, `.npz` or `.pth` file, at the top or in an entry.
+
+    That is `model`, or `state_dict`, as Lightning saves them: there, what all names begin with is
+    the network's in Lightning's module. `module.` of `nn.DataParallel` goes anywhere.
 
     Raises:
         UserError: the file does not exist or holds no weights that can be read safely.
@@ -273,15 +287,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             ".npz of plain arrays, or a .pth that holds tensors only; if it holds other objects "
             "too and you trust its source, save its 'model' entry alone with torch.save."
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    entries = content.items() if isinstance(content, Mapping) else ()
+    within = content if isinstance(content, Mapping) else {}
+    entry = next((key for key in ENTRIES if isinstance(within.get(key), Mapping)), "")
+    entries = within.get(entry, within).items()
     named = ((key, value) for key, value in entries if isinstance(key, str))
     tensors = {printable(key): value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
-            f"{path} holds no tensors, neither at the top nor under 'model': give a weights file."
+            f"{path} holds no tensors, neither at the top nor under {' or '.join(ENTRIES)}: give a "
+            "weights file."
         )
+    first = {key.partition(".")[0] for key in tensors}
+    if first == {"module"} or (entry == "state_dict" and len(first) == 1):
+        return {key.removeprefix(f"{min(first)}."): value for key, value in tensors.items()}
     return tensors
 
 

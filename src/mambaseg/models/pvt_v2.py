@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.models.arguments import require_whole_heads
 from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import on_image
@@ -29,8 +30,7 @@ class ReducedAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"{dim} channels do not divide into {heads} heads")
+        require_whole_heads(dim, heads)
         self.heads = heads
         self.q = Linear(dim, dim)
         self.kv = Linear(dim, 2 * dim)
@@ -123,8 +123,8 @@ class PVTv2(nn.ModuleList):
     ) -> None:
         rates = linear_schedule(drop_path_rate, (*depths,))
         stages = zip(
-            (3, *widths), widths, (7, 3, 3, 3), heads, self.reductions, self.ratios, rates,
-            strict=False,
+            (3, *widths[:-1]), widths, (7, 3, 3, 3), heads, self.reductions, self.ratios, rates,
+            strict=True,
         )  # fmt: skip
         super().__init__(PVTStage(*stage) for stage in stages)
         self.apply(_init)

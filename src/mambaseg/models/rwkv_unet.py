@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.linear import Linear
 from mambaseg.models.pretrained import Original
 from mambaseg.models.stochastic import DropPath, linear_schedule
@@ -243,6 +244,9 @@ class RWKVUNet(Original):
         stem_width: channels at the image's resolution.
         mix_width: channels per skip where skips are mixed.
         drop_path_rate: of the last block; rises linearly from 0. Also that of the skips' mix.
+
+    Raises:
+        ValueError: the lists differ in length, or a stage has no channels or blocks.
     """
 
     original_parts: ClassVar[dict[str, str]] = {
@@ -268,6 +272,8 @@ class RWKVUNet(Original):
         drop_path_rate: float = 0.05,
     ) -> None:
         super().__init__()
+        require_levels(2, widths=widths, depths=depths, expansions=expansions)
+        require_counts(widths=widths, depths=depths)
         self.size_multiple = 2 ** len(widths)
         self.repeats_channel = in_channels == 1
         self.stem = Stem(3 if self.repeats_channel else in_channels, stem_width)

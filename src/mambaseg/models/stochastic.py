@@ -111,7 +111,13 @@ def kept_samples(layers: Sequence[Stochastic], numbers: Tensor) -> Tensor:
 
 
 def linear_schedule(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Spread drop path rates evenly from 0 (first block) to `rate` (last block), by stage."""
+    """Spread drop path rates evenly from 0 (first block) to `rate` (last block), by stage.
+
+    Raises:
+        ValueError: `rate`, which networks call drop_path_rate, is no probability below 1.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"model.drop_path_rate={rate}: must be 0 or more and below 1")
     last = max(sum(depths) - 1, 1)
     rates = iter([rate * block / last for block in range(sum(depths))])
     return [list(islice(rates, depth)) for depth in depths]

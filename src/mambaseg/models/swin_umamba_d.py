@@ -15,9 +15,8 @@ Differs from the original in having no heads at coarser maps (for deep supervisi
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from mambaseg.models.swin_umamba import VMambaEncoder
+from mambaseg.models.u_mamba import init_convolution
 from mambaseg.models.ushape import LateSkips, init_linear
 from mambaseg.models.vss import vss_blocks
 
@@ -52,7 +51,7 @@ class SwinUMambaD(LateSkips, VMambaEncoder):
         self.encoder.apply(init_linear)
         self.original_unused = tuple(f"decoder.seg_layers.{i}." for i in range(len(depths) - 1))
         self._decode(num_classes, make_block, drop_path_rate)
-        self.apply(_init_convolution)
+        self.apply(init_convolution)
 
     def original_names(self) -> dict[str, str]:
         """Map the original network's key prefixes to ours."""
@@ -64,11 +63,3 @@ class SwinUMambaD(LateSkips, VMambaEncoder):
         names[f"decoder.expand_layers.{stages}."] = "final_expand."
         names[f"decoder.seg_layers.{stages}."] = "head."
         return names
-
-
-def _init_convolution(module: nn.Module) -> None:
-    """Set a convolution as He et al. 2015 for leaky ReLUs of slope 0.01, its bias to zero."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

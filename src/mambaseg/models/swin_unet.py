@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.ushape import UShape
 from mambaseg.models.window_attention import SwinBlock
 
@@ -20,6 +21,9 @@ class SwinUNet(UShape):
         in_channels: see `UShape`, like all that is not named here.
         heads: attention heads per stage.
         window_size: side of a window in tokens.
+
+    Raises:
+        ValueError: stages and heads differ in number, or there is no window.
     """
 
     backbone = "Swin-T (swin_tiny_patch4_window7_224.pth)"
@@ -37,6 +41,9 @@ class SwinUNet(UShape):
         patch_size: int = 4,
         drop_path_rate: float = 0.2,
     ) -> None:
+        require_levels(depths=depths, heads=heads)
+        require_counts(window_size=window_size)
+
         def make_block(dim: int, stage: int, index: int, drop_path: float) -> nn.Module:
             shifted = index % 2 == 1
             return SwinBlock(dim, heads[stage], window_size, shifted=shifted, drop_path=drop_path)

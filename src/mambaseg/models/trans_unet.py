@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels, require_whole_heads
 from mambaseg.models.linear import Linear
 from mambaseg.models.pretrained import Pretrained
 from mambaseg.models.stochastic import Dropout
@@ -104,6 +105,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        require_whole_heads(dim, heads)
         self.heads = heads
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
@@ -199,10 +201,11 @@ class TransUNet(Pretrained):
         heads: attention heads.
         hidden: channels inside a perceptron.
         dropout: probability, of the embedded tokens and in the perceptrons.
-        decoder_widths: channels at strides 8, 4, 2 and 1.
+        decoder_widths: channels at strides 8, 4, 2 and 1: one more than `units`.
 
     Raises:
-        ValueError: `image_size` is no multiple of 16.
+        ValueError: `image_size` is no multiple of 16, `heads` do not divide `dim`, or
+            `decoder_widths` has not one number for each stride.
     """
 
     size_multiple = PATCH
@@ -225,6 +228,8 @@ class TransUNet(Pretrained):
         super().__init__()
         if image_size % PATCH:
             raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}")
+        require_levels(len(units) + 1, len(units) + 1, decoder_widths=decoder_widths)
+        require_counts(image_size=image_size, decoder_widths=decoder_widths)
         self.repeats_channel = in_channels == 1
         grid = image_size // PATCH
         channels = 3 if self.repeats_channel else in_channels

@@ -10,8 +10,8 @@ As in the original code, the Mamba layer has no residual connection: it replaces
 
 Differences:
 
-* The coarse heads, which deep supervision trains, are there (they are in the published counts and
-  checkpoints), but frozen and not used.
+* The coarse heads are there (they are in the published counts and checkpoints), but frozen and not
+  used unless the loss asks for them (`loss=deep_supervision`).
 * nnU-Net plans strides, kernels and depth per dataset and axis; here every kernel is 3 × 3, and
   every stage but the first halves height and width.
 * Mamba runs under autocast like the rest: the scan keeps its state and its decays in float32. (The
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.heads import ManyHeads
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
@@ -103,6 +104,9 @@ class UMamba(ManyHeads, Original):
         blocks: residual blocks per stage, of encoder and decoder.
         d_state: states per channel of the scan.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
+
+    Raises:
+        ValueError: there is no stage to halve to, or a width is 0.
     """
 
     encoder_twins = MappingProxyType({"mamba_layers.": "encoder."})  # a Mamba layer per stage
@@ -120,6 +124,8 @@ class UMamba(ManyHeads, Original):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
+        require_levels(2, widths=widths)
+        require_counts(widths=widths)
         bottom = len(widths) - 1
         placements = {"bottom": (bottom,), "encoder": tuple(range(len(widths))), "none": ()}
         if mamba not in placements:
@@ -144,7 +150,7 @@ class UMamba(ManyHeads, Original):
             convs = residual_stage(2 * skip, skip, blocks)
             self.decoder.append(UpJoin(OrderedDict(expand=up, blocks=convs)))
         self.heads = nn.ModuleList(nn.Conv2d(w, num_classes, 1) for w in coarse_to_fine[1:])
-        self.apply(_init_convolution)
+        self.apply(init_convolution)
         if mamba == "encoder":
             self.apply(_close_branch)
         self.supervise_deeply(False)
@@ -195,7 +201,7 @@ class UMamba(ManyHeads, Original):
         return names
 
 
-def _init_convolution(module: nn.Module) -> None:
+def init_convolution(module: nn.Module) -> None:
     """Set a convolution to He's normal for the leaky ReLU and zero bias; Mamba's stays as it is."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)

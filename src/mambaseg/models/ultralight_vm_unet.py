@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.cbam import SpatialAttention
 from mambaseg.models.linear import Linear
 from mambaseg.models.mamba1d import Mamba1d
@@ -80,6 +81,9 @@ class UltraLightVMUNet(Original):
         widths: channels per level, multiples of 4; each level but the last halves the resolution.
         d_state: states per channel of the scan.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
+
+    Raises:
+        ValueError: there is no level to halve to, or a width is no multiple of 4.
     """
 
     encoder_twins = MappingProxyType({"encoder_norms.": "encoder."})  # a norm per level
@@ -94,6 +98,10 @@ class UltraLightVMUNet(Original):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
+        require_levels(2, widths=widths)
+        require_counts(widths=widths)
+        if any(width % QUARTERS for width in widths):
+            raise ValueError(f"model.widths={list(widths)}: must be multiples of {QUARTERS}")
         self.size_multiple = 2 ** (len(widths) - 1)
 
         def layer(level: int, dim: int, out_dim: int) -> nn.Module:

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mambaseg.errors import UserError
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.pretrained import Original
 from mambaseg.models.stochastic import Dropout
 
@@ -76,6 +76,9 @@ class UNet(Original):
         num_classes: K, background included.
         widths: channels per level; each level after the first halves the resolution.
         dropout: probability per encoder level; the decoder has none.
+
+    Raises:
+        ValueError: there is no level to halve to, a width is 0, or the lists differ in length.
     """
 
     up_block: ClassVar[type[UpBlock]] = UpBlock
@@ -89,11 +92,8 @@ class UNet(Original):
         dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
     ) -> None:
         super().__init__()
-        if len(dropout) != len(widths):
-            raise UserError(
-                f"model.dropout has {len(dropout)} values, and model.widths {len(widths)} levels: "
-                "give one per level"
-            )
+        require_levels(2, widths=widths, dropout=dropout)
+        require_counts(widths=widths)
         inputs = [in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
             ConvBlock(*level) for level in zip(inputs, widths, dropout, strict=True)

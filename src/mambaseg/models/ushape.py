@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.linear import Linear
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import PatchEmbed, PatchExpand, PatchMerging, PixelHead, pixel_logits
@@ -57,7 +58,13 @@ class PatchEncoder(Pretrained, Original):
         patch_size: int,
         drop_path_rate: float,
     ) -> None:
-        """Make `patch_embed` and `encoder`; see `UShape` for the arguments."""
+        """Make `patch_embed` and `encoder`; see `UShape` for the arguments.
+
+        Raises:
+            ValueError: there is no stage, or a number is 0.
+        """
+        require_levels(depths=depths)
+        require_counts(embed_dim=embed_dim, patch_size=patch_size)
         self.patch_size = patch_size
         self.size_multiple = patch_size * 2 ** (len(depths) - 1)
         self.dims = [embed_dim * 2**stage for stage in range(len(depths))]

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_counts, require_levels
 from mambaseg.models.mamba1d import Mamba1d
 from mambaseg.models.pretrained import Original
 from mambaseg.models.unet import conv_norm_relu
@@ -110,6 +111,9 @@ class UVMNet(Original):
         wide_scan: keep the blocks' scan across tokens.
         d_state: states per channel of the scans.
         scan_backend: which implementation of `mambaseg.scan` to use; `auto` takes the fastest.
+
+    Raises:
+        ValueError: there is no level to halve to, or a width or the grid is 0.
     """
 
     original_parts: ClassVar[dict[str, str]] = {
@@ -135,6 +139,8 @@ class UVMNet(Original):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
+        require_levels(2, widths=widths)
+        require_counts(widths=widths, grid=grid)
         if not attention:  # of no effect in the original on a batch of one
             self.original_unused = (".ub.model2.",)
         self.repeats_channel = in_channels == 1

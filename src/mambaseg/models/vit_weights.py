@@ -5,6 +5,7 @@ The format (google-research/vision_transformer): one `.npz` of arrays named by p
 (heads, channels, out); the first position embedding belongs to a class token.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaseg.errors import UserError
 from mambaseg.models.pretrained import read_weights
 
+_POSITION = "Transformer/posembed_input/pos_embedding"
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _ATTENTION = "MultiHeadDotProductAttention_1"
 _BLOCK = {
@@ -38,21 +41,21 @@ def read_hybrid_vit(path: Path, *, grid: int) -> dict[str, Tensor]:
     The position embedding is resized to a square grid of side `grid`.
 
     Raises:
-        UserError: the file is missing, or no archive of plain arrays.
+        UserError: the file is missing, no archive of plain arrays, or of no square grid of tokens.
     """
     arrays = read_weights(path)
     weights: dict[str, Tensor] = {}
     for name, array in arrays.items():
-        if f"{_ATTENTION}/query/" in name:
+        if name == _POSITION:
+            weights["encoder.position"] = _position(array, grid, path)
+        elif f"{_ATTENTION}/query/" in name:
             weights |= _fused(name, arrays)
         elif f"{_ATTENTION}/key/" not in name and f"{_ATTENTION}/value/" not in name:
-            weights |= _translated(name, array, grid)
+            weights |= _translated(name, array)
     return weights
 
 
-def _translated(name: str, array: Tensor, grid: int) -> dict[str, Tensor]:
-    if name == "Transformer/posembed_input/pos_embedding":
-        return {"encoder.position": _position(array, grid)}
+def _translated(name: str, array: Tensor) -> dict[str, Tensor]:
     stem, _, part = name.rpartition("/")
     unit = re.fullmatch(r"block(\d+)/unit(\d+)/(\w+)", stem)
     block = re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)", stem)
@@ -84,9 +87,13 @@ def _fused(name: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"encoder.blocks.{index}.attention.qkv.{'weight' if kernel else 'bias'}": joined}
 
 
-def _position(array: Tensor, grid: int) -> Tensor:
+def _position(array: Tensor, grid: int, path: Path) -> Tensor:
     """Resize (1, 1 + G², C) to (1, C, grid, grid), bilinear between corners as the original."""
-    tokens = array[:, 1:]
-    side = round(tokens.shape[1] ** 0.5)
-    square = tokens.transpose(1, 2).unflatten(2, (side, -1))
+    side = math.isqrt(max(array.shape[1] - 1, 0)) if array.ndim == 3 else 0
+    if not side or array.shape[1] != 1 + side**2:
+        raise UserError(
+            f"model.pretrained: {path} has a position embedding of {tuple(array.shape)}, which is "
+            "no class token and a square grid of tokens: give R50+ViT-B_16.npz"
+        )
+    square = array[:, 1:].transpose(1, 2).unflatten(2, (side, side))
     return F.interpolate(square, (grid, grid), mode="bilinear", align_corners=True)

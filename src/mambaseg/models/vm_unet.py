@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mambaseg.models.any_size import require_multiple
+from mambaseg.models.arguments import require_levels
 from mambaseg.models.patch import PatchExpand, PixelHead, pixel_logits
 from mambaseg.models.stochastic import falling_schedule
 from mambaseg.models.ushape import PatchEncoder, init_linear, make_blocks
@@ -61,11 +62,7 @@ class VMUNet(PatchEncoder):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        if len(depths) != len(decoder_depths):
-            raise ValueError(
-                f"depths and decoder_depths must name equally many stages, "
-                f"got {list(depths)} and {list(decoder_depths)}"
-            )
+        require_levels(depths=depths, decoder_depths=decoder_depths)
         self.repeats_channel = in_channels == 1
         make_block = vss_blocks(d_state, scan_backend)
         self._embed(in_channels, make_block, embed_dim, depths, patch_size, drop_path_rate)

@@ -11,7 +11,6 @@ What differs from the first version, in `vss`, `patch` and `ushape`:
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambaseg.models.linear import Linear
+from mambaseg.models.linear import Linear, Mlp
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.patch import on_image
 from mambaseg.models.pretrained import read_weights
@@ -50,16 +49,6 @@ class PlainSS2D(CrossScan):
         """Map `(B, H, W, C)` to `(B, H, W, C)`."""
         x = F.silu(on_image(self.conv2d, self.in_proj(x)))
         return self.out_proj(self.out_norm(self.mix(x)))
-
-
-class Mlp(nn.Sequential):
-    """Four times as wide, GELU, back; `between` works on the wide map."""
-
-    def __init__(self, dim: int, between: nn.Module | None = None) -> None:
-        layers: dict[str, nn.Module] = {"fc1": Linear(dim, 4 * dim), "act": nn.GELU()}
-        if between is not None:
-            layers["between"] = between
-        super().__init__(OrderedDict(**layers, fc2=Linear(4 * dim, dim)))
 
 
 class VSSBlockV2(MixerBlock):

@@ -10,14 +10,13 @@ effect where the original runs at all (maps that are whole windows, 224² images
 Glossary: T = tokens of a window (window²), n = windows of a map.
 """
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambaseg.models.linear import Linear
+from mambaseg.models.arguments import require_whole_heads
+from mambaseg.models.linear import Linear, Mlp
 from mambaseg.models.norm import LayerNorm
 from mambaseg.models.stochastic import DropPath
 
@@ -83,8 +82,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, *, shifted: bool) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"{dim} channels do not divide into {heads} heads")
+        require_whole_heads(dim, heads)
         self.heads = heads
         self.window = window
         self.shift = window // 2 if shifted else 0
@@ -148,8 +146,7 @@ class SwinBlock(nn.Module):
         self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window, shifted=shifted)
         self.norm2 = LayerNorm(dim)
-        fc1, fc2 = Linear(dim, 4 * dim), Linear(4 * dim, dim)
-        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+        self.mlp = Mlp(dim)
         # two layers: told its numbers, one would drop both branches of the same samples
         self.drop_path, self.drop_mlp = DropPath(drop_path), DropPath(drop_path)
 

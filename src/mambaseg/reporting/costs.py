@@ -113,9 +113,18 @@ def _row(label: str, entry: Entry, cost: Costs) -> list[str]:
 
 
 def conditions(run: RunData) -> str:
-    """What times depend on beside the network: device, threads, precision, test batch."""
-    record, gpus = run.record, (run.record.get("hardware") or {}).get("gpus")
+    """What times depend on beside the network: device, threads, precision, test batch.
+
+    Of a resumed run they are those of its last session, which was tested, and its earlier devices.
+    """
+    record, devices = run.record, {device(run.record): None}  # in order, each once
+    for session in run.record.get("resumed") or ():
+        record = {**record, **session}  # earlier versions recorded less of a session
+        devices[device(record)] = None
+    gpus = (record.get("hardware") or {}).get("gpus")
     known = [device(record)]
+    if earlier := [one for one in devices if one != known[0]]:
+        known[0] += f" (before a pause {', '.join(earlier)})"
     if not gpus and record.get("threads"):
         known.append(counted(record["threads"], "thread"))
     if gpus and (record.get("devices") or 1) != 1:

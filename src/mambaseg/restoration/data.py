@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from mambaseg.data.batches import Draw
 from mambaseg.data.classes import check_class_names
 from mambaseg.data.counter import AUGMENTATION, uniforms
-from mambaseg.data.fingerprint import file_digests, fingerprint
+from mambaseg.data.fingerprint import fingerprint
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.seen import Known
 from mambaseg.data.splits import Split, make_split
 from mambaseg.errors import UserError
-from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, find_pairs
+from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, digests_of, find_pairs
 
 VALIDATION = 0.1  # of the training scenes, where the folders name no validation part
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class RestorationDataModule(StepDataModule):
         self.root = Path(root).expanduser()
         self._prepare, self._split_seed = prepare, split_seed
         self.pairs: Mapping[str, list[Pair]] = {}
+        self._digests: dict[Path, str] = {}  # of every file, which are read once
 
     def load(self) -> None:
         """Find the pairs, look at every file's head and split the scenes; later calls do nothing.
@@ -99,7 +100,8 @@ class RestorationDataModule(StepDataModule):
             pairs[part] = [pair for pair in found if pair.scene in scenes]
             for pair in pairs[part]:
                 check_pair(pair, smallest=self.side if part == "train" else SMALLEST)
-        self.fingerprint, self.pairs = fingerprint(found), pairs
+        of_pairs, self._digests = digests_of(found)
+        self.fingerprint, self.pairs = fingerprint(found, of_pairs), pairs
         for part, counts in self.counts.items():
             log.info("%s: %d pairs of %d scenes", part, counts["pairs"], counts["scenes"])
 
@@ -116,10 +118,8 @@ class RestorationDataModule(StepDataModule):
 
         The files, not what they show: images are decoded only as they are needed.
         """
-        files = sorted({path for pair in self.pairs[part] for path in pair.sources()})
-        digests = file_digests(files)
         return [
-            Known(pair.id, pair.scene, tuple(digests[path] for path in pair.sources()))
+            Known(pair.id, pair.scene, tuple(self._digests[path] for path in pair.sources()))
             for pair in self.pairs[part]
         ]
 

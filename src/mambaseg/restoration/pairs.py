@@ -5,8 +5,11 @@ Images are 8-bit RGB PNG or JPEG of any size; docs/restoration.md has the layout
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.loaders import PARTS
-from mambaseg.data.validation import AGAIN, DataError, check_file, unlisted
+from mambaseg.data.validation import DataError, check_file, decoding, unlisted
 from mambaseg.storage.untrusted import readable
 
 SMALLEST = 11  # pixels: the window of SSIM
@@ -140,9 +144,46 @@ def check_pair(pair: Pair, *, smallest: int) -> None:
 def _opened(path: Path) -> Iterator[Any]:
     from PIL import Image
 
+    with decoding(path, "PNG or JPEG"), Image.open(path) as image:
+        yield image
+
+
+def digests_of(pairs: Sequence[Pair]) -> tuple[dict[str, str], dict[Path, str]]:
+    """Digests of pairs by id, and of their files, as `content_digest` makes them.
+
+    Each file is read once, whatever the number of pairs that share it.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    scenes: dict[Path, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        scenes[pair.clear_path].append(pair)
+    of_pairs: dict[str, str] = {}
+    of_files: dict[Path, str] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for mine, files in pool.map(_digests_of_scene, scenes.items()):
+            of_pairs |= mine
+            of_files |= files
+    return of_pairs, of_files
+
+
+def _digests_of_scene(scene: tuple[Path, list[Pair]]) -> tuple[dict[str, str], dict[Path, str]]:
+    path, pairs = scene
+    clear, of_pairs = _content(path), {}
+    of_files = {path: hashlib.blake2b(clear, digest_size=16).hexdigest()}
+    for pair in pairs:
+        digest = hashlib.blake2b(_content(pair.image_path), digest_size=16)
+        of_files[pair.image_path] = digest.hexdigest()
+        digest.update(clear)
+        of_pairs[pair.id] = digest.hexdigest()
+    return of_pairs, of_files
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, with the mark that ends each in `content_digest`."""
+    check_file(path)
     try:
-        with Image.open(path) as image:
-            yield image
-    except Exception as error:  # Pillow raises a zoo of types for damaged files
-        problem = f"cannot be read as an image ({type(error).__name__})"
-        raise DataError(problem, path, AGAIN) from error
+        return path.read_bytes() + b"|"
+    except OSError as error:
+        raise unlisted(path, error) from error

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parents[1] / "conf"
 
 
+def no_room(error: BaseException) -> bool:
+    """Whether an error of `writing` says that the whole disk takes nothing more."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in full
+
+
 @contextlib.contextmanager
 def writing(path: Path, *, otherwise: str = _OUTPUTS) -> Iterator[None]:
     """Explains an `OSError` of the block, which writes `path`, in a UserError.
@@ -58,7 +65,7 @@ def whole_file(path: Path, *, otherwise: str = _OUTPUTS, durable: bool = False) 
     When it fails, with a UserError for an `OSError`, an earlier file is untouched and nothing else
     is left. Missing folders are created. With `durable` the file then survives a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with writing(path, otherwise=otherwise):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +82,16 @@ def whole_file(path: Path, *, otherwise: str = _OUTPUTS, durable: bool = False) 
             raise
 
 
-def write_whole(path: Path, content: str | bytes, *, otherwise: str = _OUTPUTS) -> None:
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process has, of any machine or container."""
+    return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")  # at most 255 bytes
+
+
+def write_whole(
+    path: Path, content: str | bytes, *, otherwise: str = _OUTPUTS, durable: bool = False
+) -> None:
     """Writes a file whole or not at all, like `whole_file`; text as UTF-8."""
-    with whole_file(path, otherwise=otherwise) as temporary:
+    with whole_file(path, otherwise=otherwise, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -91,10 +105,11 @@ def synchronise(path: Path) -> None:
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Removes unfinished folders that match, left by processes killed more than a day ago."""
+    """Removes unfinished folders that match, in which nothing was written for more than a day."""
     for left in folder.glob(pattern):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
+        with contextlib.suppress(OSError):  # such as a file that is gone: somebody is at work
+            written = max(one.stat().st_mtime for one in (left, *left.rglob("*")))
+            if time.time() - written > 24 * 3600:
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -22,6 +22,7 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -141,24 +142,20 @@ class RunFolder:
                         shutil.rmtree(previous)
                     self.path.rename(previous)
             (self.path / "checkpoints").mkdir(parents=True)
-        self.beat(status="running", started=_now(), **fields)
+        self._keep({"status": "running", "started": _now(), **_alive(), **fields})
 
     def resume(self, **fields: Any) -> None:
         """Resumes an unfinished run; `resumed` in its record lists when, with these fields."""
         record = {k: v for k, v in self._kept().items() if k not in ("error", "ended")}
         resumed = [*record.get("resumed", []), {"at": _now(), **fields}]
-        self.write_json("run.json", {**record, "status": "running", "resumed": resumed})
-        self.beat()
+        self._keep({**record, "status": "running", "resumed": resumed, **_alive()})
 
     def beat(self, **fields: Any) -> None:
         """Notes that the run is alive, and in which process; warns where that is not possible."""
         try:
-            record = self._kept()
+            self._keep({**self._kept(), **_alive(), **fields})
         except UserError as error:
             log.warning("%s", error)
-            return
-        alive = {"heartbeat": _now(), "pid": os.getpid(), "host": this_host()}
-        self.write_json("run.json", {**record, **alive, **fields})
 
     def finish(self, status: str, **fields: Any) -> None:
         """Ends the run as `done`, `failed` or `interrupted`."""
@@ -166,7 +163,11 @@ class RunFolder:
 
     def update(self, **fields: Any) -> None:
         """Adds or replaces fields of `run.json`."""
-        self.write_json("run.json", {**self._kept(), **fields})
+        self._keep({**self._kept(), **fields})
+
+    def _keep(self, record: Mapping[str, Any]) -> None:
+        """Writes the record, which a power cut must not take while it leaves the checkpoints."""
+        write_whole(self.path / "run.json", _json(record), durable=True)
 
     # ---- other files
 
@@ -176,8 +177,8 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Writes plain data as JSON; NaN becomes null."""
-        return self.write_text(name, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+        """Writes plain data as JSON; NaN and infinities become null."""
+        return self.write_text(name, _json(value))
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Writes rows as CSV; the columns are the union of all keys in order of appearance."""
@@ -200,6 +201,10 @@ class RunFolder:
         return path
 
 
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -207,13 +212,17 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and value != value:
-        return None
-    return value.item() if hasattr(value, "item") else value
+    if hasattr(value, "item"):  # of NumPy or torch
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _alive() -> dict[str, Any]:
+    return {"heartbeat": _now(), "pid": os.getpid(), "host": this_host()}
 
 
 # ---- what a run was made with
@@ -282,8 +291,10 @@ def _sources_digest(place: Path) -> str:
     """Digest of a file, or of all sources in a folder by their places in it."""
     digest = hashlib.blake2b(digest_size=8)
     for source in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-        name = source.relative_to(place).as_posix()
-        digest.update(name.encode() + b"\0" + source.read_bytes())
+        name = source.relative_to(place)
+        # an editor's locks, which are links to nowhere, and its copies are no sources
+        if not any(part.startswith(".") for part in name.parts) and source.is_file():
+            digest.update(name.as_posix().encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
 
 
@@ -305,7 +316,7 @@ def code_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     differs = [name for name, old in before.get("own", {}).items() if own.get(name, old) != old]
     if before and before.get("digest") != now.get("digest"):
         differs.insert(0, f"{code_name(before)}; now {code_name(now)}")
-    return f"made by other code ({', '.join(differs)}): rerun=true trains again" * bool(differs)
+    return f"made by other code ({', '.join(differs)}): rerun=true makes it again" * bool(differs)
 
 
 def code_name(state: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ class RunRecorder(Callback):
         self._cases: dict[str, dict[str, Any]] = {}
         self._beaten = time.monotonic()  # when the record said last that the run is alive
         self._started = 0.0
+        self._stepped = False  # this session has taken a step, so that its memory is a training's
         self.validating = 0.0  # s so far; during a validation minus the moment of its start
         self.steps: list[float] = []  # s from the end of a step to that of the next; no validation
         self._ended: float | None = None  # when the last one did; None: none spans the first step
@@ -56,11 +57,18 @@ class RunRecorder(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock; a resumed training adds to the time in its record."""
-        record = self.folder.record
+        record, self._stepped = self.folder.record, False
         self._started = time.monotonic() - record.get("fit_seconds", 0.0)
         self.validating = record.get("cost", {}).get("validation_seconds") or 0.0
         self.steps, self._ended, self._gap, self._paces = [], None, 0, []
         start_peak(pl_module.device)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Records the time behind a state, from which a killed training resumes."""
+        # not in the checkpoint, which is the same whatever happened on the way
+        self._beat(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
@@ -71,7 +79,7 @@ class RunRecorder(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         now, before = time.monotonic(), self._ended
-        self._ended = now
+        self._ended, self._stepped = now, True
         if before is None:  # the first step pays for compilation and memory
             return
         self.steps.append(now - before)
@@ -124,8 +132,11 @@ class RunRecorder(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Records time and memory of the whole training."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        peak_memory = peak(pl_module.device)
-        self._beat(trainer, peak_memory_bytes=peak_memory, images_per_step=data.batch_size)
+        cost = {"images_per_step": data.batch_size}
+        if self._stepped:  # otherwise it is the memory of what loads the last state
+            earlier = self.folder.record.get("cost", {}).get("peak_memory_bytes")
+            cost["peak_memory_bytes"] = max(peak(pl_module.device) or 0, earlier or 0) or None
+        self._beat(trainer, **cost)
 
     def _beat(self, trainer: L.Trainer, **cost: Any) -> None:
         if not trainer.is_global_zero:

@@ -17,11 +17,15 @@ torch does not look at them when it reads, `damage` does. Nothing here executes 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import math
+import pickle
+import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +34,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, out_of_memory
 from mambaseg.storage.files import whole_file
 from mambaseg.storage.identity import better
 
@@ -39,6 +43,7 @@ _AGAIN = (
     "choose another folder with outputs=...; once there is space, the same command resumes from "
     "the checkpoint before"
 )
+_PLAIN = "numbers and texts of Python, lists, dictionaries and tensors"
 log = logging.getLogger(__name__)
 
 
@@ -220,25 +225,47 @@ class CheckedIO(TorchCheckpointIO):
         write(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Reads one; UserError: its bytes are not those that were written."""
+        """Reads one; UserError: it is damaged, holds more than plain data, or cannot be read."""
         if reason := damage(Path(path)):
             raise UserError(
                 f"checkpoint: {path} is damaged ({reason}). Put a good copy there, or train again "
                 "(rerun=true)."
             )
-        return super().load_checkpoint(path, *args, **kwargs)
+        with _reading(path):
+            return super().load_checkpoint(path, *args, **kwargs)
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint whole or not at all; when this returns it is on the disk."""
-    whole = whole_file(path, otherwise=_AGAIN, durable=True)
-    with whole as temporary, temporary.open("wb") as stream:
+    """Writes a checkpoint that can be read again, or none; when this returns it is on the disk."""
+    with whole_file(path, otherwise=_AGAIN, durable=True) as temporary:
+        with temporary.open("wb") as stream:
+            try:
+                torch.save(dict(content), stream)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch hides a full disk behind its own
+                    raise error.__context__ from error
+                raise
         try:
-            torch.save(dict(content), stream)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides a full disk behind its own
-                raise error.__context__ from error
-            raise
+            _mapped(temporary)
+        except pickle.UnpicklingError as error:
+            *place, kind = _not_plain(content)
+            raise UserError(
+                f"{path} is not written, because it could not be read again: {' / '.join(place)} "
+                f"is a {kind}. Keep only {_PLAIN} in what callbacks, method and optimizer save "
+                "(float(number), str(path), list(queue)); the same command then goes on"
+            ) from error
+
+
+def _not_plain(content: Any) -> list[str]:
+    """The keys that lead to what is not loaded again, and its type."""
+    inside = content.items() if isinstance(content, Mapping) else ()
+    for key, value in enumerate(content) if isinstance(content, (list, tuple)) else inside:
+        torch.save(value, stream := io.BytesIO())
+        try:
+            torch.load(io.BytesIO(stream.getvalue()), weights_only=True)
+        except pickle.UnpicklingError:
+            return [str(key), *_not_plain(value)]
+    return [f"{type(content).__module__}.{type(content).__qualname__}"]
 
 
 def give_name(path: Path, name: Path) -> None:
@@ -258,9 +285,12 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> dict[int, Path]:
-    """All states of a folder by step, the newest first."""
-    paths = sorted(folder.glob(f"step-{'[0-9]' * 8}.ckpt"), reverse=True)
-    return {int(path.stem.removeprefix("step-")): path for path in paths}
+    """All states of a folder by step, the newest first; UserError: it cannot be read."""
+    paths: list[Path] = []
+    with _reading(folder), contextlib.suppress(FileNotFoundError):
+        paths = sorted(folder.iterdir(), reverse=True)  # `glob` takes a locked folder for empty
+    matches = ((re.fullmatch(r"step-([0-9]{8})\.ckpt", path.name), path) for path in paths)
+    return {int(match[1]): path for match, path in matches if match}
 
 
 def clear(folder: Path, *, keep: set[int | None]) -> None:
@@ -282,11 +312,35 @@ class Progress(NamedTuple):
     ended: bool = False
 
 
-def damage(path: Path) -> str:
-    """Why a checkpoint's bytes cannot be what was written; empty: they are. Reads all of them."""
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says why a file that need not be damaged is not read: no training begins anew for that."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        yield
+    except pickle.UnpicklingError as error:
+        if not (refused := re.search(r"GLOBAL (\S+)", str(error))):
+            raise
+        raise UserError(
+            f"{path} is whole, but it holds {refused[1]}, and only {_PLAIN} are loaded. Keep those "
+            "alone in what callbacks, method and optimizer save, and train again (rerun=true)"
+        ) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        bent = isinstance(error, OSError) and error.errno == errno.EINVAL  # a seek to nowhere
+        if bent or not (isinstance(error, OSError) or out_of_memory(error)):
+            raise
+        raise UserError(
+            f"cannot read {path} ({error or type(error).__name__}), which may be as it was "
+            "written. Check disk and memory, and start the same command again"
+        ) from error
+
+
+def damage(path: Path) -> str:
+    """Why a checkpoint's bytes, all of which are read, are not those written; empty: they are."""
+    try:
+        with _reading(path), zipfile.ZipFile(path) as archive:
             record = archive.testzip()
+    except UserError:
+        raise
     except Exception as error:  # zipfile and zlib have a zoo of types for damaged files
         return (str(error) or type(error).__name__).splitlines()[0]
     return f"wrong checksum of {record}" if record else ""
@@ -297,12 +351,23 @@ def read_progress(path: Path) -> Progress | None:
     if damage(path):
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with _reading(path):
+            content = _mapped(path)
         state = content["callbacks"][STATE_KEY]
         best, ended = state["best_step"], bool(state.get("ended"))
         return Progress(int(content["global_step"]), None if best is None else int(best), ended)
-    except Exception:  # torch raises a zoo of types for files it cannot read
+    except UserError:
+        raise
+    except Exception:  # torch raises a zoo of types for what no checksum covers
         return None
+
+
+def _mapped(path: Path) -> Any:
+    """What a checkpoint holds, its tensors left in the file where the file system allows it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def newest(folder: Path) -> Path | None:

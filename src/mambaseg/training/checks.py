@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from mambaseg.errors import UserError, out_of_memory
 from mambaseg.training.losses import DeepSupervision, of_monai
+
+log = logging.getLogger(__name__)
 
 
 def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: str) -> None:
@@ -42,6 +45,8 @@ def require_logits(logits: Tensor, label: Tensor, *, num_classes: int, network: 
 def require_heads(output: Any, loss: nn.Module, *, network: str) -> None:
     """Makes sure that a loss for several heads gets several outputs, and others one; `UserError`.
 
+    Warns where the loss has a weight for the finest head alone.
+
     Args:
         output: for a training batch; a list of several heads.
         loss: the run's.
@@ -56,8 +61,15 @@ def require_heads(output: Any, loss: nn.Module, *, network: str) -> None:
     if isinstance(loss, DeepSupervision) and not several:
         raise UserError(
             f"loss=deep_supervision needs a network with heads at several scales, and {network} "
-            "gives one output. Use u_mamba_none, u_mamba_bot, u_mamba_enc, or nnunet_2d with "
-            "model.deep_supervision=true; or another loss, such as dice_ce_nnunet."
+            "gives one output. Use u_mamba_none, u_mamba_bot, u_mamba_enc or emcad_b2; nnunet_2d "
+            "with model.deep_supervision=true model.deep_supr_num=4, or nnunet_2d_half with these "
+            "and 3; or another loss, such as dice_ce_nnunet."
+        )
+    if isinstance(loss, DeepSupervision) and len(output) == 2 and not loss.coarsest:
+        log.warning(
+            "loss=deep_supervision trains one of the two heads of %s alone: the coarsest has no "
+            "weight. Set model.deep_supr_num=4 (nnunet_2d_half: 3), or give it more stages",
+            network,
         )
 
 

@@ -207,7 +207,7 @@ class Run:
         if changed := code_changed(record.get("code", {}), code):
             log.warning(changed)
         places = self._places()
-        self.folder.resume(step=self.step, code=code, **places)
+        self.folder.resume(step=self.step, code=code, **places, **environment())
         self._begun = True
         self._log_to_folder()
         before = [record, *record.get("resumed", [])][-1]

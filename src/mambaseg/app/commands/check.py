@@ -98,6 +98,9 @@ def _require_new_config(path: Path) -> None:
     """Raises DataError unless a config can be written there."""
     if not re.fullmatch(r"[A-Za-z]\w*\.yaml", path.name):
         raise DataError("name it like conf/data/hearts.yaml: letters, digits and _", path)
+    if path.resolve().parent.name != "data":
+        raise DataError("the folder of a data set's config is called data", path,
+                        f"Write it to {path.parent / 'data' / path.name}")  # fmt: skip
     if path.exists():
         raise DataError("is there already", path, "Choose another name, or move it away.")
 

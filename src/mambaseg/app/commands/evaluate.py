@@ -9,14 +9,19 @@ mambaseg evaluate predictions=labels references=truth
 import logging
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.build import build
 from mambaseg.app.calibrate import prepare_calibration
 from mambaseg.app.entry import entry
+from mambaseg.app.overrides import key_of, typed
 from mambaseg.app.run_data import with_run_data
+from mambaseg.app.sweeps import note_run
 from mambaseg.errors import UserError
 
+# keys that scores of label maps do not depend on, or their beginnings
+_OF_RUNS = ("data", "model", "experiment", "test", "evaluation.tta", "evaluation.batch_size")
 log = logging.getLogger(__name__)
 
 
@@ -25,8 +30,6 @@ def main(cfg: DictConfig) -> float | None:
     """Returns the score of the test set: the mean foreground Dice."""
     if cfg.predictions or cfg.references:
         return _folders(cfg)
-    if cfg.patient_pattern:
-        raise UserError("patient_pattern= is of label maps; with run= give data.patient_pattern=")
     from mambaseg.reporting.tables import headline
 
     run = build(with_run_data(cfg))
@@ -44,6 +47,9 @@ def _folders(cfg: DictConfig) -> float | None:
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
     if cfg.calibration:
         raise UserError("calibration=true: label maps hold no probabilities; give run=...")
+    given = typed(HydraConfig.get().overrides.task)
+    if unread := [word for word in given if key_of(word).startswith(_OF_RUNS)]:
+        raise UserError(f"{' '.join(unread)}: not read with predictions=; it is of run=...")
     from rich import get_console
 
     from mambaseg.app.settle import metrics_of
@@ -62,6 +68,7 @@ def _folders(cfg: DictConfig) -> float | None:
         patient_pattern=cfg.patient_pattern,
         rerun=cfg.rerun,
     )
+    note_run(folder.path)
     get_console().print(table_of(folder.summary, config))
     words, score = headline(folder.summary)
     log.info("%s\nrun folder: %s", words, folder.path)

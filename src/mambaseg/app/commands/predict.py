@@ -23,15 +23,12 @@ log = logging.getLogger(__name__)
 @entry("predict")
 def main(cfg: DictConfig) -> None:
     """Writes a label map and what its labels mean for every image."""
-    from mambaseg.app.ensemble import chosen_runs, restore_predictor
-    from mambaseg.data.formats.images import find_images, group_channels
+    from mambaseg.app.ensemble import chosen_runs, predict_files, restore_predictor
 
-    output = Path(cfg.output).expanduser()
-    sources = find_images(cfg.input, outside=output)
-    runs = chosen_runs(cfg)
-    how = {name: cfg[name] for name in _HOW}
-    predictor = restore_predictor(runs, original=cfg, **how)
-    outcome = predictor.predict(group_channels(sources, predictor.channels), output)
+    output, how = Path(cfg.output).expanduser(), {name: cfg[name] for name in _HOW}
+    predictor, outcome = predict_files(
+        cfg.input, output, lambda: restore_predictor(chosen_runs(cfg), original=cfg, **how)
+    )
     if outcome.skipped:
         log.info("there already: %d (rerun=true predicts them again)", len(outcome.skipped))
     if outcome.done:

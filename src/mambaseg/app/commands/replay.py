@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> None:
     about = "differences that count as none, relative to numbers above 1 (default: the same digits)"
     parser.add_argument("--tolerance", type=float, default=0.0, help=about)
     parser.add_argument("--config-dir", help="as when the runs were trained")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     if not 0 <= given.tolerance < math.inf:
         raise UserError(f"--tolerance {given.tolerance}: a number, 0 or more")
     runs = [word for word in given.runs if "=" not in word or Path(word).is_dir()]

@@ -118,7 +118,7 @@ def _sources(
         headers = headers[:1]
     elif len(frames) != len(files):
         problem = "the series has several files of several frames"
-    if any("FrameOfReferenceUID" not in header for header in headers):
+    if not all(header.get("FrameOfReferenceUID") for header in headers):  # some leave it empty
         problem = "the series has no frame of reference (0020,0052)"
     if problem:
         raise DataError(problem, files[0].parent, _WITHOUT)
