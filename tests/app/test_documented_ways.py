@@ -98,7 +98,7 @@ def test_pictures_go_from_their_check_to_a_report_and_predictions(tmp_path, monk
     config = yaml.safe_load((tmp_path / "conf" / "data" / "kvasir.yaml").read_text())
     assert config["defaults"][0] == "folder" and config["in_channels"] == 3
     page = (tmp_path / "outputs" / "default" / "report" / "index.html").read_text()
-    assert "The worst case" in page and "at most 512 pixels a side" in page
+    assert "The best case" in page and "at most 512 pixels a side" in page
     assert "patients left out" not in page and "arXiv" not in page
     with Image.open(tmp_path / "labels" / "x.png") as picture:
         labels = np.asarray(picture)

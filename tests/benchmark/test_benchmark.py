@@ -306,7 +306,7 @@ def test_an_unknown_benchmark_is_answered_with_the_known_ones(typed):
         (("scan", "backends=[triton]"), "triton"),
         (("scan", "shapes=[stage9]"), "stage9"),
         (("gpu",), "root=<folder of ACDC>"),
-        (("gpu", "root=x", "models=[unet,'unet widths=[4,8]']"), "not ['unet widths=[4,8]']"),
+        (("gpu", "root=.", "models=[unet,'unet widths=[4,8]']"), "not ['unet widths=[4,8]']"),
     ],
 )
 def test_what_cannot_be_measured_ends_in_one_message(typed, tmp_path, words, says):
