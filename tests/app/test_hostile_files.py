@@ -79,10 +79,8 @@ def test_resuming_runs_nothing_and_leaves_the_folder_as_it_is(payload, small_run
     for name in ("last.ckpt", "best.ckpt"):
         torch.save({"global_step": 2, "loops": payload}, folder.path / "checkpoints" / name)
     before = sorted(path.name for path in folder.path.parent.rglob("*"))
-    with (
-        pytest.raises(UserError, match=r"last\.ckpt is whole, but it holds \S+\.system, .*rerun=true"),
-        built(*SMALL, *small_run, "test=false") as run,
-    ):
+    said = r"last\.ckpt is whole, but it holds \S+\.system, .*rerun=true"
+    with pytest.raises(UserError, match=said), built(*SMALL, *small_run, "test=false") as run:
         run.fit()
     assert sorted(path.name for path in folder.path.parent.rglob("*")) == before
 
