@@ -314,8 +314,8 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
         notes.append(
             "Smaller is better."
             + (
-                f" {metric.title} leaves out {what}; always read it together with the columns "
-                '"missed" and "false +".'
+                f' {metric.title} has no value for {what}: the columns "missed" and "false +" '
+                "count them."
                 if what
                 else ""
             )

@@ -166,7 +166,7 @@ class RunFolder:
         self._keep({**self._kept(), **fields})
 
     def _keep(self, record: Mapping[str, Any]) -> None:
-        """Writes the record, which a power cut must not take while it leaves the checkpoints."""
+        """Writes the record so that it survives a power cut, as the checkpoints do."""
         write_whole(self.path / "run.json", _json(record), durable=True)
 
     # ---- other files
