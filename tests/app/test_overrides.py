@@ -174,11 +174,12 @@ def test_scores_of_a_few_cases_are_not_kept_among_those_of_all(said):
 @pytest.mark.parametrize("word", ["ignore_label=255", "class_names=[background,heart]"])
 def test_what_is_read_of_label_maps_alone_is_refused_beside_a_run(word, said, tmp_path):
     (file := tmp_path / "some.ckpt").touch()
-    assert f"{word.partition('=')[0]}= is of label maps" in said("evaluate", f"run={file}", word)
+    key, out = word.partition("=")[0], said("evaluate", f"run={file}", word)
+    assert f"{key}= applies to label maps only" in out
 
 
 def test_label_maps_are_not_scored_in_the_name_of_a_run(tmp_path):
-    with pytest.raises(UserError, match="predictions= is of label maps"):
+    with pytest.raises(UserError, match="predictions= applies to label maps only"):
         mambaseg.evaluate(tmp_path, "predictions=p", "references=q")
 
 

@@ -34,7 +34,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
         if cfg[key] is not None:
             own = key in ("ignore_label", "patient_pattern")
             instead = f"with run= give data.{key}=" if own else "with run= leave it out"
-            raise UserError(f"{key}= is of label maps; {instead}")
+            raise UserError(f"{key}= applies to label maps only; {instead}")
     if cfg.checkpoint:
         cfg.checkpoint = str(find_run(cfg.checkpoint, cfg.outputs))
     if not cfg.checkpoint or not Path(cfg.checkpoint).exists():

@@ -49,7 +49,7 @@ def _folders(cfg: DictConfig) -> float | None:
         raise UserError("calibration=true: label maps hold no probabilities; give run=...")
     given = typed(HydraConfig.get().overrides.task)
     if unread := [word for word in given if key_of(word).startswith(_OF_RUNS)]:
-        raise UserError(f"{' '.join(unread)}: not read with predictions=; it is of run=...")
+        raise UserError(f"{' '.join(unread)}: not read with predictions=, only with run=")
     from rich import get_console
 
     from mambaseg.app.settle import metrics_of
