@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from mambaseg.app.entry import explained_errors
 from mambaseg.data.validation import checked_label_map
 from mambaseg.errors import UserError
 from runs import UNET, built
@@ -33,6 +34,16 @@ def test_a_value_that_lightning_refuses_is_told_without_its_stack_trace(word, sm
     run = built(*UNET, *small_run, "trainer=cpu", f"+trainer.{word}=foo")
     with pytest.raises(UserError, match=r"^trainer: .*(DD:HH:MM:SS|profiler)"), run:
         pass
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("max_time=00:00:00:00", "stopped the training before its first step: nothing was learnt"),
+    ("limit_val_batches=0.0001", "trainer: You requested to check 0.0001"),
+])  # fmt: skip
+def test_a_training_that_its_trainer_does_not_let_begin_says_so(word, said, small_run):
+    run = built(*UNET, *small_run, "trainer=cpu", f"+trainer.{word}")
+    with run, pytest.raises(UserError, match=said), explained_errors(UserError):
+        run.fit()
 
 
 @pytest.mark.parametrize("mapping", ["abc", [1, 2]])

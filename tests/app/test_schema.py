@@ -79,6 +79,10 @@ def test_no_script_takes_what_another_one_reads(script):
 @pytest.mark.parametrize(("word", "said"), [
     ("+data.stepz=3", "did you mean data.steps?"),
     ("+data.patient_pattern=x", "there is no data.patient_pattern"),
+    ("+data.longest_side=512", "there is no data.longest_side"),
+    ("data.find_cases=null", "data.find_cases=null: must be a mapping with a _target_"),
+    ("~trainer.accelerator", "trainer.accelerator was removed"),
+    ("+trainer.limit_predict_batches=0", "must be a whole number, 1 or more or a number above 0"),
     ("+trainer.max_tim=00:01:00:00", "did you mean trainer.max_time?"),
     ("+optim.optimizer.nestrov=true", "did you mean optim.optimizer.nesterov?"),
     ("+loss.smoth=1", "did you mean loss.smooth?"),

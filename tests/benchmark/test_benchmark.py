@@ -305,6 +305,8 @@ def test_an_unknown_benchmark_is_answered_with_the_known_ones(typed):
     [
         (("scan", "backends=[triton]"), "triton"),
         (("scan", "shapes=[stage9]"), "stage9"),
+        (("train", "models=[unet]", "loss=l1", "size=32"), "L1Loss does not take"),
+        (("truth", "models=[]", "scans=[]"), "name at least one config of conf/model"),
         (("gpu",), "root=<folder of ACDC>"),
         (("gpu", "root=.", "models=[unet,'unet widths=[4,8]']"), "not ['unet widths=[4,8]']"),
     ],

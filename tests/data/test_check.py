@@ -212,6 +212,15 @@ def test_other_numbers_of_classes_can_be_asked_for(root):
     assert main([str(root), "--num-classes", "3"]) == 1
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["--num-classes", "0"], "--num-classes 0: 2 or more"),
+    (["--config-dir", "absent"], "--config-dir absent: there is no such folder"),
+])  # fmt: skip
+def test_an_option_that_cannot_be_is_refused_although_the_data_are_sound(words, said, root, capsys):
+    assert main([str(root), *words]) == 1
+    assert said in capsys.readouterr().out
+
+
 def test_the_module_runs_as_a_command(tmp_path):
     root = tmp_path / "no [red]markup[/] = ü"
     (write_patient(root / "patient001", seed=1) / "Info.cfg").unlink()

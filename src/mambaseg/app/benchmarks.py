@@ -46,6 +46,8 @@ from mambaseg.errors import UserError
 from mambaseg.inference.segment import choose_precision
 from mambaseg.scan import choose_backend
 from mambaseg.storage.run_folder import RunFolder, code_state, environment
+from mambaseg.training.checks import require_loss
+from mambaseg.training.losses import DeepSupervision
 
 STEPS_OF_LOOP = 97
 IMAGES_OF_A_STEP = 2  # as `benchmark train` has
@@ -163,6 +165,9 @@ def _training(cfg: DictConfig, device: torch.device, size: int, batch: int) -> S
     image = _image(cfg, device, size, batch)
     label = torch.randint(cfg.data.num_classes, (batch, size, size)).to(device)
     loss, optimizer = instantiate(cfg.loss), instantiate(cfg.optim.optimizer)
+    if not isinstance(loss, DeepSupervision):  # which takes the heads of a network
+        logits = torch.rand(batch, cfg.data.num_classes, size, size, device=device)
+        require_loss(loss, logits, label, instead="dice_ce")
     mixed = choose_precision(cfg.precision, gpu=device.type == "cuda") == "bf16-mixed"
     return training(image, label, loss, optimizer, autocast=mixed, graph=cfg.graph)
 
@@ -250,7 +255,7 @@ def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], n
         builders[label] = partial(_network, model)
         if cfg.compile:
             builders[f"{label}, compiled"] = partial(_network, model, compiled=True)
-    if not builders and cfg.what != "truth":
+    if not builders and not (cfg.what == "truth" and cfg.scans):
         raise UserError("models: name at least one config of conf/model")
     return builders
 

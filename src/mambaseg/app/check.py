@@ -157,8 +157,8 @@ def _require_keys(raw: Mapping[str, Any], own: Mapping[str, Any], groups: Any) -
         if not (named or read):
             others = known | {other for other, _, around in there if around or other in TABLE}
             raise UserError(f"there is no {key}{did_you_mean(key, others - {key})}")
-        if named or key in ("optim.optimizer", "optim.scheduler"):
-            _require_target(key, value, or_null=key != "optim.optimizer")
+        if named or key in ("optim.optimizer", "optim.scheduler", "data.find_cases"):
+            _require_target(key, value, or_null=named or key == "optim.scheduler")
         elif key in groups and key not in (*NAMED, "optim"):
             _require_target(key, value, or_null=groups[key] is None)
     for group, name in (("model", "name"), ("data", "name"), ("data", "title")):

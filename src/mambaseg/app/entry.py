@@ -54,6 +54,8 @@ def explanation(error: BaseException) -> tuple[BaseException, str] | None:
             return cause, said
         if isinstance(cause, YAMLError):
             return cause, yaml_problem(cause)
+        if type(cause).__name__ == "MisconfigurationException":  # Lightning's, imported by few
+            return cause, f"trainer: {said}"
         cause = cause.__cause__ or cause.__context__
     return None
 

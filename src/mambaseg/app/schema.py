@@ -35,6 +35,8 @@ class Number(NamedTuple):
         if self.low > -math.inf:
             to = "or more" if self.high == math.inf else f"to {self.high:.0f}"
             words += f", {self.low:g} {to}"
+        elif self.high < math.inf:
+            words += f", {self.high:g} at most"
         return words
 
 
@@ -125,6 +127,8 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((COUNT, [COUNT], None), "size"),
     ((COUNT, [COUNT], AUTO), "data.size model.size_multiple"),
     ((COUNT, AUTO), "data.batch_size"),
+    ((COUNT, Number(above=0, high=1), None),
+        "trainer.limit_val_batches trainer.limit_predict_batches"),
     ((Number(0, 180, whole=True), Number(0, 180), AUTO), "augmentation.rotate.degrees"),
     ((NATURAL,), """data.fold data.neighbours data.num_workers optim.freeze_encoder
         trainer.log_every_n_steps warmup"""),
@@ -155,6 +159,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Text("a file, a folder or a pattern"),), "input"),
     ((Text("where the results go"), None), "output"),
     ((Text("auto, cpu, cuda, cuda:1 or mps"),), "device"),
+    ((Text("auto, cpu, gpu or another of Lightning's"),), "trainer.accelerator"),
     ((Text("the first word of the command"),), "what"),
     ((TEXT, [TEXT]), "method.partner"),
     (("dense", "scribble"), "data.labels"),

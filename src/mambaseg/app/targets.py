@@ -16,7 +16,7 @@ from mambaseg.app.schema import AUTO, EXTRAS, PLANNED, TABLE, did_you_mean, show
 from mambaseg.errors import NotInstalledError, UserError
 
 _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-_BY_READER = ("masks", "patient_pattern")  # of EXTRAS: read where `find_cases` refers to them
+_BY_READER = ("longest_side", "masks", "patient_pattern")  # read where `find_cases` names them
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 MOVED = {
@@ -52,6 +52,8 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # annotations may be anything, and name what is not there
         hints = {}
+    if key == "data" and "find_cases" in node:
+        takes = {name: one for name, one in takes.items() if name not in _unread(node)}
     for name in node:
         if name in (*_HYDRAS, *extras):
             continue
@@ -110,14 +112,18 @@ def _extras(key: str, node: Mapping[str, Any], target: Any) -> tuple[str, ...]:
     """Keys beside this target that others read: `build`, `networks`, or its reader by `${...}`."""
     extras = EXTRAS.get(key, ())
     if key == "data":
-        unread = [name for name in _BY_READER if f"${{data.{name}}}" not in str(node)]
-        return tuple(name for name in extras if name not in unread)
+        return tuple(name for name in extras if name not in _unread(node))
     if key == "model" and not hasattr(target, "load_pretrained_encoder"):
         if node.get("pretrained"):
             name = node.get("name")
             raise UserError(f"model.pretrained: {name} has no pretrained encoder; leave it null")
         return tuple(name for name in extras if name != "mirror_encoder")
     return extras
+
+
+def _unread(data: Mapping[str, Any]) -> list[str]:
+    """Keys that the reader of this data set does not take."""
+    return [name for name in _BY_READER if f"${{data.{name}}}" not in str(data)]
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -297,6 +297,9 @@ class Run:
         if self.main:
             self.folder.update(**{self._score_name: self.score})
         steps, planned = self.trainer.global_step, self.config["data"]["steps"]
+        if not steps:
+            raise UserError("a callback (or trainer.max_time) stopped the training before its "
+                            "first step: nothing was learnt")  # fmt: skip
         if steps < planned:
             log.warning("the training ended after %d of data.steps=%d steps: a callback (or "
                         "trainer.max_time) stopped it", steps, planned)  # fmt: skip

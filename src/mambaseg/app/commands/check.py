@@ -54,6 +54,11 @@ def main(words: Sequence[str] | None = None) -> int:
     print_any_name()
     console = Console()
     try:
+        for place in options.config_dir:
+            if not place.is_dir():
+                raise UserError(f"--config-dir {place}: there is no such folder")
+        if options.num_classes is not None and options.num_classes < 2:
+            raise UserError(f"--num-classes {options.num_classes}: 2 or more, with background")
         layouts = known_layouts(options.config_dir, find_code)
         if options.layout and options.layout not in layouts:
             names = ", ".join(layouts)
