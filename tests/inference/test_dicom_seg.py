@@ -165,6 +165,13 @@ def test_a_cine_has_none(checkpoint, tmp_path, caplog):
     assert "several times" in failed["scan"] and "dicom_seg=false" in failed["scan"]
 
 
+def test_without_a_series_a_demanded_segmentation_is_refused(checkpoint, tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((7, 9, 3)), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"^dicom_seg=true: no input is a DICOM series"):
+        predict(checkpoint, tmp_path / "a.nii.gz", tmp_path / "out", dicom_seg=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_package(checkpoint, tmp_path, monkeypatch):
     folder = write_whole_series(tmp_path / "series", oblique())
     monkeypatch.setattr("mambaseg.data.formats.dicom_seg.available", lambda: False)

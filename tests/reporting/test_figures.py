@@ -70,14 +70,6 @@ def test_each_kind_of_error_shows_in_its_colour(case, tmp_path, kind):
     assert shown > right + 2000
 
 
-def test_the_pixel_aspect_follows_the_spacing(case, tmp_path):
-    square = size(write(case, tmp_path / "a.png", aspect=1.0))
-    tall = size(write(case, tmp_path / "b.png", aspect=2.0))
-    assert square == size(write(case, tmp_path / "c.png"))
-    assert tall[0] == square[0]
-    assert tall[1] > 1.6 * square[1]
-
-
 def test_without_truth_there_is_image_and_prediction_only(case, tmp_path):
     image, _, prediction = case
     full = size(write(case, tmp_path / "full.png"))

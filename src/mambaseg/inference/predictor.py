@@ -147,8 +147,8 @@ class Predictor:
         from rich.progress import track
 
         sources = pictures_apart(sources) if self.one_file else sources
-        if self.options.dicom_seg is True and any(source.series for source in sources):
-            dicom_seg.require()
+        if self.options.dicom_seg is True:
+            dicom_seg.require_series(source.series for source in sources)
         if self.options.uncertainty:
             require_own_table(output, otherwise=_OTHERWISE)
         require_own_names({source: self._written(source) for source in sources}, output)
@@ -308,13 +308,13 @@ class Predictor:
         step = -(-max(image.image.shape[3:]) // _DRAWN) if image.flat else 1
         part = (..., slice(None, None, step), slice(None, None, step))
         labels = np.moveaxis(prediction.labels[0], axis, 0)[part]
+        aspect = 1.0 if image.spacing is None else image.spacing[1] / image.spacing[2]
         draw_cases(
-            {"": {"prediction": case_slices(drawn(image.image[0][part]), None, labels)}},
+            {"": {"prediction": case_slices(drawn(image.image[0][part]), None, labels, aspect)}},
             headings={"prediction": "prediction"},
             class_names=self.class_names,
             title=printable(f"{source.name}{frame} · {self.title}, no reference"),
             path=path,
-            aspect=1.0 if image.spacing is None else image.spacing[1] / image.spacing[2],
         )
 
     def _write_dicom_seg(self, source: Source, prediction: Prediction, path: Path) -> set[str]:

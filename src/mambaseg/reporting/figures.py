@@ -83,7 +83,6 @@ def draw_cases(
     class_names: Sequence[str],
     path: Path,
     title: str = "",
-    aspect: float = 1.0,
 ) -> Path:
     """Write a picture: a row per slice; image, truth, then prediction and error of each network.
 
@@ -99,7 +98,6 @@ def draw_cases(
         class_names: the background first.
         path: PNG to write; folders are made, an existing file is replaced.
         title: line above the picture.
-        aspect: height of a pixel by its width, of slices that were kept without it.
     """
     from matplotlib.figure import Figure
 
@@ -112,13 +110,13 @@ def draw_cases(
     figure = Figure(facecolor=_DARK)
     inches = 1.55 if len(titles) > 6 else 2.2  # a cell's width
     lines = max(heading.count("\n") for heading in titles) + (2 if title else 0)
-    tall = inches * aspect * height / width * len(rows)
+    tall = inches * height / width * len(rows)
     figure.set_size_inches(inches * len(titles) + 0.4, tall + 0.65 + 0.15 * lines)
     figure.set_layout_engine("constrained")
     if title:
         figure.suptitle(literal(title), fontsize=10, color=_LIGHT, wrap=True)
     axis = figure.subplots()
-    axis.imshow(canvas, interpolation="nearest", aspect=aspect)
+    axis.imshow(canvas, interpolation="nearest")
     axis.set_anchor("S")  # room that is left is for the names above
     axis.xaxis.tick_top()
     axis.set_xticks([(k + 0.5) * width for k in range(len(titles))], titles, fontsize=8)

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,19 @@ _WITHOUT = "dicom_seg=false writes the NIfTI label map alone."
 def available() -> bool:
     """Whether the package is installed."""
     return importlib.util.find_spec("highdicom") is not None
+
+
+def require_series(sources: Iterable[Sequence[Path]]) -> None:
+    """Raise `UserError` where none can be written of any of the `sources`.
+
+    Each has the files of its series, none if it is another image.
+    """
+    if not any(sources):
+        raise UserError(
+            "dicom_seg=true: no input is a DICOM series. Leave dicom_seg=auto, or give a folder of "
+            "DICOM files"
+        )
+    require()
 
 
 def require() -> None:
