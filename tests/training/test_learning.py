@@ -1,6 +1,7 @@
 """Trainings with few labels: every method by its config, resumed exactly, used like any network."""
 
 import copy
+import csv
 import json
 import math
 import shutil
@@ -94,6 +95,26 @@ def test_a_method_resumes_exactly_and_trains_in_bfloat16(method, small_run, monk
 
 def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_what_is_logged_of_a_step_is_the_mean_of_its_micro_batches(small_run, monkeypatch):
+    whole, seen = Task.training_loss, []
+
+    def training_loss(self, batch):
+        loss = whole(self, batch)
+        seen.append({"loss": float(loss.detach()), **self._terms})
+        return loss
+
+    monkeypatch.setattr(Task, "training_loss", training_loss)
+    words = [*small_run, *words_of("entropy"), "data.batch_size=8", "data.steps=2", "test=false"]
+    more = ["trainer.accumulate_grad_batches=4", "trainer.log_every_n_steps=1", "trainer=cpu"]
+    run = trained(*words, *more)
+    rows = list(csv.DictReader((run.folder.path / "metrics.csv").open()))
+    assert len(seen) == 8
+    for name in ("loss", "supervised", "entropy"):
+        logged = [float(row[f"train/{name}"]) for row in rows if row[f"train/{name}"]]
+        means = [sum(float(one[name]) for one in seen[at : at + 4]) / 4 for at in (0, 4)]
+        assert logged == pytest.approx(means, rel=1e-5), name
 
 
 def test_two_processes_learn_what_one_does(small_run, tmp_path):

@@ -183,6 +183,19 @@ def test_weights_of_terms_are_numbers_from_0(weights):
         DiceCE(ce_weight=weights[0], dice_weight=weights[1])
 
 
+@pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [1, math.nan], [math.inf, 1]], ids=str)
+def test_class_weights_that_cannot_be_are_refused_by_their_key(weights):
+    with pytest.raises(UserError, match=r"loss\.class_weights: one weight per class, .*null: none"):
+        DiceCE(class_weights=weights)
+
+
+def test_the_dice_of_partial_labels_is_that_of_the_pixels_that_have_one():
+    logits, label = batch()
+    label[:, :4] = IGNORED
+    value = DiceCE(ce_weight=0, dice_weight=1, partial=True)(logits, label)
+    torch.testing.assert_close(value, published_dice(logits[:, :, 4:], label[:, 4:]))
+
+
 def test_top_k_takes_the_worst_of_the_pixels_that_have_a_label():
     logits, label = batch(shape=(1, 2, 2, 5))
     label[0, 0] = IGNORED
@@ -205,6 +218,25 @@ def test_the_boundary_loss_of_a_hand_sized_slice():
     assert value.item() == pytest.approx(region(logits, label).item() + 0.5 * boundary, rel=1e-5)
     with pytest.raises(UserError, match="WithBoundary cannot leave out"):
         leave_out_ignored(WithBoundary(region))
+
+
+def test_the_boundary_loss_of_several_classes_is_the_mean_of_theirs():
+    """Distances by comparing each pixel with each other one, also where a class is missing."""
+    logits, label = batch(shape=(2, 4, 7, 6))
+    label[0][label[0] == 3] = 0
+    places = torch.cartesian_prod(torch.arange(7), torch.arange(6)).double()
+    apart = torch.cdist(places, places)  # of all pairs of pixels
+    total = 0.0
+    for slice_, probability in zip(label, logits.softmax(1), strict=True):
+        for k in range(1, 4):
+            inside = (slice_ == k).flatten()
+            if inside.any():
+                outer, inner = apart[:, inside].amin(1), apart[:, ~inside].amin(1)
+                phi = torch.where(inside, 1 - inner, outer)
+                total += (phi * probability[k].flatten()).sum()
+    region = DiceCE()
+    value = WithBoundary(region, weight=0.7)(logits, label) - region(logits, label)
+    torch.testing.assert_close(value, 0.7 * total / (2 * 3 * 7 * 6), rtol=1e-6, atol=0)
 
 
 # ---- several heads
@@ -290,6 +322,23 @@ def test_monais_losses_get_the_label_with_a_channel():
         assert torch.equal(taken_label(loss, label), label[:, None])
     for loss in (DiceCE(), torch.nn.CrossEntropyLoss()):
         assert taken_label(loss, label) is label
+
+
+def test_what_monais_focal_losses_compute():
+    """Lin's mean per pixel over the number of classes; with Dice the sigmoid form of each class."""
+    from monai import losses
+
+    logits, label = batch()
+    truth = F.one_hot(label, 4).movedim(-1, 1)
+    p = logits.softmax(1).gather(1, label[:, None])
+    focal = losses.FocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0)(logits, label[:, None])
+    torch.testing.assert_close(focal.double(), -((1 - p) ** 2 * p.log()).mean() / 4)
+    options = {"to_onehot_y": True, "softmax": True}
+    both = losses.DiceFocalLoss(**options)(logits, label[:, None])
+    q = torch.where(truth.bool(), logits, -logits).sigmoid()
+    sigmoid = -((1 - q) ** 2 * q.log()).mean()
+    dice = losses.DiceLoss(**options)(logits, label[:, None])
+    torch.testing.assert_close(both.double(), dice.double() + sigmoid)
 
 
 @pytest.mark.parametrize("kind", ["DiceLoss", "DiceCELoss", "DiceFocalLoss", "TverskyLoss"])

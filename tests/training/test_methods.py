@@ -347,7 +347,7 @@ def test_two_decoders(a, monkeypatch):
     monkeypatch.setattr(method, "both", lambda image: [a, golden("logits_b")])
     found = method.terms(scribbles(numbers=[beta]))
     same(found["supervised"], "dmpls.pce")
-    same(found["pseudo"] / 0.5, "dmpls.pseudo", tolerance=1e-6)  # see losses.md: smooth / B there
+    same(found["pseudo"] / 0.5, "dmpls.pseudo", tolerance=1e-6)  # smooth / B there
     same(sum(found.values()), "dmpls.total", tolerance=1e-6)
     label = dmpls.mixed_label([a, golden("logits_b")], (beta, 1 - beta))
     assert torch.equal(label, golden("dmpls.pseudo_label"))

@@ -18,6 +18,7 @@ from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.slices import SliceDataset
 from mambaseg.errors import UserError
 from mambaseg.training.diagnosis import diagnose, gradient_norms
+from mambaseg.training.methods.method import Method
 from mambaseg.training.nonfinite import NonFinite, NonFiniteError
 from mambaseg.training.run import Run
 from mambaseg.training.segmentation import SegmentationTask
@@ -293,6 +294,24 @@ def test_the_loss_is_a_module_too_and_finite_outputs_leave_the_backward_pass():
     assert diagnose(task, [small_batch()]).place == "backward"
     batch = {**small_batch(), "label": torch.full((3, 4, 4), -100)}  # all ignored: 0 / 0
     assert diagnose(task, [batch]).name == "loss"
+
+
+class Own(Method):
+    """A method whose own term is not a number, although the outputs are finite."""
+
+    def terms(self, step):
+        logits = step.logits(self.network)
+        return {"supervised": step.supervised(logits), "own": logits.sum() * math.inf * 0}
+
+
+def test_a_term_of_a_method_is_named():
+    task = small_task()
+    task.method = Own([task.network])
+    found = diagnose(task, [small_batch()])
+    assert (found.place, found.name) == ("term", "own")
+    assert "every module is finite, but the term own of the method's loss is not" in (
+        found.sentence([])
+    )
 
 
 def test_ruined_weights_are_named_before_anything_else():

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves  # plain nesting; Lightning uses it too
 
-_PLACES = ("weights", "image", "module", "backward")  # the first is nearest to the cause
+_PLACES = ("weights", "image", "module", "term", "backward")  # the first is nearest to the cause
 
 
 class Finding(NamedTuple):
     """Where it began, on one device."""
 
     place: str  # of _PLACES
-    name: str = ""  # of the parameter or module, as in the checkpoint
+    name: str = ""  # of the parameter or module, as in the checkpoint, or of the term
     kind: str = ""  # class of the module
     samples: tuple[str, ...] = ()  # those not finite there, as "<case> slice <number>"
 
@@ -42,6 +42,8 @@ class Finding(NamedTuple):
             "image": f"The augmented image is not finite{where}.",
             "module": f"The first module whose output is not finite is {self.name} ({self.kind})"
             f"{where}.",
+            "term": f"The output of every module is finite, but the term {self.name} of the "
+            "method's loss is not.",
             "backward": "The output of every module is finite, so it began in the backward pass. "
             f"Largest gradient norms: {worst}.",
         }[self.place]
@@ -102,6 +104,8 @@ def _in_batch(task: Any, batch: Mapping[str, Any]) -> Finding:
     image = batch["image"]
     if not image.isfinite().all():
         return Finding("image", samples=_samples(image, names))
+    terms = (name for name, term in task._terms.items() if not term.isfinite().all())
+    bad += [Finding("term", name) for name in terms]
     return bad[0] if bad else Finding("backward")
 
 

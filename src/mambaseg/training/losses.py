@@ -101,12 +101,16 @@ class DiceCE(nn.Module):
         self.ce_weight, self.dice_weight, self.smooth = ce_weight, dice_weight, smooth
         self.partial, self.background = partial, background
         self.squared, self.batch, self.top_k = squared, batch, top_k
-        if not (0 <= ce_weight < math.inf and 0 <= dice_weight < math.inf):
+        if not all(0 <= one < math.inf for one in (ce_weight, dice_weight)):
             raise UserError("loss.ce_weight, loss.dice_weight: numbers, 0 or more")
         if not 0 < top_k <= 1:
             raise UserError(f"loss.top_k={top_k}: it is a share of the pixels, above 0 and up to 1")
-        if class_weights is not None and not (min(class_weights) >= 0 < max(class_weights)):
-            raise UserError("loss.class_weights: no weight is negative, and not all are 0")
+        if class_weights is not None and not (
+            any(class_weights) and all(0 <= one < math.inf for one in class_weights)
+        ):
+            raise UserError(
+                "loss.class_weights: one weight per class, none negative and not all 0; null: none"
+            )
         if regions is None:
             raise UserError("loss.regions: name regions, data.regions={whole: [1, 2], core: [2]}")
         labels = [[own] if isinstance(own, int) else list(own) for own in regions.values()]

@@ -98,6 +98,7 @@ class Task(L.LightningModule, ABC):
         self._step = 0  # of the last training batch
         self.skipped = False  # whether its optimizer step changed nothing (`NonFinite` says so)
         self._terms: dict[str, Tensor] = {}  # of its loss
+        self._logged: list[dict[str, Tensor]] = []  # by the micro-batches of its step
         self.results: dict[str, Any] = {}
         self.evaluation = dict(evaluation or {})
         self._stochastic = [*stochastic_layers(network), *stochastic_layers(self.method)]
@@ -176,12 +177,14 @@ class Task(L.LightningModule, ABC):
         return [_wide(one) for one in output] if isinstance(output, list) else _wide(output)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """Loss of one micro-batch, logged with its terms where there are several."""
+        """Loss of one micro-batch; logs the mean over those of its step, and of several terms."""
         loss = self.training_loss(batch)
-        how: dict[str, Any] = {"batch_size": len(batch["image"]), "sync_dist": True}
-        self.log("train/loss", loss.detach(), prog_bar=True, **how)
-        if len(self._terms) > 1:
-            self.log_dict({f"train/{name}": term for name, term in self._terms.items()}, **how)
+        logged = {"loss": loss.detach(), **(self._terms if len(self._terms) > 1 else {})}
+        self._logged = [*(self._logged if batch["step"] == self._step else ()), logged]
+        for name in logged:  # Lightning keeps what the last micro-batch of a step logs
+            mean: Any = sum(one.get(name, 0.0) for one in self._logged) / len(self._logged)
+            how: Any = {"batch_size": len(batch["image"]), "prog_bar": name == "loss"}
+            self.log(f"train/{name}", mean, sync_dist=True, **how)
         self._step = batch["step"]
         return loss
 
@@ -316,10 +319,7 @@ class Task(L.LightningModule, ABC):
         self._log_summary("test")
 
     def _log_summary(self, stage: str) -> None:
-        """Logs the scores of the chosen network, and the others' by their names.
-
-        A validation chooses the network that is best by what chooses the run's best state.
-        """
+        """Logs the scores of all networks; a validation chooses the best by the run's monitor."""
         scores = [self._scores(stage, number) for number in range(len(self.method.networks))]
         summaries = [one.compute() for one in scores]
         # an average over no case at all (every mask empty) is nan in the curves, never 0

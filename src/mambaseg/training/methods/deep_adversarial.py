@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import DropMaps
 from mambaseg.training.ranks import averaged
 
@@ -31,7 +31,9 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential()
         for one, other in itertools.pairwise(widths):
             convolve = nn.Conv2d(one, other, 4, stride=2, padding=1)
-            self.layers.extend([convolve, nn.LeakyReLU(0.2), DropMaps(0.5)])
+            self.layers.extend([convolve, nn.LeakyReLU(0.2)])
+            if other < widths[-1]:  # nothing is dropped after the last one
+                self.layers.append(DropMaps(0.5))
         self.decide = nn.Linear(4 * widths[-1], 2)
 
     def forward(self, probability: Tensor, image: Tensor) -> Tensor:
@@ -70,6 +72,9 @@ class DeepAdversarial(Method):
         width: int = 64,
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
+        require_numbers(0, above=True, lr=lr)
+        require_numbers(1, width=width)
         # without gradients of their own, so that the network's optimizer and DDP leave them alone
         discriminator = Discriminator(in_channels, num_classes, width)
         self.discriminator = discriminator.requires_grad_(False)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import squared_difference
 
 
@@ -24,6 +24,7 @@ class DeepCoTraining(Method):
 
     def __init__(self, networks: Sequence[nn.Module], *, weight: float = 0.1) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
         self.weight = weight
 
     def terms(self, step: Step) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mambaseg.models.unet import UNet
-from mambaseg.training.methods.method import Kind, Method, Step, require_network
+from mambaseg.training.methods.method import Kind, Method, Step, require_network, require_numbers
 from mambaseg.training.methods.terms import DropMaps, dice
 from mambaseg.training.methods.weak_mamba_unet import mixed_label
 
@@ -31,6 +31,8 @@ class DMPLS(Method):
         self, networks: Sequence[nn.Module], *, weight: float = 0.5, dropout: float = 0.5
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
+        require_numbers(0, 1, below=True, dropout=dropout)
         network = require_network(self, UNet)
         self.decoder = _begun_anew(network.decoder)
         self.head: nn.Module = _begun_anew(network.head)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
-from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import ce_dice, cross_entropy, dice, ratio
 
 
 class FixMatch(Method):
     """Cross entropy plus Dice of a strong view to the sure pixels of the weak one's labels.
 
-    The weak view is the batch as it is augmented, the strong one has its brightness and contrast
-    changed too.
+    The weak view is the batch as it is augmented, the strong one has its brightness and then its
+    contrast changed too, each cut to the image's own range.
 
     Source: Sohn et al. 2020, FixMatch, equations 3-4; as in SSL4MIS' standard augmentation.
 
@@ -43,6 +43,9 @@ class FixMatch(Method):
         released: bool = False,
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
+        require_numbers(0, 1, jitter=jitter)
+        require_numbers(0, 1, below=True, threshold=threshold)
         self.weight, self.threshold, self.jitter = weight, threshold, jitter
         self.released = released
 
@@ -67,13 +70,13 @@ class FixMatch(Method):
         return share * cross_entropy(strong, label) + dice(strong, label)
 
     def strong(self, step: Step) -> Tensor:
-        """The batch with its brightness and contrast changed, within each image's range."""
+        """The batch with its brightness, then its contrast changed, within each image's range."""
         image = step.image
         drawn = torch.tensor([step.uniform_of(place, 2) for place in range(len(image))])
         factors = (1 + self.jitter * (2 * drawn - 1)).to(image)
         brightness, contrast = factors.view(-1, 2, 1, 1, 1).unbind(1)
         low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
-        bright = low + (image - low) * brightness
+        bright = (low + (image - low) * brightness).clamp(low, high)
         mean = bright.mean((1, 2, 3), keepdim=True)
         changed: Tensor = mean + (bright - mean) * contrast
         return changed.clamp(low, high)

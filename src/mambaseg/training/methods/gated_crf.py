@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mambaseg.training.methods.method import Method, Step
+from mambaseg.errors import UserError
+from mambaseg.training.methods.method import Method, Step, require_numbers
 
 
 class GatedCRF(Method):
@@ -35,6 +36,9 @@ class GatedCRF(Method):
         released: bool = False,
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
+        require_numbers(0, above=True, position=position, intensity=intensity)
+        require_numbers(1, radius=radius)
         self.weight, self.released = weight, released
         self.position, self.intensity, self.radius = position, intensity, radius
 
@@ -47,6 +51,11 @@ class GatedCRF(Method):
     def pairwise(self, probability: Tensor, image: Tensor) -> Tensor:
         """Sum over a pixel's neighbours of kernel × disagreement, mean over the pixels."""
         samples, _, height, width = probability.shape
+        if self.radius >= min(height, width):
+            raise UserError(
+                f"method.radius={self.radius}: images of {height} × {width} pixels allow "
+                f"{min(height, width) - 1} at most"
+            )
         total = probability.new_zeros(())
         reach = range(-self.radius, self.radius + 1)
         offsets = [(down, right) for down in reach for right in reach if (down, right) > (0, 0)]

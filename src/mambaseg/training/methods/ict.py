@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mambaseg.errors import UserError
 from mambaseg.training.methods.mean_teacher import MeanTeacher
-from mambaseg.training.methods.method import Step, published_weight
+from mambaseg.training.methods.method import Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import squared_difference
 
 
@@ -32,6 +32,7 @@ class ICT(MeanTeacher):
         self, networks: Sequence[nn.Module], *, alpha: float = 0.2, **teaching: Any
     ) -> None:
         super().__init__(networks, **{"start": 0.0, "noise": 0.0, **teaching})
+        require_numbers(0, above=True, alpha=alpha)
         self.alpha = alpha
 
     def terms(self, step: Step) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import Teacher, squared_difference
 
 
@@ -36,6 +36,8 @@ class MeanTeacher(Method):
         clip: float = 0.2,
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight, noise=noise, clip=clip)
+        require_numbers(0, 1, decay=decay, start=start)
         self.teacher = Teacher(self.network, decay)
         self.weight, self.start, self.noise, self.clip = weight, start, noise, clip
 

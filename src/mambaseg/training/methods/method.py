@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -165,6 +167,27 @@ class Method(nn.Module, ABC):
 
         Not called after a step that was skipped because of a loss or gradient that is not finite.
         """
+
+
+def require_numbers(
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    **values: float,
+) -> None:
+    """`UserError` for an argument of a method that is not a finite number from low to high.
+
+    With `above` low itself is not allowed either, with `below` high is not.
+    """
+    for name, value in values.items():
+        inside = isinstance(value, Real) and math.isfinite(value) and low <= value <= high
+        if not inside or (above and value == low) or (below and value == high):
+            limits = f"above {low:g}" if above else f"{low:g} or more"
+            if high < math.inf:
+                limits += f" and below {high:g}" if below else f", {high:g} at most"
+            raise UserError(f"method.{name}={value}: it must be a number, {limits}")
 
 
 def published_weight(step: Step, most: float) -> float:

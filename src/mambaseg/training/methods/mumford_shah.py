@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.training.losses import sum_over_devices
-from mambaseg.training.methods.method import Method, Step
+from mambaseg.training.methods.method import Method, Step, require_numbers
 
 
 class MumfordShah(Method):
@@ -26,6 +26,7 @@ class MumfordShah(Method):
         self, networks: Sequence[nn.Module], *, weight: float = 1e-6, released: bool = False
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
         self.weight, self.released = weight, released
 
     def terms(self, step: Step) -> dict[str, Tensor]:
@@ -46,7 +47,9 @@ class MumfordShah(Method):
 
 def _region(weights: Tensor, values: Tensor) -> Tensor:
     """Sum of weights × (values - their weighted mean per sample)²."""
-    mean = (weights * values).sum((2, 3), keepdim=True) / weights.sum((2, 3), keepdim=True)
+    whole = weights.sum((2, 3), keepdim=True)
+    whole = whole.where(whole.abs() >= torch.finfo(whole.dtype).tiny, 1.0)  # a class of no pixel
+    mean = (weights * values).sum((2, 3), keepdim=True) / whole
     return (weights * (values - mean).square()).sum()
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mambaseg.training.methods.method import Method, Step, published_weight
+from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import ce_dice, cross_entropy, dice, pseudo_label
 
 PSEUDO_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -37,6 +37,7 @@ class Peers(Method):
         weight: float = 0.1,
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
         self.pseudo_loss, self.weight = PSEUDO_LOSSES[pseudo], weight
 
     def terms(self, step: Step) -> dict[str, Tensor]:

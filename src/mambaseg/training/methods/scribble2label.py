@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from mambaseg.data.classes import IGNORED
 from mambaseg.inference.segment import Member, segment
 from mambaseg.training.losses import sum_over_devices
-from mambaseg.training.methods.method import Method, Step
+from mambaseg.training.methods.method import Method, Step, require_numbers
 from mambaseg.training.methods.terms import cross_entropy
 from mambaseg.training.ranks import own_place
 
 _SURE = 128  # added to the class of a pixel that predictions name, not the annotator
-_ALL = 255  # a probability of 1 in the running means, which have 8 bits
 
 
 class Scribble2Label(Method):
@@ -24,6 +23,10 @@ class Scribble2Label(Method):
     Every so many steps the network predicts all training cases as they are; of each pixel a running
     mean of these predictions is kept. Where it is above the threshold for a class and there is no
     scribble, that class is learnt, in the same augmented view as the image.
+
+    The means take two bytes per voxel and class of all training cases, in memory and in each
+    checkpoint. In 8 bits they would stop rising where a new prediction changes them by less than
+    half of 1/255.
 
     Source: Lee and Jeong 2020, Scribble2Label: Scribble-Supervised Cell Segmentation via
     Self-Generating Pseudo-Labels with Consistency, equations 2-4.
@@ -48,9 +51,14 @@ class Scribble2Label(Method):
         threshold: float = 0.8,
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
+        require_numbers(0, 1, start=start)
+        require_numbers(1, every=every)
+        require_numbers(0, 1, above=True, momentum=momentum)
+        require_numbers(0, 1, below=True, threshold=threshold)
         self.weight, self.start, self.every = weight, start, every
         self.momentum, self.threshold = momentum, threshold
-        self.means: dict[str, Tensor] = {}  # case -> (Z, K, H, W) uint8
+        self.means: dict[str, Tensor] = {}  # case -> (Z, K, H, W) uint16, see `shares_of`
         self._data: Any = None
 
     def begin(self, data: Any) -> None:
@@ -94,8 +102,9 @@ class Scribble2Label(Method):
             if world > 1:
                 now = sum_over_devices(now.to(device)).cpu()
             mean = self.means.get(case.id, torch.zeros_like(now))
-            taken_in = running_mean(mean.float(), now.float(), self.momentum)
-            self.means[case.id] = taken_in.round().to(torch.uint8)
+            taken_in = running_mean(shares_of(mean), shares_of(now), self.momentum)
+            most = torch.iinfo(torch.uint16).max
+            self.means[case.id] = (most * taken_in).round().to(torch.uint16)
 
     def relabelled(self, label: Tensor, cases: Sequence[str], slices: Sequence[int]) -> Tensor:
         """Native labels (B, H, W) uint8, with 128 + class where one is sure and no scribble is.
@@ -107,7 +116,7 @@ class Scribble2Label(Method):
             if (mean := self.means.get(case)) is not None:
                 height, width = mean.shape[-2:]
                 part = own[:height, :width]
-                share = mean[z].to(label.device).float() / _ALL
+                share = shares_of(mean[z]).to(label.device)
                 found = sure_label(share, part, self.threshold)
                 part[found != IGNORED] = (found[found != IGNORED] + _SURE).to(label.dtype)
         return label
@@ -119,6 +128,14 @@ class Scribble2Label(Method):
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take them from a checkpoint."""
         self.means = dict(state)
+
+
+def shares_of(whole: Tensor) -> Tensor:
+    """Probabilities that are kept as shares of the largest integer of their type.
+
+    Means of 8 bits, which checkpoints of earlier versions hold, are read like those of 16.
+    """
+    return whole.float() / torch.iinfo(whole.dtype).max
 
 
 def running_mean(mean: Tensor, now: Tensor, momentum: float) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaseg.training.methods.method import Step
+from mambaseg.training.methods.method import Step, require_numbers
 from mambaseg.training.methods.peers import Peers
 from mambaseg.training.methods.terms import squared_difference
 
@@ -31,6 +31,7 @@ class SemiMambaUNet(Peers):
         self, networks: Sequence[nn.Module], *, contrast: float = 0.5, **learning: Any
     ) -> None:
         super().__init__(networks, **{"pseudo": "dice", **learning})
+        require_numbers(contrast=contrast)
         self.contrast = contrast
 
     def terms(self, step: Step) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """URPC: the scales of a decoder agree with their mean where they agree with each other."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,13 @@ from torch import Tensor, nn
 
 from mambaseg.errors import UserError
 from mambaseg.models.unet import UNet, UpBlock
-from mambaseg.training.methods.method import Method, Step, published_weight, require_network
+from mambaseg.training.methods.method import (
+    Method,
+    Step,
+    published_weight,
+    require_network,
+    require_numbers,
+)
 from mambaseg.training.methods.terms import ratio
 
 
@@ -33,6 +40,7 @@ class URPC(Method):
         self, networks: Sequence[nn.Module], *, weight: float = 0.1, scales: int = 4
     ) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
         network = require_network(self, UNet)
         if min(scales, len(network.decoder)) < 2:
             raise UserError(
@@ -73,9 +81,10 @@ def pyramid_consistency(outputs: Sequence[Tensor]) -> Tensor:
     """
     logs = [logits.log_softmax(1) for logits in outputs]
     mean = torch.stack([log.exp() for log in logs]).mean(0)
+    log_mean = torch.stack(logs).logsumexp(0) - math.log(len(logs))  # finite where mean is 0
     terms = []
     for log in logs:
-        divergence = (mean * (mean.log() - log)).sum(1, keepdim=True)
+        divergence = (mean * (log_mean - log)).sum(1, keepdim=True)
         weight = (-divergence).exp()
         difference = ((mean - log.exp()).square() * weight).sum() / mean.shape[1]
         count = torch.as_tensor(weight.numel(), device=weight.device)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mambaseg.training.methods.method import Method, Step
+from mambaseg.training.methods.method import Method, Step, require_numbers
 from mambaseg.training.methods.terms import dice, pseudo_label
 
 
@@ -27,6 +27,7 @@ class WeakMambaUNet(Method):
 
     def __init__(self, networks: Sequence[nn.Module], *, weight: float = 1.0) -> None:
         super().__init__(networks)
+        require_numbers(weight=weight)
         self.weight = weight
 
     def terms(self, step: Step) -> dict[str, Tensor]:
