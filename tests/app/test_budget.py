@@ -77,6 +77,36 @@ def test_a_plan_of_an_earlier_version_stays(words, monkeypatch, tmp_path):
     assert other.config["data"]["steps"] == steps
 
 
+def test_a_plan_of_other_files_is_measured_again(tmp_path, monkeypatch, caplog):
+    root = write_nnunet(tmp_path / "Dataset001_Tiny")
+    (root / "again").symlink_to(root)  # in circles
+    (root / "gone").symlink_to(root / "nowhere")
+    words = [*UNET, *QUIET, "data=nnunet", f"data.root={root}", "data.minutes=1", "trainer=cpu"]
+    cfg = composed(*words, f"outputs={root / 'outputs'}", f"data.cache_dir={root / 'cache'}")
+
+    def steps():
+        return budget.within_minutes(cfg, build).data.steps
+
+    caplog.set_level("INFO")
+    asked = told(monkeypatch)
+    first = steps()
+    (root / "cache").mkdir()
+    for place in (root / "cache" / "new", root / ".hidden"):
+        place.write_text("not of the data set")
+    assert steps() == first and len(asked) == 1 and "measuring again" not in caplog.text
+    asked = told(monkeypatch, step=0.02)
+    (root / "imagesTr" / "case_000_0000.nii.gz").write_bytes(b"other")
+    assert steps() < first and f"the files in {root} are not those of" in caplog.text
+    assert steps() < first and len(asked) == 1
+
+    (path,) = (root / "outputs").glob("*/.budgets/*.json")
+    kept = json.loads(path.read_text())
+    del kept["files"]  # as earlier versions wrote it
+    path.write_text(json.dumps(kept))
+    (root / "imagesTr" / "case_000_0000.nii.gz").unlink()
+    assert steps() == kept["steps"] and len(asked) == 1
+
+
 def test_folds_share_a_plan_and_data_sets_do_not():
     def key(root, *more):
         return budget._key(composed("data=nifti", f"data.root={root}", "data.minutes=1", *more))

@@ -11,12 +11,22 @@ from omegaconf import OmegaConf
 from scipy.ndimage import rotate, zoom
 
 from mambaseg.app.entry import CONF
-from mambaseg.data.augmentation import Augmentation, Flip, Rotate, TurnOrRotate
+from mambaseg.data import tones
+from mambaseg.data.augmentation import (
+    Augmentation,
+    Flip,
+    Rotate,
+    Scale,
+    Shift,
+    Tone,
+    TurnOrRotate,
+    Zoom,
+)
 from mambaseg.data.counter import uniforms
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.sampling import read_affine
 from mambaseg.errors import UserError
-from runs import built
+from runs import built, entered
 
 COMBINATIONS = [
     (geometry, preset)
@@ -318,6 +328,41 @@ def test_an_unknown_preset_is_a_clear_error():
         Augmentation("strong", Preprocessing("paper", 32), 0)
     with pytest.raises(UserError, match=r"augmentation\.noise: int is no operation"):
         Augmentation({"noise": 3}, Preprocessing("paper", 32), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (Flip, {"probability": 50}),
+        (Rotate, {"probability": -0.1}),
+        (Rotate, {"degrees": -1}),
+        (Rotate, {"degrees": True}),
+        (Scale, {"smallest": 0}),
+        (Shift, {"share": 5}),
+        (TurnOrRotate, {"degrees": -20}),
+        (Zoom, {"scale": [0, 0]}),
+        (Zoom, {"scale": [1.4, 0.7]}),
+        (Tone, {"gamma": [-2, -1]}),
+        (Tone, {"brightness": [0.1]}),
+        (tones.Blur, {"sigma": [0.5, float("inf")]}),
+        (tones.Brightness, {"factor": 1.5}),
+        (tones.Contrast, {"probability": "often"}),
+        (tones.Gamma, {"gamma": [0, 1]}),
+        (tones.LowResolution, {"smallest": 1.5}),
+        (tones.Noise, {"most": float("nan")}),
+    ],
+)
+def test_a_number_beyond_its_limits_is_refused_when_the_operation_is_made(make, wrong):
+    (field,) = wrong
+    with pytest.raises(UserError, match=rf"augmentation: {make.__name__} has {field}=.*: give "):
+        make(**wrong)
+
+
+def test_a_command_that_sets_one_ends_with_its_name(shared_run, capsys):
+    words = [*shared_run, "augmentation=modern", "augmentation.flip.probability=50"]
+    assert entered("train.py", *words) == 1
+    said = capsys.readouterr().err
+    assert "Flip has probability=50: give a number from 0 to 1" in said and "Traceback" not in said
 
 
 DIGESTS = {

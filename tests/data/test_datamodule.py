@@ -13,12 +13,14 @@ import torch
 from fake_cases import find_fakes, find_unreadable, read_npz, write_cases
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from tiny_acdc import write_nifti
 
 from mambaseg.data.batches import share_of
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.readers import folder
 from mambaseg.data.readers.acdc import find_cases
+from mambaseg.data.splits import make_split
 from mambaseg.errors import UserError
 
 CLASSES = ("background", "RV", "MYO", "LV")
@@ -177,6 +179,56 @@ def test_patients_with_the_same_images_stay_together_and_are_told(root, caplog, 
         parts = (module.split.train, module.split.val, module.split.test)
         assert sum(bool({"patient001", "patient007"} & set(part)) for part in parts) == 1
     assert "same images belong to more than one patient: patient001, patient007" in caplog.text
+
+
+def drawn_again(root, before, after):
+    """A seed, and who is in another part once patient001 and patient007 are known to be alike."""
+    for phase in ("ED", "ES"):
+        path, copy = (root / f"patient{number}_{phase}.npz" for number in ("001", "007"))
+        copy.write_bytes(path.read_bytes())
+    patients, alike = {case.patient for case in find_fakes(root)}, ("patient001", "patient007")
+    for seed in range(99):
+        drawn = make_split("random", patients, seed=seed)
+        final = make_split("random", patients, seed=seed, duplicates=[alike])
+        moved = {*getattr(drawn, before)} & {*getattr(final, after)}
+        if moved := moved.difference(alike):
+            return seed, moved.pop()
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("before", "after"), [("train", "val"), ("val", "train")])
+def test_an_unlabelled_image_is_held_against_the_split_that_is_trained_with(root, before, after):
+    seed, moved = drawn_again(root, before, after)
+    place = root.parent / "more" / "x.nii.gz"
+    place.parent.mkdir()
+    with np.load(root / f"{moved}_ED.npz") as arrays:
+        write_nifti(place, arrays["image"].T)
+    more = {"unlabelled_images": place.parent, "unlabelled": True}
+    module = module_on(root, split_seed=seed, **more)
+    if after == "train":
+        module.load()
+        assert moved in module.split.train
+    else:
+        with pytest.raises(UserError, match=f"x shows the same as {moved}"):
+            module.load()
+
+
+def test_named_labels_are_those_of_patients_that_train_in_the_end(root):
+    seed, moved = drawn_again(root, "val", "train")
+    module = module_on(root, split_seed=seed, labelled=[moved])
+    module.load()
+    assert module.labelled == (moved,)
+    seed, moved = drawn_again(root, "train", "val")
+    with pytest.raises(UserError, match=f"{moved} not in the training set"):
+        module_on(root, split_seed=seed, labelled=[moved]).load()
+    with pytest.raises(UserError, match="nobody not in the training set"):
+        module_on(root, labelled=["nobody"], cache_dir=root.parent / "other").load()
+    assert not (root.parent / "other").exists()  # before anything is decoded
+
+
+def test_a_data_set_that_is_only_tested_has_no_plan(root):
+    with pytest.raises(UserError, match="nobody trains in it"):
+        module_on(root, split="test").survey(greys=False)
 
 
 def read_without_voxel_size(case):

@@ -57,6 +57,23 @@ def test_duplicates_stay_together():
         assert len(parts) == 1
 
 
+def test_duplicates_of_one_value_stay_together_where_values_are_the_folds():
+    alike = [("p00", "p05"), ("p01", "p02", "p13")]  # p13 is of another vendor
+    assert any(FACTS[a]["vendor"] != FACTS[b]["vendor"] for a, *_, b in alike)
+    torn = 0
+    for seed in range(20):
+        plain = folds(by="vendor", seed=seed)
+        for one, other in zip(plain, folds(by="vendor", seed=seed, duplicates=alike), strict=True):
+            pairs = [{"p00", "p05"}, {"p01", "p02"}]
+            torn += (apart := any(len({*one.val} & pair) == 1 for pair in pairs))
+            assert (one.hash == other.hash) == (not apart)  # the others stay as they were
+            parts = [{*getattr(other, part)} for part in ("train", "val", "test")]
+            for pair in (("p00", "p05"), ("p01", "p02")):
+                assert any({*pair} <= one for one in parts)
+            assert ("p13 in" in other.note) == (sum(bool(one & {*alike[1]}) for one in parts) > 1)
+    assert torn
+
+
 def test_one_group_is_left_out():
     splits = folds(by="vendor")
     assert [{FACTS[p]["vendor"] for p in one.test} for one in splits] == [{"G"}, {"P"}, {"S"}]

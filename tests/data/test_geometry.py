@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import zoom
 from torch.nn import functional
 
+from mambaseg.data.formats.pictures import reduced_labels
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.sampling import nearest_positions
 from mambaseg.errors import UserError
@@ -102,6 +103,26 @@ def test_a_grid_no_smaller_than_the_image_gives_every_label_back(shape, larger, 
     back = paper.labels_to_native(one_hot(paper.to_grid(label[:, None])[:, 0]), shape)
     assert torch.equal(back[:, :-1, :-1], label[:, :-1, :-1])
     assert ((back == label) | (back == 0)).all()
+
+
+@pytest.mark.parametrize("name", ["paper", "percentile", "zscore"])
+@pytest.mark.parametrize("shape", [(150, 200), (97, 200)])
+def test_labels_of_a_reduced_picture_lie_where_the_network_saw_them(name, shape):
+    labels = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
+    seen = reduced_labels(labels, 52)
+    preprocessing = Preprocessing(name, 64)
+    logits = one_hot(preprocessing.to_grid(torch.from_numpy(seen)[None, None])[:, 0])
+    back = preprocessing.labels_to_native(logits, shape, seen=seen.shape)[0].numpy()
+    assert np.array_equal(preprocessing.labels_to_native(logits, seen.shape)[0], seen)
+    rows, columns = (
+        np.floor((np.arange(side) + 0.5) * few / side).astype(int)
+        for side, few in zip(shape, seen.shape, strict=True)
+    )
+    assert np.array_equal(back, seen[np.ix_(rows, columns)])
+    # a reduced pixel lies in the middle of those that it stands for
+    assert np.array_equal(reduced_labels(back, 52), seen)
+    same = preprocessing.labels_to_native(logits, shape, seen=shape)
+    assert torch.equal(same, preprocessing.labels_to_native(logits, shape))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -97,6 +97,23 @@ def test_a_sound_copy_has_no_problems_and_is_recognised(root):
     assert proposed["class_names"] == ["background", "RV", "MYO", "LV"]
 
 
+def test_no_subject_is_left_out_without_a_word(root, caplog):
+    labelled = root / "Training" / "Labeled"
+    (labelled / "notes").mkdir()
+    (labelled / "A1" / "A1_sa.nii.gz").rename(labelled / "A1" / "A1_SA.nii.gz")
+    with pytest.raises(UserError, match=r"A1_sa\.nii\.gz: the image is missing\. Get the subject"):
+        find_cases(root)
+    (labelled / "A1").rename(root / "A1")
+    (root / "Testing" / "D4").rename(root / "D4")
+    assert {case.patient for case in find_cases(root)} == {"B2", "C3"}
+    assert "A1, D4: 2 subjects of the list without a folder, not used" in caplog.text
+    caplog.clear()
+    caplog.set_level("INFO")
+    (root / "Testing").rmdir()  # a folder of the challenge that is absent on purpose
+    find_cases(root)
+    assert [one.levelname for one in caplog.records] == ["INFO"]
+
+
 def test_what_is_missing_or_does_not_fit_is_said(root):
     (root / "Validation" / "C3" / "C3_sa_gt.nii.gz").unlink()
     image = nibabel.load(root / "Testing" / "D4" / "D4_sa.nii.gz")

@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from mambaseg.data.check import check_dataset
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
+from mambaseg.data.patients import split_cases
 from mambaseg.data.readers.dataset_json import read_dataset_json
 from mambaseg.data.readers.nnunet import find_cases, split_of
 from mambaseg.errors import UserError
@@ -148,6 +149,31 @@ def test_cases_of_a_patient_stay_together_when_the_pattern_names_them(tmp_path):
     assert find_cases(root)
     with pytest.raises(UserError, match="patient003 is in val and in train"):
         find_cases(root, patient_pattern=r"^(patient\d+)_")
+
+
+def test_a_case_that_trains_with_its_patient_is_not_called_unused(tmp_path, caplog):
+    splits = [{"train": ["p0_a", "p1_a"], "val": ["p2_a", "p2_b"]}]
+    root = write_nnunet(tmp_path, ids=["p0_a", "p0_b", "p1_a", "p2_a", "p2_b", "p3_a"],
+                        splits=splits)  # fmt: skip
+    cases = find_cases(root, patient_pattern=r"^(p\d)")
+    assert split_cases("given", cases, root).train == ("p0", "p1")  # p0_b too
+    assert "p3_a: 1 case in no part of fold 0" in caplog.text and "p0_b" not in caplog.text
+
+
+def test_cases_of_another_ending_are_told(tmp_path, caplog):
+    root = write_nnunet(tmp_path, cases=3, tests=1)
+    for place in ("images", "labels"):
+        for case in ("Tr/case_000", "Ts/test_000"):
+            (path,) = (root / f"{place}{case[:2]}").glob(f"{case[3:]}*")
+            path.rename(path.with_name(path.name.removesuffix(".gz")))
+    assert [case.id for case in find_cases(root)] == ["case_001", "case_002"]
+    for part, name in (("Tr", "case_000"), ("Ts", "test_000")):
+        assert f"labels{part}: 1 file of another ending than .nii.gz, not used: {name}.nii" in (
+            caplog.text
+        )
+    assert "imagesTr: 1 file of another ending than .nii.gz, not used: case_000_0000.nii" in (
+        caplog.text
+    )
 
 
 def test_a_patient_who_is_tested_does_not_train(tmp_path):

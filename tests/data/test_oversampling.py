@@ -4,8 +4,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 from fake_cases import find_fakes, write_cases
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from mambaseg.app.entry import CONF
 from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.batches import StepSampler
 from mambaseg.data.cache import open_cache
@@ -38,13 +42,21 @@ def sampler(slices, share=0.33, **options):
 
 
 @pytest.mark.parametrize(
-    ("size", "share", "count"), [(12, 0.33, 4), (2, 0.33, 1), (1, 0.33, 1), (48, 1 / 3, 16)]
+    ("size", "share", "count"), [(12, 0.33, 4), (2, 0.33, 1), (1, 1, 1), (48, 1 / 3, 16)]
 )
 def test_as_many_samples_of_a_batch_as_in_nnunet_must_show_foreground(slices, size, share, count):
-    assert Foreground(slices, 4, share, 0).count(size) == count
+    assert Foreground(slices, 4, share, 0).count(size, 2) == count
     batch = sampler(slices, share, batch_size=size).batch(2)
     assert [draw.about is not None for draw in batch] == [False] * (size - count) + [True] * count
     assert [draw.position for draw in batch] == list(range(size))
+
+
+def test_a_batch_of_one_must_show_foreground_as_often_as_the_share_says(slices):
+    alone = list(sampler(slices, batch_size=1, steps=600))
+    shown = [draw.about is not None for (draw,) in alone]
+    assert 0.28 < np.mean(shown) < 0.38
+    assert {draw.item for (draw,) in alone if draw.about is None} == {*range(len(slices))}
+    assert list(sampler(slices, batch_size=1, steps=600, start_step=400)) == alone[400:]
 
 
 def test_the_pixel_has_a_class_each_case_and_class_as_often_as_others(slices):
@@ -89,6 +101,42 @@ def test_the_crop_shows_the_pixel_and_lies_within_the_image_where_it_can(slices,
             lead = batch["augmentation"][0, 4:6].numpy()
             assert np.abs(lead - middle).max() <= 1 and (lead >= 0).all() and (lead <= room).all()
     assert seen == 40
+
+
+SETTINGS = [
+    (Preprocessing("spacing", 64, spacing=1.0), (200, 200), (0.5, 0.5)),
+    (Preprocessing("spacing", 64, spacing=1.0), (100, 100), (1.0, 1.0)),
+    (Preprocessing("spacing", [64, 80], spacing=1.5625), (256, 216), (0.8, 0.7)),
+    (Preprocessing("spacing", 128, spacing=1.0), (100, 99), (1.0, 1.0)),
+    (Preprocessing("native", 64), (200, 201), None),
+]
+
+
+@pytest.mark.parametrize("preset", ["none", "paper", "modern", "nnunet"])
+@pytest.mark.parametrize("setting", range(len(SETTINGS)))
+def test_an_object_of_one_pixel_is_in_every_sample_that_must_show_it(preset, setting):
+    preprocessing, shape, pixel = SETTINGS[setting]
+    config = OmegaConf.load(CONF / f"augmentation/{preset}.yaml")
+    if preset == "nnunet":
+        config.rotate.degrees = 180
+    operations = instantiate(config, _convert_="all")
+    augmentation = Augmentation(operations, preprocessing, 1)
+    sizes, rng = np.array([shape]), np.random.default_rng(0)
+    for step in range(60):
+        about = rng.integers(shape)
+        if step % 3 == 0:  # at the border
+            about[step % 2] = rng.choice([0, shape[step % 2] - 1])
+        label = torch.zeros(1, *shape, dtype=torch.uint8)
+        label[0, about[0], about[1]] = 1
+        drawn = augmentation.draw(step, [0], sizes, [pixel], [tuple(about)])
+        parameters = torch.from_numpy(drawn)
+        _, seen = augmentation(torch.zeros(1, 1, *shape), label, torch.tensor(sizes), parameters)
+        assert (seen == 1).any(), (step, about)
+        if {*np.abs(drawn[0, :4])} == {
+            0.0,
+            1.0,
+        } and preset != "modern":  # turned by quarters at most
+            assert (drawn[0, 4:6] % 1 == 0).all()
 
 
 def test_without_it_batches_are_as_they_always_were(slices):

@@ -122,6 +122,10 @@ def test_btcv_is_read_in_hu_and_the_published_twelve_are_tested(tmp_path):
     (root / "RawData" / "Training" / "label" / "label0005.nii.gz").unlink()
     with pytest.raises(UserError, match=r"label0005\.nii\.gz: the label of img0005"):
         synapse.find_btcv(root)
+    for name in ("img0001", "img0005"):
+        (root / "RawData" / "Training" / "img" / f"{name}.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"label0001\.nii\.gz: img0001, the image of this label"):
+        synapse.find_btcv(root)
 
 
 def test_names_in_another_order_than_the_labels_are_remarked():

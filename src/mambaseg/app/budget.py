@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mambaseg.app.networks import plain
 from mambaseg.app.overrides import key_of, typed
 from mambaseg.app.resolvers import data_name
 from mambaseg.app.settle import several_devices
+from mambaseg.data.fingerprint import digest_of
 from mambaseg.errors import UserError
 from mambaseg.storage.files import write_whole
 from mambaseg.storage.identity import identity, with_digests
@@ -58,13 +60,16 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
             "data.steps with data.minutes=null"
         )
     cfg = copy.deepcopy(cfg)
-    path = _place(cfg)
+    path, files = _place(cfg), _files(cfg)
     with alone(path.with_suffix(".lock")):  # of jobs side by side one measures
-        if not path.exists():
+        kept = _read(path) if path.exists() else None
+        if other := kept is not None and kept.get("files", files) != files:
+            log.info("the files in %s are not those of %s: measuring again", cfg.data.root, path)
+        if kept is None or other:
             begun = time.perf_counter()
             step, validation = _measured(cfg, build)
             planned = _planned(minutes, time.perf_counter() - begun, step, validation)
-            write_whole(path, json.dumps(planned))
+            write_whole(path, json.dumps({**planned, **({"files": files} if files else {})}))
     planned = _read(path)
     log.info(
         "data.minutes=%g: data.steps=%d data.val_every=%d (%.2f s a step, %.1f s a validation; %s)",
@@ -108,6 +113,26 @@ def _read(path: Path) -> dict[str, Any]:
     except (ForeignFileError, OSError, KeyError, TypeError) as error:
         problem = f"cannot be read ({error})"
     raise UserError(f"{path} {problem}: delete it, and data.minutes is measured again")
+
+
+def _files(cfg: DictConfig) -> str | None:
+    """A digest of the names and sizes of all files below `data.root`; None: data are computed."""
+    root = OmegaConf.select(cfg, "data.root")
+    if root is None or OmegaConf.select(cfg, "data.prepare") is not None:
+        return None
+    apart = (root, cfg.outputs, OmegaConf.select(cfg, "data.cache_dir"))  # which may be below it
+    seen = {os.path.realpath(Path(str(place)).expanduser()) for place in apart}
+    found, root = [], Path(str(root)).expanduser()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = {os.path.realpath(Path(place, one)): one for one in sorted(folders, reverse=True)}
+        folders[:] = sorted(
+            real[one] for one in real.keys() - seen if not real[one].startswith(".")
+        )
+        seen |= real.keys()  # links may lead in circles
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            size = path.stat().st_size if path.exists() else None
+            found.append([str(path.relative_to(root)), size])
+    return digest_of(sorted(found))
 
 
 def _place(cfg: DictConfig) -> Path:

@@ -19,12 +19,14 @@ from torch import Tensor
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.geometry import Pixel, Preprocessing
 from mambaseg.data.intensity import CT
+from mambaseg.data.limits import AMOUNT, FACTORS, PART, RANGE, SHARE, limited, require_limits
 from mambaseg.data.sampling import precision, read_affine
 from mambaseg.errors import UserError
 
 Array = NDArray[np.float64]
 
 _MATRIX, _OFFSET, _SHAPE, _DRAWN = slice(0, 4), slice(4, 6), slice(6, 8), 8  # columns of `draw`
+WITHIN = 1e-3  # pixels from the border: more than rounding, less than is seen
 _WINDOW = [9, 10]  # of a sample's random numbers: where the grid lies in a larger image
 
 _QUARTER_TURN = np.array([[0.0, 1.0], [-1.0, 0.0]])  # np.rot90, backwards
@@ -44,6 +46,10 @@ class Operation:
 
     numbers = 1  # random numbers that a sample takes
     mirrors = turns = False  # whether images are mirrored along each axis, turned by 90 degrees
+
+    def __post_init__(self) -> None:
+        """Dataclasses call this: fields with `limits` are held to them."""
+        require_limits(self)
 
 
 class Spatial(Operation):
@@ -73,8 +79,8 @@ class Intensity(Operation):
 class Rotate(Spatial):
     """Rotation by up to `degrees` in both directions, of a part of the samples."""
 
-    degrees: float = 30
-    probability: float = 1.0
+    degrees: float = limited(30, AMOUNT)
+    probability: float = limited(1.0, SHARE)
 
     def move(self, view: View, u: Array) -> None:
         """Rotate."""
@@ -87,7 +93,7 @@ class Rotate(Spatial):
 class Scale(Spatial):
     """Scaling by `smallest` to 1 / `smallest`, reduction as likely as enlargement."""
 
-    smallest: float = 0.8
+    smallest: float = limited(0.8, PART)
 
     def move(self, view: View, u: Array) -> None:
         """Scale."""
@@ -98,8 +104,8 @@ class Scale(Spatial):
 class Zoom(Spatial):
     """Scaling of a part of the samples, evenly by `scale` native pixels per pixel."""
 
-    scale: Sequence[float] = (0.7, 1.4)
-    probability: float = 1.0
+    scale: Sequence[float] = limited((0.7, 1.4), FACTORS)
+    probability: float = limited(1.0, SHARE)
 
     def move(self, view: View, u: Array) -> None:
         """Scale."""
@@ -112,10 +118,11 @@ class Zoom(Spatial):
 class Flip(Spatial):
     """Mirroring of each axis with a probability."""
 
-    probability: float = 0.5
+    probability: float = limited(0.5, SHARE)
     numbers = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.mirrors = self.probability > 0
 
     def move(self, view: View, u: Array) -> None:
@@ -128,7 +135,7 @@ class Flip(Spatial):
 class Shift(Spatial):
     """Translation along each axis by up to a share of the native size."""
 
-    share: float = 0.05
+    share: float = limited(0.05, SHARE)
     numbers = 2
 
     def move(self, view: View, u: Array) -> None:
@@ -152,7 +159,7 @@ class TurnOrRotate(Spatial):
     flips every epoch.
     """
 
-    degrees: int = 20
+    degrees: int = limited(20, AMOUNT)
     numbers = 5
     mirrors = turns = True
 
@@ -173,10 +180,10 @@ class Tone(Intensity):
     About the middle of the intensity range; a z-score has no range and no gamma.
     """
 
-    contrast: Sequence[float] = (0.75, 1.25)
-    brightness: Sequence[float] = (-0.1, 0.1)
-    gamma: Sequence[float] = (0.7, 1.5)
-    probability: float = 0.5
+    contrast: Sequence[float] = limited((0.75, 1.25), FACTORS)
+    brightness: Sequence[float] = limited((-0.1, 0.1), RANGE)
+    gamma: Sequence[float] = limited((0.7, 1.5), FACTORS)
+    probability: float = limited(0.5, SHARE)
     numbers = 3
 
     def draw(self, u: Array) -> Sequence[float]:
@@ -304,8 +311,13 @@ class Augmentation:
                 lead = np.where(room > 0, np.floor(window * (room + 1)), lead)
             matrix = np.array(image.step)[:, None] * matrix
             if about is not None:
-                shown = np.linalg.solve(matrix, about - centre - native * view.shift)
-                lead = _lead_about(shown + resampled / 2 - 0.5, room, self.preprocessing.sides)
+                beside = centre + native * view.shift
+                shown = np.linalg.solve(matrix, about - beside) + resampled / 2 - 0.5
+                if (shown % 1).any():  # of a pixel at the border rounding could miss the image
+                    last = np.maximum(native - 1 - WITHIN, centre)
+                    within = np.clip(about, np.minimum(WITHIN, centre), last)
+                    shown = np.linalg.solve(matrix, within - beside) + resampled / 2 - 0.5
+                lead = _lead_about(shown, room, self.preprocessing.sides)
             offset = centre + matrix @ (lead + 0.5 - resampled / 2)
             extent = np.array(self.preprocessing.sides)
         else:
@@ -354,12 +366,15 @@ class Augmentation:
 def _lead_about(shown: Array, room: Array, sides: tuple[int, int]) -> Array:
     """Where a grid of `sides` begins that has a position in its middle, or nearer the border.
 
-    It lies within the image, or beyond it as far as the position would else not be seen.
+    It lies within the image, or beyond it as far as the position would else not be seen. One of the
+    grid's pixels is at the very position, so that a label of one pixel is not read past.
     """
     size = np.array(sides)
     middle = np.floor(shown - (size - 1) / 2)
     lead = np.where(room > 0, np.clip(middle, 0, room), room // 2)
-    return np.clip(lead, np.ceil(shown) - size + 1, np.floor(shown))
+    lead = np.clip(lead, np.ceil(shown) - size + 1, np.floor(shown))
+    pixel = np.where(lead < np.maximum(room, 0), np.floor(shown - lead), np.ceil(shown - lead))
+    return shown - pixel
 
 
 def _rotation(degrees: float) -> Array:

@@ -24,8 +24,8 @@ class Draw(NamedTuple):
 class Required(Protocol):
     """Samples that every batch must have: the last `count` ones (`data.oversampling`)."""
 
-    def count(self, batch_size: int) -> int:
-        """How many of a batch."""
+    def count(self, batch_size: int, step: int) -> int:
+        """How many of the batch of a step; of more than one sample always as many."""
 
     def draw(self, step: int, position: int) -> Draw:
         """The sample at a position."""
@@ -72,7 +72,6 @@ class StepSampler(Sampler[list[Draw]]):
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.accumulate, self.start_step = rank, accumulate, start_step
         self.stream, self.required = stream, required
-        self.free = batch_size - (required.count(batch_size) if required else 0)
         self.micro_batch_size = batch_size // (world_size * accumulate)
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
@@ -91,13 +90,16 @@ class StepSampler(Sampler[list[Draw]]):
 
     def batch(self, step: int) -> list[Draw]:
         """Return the global batch of a step."""
-        places = range(step * self.free, (step + 1) * self.free)
+        free = self.batch_size
+        if self.required:
+            free -= self.required.count(self.batch_size, step)
+        places = range(step * free, (step + 1) * free)
         batch = [
             Draw(int(self._permutation(place // self.length)[place % self.length]), step, position)
             for position, place in enumerate(places)
         ]
         if self.required:
-            rest = range(self.free, self.batch_size)
+            rest = range(free, self.batch_size)
             batch += [self.required.draw(step, position) for position in rest]
         return batch
 

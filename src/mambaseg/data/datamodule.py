@@ -35,7 +35,7 @@ from mambaseg.data.labelling import (
 from mambaseg.data.loaders import PARTS, Batch, StepDataModule
 from mambaseg.data.oversampling import Foreground
 from mambaseg.data.patients import Alike, find_alike, split_cases
-from mambaseg.data.readers.unlabelled import find_unlabelled, of_labelled
+from mambaseg.data.readers.unlabelled import find_unlabelled, of_labelled, require_unseen
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
 from mambaseg.data.splits import listed
@@ -223,22 +223,21 @@ class SegmentationDataModule(StepDataModule):
 
     def _divided(self, read: Callable[[list[Case]], Entries]) -> tuple[list[Case], Entries]:
         """Split the cases, and `read` those of the split; who shows the same stays together."""
-        self.split = self._split()
-        used = self._used()
-        entries = read(used)
+        self.split = drawn = self._split()
+        before = self._used(settled=False)
+        entries = read(before)
         contents = {one.case: one.content or one.source for one in entries}
-        groups = patients_with_same_images(used, contents)
-        self._copies = of_labelled(groups, self._unlabelled, self.split)
-        if self._copies:
-            self.split, before = self._split(duplicates=self._copies), used
-            used = self._used()
-            entries = entries if used == before else read(used)
-        return used, entries
+        groups = patients_with_same_images(before, contents)
+        self._copies = of_labelled(groups, self._unlabelled)
+        self.split = self._split(duplicates=self._copies) if self._copies else drawn
+        require_unseen(groups, self._unlabelled, self.split)
+        used = self._used()
+        return used, entries if used == before else read(used)
 
-    def _used(self) -> list[Case]:
+    def _used(self, *, settled: bool = True) -> list[Case]:
         """The split's cases with the labels that may be read."""
         split = self.split
-        labelled = labelled_patients(split, self._labelled)
+        labelled = labelled_patients(split, self._labelled, settled=settled)
         evaluated, trained, told = {*split.val, *split.test}, set(split.train), set(labelled)
         note = supervision_note(split, labelled, self._labels, len(self._unlabelled))
         self.labelled = labelled if self._unlabelled or len(labelled) < len(split.train) else None
@@ -253,6 +252,7 @@ class SegmentationDataModule(StepDataModule):
         """What a plan is made of: shapes and voxel sizes of the training cases, and `greys`."""
         self._find()
         used, found = self._divided(partial(open_survey, greys=greys, **self._how))
+        self.split.require_training()
         trained = {case.id for case in used if case.patient in self.split.train}
         return [one for one in found if one.case in trained]
 

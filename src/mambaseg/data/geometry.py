@@ -336,7 +336,12 @@ class Preprocessing:
         device = logits.device
         extent = torch.tensor([self.sides], device=device)
         if self.geometry == "stretch":
-            rows, columns = map(nearest_positions, extent.unbind(1), shape)
+            rows, columns = map(nearest_positions, extent.unbind(1), seen or shape)
+            if seen not in (None, shape):  # a reduced pixel stands for those that it was made of
+                rows, columns = (
+                    one[:, ((_count(side, device) + 0.5) * (few / side)).long().clamp(max=few - 1)]
+                    for one, side, few in zip((rows, columns), shape, seen, strict=True)
+                )
         elif self.windowed:
             rows, columns = self.resampled(seen or shape, pixel).positions_of_native(shape, device)
         else:

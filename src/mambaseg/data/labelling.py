@@ -16,8 +16,12 @@ from mambaseg.errors import UserError
 Labels = Literal["dense", "scribble"]
 
 
-def labelled_patients(split: Split, wanted: float | Sequence[str] | None) -> tuple[str, ...]:
+def labelled_patients(
+    split: Split, wanted: float | Sequence[str] | None, *, settled: bool = True
+) -> tuple[str, ...]:
     """The training patients whose labels are read; all of them for None.
+
+    Until a split is `settled`, those whom it validates or tests may still come to train.
 
     `wanted` is a number of patients, a share below 1 of them, or their ids. A published split may
     have published lists of patients (3 and 7 for ACDC's `ssl4mis`); any other number takes patients
@@ -35,7 +39,8 @@ def labelled_patients(split: Split, wanted: float | Sequence[str] | None) -> tup
         named = {*map(str, wanted)}
         if not named:
             raise UserError("data.labelled=[]: name at least one patient, or give null for all")
-        if strangers := sorted(named.difference(train)):
+        known = train if settled else (*train, *split.val, *split.test)
+        if strangers := sorted(named.difference(known)):
             raise UserError(f"data.labelled: {listed(strangers)} not in the training set")
         return tuple(patient for patient in train if patient in named)
     count = wanted if isinstance(wanted, int) else round(wanted * len(train))

@@ -1,8 +1,9 @@
 """Samples that must show foreground: which slice, and about which pixel the network's square lies.
 
 Of every batch the last samples are such, as in nnU-Net: a third of them, rounded up to one at least
-for `data.oversample=0.33`. A case that has foreground is drawn, one of its classes, and one of the
-class's voxels, each with equal chances. (Source: nnU-Net v2, `nnUNetDataLoader`.)
+for `data.oversample=0.33`; of batches of one sample a third, drawn by chance. A case that has
+foreground is drawn, one of its classes, and one of the class's voxels, each with equal chances.
+(Source: nnU-Net v2, `nnUNetDataLoader`.)
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ class Foreground:
             rows.setdefault(int(cases[item]), []).append(int(item))
         self._cases = [np.array(items) for items in rows.values()]  # slices with foreground of each
 
-    def count(self, batch_size: int) -> int:
-        """How many samples of a batch, the last ones, must show foreground."""
+    def count(self, batch_size: int, step: int) -> int:
+        """How many samples of a step's batch, the last ones, must show foreground."""
+        if batch_size == 1:  # position 1, which such a batch has not
+            (coin,) = uniforms(self.seed, FOREGROUND, step=step, position=1, count=1)
+            return int(coin < self.share)
         return max(1, batch_size - round(batch_size * (1 - self.share)))
 
     def draw(self, step: int, position: int) -> Draw:

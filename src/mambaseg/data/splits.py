@@ -141,6 +141,10 @@ def make_split(
         split = _random_split(present, seed, duplicates, unit)
     elif name == "kfold":
         split = _fold_split(parts, fold, seed, by, facts or {}, unit)
+        together = _of_one_value(duplicates, by, facts or {}) if by else ()
+        if _torn_apart(split, together, {}):
+            parts = _folds(_units(present, together), seed, count, by, facts or {}, unit)
+            split = _fold_split(parts, fold, seed, by, facts or {}, unit)
     elif name == "test":
         note = f"Not a published split: all {len(present)} {unit}s are tested; none of them "
         split = Split(name, (), (), tuple(present), note + "trains or validates.")
@@ -310,6 +314,15 @@ def _units(patients: list[str], duplicates: Groups) -> list[list[str]]:
         for patient in joined:
             unit_of[patient] = joined
     return [unit for patient, unit in unit_of.items() if patient == unit[0]]
+
+
+def _of_one_value(groups: Groups, fact: str, facts: Facts) -> list[list[str]]:
+    """Groups of patients as those within them of whom a fact is the same."""
+    members: dict[tuple[int, str | None], list[str]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        for patient in group:
+            members[number, facts.get(patient, {}).get(fact)].append(patient)
+    return list(members.values())
 
 
 def _torn_apart(split: Split, groups: Groups, alike: Mapping[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaseg.data.augmentation import Array, Intensity
+from mambaseg.data.limits import AMOUNT, FACTORS, PART, SHARE, limited
 
 RADIUS = 3  # pixels of the blur's kernel
 OVER = (-3, -2, -1)  # a sample's channels, rows and columns
@@ -58,8 +59,8 @@ def about_one(bounds: Sequence[float], coin: Tensor, u: Tensor) -> Tensor:
 class Noise(Sometimes):
     """Gaussian noise of up to `most` of the sample's standard deviation."""
 
-    most: float = 0.1
-    probability: float = 0.1
+    most: float = limited(0.1, AMOUNT)
+    probability: float = limited(0.1, SHARE)
     numbers = 3
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
@@ -75,8 +76,8 @@ class Noise(Sometimes):
 class Blur(Sometimes):
     """A Gaussian whose standard deviation is drawn for rows and columns, in pixels."""
 
-    sigma: Sequence[float] = (0.5, 1.0)
-    probability: float = 0.1
+    sigma: Sequence[float] = limited((0.5, 1.0), FACTORS)
+    probability: float = limited(0.1, SHARE)
     numbers = 3
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ class Blur(Sometimes):
 class Brightness(Sometimes):
     """Multiplication by a factor."""
 
-    factor: Sequence[float] = (0.75, 1.25)
-    probability: float = 0.15
+    factor: Sequence[float] = limited((0.75, 1.25), FACTORS)
+    probability: float = limited(0.15, SHARE)
     numbers = 3
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
@@ -109,8 +110,8 @@ class Brightness(Sometimes):
 class Contrast(Sometimes):
     """Stretch about the sample's mean, within its own smallest and largest value."""
 
-    factor: Sequence[float] = (0.75, 1.25)
-    probability: float = 0.15
+    factor: Sequence[float] = limited((0.75, 1.25), FACTORS)
+    probability: float = limited(0.15, SHARE)
     numbers = 3
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
@@ -124,8 +125,8 @@ class Contrast(Sometimes):
 class LowResolution(Sometimes):
     """Down to a share of the size by nearest neighbour, and up again bilinearly."""
 
-    smallest: float = 0.5
-    probability: float = 0.125
+    smallest: float = limited(0.5, PART)
+    probability: float = limited(0.125, SHARE)
     numbers = 2
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:
@@ -143,9 +144,9 @@ class LowResolution(Sometimes):
 class Gamma(Sometimes):
     """An exponent on the sample's range; mean and standard deviation stay."""
 
-    gamma: Sequence[float] = (0.7, 1.5)
+    gamma: Sequence[float] = limited((0.7, 1.5), FACTORS)
     inverted: bool = False  # of the negative
-    probability: float = 0.3
+    probability: float = limited(0.3, SHARE)
     numbers = 3
 
     def change(self, image: Tensor, drawn: Tensor) -> Tensor:

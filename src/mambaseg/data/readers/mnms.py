@@ -11,7 +11,8 @@ which `data.label_map` of conf/data/mnms.yaml turns round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,14 @@ from pathlib import Path
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import read_volume
 from mambaseg.data.patients import require_one_row
-from mambaseg.data.readers.reader import Found, reader
+from mambaseg.data.readers.reader import Found, Level, Problem, counted, named, reader
+from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.data.volume import Volume
 from mambaseg.storage.untrusted import ForeignFileError, read_table, readable
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}
+UNLABELLED = "Training/Unlabeled"
 PHASES = ("ED", "ES")
 IMAGE, LABEL = "_sa.nii.gz", "_sa_gt.nii.gz"
 
@@ -32,24 +35,33 @@ IMAGE, LABEL = "_sa.nii.gz", "_sa_gt.nii.gz"
 def _folders(root: Path) -> Iterator[tuple[Path, str]]:
     """Folders of subjects, and the part that they are in."""
     for place, part in FOLDERS.items():
-        for folder in sorted((root / place).iterdir()) if (root / place).is_dir() else ():
-            if (folder / f"{folder.name}{IMAGE}").exists():
+        for _, folder in named(root / place, re.compile(".+", re.DOTALL)):
+            if folder.is_dir():
                 yield folder, part
+
+
+def _has_image(folder: Path) -> bool:
+    return (folder / f"{folder.name}{IMAGE}").exists()
 
 
 @reader(
     example="M&Ms (Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz with _sa_gt, and the list of subjects)",
-    recognises=lambda root: any(_folders(root)),
+    recognises=lambda root: any(_has_image(folder) for folder, _ in _folders(root)),
 )
 def find_cases(root: Path) -> Iterator[Found]:
     """ED and ES of every labelled subject ("A0S9V9_ED"); their part is the challenge's."""
     folders = list(_folders(root))
-    frames = _read_frames(root) if folders else {}
+    frames = _read_frames(root) if any(_has_image(folder) for folder, _ in folders) else {}
+    yield from _of_no_folder(root, frames)
     for folder, part in folders:
         image, label = (folder / f"{folder.name}{ending}" for ending in (IMAGE, LABEL))
         row = frames.get(folder.name, {})
         absent = [phase for phase in PHASES if not row.get(phase.lower(), "").isdecimal()]
-        if not label.exists():
+        if not image.exists():
+            if folder.name in frames or any(folder.glob("*.nii*")):  # else it is no subject's
+                remedy = "Get the subject again or correct the name, or take the folder out."
+                yield DataError("the image is missing", image, remedy)
+        elif not label.exists():
             yield DataError("the label is missing", label, "Get the subject again, or take it out.")
         elif absent:
             problem = (
@@ -72,6 +84,16 @@ def find_cases(root: Path) -> Iterator[Found]:
                     part=part,
                     facts=facts,
                 )
+
+
+def _of_no_folder(root: Path, frames: Iterable[str]) -> Iterator[Problem]:
+    """Whom the list alone names; where a folder of the challenge is absent they may be in it."""
+    places = [root / place for place in (*FOLDERS, UNLABELLED)]
+    here = {one.name for place in places if place.is_dir() for one in place.iterdir()}
+    if absent := sorted(set(frames) - here):
+        problem = f"{counted(len(absent), 'subject')} of the list without a folder, not used"
+        level: Level = "warning" if all(place.is_dir() for place in places) else "info"
+        yield Problem(level, listed(absent), problem, "Complete the data set if they should be.")
 
 
 def _read_frames(root: Path) -> dict[str, dict[str, str]]:

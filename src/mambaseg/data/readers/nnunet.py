@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaseg.data.case import Case
-from mambaseg.data.formats.files import PICTURES, read_label, read_volume
+from mambaseg.data.formats.files import ENDINGS, PICTURES, read_label, read_volume
 from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json, read_plain
@@ -67,6 +67,8 @@ def find_cases(
     about = read_dataset_json(root)
     found = [*_labelled(root, about, "Tr"), *_labelled(root, about, "Ts")]
     yield from (one for one in found if isinstance(one, DataError))
+    for folder in ("imagesTr", "labelsTr", "labelsTs"):
+        yield from _of_other_endings(root / folder, about.ending)
     cases = [with_patient(one, patient_pattern) for one in found if isinstance(one, Case)]
     training = {case.id: case.patient for case in cases if case.part is None}
     parts: dict[str, str] = {}
@@ -81,7 +83,9 @@ def find_cases(
             yield DataError(problem, case.label_path, "Keep one of the two.")
         else:
             yield replace(case, part=case.part or parts.get(case.id), fold=fold)
-    if parts and (left := training.keys() - parts.keys()):
+    named_patients = {training[case] for case in parts}  # all cases of a patient are in their part
+    left = [case for case, patient in training.items() if patient not in named_patients]
+    if parts and left:
         problem = f"{counted(len(left), 'case')} in no part of fold {fold} of {SPLITS}, not used"
         remedy = f"Add to {SPLITS} what is to be used, or choose data.split=random or kfold."
         yield Problem("warning", listed(left), problem, remedy)
@@ -130,6 +134,16 @@ def _labelled(root: Path, about: DatasetJson, part: str) -> Iterator[Case | Data
         path = root / "labelsTr" / f"{case}{about.ending}"
         remedy = f"Put it there, or take the image ({case}) out of imagesTr."
         yield DataError("the label is missing", path, remedy)
+
+
+def _of_other_endings(folder: Path, ending: str) -> Iterator[Problem]:
+    """A warning of images or labels that dataset.json's ending leaves out."""
+    known = re.compile(f".+({'|'.join(map(re.escape, ENDINGS))})", re.DOTALL | re.IGNORECASE)
+    left = [path.name for _, path in named(folder, known) if not path.name.endswith(ending)]
+    if left:
+        problem = f"{counted(len(left), 'file')} of another ending than {ending}, not used"
+        remedy = f"Convert them: all files of a data set have the ending that {NAME} names."
+        yield Problem("warning", folder.name, f"{problem}: {listed(map(readable, left))}", remedy)
 
 
 def _files(folder: Path, ending: str) -> Iterator[tuple[str, Path]]:

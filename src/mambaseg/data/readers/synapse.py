@@ -38,6 +38,7 @@ TEST = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
 SLICE = re.compile(r"case(\d{4})_slice(\d{3,})\.npz")
 VOLUME = re.compile(r"case(\d{4})\.npy\.h5")
 IMAGE = re.compile(r"img(\d{4})\.nii(?:\.gz)?")
+LABEL = re.compile(r"label(\d{4})\.nii(?:\.gz)?")
 SLICES, VOLUMES = "train_npz", "test_vol_h5"
 RAW = ("", "Training", "RawData/Training")
 _PAIRED = "Take image and label from the same download."
@@ -84,8 +85,10 @@ def _images(root: Path) -> Iterator[tuple[re.Match[str], Path]]:
     recognises=lambda root: any(_images(root)),
 )
 def find_btcv(root: Path) -> Iterator[Found]:
-    """All cases of the challenge's own files that have a label."""
+    """All cases of the challenge's own files; an image needs its label, and a label its image."""
+    with_image = set()
     for match, path in _images(root):
+        with_image.add((path.parents[1], match[1]))
         label = path.parents[1] / "label" / path.name.replace("img", "label", 1)
         if label.is_file():
             name, part = f"img{match[1]}", "test" if int(match[1]) in TEST else "train"
@@ -93,6 +96,11 @@ def find_btcv(root: Path) -> Iterator[Found]:
         else:
             problem = f"the label of {path.name} is missing"
             yield DataError(problem, label, "Get the labels of the training part.")
+    for place in RAW:
+        for match, path in named(root / place / "label", LABEL):
+            if (root / place, match[1]) not in with_image:
+                remedy = "Get the images of the training part, or take the label out."
+                yield DataError(f"img{match[1]}, the image of this label, is missing", path, remedy)
 
 
 def read_slices(case: Case) -> Volume:

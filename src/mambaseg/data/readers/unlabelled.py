@@ -72,14 +72,17 @@ def _read_frames(
 
 
 def of_labelled(
-    groups: Iterable[tuple[str, ...]], unlabelled: Collection[str], split: Split
+    groups: Iterable[tuple[str, ...]], unlabelled: Collection[str]
 ) -> list[tuple[str, ...]]:
-    """Groups of patients of whom an image is the same, without those of unlabelled images.
+    """Groups of patients of whom an image is the same, without those of unlabelled images."""
+    found = (tuple(one for one in group if one not in unlabelled) for group in groups)
+    return [group for group in found if len(group) > 1]
 
-    Raises:
-        UserError: an unlabelled image shows a patient whose images are to be scored.
-    """
-    found = []
+
+def require_unseen(
+    groups: Iterable[tuple[str, ...]], unlabelled: Collection[str], split: Split
+) -> None:
+    """Raise `UserError` where an unlabelled image shows a patient whose images are to be scored."""
     for group in groups:
         strangers = [patient for patient in group if patient in unlabelled]
         shown = [patient for patient in group if patient in (*split.val, *split.test)]
@@ -89,5 +92,3 @@ def of_labelled(
                 f"same as {shown[0]}, who is in the validation or test set: take it out, so that "
                 "nobody is scored whose images trained"
             )
-        found.append(tuple(patient for patient in group if patient not in unlabelled))
-    return [group for group in found if len(group) > 1]
