@@ -20,7 +20,7 @@ from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.grid import Grid, counted, signed
-from mambaseg.reporting.paired import Paired, verdict
+from mambaseg.reporting.paired import Paired, digits, verdict
 from mambaseg.reporting.status import RunState, status_grid, summary
 from mambaseg.storage.untrusted import printable
 
@@ -38,7 +38,14 @@ def template_of(path: Path) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = {"signed": signed, "counted": counted, "verdict": verdict, "drawn": _drawn, "slug": _slug}
+    own = {
+        "signed": signed,
+        "counted": counted,
+        "verdict": verdict,
+        "digits": digits,
+        "drawn": _drawn,
+        "slug": _slug,
+    }
     environment.filters |= own
     return environment.get_template(path.name)
 

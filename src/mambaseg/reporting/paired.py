@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import comb
+from math import ceil, comb, log10
 from statistics import fmean
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.grid import UNDEFINED, Grid, heading, signed
 from mambaseg.reporting.scores import compared_value, estimate, is_absent, rows_where
+from mambaseg.reporting.variation import Scores, p_of_difference
 
 Structure = tuple[str, str, int]  # patient, case, class
 
@@ -34,10 +35,10 @@ class Scored(NamedTuple):
     """A network's values of one score."""
 
     label: str
-    structures: Mapping[Structure, float | None]  # of the foreground, mean over seeds
+    seeds: int
+    structures: Mapping[Structure, Sequence[float] | None]  # of the foreground; a value per seed
     absent: frozenset[Structure]  # not in the reference, rightly found with no seed: not compared
     failed: frozenset[Structure]  # without a value, because a seed missed or invented it
-    per_seed: Sequence[float]
 
 
 class Paired(NamedTuple):
@@ -54,11 +55,11 @@ class Paired(NamedTuple):
     p: float  # of the two-sided Wilcoxon signed-rank test
     p_holm: float  # the same, corrected for all pairs of the comparison
     p_least: float  # what p_holm would be if in every pair all patients favoured one network
+    p_seeds: float | None  # of other seeds and patients, corrected likewise; None with one seed
     effect: float  # matched-pairs rank-biserial correlation, -1..1
     wins: int  # patients for whom first is better
     losses: int  # patients for whom second is better; the rest are ties
     seeds: int  # of the network that has fewer
-    seed_margin: float | None  # difference that seeds alone explain (95 %), None with one seed
     first_failed: int = 0  # structures without a value because the first alone missed or invented
     second_failed: int = 0
 
@@ -103,49 +104,53 @@ def _bootstrap_interval(differences: Sequence[float]) -> tuple[float | None, flo
     return float(found.low), float(found.high)
 
 
-def _seed_margin(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Half of Welch's 95 % interval of a difference of means over seeds; None with one seed."""
-    from scipy import stats
-
-    if min(len(first), len(second)) < 2:
-        return None
-    if len(set(first)) == len(set(second)) == 1:
-        return 0.0
-    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    return float(interval.high - interval.low) / 2
-
-
 def scored(entry: Entry, metric: Metric) -> Scored:
     """What `compare` needs of an entry."""
     values: dict[Structure, list[float | None]] = defaultdict(list)
     outcomes: dict[Structure, set[str | None]] = defaultdict(set)
     for rows in entry.by_seed.values():
+        own: dict[Structure, list[float | None]] = defaultdict(list)  # several of folds that share
         for row in rows_where(rows):
             structure = row["patient"], row["case"], row["class"]
-            values[structure].append(compared_value(row, metric))
+            own[structure].append(compared_value(row, metric))
             outcomes[structure].add("absent" if is_absent(row, metric) else row.get("outcome"))
+        for structure, found in own.items():
+            values[structure].append(_mean(found))
+    seeds = len(entry.by_seed)
     structures = {
-        structure: None if None in own else fmean(value for value in own if value is not None)
-        for structure, own in values.items()
+        structure: known if len(known) == seeds else None
+        for structure, found in values.items()
+        for known in [[value for value in found if value is not None]]
     }
     errors = {"missed", "false_positive"}
     return Scored(
         entry.label,
+        seeds,
         structures,
         absent=frozenset(key for key, own in outcomes.items() if own == {"absent"}),
         failed=frozenset(key for key in structures
                          if structures[key] is None and outcomes[key] & errors),
-        per_seed=estimate(entry, metric.name).per_seed,
     )  # fmt: skip
 
 
-def _patient_differences(first: Scored, second: Scored) -> tuple[list[float], int, int]:
-    """Mean difference of each patient; patients without one; structures left out.
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of all values; None if one is missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
-    Only structures that both networks have a score for count: otherwise a network that misses the
-    difficult ones would look better on the rest. Nor do those that both rightly did not find.
+
+def tables(first: Scored, second: Scored) -> tuple[list[tuple[Scores, Scores]], int, int]:
+    """What each patient adds to the tables of both networks.
+
+    Only structures of which every seed of both networks has a score count: otherwise a network that
+    misses the difficult ones would look better on the rest. Nor do those that both rightly did not
+    find.
+
+    Returns:
+        mean scores of both networks by seed, a pair of arrays per patient who has any; how many
+        patients have none; how many structures are left out.
     """
-    patients: dict[str, list[float]] = {}
+    patients: dict[str, list[tuple[Sequence[float], Sequence[float]]]] = {}
     undefined, absent = 0, first.absent & second.absent
     for structure in sorted(first.structures.keys() | second.structures.keys()):
         own = patients.setdefault(structure[0], [])
@@ -153,21 +158,32 @@ def _patient_differences(first: Scored, second: Scored) -> tuple[list[float], in
         if a is None or b is None or structure in absent:
             undefined += 1
         else:
-            own.append(a - b)
-    # means of equal scores may differ in their last digits, and ranks would see these
-    differences = [round(fmean(own), 12) for own in patients.values() if own]
-    return differences, len(patients) - len(differences), undefined
+            own.append((a, b))
+    found = [
+        (np.mean([a for a, _ in own], axis=0), np.mean([b for _, b in own], axis=0))
+        for own in patients.values() if own
+    ]  # fmt: skip
+    return found, len(patients) - len(found), undefined
+
+
+def by_network(found: Sequence[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
+    """The same as two tables (seeds, patients)."""
+    first, second = zip(*found, strict=True)
+    return np.stack(first, axis=1), np.stack(second, axis=1)
 
 
 def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
-    """Two networks, `p_holm` and `p_least` not corrected yet; None if they share no structure."""
-    differences, left_out, undefined = _patient_differences(first, second)
-    if not differences:
+    """Two networks, `p_holm`, `p_least` and `p_seeds` not corrected; None: no common structure."""
+    found, left_out, undefined = tables(first, second)
+    if not found:
         return None
+    both = by_network(found)
+    # means of equal scores may differ in their last digits, and ranks would see these
+    differences = (both[0].mean(0) - both[1].mean(0)).round(12).tolist()
     p, effect = _signed_ranks(differences)
     low, high = _bootstrap_interval(differences)
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    seeds = first.per_seed, second.per_seed
+    seeds = min(first.seeds, second.seeds)
     return Paired(
         first.label,
         second.label,
@@ -180,11 +196,11 @@ def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
         p=p,
         p_holm=p,
         p_least=min(1.0, 2.0 ** (1 - len(differences))),  # of 2 ** n equally likely signs, two
+        p_seeds=None if min(seeds, len(differences)) < 2 else p_of_difference(*both),
         effect=effect,
         wins=above if metric.higher_is_better else below,
         losses=below if metric.higher_is_better else above,
-        seeds=min(map(len, seeds)),
-        seed_margin=_seed_margin(*seeds),
+        seeds=seeds,
         first_failed=len(first.failed - second.failed),
         second_failed=len(second.failed - first.failed),
     )
@@ -210,8 +226,11 @@ def pairs(comparison: Comparison, metric: Metric) -> list[Paired]:
     family = None if len(own) <= MOST else comb(len(own), 2)
     corrected = _holm([pair.p for pair in known], family)
     least = _holm([pair.p_least for pair in known], family)
+    several = [pair for pair in known if pair.p_seeds is not None]
+    count = family or len(known)
+    of_seeds = iter(_holm([pair.p_seeds or 0.0 for pair in several], count))
     return [
-        pair._replace(p_holm=p, p_least=q)
+        pair._replace(p_holm=p, p_least=q, p_seeds=None if pair.p_seeds is None else next(of_seeds))
         for pair, p, q in zip(known, corrected, least, strict=True)
     ]
 
@@ -239,12 +258,12 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
             f"{better} scores better on what both have found, but it alone missed or invented "
             f"{failed} structures, {other} alone {others}"
         )
-    if pair.seed_margin is None:
+    if pair.p_seeds is None:
         return (
             f"{better} scores better on these patients, but with a single seed per network "
             "seed-to-seed variation is unknown"
         )
-    if abs(pair.difference) <= pair.seed_margin:
+    if pair.p_seeds >= LEVEL:
         count = _WORDS.get(pair.seeds, str(pair.seeds))
         return (
             f"{better} scores better, but with as few as {count} seeds per network this could be "
@@ -258,13 +277,25 @@ def minus(first: str, second: str) -> str:
     return " − ".join(f"({name})" if "+" in name else name for name in (first, second))
 
 
+def digits(pair: Paired, usual: int) -> int:
+    """As many decimals as show that an interval leaves out 0; seven at most."""
+    nearest = min(abs(pair.low or 0.0), abs(pair.high or 0.0))
+    return usual if nearest == 0 else min(7, max(usual, ceil(-log10(nearest))))
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return UNDEFINED
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired]) -> Grid:
     """The comparisons on one score; `found` is of `pairs`."""
-    higher, digits = bool(metric.higher_is_better), metric.decimals
+    higher = bool(metric.higher_is_better)
     subject = comparison.subject
     header = [
         "pair", "verdict", f"{subject}s", "difference", "95 % interval", "p", "p (Holm)",
-        "rank-biserial", "first better", "second better", f"{subject}s left out",
+        "p with seeds", "rank-biserial", "first better", "second better", f"{subject}s left out",
         "values left out",
     ]  # fmt: skip
     rows = [
@@ -272,11 +303,13 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
             minus(pair.first, pair.second),
             verdict(pair, higher_is_better=higher),
             str(pair.patients),
-            signed(pair.difference, digits),
+            signed(pair.difference, digits(pair, metric.decimals)),
             UNDEFINED
             if pair.low is None or pair.high is None
-            else f"{signed(pair.low, digits)} … {signed(pair.high, digits)}",
-            *("<0.001" if p < 0.001 else f"{p:.3f}" for p in (pair.p, pair.p_holm)),
+            else " … ".join(
+                signed(end, digits(pair, metric.decimals)) for end in (pair.low, pair.high)
+            ),
+            *map(_p_value, (pair.p, pair.p_holm, pair.p_seeds)),
             signed(pair.effect, 2),
             *map(str, (pair.wins, pair.losses, pair.left_out, pair.undefined)),
         ]
@@ -286,7 +319,8 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
         f"Per {subject}: mean over seeds, then over cases and foreground classes; difference: mean "
         f"over {subject}s, first − second; interval: bootstrap over {subject}s, {RESAMPLES} "
         "resamples, fixed seed; p: two-sided Wilcoxon signed-rank test, Holm over the pairs of "
-        "this table; effect size: matched-pairs rank-biserial correlation (+1: first larger in "
+        "this table; p with seeds: t test of the difference against how patients and seeds vary, "
+        "Holm likewise; effect size: matched-pairs rank-biserial correlation (+1: first larger in "
         f"every {subject}).",
         "Only structures for which both networks have a score of every seed count"
         + (
@@ -320,7 +354,7 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
                 else ""
             )
         )
-    if any(pair.seed_margin is None for pair in found):
+    if any(pair.seeds < 2 for pair in found):
         notes.append(
             "A network with a single seed stands for one training: the test compares these "
             "trained networks, not the architectures."

@@ -1,42 +1,23 @@
 """How many seeds and patients a difference between two networks would need to be found.
 
-The Dice of network k, trained with seed i, on patient j is taken as
-
-    mean of k  +  patient j on k  +  seed i of k  +  rest
-
-with random parts that do not depend on each other. Everything is paired by patient, so of the
-patients only how differently they favour the two networks counts. With n seeds of each network and
-m patients, the difference of the two means then varies by
-
-    V = patients / m + (seeds of the one + seeds of the other) / n + (their rests) / (n m)
-
-The components are those of an analysis of variance (method of moments, negative ones are 0). The
-test is a t test of the difference against V as one would estimate it, with Satterthwaite's degrees
-of freedom (Biometrics Bulletin 2, 1946): few seeds tell little about how seeds vary, which counts.
+`variation` has the model of the scores and the test, which is also that of a report's verdicts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import sqrt
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import OVERLAP
 from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.grid import Grid, counted, signed
-from mambaseg.reporting.paired import compared, minus, scored
-from mambaseg.reporting.scores import compared_value
-
-Scores = npt.NDArray[np.float64]  # (seeds, patients)
+from mambaseg.reporting.paired import by_network, compared, minus, scored, tables
+from mambaseg.reporting.variation import Components, Scores, components, spread
 
 DIFFERENCE = 0.0033  # of Mamba-UNet over UNet in its paper
 POWER, LEVEL = 0.8, 0.05
@@ -45,35 +26,6 @@ _MOST = 10**6  # seeds, patients: more than anybody has
 _STEP = 1e-5  # of differences that are tried
 _DICE = OVERLAP[0]
 NEVER = "never"
-
-
-class Components(NamedTuple):
-    """Variances of a pair of networks, in squares of the score's unit."""
-
-    patients: float  # by how much patients favour one of the two, whatever the seed
-    seeds: tuple[float, float]  # between trainings of each network
-    rest: tuple[float, float]  # of one training on one patient, of each network
-
-
-def components(first: Scores, second: Scores) -> tuple[float, Components]:
-    """Difference of the means and its components.
-
-    Args:
-        first: scores (seeds, patients) of a network, at least two of both.
-        second: of another one on the same patients.
-    """
-    patients = first.shape[1]
-    seeds, rest = [], []
-    for scores in (first, second):
-        by_seed = scores.mean(1, keepdims=True)
-        left = scores - by_seed - scores.mean(0) + scores.mean()
-        rest.append(float((left**2).sum()) / ((len(scores) - 1) * (patients - 1)))
-        seeds.append(max(0.0, float(by_seed.var(ddof=1)) - rest[-1] / patients))
-    differences = first.mean(0) - second.mean(0)
-    share = sum(one / len(scores) for one, scores in zip(rest, (first, second), strict=True))
-    own = max(0.0, float(differences.var(ddof=1)) - share)
-    both = Components(own, (seeds[0], seeds[1]), (rest[0], rest[1]))
-    return float(differences.mean()), both
 
 
 def power(
@@ -90,27 +42,20 @@ def power(
     """
     from scipy import stats
 
-    # mean squares as they enter the estimate of V, and the degrees of freedom of each
-    terms = [((parts.patients + sum(parts.rest) / seeds) / patients, patients - 1)]
-    for own, rest in zip(parts.seeds, parts.rest, strict=True):
-        terms.append(((own + rest / patients) / seeds, seeds - 1))
-        terms.append((rest / patients / seeds, (seeds - 1) * (patients - 1)))
-    variance = parts.patients / patients + sum(parts.seeds) / seeds
-    variance += sum(parts.rest) / seeds / patients
+    variance, free = spread(parts, (seeds, seeds), patients)
     if variance == 0:
         return 1.0
-    free = variance**2 / sum(value**2 / degrees for value, degrees in terms)
     shift = abs(difference) / sqrt(variance)
     return float(stats.nct.sf(stats.t.isf(level / 2, free), free, shift))
 
 
 def least(enough: Callable[[int], bool]) -> int | None:
     """The smallest number of 2 or more that is enough, where all larger ones are too."""
+    if not enough(_MOST):  # with few seeds, more patients may cost degrees of freedom
+        return None
     high = 2
     while not enough(high):
-        high *= 2
-        if high > _MOST:
-            return None
+        high = min(2 * high, _MOST)
     low = max(2, high // 2)
     return low + bisect_left(range(low, high), True, key=enough)
 
@@ -127,28 +72,14 @@ def patient_scores(first: Entry, second: Entry) -> tuple[Scores, Scores]:
     Raises:
         UserError: there are too few seeds or patients.
     """
-    tables: list[list[dict[Any, float]]] = []
-    for entry in (first, second):
-        rows = entry.chosen({}, background=False).values()
-        tables.append([
-            {(row["patient"], row["case"], row["class"]): value for row in own
-             if (value := compared_value(row, _DICE)) is not None} for own in rows
-        ])  # fmt: skip
-    common = set.intersection(*(set(own) for table in tables for own in table))
-    common -= scored(first, _DICE).absent & scored(second, _DICE).absent
-    structures: dict[str, list[Any]] = defaultdict(list)
-    for structure in sorted(common):
-        structures[structure[0]].append(structure)
-    if min(map(len, tables)) < 2 or len(structures) < 2:
+    one, other = (scored(entry, _DICE) for entry in (first, second))
+    found, _, _ = tables(one, other)
+    if min(one.seeds, other.seeds) < 2 or len(found) < 2:
         raise UserError(
             f"{first.label} and {second.label}: this needs two seeds of each network (seed=1,2,3) "
             "and two patients that all of them have scored"
         )
-    found = [
-        np.array([[np.mean([own[s] for s in part]) for part in structures.values()]
-                  for own in table]) for table in tables
-    ]  # fmt: skip
-    return found[0], found[1]
+    return by_network(found)
 
 
 def power_grids(

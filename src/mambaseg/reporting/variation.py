@@ -1,0 +1,83 @@
+"""What makes the difference of two networks vary: patients, seeds and the rest.
+
+The score of network k, trained with seed i, on patient j is taken as
+
+    mean of k  +  patient j on k  +  seed i of k  +  rest
+
+with random parts that do not depend on each other. Everything is paired by patient, so of the
+patients only how differently they favour the two networks counts. With n seeds of each network and
+m patients, the difference of the two means then varies by
+
+    V = patients / m + (seeds of the one + seeds of the other) / n + (their rests) / (n m)
+
+The components are those of an analysis of variance (method of moments, negative ones are 0). A
+difference is tested by a t test against V as it is estimated, with Satterthwaite's degrees of
+freedom (Biometrics Bulletin 2, 1946): few seeds tell little about how seeds vary, which counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.float64]  # (seeds, patients)
+_NOTHING = 1e-24  # a variance that rounding makes of equal scores
+
+
+class Components(NamedTuple):
+    """Variances of a pair of networks, in squares of the score's unit."""
+
+    patients: float  # by how much patients favour one of the two, whatever the seed
+    seeds: tuple[float, float]  # between trainings of each network
+    rest: tuple[float, float]  # of one training on one patient, of each network
+
+
+def components(first: Scores, second: Scores) -> tuple[float, Components]:
+    """Difference of the means and its components.
+
+    Args:
+        first: scores (seeds, patients) of a network, at least two of both.
+        second: of another one on the same patients.
+    """
+    patients = first.shape[1]
+    seeds, rest = [], []
+    for scores in (first, second):
+        by_seed = scores.mean(1, keepdims=True)
+        left = scores - by_seed - scores.mean(0) + scores.mean()
+        rest.append(float((left**2).sum()) / ((len(scores) - 1) * (patients - 1)))
+        seeds.append(max(0.0, float(by_seed.var(ddof=1)) - rest[-1] / patients))
+    differences = first.mean(0) - second.mean(0)
+    share = sum(one / len(scores) for one, scores in zip(rest, (first, second), strict=True))
+    own = max(0.0, float(differences.var(ddof=1)) - share)
+    both = Components(own, (seeds[0], seeds[1]), (rest[0], rest[1]))
+    return float(differences.mean()), both
+
+
+def spread(parts: Components, seeds: Sequence[int], patients: int) -> tuple[float, float]:
+    """V and its degrees of freedom, with so many seeds of each network and patients (2 or more)."""
+    # mean squares as they enter the estimate of V, and the degrees of freedom of each
+    rests = [rest / count for rest, count in zip(parts.rest, seeds, strict=True)]
+    terms = [((parts.patients + sum(rests)) / patients, patients - 1)]
+    variance = parts.patients / patients
+    for own, rest, count in zip(parts.seeds, rests, seeds, strict=True):
+        terms.append((own / count + rest / patients, count - 1))
+        terms.append((rest / patients, (count - 1) * (patients - 1)))
+        variance += own / count + rest / patients
+    if variance < _NOTHING:
+        return 0.0, 1.0
+    return variance, variance**2 / sum(value**2 / degrees for value, degrees in terms)
+
+
+def p_of_difference(first: Scores, second: Scores) -> float:
+    """Two-sided p of the difference of two networks' means; arguments as of `components`."""
+    from scipy import stats
+
+    difference, parts = components(first, second)
+    variance, free = spread(parts, (len(first), len(second)), first.shape[1])
+    if variance == 0:
+        return float(round(difference, 12) == 0)
+    return float(2 * stats.t.sf(abs(difference) / sqrt(variance), free))
