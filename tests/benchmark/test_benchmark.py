@@ -25,9 +25,10 @@ from mambaseg.benchmark.networks import (
 )
 from mambaseg.benchmark.scans import Shape, measure_scans, shapes_of
 from mambaseg.errors import UserError
-from mambaseg.evaluation.costs import count_operations
+from mambaseg.evaluation.costs import count_operations, counter_of_products
 from mambaseg.models import SS2D, MambaUNet, SwinUNet, UNet, WindowAttention
 from mambaseg.models.trans_unet import TransformerBlock
+from mambaseg.models.vss import CrossScan
 from mambaseg.scan import chunked
 from runs import composed
 
@@ -341,6 +342,18 @@ def test_a_scan_block_is_counted_as_by_hand():
     assert counted["other_macs"] == projections
     assert counted["scan_flops"] == 4 * inner * positions * (9 * 8 + 1)
     assert counted["flops"] == 2 * (layers + projections) + counted["scan_flops"]
+
+
+def test_zeros_that_a_gpu_multiplies_by_are_not_counted(monkeypatch):
+    block, x = SS2D(32, d_state=8, scan_backend="torch"), torch.zeros(1, 2, 5, 32)
+    expected = count_operations(block, x)
+    monkeypatch.setattr(CrossScan, "dense", True)  # as on a GPU
+    with counter_of_products() as counter:
+        block(x)
+    products = expected["layer_macs"] + expected["other_macs"]
+    assert counter.get_total_flops() == 2 * (products + 2 * 5 * 3 * 2 * 4 * 64)  # 3 of 4 are zero
+    assert count_operations(block, x) == expected
+    assert block.dense  # and what comes after is as before
 
 
 def test_attention_is_counted_as_by_hand():

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -19,8 +22,8 @@ from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import read_calibration
 from mambaseg.inference.calibration import calibrate
 from mambaseg.inference.segment import Member
-from mambaseg.reporting.calibration import calibration_grid
-from mambaseg.reporting.collect import collect
+from mambaseg.reporting.calibration import calibration_grid, reliability
+from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.plots import _figures
 from mambaseg.reporting.report import section_of
 from runs import UNET, entered, trained
@@ -147,6 +150,50 @@ def test_the_report_shows_it(calibrated):
     (make,) = [make for name, _, _, make in _figures(comparison) if name == "reliability"]
     assert [len(axis.get_lines()) for axis in make().axes] == 4 * [2]  # and the diagonal
     assert calibration_grid(replace(comparison, entries=())) is None
+
+
+def test_the_errors_of_all_and_of_the_foreground_by_hand():
+    network = torch.nn.Conv2d(1, 2, 1)  # odds of the class: 9 where the image is 1, else 1/25
+    network.weight.data = torch.tensor([0, math.log(225)]).reshape(2, 1, 1, 1)
+    network.bias.data = torch.tensor([0, -math.log(25)])
+    image, label = torch.zeros(256), torch.zeros(256, dtype=torch.uint8)
+    image[:160] = 1  # found: 100 rightly and 60 wrongly
+    label[:100] = label[160:180] = 1  # missed: 20 of the other 96
+    case = {"image": image.view(1, 1, 16, 16), "label": label.view(1, 16, 16), "spacing": None}
+    fitted = {"temperature": 2.0, "fitted_on": {}, "flag": {}}  # odds 3 and 1/5
+    member = Member(network, Preprocessing("paper", 16))
+    test = calibrate(member, [], [case], fitted=fitted)["test"]
+    for how, found, other in (("plain", 9 / 10, 25 / 26), ("calibrated", 3 / 4, 5 / 6)):
+        error = abs(100 - 160 * found)
+        expected = (error + abs(76 - 96 * other)) / 256
+        assert test["all"][how]["ece"] == pytest.approx(expected, rel=1e-5)
+        expected = (error + 20 * other) / 180
+        assert test["foreground"][how]["ece"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_and_the_diagram_by_hand():
+    keys = list(product(("all", "foreground"), ("plain", "calibrated")))
+
+    def run(number):
+        scores = {region: {} for region in ("all", "foreground")}
+        for place, (region, how) in enumerate(keys):
+            value = 0.1 * (place + 1) + 0.02 * number
+            bins = [[0, 0, 0], [4 * (place + 1), 3 - number, 1 + number]]
+            scores[region][how] = {"ece": value, "nll": 1 + value, "bins": bins}
+        return SimpleNamespace(calibration={"temperature": 1.5 + 0.2 * number, "test": scores})
+
+    entry = Entry("a network", (run(0), run(1), SimpleNamespace(calibration=None)))
+    grid = calibration_grid(Comparison({}, (entry,)))
+    (row,) = grid.rows
+    assert dict(zip(grid.header, row, strict=True)) == {
+        "network": "a network", "temperature": "1.60 ± 0.14", "runs": "2",
+        "ECE": "0.1100 ± 0.0141", "ECE with T": "0.2100 ± 0.0141",
+        "foreground ECE": "0.3100 ± 0.0141", "foreground ECE with T": "0.4100 ± 0.0141",
+        "NLL": "1.1100 ± 0.0141", "NLL with T": "1.2100 ± 0.0141",
+    }  # fmt: skip
+    for place, key in enumerate(keys):  # confidence, accuracy
+        (point,) = reliability(entry, *key)
+        assert point == pytest.approx([5 / 8 / (place + 1), 3 / 8 / (place + 1)])
 
 
 def test_a_damaged_calibration_is_named(calibrated, tmp_path):

@@ -1,6 +1,8 @@
 """How many seeds and patients a difference needs: against experiments that are drawn and tested."""
 
 import shutil
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +11,20 @@ from scipy import stats
 
 from mambaseg.app.commands import report
 from mambaseg.errors import UserError
+from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.power import (
     NEVER,
     Components,
     components,
     least,
+    patient_scores,
     power,
     power_grids,
     smallest_difference,
 )
+from mambaseg.reporting.runs import RunData
+
+ABSENT = "both_empty"
 
 TRUE = Components(0.03**2, (0.006**2, 0.012**2), (0.02**2, 0.03**2))
 
@@ -91,6 +98,61 @@ def test_with_few_patients_no_number_of_seeds_is_enough_and_the_other_way_round(
     alone = Components(0.03**2, (0.0, 0.0), (0.0, 0.0))
     patients = least(lambda patients: power(alone, 2, patients, 0.003) >= 0.8)
     assert patients == pytest.approx((2.8016 * 0.03 / 0.003) ** 2, rel=0.01)
+
+
+def entry(label, *seeds):
+    """A network by its Dice, {(patient, class): value} of each seed; None: missed, or ABSENT."""
+    runs = []
+    for seed, scores in enumerate(seeds):
+        rows = tuple(
+            {"patient": patient, "case": f"{patient}_ED", "class": index,
+             "dice": None if value == ABSENT else value,
+             "outcome": ABSENT if value == ABSENT else "missed" if value is None else "scored"}
+            for (patient, index), value in scores.items()
+        )  # fmt: skip
+        runs.append(RunData(Path(), {}, {"seed": seed, "model": {"name": label}}, {}, rows))
+    return Entry(label, tuple(runs))
+
+
+def test_numbers_are_the_smallest_that_are_enough_for_every_pair(monkeypatch):
+    draw, patients, difference = np.random.default_rng(1).normal, 20, 0.008
+
+    def drawn(label, seeds):
+        scores = 0.8 + draw(0, 0.02, patients) + draw(0, 0.001, (seeds, 1))
+        scores = scores + draw(0, 0.01, (seeds, patients))
+        return entry(label, *({(f"p{j:02}", 1): own[j] for j in range(patients)} for own in scores))
+
+    def first_enough(powers):  # of 2, 3, ...
+        return next((str(n) for n, found in enumerate(powers, 2) if found >= 0.8), NEVER)
+
+    entries = drawn("a", 3), drawn("b", 3), drawn("c", 2)
+    about = dict.fromkeys(("data", "split", "split hash", "policy"), "")
+    monkeypatch.setattr(
+        "mambaseg.reporting.power.collect", lambda _: ([Comparison(about, entries)], [], [])
+    )
+    _, needs = power_grids("", difference=difference)
+    assert needs.header[1:] == ["20 patients", "100 patients", "1,000 patients", "3 seeds"]
+    for pair, row in zip(combinations(entries, 2), needs.rows, strict=True):
+        _, parts = components(*patient_scores(*pair))
+        expected = [
+            first_enough(power(parts, seeds, size, difference) for seeds in range(2, 100))
+            for size in (20, 100, 1000)
+        ]
+        expected.append(first_enough(power(parts, 3, size, difference) for size in range(2, 300)))
+        assert row[1:] == expected
+
+
+def test_only_structures_that_all_runs_have_scored_count_and_none_that_both_left_out_rightly():
+    one = {("p", 1): 0.8, ("p", 2): ABSENT, ("q", 1): 0.6, ("q", 2): 0.9, ("q", 3): ABSENT,
+           ("q", 4): 0.5, ("r", 1): ABSENT}  # fmt: skip
+    other = {**one, ("q", 1): 0.4, ("q", 3): 0.0}  # invents 3 in q
+    without = {key: value for key, value in one.items() if key != ("q", 4)}
+    first, second = patient_scores(
+        entry("a", one, {**one, ("q", 2): None}), entry("b", other, {**without, ("q", 3): 0.0})
+    )
+    # of p structure 1; of q 1 and 3, which is right in a and wrong in b; of r nothing
+    assert first == pytest.approx(np.array([[0.8, 0.8], [0.8, 0.8]]))
+    assert second == pytest.approx(np.array([[0.8, 0.2], [0.8, 0.3]]))
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,15 @@ import yaml
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import collect
 from mambaseg.reporting.report import write_report
+from mambaseg.reporting.tasks import other_grids
 
 DB = Metric("psnr", "PSNR dB", decimals=1).plain()
 METRICS = ("psnr", "ssim", "psnr_hazy", "ssim_hazy")
 
 
-def write_run(folder):
+def write_run(folder, seed=1):
     config = {
-        "seed": 1,
+        "seed": seed,
         "model": {"name": "unet"},
         "data": {"title": "haze", "task": "restoration", "class_names": ["hazy", "clear"]},
     }
@@ -106,3 +107,15 @@ def test_the_table_shows_what_the_summary_says_of_itself_and_else_its_names(tmp_
     (tmp_path / "new" / "metrics.json").write_text(json.dumps(summary))
     table = (write_report(tmp_path).parent / "table.md").read_text()
     assert "## restoration" in table and "| psnr | ssim |" in table
+
+
+def test_the_table_has_the_mean_over_seeds(tmp_path):
+    for seed, score in ((1, 20.0), (2, 21.0), (3, 25.0)):
+        summary = write_run(tmp_path / str(seed), seed)
+        summary["scores"]["psnr"]["mean"] = score
+        (tmp_path / str(seed) / "metrics.json").write_text(json.dumps(summary))
+    (grid,) = other_grids(collect(tmp_path)[1])
+    (row,) = grid.rows
+    cells = dict(zip(grid.header, row, strict=True))
+    assert (cells["psnr"], cells["runs"]) == ("22.0000 ± 2.6458", "3")  # √((4 + 1 + 9) / 2)
+    assert cells["ssim"] == "20.0000 ± 0.0000"

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mambaseg.models import ScanBlock
 from mambaseg.models.linear import ONEDNN
+from mambaseg.models.vss import CrossScan
 
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -30,7 +31,7 @@ _LAYERS = (
 
 
 def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
-    """Counts the operations of one forward pass, of the whole batch.
+    """Counts the operations of one forward pass, of the whole batch; the same on every device.
 
     Returns:
         `layer_macs`: multiply-adds of convolutions and linear layers, biases not counted;
@@ -46,7 +47,10 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
 
     blocks = (module for module in network.modules() if isinstance(module, ScanBlock))
     handles = [block.register_forward_hook(count_scan) for block in blocks]
+    crossed = [module for module in network.modules() if isinstance(module, CrossScan)]
     try:
+        for block in crossed:
+            block.dense = False  # the zeros that a GPU multiplies by are no work of the network
         # Attention as matrix products: the counter does not know the CPU's fused kernel.
         plain = sdpa_kernel(SDPBackend.MATH)
         with torch.no_grad(), plain, counter_of_products() as counter:
@@ -54,6 +58,8 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
     finally:
         for handle in handles:
             handle.remove()
+        for block in crossed:
+            del block.dense
     root, counts = type(network).__name__, counter.get_flop_counts()
     layers = sum(
         sum(counts.get(f"{root}.{name}".rstrip("."), {}).values())

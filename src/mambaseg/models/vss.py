@@ -64,6 +64,8 @@ class CrossScan(ScanBlock):
 
     exact: ClassVar[tuple[str, ...]] = ("A_logs", "Ds", "dt_projs_bias")
     no_weight_decay: ClassVar[tuple[str, ...]] = ("A_logs", "Ds")
+    dense: bool | None = None
+    """As in `per_direction`; None: on a GPU only."""
 
     def _make_scan(self, inner: int, rank: int, d_state: int, scan_backend: str) -> None:
         """Make the parameters of a scan of D = `inner` channels."""
@@ -88,7 +90,8 @@ class CrossScan(ScanBlock):
         """Sum the scans of `(B, H, W, D)` in all directions, `(B, H, W, D)`."""
         projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (DIRECTIONS, -1))
         delta, B, C = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
-        delta = per_direction(delta, self.dt_projs_weight, dense=x.is_cuda)
+        dense = x.is_cuda if self.dense is None else self.dense
+        delta = per_direction(delta, self.dt_projs_weight, dense=dense)
         A = -torch.exp(wide(self.A_logs)).unflatten(0, (DIRECTIONS, -1))
         D = wide(self.Ds).unflatten(0, (DIRECTIONS, -1))
         bias = wide(self.dt_projs_bias)
