@@ -125,7 +125,7 @@ def test_an_evaluation_gives_the_scores_of_the_training_again(run, tmp_path):
         (lambda run: train("model=unet", config_dir="nowhere"), "there is no such folder"),
         (lambda run: train(*_data(run), "data.preprocessing=odd"), "preprocessing"),
         (lambda run: train("experiment=dehazing"), "only networks that segment"),
-        (lambda run: load_run("nowhere"), "there is no file nowhere"),
+        (lambda run: load_run("nowhere"), "there is no run folder, checkpoint or bundle nowhere"),
         (lambda run: run.predict(np.zeros((2, 3, 40, 40))), "3 channels, the network takes 1"),
         (lambda run: run.predict(np.zeros(40)), r"shape \(40,\): expected is \(H, W\)"),
         (lambda run: run.predict(np.full((40, 40), np.nan)), "not finite"),

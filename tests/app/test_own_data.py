@@ -128,6 +128,8 @@ def test_a_config_is_not_written_over_another_or_under_a_name_that_is_none(tmp_p
     (there := tmp_path / "data" / "own.yaml").write_text("kept")
     assert main([str(root), "--write", str(there)]) == 1
     assert "is there already" in capsys.readouterr().out and there.read_text() == "kept"
+    assert main([str(root), "--write", str(tmp_path / "data" / "acdc.yaml")]) == 1
+    assert "has the name of a config of mambaseg" in capsys.readouterr().out
     assert main([str(root), "--write", str(tmp_path / "my own.yml")]) == 1
     assert "name it like conf/data/hearts.yaml" in capsys.readouterr().out
     assert main([str(tmp_path / "nowhere"), "--write", str(there)]) == 1
@@ -244,7 +246,7 @@ def test_an_external_cohort_that_is_all_test_is_scored_and_not_trained_on(tmp_pa
     everybody = [*words[:1], f"data.root={tmp_path / 'own'}", *words[2:], "data.split=test"]
     with pytest.raises(UserError, match="has seen 4 of the 5 cases"):
         built(*everybody, script="evaluate")
-    with pytest.raises(UserError, match="nobody trains in it"):
+    with pytest.raises(UserError, match="no training patients"):
         trained(*own_overrides(tmp_path), *where, "name=refused")
     assert not (tmp_path / "outputs" / "refused").exists()
 

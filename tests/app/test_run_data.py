@@ -33,7 +33,7 @@ def own(phantom_root, tmp_path_factory):
         f"--config-dir={place / 'conf'}", "data=heart", f"data.root={place / 'hearts'}",
         f"data.cache_dir={place / 'cache'}", f"outputs={place / 'outputs'}", "+data.split_seed=3",
         "data.size=32", "data.batch_size=4", "data.steps=2", "data.val_every=2", "logger=csv",
-        "model=unet", "model.widths=[4,8,8,8,8]", "trainer=cpu",
+        "model=unet", "model.widths=[4,8,8,8,8]", "trainer=cpu", "seed=5",
     ]  # fmt: skip
     assert entered("train.py", *words, cwd=place) == 0
     (run,) = (place / "outputs" / "default").glob("*/run.json")
@@ -57,10 +57,16 @@ def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
     status, again = scored(own, tmp_path, f"run={own / which}")
     assert status == 0
     assert again.summary["data"] == "hearts of our hospital"
+    assert "-seed5-" in again.path.name and again.path.name.startswith("unet-heart")
     assert again.summary["split"] == RunFolder(own).summary["split"]
     assert again.summary["foreground"] == RunFolder(own).summary["foreground"]
     assert RunFolder(own).record["data"]["config"] == "heart"
     assert not (tmp_path / "data" / "phantom").exists()
+
+
+def test_a_seed_of_its_own_would_make_two_evaluations_of_one_network(own, tmp_path, capfd):
+    assert scored(own, tmp_path, f"run={own}", "seed=4") == (1, None)
+    assert "seed=: an evaluation draws nothing" in capfd.readouterr().err
 
 
 def test_the_config_of_its_data_may_be_in_a_folder(own, tmp_path):

@@ -7,12 +7,12 @@ import pytest
 import mambaseg.app.build  # noqa: F401  # registers what the configuration asks of the machine
 from forked_commands import typed_all
 from mambaseg.app.api import our_hydra
-from mambaseg.app.check import check_targets, checked, keys_of
+from mambaseg.app.check import CONF, check_targets, checked, keys_of
 from mambaseg.app.overrides import arranged, jobs_of
 from mambaseg.app.schema import TABLE, did_you_mean
 from mambaseg.app.targets import check_target, fits
 from mambaseg.errors import UserError
-from runs import composed
+from runs import composed, entered
 
 SCRIPTS = ("config", "evaluate", "predict", "export", "demo", "benchmark")
 
@@ -346,13 +346,14 @@ MISTAKES = [
     (["train", "-m", "data=acdc", "seed=1,2"], "data/ACDC: this folder does not exist"),
     (["train", "experiment=acdc_paper"], "To try without it: data=phantom"),
     (["train", "data=folder", "data.root=absent"], "absent: this folder does not exist"),
-    (["predict", "run=absent", "input=x.nii.gz", "output=labels"], "there is no file absent"),
-    (["evaluate", "run=absent"], "there is no file absent"),
-    (["export", "run=absent/best.ckpt"], "there is no file absent/best.ckpt"),
+    (["predict", "run=absent", "input=x.nii.gz", "output=labels"], "checkpoint or bundle absent"),
+    (["evaluate", "run=absent"], "or bundle absent"),
+    (["predict", "run='a,b'", "input=x.nii.gz", "output=labels"], "several go into ensemble="),
+    (["export", "run=absent/best.ckpt"], "or bundle absent/best.ckpt"),
     (["report", "absent"], "absent"),
 ]  # fmt: skip
 ONLY_A_TARGET_KNOWS = [
-    (["train", "data=phantom", "init_from=absent"], "init_from=absent: there is no file absent"),
+    (["train", "data=phantom", "init_from=absent"], "init_from=absent: there is no run folder"),
     (["train", "-m", "data=phantom", "model.embed_dim=96,abc"], "model.embed_dim=abc"),
     (["train", "-m", "data=phantom,haze", "++data.fold=1"], "there is no data.fold"),
     (["train", "trainer.max_time=00:01:00:00"], "add it with +trainer.max_time=..."),
@@ -431,3 +432,15 @@ def test_what_a_glob_of_a_sweep_means_is_looked_up():
     with our_hydra(None):
         jobs = list(jobs_of(["model=glob(mednext_*)", "seed=1"]))
     assert [job[-1] for job in jobs] == [f"model=mednext_{size}" for size in "blms"]
+
+
+def test_a_config_of_ones_own_never_stands_behind_an_installed_one(tmp_path, capsys):
+    (mine := tmp_path / "conf" / "model").mkdir(parents=True)
+    words = ("model=unet", "data=phantom", "data.steps=0", f"outputs={tmp_path}")
+    for content, said in (
+        ((CONF / "model" / "unet.yaml").read_text(), "data.steps=0: must be"),  # the very same
+        ("name: unet\n", f"{mine / 'unet.yaml'}: mambaseg has a config of this name too"),
+    ):
+        (mine / "unet.yaml").write_text(content)
+        assert entered("train.py", f"--config-dir={mine.parent}", *words, cwd=tmp_path) == 1
+        assert said in capsys.readouterr().err

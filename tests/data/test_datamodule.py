@@ -227,7 +227,7 @@ def test_named_labels_are_those_of_patients_that_train_in_the_end(root):
 
 
 def test_a_data_set_that_is_only_tested_has_no_plan(root):
-    with pytest.raises(UserError, match="nobody trains in it"):
+    with pytest.raises(UserError, match="no training patients"):
         module_on(root, split="test").survey(greys=False)
 
 

@@ -345,7 +345,9 @@ def test_a_cohort_that_is_all_test_can_be_scored_but_not_trained_on():
     for name in ("given", "auto", "test"):
         split = make_split(name, "ab", given={} if name == "test" else {"a": "test", "b": "test"})
         assert (split.train, split.val, split.test) == ((), (), ("a", "b"))
-        with pytest.raises(UserError, match=r"nobody trains in it \(2 are tested\).*g evaluate"):
+        with pytest.raises(
+            UserError, match=r"no training patients \(all 2 are tested\).*g evaluate"
+        ):
             split.require_training()
         assert "trains or validates" in split.note and len(split.hash) == 12
     assert make_split("given", "ab", given={"a": "val", "b": "test"}).test == ("b",)

@@ -275,7 +275,7 @@ def damage(what, labels, truth):
 @pytest.mark.parametrize(("what", "message"), [
     ("a prediction is missing", r"labels holds no partner of 1 .*\(p1_ES\)"),
     ("a reference is missing", r"truth holds no partner of 1 .*\(p1_ES\)"),
-    ("another shape", r"p1_ED\.nii\.gz: the prediction has the shape .*p1_ED_gt.*the shape"),
+    ("another shape", r"p1_ED\.nii\.gz: the prediction has \d+ × .*voxels.*p1_ED_gt.*voxels"),
     ("another place", r"p1_ED\.nii\.gz: the prediction has the affine"),
     ("an unknown label", r"p1_ED\.nii\.gz: the label map holds the value 10"),
     ("other names", r"p2_ED\.json names the classes"),

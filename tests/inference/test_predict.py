@@ -491,7 +491,7 @@ def test_the_command_predicts_and_its_status_tells_of_failures(
     said = capsys.readouterr().out
     assert "data.size=64: not used; the checkpoint says" in said.replace("\n", " ")
     assert "share of the voxels: background " in said and ", LV " in said
-    assert "numbers 0..3, which look black" in said and "nothing but background" not in said
+    assert "values 0..3 look black" in said and "nothing but background" not in said
     (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
     with pytest.raises(SystemExit) as ended:
         command(monkeypatch, *words, "device=cpu")

@@ -416,5 +416,5 @@ def test_classes_as_regions_give_the_loss_of_the_classes():
 
 
 def test_a_loss_of_regions_without_regions_is_refused():
-    with pytest.raises(UserError, match=r"loss\.regions: name regions, data\.regions="):
+    with pytest.raises(UserError, match=r"loss\.regions: needs regions, such as data\.regions="):
         DiceCE(regions=None)

@@ -72,7 +72,7 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     device = _device(cfg.device)
     precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
     if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
-        raise UserError("page: is written by `profile models=all`")
+        raise UserError("page= needs `profile models=all`")
     if cfg.graph and device.type != "cuda":
         raise UserError("graph=true: CUDA graphs need device=cuda")
     if cfg.compile and cfg.what not in ("train", "inference"):
@@ -138,7 +138,9 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
     if cfg.what == "growth":
         points = {str(part): list(sizes) for part, sizes in cfg.growth.items()}
         if unknown := set(cfg.parts) - points.keys():
-            raise UserError(f"parts: growth has no {', '.join(unknown)}, but {', '.join(points)}")
+            raise UserError(
+                f"parts: growth has no part {', '.join(unknown)}; there are {', '.join(points)}"
+            )
         chosen = {part: points[part] for part in cfg.parts or points}
         return measure_growth(networks, partial(_training, cfg, device), protocol, chosen)
     image = _image(cfg, device, cfg.size, cfg.batch)

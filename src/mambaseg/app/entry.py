@@ -23,6 +23,7 @@ import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.overrides import arranged, composition_error, typed, yaml_problem
+from mambaseg.app.own import require_own_names
 from mambaseg.app.sources import require_sources
 from mambaseg.app.sweeps import compare_jobs, skipped
 from mambaseg.errors import NotInstalledError, UserError, out_of_memory
@@ -98,6 +99,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                 keep_caches()
                 _keep_memory()
                 overrides = typed(HydraConfig.get().overrides.task)
+                require_own_names(HydraConfig.get().runtime.choices)
                 cfg = checked(cfg, script, overrides)
                 require_sources(cfg, script)
                 try:

@@ -74,7 +74,9 @@ def require_one_start(cfg: DictConfig) -> None:
         raise UserError(f"init_from={named}: {error}") from error
     if found != Path(named).expanduser():
         typed = shlex.quote(f"init_from={found}")
-        raise UserError(f"init_from={named} may be another run tomorrow: type {typed}")
+        raise UserError(
+            f"init_from={named} is refused, as it may mean another run tomorrow: use {typed}"
+        )
 
 
 def start_of(cfg: DictConfig) -> Start | None:

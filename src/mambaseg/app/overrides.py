@@ -197,5 +197,5 @@ def _missing_config(path: str, options: Sequence[str], overrides: Sequence[str])
     near = did_you_mean(path.rpartition("/")[2], options)
     listed = f"\nThere are: {', '.join(sorted(options))}" if options else ""
     if own := found_config(*path.rpartition("/")[::2]):
-        listed = f", but {own} has one: add --config-dir={own}"
+        near, listed = "", f", but {own} has one: add --config-dir={own}"
     return "".join(f"{word}: " for word in typed) + f"there is no conf/{path}.yaml{near}{listed}"

@@ -12,10 +12,13 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
+from mambaseg.errors import UserError
+from mambaseg.storage.files import conf_folder
 from mambaseg.storage.run_folder import RunFolder
 
 
@@ -26,6 +29,23 @@ def config_dirs() -> list[Path]:
     places = GlobalHydra.instance().config_loader().get_search_path().get_path()
     named = [str(one.path) for one in places if one.provider == "command-line"]
     return [Path(path.removeprefix("file://")) for path in named]
+
+
+def require_own_names(choices: Mapping[str, str | None]) -> None:
+    """Raise `UserError` where an installed config is chosen (group -> name) in place of a user's.
+
+    Of two configs of one name Hydra takes the installed one and says nothing.
+    """
+    for group, name in choices.items():
+        installed = conf_folder() / group / f"{name}.yaml"
+        for mine in (place / group / installed.name for place in config_dirs()):
+            if not (mine.is_file() and installed.is_file()):
+                continue
+            if mine.read_bytes() != installed.read_bytes():
+                raise UserError(
+                    f"{mine}: mambaseg has a config of this name too, and {group}={name} chooses "
+                    "that one. Give yours another name"
+                )
 
 
 def find_code(target: str) -> bool:

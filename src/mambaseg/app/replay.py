@@ -159,7 +159,10 @@ def _of_steps(path: Path, steps: int) -> Table:
         for key, text in row.items() if text and key != "step" and not key.startswith("test/")
     }  # fmt: skip
     if not any("loss" in key for _, key in found):
-        raise UserError(f"{path / 'metrics.csv'} has no loss within {steps} steps: --steps")
+        raise UserError(
+            f"{path / 'metrics.csv'} has no loss of the first {steps} steps: a "
+            "training logs each trainer.log_every_n_steps; give more --steps"
+        )
     return found
 
 

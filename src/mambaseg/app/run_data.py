@@ -41,13 +41,19 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
         return cfg  # `build` says what is missing
     overrides = typed(HydraConfig.get().overrides.task)
     keys = set(map(key_of, overrides))
-    if keys & {"data", "experiment"}:  # groups that decide what the data are
-        require_named_data(cfg, overrides)
-        return cfg
+    if "seed" in keys:
+        raise UserError("seed=: an evaluation draws nothing and bears the seed of its run: leave "
+                        "it out")  # fmt: skip
     path = Path(cfg.checkpoint)
     folder = path if path.is_dir() else path.resolve().parents[1]
     inside = path.is_dir() or path.resolve().parent.name == "checkpoints"
-    if not (inside and (folder / "run.json").is_file()):
+    known = inside and (folder / "run.json").is_file()
+    if keys & {"data", "experiment"}:  # groups that decide what the data are
+        require_named_data(cfg, overrides)
+        if known:
+            cfg.seed = _seed_of(read_identity(folder)[1], cfg.seed)
+        return cfg
+    if not known:
         raise UserError(
             f"run={cfg.checkpoint} is not in a run folder, so nothing says which data it is to be "
             "scored on. Name them: data=<a config of conf/data>, with data.root=<their folder>."
@@ -63,7 +69,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
             f"{config_remedy('data', name, RunFolder(folder))}. Or name other data: data=..."
         )
     cfg = compose(HydraConfig.get().job.config_name, overrides=[*overrides, f"data={name}"])
-    cfg.checkpoint = str(path)
+    cfg.checkpoint, cfg.seed = str(path), _seed_of(config, cfg.seed)
     left_out = {*_OF_THE_MACHINE, *(key.removeprefix("data.") for key in INSTEAD)}
     used = {key: value for key, value in used.items() if key not in left_out}
     with open_dict(cfg):
@@ -76,6 +82,12 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
             "data.root=<folder>; or name other data: data=..."
         )
     return checked(cfg, "evaluate", overrides)
+
+
+def _seed_of(config: Mapping[str, Any], otherwise: int) -> int:
+    """The seed that a run's configuration says, which names its evaluation too."""
+    seed = config.get("seed")
+    return seed if type(seed) is int and 0 <= seed < 2**32 else otherwise
 
 
 def _take(

@@ -107,7 +107,7 @@ def with_labels(case: Case, labels: Labels) -> Case:
         return case
     if case.scribble is None:
         remedy = (
-            "Get the data set's scribbles (docs/data.md); labels of your own that leave pixels "
+            "Get the data set's scribbles (docs/methods.md); labels of your own that leave pixels "
             "open are read with data.ignore_label=<the value of those pixels>."
         )
         raise DataError("has no scribble, and data.labels=scribble", case.image_path, remedy)

@@ -80,8 +80,9 @@ class Split:
         """Raise `UserError` unless somebody trains: a test set alone is for evaluation."""
         if not self.train:
             raise UserError(
-                f"split {self.name}: nobody trains in it ({len(self.test)} are tested). Use it "
-                "with mambaseg evaluate; to train on these data use data.split=random."
+                f"split {self.name}: it has no training patients (all {len(self.test)} are "
+                "tested). Use it with mambaseg evaluate; to train on these data use "
+                "data.split=random."
             )
 
     @property

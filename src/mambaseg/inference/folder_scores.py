@@ -319,10 +319,15 @@ def _labels(
     return np.ascontiguousarray(labels)
 
 
+def _size(read: Volume) -> str:
+    frames, z, _, y, x = read.image.shape
+    return f"{z} × {y} × {x} voxels (z, y, x)" + f" in {frames} frames" * (frames > 1)
+
+
 def _require_same_grid(pair: Pair, prediction: Volume, reference: Volume) -> None:
     """Raise `UserError` unless both lie on one grid; a header never filled in says no place."""
     both = prediction, reference
-    theirs, ours = (f"the shape {read.image.shape}" for read in both)
+    theirs, ours = (_size(read) for read in both)
     if theirs == ours:
         if any(read.spacing is None or read.affine is None for read in both):
             return

@@ -99,7 +99,7 @@ def weights_file(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    remedy = ""
+    remedy, named = "", path
     if path.is_dir():
         bundled, last = path / "model.safetensors", path / "checkpoints" / "last.ckpt"
         folder, path = path, bundled if bundled.is_file() else last.with_name("best.ckpt")
@@ -110,7 +110,11 @@ def weights_file(path: Path) -> Path:
                 return last
             remedy = f". The training has not ended; its last state is {last}: name that file"
     if not path.is_file():
-        raise UserError(f"there is no file {path}{remedy}")
+        several = "; several go into ensemble=[...]" * ("," in named.name)
+        raise UserError(
+            f"there is no file {path}{remedy}" if remedy
+            else f"there is no run folder, checkpoint or bundle {named}{several}"
+        )  # fmt: skip
     return path
 
 

@@ -106,7 +106,7 @@ def power_grids(
     comparisons = collect(folder)[0]
     there = {entry.runs[0].model for one in comparisons for entry in one.entries}
     if unknown := sorted(set(networks) - there):
-        raise UserError(f"--networks {','.join(unknown)}: there are {', '.join(sorted(there))}")
+        raise UserError(f"--networks: no {', '.join(unknown)} here, but {', '.join(sorted(there))}")
     for comparison in comparisons:
         entries = [e for e in comparison.entries if not networks or e.runs[0].model in networks]
         found, left_out = [], 0
@@ -194,8 +194,8 @@ def _needs(
         rows.append([pair.label, *(NEVER if n is None else f"{n:,}" for n in numbers)])
     header = ["networks", *(f"{size:,} {who}s" for size in sizes), f"{first.seeds} seeds"]
     notes = [
-        f"With so many {who}s: seeds of each network that it takes. Last column: {who}s that it "
-        f"takes with {first.seeds} seeds of each.",
+        f"Seeds of each network needed with that many {who}s. Last column: {who}s needed with "
+        f"{first.seeds} seeds of each.",
         f"Found: a two-sided test at the {100 * LEVEL:g} % level says so in {100 * wanted:g} of "
         f"100 repetitions of the experiment. {NEVER}: no number is enough, because the {who}s (in "
         "the last column: the seeds) vary too much.",

@@ -112,7 +112,9 @@ class DiceCE(nn.Module):
                 "loss.class_weights: one weight per class, none negative and not all 0; null: none"
             )
         if regions is None:
-            raise UserError("loss.regions: name regions, data.regions={whole: [1, 2], core: [2]}")
+            raise UserError(
+                "loss.regions: needs regions, such as data.regions={whole: [1, 2], core: [2]}"
+            )
         labels = [[own] if isinstance(own, int) else list(own) for own in regions.values()]
         self.regions: list[list[int]] = labels
         weights = None if class_weights is None else torch.tensor(list(class_weights)).float()

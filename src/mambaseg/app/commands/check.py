@@ -106,8 +106,9 @@ def _require_new_config(path: Path) -> None:
     if path.resolve().parent.name != "data":
         raise DataError("the folder of a data set's config is called data", path,
                         f"Write it to {path.parent / 'data' / path.name}")  # fmt: skip
-    if path.exists():
-        raise DataError("is there already", path, "Choose another name, or move it away.")
+    if path.exists() or (CONF / "data" / path.name).exists():
+        own = "is there already" if path.exists() else "has the name of a config of mambaseg"
+        raise DataError(own, path, "Choose another name, or move it away.")
 
 
 def _proposed(report: Report, path: Path | None) -> str:

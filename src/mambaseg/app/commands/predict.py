@@ -52,6 +52,6 @@ def main(cfg: DictConfig) -> None:
                     printable(", ".join(outcome.flagged[:5])
                               + ", ..." * (len(outcome.flagged) > 5)))  # fmt: skip
     if outcome.done or outcome.skipped:
-        log.info("label maps: %s (numbers 0..%d, which look black; overlay=true draws them)",
-                 output, len(predictor.class_names) - 1)  # fmt: skip
+        log.info("label maps: %s (values 0..%d look black in most viewers; overlay=true draws "
+                 "them)", output, len(predictor.class_names) - 1)  # fmt: skip
     outcome.require_all()

@@ -31,7 +31,7 @@ _SIDE = 512  # pixels of a slice that are drawn
 def require_new(path: Path) -> None:
     """Raises DataError unless a sheet can be written there."""
     if path.suffix.lower() != ".png":
-        raise DataError("a sheet is a picture: name it like labels.png", path)
+        raise DataError("the sheet is a picture: give a name such as labels.png", path)
     if path.exists():
         raise DataError("is there already", path, "Choose another name, or move it away.")
 

@@ -111,7 +111,7 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
         why = "".join(f"; {note}" for note in notes)
         raise UserError(f"input: {path} holds no image (known endings: {known}){why}")
     if notes:
-        log.info("%s. A file that is named alone is predicted", "; ".join(notes))
+        log.info("%s. To predict one of them, give that file as input", "; ".join(notes))
     images.sort(key=lambda source: source.name)
     for one, other in itertools.pairwise(images):
         if one.name == other.name:
