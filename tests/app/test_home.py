@@ -79,16 +79,15 @@ def test_a_home_folder_is_left_as_it_is(phantom_root, tmp_path):
     reason="only root can become somebody else",
 )
 @pytest.mark.parametrize("home", ["none", "read-only"])
-def test_a_user_without_a_name_and_without_a_home(home, phantom_root, tmp_path_factory):
-    place = tmp_path_factory.mktemp("nobody")
-    for folder in (place, *place.parents):
-        if folder == Path(tempfile.gettempdir()):
-            break
-        folder.chmod(0o777)  # a process of xdist has a folder more
-    (place / "home").mkdir(mode=0o555)
-    where = None if home == "none" else place / "home"
-    folder, said = train(where, phantom_root, place, before=NOBODY)
-    assert tables_of(folder) and "failed" not in said
+def test_a_user_without_a_name_and_without_a_home(home, phantom_root):
+    # every pytest that starts takes its own folder from all other users, also one of this moment
+    with tempfile.TemporaryDirectory(prefix="nobody-") as made:
+        place = Path(made)
+        place.chmod(0o777)
+        (place / "home").mkdir(mode=0o555)
+        where = None if home == "none" else place / "home"
+        folder, said = train(where, phantom_root, place, before=NOBODY)
+        assert tables_of(folder) and "failed" not in said
 
 
 # ---- where the caches go -------------------------------------------------------------------------
