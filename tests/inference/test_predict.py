@@ -502,7 +502,7 @@ def test_the_command_predicts_and_its_status_tells_of_failures(
 @pytest.mark.parametrize(("words", "message"), [
     (["run=x", "ensemble=[y]"], "give run="),
     ([], "give run="),
-    (["run=absent.ckpt"], "no file absent.ckpt"),
+    (["run=absent.ckpt"], "or bundle absent.ckpt"),
     (["device=tpu"], "device=tpu cannot be used"),
     (["precision=16-mixed"], "precision=16-mixed"),
 ])  # fmt: skip
