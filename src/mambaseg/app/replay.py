@@ -160,8 +160,8 @@ def _of_steps(path: Path, steps: int) -> Table:
     }  # fmt: skip
     if not any("loss" in key for _, key in found):
         raise UserError(
-            f"{path / 'metrics.csv'} has no loss of the first {steps} steps: a "
-            "training logs each trainer.log_every_n_steps; give more --steps"
+            f"{path / 'metrics.csv'} has no loss of its first steps, as it logs every "
+            f"trainer.log_every_n_steps: give more than --steps {steps}"
         )
     return found
 
