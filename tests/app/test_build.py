@@ -301,7 +301,7 @@ def test_a_start_that_is_another_run_tomorrow_is_refused_with_the_one_to_type(
     for more in ([], ["data.minutes=1"]):  # whose trial has outputs of its own
         with pytest.raises(UserError) as error:
             built(*small_run, *UNET, f"init_from={named}", *more)
-        assert f"type init_from={path}" in str(error.value)
+        assert f"use init_from={path}" in str(error.value)
 
 
 def test_a_partner_starts_from_its_own_weights_and_a_random_encoder_is_not_frozen(parent, caplog):
