@@ -318,6 +318,19 @@ def test_what_cannot_be_measured_ends_in_one_message(typed, tmp_path, words, say
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
+def test_a_gpu_is_not_measured_where_there_is_none(typed, tmp_path):
+    _, errors = typed("gpu", f"root={tmp_path}", f"out={tmp_path / 'out'}")
+    assert "no CUDA device" in errors and not (tmp_path / "out").exists()
+
+
+def test_a_stopped_part_is_no_success(typed, tmp_path, monkeypatch):
+    part = {"name": "steps", "status": "stopped"}
+    monkeypatch.setattr("mambaseg.app.benchmarks.measure_gpu", lambda *args, **kwargs: [part])
+    _, errors = typed("gpu", "device=cpu", f"root={tmp_path}", f"out={tmp_path}")
+    assert "stopped: steps" in errors
+
+
 # ---- what is counted ------------------------------------------------------------------------
 
 

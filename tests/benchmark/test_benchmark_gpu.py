@@ -101,6 +101,14 @@ def test_parts_are_chosen_by_the_beginning_of_their_names(tmp_path):
     assert [part["name"] for part in there.parts] == ["train-unet"]
 
 
+def test_what_nobody_asked_to_train_did_not_lack_the_time(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Machine, "run", lambda self, *parts: None)
+    measure_gpu(tmp_path, tmp_path / "out", minutes=1, cwd=ROOT, only=("steps",))
+    assert "no time" not in caplog.text
+    measure_gpu(tmp_path, tmp_path / "out", minutes=1, cwd=ROOT)
+    assert "no time" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("seconds", "each", "steps"),
     [(500, (0.02, 0.03, 0.05), 3200), (5000, (0.02, 0.03, 0.05), 10_000), (95, (0.1,), 0)],

@@ -212,6 +212,8 @@ def _measure_machine(cfg: DictConfig) -> None:
         raise UserError(f"gpu: root={cfg.root}: there is no such folder")
     if changed := [label for label in _labels(cfg) if label.split() != [label]]:
         raise UserError(f"gpu: models takes configs of conf/model as they are, not {changed}")
+    if cfg.device != "cpu" and not torch.cuda.is_available():
+        raise UserError("gpu: no CUDA device is visible to PyTorch; device=cpu rehearses it")
     out = Path(cfg.out).expanduser().absolute()
     parts = measure_gpu(
         Path(cfg.root).expanduser().absolute(), out, minutes=cfg.minutes, cwd=Path.cwd(),
@@ -219,8 +221,14 @@ def _measure_machine(cfg: DictConfig) -> None:
         train=list(cfg.train), bench=list(cfg.bench),
     )  # fmt: skip
     log.info("results: %s", out / "table.md")
-    if failed := [part["name"] for part in parts if part["status"] == "failed"]:
-        raise UserError(f"failed: {', '.join(failed)}; their logs are in {out / 'logs'}")
+    ends = {
+        status: names
+        for status in ("failed", "stopped")
+        if (names := ", ".join(part["name"] for part in parts if part["status"] == status))
+    }
+    if ends or not parts:
+        listed = "; ".join(f"{status}: {names}" for status, names in ends.items())
+        raise UserError(f"{listed or 'nothing was measured'}; the logs are in {out / 'logs'}")
 
 
 def _device(name: str) -> torch.device:

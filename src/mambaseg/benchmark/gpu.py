@@ -102,13 +102,14 @@ def measure_gpu(
     for network in networks:
         short = (f"data.steps={LOOP_STEPS}", f"data.val_every={LOOP_STEPS}", "test=false")
         machine.run(training(f"loop-{network}", network, "name=loop", *short, limit_s=60.0))
-    steps = affordable(machine.seconds_left, newest_record(out, "steps"))
+    trained = [network for network in networks if machine.runs(f"train-{network}")]
+    steps = affordable(machine.seconds_left, newest_record(out, "steps")) if trained else 0
     if steps:
-        log.info("%d steps fit for each of %s", steps, ", ".join(networks))
+        log.info("%d steps fit for each of %s", steps, ", ".join(trained))
         words = (f"data.steps={steps}", f"data.val_every={max(100, steps // 8)}")
         limit = machine.seconds_left - REPORT_S
-        machine.run(*(training(f"train-{name}", name, *words, limit_s=limit) for name in networks))
-    else:
+        machine.run(*(training(f"train-{name}", name, *words, limit_s=limit) for name in trained))
+    elif trained:
         log.warning("no time is left to train the networks")
     machine.run(Part("report", (*_OURS, "report", str(out / "runs" / EXPERIMENT)), END_S))
     return machine.parts
@@ -138,9 +139,13 @@ class Machine:
         """Seconds until the end."""
         return self.end - time.monotonic()
 
+    def runs(self, name: str) -> bool:
+        """Whether the part of this name is asked for."""
+        return name.startswith(self.only)
+
     def run(self, *parts: Part) -> None:
         """Runs parts side by side, each until its limit or the end."""
-        parts = tuple(part for part in parts if part.name.startswith(self.only))
+        parts = tuple(part for part in parts if self.runs(part.name))
         if not parts:
             return
         start = time.monotonic()
