@@ -145,6 +145,8 @@ def test_an_evaluation_gives_the_scores_of_the_training_again(run, tmp_path):
         (lambda run: load_run(run.path, keep_largest="no"), "keep_largest=no: must be one of"),
         (lambda run: load_run(run.path, batch_size=0), "batch_size=0: must be a whole number"),
         (lambda run: predict([], run.config["data"]["root"], "y"), "no run is named"),
+        (lambda run: load_run(run.path, tta_=True), "tta_: there is no such option.* mean tta"),
+        (lambda run: train(["model=unet"]), "each override is a string of its own"),
         (lambda run: train("seed=1,2"), "seed=1,2: a call takes one value"),
         (lambda run: run.predict("nowhere.nii.gz"), "there is no file or folder"),
         (lambda run: run.predict(run.config["data"]["root"]), "images: name one of them"),

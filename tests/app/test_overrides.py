@@ -1,6 +1,10 @@
 """Words with `${...}` stay as they were typed, and what cannot be composed is said in one line."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +152,22 @@ def test_options_of_hydra_end_well_or_say_that_they_are_not_read(said, monkeypat
     with pytest.raises(SystemExit) as ended:
         main(["train", "data=phantom", "--hydra-help"])
     assert ended.value.code == 0 and "Hydra" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--model", "unet"], ["--model=unet"]])
+def test_a_value_given_as_an_option_is_told_how_it_is_set(said, words):
+    out = said("train", *words)
+    assert "--model is no option" in out and "without dashes and with =, such as model=" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipe breaks there")
+def test_a_reader_of_the_help_may_stop_early():
+    read = subprocess.Popen(
+        [sys.executable, "-m", "mambaseg", "train", "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    read.stdout.close()
+    assert read.stderr.read() == b"" and read.wait() == -signal.SIGPIPE
 
 
 def test_a_folder_that_is_not_there_is_said_before_minutes_of_work(said):

@@ -157,6 +157,11 @@ def test_words_that_lead_to_another_run_are_refused(run):
         main([str(empty)])
 
 
+def test_a_replay_of_no_steps_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--steps 0: a number of steps, 1 or more"):
+        main([str(tmp_path), "--steps", "0"])
+
+
 def test_options_and_overrides_may_come_in_any_order(tmp_path):
     with pytest.raises(UserError, match="holds no run folders"):
         main([str(tmp_path), "--steps", "2", "data.root=elsewhere"])

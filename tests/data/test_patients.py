@@ -129,6 +129,7 @@ def test_a_split_says_whether_it_is_by_patient_or_by_case(tmp_path, caplog):
     assert "train: 2 patients, 4 cases" in caplog.text and "begin" not in caplog.text
     given = loaded(None, "given").split  # nnU-Net's own draw, by case as well
     assert "The names suggest several cases per patient" in given.note
+    assert "drawn by case as nnU-Net does" in given.note
 
 
 def test_a_split_that_tears_no_patient_apart_only_says_that_it_is_by_case():

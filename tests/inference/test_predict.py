@@ -500,7 +500,7 @@ def test_the_command_predicts_and_its_status_tells_of_failures(
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["run=x", "ensemble=[y]"], "give run="),
+    (["run=x", "ensemble=[y]"], "as ensemble=[...], not both"),
     ([], "give run="),
     (["run=absent.ckpt"], "or bundle absent.ckpt"),
     (["device=tpu"], "device=tpu cannot be used"),

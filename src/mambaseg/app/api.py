@@ -26,7 +26,7 @@ from yaml import YAMLError
 from mambaseg.app.check import check_targets, checked
 from mambaseg.app.entry import CONF, explained_errors
 from mambaseg.app.overrides import arranged, composition_error, parsed
-from mambaseg.app.schema import TABLE, take
+from mambaseg.app.schema import TABLE, did_you_mean, take
 from mambaseg.errors import UserError
 from mambaseg.inference.found import distinct, find_run
 from mambaseg.reporting.reading import read_identity, read_run
@@ -303,6 +303,10 @@ def _predictor(
 
     if not paths:
         raise UserError("run: no run is named")
+    for name in options:
+        if name not in PredictOptions.__annotations__:
+            near = did_you_mean(name, PredictOptions.__annotations__)
+            raise UserError(f"{name}: there is no such option of a prediction{near}")
     given: Any = {
         key: take(key, value) if key in TABLE else value for key, value in options.items()
     }
@@ -325,6 +329,11 @@ def _run(script: str, words: Sequence[str], config_dir: str | Path | None) -> It
     from mambaseg.app.calibrate import prepare_calibration
     from mambaseg.app.run_data import with_run_data
 
+    if strange := [word for word in words if not isinstance(word, str)]:
+        raise UserError(
+            f"{strange[0]!r}: each override is a string of its own, such as "
+            f'mambaseg.train("model=unet", "data.size=128")'
+        )
     options, overrides = arranged(words)
     if options:
         raise UserError(f"{options[0]}: options are for the command line; give overrides only")

@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 def chosen_runs(cfg: DictConfig) -> list[Path]:
     """The runs that `run=` or `ensemble=` names (`mambaseg.inference.found`)."""
     if (cfg.run is None) == (not cfg.ensemble):
+        both = "" if cfg.run is None else ", not both"
         raise UserError(
-            "give run=<run folder or .ckpt>, run=newest, or several runs as ensemble=[...]"
+            f"give run=<run folder or .ckpt>, run=newest, or several runs as ensemble=[...]{both}"
         )
     if cfg.run is not None:
         return [find_run(cfg.run, cfg.outputs, segmenting=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,8 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
             if args.experimental_rerun:
                 sys.exit("--experimental-rerun is not read here: type the overrides again, which "
                          "overrides in a run's run.json lists")  # fmt: skip
+            if (args.help or args.cfg or args.info) and hasattr(signal, "SIGPIPE"):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` has read enough
             if args.hydra_help:  # of Hydra alone, which has no config for our overrides
                 args.overrides = []
             report = hydra_main.run_and_report

@@ -39,9 +39,19 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options of a command line and its overrides, in whatever order they were typed.
 
     Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
-    may hold `=`, a comma or an umlaut. An override of an earlier version is a UserError.
+    may hold `=`, a comma or an umlaut. An override of an earlier version is a UserError, and an
+    option that there is not.
     """
-    read = get_args_parser().parse_intermixed_args(list(typed))
+    parser = get_args_parser()
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in typed:
+        name = word.partition("=")[0]
+        if name.startswith("--") and not any(option.startswith(name) for option in known):
+            raise UserError(
+                f"{name} is no option (--help lists them). Values are set without dashes and with "
+                f"=, such as {name.lstrip('-')}={word.partition('=')[2] or '...'}"
+            )
+    read = parser.parse_intermixed_args(list(typed))
     options = list(typed)
     for override in read.overrides:
         options.remove(override)

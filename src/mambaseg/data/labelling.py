@@ -41,7 +41,10 @@ def labelled_patients(
             raise UserError("data.labelled=[]: name at least one patient, or give null for all")
         known = train if settled else (*train, *split.val, *split.test)
         if strangers := sorted(named.difference(known)):
-            raise UserError(f"data.labelled: {listed(strangers)} not in the training set")
+            raise UserError(
+                f"data.labelled: {listed(strangers)} not in the training set, which has "
+                f"{listed(sorted(train))}"
+            )
         return tuple(patient for patient in train if patient in named)
     count = wanted if isinstance(wanted, int) else round(wanted * len(train))
     if not 1 <= count <= len(train):

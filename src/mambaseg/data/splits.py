@@ -137,7 +137,7 @@ def make_split(
         allowed = f"0..{folds[-1]}" if len(folds) > 1 else "0: it has no folds"
         raise UserError(f"split {name} has no fold {fold}: data.fold must be {allowed}")
     if name == "given":
-        split = _given_split(given, given_fold)
+        split = _given_split(given, given_fold, unit)
     elif name == "random":
         split = _random_split(present, seed, duplicates, unit)
     elif name == "kfold":
@@ -181,7 +181,7 @@ def _published_split(name: str, present: Sequence[str], fold: int) -> Split:
     return Split(name, train, val, test, note)
 
 
-def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
+def _given_split(given: Mapping[str, str], fold: int | None, unit: str) -> Split:
     """The parts that the data set names; a missing validation or test set is the other one."""
     train, val, test = (
         tuple(sorted(patient for patient, its in given.items() if its == part)) for part in PARTS
@@ -192,10 +192,9 @@ def _given_split(given: Mapping[str, str], fold: int | None) -> Split:
             "data.split=random, or add the files that say so (docs/own-data.md); data.split=test "
             "tests everybody, in mambaseg evaluate."
         )
-    note = (
-        "As published for the data set, or as its own files say; in nnU-Net's layout without a "
-        "file of splits, as nnU-Net draws it."
-    )
+    note = "As published for the data set, or as its own files say."
+    if fold is not None:
+        note = f"Of splits_final.json, or where there is none, drawn by {unit} as nnU-Net does."
     if not train:
         note += " Nobody trains or validates in it."
         val, test = (), test or val

@@ -37,6 +37,8 @@ def main(words: Sequence[str]) -> None:
     given = parser.parse_intermixed_args(words)
     if not 0 <= given.tolerance < math.inf:
         raise UserError(f"--tolerance {given.tolerance}: a number, 0 or more")
+    if given.steps < 1:
+        raise UserError(f"--steps {given.steps}: a number of steps, 1 or more")
     runs = [word for word in given.runs if "=" not in word or Path(word).is_dir()]
     overrides = [word for word in given.runs if word not in runs]
 
