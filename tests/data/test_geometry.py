@@ -362,7 +362,7 @@ def test_a_spacing_that_cannot_be_is_a_clear_error(name, spacing, said):
 
 
 def test_an_unknown_preset_is_a_clear_error():
-    with pytest.raises(UserError, match=r"'papr'.*paper"):
+    with pytest.raises(UserError, match=r"data.preprocessing=papr: choose one of paper"):
         Preprocessing("papr", 224)
     with pytest.raises(UserError, match="positive"):
         Preprocessing("paper", 0)

@@ -138,7 +138,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.name not in PRESETS:
             known = ", ".join(PRESETS)
-            raise UserError(f"unknown preprocessing {self.name!r}: choose one of {known}")
+            raise UserError(f"data.preprocessing={self.name}: choose one of {known}")
         sides = sides_of(self.size)
         object.__setattr__(self, "size", sides[0] if sides[0] == sides[1] else sides)
         if self.longest_side is not None and self.longest_side < 1:
