@@ -55,6 +55,7 @@ def test_a_run_says_what_it_is_and_what_can_be_typed_next(seen):
         r"budget: 8 steps, batches of 4, 32 × 32 pixels, validation every 2 steps",
         r"data:   synthetic phantom, not ACDC, split random-seed0 \(\w+\)",
         r"device: CPU, 1 thread, 32-true",
+        r"val: 1 patient, 2 cases, \d+ slices",
     ):
         assert re.search(line, text)
     assert re.search(r"predict: .*predict.* run=\S+-seed2-\w{8} input=<images>", text)

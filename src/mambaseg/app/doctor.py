@@ -233,6 +233,7 @@ def data(configuration: Any) -> Iterator[Finding]:
     from omegaconf import OmegaConf
 
     from mambaseg.app.check import require_acquired
+    from mambaseg.reporting.grid import counted
 
     chosen = configuration.data
     if OmegaConf.is_missing(chosen, "root"):
@@ -259,8 +260,8 @@ def data(configuration: Any) -> Iterator[Finding]:
             remedy = f"make data-check DATA={root}, or set data.root"
             yield Finding("error", "data", str(error), remedy)
             return
-        patients = len({case.patient for case in cases})
-        yield Finding("ok", "data", f"{said}: {len(cases)} cases of {patients} patients")
+        patients = counted(len({case.patient for case in cases}), "patient")
+        yield Finding("ok", "data", f"{said}: {counted(len(cases), 'case')} of {patients}")
         yield from _split(chosen, cases)
 
 

@@ -266,7 +266,8 @@ class SegmentationDataModule(StepDataModule):
                         "cannot tell %s apart by the side; augmentation=none does not mirror",
                         ", ".join(" and ".join(pair) for pair in pairs))  # fmt: skip
         for part, counts in self.counts.items():
-            log.info("%s: %s", part, ", ".join(f"{n} {what}" for what, n in counts.items()))
+            held = ((n, what.removesuffix("s") if n == 1 else what) for what, n in counts.items())
+            log.info("%s: %s", part, ", ".join(f"{n} {what}" for n, what in held))
         whole = [entry for entry in cache.entries if not entry.unlabelled] or cache.entries
         voxels = np.array([entry.class_voxels for entry in whole])[:, 1:]
         columns = zip(self.class_names[1:], voxels.T, strict=True)

@@ -262,7 +262,7 @@ class Predictor:
         labels, probabilities, uncertainty, scores = [], [], [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
         bf16, size = self.options.precision == "bf16-mixed", self.options.batch_size
-        less = f"A smaller batch_size needs less; it is {size} slices at a time."
+        less = f"A smaller batch_size needs less; it is {size}."
         for frame in image.image:
             scaled = []
             for used in (member.preprocessing for member in self.members):

@@ -138,7 +138,7 @@ def heading(metric: Metric) -> str:
 
 def counted(count: int, noun: str) -> str:
     """`1 case`, `2 cases`."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float) -> str:

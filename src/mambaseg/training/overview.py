@@ -40,7 +40,8 @@ def overview(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
     lines = {
         "model": model + (f", scan backend {scan}" if scan else ""),
         "optim": f"{_call(optim['optimizer'])}{schedule}; loss {loss}{averaged}",
-        "budget": f"{data['steps']:,} steps, {batch}, {size} pixels, validation {validated}",
+        "budget": f"{counted(data['steps'], 'step')}, {batch}, {size} pixels, "
+        f"validation {validated}",
         "data": f"{data['title']}, split {split['name']} ({split['hash']})"
         + _supervision(config, record),
         "device": f"{several}{place}, {trainer['precision']}",
