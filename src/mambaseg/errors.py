@@ -19,6 +19,11 @@ class NotInstalledError(UserError):
     """An optional package is missing. A sweep skips such a job and goes on."""
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 case`, `2,000 cases`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no more memory, of a GPU or of the machine."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

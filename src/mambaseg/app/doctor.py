@@ -233,7 +233,7 @@ def data(configuration: Any) -> Iterator[Finding]:
     from omegaconf import OmegaConf
 
     from mambaseg.app.check import require_acquired
-    from mambaseg.reporting.grid import counted
+    from mambaseg.errors import counted
 
     chosen = configuration.data
     if OmegaConf.is_missing(chosen, "root"):

@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mambaseg.errors import counted
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.curves import Curve, read_curves
-from mambaseg.reporting.grid import counted
 from mambaseg.reporting.labels import labels
 from mambaseg.reporting.reading import read_runs
 from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, rows_where

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from mambaseg.errors import counted
 from mambaseg.reporting.collect import Comparison, Entry, repeats
-from mambaseg.reporting.grid import UNDEFINED, Grid, counted, duration, plus_minus
+from mambaseg.reporting.grid import UNDEFINED, Grid, duration, plus_minus
 from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import mean_sd
 

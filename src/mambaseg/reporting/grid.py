@@ -136,11 +136,6 @@ def heading(metric: Metric) -> str:
     return f"{metric.title} {metric.unit}".strip()
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 case`, `2 cases`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def duration(seconds: float) -> str:
     """`3 h 20 min`, `4 min 5 s`, `12 s`."""
     whole = round(seconds)

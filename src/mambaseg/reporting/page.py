@@ -16,10 +16,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from mambaseg.errors import counted
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.collect import Comparison
-from mambaseg.reporting.grid import Grid, counted, signed
+from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.paired import Paired, digits, verdict
 from mambaseg.reporting.status import RunState, status_grid, summary
 from mambaseg.storage.untrusted import printable

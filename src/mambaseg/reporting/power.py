@@ -12,10 +12,10 @@ from functools import partial
 from math import sqrt
 from pathlib import Path
 
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, counted
 from mambaseg.evaluation.metrics import OVERLAP
 from mambaseg.reporting.collect import Comparison, Entry, collect
-from mambaseg.reporting.grid import Grid, counted, signed
+from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.paired import by_network, compared, minus, scored, tables
 from mambaseg.reporting.variation import Components, Scores, components, spread
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
+from mambaseg.errors import counted
 from mambaseg.evaluation.summary import kept_in_words
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.costs import conditions
-from mambaseg.reporting.grid import Grid, counted
+from mambaseg.reporting.grid import Grid
 from mambaseg.reporting.labels import flatten, text_of
 from mambaseg.reporting.runs import RunData
 

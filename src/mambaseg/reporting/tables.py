@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from mambaseg.errors import counted
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit, kept_in_words
 from mambaseg.reporting.beside import beside_the_papers
@@ -18,7 +19,6 @@ from mambaseg.reporting.curves import DICE, rise
 from mambaseg.reporting.grid import (
     UNDEFINED,
     Grid,
-    counted,
     heading,
     of_seeds,
     plus_minus,

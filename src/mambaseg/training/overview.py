@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mambaseg.data.sizes import sides_of
-from mambaseg.reporting.grid import counted
+from mambaseg.errors import counted
 from mambaseg.training.averaging import averaging
 
 _NOT_SAID = ("_target_", "_partial_", "fused", "foreach")  # arguments that change no result

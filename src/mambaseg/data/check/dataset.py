@@ -22,7 +22,7 @@ from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.labelling import Labels, checked_ignore, with_labels
 from mambaseg.data.patients import Alike, find_alike
-from mambaseg.data.readers.reader import Level, Problem, counted
+from mambaseg.data.readers.reader import Level, Problem
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import (
     DataError,
@@ -32,7 +32,7 @@ from mambaseg.data.validation import (
     label_problems,
 )
 from mambaseg.data.volume import Volume
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, counted
 from mambaseg.storage.untrusted import readable
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from mambaseg.data.classes import IGNORED
 from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.readers import acdc_h5
 from mambaseg.data.readers.acdc_h5 import UNLABELLED
-from mambaseg.data.readers.reader import Found, Problem, counted, reader
+from mambaseg.data.readers.reader import Found, Problem, reader
 from mambaseg.data.splits import LISTED, listed
 from mambaseg.data.validation import (
     DataError,
@@ -36,6 +36,7 @@ from mambaseg.data.validation import (
     unlisted,
 )
 from mambaseg.data.volume import Volume
+from mambaseg.errors import counted
 
 PATIENT = re.compile(r"patient\d+")
 # Anything else is not ours: `_4d` (the whole cine), `_scribble`, macOS's `._` twins.

@@ -24,10 +24,11 @@ from mambaseg.data.case import Case
 from mambaseg.data.formats.files import without_ending
 from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.patients import with_patients
-from mambaseg.data.readers.reader import Found, Problem, counted
+from mambaseg.data.readers.reader import Found, Problem
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume
+from mambaseg.errors import counted
 from mambaseg.storage.untrusted import readable
 
 KINDS = {

@@ -20,10 +20,11 @@ from pathlib import Path
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import read_volume
 from mambaseg.data.patients import require_one_row
-from mambaseg.data.readers.reader import Found, Level, Problem, counted, named, reader
+from mambaseg.data.readers.reader import Found, Level, Problem, named, reader
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.data.volume import Volume
+from mambaseg.errors import counted
 from mambaseg.storage.untrusted import ForeignFileError, read_table, readable
 
 FOLDERS = {"Training/Labeled": "train", "Validation": "val", "Testing": "test"}

@@ -27,10 +27,11 @@ from mambaseg.data.formats.files import ENDINGS, PICTURES, read_label, read_volu
 from mambaseg.data.formats.images import CHANNEL
 from mambaseg.data.patients import with_patient
 from mambaseg.data.readers.dataset_json import NAME, DatasetJson, read_dataset_json, read_plain
-from mambaseg.data.readers.reader import Found, Problem, counted, named, reader
+from mambaseg.data.readers.reader import Found, Problem, named, reader
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import DataError, as_float32, as_label, check_same_geometry
 from mambaseg.data.volume import Volume
+from mambaseg.errors import counted
 from mambaseg.storage.untrusted import readable
 
 SPLITS = "splits_final.json"

@@ -125,8 +125,3 @@ def require_folder(root: Path, expected: str = "") -> None:
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "this folder does not exist"
         raise DataError(problem, root, f"data.root names the folder of the data. {expected}")
-
-
-def counted(count: int, noun: str) -> str:
-    """A number and its noun, in the plural where it is one."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
