@@ -221,14 +221,11 @@ def _measure_machine(cfg: DictConfig) -> None:
         train=list(cfg.train), bench=list(cfg.bench),
     )  # fmt: skip
     log.info("results: %s", out / "table.md")
-    ends = {
-        status: names
-        for status in ("failed", "stopped")
-        if (names := ", ".join(part["name"] for part in parts if part["status"] == status))
-    }
-    if ends or not parts:
-        listed = "; ".join(f"{status}: {names}" for status, names in ends.items())
-        raise UserError(f"{listed or 'nothing was measured'}; the logs are in {out / 'logs'}")
+    if not parts:
+        raise UserError(f"nothing was measured: no part begins with one of {list(cfg.parts)}")
+    undone = [f"{part['status']}: {part['name']}" for part in parts if part["status"] != "done"]
+    if undone:
+        raise UserError(f"{'; '.join(undone)}; the logs are in {out / 'logs'}")
 
 
 def _device(name: str) -> torch.device:

@@ -114,7 +114,7 @@ def _require_devices(trainer: DictConfig) -> None:
 
 def _has_batch_norms(cfg: DictConfig) -> bool:
     """Whether a network of a training has batch norms, or that cannot be told before it settles."""
-    from mambaseg.training.run import has_batch_norms
+    from mambaseg.training.parameters import has_batch_norms
 
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     try:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, counted
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 GIB = 2**30
@@ -233,7 +233,6 @@ def data(configuration: Any) -> Iterator[Finding]:
     from omegaconf import OmegaConf
 
     from mambaseg.app.check import require_acquired
-    from mambaseg.errors import counted
 
     chosen = configuration.data
     if OmegaConf.is_missing(chosen, "root"):

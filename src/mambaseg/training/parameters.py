@@ -72,3 +72,8 @@ def lay_out_states(optimizer: torch.optim.Optimizer) -> None:
             if isinstance(state, Tensor) and state.shape == parameter.shape:
                 laid_out = torch.empty_like(parameter, dtype=state.dtype).copy_(state)
                 states[name] = state if state.stride() == parameter.stride() else laid_out
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether a network normalises by all that it sees at a time."""
+    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in network.modules())

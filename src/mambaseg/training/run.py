@@ -30,6 +30,7 @@ from mambaseg.training.callbacks import RunRecorder
 from mambaseg.training.checkpoints import CheckedIO, Checkpoints
 from mambaseg.training.loggers import MetricsCsv
 from mambaseg.training.overview import overview
+from mambaseg.training.parameters import has_batch_norms
 from mambaseg.training.post_processing import choose_for, told
 from mambaseg.training.signals import Interrupted, Interruption
 from mambaseg.training.wandb_logger import describe_to_wandb, finish_wandb, new_wandb_id
@@ -373,11 +374,6 @@ class Run:
             own = (f"--config-dir={shlex.quote(place)} " for place in self.plan.config_dirs)
             log.info("predict:    mambaseg predict %srun=%s input=<images> output=<folder>",
                      "".join(own), shlex.quote(str(self.folder.path)))  # fmt: skip
-
-
-def has_batch_norms(network: nn.Module) -> bool:
-    """Whether a network normalises by all that it sees at a time."""
-    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in network.modules())
 
 
 def _leave_process_group() -> None:
