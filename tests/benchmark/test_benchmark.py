@@ -331,6 +331,12 @@ def test_a_stopped_part_is_no_success(typed, tmp_path, monkeypatch):
     assert "stopped: steps" in errors
 
 
+def test_parts_that_there_are_not_measure_nothing_and_say_so(typed, tmp_path):
+    words = ("gpu", "device=cpu", f"root={tmp_path}", f"out={tmp_path}", "parts=[step-]")
+    _, errors = typed(*words)
+    assert "nothing was measured: no part begins with one of ['step-']" in errors
+
+
 # ---- what is counted ------------------------------------------------------------------------
 
 
