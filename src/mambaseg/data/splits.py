@@ -351,5 +351,5 @@ def listed(patients: Iterable[str], total: int | None = None, *, limit: int = LI
     """Patients in words, the first few by name; `total` where not all of them are given."""
     ordered = sorted(patients)
     further = (len(ordered) if total is None else total) - limit
-    more = f" and {further} more" if further > 0 else ""
+    more = f" and {further:,} more" if further > 0 else ""
     return f"{', '.join(ordered[:limit])}{more}"

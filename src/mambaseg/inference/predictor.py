@@ -23,7 +23,7 @@ from mambaseg.data.formats.pictures import label_picture, reduced
 from mambaseg.data.seen import Seen, fingerprint_of, how_seen
 from mambaseg.data.validation import DataError
 from mambaseg.data.volume import Volume, slice_axis, unsliced
-from mambaseg.errors import UserError, within_memory
+from mambaseg.errors import UserError, counted, within_memory
 from mambaseg.evaluation.largest import keep_largest, parts_of
 from mambaseg.inference.results import BESIDE, require_own_names, result_files
 from mambaseg.inference.segment import Member, case_uncertainty, segment
@@ -262,7 +262,7 @@ class Predictor:
         labels, probabilities, uncertainty, scores = [], [], [], []
         device = next(self.members[0].network.parameters(), torch.zeros(())).device
         bf16, size = self.options.precision == "bf16-mixed", self.options.batch_size
-        less = f"A smaller batch_size needs less; it is {size}."
+        less = f"A smaller batch_size needs less; it is {counted(size, 'slice')} at a time."
         for frame in image.image:
             scaled = []
             for used in (member.preprocessing for member in self.members):
