@@ -29,6 +29,16 @@ def test_devices_that_a_cpu_does_not_have_are_refused_before_data_are_read(devic
         built(*UNET, *small_run, "trainer=cpu", f"trainer.devices={devices}", "data.root=/nowhere")
 
 
+@pytest.mark.parametrize(("word", "why"), [
+    ("data.size=1000000", r"its size \(1 to 8192 pixels\)"),
+    ("data.neighbours=1000", r"its neighbours \(1 to 64 slices\)"),
+])  # fmt: skip
+def test_a_run_whose_checkpoints_nothing_could_read_is_refused(word, why, small_run):
+    run = built(*UNET, *small_run, "trainer=cpu", word)
+    with pytest.raises(UserError, match=f"checkpoint of this run, for {why}: give shorter"), run:
+        pass
+
+
 @pytest.mark.parametrize("word", ["max_time", "profiler"])
 def test_a_value_that_lightning_refuses_is_told_without_its_stack_trace(word, small_run):
     run = built(*UNET, *small_run, "trainer=cpu", f"+trainer.{word}=foo")

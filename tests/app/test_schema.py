@@ -225,6 +225,10 @@ def test_annotations_say_what_fits(value, hint, right):
     assert fits(value, hint) is right
 
 
+def test_a_key_is_meant_whose_last_part_is_like_it():
+    assert did_you_mean("device", {"seed", "trainer.devices"}) == "; did you mean trainer.devices?"
+
+
 def test_nothing_is_meant_where_nothing_is_like_it():
     assert did_you_mean("zzz", {"seed", "data.root"}) == ""
 

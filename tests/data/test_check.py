@@ -221,6 +221,11 @@ def test_an_option_that_cannot_be_is_refused_although_the_data_are_sound(words, 
     assert said in capsys.readouterr().out
 
 
+def test_a_folder_typed_as_an_override_is_told_how_it_is_typed(root, capsys):
+    assert main([f"root={root}"]) == 1
+    assert f"type the folder alone: mambaseg check {root}" in capsys.readouterr().out
+
+
 def test_the_module_runs_as_a_command(tmp_path):
     root = tmp_path / "no [red]markup[/] = ü"
     (write_patient(root / "patient001", seed=1) / "Info.cfg").unlink()

@@ -132,7 +132,7 @@ def test_a_checkpoint_carries_the_size_that_pictures_are_reduced_to(tmp_path):
         content = torch.load(path, weights_only=True)
         content["mambaseg"]["preprocessing"] = about
         torch.save(content, bad := tmp_path / "bad.ckpt")
-        with pytest.raises(UserError, match="its preprocessing"):
+        with pytest.raises(UserError, match="its longest_side"):
             restore_predictor([bad], device="cpu")
 
 

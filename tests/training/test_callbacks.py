@@ -84,6 +84,27 @@ def test_a_resumed_training_says_early_how_long_the_rest_takes(
     assert caplog.messages == [said]
 
 
+def test_the_time_left_is_that_of_this_session_and_not_of_a_slower_one_before(
+    recorder, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(RunFolder, "record", {"fit_seconds": 7200.0})
+    task = SimpleNamespace(device=torch.device("cpu"), monitor="val/dice")
+    trainer = SimpleNamespace(
+        global_step=0, max_steps=300, is_global_zero=False, sanity_checking=False,
+        callback_metrics={"val/dice": 0.5}, checkpoint_callbacks=[],
+    )  # fmt: skip
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    recorder.on_fit_start(trainer, task)
+    trainer.global_step = 100  # Lightning restores the step after the fit has begun
+    recorder.on_train_start(trainer, task)
+    trainer.global_step, now = 200, 1050.0
+    recorder.on_validation_start(trainer, task)
+    recorder.on_validation_end(trainer, task)
+    assert caplog.messages == ["step 200 of 300: val/dice 0.5000, 50 s left"]
+
+
 def test_long_phases_say_every_few_minutes_that_the_run_is_alive(recorder, monkeypatch):
     beats = []
     monkeypatch.setattr(RunFolder, "beat", lambda self, **fields: beats.append(fields))

@@ -302,8 +302,8 @@ class Assembly:
         about = self._description()
         if not self.checkpoint and (field := wrong_field(about)):
             raise UserError(
-                f"no command could read a checkpoint with {field}: give shorter and plainer names "
-                "(letters, digits, spaces, _ . + -) and smaller numbers"
+                f"no command could read a checkpoint of this run, for {field}: give shorter and "
+                "plainer names (letters, digits, spaces, _ . + -) and smaller numbers"
             )
         return about
 

@@ -106,6 +106,9 @@ def did_you_mean(key: str, known: Collection[str]) -> str:
     namesakes = [other for other in known if other.rpartition(".")[2] == last]
     similar = difflib.get_close_matches
     near = similar(key, namesakes, 1, 0) or similar(key, known, 1, 0.7)
+    if not near:  # device for trainer.devices
+        lasts = {other.rpartition(".")[2]: other for other in reversed(known)}
+        near = [lasts[one] for one in similar(last, lasts, 1, 0.8)]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -164,14 +164,20 @@ def wrong_field(about: dict[str, Any]) -> str:
     model, used, data = (_dict(about.get(key)) for key in ("model", "preprocessing", "data"))
     classes = about.get("classes")
     rules = {
+        f"its size (1 to {LARGEST_SIDE} pixels)": all(
+            _is_whole(side, LARGEST_SIDE) for side in _pair(used.get("size"))
+        ),
+        f"its longest_side (1 to {LARGEST_PICTURE} pixels)": _is_whole(
+            used.get("longest_side", 1), LARGEST_PICTURE
+        ),
+        f"its neighbours (1 to {LARGEST_STACK} slices)": _is_whole(
+            used.get("neighbours", 1), LARGEST_STACK
+        ),
         "its preprocessing": _is_name(used.get("name"))
-        and all(_is_whole(side, LARGEST_SIDE) for side in _pair(used.get("size")))
         and _is_name(used.get("intensity", "minmax"))
         and is_window(used.get("window", (0, 1)))
         and is_spacing(used.get("spacing", 1.0))
-        and is_ct(used.get("ct", [[0, 1, 0, 1]]))
-        and _is_whole(used.get("longest_side", 1), LARGEST_PICTURE)
-        and _is_whole(used.get("neighbours", 1), LARGEST_STACK),
+        and is_ct(used.get("ct", [[0, 1, 0, 1]])),
         "its slicing": _is_name(about.get("slicing", "stored")),
         "its augmentation": _is_name(about.get("augmentation") or "none")
         and _is_name(about.get("views") or "none"),

@@ -45,6 +45,7 @@ class RunRecorder(Callback):
         self._cases: dict[str, dict[str, Any]] = {}
         self._beaten = time.monotonic()  # when the record said last that the run is alive
         self._started = 0.0
+        self._begun, self._done = 0.0, 0  # when this session began, and the step it began with
         self._stepped = False  # this session has taken a step, so that its memory is a training's
         self.validating = 0.0  # s so far; during a validation minus the moment of its start
         self.steps: list[float] = []  # s from the end of a step to that of the next; no validation
@@ -62,6 +63,10 @@ class RunRecorder(Callback):
         self.validating = record.get("cost", {}).get("validation_seconds") or 0.0
         self.steps, self._ended, self._gap, self._paces = [], None, 0, []
         start_peak(pl_module.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes where this session begins: the pace of an earlier one says nothing of its own."""
+        self._begun, self._done = time.monotonic(), trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -123,7 +128,7 @@ class RunRecorder(Callback):
         self.validating += time.monotonic()
         score = trainer.callback_metrics.get(pl_module.monitor)
         if score is not None and not trainer.sanity_checking:
-            left = seconds_left(trainer, self._started)
+            left = seconds_left(trainer, self._begun, self._done)
             log.info("step %d of %d: %s %.4f%s%s", trainer.global_step, trainer.max_steps,
                      pl_module.monitor, float(score), _rank(trainer, pl_module.monitor),
                      f", {duration(left)} left" if left else "")  # fmt: skip

@@ -20,8 +20,8 @@ from mambaseg.reporting.grid import duration
 from mambaseg.training.checkpoints import Checkpoints
 
 
-def seconds_left(trainer: L.Trainer, begun: float, *, done: int = 0) -> float:
-    """Seconds until the last step, at the mean pace since `begun`, `done` steps before this one."""
+def seconds_left(trainer: L.Trainer, begun: float, done: int) -> float:
+    """Seconds until the last step, at the mean pace since `begun`, which was at step `done`."""
     steps = trainer.global_step - done
     return (time.monotonic() - begun) / max(steps, 1) * (trainer.max_steps - trainer.global_step)
 
@@ -78,7 +78,7 @@ class ProgressBar(Bar):
     def _told(self, trainer: L.Trainer) -> list[str]:
         if trainer.global_step == self._done:
             return []
-        left = seconds_left(trainer, self._begun, done=self._done)
+        left = seconds_left(trainer, self._begun, self._done)
         if time.monotonic() - self._read > 1.0:
             loss = trainer.callback_metrics.get("train/loss")
             self._read = time.monotonic()

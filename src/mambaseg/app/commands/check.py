@@ -54,6 +54,9 @@ def main(words: Sequence[str] | None = None) -> int:
     print_any_name()
     console = Console()
     try:
+        word, _, folder = str(options.root).partition("=")
+        if word in ("root", "data.root") and not options.root.exists():
+            raise UserError(f"{options.root}: type the folder alone: mambaseg check {folder}")
         for place in options.config_dir:
             if not place.is_dir():
                 raise UserError(f"--config-dir {place}: there is no such folder")
