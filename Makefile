@@ -54,10 +54,13 @@ demo: $(CORE) ## A local page for trying a network out: make demo [RUN=<run fold
 sweep: $(CORE) ## The three-network comparison on whatever data are found
 	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
-models: $(ZOO) ## Measure every network and rewrite docs/models.md, and the table of docs/methods.md (minutes; keep the machine idle)
+methods: $(CORE) ## Rewrite the table of docs/methods.md from configs and classes
+	$(BIN)/python tests/helpers/docs_tables.py
+
+models: $(ZOO) ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
 	PYTHONPATH=$(ZOO):tests/helpers $(BIN)/python -c "import torchvision_on_cpu; from mambaseg.app.console import main; main()" \
-		benchmark profile models=all threads=2 page=docs/models.md
-	$(BIN)/mambaseg benchmark methods page=docs/methods.md
+		benchmark profile models=all threads=2 outputs=outputs/models
+	$(BIN)/python tests/helpers/docs_tables.py "$$(ls outputs/models/profile-*.json | tail -n 1)"
 
 EQUAL := $(BIN)/mambaseg train -m experiment=acdc_equal logger=csv seed=1,2,3
 results: $(CORE) ## The comparison of docs/results.md on ACDC (ACDC_ROOT=...): 39 trainings, a day on two cores; resumes
@@ -138,4 +141,4 @@ clean: ## Remove caches of tools (never data, runs or .venv)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help anew setup setup-cuda setup-launchers oracles train demo sweep models results pictures zoo test test-long test-launchers docs notebooks lint format types data-check doctor clean
+.PHONY: help anew setup setup-cuda setup-launchers oracles train demo sweep methods models results pictures zoo test test-long test-launchers docs notebooks lint format types data-check doctor clean

@@ -12,11 +12,11 @@ from torch import nn
 
 from mambaseg.app import benchmarks
 from mambaseg.benchmark import kernels, loop, measure, networks, scans, truth
+from mambaseg.benchmark.gpu_page import write_page
 from mambaseg.benchmark.kernels import measure_kernels
 from mambaseg.benchmark.loop import EVERY, Paces
 from mambaseg.benchmark.measure import Protocol
 from mambaseg.benchmark.networks import measure_networks, profile_networks, training
-from mambaseg.benchmark.pages import write_page
 from mambaseg.benchmark.scans import Shape, measure_scans
 from mambaseg.benchmark.tables import tables
 from mambaseg.errors import UserError

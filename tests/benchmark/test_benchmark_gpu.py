@@ -10,7 +10,7 @@ import torch
 
 from mambaseg.benchmark import gpu
 from mambaseg.benchmark.gpu import Machine, Part, affordable, measure_gpu
-from mambaseg.benchmark.pages import write_page
+from mambaseg.benchmark.gpu_page import write_page
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.training.callbacks import RunRecorder
 from runs import composed, small_overrides

@@ -22,7 +22,6 @@ from torch import nn
 from mambaseg.app.build import build
 from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
-from mambaseg.app.methods import write_methods
 from mambaseg.app.networks import build_network, plain
 from mambaseg.app.overrides import typed
 from mambaseg.benchmark.blocks import measure_blocks
@@ -38,7 +37,6 @@ from mambaseg.benchmark.networks import (
     profile_networks,
     training,
 )
-from mambaseg.benchmark.pages import networks_page
 from mambaseg.benchmark.scans import measure_scans, shapes_of
 from mambaseg.benchmark.tables import tables
 from mambaseg.benchmark.truth import measure_truth
@@ -61,18 +59,11 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     Raises:
         UserError: a setting is impossible here, a part of `gpu` failed, or numbers are wrong.
     """
-    if cfg.what == "methods":
-        page = Path(cfg.page or "docs/methods.md").expanduser()
-        write_methods(page)
-        log.info("written: %s", page)
-        return
     if cfg.what == "gpu":
         _measure_machine(cfg)
         return
     device = _device(cfg.device)
     precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
-    if cfg.page and (cfg.what, cfg.models) != ("profile", "all"):
-        raise UserError("page= needs `profile models=all`")
     if cfg.graph and device.type != "cuda":
         raise UserError("graph=true: CUDA graphs need device=cuda")
     if cfg.compile and cfg.what not in ("train", "inference"):
@@ -106,11 +97,6 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
         log.info(note)
     used = (f"{name} {said}" for name, said in record["instructions"].items())
     log.info("instruction sets: %s", ", ".join(used))
-    if cfg.page:
-        configs = {name: (CONF / f"model/{name}.yaml").read_text("utf-8") for name in _NETWORKS}
-        page = Path(cfg.page).expanduser()
-        RunFolder(page.parent).write_text(page.name, networks_page(record, configs))
-        log.info("written: %s", page)
     name = f"{cfg.what}-{started:%Y%m%d-%H%M%S-%f}.json"
     path = RunFolder(Path(cfg.outputs).expanduser()).write_json(name, record)
     log.info("written: %s", path)

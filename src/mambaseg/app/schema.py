@@ -149,7 +149,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     (([TEXT], None), "model.encoder_parts"),
     ((TEXT,), """data.name data.title data.instead data.split data.preprocessing
         data.task model.name method.name scan_backend"""),
-    ((TEXT, None), "data.intensity data.split_by page"),
+    ((TEXT, None), "data.intensity data.split_by"),
     ((Text("the name of a folder below outputs"),), "name"),
     ((Text("the folder of the data set"),), "data.root"),
     ((FOLDER,), "outputs data.cache_dir out"),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mambaseg.benchmark.pages import newest_record, write_page
+from mambaseg.benchmark.gpu_page import newest_record, write_page
 from mambaseg.storage.run_folder import RunFolder
 
 NETWORKS = ("mamba_unet", "unet", "swin_unet")

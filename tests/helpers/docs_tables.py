@@ -1,14 +1,28 @@
-"""Pages of what was measured: all networks (docs/models.md), and a GPU machine."""
+"""Writes docs/models.md and the table of docs/methods.md from configs, code and measurements.
 
-from __future__ import annotations
+    python tests/helpers/docs_tables.py [RECORD.json of `mambaseg benchmark profile models=all`]
 
-from collections.abc import Iterator, Mapping, Sequence
+writes the table of learning methods, and with a record the page of networks.
+"""
+
+import sys
 from pathlib import Path
-from typing import Any
 
-from mambaseg.benchmark.tables import UNKNOWN, Column, Row, Table, number, tables, text
-from mambaseg.storage.run_folder import RunFolder
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from mambaseg.app.entry import CONF
+from mambaseg.app.networks import made
+from mambaseg.app.schema import EXTRAS
+from mambaseg.benchmark.tables import Column, Table, number, text
+from mambaseg.models import UNet
+from mambaseg.storage.files import write_whole
 from mambaseg.storage.untrusted import read_json
+from mambaseg.training.losses import DiceCE
+from mambaseg.training.methods.method import Step
+
+DOCS = CONF.parent / "docs"
 
 # ---- docs/models.md -----------------------------------------------------------------------------
 
@@ -57,7 +71,7 @@ MEASURED_TIMES = [
 ]
 
 
-def read_header(network: str, config: str) -> dict[str, str]:
+def read_header(network, config):
     """Reads the comment at the head of a network's config: what it is, `Source:`, `Differs:`.
 
     Raises:
@@ -73,7 +87,7 @@ def read_header(network: str, config: str) -> dict[str, str]:
     return {"network": network, "what": what, "source": source, "differs": differs}
 
 
-def networks_page(record: Row, configs: Mapping[str, str]) -> str:
+def networks_page(record, configs):
     """The page of all networks as Markdown, from the record of `mambaseg benchmark profile`.
 
     `configs` is the text of `conf/model/<network>.yaml`, by the rows' `network`.
@@ -94,72 +108,76 @@ def networks_page(record: Row, configs: Mapping[str, str]) -> str:
     return "\n".join((*parts, Table("", [*EXACT, *MEASURED_TIMES], rows).markdown()))
 
 
-# ---- a GPU machine ------------------------------------------------------------------------------
+# ---- docs/methods.md ----------------------------------------------------------------------------
 
-MEASURED = ("smoke", "truth", "steps", "scan", "kernels")  # parts that leave a record
-RUNS = [
-    text("network"),
-    text("status"),
-    number("steps", "steps", ".0f"),
-    number("minutes", "fit_seconds", ".1f", 1 / 60),
-    number("of them validation", "validation_seconds", ".1f", 1 / 60),
-    number("ms per step", "step_seconds", ".2f", 1e3),
-    number("network alone", "alone", ".2f", 1e3),
-]
-RUNS_NOTE = """\
-ms per step: median over windows of the training without validations and saving; network alone: the
-pure step. Scores: `report/index.html` in the experiment's folder.
-"""
-PARTS = [
-    text("part", "name"), text("status"), number("s", "seconds", ".0f"),
-    Column("command", lambda row: f"`{row['command']}`", is_number=False),
+BATCH, SIDE, CLASSES = 4, 32, 4  # of the step that is counted
+COLUMNS = [
+    Column("method", HEADERS[0].cell, is_number=False),
+    *HEADERS[1:], text("needs"), text("passes"),
 ]  # fmt: skip
 
 
-def write_page(out: Path, parts: Sequence[Row]) -> Path:
-    """Writes `<out>/table.md`: what the parts that have ended left in `out`."""
-    return RunFolder(out).write_text("table.md", "\n".join(_sections(out, parts)))
+def write_methods(page):
+    """Writes the table of all methods into the page that has it, and leaves the rest alone."""
+    before, rule, rest = page.read_text("utf-8").partition("\n| method | what |")
+    if not rule:
+        raise SystemExit(f"{page} has no table of methods (| method | what |)")
+    _, _, after = rest.partition("\n\n")
+    write_whole(page, f"{before}\n{methods_table()}\n{after}")
 
 
-def newest_record(out: Path, part: str) -> dict[str, Any] | None:
-    """What the benchmark of a part has measured."""
-    files = sorted((out / "bench" / part).glob("*.json"))
-    return read_json(files[-1]) if files else None
+def methods_table():
+    """The table as Markdown, from configs, classes and a counted step."""
+    files = sorted((CONF / "method").glob("*.yaml"))
+    return Table("", COLUMNS, [method_row(file) for file in files]).markdown()
 
 
-def _sections(out: Path, parts: Sequence[Row]) -> Iterator[str]:
-    found = {part: newest_record(out, part) for part in MEASURED}
-    records = {part: record for part, record in found.items() if record is not None}
-    yield "# A GPU machine: numbers, speed, the paper's table\n"
-    yield from dict.fromkeys(map(_setting, records.values()))
-    paths = sorted((out / "runs").glob("*/*/run.json"))
-    steps = records.get("steps", {"rows": []})["rows"]
-    alone = {row["network"]: row["median_s"] for row in steps}
-    folders = [RunFolder(path.parent) for path in paths]
-    if runs := [_run(folder, alone) for folder in folders if folder.path.suffix != ".previous"]:
-        yield f"## Trainings, nothing pretrained\n\n{Table('', RUNS, runs).markdown()}"
-        yield RUNS_NOTE
-    for report in sorted((out / "runs").glob("*/report/table.md")):
-        yield f"\n{report.read_text('utf-8')}".replace("\n#", "\n##")[1:]
-    for part, record in records.items():
-        yield f"## {part.capitalize()}\n\nMade by `{record['command']}`\n"
-        yield from (table.markdown() for table in tables(record))
-        yield from (f"- {note}\n" for note in record["notes"])
-    yield f"## Commands\n\n{Table('', PARTS, parts).markdown()}"
+def method_row(file):
+    """The row of a method's config."""
+    config = OmegaConf.load(file)
+    kind = get_class(config._target_)
+    needs = [f"{kind.count} networks" if kind.count else "2 networks or more"]
+    needs = [] if kind.count == 1 else needs
+    needs += ["unlabelled images"] * kind.unlabelled + [kind.needs] * bool(kind.needs)
+    about = read_header(file.stem, file.read_text("utf-8"))
+    with_gradient, without = passes(config)
+    cost = f"{with_gradient:g}" + f" + {without:g}" * bool(without)
+    return {**about, "needs": ", ".join(needs) or "–", "passes": cost}
 
 
-def _setting(record: Row) -> str:
-    """Device, versions, code and day of a record."""
-    hardware, versions = record["hardware"], record["versions"]
-    named = (f"{name} {versions.get(name, '–')}" for name in ("python", "torch", "lightning"))
-    return (
-        f"- {(hardware['gpus'] or [hardware['cpu']])[0]}, {', '.join(named)}; commit "
-        f"{str(record['code'].get('commit'))[:10]}; {str(record['started'])[:10]} (UTC)\n"
+def passes(config):
+    """Images that a step sends through networks, per image of its batch: with gradient, without."""
+    data = {"in_channels": 1, "num_classes": CLASSES}
+    root = {"data": data, "model": {"name": "mamba_unet"}, "method": config}
+    config = OmegaConf.create(root).method
+    partner = config.partner
+    partners = [partner] if isinstance(partner, str) else partner
+    networks = [UNet(widths=(2, 2, 2, 2, 2)) for _ in range(1 + len(partners))]
+    method = made(OmegaConf.to_container(config, resolve=True), *EXTRAS["method"])(networks)
+    counts = {True: 0, False: 0}
+
+    def run(function, image, *_):
+        counts[torch.is_grad_enabled()] += len(image)
+        return function(image)
+
+    method.terms(
+        Step(
+            image=torch.rand(BATCH, 1, SIDE, SIDE),
+            label=torch.randint(CLASSES, (BATCH, SIDE, SIDE)),
+            labelled=BATCH // 2 if method.unlabelled else BATCH,
+            number=1,
+            steps=2,
+            positions=range(BATCH),
+            seed=0,
+            run=run,
+            supervised_loss=DiceCE(),
+        )
     )
+    return counts[True] / BATCH, counts[False] / BATCH
 
 
-def _run(folder: RunFolder, alone: Mapping[str, float]) -> Row:
-    """The row of a training."""
-    record, name = folder.record, folder.path.name.partition("-")[0]
-    costs = record.get("cost") or {}
-    return {"status": UNKNOWN, **record, **costs, "network": name, "alone": alone.get(name)}
+if __name__ == "__main__":
+    write_methods(DOCS / "methods.md")
+    for record in map(Path, sys.argv[1:]):
+        configs = {path.stem: path.read_text("utf-8") for path in (CONF / "model").glob("*.yaml")}
+        write_whole(DOCS / "models.md", networks_page(read_json(record), configs))
