@@ -55,12 +55,12 @@ sweep: $(CORE) ## The three-network comparison on whatever data are found
 	$(BIN)/mambaseg train -m model=unet,swin_unet,mamba_unet
 
 methods: $(CORE) ## Rewrite the table of docs/methods.md from configs and classes
-	$(BIN)/python tests/helpers/docs_tables.py
+	$(BIN)/python docs/site/tables.py
 
 models: $(ZOO) ## Measure every network and rewrite docs/models.md (minutes; keep the machine idle)
 	PYTHONPATH=$(ZOO):tests/helpers $(BIN)/python -c "import torchvision_on_cpu; from mambaseg.app.console import main; main()" \
 		benchmark profile models=all threads=2 outputs=outputs/models
-	$(BIN)/python tests/helpers/docs_tables.py "$$(ls outputs/models/profile-*.json | tail -n 1)"
+	$(BIN)/python docs/site/tables.py "$$(ls outputs/models/profile-*.json | tail -n 1)"
 
 EQUAL := $(BIN)/mambaseg train -m experiment=acdc_equal logger=csv seed=1,2,3
 results: $(CORE) ## The comparison of docs/results.md on ACDC (ACDC_ROOT=...): 39 trainings, a day on two cores; resumes

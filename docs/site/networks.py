@@ -11,7 +11,7 @@ import yaml
 
 import mambaseg
 from mambaseg.app.schema import EXTRAS
-from mambaseg.benchmark.pages import read_header
+from tables import read_header
 
 _DATA = {"in_channels": 1, "num_classes": 4}  # of the sizes in docs/models.md
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from docs_tables import methods_table, write_methods
 from mambaseg.app.entry import CONF
+from tables import methods_table, write_methods
 
 PAGE = CONF.parent / "docs" / "methods.md"
 

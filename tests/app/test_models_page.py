@@ -4,12 +4,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from docs_tables import EXACT, HEADERS, networks_page, read_header
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network
 from mambaseg.evaluation.costs import count_operations
 from runs import composed
 from small_networks import ZOO
+from tables import EXACT, HEADERS, networks_page, read_header
 
 PAGE = CONF.parent / "docs" / "models.md"
 NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

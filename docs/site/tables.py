@@ -1,6 +1,6 @@
 """Writes docs/models.md and the table of docs/methods.md from configs, code and measurements.
 
-    python tests/helpers/docs_tables.py [RECORD.json of `mambaseg benchmark profile models=all`]
+    python docs/site/tables.py [RECORD.json of `mambaseg benchmark profile models=all`]
 
 writes the table of learning methods, and with a record the page of networks.
 """
