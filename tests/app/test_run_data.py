@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mambaseg.data.phantoms.synthetic import NOTE
+from mambaseg.reporting.reading import training_of
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_yaml
 from runs import entered
@@ -61,6 +62,7 @@ def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
     assert again.summary["split"] == RunFolder(own).summary["split"]
     assert again.summary["foreground"] == RunFolder(own).summary["foreground"]
     assert RunFolder(own).record["data"]["config"] == "heart"
+    assert again.record["training"] == training_of(str(own / "checkpoints" / "best.ckpt")) != ""
     assert not (tmp_path / "data" / "phantom").exists()
 
 

@@ -17,7 +17,7 @@ from mambaseg.reporting.collect import collect
 from mambaseg.reporting.labels import differences, labels
 from mambaseg.reporting.paired import scored
 from mambaseg.reporting.protocol import protocol_grid
-from mambaseg.reporting.reading import read_run
+from mambaseg.reporting.reading import read_run, training_of
 from mambaseg.reporting.scores import (
     best_middle_worst,
     estimate,
@@ -287,6 +287,31 @@ def test_a_rescored_checkpoint_is_a_row_that_says_so(seeds, tmp_path):
     (comparison,), _, _ = collect(tmp_path / "copy")
     labelled = [entry.label for entry in comparison.entries]
     assert "unet · checkpoint=some-run/best.ckpt" in labelled and "unet" in labelled
+
+
+def test_evaluations_of_the_seeds_of_one_training_are_a_row(tmp_path):
+    """As of an external cohort; another training's is another row, also with the same names."""
+    trained = {}
+    for number, (seed, optim) in enumerate([(1, "sgd"), (2, "sgd"), (1, "adamw")]):
+        path = write_run(tmp_path / "runs", "unet", optim=optim, seed=seed, **FEW)
+        trained[number] = path.rename(path.with_name(f"unet-acdc-seed{seed}-0000000{number}"))
+    found = {}
+    for number, folder in trained.items():
+        path = write_run(tmp_path / "scored", "unet", seed=number, **FEW)
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["checkpoint"] = str(folder / "checkpoints" / "best.ckpt")
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        found[number] = training_of(config["checkpoint"])
+        record = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps({**record, "training": found[number]}))
+    assert found[0] == found[1] != found[2]
+    assert training_of(str(trained[0] / "checkpoints" / "last.ckpt")) not in ("", found[0])
+    assert training_of(str(tmp_path / "best.ckpt")) == training_of(None) == ""
+    (comparison,), _, _ = collect(tmp_path / "scored")
+    assert {entry.label: len(entry.runs) for entry in comparison.entries} == {
+        "unet · checkpoint=unet-acdc-seed*/best.ckpt": 2,
+        "unet · checkpoint=unet-acdc-seed1-00000002/best.ckpt": 1,
+    }
 
 
 def test_a_rescored_checkpoint_claims_no_recipe_seed_method_or_labels(tmp_path):

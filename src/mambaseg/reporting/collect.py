@@ -12,6 +12,7 @@ Three levels, each stricter than a reader would check by hand:
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from mambaseg.reporting.labels import labels
 from mambaseg.reporting.reading import read_runs
 from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, rows_where
 
+_SEED = re.compile(r"-seed\d+-[0-9a-f]{8}(?=/)")  # in the name of a run folder
 _LABELS_ALONE = ("supervised", "partial_ce")  # what other methods are compared with
 
 
@@ -224,11 +226,19 @@ def _of_one_truth(protocols: Iterable[Sequence[RunData]]) -> Iterator[list[RunDa
 
 def entry_labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
     """A unique name for each entry's runs; where two settings read alike, with a run's hash."""
-    names = labels([(runs[0].model, runs[0].settings) for runs in groups])
+    names = labels([(runs[0].model, naming(runs)) for runs in groups])
     return [
         f"{name} ({runs[0].path.name[-8:]})" if names.count(name) > 1 else name
         for name, runs in zip(names, groups, strict=True)
     ]
+
+
+def naming(runs: Sequence[RunData]) -> dict[str, Any]:
+    """The settings that an entry is named by: those of its runs, a checkpoint without its seed."""
+    settings = dict(runs[0].settings)
+    if "checkpoint" in settings and len({run.seed for run in runs}) > 1:
+        settings["checkpoint"] = _SEED.sub("-seed*", settings["checkpoint"])
+    return settings
 
 
 def _order(entry: Entry) -> tuple[int, bool, int, str]:

@@ -6,6 +6,8 @@ A folder may come from somebody else. Whatever is missing, damaged or out of ran
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import Any
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import BUILT_IN
-from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, described, scored
+from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, described, scored, trained_by
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import ForeignFileError, read_json, read_table, read_yaml
 
@@ -28,6 +30,7 @@ _RECORD = {
     "fit_seconds": 1.0,
     "resumed": [{}],
     "weights": {},
+    "training": "",
     "overrides": [""],
     "data": {"fingerprint": "", "scored": "", "images": "", "config": ""},
     "code": {"digest": "", "commit": ""},
@@ -190,6 +193,19 @@ def read_identity(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         names = config["data"]["class_names"]
         _require(2 <= len(names) <= 256 and len(set(names)) == len(names), "data.class_names")
     return record or {}, config
+
+
+def training_of(checkpoint: str | None) -> str:
+    """Eight hex digits over how a checkpoint's run was trained, but for its seed; empty: unknown.
+
+    Equal for the checkpoints of a sweep over seeds, whose scores are rows of one network.
+    """
+    path = Path(checkpoint or "").resolve()
+    if path.parent.name != "checkpoints" or not (path.parents[1] / "run.json").is_file():
+        return ""
+    record, config = read_identity(path.parents[1])
+    how = [path.name, trained_by(record, config), record.get("split", {}).get("hash")]
+    return hashlib.blake2b(json.dumps(how, default=str).encode(), digest_size=4).hexdigest()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from rich import get_console
 from torch import nn
 
 from mambaseg.errors import UserError, optional
+from mambaseg.reporting.reading import training_of
 from mambaseg.reporting.tables import headline, table_of
 from mambaseg.storage.files import writing
 from mambaseg.storage.identity import RULE, made_from_other_data, monitor_of
@@ -184,6 +185,7 @@ class Run:
             split={"name": split.name, "hash": split.hash, "note": split.note},
             counts=self.data.counts,
             **({"labelled": self.data.labelled} if self.data.labelled else {}),
+            **({"training": how} if (how := training_of(config.get("checkpoint"))) else {}),
             parameters=sum(p.numel() for p in network.parameters()),
             pretrained=pretrained,
             config_dirs=self.plan.config_dirs,
