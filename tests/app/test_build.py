@@ -235,7 +235,9 @@ def test_pretrained_weights_are_reported_in_the_log_and_the_record(small_run, tm
 
 @pytest.mark.parametrize("word", ["data.name=my:data", f"data.class_names=[a,b,c,{'d' * 101}]"])
 def test_a_name_that_no_command_could_read_again_is_refused_before_the_first_step(small_run, word):
-    with pytest.raises(UserError, match=r"could read a checkpoint with its (data|class)"):
+    with pytest.raises(
+        UserError, match=r"could read a checkpoint of this run, for its (data|class)"
+    ):
         trained(*small_run, *UNET, word, "test=false")
 
 

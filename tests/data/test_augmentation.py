@@ -20,6 +20,7 @@ from mambaseg.data.augmentation import (
     Shift,
     Tone,
     TurnOrRotate,
+    View,
     Zoom,
 )
 from mambaseg.data.counter import uniforms
@@ -433,3 +434,21 @@ def test_an_augmentation_of_ones_own_is_a_file_and_a_config(shared_run, tmp_path
     words += ["augmentation=sheared", "augmentation.shear=null", "augmentation.invert=null"]
     less = built(*words, configs=tmp_path)
     assert less.key == plain.key
+
+
+def test_a_part_of_the_samples_is_rotated_evenly_in_both_directions():
+    angles = []
+    for u in np.arange(0, 1, 0.01):
+        view = View()
+        Rotate(30, probability=0.2).move(view, np.array([u]))
+        angles.append(np.rad2deg(np.arctan2(view.matrix[0, 1], view.matrix[0, 0])))
+    assert np.allclose(angles[:20], np.arange(-30, 30, 3)) and not any(angles[20:])
+
+
+def test_the_tone_of_ct_has_no_range_to_be_cut_to():
+    ct = Preprocessing("native", 8, ct=[[-100, 200, 50, 40]])
+    tone = Augmentation({"tone": Tone(contrast=(2, 2), brightness=(0, 0), probability=1)}, ct, 0)
+    image, shapes = torch.linspace(-3, 3, 64).view(1, 1, 8, 8), np.array([[8, 8]])
+    drawn = torch.from_numpy(tone.draw(0, [0], shapes))
+    label = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    assert torch.allclose(tone(image, label, torch.tensor(shapes), drawn)[0], 2 * image)

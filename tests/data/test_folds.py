@@ -173,3 +173,11 @@ def test_folds_with_few_labels_are_pooled_and_compared_with_all_labels(phantom_r
     data = {**first.record["data"], "scored": "labels that have changed since"}
     first = replace(first, record={**first.record, "data": data})
     assert len({comparison.title for comparison in group([first, *others])}) == 2
+
+
+def test_each_pathology_validates():
+    people = [f"p{number:02d}" for number in range(30)]
+    facts = {one: {"pathology": "ABC"[place % 3]} for place, one in enumerate(people)}
+    for fold in range(5):
+        one = make_split("kfold", people, fold=fold, facts=facts)
+        assert Counter(facts[p]["pathology"] for p in one.val) == {"A": 1, "B": 1, "C": 1}

@@ -14,14 +14,16 @@ from test_public_sets import write_archive
 from tiny_acdc import pixels, write_h5, write_nifti, write_patient
 
 from mambaseg.app.commands.check import main
+from mambaseg.data.batches import TwoStreams
 from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import as_read, fingerprint, source_digests
-from mambaseg.data.labelling import for_training
+from mambaseg.data.labelling import for_training, labelled_patients
 from mambaseg.data.readers import acdc, folder, mnms, nifti_pairs, nnunet, promise12, synapse
 from mambaseg.data.readers.dataset_json import read_dataset_json
+from mambaseg.data.splits import Split
 from mambaseg.data.validation import as_label
 from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError
@@ -338,3 +340,15 @@ def test_an_h5_file_holds_its_scribble_itself(tmp_path):
         del file["label"]  # what is not read need not be there
     read = case.read(4).label
     assert np.array_equal(read, np.where(scribble == 4, IGNORED, scribble))
+
+
+def test_a_number_of_patients_is_drawn_and_not_the_first_ones():
+    train = tuple(f"p{number:02d}" for number in range(40))
+    split = Split("random-seed0", train, ("v",), ("t",), "")
+    some = [set(labelled_patients(split, count)) for count in (4, 8, 20)]
+    assert some[0] < some[1] < some[2] and not some[1] <= set(train[:20])
+
+
+def test_the_two_halves_are_in_orders_of_their_own():
+    for batch in TwoStreams(40, labelled=20, batch_size=40, steps=3, seed=1):
+        assert [one.item for one in batch[:20]] != [one.item - 20 for one in batch[20:]]

@@ -191,3 +191,9 @@ def test_a_class_of_a_ten_thousandth_of_the_voxels_is_learnt_with_it_alone(spots
         run = spotted(spots, tmp_path, f"data.oversample={share}")
         dice[share] = run.task.results["means"]["dice"]["mean"]
     assert dice[0.33] > 0.3 and dice[0] < 0.1, dice
+
+
+def test_in_batches_of_one_every_case_shows_its_foreground(slices):
+    alone = list(sampler(slices, batch_size=1, steps=600))
+    shown = [int(slices.case_numbers[draw.item]) for (draw,) in alone if draw.about]
+    assert np.bincount(shown, minlength=6).min() > len(shown) / 6 * 0.6

@@ -209,3 +209,10 @@ def test_an_unknown_voxel_size_is_said_with_the_remedy():
 def test_an_image_is_not_blown_up_beyond_all_use():
     with pytest.raises(UserError, match=r"512 × 512 pixels would become 51200 × 51200.*larger"):
         at(0.01, 32).to_grid(torch.rand(1, 1, 512, 512), (1.0, 1.0))
+
+
+def test_the_logits_of_a_reduced_picture_lie_under_the_pixels_they_were_made_of():
+    logits = torch.arange(10.0).expand(1, 1, 10, 10)
+    found = Preprocessing("native", 8).logits_to_native(logits, (20, 20), seen=(10, 10))
+    expected = ((torch.arange(20) + 0.5) / 2 - 0.5).clamp(0, 9)
+    assert torch.allclose(found[0, 0], expected.expand(20, 20))

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 from mambaseg.app.entry import CONF
 from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.geometry import Preprocessing
-from mambaseg.data.tones import Blur, Brightness, Contrast, Gamma, LowResolution, Noise
+from mambaseg.data.tones import Blur, Brightness, Contrast, Gamma, LowResolution, Noise, about_one
 
 KINDS = (Noise, Blur, Brightness, Contrast, LowResolution, Gamma)
 
@@ -100,3 +100,9 @@ def test_the_preset_is_a_function_of_seed_step_and_place_with_nnunets_probabilit
     given = torch.tensor(shapes[:4]), torch.from_numpy(drawn[:4])
     one, other = augmentation(image, label, *given), augmentation(image, label, *given)
     assert torch.equal(one[0], other[0]) and one[0].shape == (4, 2, 16, 16)
+
+
+def test_factors_are_below_one_as_often_as_above():
+    coins = torch.arange(0.05, 1, 0.1)
+    factors = about_one((0.5, 2.0), coins, torch.full((10,), 0.5))
+    assert factors.tolist() == [0.75] * 5 + [1.5] * 5

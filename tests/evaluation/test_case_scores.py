@@ -123,3 +123,11 @@ def test_only_partial_references_may_leave_pixels_open():
     assert [row["dice"] for row in scores.rows] == [1.0, 1.0, None]
     with pytest.raises(UserError, match="patient042_ES"):
         scores.update(FakeCase("patient042_ES"), prediction[:, :4], reference)
+
+
+def test_distances_are_in_voxels_where_the_spacing_of_a_case_is_unknown():
+    mask = np.zeros((2, 4, 4), np.uint8)
+    mask[:, 1:3] = 1
+    known, unknown = (score_case(mask, mask, num_classes=2, spacing=s) for s in ((5, 1, 1), None))
+    for rows, unit in ((known, "mm"), (unknown, "vox"), ([*known, *unknown], "vox")):
+        assert summarise(rows, ("background", "RV"))["convention"]["distances"] == unit

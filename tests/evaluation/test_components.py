@@ -100,3 +100,9 @@ def test_empty_masks_follow_the_policy():
         ):  # fmt: skip
             row = score_case(prediction, truth, num_classes=2, policy=policy, more=metrics)[1]
             assert [row[name] for name in names] == [expected] * 4
+
+
+def test_voxels_of_two_slices_that_touch_by_a_corner_are_one_object():
+    mask = np.zeros((2, 4, 4), bool)
+    mask[0, 1, 1] = mask[1, 2, 2] = True
+    assert match_components(mask, mask)[:2] == (1, 1)

@@ -495,3 +495,21 @@ def test_importing_the_metrics_loads_neither_torch_nor_scipy():
     code = f"import sys, mambaseg.evaluation.metrics; print({heavy} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout.strip() == "set()", answer.stderr
+
+
+def test_the_background_leaves_out_what_is_unknown():
+    reference = np.zeros((1, 8, 8), np.uint8)
+    reference[:, 2:6, 2:6] = 1
+    prediction, ignored = np.roll(reference, 1, axis=2), np.zeros((1, 8, 8), bool)
+    ignored[:, 6:] = True
+    row = score_case(prediction, reference, num_classes=2, ignored=ignored)[0]
+    other = score_case(1 - prediction, 1 - reference, num_classes=2, ignored=ignored)[1]
+    for name in ("dice", "hd95_vox", "assd_vox", "nsd_vox"):
+        assert row[name] == other[name], name
+
+
+def test_a_region_is_found_whichever_of_its_labels_is_predicted():
+    reference = np.array([[[1, 1, 2, 2, 0]]], np.uint8)
+    prediction = np.array([[[1, 2, 2, 1, 0]]], np.uint8)
+    row = score_case(prediction, reference, num_classes=3, regions=[[1, 2], [2]])[1]
+    assert row["dice"] == row["hd95_vox"] + 1 == 1.0

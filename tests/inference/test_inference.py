@@ -10,7 +10,14 @@ from torch import nn
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.largest import keep_largest
-from mambaseg.inference.segment import Member, choose_precision, passes, predict_case, segment
+from mambaseg.inference.segment import (
+    Member,
+    _through_windows,
+    choose_precision,
+    passes,
+    predict_case,
+    segment,
+)
 
 
 def each(num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -321,3 +328,26 @@ def test_bfloat16_where_the_processor_multiplies_it(monkeypatch, features, chose
     assert choose_precision("auto", gpu=False) == "32-true"
     with pytest.raises(UserError, match="precision=bf16: choose auto"):
         choose_precision("bf16", gpu=False)
+
+
+def test_of_overlapping_windows_the_middle_of_each_counts_most():
+    def left(image):  # says 1 in the left half of what it sees
+        half = (torch.arange(image.shape[-1]) < image.shape[-1] // 2).float()
+        return half.expand(len(image), 2, *image.shape[-2:]).clone()
+
+    found = _through_windows(left, torch.zeros(1, 1, 8, 12), (8, 8), 4)[0, 1, 4]
+    # columns 4..7 are seen twice: as 4..7 (0) of the first window and as 0..3 (1) of the second
+    assert found[:4].eq(1).all() and found[8:].eq(0).all()
+    assert found[4] < 0.1 and found[5] < 0.5 < found[6] and found[7] > 0.9
+
+
+def test_windows_are_turned_with_the_image():
+    sizes = set()
+
+    class Seen(nn.Module):
+        def forward(self, image):
+            sizes.add(tuple(image.shape[-2:]))
+            return torch.cat([image, 1 - image], 1)
+
+    predict_case(Seen(), torch.rand(1, 1, 20, 40), Preprocessing("native", (8, 16)), views="rot90")
+    assert sizes == {(8, 16), (16, 8)}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image as Pillow
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from mambaseg.app.ensemble import restore_predictor
+from mambaseg.app.ensemble import _mean, restore_predictor
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.formats.images import Source, find_images
 from mambaseg.data.geometry import Preprocessing
@@ -22,6 +22,7 @@ from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import read_calibration
 from mambaseg.inference.calibration import calibrate
 from mambaseg.inference.segment import Member
+from mambaseg.inference.uncertainty import _flag
 from mambaseg.reporting.calibration import calibration_grid, reliability
 from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.plots import _figures
@@ -356,3 +357,11 @@ def test_voxels_without_a_label_do_not_calibrate():
     assert np.sum(found["test"]["all"]["plain"]["bins"], axis=0)[0] == 2 * 4 * 16
     with pytest.raises(UserError, match="no voxel of the validation set has a label"):
         calibrate(member, [{**case, "label": torch.full_like(label, IGNORED)}], [case])
+
+
+def test_a_threshold_that_one_network_lacks_is_none_of_the_ensemble():
+    assert _mean([0.2, 0.4]) == 0.30000000000000004 and _mean([0.2, None]) is _mean([]) is None
+
+
+def test_a_score_at_its_threshold_is_none_to_look_at():
+    assert [_flag(score, 0.5) for score in (0.4, 0.5, 0.6, None)] == ["ok", "ok", "look", "look"]

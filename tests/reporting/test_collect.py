@@ -389,3 +389,42 @@ def test_folds_that_are_planned_alike_are_one_entry(tmp_path):
     ((comparison,), _, _) = collect(tmp_path)
     (entry,) = comparison.entries
     assert entry.folds == 2 and entry.label == "unet"
+
+
+def test_other_patients_under_the_name_of_a_split_are_another_comparison(tmp_path):
+    write_run(tmp_path, "unet", **FEW)
+    path = write_run(tmp_path, "swin_unet", **FEW)
+    scores = json.loads((path / "metrics.json").read_text())
+    scores["split"]["hash"] = "bbbb"
+    (path / "metrics.json").write_text(json.dumps(scores))
+    assert len(collect(tmp_path)[0]) == 2
+
+
+def told(scored, **more):
+    data = {"title": "ACDC", "fingerprint": "f", "images": "i", "scored": scored, **more}
+    return {"record": {"data": data}}
+
+
+def test_folds_of_the_same_images_are_one_entry(tmp_path):
+    for fold in (0, 1):
+        data = told(f"s{fold}", fingerprint=f"f{fold}")
+        write_run(tmp_path, fold=fold, patients=(fold + 1,), size=16, **data)
+    ((comparison,), _, _) = collect(tmp_path)
+    assert [entry.folds for entry in comparison.entries] == [2]
+
+
+def test_of_two_runs_of_one_setting_the_one_that_ended_last_counts(tmp_path):
+    for name, started, ended in (("a", "01", "09"), ("b", "02", "03")):
+        path = write_run(tmp_path, name=name, **FEW)
+        record = json.loads((path / "run.json").read_text())
+        record |= {"started": f"2026-01-{started}", "ended": f"2026-01-{ended}"}
+        (path / "run.json").write_text(json.dumps(record))
+    (comparison,), _, (problem,) = collect(tmp_path)
+    assert [run.path.name for run in comparison.runs] == ["a-sgd-seed1"]
+    assert problem.startswith("left out: b-sgd-seed1")
+
+
+def test_folds_whose_cases_have_had_other_labels_are_not_compared(tmp_path):
+    write_run(tmp_path, "unet", fold=0, **told("s"), **FEW)
+    write_run(tmp_path, "swin_unet", fold=0, **told("other"), **FEW)
+    assert len(collect(tmp_path)[0]) == 2

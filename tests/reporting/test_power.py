@@ -15,6 +15,7 @@ from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.power import (
     NEVER,
     Components,
+    _doubt,
     components,
     least,
     patient_scores,
@@ -225,3 +226,8 @@ def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_pat
     report.main(["power", "--networks", "unet,mamba_unet", str(experiment)])
     with pytest.raises(UserError, match="--difference is between 0 and 1"):
         report.main(["power", "--difference", "-1", str(experiment)])
+
+
+def test_the_doubt_is_the_interval_of_a_pooled_deviation():
+    # 4 degrees of freedom: sqrt(4 / 11.143) and sqrt(4 / 0.4844), of tables of chi squared
+    assert "0.6 to 2.9 times" in _doubt(3)

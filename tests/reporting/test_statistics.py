@@ -29,7 +29,7 @@ from mambaseg.reporting.paired import (
 )
 from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import mean_sd
-from mambaseg.reporting.variation import p_of_difference
+from mambaseg.reporting.variation import Components, p_of_difference, spread
 
 
 def test_mean_and_sample_sd():
@@ -318,3 +318,22 @@ def test_of_a_distance_the_smaller_is_better():
 
 def test_six_patients_can_reach_significance_and_five_cannot():
     assert _signed_ranks([1, 2, 3, 4, 5, 6])[0] < 0.05 < _signed_ranks([1, 2, 3, 4, 5])[0]
+
+
+def test_pairs_without_seeds_count_in_the_correction_of_the_others():
+    draw = np.random.default_rng(0)
+    a, b = (
+        entry(name, *draw.normal(mean, 0.02, (2, 12)).tolist())
+        for name, mean in (("a", 0.8), ("b", 0.7))
+    )
+    c = entry("c", draw.normal(0.8, 0.05, 12).tolist())  # a single seed
+    (alone,) = pairs(Comparison({}, (a, b)), DICE)
+    found = pairs(Comparison({}, (a, b, c)), DICE)
+    assert [pair.p_seeds is None for pair in found] == [False, True, True]
+    assert alone.p_seeds < 1 / 3 and found[0].p_seeds == pytest.approx(3 * alone.p_seeds)
+
+
+def test_few_patients_and_seeds_leave_half_a_degree_of_freedom():
+    # of two patients and seeds all five mean squares are of one degree: 1/2 once, 1/4 four times
+    alone = Components(0.0, (0.0, 0.0), (1.0, 1.0))
+    assert spread(alone, (2, 2), 2) == pytest.approx((0.5, 0.25 / (0.25 + 4 / 16)))

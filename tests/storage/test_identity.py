@@ -254,12 +254,13 @@ def test_the_name_of_a_structure_does_not_say_which_way_its_score_is_better():
         assert better(name) == "min"
 
 
-def test_weights_count_by_content(tmp_path):
+@pytest.mark.parametrize("key", ["model.pretrained", "init_from"])
+def test_weights_count_by_content(key, tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
     a, b, c = (
         of(with_digests(config, weight_digests(config)))
-        for config in (plain("model=mamba_unet", f"model.pretrained={tmp_path / name}")
+        for config in (plain("model=mamba_unet", f"{key}={tmp_path / name}")
                        for name in "abc")
     )  # fmt: skip
     assert a == b != c

@@ -9,6 +9,7 @@ from mambaseg.app.networks import restore_network
 from mambaseg.errors import UserError
 from mambaseg.inference.bundle import write_bundle
 from mambaseg.inference.trained import read_checkpoint
+from mambaseg.training import averaging
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.task import Task
 from runs import UNET, assert_same, trained
@@ -92,3 +93,7 @@ def test_sixteen_bits_hold_no_average(small_run):
         trained(*UNET, *small_run, *EMA, "trainer=cpu", "trainer.precision=bf16-true")
     with pytest.raises(Exception, match=r"callbacks\.ema\.decay=1\.0: must be 0 or more"):
         trained(*UNET, *small_run, *EMA, "callbacks.ema.decay=1.0")
+
+
+def test_counters_are_taken_and_not_averaged():
+    assert averaging.EMA()._averaged(torch.tensor(3), torch.tensor(4), 5) == 4

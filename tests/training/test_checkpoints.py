@@ -1,9 +1,11 @@
 """Checkpoints on disk: torn, bent and half-written ones are found out and passed over."""
 
 import errno
+import math
 import random
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from mambaseg.errors import UserError
 from mambaseg.training import checkpoints as files
+from mambaseg.training.checkpoints import Checkpoints, worth_of
 from small_disk import no_space, small_disk
 
 
@@ -204,3 +207,21 @@ def test_without_memory_mapping_it_is_read_all_the_same(folder, monkeypatch):
 
     monkeypatch.setattr("torch.load", unmapped)
     assert files.newest(folder) == files.step_file(folder, 30)
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_the_first_of_equally_good_states_is_the_best_and_nan_never_is(tmp_path, mode, sign):
+    states, best = Checkpoints(tmp_path, mode=mode), []
+    for step, score in enumerate((math.nan, 0.5, 0.5, math.nan, 0.4, 0.6)):
+        metrics = {"val/dice": sign * score}
+        states.on_validation_end(
+            SimpleNamespace(sanity_checking=False, callback_metrics=metrics, global_step=step), None
+        )
+        best.append(states.best_step)
+    assert best == [None, 1, 1, 1, 1, 5]
+
+
+def test_a_network_without_a_score_is_worth_less_than_any():
+    trainer = SimpleNamespace(checkpoint_callbacks=[])
+    worth = [worth_of({"val/dice": one}, trainer, "val/dice") for one in (math.nan, 0.0, 0.5)]
+    assert worth == [-math.inf, 0.0, 0.5]

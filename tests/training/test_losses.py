@@ -1,6 +1,7 @@
 import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -418,3 +419,26 @@ def test_classes_as_regions_give_the_loss_of_the_classes():
 def test_a_loss_of_regions_without_regions_is_refused():
     with pytest.raises(UserError, match=r"loss\.regions: needs regions, such as data\.regions="):
         DiceCE(regions=None)
+
+
+def test_a_region_without_a_border_has_no_distance():
+    for inside in (np.ones((3, 4), bool), np.zeros((3, 4), bool)):
+        assert not signed_distance(inside).any()
+
+
+def test_the_share_of_pixels_is_rounded_down_to_one_at_least():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]).view(1, 2, 1, 4)
+    label = torch.ones(1, 1, 4, dtype=torch.long)
+    costs = torch.nn.functional.cross_entropy(logits, label, reduction="none").flatten()
+    for share, count in ((0.1, 1), (0.5, 2), (0.7, 2), (0.75, 3), (0.99, 3)):
+        loss = DiceCE(ce_weight=1, dice_weight=0, top_k=share)(logits, label)
+        assert loss == pytest.approx(float(costs[:count].mean())), share
+
+
+def test_class_weights_count_relative_to_each_other_only():
+    logits, label = torch.randn(1, 2, 3, 3), torch.arange(9).view(1, 3, 3) % 2
+    one, same = (
+        DiceCE(ce_weight=1, dice_weight=0, class_weights=[weight, 3 * weight])(logits, label)
+        for weight in (1, 1e-3)
+    )
+    assert one == pytest.approx(float(same))

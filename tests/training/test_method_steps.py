@@ -13,6 +13,7 @@ from torch import nn
 
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.models import UNet
+from mambaseg.models.stochastic import Dropout
 from mambaseg.training.losses import DiceCE
 from mambaseg.training.methods.deep_adversarial import DeepAdversarial, Discriminator
 from mambaseg.training.methods.deep_co_training import DeepCoTraining
@@ -473,3 +474,23 @@ def test_what_is_logged_of_a_step_is_the_mean_of_its_micro_batches(monkeypatch):
             mean = sum(one[name] for one in seen[-count:]) / count
             assert logged[name] == pytest.approx(mean, rel=1e-6), (step, name)
     assert len(logged) == 3
+
+
+def test_each_pass_of_a_step_drops_something_else():
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), Dropout(0.5))
+    task = task_of(MeanTeacher([network])).train()
+    batch = {"image": torch.rand(2, 1, 8, 8), "label": torch.randint(4, (2, 8, 8)), "step": 3,
+             "position": torch.arange(2), "labelled": 1}  # fmt: skip
+    step = task._offered(batch)
+    first, again, second = (step.logits(network, turn=turn) for turn in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first == 0, second == 0)
+
+
+def test_each_of_three_networks_learns_from_the_next():
+    outputs = [torch.randn(4, 3, 8, 8) for _ in range(3)]
+    method = Peers([Says(one) for one in outputs], weight=1.0)
+    step = step_of(torch.rand(4, 1, 8, 8), number=1000)
+    terms = method.terms_of(step, outputs)
+    for number in range(3):
+        taught = method.pseudo_loss(outputs[number][2:], outputs[(number + 1) % 3][2:].argmax(1))
+        assert terms[f"pseudo_{number + 1}"] == taught

@@ -245,3 +245,10 @@ def test_a_run_resumes_before_and_after_the_choice(run, phantom_root, tmp_path, 
     assert again.key == run.key
     for name in ("cases.csv", "metrics.json"):
         assert (again.folder.path / name).read_text() == (run.folder.path / name).read_text()
+
+
+def test_nothing_is_reduced_that_costs_a_structure_more_for_all():
+    one = case(
+        "a", row(1, 2, 2, 2, 2, 2, 0, 2, 0, 1, 1, 1, 1), row(1, 2, 2, 2, 2, 2, 0, 2, 0, 0, 0, 0, 0)
+    )
+    assert chosen([one]).parts == {}  # RV would gain 0.67 and LV lose 0.09
