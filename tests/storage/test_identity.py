@@ -17,6 +17,7 @@ from mambaseg.storage.identity import (
     better,
     identity,
     monitor_of,
+    same_run,
     scientific,
     weight_digests,
     with_digests,
@@ -313,6 +314,17 @@ def old_folder(run, name="0123abcd", **changes):
     folder.write_json("metrics.json", {})
     folder.finish("done")
     return folder
+
+
+def test_of_older_folders_of_a_run_the_tested_one_is_it(tmp_path):
+    data = {"fingerprint": "f"}
+    for number, started in (("1", "2026-01-01"), ("2", "2026-01-02")):
+        folder = RunFolder(tmp_path / f"unet-acdc-seed1-0000000{number}")
+        folder.start(rule=RULE, key="abcd0123", design="", data=data)
+        folder.update(status="done", started=started)
+    (tmp_path / "unet-acdc-seed1-00000001" / "metrics.json").write_text("{}")
+    found = same_run(tmp_path / "unet-acdc-seed1-abcd0123", "abcd0123")
+    assert found.name == "unet-acdc-seed1-00000001"  # the other one was never tested
 
 
 def test_an_older_folder_is_the_same_run(small):
