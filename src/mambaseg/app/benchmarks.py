@@ -131,7 +131,7 @@ def _measured(cfg: DictConfig, protocol: Protocol) -> dict[str, Any]:
         return measure_growth(networks, partial(_training, cfg, device), protocol, chosen)
     image = _image(cfg, device, cfg.size, cfg.batch)
     if cfg.what == "profile":
-        train = _training(cfg, device, cfg.size, IMAGES_OF_A_STEP) if cfg.page else None
+        train = _training(cfg, device, cfg.size, IMAGES_OF_A_STEP) if cfg.models == "all" else None
         return profile_networks(networks, image, protocol, train)
     if cfg.what == "inference":
         step = inference(image, autocast=protocol.autocast)
