@@ -118,7 +118,7 @@ COLUMNS = [
 
 
 def write_methods(page):
-    """Writes the table of all methods into the page that has it, and leaves the rest alone."""
+    """Replaces the table of methods in a page."""
     before, rule, rest = page.read_text("utf-8").partition("\n| method | what |")
     if not rule:
         raise SystemExit(f"{page} has no table of methods (| method | what |)")
@@ -180,4 +180,7 @@ if __name__ == "__main__":
     write_methods(DOCS / "methods.md")
     for record in map(Path, sys.argv[1:]):
         configs = {path.stem: path.read_text("utf-8") for path in (CONF / "model").glob("*.yaml")}
-        write_whole(DOCS / "models.md", networks_page(read_json(record), configs))
+        measured = read_json(record)
+        if sorted(row["network"] for row in measured["rows"]) != sorted(configs):
+            raise SystemExit(f"{record} is not of `mambaseg benchmark profile models=all`")
+        write_whole(DOCS / "models.md", networks_page(measured, configs))

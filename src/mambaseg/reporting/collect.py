@@ -226,14 +226,14 @@ def _of_one_truth(protocols: Iterable[Sequence[RunData]]) -> Iterator[list[RunDa
 
 def entry_labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
     """A unique name for each entry's runs; where two settings read alike, with a run's hash."""
-    names = labels([(runs[0].model, naming(runs)) for runs in groups])
+    names = labels([(runs[0].model, entry_settings(runs)) for runs in groups])
     return [
         f"{name} ({runs[0].path.name[-8:]})" if names.count(name) > 1 else name
         for name, runs in zip(names, groups, strict=True)
     ]
 
 
-def naming(runs: Sequence[RunData]) -> dict[str, Any]:
+def entry_settings(runs: Sequence[RunData]) -> dict[str, Any]:
     """The settings that an entry is named by: those of its runs, a checkpoint without its seed."""
     settings = dict(runs[0].settings)
     if "checkpoint" in settings and len({run.seed for run in runs}) > 1:

@@ -6,8 +6,6 @@ A folder may come from somebody else. Whatever is missing, damaged or out of ran
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ from typing import Any
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import BUILT_IN
-from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, described, scored, trained_by
+from mambaseg.reporting.runs import SEGMENTATION, Row, RunData, described, scored, setting_of
+from mambaseg.storage.identity import digest_of
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import ForeignFileError, read_json, read_table, read_yaml
 
@@ -31,6 +30,7 @@ _RECORD = {
     "resumed": [{}],
     "weights": {},
     "training": "",
+    "split": {"hash": ""},
     "overrides": [""],
     "data": {"fingerprint": "", "scored": "", "images": "", "config": ""},
     "code": {"digest": "", "commit": ""},
@@ -204,8 +204,9 @@ def training_of(checkpoint: str | None) -> str:
     if path.parent.name != "checkpoints" or not (path.parents[1] / "run.json").is_file():
         return ""
     record, config = read_identity(path.parents[1])
-    how = [path.name, trained_by(record, config), record.get("split", {}).get("hash")]
-    return hashlib.blake2b(json.dumps(how, default=str).encode(), digest_size=4).hexdigest()
+    return digest_of(
+        [path.name, setting_of(record, config), (record.get("split") or {}).get("hash")]
+    )
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class RunData:
     @cached_property
     def setting(self) -> dict[str, Any]:
         """The same with the content of weights instead of their place: equal within an entry."""
-        setting = trained_by(self.record, self.config)
+        setting = setting_of(self.record, self.config)
         if training := self.record.get("training"):
             setting["checkpoint"] = training
         return setting if self.fold is None else {**setting, "data": None}
@@ -159,7 +159,7 @@ def scored(data: Mapping[str, Any]) -> list[str]:
     return [*data["class_names"][:1], *(data.get("regions") or data["class_names"][1:])]
 
 
-def trained_by(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def setting_of(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The flat scientific configuration without seed and fold, with the content of weights."""
     setting = _settings(with_digests(config, record.get("weights") or {}))
     return {**setting, "data": (record.get("data") or {}).get("fingerprint")}

@@ -14,7 +14,7 @@ from mambaseg.errors import counted
 from mambaseg.evaluation.metrics import BUILT_IN, OUTCOMES, Metric
 from mambaseg.evaluation.summary import distance_unit, kept_in_words
 from mambaseg.reporting.beside import beside_the_papers
-from mambaseg.reporting.collect import Comparison, Entry, naming, repeats
+from mambaseg.reporting.collect import Comparison, Entry, entry_settings, repeats
 from mambaseg.reporting.curves import DICE, rise
 from mambaseg.reporting.grid import (
     UNDEFINED,
@@ -304,7 +304,9 @@ def _parts(comparison: Comparison, key: str, title: str) -> Grid:
 def settings_grid(comparison: Comparison) -> Grid | None:
     """Every difference between the entries' configurations; None where there is none."""
     entries = comparison.entries
-    different = differences([(entry.runs[0].model, naming(entry.runs)) for entry in entries])
+    different = differences(
+        [(entry.runs[0].model, entry_settings(entry.runs)) for entry in entries]
+    )
     different = {key: v for key, v in different.items() if not key.startswith("model._target_")}
     if not different:
         return None

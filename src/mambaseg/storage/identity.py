@@ -110,7 +110,7 @@ def _with_preset(kept: dict[str, Any]) -> dict[str, Any]:
     if "augmentation" not in kept:  # of an earlier version
         return kept
     operations = [one for one in kept.pop("augmentation").values() if one]
-    preset = _PRESETS.get(hashlib.blake2b(_text(operations).encode(), digest_size=4).hexdigest())
+    preset = _PRESETS.get(digest_of(operations))
     if preset is None:
         names = (str(one["_target_"]).rpartition(".")[2] for one in operations)
         by_place = {
@@ -230,8 +230,12 @@ def identity(config: Mapping[str, Any], *, split: str, data: str) -> str:
 
     They count the split's hash and the data's fingerprint too (empty: a run's design).
     """
-    text = _text({"config": scientific(config), "split": split, "data": data})
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return digest_of({"config": scientific(config), "split": split, "data": data})
+
+
+def digest_of(value: Any) -> str:
+    """Eight hex digits over plain data, whatever the order of its keys."""
+    return hashlib.blake2b(_text(value).encode(), digest_size=4).hexdigest()
 
 
 def _text(value: Any) -> str:
