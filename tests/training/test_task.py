@@ -129,3 +129,19 @@ def test_a_method_predicts_whole_cases_in_batches_of_the_evaluation(small_run, m
     with built(*small_run, *UNET, *words, *more) as run:
         run.fit()
     assert set(asked) == {3}
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_no_gradient_is_kept_until_the_next_step(batches, small_run):
+    held = []
+    words = ["trainer=cpu", f"trainer.accumulate_grad_batches={batches}", "data.steps=3"]
+    with built(*small_run, *UNET, *words, "test=false") as run:
+
+        def look(network, inputs):
+            if network.training:
+                held.append(any(p.grad is not None for p in network.parameters()))
+
+        run.task.network.register_forward_pre_hook(look)
+        run.fit()
+    expected = [turn % batches > 0 for turn in range(3 * batches)]  # what accumulates is kept
+    assert held == expected

@@ -232,6 +232,7 @@ class Task(L.LightningModule, ABC):
         """Steps; then the method's teachers follow, unless a callback has skipped the step."""
         self.skipped = False
         super().optimizer_step(*arguments, **how)
+        self.zero_grad()  # Lightning would keep the gradients through the next forward pass
         if not self.skipped:
             self.method.after(self._step)
 
