@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from mambaseg.app import benchmarks
+from mambaseg.app.check import CONF, checked
+from mambaseg.app.commands import benchmark
+from mambaseg.app.schema import BENCHMARKS
 from mambaseg.benchmark import kernels, loop, measure, networks, scans, truth
 from mambaseg.benchmark.gpu_page import write_page
 from mambaseg.benchmark.kernels import measure_kernels
@@ -30,6 +33,19 @@ IMAGE, LABEL = torch.rand(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
 
 def fails(*_, **__):
     raise RuntimeError("CUDA, cuLaunchKernel: invalid argument\nand more lines")
+
+
+# ---- a benchmark that there is not
+
+
+def test_every_kind_of_benchmark_is_listed_and_no_other_is_taken():
+    header = (CONF / "benchmark.yaml").read_text().splitlines()[0]
+    listed = next(word for word in header.split() if "|" in word)
+    assert tuple(listed.split("|")) == BENCHMARKS
+    with pytest.raises(UserError, match="'methods' is not a benchmark"):
+        benchmark.main(["methods"])
+    with pytest.raises(UserError, match="what=methods"):
+        checked(composed("what=methods", script="benchmark"), "benchmark")
 
 
 # ---- a backend that fails

@@ -112,6 +112,8 @@ def did_you_mean(key: str, known: Collection[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+BENCHMARKS = ("scan", "inference", "train", "blocks", "profile", "kernels", "truth", "growth",
+              "loop", "gpu")  # fmt: skip
 TEXT, COUNT, NATURAL = Text(), Number(1, whole=True), Number(0, whole=True)
 AUTO = "auto"  # `app.planning` gives it a value
 FOLDER, RUN = Text("a folder"), Text("a run folder, a .ckpt file, a bundle, newest or a pattern")
@@ -163,7 +165,7 @@ _ROWS: tuple[tuple[Kind, str], ...] = (
     ((Text("where the results go"), None), "output"),
     ((Text("auto, cpu, cuda, cuda:1 or mps"),), "device"),
     ((Text("auto, cpu, gpu or another of Lightning's"),), "trainer.accelerator"),
-    ((Text("the first word of the command"),), "what"),
+    (BENCHMARKS, "what"),
     ((TEXT, [TEXT]), "method.partner"),
     (("dense", "scribble"), "data.labels"),
     ((Number(0, 255, whole=True), None), "data.ignore_label ignore_label"),

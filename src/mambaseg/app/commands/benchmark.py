@@ -11,20 +11,18 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from mambaseg.app.entry import entry
+from mambaseg.app.schema import BENCHMARKS
 from mambaseg.errors import UserError
-
-KINDS = ("scan", "inference", "train", "blocks", "profile", "methods", "kernels", "truth",
-         "growth", "loop", "gpu")  # fmt: skip
 
 
 def main(words: Sequence[str]) -> None:
     """Measures what the first word names, prints tables, writes a JSON file."""
     first, *rest = words or ("",)
-    if first in KINDS:
+    if first in BENCHMARKS:
         words = [f"what={first}", *rest]
     elif not {"--help", "-h"} & set(words):
         said = f"{first!r} is not a benchmark" if first else "which benchmark?"
-        raise UserError(f"{said}: mambaseg benchmark {'|'.join(KINDS)} [key=value ...]")
+        raise UserError(f"{said}: mambaseg benchmark {'|'.join(BENCHMARKS)} [key=value ...]")
 
     @entry("benchmark")
     def measure(cfg: DictConfig) -> None:
