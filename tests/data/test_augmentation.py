@@ -363,7 +363,7 @@ def test_a_command_that_sets_one_ends_with_its_name(shared_run, capsys):
     words = [*shared_run, "augmentation=modern", "augmentation.flip.probability=50"]
     assert entered("train.py", *words) == 1
     said = capsys.readouterr().err
-    assert "Flip has probability=50: give a number from 0 to 1" in said and "Traceback" not in said
+    assert "Flip has probability=50: give a number, 0 to 1" in said and "Traceback" not in said
 
 
 DIGESTS = {

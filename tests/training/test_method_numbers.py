@@ -63,20 +63,22 @@ def made(kind, **options):
 @pytest.mark.parametrize(("kind", "key", "values"), REFUSED)
 def test_a_number_that_cannot_be_is_refused_by_its_key(kind, key, values):
     for value in values:
-        with pytest.raises(UserError, match=rf"method\.{key}={value}: it must be a number, "):
+        with pytest.raises(
+            UserError, match=rf"method\.{key}={value}: it must be a (whole )?number"
+        ):
             made(kind, **{key: value})
 
 
 def test_the_limits_are_named():
     for kind, key, value, limits in (
-        (MeanTeacher, "decay", 1.5, "0 or more, 1 at most"),
-        (FixMatch, "threshold", 2, "0 or more and below 1"),
-        (Scribble2Label, "momentum", 2, "above 0, 1 at most"),
-        (UAMT, "passes", 0, "1 or more"),
+        (MeanTeacher, "decay", 1.5, "a number, 0 to 1"),
+        (FixMatch, "threshold", 2, "a number, 0 or more and below 1"),
+        (Scribble2Label, "momentum", 2, "a number above 0, 1 at most"),
+        (UAMT, "passes", 0, "a whole number, 1 or more"),
     ):
         with pytest.raises(UserError) as caught:
             made(kind, **{key: value})
-        assert str(caught.value) == f"method.{key}={value}: it must be a number, {limits}"
+        assert str(caught.value) == f"method.{key}={value}: it must be {limits}"
 
 
 def test_the_ends_that_mean_something_are_allowed():

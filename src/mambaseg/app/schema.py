@@ -7,37 +7,11 @@ beside a `_target_` without a row here is checked against the signature of the t
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from mambaseg.data.limits import Number
 from mambaseg.errors import UserError
-
-
-class Number(NamedTuple):
-    """A finite number from `low` to `high` and greater than `above`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: float = -math.inf
-    whole: bool = False
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is such a number."""
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            return False
-        return math.isfinite(value) and self.low <= value <= self.high and value > self.above
-
-    def __str__(self) -> str:
-        """What it is called in a message."""
-        words = "a whole number" if self.whole else "a number"
-        words += f" above {self.above:g}" if self.above > -math.inf else ""
-        if self.low > -math.inf:
-            to = "or more" if self.high == math.inf else f"to {self.high:.0f}"
-            words += f", {self.low:g} {to}"
-        elif self.high < math.inf:
-            words += f", {self.high:g} at most"
-        return words
 
 
 class Text(NamedTuple):
@@ -210,6 +184,7 @@ INSTEAD = {
     "trainer.default_root_dir": "set outputs",
     "trainer.fast_dev_run": "choose debug=fast",
     "trainer.overfit_batches": "choose debug=overfit",
+    "trainer.limit_train_batches": "set data.steps",
     "trainer.min_steps": "set data.steps",
     "trainer.min_epochs": "set data.steps",
 }

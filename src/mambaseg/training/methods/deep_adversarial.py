@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mambaseg.data.limits import Number
 from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import DropMaps
 from mambaseg.training.ranks import averaged
@@ -73,8 +74,8 @@ class DeepAdversarial(Method):
     ) -> None:
         super().__init__(networks)
         require_numbers(weight=weight)
-        require_numbers(0, above=True, lr=lr)
-        require_numbers(1, width=width)
+        require_numbers(Number(above=0), lr=lr)
+        require_numbers(Number(1, whole=True), width=width)
         # without gradients of their own, so that the network's optimizer and DDP leave them alone
         discriminator = Discriminator(in_channels, num_classes, width)
         self.discriminator = discriminator.requires_grad_(False)

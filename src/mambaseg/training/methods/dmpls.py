@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mambaseg.data.limits import Number
 from mambaseg.models.unet import UNet
 from mambaseg.training.methods.method import Kind, Method, Step, require_network, require_numbers
 from mambaseg.training.methods.terms import DropMaps, dice
@@ -32,7 +33,7 @@ class DMPLS(Method):
     ) -> None:
         super().__init__(networks)
         require_numbers(weight=weight)
-        require_numbers(0, 1, below=True, dropout=dropout)
+        require_numbers(Number(0, below=1), dropout=dropout)
         network = require_network(self, UNet)
         self.decoder = _begun_anew(network.decoder)
         self.head: nn.Module = _begun_anew(network.head)

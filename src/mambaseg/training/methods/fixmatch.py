@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
+from mambaseg.data.limits import SHARE, Number
 from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import ce_dice, cross_entropy, dice, ratio
 
@@ -44,8 +45,8 @@ class FixMatch(Method):
     ) -> None:
         super().__init__(networks)
         require_numbers(weight=weight)
-        require_numbers(0, 1, jitter=jitter)
-        require_numbers(0, 1, below=True, threshold=threshold)
+        require_numbers(SHARE, jitter=jitter)
+        require_numbers(Number(0, below=1), threshold=threshold)
         self.weight, self.threshold, self.jitter = weight, threshold, jitter
         self.released = released
 

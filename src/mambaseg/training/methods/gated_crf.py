@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mambaseg.data.limits import Number
 from mambaseg.errors import UserError
 from mambaseg.training.methods.method import Method, Step, require_numbers
 
@@ -37,8 +38,8 @@ class GatedCRF(Method):
     ) -> None:
         super().__init__(networks)
         require_numbers(weight=weight)
-        require_numbers(0, above=True, position=position, intensity=intensity)
-        require_numbers(1, radius=radius)
+        require_numbers(Number(above=0), position=position, intensity=intensity)
+        require_numbers(Number(1, whole=True), radius=radius)
         self.weight, self.released = weight, released
         self.position, self.intensity, self.radius = position, intensity, radius
 

@@ -7,6 +7,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
+from mambaseg.data.limits import Number
 from mambaseg.errors import UserError
 from mambaseg.training.methods.mean_teacher import MeanTeacher
 from mambaseg.training.methods.method import Step, published_weight, require_numbers
@@ -32,7 +33,7 @@ class ICT(MeanTeacher):
         self, networks: Sequence[nn.Module], *, alpha: float = 0.2, **teaching: Any
     ) -> None:
         super().__init__(networks, **{"start": 0.0, "noise": 0.0, **teaching})
-        require_numbers(0, above=True, alpha=alpha)
+        require_numbers(Number(above=0), alpha=alpha)
         self.alpha = alpha
 
     def terms(self, step: Step) -> dict[str, Tensor]:
@@ -40,7 +41,11 @@ class ICT(MeanTeacher):
         first, pairs = step.labelled, (len(step.image) - step.labelled) // 2
         unlabelled = step.image[first:]
         if len(unlabelled) % 2:
-            raise UserError("method=ict mixes pairs: an even number of unlabelled images is needed")
+            raise UserError(
+                f"method=ict mixes pairs of unlabelled images, and a micro-batch has "
+                f"{len(unlabelled)}: let data.batch_size be a multiple of 4 × trainer.devices × "
+                "trainer.accumulate_grad_batches"
+            )
         shares = self.shares(step, pairs).to(unlabelled).view(-1, 1, 1, 1)
         mixed = mix(unlabelled[::2], unlabelled[1::2], shares)
         with torch.no_grad():

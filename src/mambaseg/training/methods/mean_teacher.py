@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mambaseg.data.limits import SHARE
 from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import Teacher, squared_difference
 
@@ -37,7 +38,7 @@ class MeanTeacher(Method):
     ) -> None:
         super().__init__(networks)
         require_numbers(weight=weight, noise=noise, clip=clip)
-        require_numbers(0, 1, decay=decay, start=start)
+        require_numbers(SHARE, decay=decay, start=start)
         self.teacher = Teacher(self.network, decay)
         self.weight, self.start, self.noise, self.clip = weight, start, noise, clip
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.data.counter import LEARNING, draws, uniforms
+from mambaseg.data.limits import AMOUNT, Number
 from mambaseg.errors import UserError
 from mambaseg.models.any_size import AnySize
 from mambaseg.training.methods.terms import Teacher, ramp
@@ -169,25 +168,11 @@ class Method(nn.Module, ABC):
         """
 
 
-def require_numbers(
-    low: float = 0.0,
-    high: float = math.inf,
-    *,
-    above: bool = False,
-    below: bool = False,
-    **values: float,
-) -> None:
-    """`UserError` for an argument of a method that is not a finite number from low to high.
-
-    With `above` low itself is not allowed either, with `below` high is not.
-    """
+def require_numbers(limits: Number = AMOUNT, /, **values: float) -> None:
+    """`UserError` for an argument of a method that is beyond its limits."""
     for name, value in values.items():
-        inside = isinstance(value, Real) and math.isfinite(value) and low <= value <= high
-        if not inside or (above and value == low) or (below and value == high):
-            limits = f"above {low:g}" if above else f"{low:g} or more"
-            if high < math.inf:
-                limits += f" and below {high:g}" if below else f", {high:g} at most"
-            raise UserError(f"method.{name}={value}: it must be a number, {limits}")
+        if not limits.holds(value):
+            raise UserError(f"method.{name}={value}: it must be {limits}")
 
 
 def published_weight(step: Step, most: float) -> float:

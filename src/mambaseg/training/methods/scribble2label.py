@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
+from mambaseg.data.limits import PART, SHARE, Number
 from mambaseg.inference.segment import Member, segment
 from mambaseg.training.losses import sum_over_devices
 from mambaseg.training.methods.method import Method, Step, require_numbers
@@ -52,10 +53,10 @@ class Scribble2Label(Method):
     ) -> None:
         super().__init__(networks)
         require_numbers(weight=weight)
-        require_numbers(0, 1, start=start)
-        require_numbers(1, every=every)
-        require_numbers(0, 1, above=True, momentum=momentum)
-        require_numbers(0, 1, below=True, threshold=threshold)
+        require_numbers(SHARE, start=start)
+        require_numbers(Number(1, whole=True), every=every)
+        require_numbers(PART, momentum=momentum)
+        require_numbers(Number(0, below=1), threshold=threshold)
         self.weight, self.start, self.every = weight, start, every
         self.momentum, self.threshold = momentum, threshold
         self.means: dict[str, Tensor] = {}  # case -> (Z, K, H, W) uint16, see `shares_of`

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambaseg.data.limits import Number
 from mambaseg.training.methods.mean_teacher import MeanTeacher
 from mambaseg.training.methods.method import Step, require_numbers
 from mambaseg.training.methods.terms import entropy, ramp, ratio
@@ -36,7 +37,7 @@ class UAMT(MeanTeacher):
         **teaching: Any,
     ) -> None:
         super().__init__(networks, **{"start": 0.0, **teaching})
-        require_numbers(1, passes=passes)
+        require_numbers(Number(1, whole=True), passes=passes)
         self.passes, self.released = passes, released
 
     def threshold(self, share: float, classes: int) -> float:
