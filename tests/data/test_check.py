@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from mambaseg.data.check.layouts import Layout, known_layouts
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.readers.acdc import find_cases
 from mambaseg.data.readers.reader import Reader
+from tiny_nnunet import write_nnunet
 
 
 @pytest.fixture
@@ -254,3 +256,19 @@ def test_an_image_of_two_values_is_a_warning(root):
     write_nifti(root / "patient001" / "patient001_frame01.nii.gz", image.astype(np.uint8))
     (told_,) = told(check_dataset(root), "warning")
     assert told_ == "patient001_ED: the image holds two values only (0 and 1)"
+
+
+def test_what_no_training_would_take_of_the_whole_is_an_error(tmp_path):
+    """A class without a voxel; a table of something else."""
+    root = write_nnunet(tmp_path / "nnunet")
+    assert check_dataset(root).ok
+    about = json.loads((root / "dataset.json").read_text())
+    about["labels"]["extra"] = 3
+    (root / "dataset.json").write_text(json.dumps(about))
+    (error,) = told(check_dataset(root), "error")
+    assert "class 3 (extra) occurs in no label of the data set" in error
+    del about["labels"]["extra"]
+    (root / "dataset.json").write_text(json.dumps(about))
+    (root / "patients.csv").write_text("id,age\nP1,40\n")
+    (error,) = told(check_dataset(root), "error")
+    assert "patients.csv" in error and "has the columns id, age" in error

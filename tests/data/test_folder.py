@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from scipy.ndimage import minimum_filter
 
 from mambaseg.data.check import check_dataset
+from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.formats.pictures import read_pixels, reduced, reduced_labels
 from mambaseg.data.readers.folder import find_cases
@@ -360,6 +362,19 @@ def of_other_size(root):
     save(root / "masks" / "a1.png", mask(blob(1, (50, 60))[1]))
 
 
+def save_as_tiff(root, numbers):
+    (root / "masks" / "a1.png").unlink()
+    save(root / "masks" / "a1.tif", numbers)
+
+
+def negative(root):
+    """White on black as `Image.quantize` stores it: index 0 is white."""
+    picture = Image.fromarray(mask(DISC)).quantize(2)
+    picture.putdata([1 - one for one in (np.ravel(DISC) * 1).tolist()])
+    picture.putpalette([255] * 3 + [0] * 3)
+    picture.save(root / "masks" / "a1.png")
+
+
 HARMS = {
     "a truncated image": (broken("images/a1.jpg", lambda data: data[:-300]), "a1.jpg", "again"),
     "a truncated mask": (broken("masks/a1.png", lambda data: data[:40]), "a1.png", "again"),
@@ -378,6 +393,10 @@ HARMS = {
     "a mask in colours": (coloured_mask, "a1.png", "grey values"),
     "a transparent image": (transparent, "a1.png", "alpha channel"),
     "a mask of another size": (of_other_size, "a1.png", "60 × 50 pixels.*56 × 40"),
+    "a mask of negative numbers": (
+        lambda root: save_as_tiff(root, -DISC.astype(np.int32)), "a1.tif", "holds the number -1",
+    ),
+    "a palette of a negative": (negative, "a1.png", "shows 0 brighter"),
     "a pipe": (pipe, "a1.png", "a pipe"),
 }  # fmt: skip
 
@@ -426,6 +445,36 @@ def test_data_check_tells_numbers_of_classes_from_black_and_white(tmp_path):
     save(tmp_path / "masks" / "a2.png", np.resize(np.uint8([0, 128, 255]), SIZE))
     values = np.array([one.label_counts for one in check_dataset(tmp_path).examined]).sum(0)
     assert np.flatnonzero(values).tolist() == [0, 128, 255]
+
+
+def test_data_check_proposes_how_masks_of_objects_are_read(tmp_path):
+    """One file per object, none of them black and white."""
+    for number in range(4):
+        pixels, disc = blob(number)
+        save(tmp_path / f"n{number}" / "images" / f"n{number}.png", pixels)
+        for index, half in enumerate((np.s_[:, :28], np.s_[:, 28:])):
+            one = np.zeros(SIZE, np.uint8)
+            one[half] = disc[half] * (7 + index)
+            save(tmp_path / f"n{number}" / "masks" / f"m{index}.png", one)
+    report = check_dataset(tmp_path)
+    assert report.ok and "masks: instances" in propose(report, "own", memory=(2**30, ""))
+
+
+def test_data_check_tells_of_images_that_are_flat_in_the_window(tmp_path):
+    write_two_folders(tmp_path)
+    (tmp_path / "images" / "a1.jpg").unlink()
+    save(tmp_path / "images" / "a1.tif", blob(1)[0][..., 0].astype(np.float32) / 255)
+    (warning,) = [one for one in check_dataset(tmp_path).of("warning") if "flat" not in one.where]
+    assert warning.where == "a1" and "almost one within data.window=[0, 255]" in warning.problem
+
+
+def test_a_file_of_a_number_is_named_after_its_folder_of_another_number(tmp_path):
+    files = [f"{place}/{number}.png" for place in (1, 2, 10) for number in (1, 2, 10)]
+    for name in files:
+        save(tmp_path / name, blob(0)[0])
+        save((tmp_path / name).with_stem(f"{Path(name).stem}_mask"), mask(DISC))
+    ids = {case.id for case in find_cases(tmp_path)}
+    assert len(ids) == 9 and {"1", "1-2", "1-10", "10-1", "10"} <= ids
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,5 +1,7 @@
 """M&Ms: two frames of each cine, by the list of subjects; labels turned round to ACDC's order."""
 
+import shutil
+
 import nibabel
 import numpy as np
 import pytest
@@ -142,3 +144,10 @@ def test_what_is_missing_or_does_not_fit_is_said(root):
     (root / "211230_M&Ms_Dataset.csv").unlink()
     with pytest.raises(UserError, match=r"list of subjects .* is missing"):
         find_cases(root)
+
+
+def test_a_subject_that_is_there_twice_is_refused_and_told_by_the_check(root):
+    shutil.copytree(root / "Training" / "Labeled" / "A1", root / "Validation" / "A1")
+    with pytest.raises(UserError, match="A1_ED is there twice"):
+        find_cases(root)
+    assert any("is there twice" in one.problem for one in check_dataset(root).of("error"))

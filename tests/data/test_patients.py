@@ -244,16 +244,19 @@ SEVERAL = {
     ),
     "folders are patients": (["p{}/visit_{}"], [(1, 2)], "^([^-]+)", "p{}"),
     "folders of parts are patients": (["train/p{}/visit{}"], [(1, 2)], "^([^-]+)", "p{}"),
+    "folders are patients, each of many files": (
+        ["p{}/{}"], [range(10, 22)], "^([^-]+)", "p{}",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", SEVERAL)
 def test_what_patterns_find_beside_names(what, tmp_path):
     forms, further, pattern, expected = SEVERAL[what]
-    for form in forms:
-        put(tmp_path, *people(form, *further))
+    files = [name for form in forms for name in people(form, *further)]
+    put(tmp_path, *files)
     found = patients_of(tmp_path, pattern)
-    assert len(found) == 8 * len(forms)
+    assert len(found) == len(files)
     for case, patient in found.items():
         number = next(n for n in re.findall(r"\d", case.replace("9", "")) if int(n) in NUMBERS)
         assert patient == expected.format(number, kind=case.partition("-")[0])

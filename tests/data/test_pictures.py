@@ -8,6 +8,7 @@ from PIL import Image
 
 from mambaseg.data.formats.pictures import read_mask, read_pixels
 from mambaseg.errors import UserError
+from tiny_pictures import png_of_16_bits
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 
@@ -105,23 +106,9 @@ def test_numbers_of_classes_in_colours_of_sixteen_bits_are_refused(tmp_path, end
     if ending == "tif":
         write_tiff(path, classes)
     else:
-        path.write_bytes(png(classes))
+        path.write_bytes(png_of_16_bits(classes))
     with pytest.raises(UserError, match="colours of 16 bits"):
         read_mask(path)
-
-
-def png(pixels):
-    """A PNG of (H, W, 3) with 16 bits, which Pillow cannot write."""
-    import zlib
-
-    height, width = pixels.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
-             (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]  # fmt: skip
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in parts
-    )
 
 
 def test_grey_with_a_transparent_value_is_refused(tmp_path):

@@ -77,8 +77,9 @@ def with_patients(cases: Sequence[Case], pattern: str | None) -> list[Case]:
 
     Two things only all cases together can tell. Folders may be patients (`p01/visit1`), so that the
     ids count: where most folders have numbers, or the pattern finds these alone, and they are no
-    fewer than what it finds in the names. And where the ids give the same patients, these are
-    called as there: on their names splits depend, and by these the runs of earlier versions.
+    fewer than what it finds in the names, or most of that recurs in other folders. And where the
+    ids give the same patients, these are called as there: on their names splits depend, and by
+    these the runs of earlier versions.
     """
     if pattern is None:
         return [with_patient(case, None) for case in cases]
@@ -101,7 +102,12 @@ def _patients(cases: Sequence[Case], pattern: str) -> list[str]:
     """The patient of each case, empty where there is none; see `with_patients`."""
     in_names = [_in_name(case, pattern) for case in cases]
     folders = {case.group for case in cases if case.group}
-    if len(folders) < len({*in_names}):
+    places: dict[str, set[str | None]] = defaultdict(set)
+    for name, case in zip(in_names, cases, strict=True):
+        places[name].add(case.group)
+    recur = sum(len(groups) > 1 for groups in places.values()) * 2 > len(places)
+    above = all(map(_ABOVE.fullmatch, folders))
+    if len(folders) < len(places) and not (recur and _numbered(folders) and not above):
         return in_names
     in_folders = [_in_folder(case, pattern) for case in cases]
     alone = all(one in str(case.group) for one, case in zip(in_folders, cases, strict=True))
@@ -190,7 +196,7 @@ def facts_of(
             log.warning("%s: rows of no patient here: %s", path, listed(strangers))
         for row in rows:
             if (patient := row.pop("patient")) in facts:
-                own = {key.strip(): value.strip() for key, value in row.items() if value}
+                own = {key.strip(): value.strip() for key, value in row.items() if value.strip()}
                 require_one_row(path, patient, own, told.setdefault(patient, own))
                 facts[patient] |= own
     for (patient, what), values in several.items():

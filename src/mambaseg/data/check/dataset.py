@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from mambaseg.data.check.layouts import Layout, find_layout
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.fingerprint import THREADS
 from mambaseg.data.labelling import Labels, checked_ignore, with_labels
-from mambaseg.data.patients import Alike, find_alike
+from mambaseg.data.patients import Alike, facts_of, find_alike, parts_of
 from mambaseg.data.readers.reader import Level, Problem
 from mambaseg.data.splits import listed
 from mambaseg.data.validation import (
@@ -30,12 +31,14 @@ from mambaseg.data.validation import (
     collected_warnings,
     find_problems,
     label_problems,
+    require_classes,
 )
 from mambaseg.data.volume import Volume
 from mambaseg.errors import UserError, counted
 from mambaseg.storage.untrusted import readable
 
 T = TypeVar("T")
+FLAT = 0.05  # of a window: an image with less of it is almost black
 ANY = 256  # classes, where nobody names them: labels are bytes
 LOOK = "Look at the file; correct it or get it again if it is wrong."
 
@@ -137,10 +140,18 @@ def check_dataset(
     except DataError as error:  # the images are worth a look all the same
         errors.insert(0, error)
     cases = list(_as_configured(found, layout, names, ignore_label, labels, errors))
-    classes, further = num_classes or (len(names) if names else ANY), layout.reader.remarks
+    classes = num_classes or (len(names) if names else ANY)
+    window, own = layout.config.get("window"), layout.reader.remarks
+
+    def further(volume: Volume) -> Iterator[str]:
+        yield from own(volume)
+        yield from _outside(volume.image, window)
+
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
         examined = list(pool.map(lambda case: _examine(case, classes, further), cases))
     alike = find_alike(cases)
+    voxels = [one.label_counts for one in examined if one.digest is not None]
+    errors += _of_the_whole(root, cases, voxels, names)
     problems = [_line(error, root) for error in errors]
     problems += [_line(error, root, e.case.id) for e in examined for error in e.errors]
     problems += [*_duplicates(examined), *remarks]
@@ -152,6 +163,27 @@ def check_dataset(
     patients = None if unknown else len({case.patient for case in cases})
     lines = tuple(dict.fromkeys(problems))  # two parts of the check may find the same
     return Report(root, len(found), lines, patients, layout, tuple(examined), names, alike, labels)
+
+
+def _of_the_whole(
+    root: Path,
+    cases: Sequence[Case],
+    voxels: Sequence[Sequence[int]],
+    names: Sequence[str] | None,
+) -> Iterator[DataError]:
+    """What any training would refuse in all cases together; `voxels` are of those in order."""
+    every = names is not None and len(voxels) == len(cases)
+
+    def require_foreground() -> None:
+        if voxels:
+            classes = names or [str(value) for value in range(ANY)]
+            require_classes(voxels, classes, "the data set", root, every=every)
+
+    for require in (partial(parts_of, cases), partial(facts_of, cases, root), require_foreground):
+        try:
+            require()
+        except DataError as error:
+            yield error
 
 
 def _as_configured(
@@ -238,6 +270,19 @@ def _suspicious(image: np.ndarray, label: np.ndarray, *, partial: bool) -> Itera
         yield f"the image holds two values only ({image.min():g} and {image.max():g})"
     if not (label % IGNORED if partial else label).any():
         yield "the label is background everywhere"
+
+
+def _outside(image: np.ndarray, window: Sequence[float] | None) -> Iterator[str]:
+    """Of an image that is almost flat in the window of intensities that it is read in."""
+    if window is None or image.min() == image.max():
+        return
+    low, high = window
+    darkest, brightest = np.clip((float(image.min()), float(image.max())), low, high)
+    if brightest - darkest < FLAT * (high - low):
+        yield (
+            f"its values, {image.min():g} to {image.max():g}, are almost one within "
+            f"data.window=[{low:g}, {high:g}]; data.window=null takes each image's own range"
+        )
 
 
 def _duplicates(examined: Iterable[Examined]) -> Iterator[Problem]:

@@ -52,6 +52,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "class_names": list(names),
         "num_classes": len(names),
         "label_map": mapping,
+        **({"masks": "instances"} if _read_as(usable[0]) == "instances" else {}),
         **({"regions": regions} if regions else {}),
         **({"ignore_label": ignore} if type(ignore) is int else {}),
         **({"labels": report.labels} if report.labels != "dense" else {}),
@@ -83,6 +84,11 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     lines += ["defaults:", f"  - {layout.name}", "  - _self_"]
     lines += [f"{key}: {_yaml(value)}{comments.get(key, '')}" for key, value in config.items()]
     return "\n".join(lines) + "\n"
+
+
+def _read_as(one: Examined) -> str | None:
+    """`data.masks` that a case was read with, of pictures."""
+    return getattr(one.case.reader, "keywords", {}).get("masks")
 
 
 def _classes(

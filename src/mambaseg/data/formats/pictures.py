@@ -85,6 +85,8 @@ def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
             pixels = _numbers(picture, stored)
             if _tag(picture, _PHOTOMETRIC, 1) == 0 and picture.mode != "1":
                 problem = "the mask is stored with white as 0: its numbers are not what it shows"
+            elif picture.mode == "P" and _shows_negative(picture, pixels):
+                problem = "its palette shows 0 brighter than other numbers, all as greys"
         else:
             colours = _opaque(path, picture)
             pixels = colours[..., 0]
@@ -95,6 +97,12 @@ def read_mask(path: Path) -> tuple[npt.NDArray[Any], bool]:
     if problem:
         raise DataError(problem, path, f"{_AS}, class numbers as grey values or a palette.")
     return pixels, lossy
+
+
+def _shows_negative(picture: Image.Image, indices: npt.NDArray[Any]) -> bool:
+    """Whether a palette shows as greys what a mask holds, and its lowest number not as darkest."""
+    colours = np.array(picture.getpalette("RGB")).reshape(-1, 3)[np.unique(indices)]
+    return bool((colours == colours[:, :1]).all() and colours[0, 0] > colours[:, 0].min())
 
 
 def _opaque(path: Path, picture: Image.Image) -> npt.NDArray[np.uint8]:

@@ -137,6 +137,9 @@ def _classes(
             remedy = "Save it as PNG before JPEG has blurred its numbers."
             raise DataError("a JPEG file cannot hold class numbers", path, remedy)
         return as_label(numbers, path)
+    if numbers.dtype.kind == "i" and numbers.min(initial=0) < 0:
+        remedy = "Save it with 0 for the background and 1 or 255 for the foreground."
+        raise DataError(f"the mask holds the number {numbers.min()}", path, remedy)
     largest = int(numbers.max(initial=0))
     if largest <= 1 and not lossy:
         return (numbers == 1).astype(np.uint8)

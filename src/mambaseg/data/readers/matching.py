@@ -70,10 +70,15 @@ class _Place:
         return [*self.image, *self.mask, *self.loose]
 
     def case(self, name: str, images: Sequence[Path], labels: Sequence[Path]) -> Case:
-        """A case under its name after its group and its part, each unless the name begins so."""
+        """A case under its name after its group and its part, each unless the name begins so.
+
+        A number begins so only as a whole: 10 in the folder 1 does not.
+        """
         bare = readable(name)
         for before in (self.group, self.part):
-            if before and not name.lower().startswith(before.lower()):
+            rest = name[len(before or "") :]
+            within = rest[:1].isdigit() and (before or "")[-1:].isdigit()
+            if before and (within or not name.lower().startswith(before.lower())):
                 name = f"{before}-{name}"
         return Case(
             readable(name),
