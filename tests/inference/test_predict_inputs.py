@@ -215,6 +215,16 @@ def test_of_an_acdc_patient_only_the_images_are_predicted(checkpoint, tmp_path, 
         find_images(str(patient / "*_gt.nii.gz"), outside=tmp_path / "results")
 
 
+def test_a_link_in_the_folder_of_the_results_is_no_image(tmp_path):
+    """Its label map would take its place."""
+    write_image(tmp_path / "store" / "a.nii.gz")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.nii.gz").symlink_to(tmp_path / "store" / "a.nii.gz")
+    assert names_of(tmp_path / "links", tmp_path) == ["a"]
+    with pytest.raises(UserError, match=r"1 image\(s\) are in the folder of the results"):
+        find_images(str(tmp_path / "links"), outside=tmp_path / "links")
+
+
 def test_results_of_an_earlier_prediction_are_no_images(checkpoint, tmp_path, caplog):
     write_image(tmp_path / "in" / "a.nii.gz")
     Pillow.fromarray(np.arange(999, dtype=np.uint8).reshape(27, 37)).save(tmp_path / "in" / "b.png")

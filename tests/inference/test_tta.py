@@ -12,7 +12,7 @@ from mambaseg.data.augmentation import Augmentation
 from mambaseg.data.formats.images import find_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
-from mambaseg.inference.segment import VIEWS, Member, choose_views, segment
+from mambaseg.inference.segment import VIEWS, Member, choose_views, learnt_views, segment
 from mambaseg.inference.trained import read_checkpoint
 from runs import UNET, built
 from tiny_checkpoints import write_checkpoint
@@ -37,6 +37,14 @@ def bright_spots():
 def labels(views):
     member = Member(Sides(), Preprocessing("native", 32), views)
     return segment([member], [bright_spots()]).labels[0]
+
+
+def test_on_a_grid_of_unequal_sides_a_training_has_shown_no_turned_grid():
+    for learnt, square, other in (("all", "all", "flips"), ("rot90", "rot90", "none"),
+                                  ("flips", "flips", "flips")):  # fmt: skip
+        assert learnt_views({"views": learnt}, (32, 32)) == square
+        assert learnt_views({"views": learnt}, (32, 64)) == other
+    assert learnt_views({}, (32, 64)) is None
 
 
 # a view as the matrix of the map (row, column) about the middle that it reads the image with

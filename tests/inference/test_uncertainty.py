@@ -20,8 +20,9 @@ from mambaseg.data.formats.images import Source, find_images
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import read_calibration
+from mambaseg.inference import calibration
 from mambaseg.inference.calibration import calibrate
-from mambaseg.inference.segment import Member
+from mambaseg.inference.segment import Member, segment
 from mambaseg.inference.uncertainty import _flag
 from mambaseg.reporting.calibration import calibration_grid, reliability
 from mambaseg.reporting.collect import Comparison, Entry, collect
@@ -365,3 +366,40 @@ def test_a_threshold_that_one_network_lacks_is_none_of_the_ensemble():
 
 def test_a_score_at_its_threshold_is_none_to_look_at():
     assert [_flag(score, 0.5) for score in (0.4, 0.5, 0.6, None)] == ["ok", "ok", "look", "look"]
+
+
+class Certain(torch.nn.Module):
+    """Class 1 where the image is bright, without a doubt."""
+
+    def forward(self, image):
+        return 50 * torch.cat([-image, image], dim=1)
+
+
+def test_a_certain_network_is_certain_up_to_the_border():
+    """From 224 to 216 rows the published index map ends beyond the last row."""
+    image = torch.full((1, 1, 216, 256), -1.0)
+    image[..., 90:130, 100:150] = 1
+    member = Member(Certain(), Preprocessing("paper", 224))
+    found = segment([member], [image], probabilities=True, uncertainty=True)
+    assert not found.uncertainty.any()
+    assert set(found.probabilities.unique().tolist()) == {0, 255}
+    case = {"image": image, "label": found.labels, "spacing": None}
+    scores = calibrate(member, [case], [case])["test"]["all"]["plain"]
+    assert scores["ece"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_fits_the_temperature_keeps_no_more_than_promised(monkeypatch):
+    image = torch.randn(9, 1, 32, 32, generator=torch.Generator().manual_seed(0)) / 50
+    case = {"image": image, "label": (image[:, 0] > 0).to(torch.uint8), "spacing": None}
+    monkeypatch.setattr(calibration, "LARGEST", 512)
+    held, cat = [], torch.cat
+
+    def spy(parts, *more, **how):
+        parts = list(parts)
+        if len(parts) == 3 and parts[0].ndim == 2:  # batches of three slices
+            held.append(sum(one.untyped_storage().nbytes() for one in parts))
+        return cat(parts, *more, **how)
+
+    monkeypatch.setattr(torch, "cat", spy)
+    calibrate(Member(Certain(), Preprocessing("native", 32)), [case], [case], batch_size=3)
+    assert held and max(held) <= 4 * 512

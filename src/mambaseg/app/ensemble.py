@@ -97,7 +97,7 @@ def restore_predictor(
                 f"ensemble: {checkpoint.path} has {', '.join(f'{key} {own[key]}' for key in other)}"
                 f", those before it {', '.join(f'{key} {told[key]}' for key in other)}"
             )
-        views = choose_views(tta, learnt_views(about), name)
+        views = choose_views(tta, learnt_views(about, checkpoint.preprocessing.sides), name)
         members.append(Member(network.to(where), checkpoint.preprocessing, views))
         if calibrated or options.get("uncertainty"):
             stored = _calibration(checkpoint, needed=calibrated)

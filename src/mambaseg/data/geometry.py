@@ -323,6 +323,7 @@ class Preprocessing:
         pixel: Pixel | None = None,
         *,
         seen: tuple[int, int] | None = None,
+        as_published: bool = False,
     ) -> Tensor:
         """Bring logits (Z, K, ...) of what `to_grid` made of slices back to native pixels.
 
@@ -330,13 +331,18 @@ class Preprocessing:
         were reduced to it; `pixel` is as for `to_grid`.
 
         Returns:
-            (Z, K, H, W) float32. A pixel whose sample reads as zero (see `nearest_positions`) has
-            the logit 0 for every class.
+            (Z, K, H, W) float32. A last row or column that `nearest_positions` finds beyond the
+            grid is that of the grid, or `as_published` has the logit 0 for every class.
         """
         device = logits.device
         extent = torch.tensor([self.sides], device=device)
         if self.geometry == "stretch":
             rows, columns = map(nearest_positions, extent.unbind(1), seen or shape)
+            if not as_published:
+                rows, columns = (
+                    one.nan_to_num(side - 1)
+                    for one, side in zip((rows, columns), self.sides, strict=True)
+                )
             if seen not in (None, shape):  # a reduced pixel stands for those that it was made of
                 rows, columns = (
                     one[:, ((_count(side, device) + 0.5) * (few / side)).long().clamp(max=few - 1)]
@@ -362,9 +368,14 @@ class Preprocessing:
         *,
         seen: tuple[int, int] | None = None,
     ) -> Tensor:
-        """The class of each native pixel (Z, H, W) uint8, from what `logits_to_native` takes."""
+        """The class of each native pixel (Z, H, W) uint8, from what `logits_to_native` takes.
+
+        With the preset `paper` a last row or column that the published pipelines read as zero is
+        background, as there.
+        """
         # Slice by slice: K native-size maps at a time are enough to hold.
-        maps = (self.logits_to_native(one, shape, pixel, seen=seen) for one in logits.split(1))
+        how: Any = {"seen": seen, "as_published": True}
+        maps = (self.logits_to_native(one, shape, pixel, **how) for one in logits.split(1))
         return torch.cat([one.argmax(dim=1) for one in maps]).to(torch.uint8)
 
     def _read(self, image: Tensor, rows: Tensor, columns: Tensor, shape: Tensor) -> Tensor:

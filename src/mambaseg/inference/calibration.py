@@ -76,7 +76,8 @@ def _fit(member: Member, cases: Cases, batch_size: int) -> dict[str, Any]:
     for case in cases:
         for logits, truth in _voxels(member, case, batch_size):
             every = every or math.ceil(voxels * logits.shape[1] / LARGEST)
-            kept.append((logits[first::every], truth[first::every]))
+            # copies: a view would keep the whole batch
+            kept.append((logits[first::every].clone(), truth[first::every].clone()))
             first = (first - len(truth)) % every
     logits, truth = (torch.cat(parts) for parts in zip(*kept, strict=True))
     temperature = fit_temperature(logits, truth)

@@ -55,10 +55,16 @@ def cpu_has_bf16() -> bool:
     return any(host.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
 
 
-def learnt_views(about: Mapping[str, Any]) -> str | None:
-    """The views that the training of a checkpoint has made alike; None: it does not record them."""
+def learnt_views(about: Mapping[str, Any], sides: tuple[int, int]) -> str | None:
+    """The views that the training of a checkpoint has made alike; None: it does not record them.
+
+    On a grid of unequal `sides` a training turns the image before it is brought there, and never
+    shows what prediction would see: a turned grid.
+    """
     views = about.get("views") or _LEARNT.get(str(about.get("augmentation")), "none")
     recorded = about.get("views") or about.get("augmentation")
+    if sides[0] != sides[1]:
+        views = {"all": "flips", "rot90": "none"}.get(views, views)
     return (views if views in VIEWS else "none") if recorded else None
 
 

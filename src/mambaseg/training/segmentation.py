@@ -83,7 +83,7 @@ class SegmentationTask(Task):
             "batch_size": 24, "val_distances": False, **self.evaluation,
         }  # fmt: skip
         self.method.batch_size = self.evaluation["batch_size"]
-        learnt = learnt_views(self._description)
+        learnt = learnt_views(self._description, preprocessing.sides)
         self.tested_in = choose_views(self.evaluation["tta"], learnt, self.network_name())
         self.validated: list[Validated] = []
         self.kept = parts_of(self.evaluation["keep_largest"], self.structures)

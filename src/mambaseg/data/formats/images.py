@@ -100,7 +100,7 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
     else:
         raise UserError(f"input: there is no file or folder {path}")
     results = outside.resolve()
-    inputs = [source for source in found if results not in source.path.resolve().parents]
+    inputs = [source for source in found if not _lies_in(results, source.path)]
     images, notes = (inputs, []) if path.is_file() else _without_labels(inputs)
     if len(inputs) < len(found):
         count = len(found) - len(inputs)
@@ -120,6 +120,11 @@ def find_images(place: str, *, outside: Path) -> list[Source]:
                 "into two folders"
             )
     return images
+
+
+def _lies_in(folder: Path, path: Path) -> bool:
+    """Whether a file, or a link to it, is below a folder."""
+    return folder in (*path.resolve().parents, *(path.parent.resolve() / path.name).parents)
 
 
 def _without_labels(sources: list[Source]) -> tuple[list[Source], list[str]]:
