@@ -287,6 +287,26 @@ def test_a_schedule_that_waits_for_a_score_is_refused_before_there_is_a_folder(s
     assert not list(tmp_path.rglob("run.json"))
 
 
+def test_an_optimizer_that_runs_the_network_itself_is_refused(small_run, tmp_path):
+    words = ["optim.optimizer._target_=torch.optim.LBFGS", "~optim.optimizer.momentum",
+             "~optim.optimizer.weight_decay", "~optim.optimizer.fused"]  # fmt: skip
+    with pytest.raises(UserError, match=r"optim\.optimizer\._target_=torch\.optim\.LBFGS: it runs"):
+        trained(*small_run, *UNET, *words)
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_on_a_gpu_partners_and_teachers_are_laid_out_like_the_network(small_run, monkeypatch):
+    """Of a network whose weights stay as they are on a CPU."""
+    monkeypatch.setattr("mambaseg.app.build.device_type", lambda *_: "cuda")
+    words = ["model=segresnet", "method=mean_teacher", "data.labelled=2", "trainer.devices=1"]
+    with built(*small_run, *words) as run:
+        weights = [one for one in run.task.parameters() if one.ndim == 4]
+        teacher = [one for one in run.task.method.parameters() if one.ndim == 4]
+        assert len(weights) > len(list(run.task.network.parameters())) // 4 and teacher
+        last = torch.channels_last
+        assert all(one.is_contiguous(memory_format=last) for one in (*weights, *teacher))
+
+
 @pytest.fixture
 def parent(small_run):
     """Words of a training that starts from another one, and that one's weights."""

@@ -184,6 +184,14 @@ def test_weights_of_terms_are_numbers_from_0(weights):
         DiceCE(ce_weight=weights[0], dice_weight=weights[1])
 
 
+def test_a_loss_that_teaches_nothing_or_the_opposite_is_refused():
+    with pytest.raises(UserError, match="both are 0, nothing would be learnt"):
+        DiceCE(ce_weight=0, dice_weight=0)
+    for weight in (-1, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"loss\.weight=.*: a number, 0 or more"):
+            WithBoundary(DiceCE(), weight=weight)
+
+
 @pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [1, math.nan], [math.inf, 1]], ids=str)
 def test_class_weights_that_cannot_be_are_refused_by_their_key(weights):
     with pytest.raises(UserError, match=r"loss\.class_weights: one weight per class, .*null: none"):

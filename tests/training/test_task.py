@@ -1,4 +1,5 @@
 import copy
+import weakref
 from functools import partial
 
 import pytest
@@ -129,6 +130,22 @@ def test_a_method_predicts_whole_cases_in_batches_of_the_evaluation(small_run, m
     with built(*small_run, *UNET, *words, *more) as run:
         run.fit()
     assert set(asked) == {3}
+
+
+def test_a_late_look_holds_no_gradients_during_the_next_backward_pass(small_run):
+    """Weak references tell, for `p.grad` is None whoever holds the tensors."""
+    alive, seen = [], []
+    words = ["trainer=cpu", "data.steps=3", "callbacks.nonfinite.late=true"]
+    with built(*small_run, *UNET, *words, "test=false") as run:
+        first = next(run.task.network.parameters())
+
+        def keep(parameter):
+            alive.append(sum(one() is not None for one in seen))
+            seen[:] = [weakref.ref(parameter.grad)]
+
+        first.register_post_accumulate_grad_hook(keep)
+        run.fit()
+    assert alive == [0, 0, 0]
 
 
 @pytest.mark.parametrize("batches", [1, 2])

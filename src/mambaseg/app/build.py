@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ def build(cfg: DictConfig) -> Run:
     require_one_start(cfg)
     cfg = within_minutes(cfg, build)
     plan, data, checkpoint, start = settle(_with_own_norms(cfg))
-    if checkpoint is None and (scheduler := plan.config["optim"]["scheduler"]):
-        _require_steps(scheduler["_target_"])
+    if checkpoint is None:
+        _require_steps(plan.config["optim"])
     note_run(plan.folder.path)
     if in_sweep():
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
@@ -127,10 +128,21 @@ def _has_batch_norms(cfg: DictConfig) -> bool:
         return True
 
 
-def _require_steps(target: str) -> None:
-    """Refuses a schedule that waits for a score; here each goes by optimizer steps."""
+def _require_steps(optim: Mapping[str, Any]) -> None:
+    """Refuses an optimizer that runs the network itself, and a schedule that waits for a score."""
     from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+    target = optim["optimizer"]["_target_"]
+    step = getattr(import_target("optim.optimizer", target), "step", None)
+    closure = inspect.signature(step).parameters.get("closure") if step else None
+    if closure and closure.default is closure.empty:
+        raise UserError(
+            f"optim.optimizer._target_={target}: it runs the network several times a step, and "
+            "here a step is one pass. Choose another one (optim=sgd and optim=adamw have some)"
+        )
+    if not optim["scheduler"]:
+        return
+    target = optim["scheduler"]["_target_"]
     kind = import_target("optim.scheduler", target)
     if isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau):
         raise UserError(
@@ -200,7 +212,8 @@ class Assembly:
             **({"metrics": metrics} if (metrics := metrics_of(config)) else {}),
         )
         if device_type(trainer["accelerator"]) == "cuda":
-            channels_last(network)
+            for part in (network, task.method):  # partners and teachers, too
+                channels_last(part)
         if trainer["precision"] in _TRUE:
             # Only the network: Lightning's own would also round the data and their augmentation.
             dtype = getattr(torch, _TRUE[trainer["precision"]])

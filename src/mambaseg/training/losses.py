@@ -103,6 +103,8 @@ class DiceCE(nn.Module):
         self.squared, self.batch, self.top_k = squared, batch, top_k
         if not all(0 <= one < math.inf for one in (ce_weight, dice_weight)):
             raise UserError("loss.ce_weight, loss.dice_weight: numbers, 0 or more")
+        if not ce_weight + dice_weight:
+            raise UserError("loss.ce_weight, loss.dice_weight: both are 0, nothing would be learnt")
         if not 0 < top_k <= 1:
             raise UserError(f"loss.top_k={top_k}: it is a share of the pixels, above 0 and up to 1")
         if class_weights is not None and not (
@@ -235,6 +237,8 @@ class WithBoundary(nn.Module):
     def __init__(self, loss: nn.Module, *, weight: float = 0.01) -> None:
         super().__init__()
         self.loss, self.weight = loss, weight
+        if not 0 <= weight < math.inf:
+            raise UserError(f"loss.weight={weight}: a number, 0 or more")
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of `logits` (B, K, H, W) against `label` (B, H, W), integers 0..K-1: a scalar."""

@@ -14,9 +14,12 @@ from mambaseg.errors import UserError
 from mambaseg.storage.identity import better
 from mambaseg.training.checkpoints import Checkpoints
 
-# Lightning's callbacks that count epochs, or change what the data module has to know
+# Lightning's callbacks that count epochs, know nothing of skipped steps, or change what the data
+# module has to know
 _INSTEAD = {
-    "StochasticWeightAveraging": "use callbacks=ema",
+    **dict.fromkeys(
+        ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"), "use callbacks=ema"
+    ),
     "GradientAccumulationScheduler": "set trainer.accumulate_grad_batches",
     "BatchSizeFinder": "set data.batch_size",
     "LearningRateFinder": "set optim.optimizer.lr",
@@ -43,7 +46,7 @@ def settle_callbacks(
         if kind.__name__ in _INSTEAD and kind.__module__.startswith("lightning."):
             raise UserError(
                 f"{key}: {kind.__name__} cannot be used, because a training here is one epoch of "
-                f"data.steps steps: {_INSTEAD[kind.__name__]} instead"
+                f"data.steps steps, of which some may be skipped: {_INSTEAD[kind.__name__]} instead"
             )
         if issubclass(kind, Checkpoints):
             states.append(key)

@@ -120,7 +120,12 @@ class NonFinite(Callback):
         self._step.batches.append(batch)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Keeps the loss of the micro-batch, on its device."""
+        """Keeps the loss of the micro-batch, on its device.
+
+        A late answer comes now at the latest, while the forward pass runs: the gradients that it
+        is about are not to be held beside those of the next backward pass.
+        """
+        self._settle(trainer, pl_module)
         assert self._step is not None  # a batch has started
         self._step.losses.append(loss.detach())
 
@@ -138,7 +143,6 @@ class NonFinite(Callback):
         if late == "auto":
             late = on_cuda and not self._not_late(trainer, pl_module)
         if late:
-            self._settle(trainer, pl_module)
             self._ask(step, bad, optimizer, graph=pl_module.graph)
         elif not bad:
             self._in_a_row = 0
