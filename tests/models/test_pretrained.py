@@ -323,6 +323,10 @@ def write_little(path):
     torch.save({k: v for k, v in small_weights().items() if k.startswith(kept)}, path)
 
 
+def write_whole_numbers(path):
+    torch.save({k: (10 * v).to(torch.int8) for k, v in small_weights().items()}, path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -333,7 +337,8 @@ def write_little(path):
         (write_no_tensors, "holds no tensors"),
         (write_list, "holds no tensors"),
         (write_other_network, "fills only 0% of the encoder"),
-        (write_little, r"fills only \d+% of the encoder"),
+        (write_little, r"fills only \d+% of the encoder.* of the network not filled: .*depths"),
+        (write_whole_numbers, "fills only 0% of the encoder"),
     ],
 )
 def test_wrong_file_is_an_error_that_names_it_and_changes_nothing(write, message, tmp_path):

@@ -22,6 +22,7 @@ CONTENT = bytes(range(256)) * 5000
 class Handler(BaseHTTPRequestHandler):
     breaks_off = 0  # bytes after which the next answer breaks off
     asked = ()  # ranges
+    states_length = True
     content = CONTENT
 
     def do_GET(self):
@@ -31,10 +32,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         if start >= len(self.content):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.content)}")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(self.content) - start))
+        if self.states_length:
+            self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
         end = self.breaks_off or len(self.content)
         type(self).breaks_off = 0
@@ -68,7 +72,7 @@ def test_a_file_is_fetched_once_with_its_size_and_hash(server, tmp_path):
         path = fetched(entry(url, **known), tmp_path / "new", lambda *sizes: said.append(sizes))
         assert path == tmp_path / "new" / "weights.pth" and path.read_bytes() == CONTENT
     assert handler.asked == (0,) and said[-1] == (len(CONTENT), len(CONTENT))
-    assert not list(path.parent.glob(".*part"))
+    assert not list(path.parent.glob(".part*"))
 
 
 def test_a_download_that_broke_off_resumes(server, tmp_path):
@@ -83,8 +87,25 @@ def test_a_download_that_broke_off_resumes(server, tmp_path):
 
 def test_a_whole_part_needs_no_more_bytes(server, tmp_path):
     url, _ = server
-    (tmp_path / ".weights.pth.part").write_bytes(CONTENT)
+    (tmp_path / ".part-weights.pth").write_bytes(CONTENT)
     assert fetched(entry(url), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_of_something_else_is_fetched_anew(server, tmp_path):
+    url, _ = server
+    (tmp_path / ".part-weights.pth").write_bytes(CONTENT + b"and more")
+    assert fetched(entry(url), tmp_path).read_bytes() == CONTENT
+
+
+def test_where_nobody_states_a_size_only_what_opens_as_weights_is_kept(server, tmp_path):
+    url, handler = server
+    torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
+    handler.content = (tmp_path / "whole.pth").read_bytes()
+    handler.states_length, handler.breaks_off = False, 1000
+    with pytest.raises(UserError, match="does not open as weights; it may have broken off"):
+        fetched(entry(url), tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*weights.pth"))
+    assert fetched(entry(url), tmp_path / "new").read_bytes() == handler.content
 
 
 @pytest.mark.parametrize("wrong", [{"sha256": "0" * 64}, {"bytes": 7}])
@@ -92,7 +113,7 @@ def test_another_file_than_the_known_one_is_refused(server, tmp_path, wrong):
     url, _ = server
     with pytest.raises(UserError, match="not the file that is known"):
         fetched(entry(url, **wrong), tmp_path)
-    assert not list(tmp_path.glob("*weights.pth")) and not list(tmp_path.glob(".*part"))
+    assert not list(tmp_path.glob("*weights.pth")) and not list(tmp_path.glob(".part*"))
 
 
 def test_a_page_in_place_of_the_weights_is_not_kept(server, tmp_path):

@@ -13,6 +13,7 @@ from mambaseg.data.formats.files import content_digest
 from mambaseg.errors import UserError
 from mambaseg.restoration.data import CropDataset, RestorationDataModule
 from mambaseg.restoration.pairs import find_pairs
+from tiny_pictures import png_of_16_bits
 
 
 def save(path, height=20, width=24, mode="RGB", seed=0):
@@ -134,6 +135,11 @@ def damaged(kind, root):
         save(hazy, mode="L")
     elif kind == "alpha":
         save(hazy, mode="RGBA")
+    elif kind == "16 bits":
+        hazy.write_bytes(png_of_16_bits(np.full((20, 24, 3), 1000, np.uint16)))
+    elif kind == "a transparent colour":
+        with Image.open(hazy) as image:
+            image.save(hazy, transparency=(1, 2, 3))
     elif kind == "text":
         hazy.write_text("no image")
     elif kind == "empty file":
@@ -163,6 +169,8 @@ def damaged(kind, root):
         ("size", r"2_1_0.9.png: 20 × 24 pixels, but .*2.png has 20 × 25. Crop or resize"),
         ("grey", r"2_1_0.9.png: is no RGB image \(mode L\).*Convert it"),
         ("alpha", r"2_1_0.9.png: is no RGB image \(mode RGBA\)"),
+        ("16 bits", "2_1_0.9.png: has 16 bits per colour.* Save it as"),
+        ("a transparent colour", "2_1_0.9.png: is transparent"),
         ("text", "2_1_0.9.png: not a readable PNG or JPEG file .*get the file again"),
         ("empty file", "2_1_0.9.png: the file is empty"),
         ("small", r"2.*: 8 × 24 pixels; at least 1[12] × 1[12] are needed"),

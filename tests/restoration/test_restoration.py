@@ -113,6 +113,19 @@ def table(path):
         return list(csv.DictReader(stream))
 
 
+def test_a_restored_image_comes_from_one_head():
+    class Heads(torch.nn.Module):
+        def forward(self, image):
+            return [image, image[..., ::2, ::2]] if self.training else image
+
+    with pytest.raises(UserError, match=r"model\.residual: Heads gives 2 outputs while it trains"):
+        AnySize(Heads(), 1, residual=True)(torch.zeros(1, 3, 8, 8))
+    task = SimpleNamespace(network_name=lambda: "heads")
+    image = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(UserError, match="heads gives 2 outputs while it trains, and one image"):
+        RestorationTask.check(task, Heads()(image), {"clear": image})
+
+
 def test_without_photographs_the_experiment_takes_the_phantom_and_with_them_those(
     tmp_path, monkeypatch
 ):

@@ -121,6 +121,8 @@ def test_a_backend_from_outside_the_package_is_one_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="it needs the module lab"):
         choose_backend("lab.doubling", "cpu")
     monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"the module os\.path has no function selective_scan"):
+        choose_backend("os.path", "cpu")
     inputs, image = sequence_inputs(1, 1, 2, 3, 2), image_inputs(1, 2, 3, 4, 2)
     ours = selective_scan(*inputs, backend="reference"), selective_scan_2d(*image)
     theirs = [

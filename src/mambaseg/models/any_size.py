@@ -62,7 +62,8 @@ class AnySize(nn.Module):
 
         Raises:
             UserError: the image is smaller than the network's patch, or the output is not one
-                tensor of the input's height and width, or several heads see a padded image.
+                tensor of the input's height and width, or several heads see a padded image or are
+                to be added to it.
         """
         height, width = image.shape[-2:]
         smallest = getattr(self.network, "patch_size", 1)
@@ -78,6 +79,11 @@ class AnySize(nn.Module):
         logits: Tensor = self.network(image)
         name = type(self.network).__name__
         if isinstance(logits, list) and self.training:
+            if self.residual:
+                raise UserError(
+                    f"model.residual: {name} gives {len(logits)} outputs while it trains, and one "
+                    "is to be added to the image"
+                )
             if bottom or right:
                 raise UserError(
                     f"{name} has heads at several scales, for which training images of {height} × "

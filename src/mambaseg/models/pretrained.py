@@ -160,17 +160,20 @@ class Pretrained(nn.Module):
         direct = {name: _for_channels(file[key], own.get(name)) for key, name in names.items()}
         reflected = {name: direct[key] for key, name in _names(direct, mirrored).items()}
         loaded, copied = (
-            {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+            {k: v for k, v in weights.items() if k in own and _fits(own[k], v)}
             for weights in (direct, reflected)
         )
         encoder = {k: v for k, v in own.items() if k.startswith(tuple(prefixes.values()))}
         share = _count(loaded.values()) / _count(encoder.values())
         if share < SENSIBLE_SHARE:
             ignored = [key for key in file if names.get(key) not in loaded]
+            empty = [key for key in encoder if key not in loaded]
+            what = f"not used: {', '.join(ignored[:3])}" if ignored else (
+                f"of the network not filled: {', '.join(empty[:3])}; has the file model.depths?"
+            )  # fmt: skip
             raise UserError(
                 f"model.pretrained: {path} fills only {share:.0%} of the encoder of "
-                f"{type(self).__name__}, which takes {self.backbone} (not used: "
-                f"{', '.join(ignored[:3])}, ...)."
+                f"{type(self).__name__}, which takes {self.backbone} ({what}, ...)."
             )
         self.load_state_dict(loaded | copied, strict=False)
         left = {key: value for key, value in file.items() if names.get(key) not in loaded}
@@ -188,7 +191,7 @@ def load_matching(network: nn.Module, weights: Weights, *, fresh: Iterable[str] 
     fit = {
         key: value
         for key, value in weights.items()
-        if key in own and key not in left and own[key].shape == value.shape
+        if key in own and key not in left and _fits(own[key], value)
     }
     network.load_state_dict(fit, strict=False)
     ignored = {key: value for key, value in weights.items() if key not in fit}
@@ -254,10 +257,23 @@ def _without_derived(weights: Weights) -> dict[str, Tensor]:
 def _mismatches(network: Weights, file: Weights) -> list[str]:
     """Describe the keys that both have in different shapes."""
     return [
-        f"{key} is {tuple(file[key].shape)} in the file, {tuple(value.shape)} in the network"
+        f"{key} is {_kind(file[key])} in the file, {_kind(value)} in the network"
         for key, value in network.items()
-        if key in file and file[key].shape != value.shape
+        if key in file and not _fits(value, file[key])
     ]
+
+
+def _fits(own: Tensor, value: Tensor) -> bool:
+    """Whether a tensor can take another's place: the same shape, and numbers of the same kind."""
+    both = (own, value)
+    kinds = {(one.is_floating_point(), one.is_complex()) for one in both}
+    return own.shape == value.shape and len(kinds) == 1
+
+
+def _kind(tensor: Tensor) -> str:
+    """Its shape, and its data type where that is not float32."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return str(tuple(tensor.shape)) + ("" if name == "float32" else f" {name}")
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

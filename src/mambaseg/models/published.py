@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from mambaseg.errors import UserError
+from mambaseg.models.pretrained import read_weights
 
 LIST = Path(__file__).with_name("published.json")
 BLOCK = 1 << 20
@@ -45,8 +46,9 @@ def published_weights(backbone: str) -> dict[str, Any]:
 def fetched(entry: dict[str, Any], folder: Path, report: Report | None = None) -> Path:
     """The file of an entry in a folder, fetched into it if it is not there.
 
-    An interrupted download resumes. The file appears under its name when it is whole and its size
-    and hash are right; several processes wait for one of them.
+    An interrupted download resumes. The file appears under its name when it has the size that the
+    server states and, where the list knows them, its size and hash; if nobody states a size, when
+    it opens as weights. Several processes wait for one of them.
 
     Raises:
         UserError: it cannot be fetched, breaks off, or is not the file that the list describes.
@@ -54,7 +56,7 @@ def fetched(entry: dict[str, Any], folder: Path, report: Report | None = None) -
     path = folder / entry["file"]
     if path.is_file():
         return path
-    part = folder / f".{entry['file']}.part"
+    part = folder / f".part-{entry['file']}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{entry['file']}.lock"):
@@ -81,9 +83,12 @@ def _fetch(url: str, part: Path, report: Report | None) -> int | None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # it is whole already
-            return here
-        raise
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{here}":
+            return here  # it is whole already
+        part.unlink()  # something else
+        return _fetch(url, part, report)
     with answer:
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
             here = 0  # the server begins anew
@@ -110,6 +115,12 @@ def _checked(entry: dict[str, Any], part: Path, total: int | None) -> str:
     if page:
         part.unlink()
         raise OSError("a web page came in place of the file")
+    if total is None and entry["bytes"] is None and entry["sha256"] is None:
+        try:
+            read_weights(part)
+        except UserError as error:
+            part.unlink()
+            raise OSError("what came does not open as weights; it may have broken off") from error
     for name, wanted, found in (
         ("bytes", entry["bytes"], size),
         ("sha256", entry["sha256"], digest),

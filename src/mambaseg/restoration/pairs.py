@@ -124,6 +124,12 @@ def check_pair(pair: Pair, *, smallest: int) -> None:
         check_file(path)
         with _opened(path) as image:
             mode, size = image.mode, (image.height, image.width)
+            wide = any("16" in str(tile[3]) for tile in image.tile)  # which Pillow calls RGB too
+            transparent = "transparency" in image.info
+        if wide or transparent:
+            problem = "has 16 bits per colour" if wide else "is transparent"
+            remedy = "Save it as an RGB image of 8 bits, without transparency."
+            raise DataError(problem, path, remedy)
         if mode != "RGB":
             problem = f"is no RGB image (mode {mode}); red, green and blue are needed"
             remedy = "Convert it, such as with Pillow: Image.open(file).convert('RGB').save(file)"

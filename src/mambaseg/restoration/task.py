@@ -32,6 +32,12 @@ class RestorationTask(Task):
 
     def check(self, output: Tensor, batch: Mapping[str, Any]) -> None:
         """Makes sure that the loss compares the output with the clear image (B, C, H, W)."""
+        if isinstance(output, list):
+            raise UserError(
+                f"{self.network_name()} gives {len(output)} outputs while it trains, and one image "
+                "is to be restored: switch the network's further heads off "
+                "(model.deep_supervision=false)"
+            )
         if output.shape != batch["clear"].shape:
             raise UserError(
                 f"{self.network_name()} gives {tuple(output.shape)} where images "

@@ -164,7 +164,7 @@ def obstacle(name: str, device_type: str) -> str | None:
         return f"it runs on {' and '.join(backend.devices)} but the tensors are on {device_type}"
     remedy = f"install it with `{backend.install}`" if backend.install else "look at PYTHONPATH"
     try:
-        _modules[name] = importlib.import_module(backend.module)
+        module = importlib.import_module(backend.module)
     except ImportError as error:
         return f"it needs {backend.package} ({error}); {remedy}"
     except Exception as error:  # what is installed badly fails in any way
@@ -172,6 +172,9 @@ def obstacle(name: str, device_type: str) -> str | None:
             raise
         reason = f"{type(error).__name__}: {error}"
         return f"{backend.package} is installed but does not load ({reason}); {remedy}"
+    if not hasattr(module, "selective_scan"):
+        return f"{backend.package} has no function selective_scan; {remedy}"
+    _modules[name] = module
     return None
 
 
