@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import Metric, score_case
 from mambaseg.evaluation.volumetric_similarity import VolumetricSimilarity
 from runs import UNET, trained
@@ -94,6 +95,17 @@ def test_an_empty_mask_is_scored_by_the_policy_and_not_measured(unit):
     rows = score_case(there * 0, there, num_classes=2, policy="penalty", more=more)
     assert rows[1]["border"] == (None if unit else pytest.approx(50**0.5))
     assert score_case(there, there, num_classes=2, more=more)[1]["border"] == 2
+
+
+def test_a_number_in_ml_counts_as_an_overlap_where_the_spacing_is_known_and_never_as_a_distance():
+    there = np.zeros((1, 6, 6), np.uint8)
+    there[0, 2:4] = 1
+    more = [Border("border", "border", unit="ml")]
+    for spacing, expected in (((1, 1, 1), 0), (None, None)):
+        rows = score_case(there * 0, there, num_classes=2, spacing=spacing, more=more)
+        assert rows[1]["border"] == expected
+    with pytest.raises(UserError, match="metric border: no distance is in ml"):
+        Border("border", "border", unit="ml", empty="distance")
 
 
 class Ill(Metric):

@@ -166,6 +166,11 @@ def experiment(tmp_path_factory):
     return folder
 
 
+def test_no_difference_above_one_is_called_findable():
+    wild = Components(patients=0.01, seeds=(0.1, 0.1), rest=(0.01, 0.01))
+    assert smallest_difference(wild, 2, 20, 0.8) is None
+
+
 def test_the_table_has_the_pairs_with_two_seeds_each(experiment):
     variation, needs = power_grids(experiment, difference=0.5)
     assert [grid.rows[0][0] for grid in (variation, needs)] == ["unet − mamba_unet"] * 2
@@ -174,7 +179,10 @@ def test_the_table_has_the_pairs_with_two_seeds_each(experiment):
     assert max(map(int, needs.rows[0][1:])) < 6  # half of all Dice is found by anybody
     _, needs = power_grids(experiment, difference=1e-9)
     assert needs.rows[0][1:] == [NEVER] * 4
-    assert needs.notes[-1] == "Left out: 2 pairs of which one has a single seed."
+    assert needs.notes[-1] == (
+        "Left out: 2 pairs with a single seed of a network, or fewer than two patients that all "
+        "runs have scored."
+    )
     _, needs = power_grids(experiment, networks=["unet", "mamba_unet"])
     assert len(needs.rows) == 1 and "Left out" not in needs.notes[-1]
 

@@ -54,6 +54,32 @@ def test_wilcoxon_drops_zeros_and_is_one_without_any_difference():
     assert _signed_ranks([0.0] * 15 + [0.1, 0.2, 0.3, 0.4, 0.5])[0] == pytest.approx(2 / 32)
 
 
+@pytest.mark.parametrize("count", [5, 9, 12])
+def test_wilcoxon_counts_the_signs_of_ties_too(count):
+    differences = np.random.default_rng(count).integers(-3, 6, count).astype(float)
+    differences[differences == 0] = 1
+    ranks = stats.rankdata(np.abs(differences))
+    sums = np.array([ranks @ signs for signs in product((0, 1), repeat=count)])
+    found = ranks[differences > 0].sum()
+    exact = 2 * min((sums <= found).mean(), (sums >= found).mean())
+    assert _signed_ranks(differences)[0] == pytest.approx(min(1, exact))
+
+
+def test_wilcoxon_of_many_patients_is_scipys():
+    draw = np.random.default_rng(0)
+    for count in (49, 50, 51, 80):
+        differences = draw.normal(0.2, 1, count)
+        assert _signed_ranks(differences)[0] == pytest.approx(stats.wilcoxon(differences).pvalue)
+
+
+def test_patients_that_differ_are_not_told_as_seeds_that_vary():
+    values = [0.5 + one for one in (0.010, 0.011, 0.012, 0.009, 0.013, 0.2, 0.008)]
+    a, b = entry("a", values, values), entry("b", [0.5] * 7, [0.5] * 7)
+    found = compare(scored(a, DICE), scored(b, DICE), DICE)
+    assert found.p < 0.05 < found.p_seeds and found.seeds_share == pytest.approx(0, abs=1e-9)
+    assert verdict(found).endswith("who differ so much that others might not show it")
+
+
 def test_holm_by_hand():
     # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, never below the one before
     assert _holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
@@ -197,7 +223,7 @@ def test_a_comparison_uses_patients_that_both_have():
     assert (pair.patients, pair.left_out, pair.undefined) == (3, 2, 2)
     assert (pair.wins, pair.losses) == (1, 1)
     assert pair.difference == pytest.approx(fmean([0.1, -0.1, 0.0]))
-    assert pair.seeds == 1 and pair.p_seeds is None
+    assert (pair.first_seeds, pair.second_seeds) == (1, 2) and pair.p_seeds is None
     nothing = scored(entry("a", [None]), DICE)
     assert compare(nothing, scored(entry("b", [0.5]), DICE), DICE) is None
 
@@ -256,6 +282,19 @@ def test_what_one_network_invents_counts_against_it():
     assert "eager scores better on what both have found" in told and "alone missed or in" in told
 
 
+def test_a_missed_structure_is_no_short_distance_under_legacy():
+    """It scores 0, the best distance: of a network that misses all but one no mean is good."""
+    missing = {f"p{i}": "missed" for i in range(1, 12)}
+    sober = entry("sober", *[[3.0 + i / 10 for i in range(12)]] * 2)
+    blind = entry("blind", *[[4.0, *[0.0] * 11]] * 2, **missing)
+    for run in (*sober.runs, *blind.runs):
+        for row in run.rows:
+            row["policy"] = "legacy"
+    found = compare(scored(sober, DISTANCE), scored(blind, DISTANCE), DISTANCE)
+    assert (found.patients, found.left_out, found.second_failed) == (1, 11, 11)
+    assert found.difference == pytest.approx(-1)
+
+
 def test_ranks_do_not_see_the_last_digits_of_equal_means():
     a, b = entry("a", [0.1], [0.2]), entry("b", [0.05], [0.25])
     one, other = (scored(network, DICE) for network in (a, b))
@@ -274,8 +313,8 @@ def test_smaller_distances_win():
 def pair(**changes):
     numbers = {"patients": 20, "left_out": 0, "undefined": 0, "difference": 0.02,
                "low": 0.01, "high": 0.03, "p": 0.001, "p_holm": 0.003, "p_least": 1e-5,
-               "effect": 0.8, "wins": 18, "losses": 2, "seeds": 2,
-               "p_seeds": 0.01}  # fmt: skip
+               "effect": 0.8, "wins": 18, "losses": 2, "first_seeds": 2,
+               "second_seeds": 3, "p_seeds": 0.01, "seeds_share": 0.6}  # fmt: skip
     return Paired("a", "b", **{**numbers, **changes})
 
 
@@ -290,7 +329,9 @@ def pair(**changes):
         ({"p_holm": 0.2}, "within noise"),
         ({"low": -0.001}, "within noise"),
         ({"patients": 5, "p_least": 1 / 16}, "too few patients (5)"),
-        ({"p_seeds": None}, "with a single seed"),
+        ({"p_seeds": None, "first_seeds": 1, "second_seeds": 1}, "with a single seed per network"),
+        ({"p_seeds": None, "second_seeds": 1}, "with a single seed of b seed-to-seed"),
+        ({"p_seeds": 0.06, "seeds_share": 0.1}, "who differ so much that others might not show it"),
         ({"effect": -0.35}, "no verdict: a is better on average, b by the ranks"),
         ({"first_failed": 3, "second_failed": 1}, "it alone missed or invented 3 structures, b"),
         ({"first_failed": 1, "second_failed": 3}, "a scores better, by more than"),

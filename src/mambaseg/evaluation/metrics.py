@@ -76,6 +76,9 @@ class Metric:
         decimals: digits after the point in tables.
         empty: what an empty mask scores under a policy: as an `overlap`, as a `distance`, or what
             `measure` returns for it (`measured`).
+
+    Raises:
+        UserError: a number in ml is to count as a distance, which no policy has in ml.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class Metric:
         decimals: int = 3,
         empty: Literal["overlap", "distance", "measured"] = "overlap",
     ) -> None:
+        if unit == "ml" and empty == "distance":
+            raise UserError(f"metric {name}: no distance is in ml; choose empty=measured")
         self.name, self.title, self.unit = name, title, unit
         self.higher_is_better, self.decimals, self.empty = higher_is_better, decimals, empty
 
@@ -336,7 +341,8 @@ def _empty(
             distances[unit] = float(np.linalg.norm((np.asarray(shape) - 1) * np.asarray(spacing)))
     scores: dict[str, float | None] = {}
     for metric in (*BUILT_IN, *more):
-        measurable = metric.unit in ("", *distances)
+        known = ("", *distances, *(["ml"] if "mm" in distances else []))
+        measurable = metric.unit in known
         if metric.name not in columns or metric.empty == "measured" or not measurable:
             continue
         is_overlap = metric.empty == "overlap"

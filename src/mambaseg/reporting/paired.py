@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import ceil, comb, log10
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.grid import UNDEFINED, Grid, heading, signed
 from mambaseg.reporting.scores import compared_value, estimate, is_absent, rows_where
-from mambaseg.reporting.variation import Scores, p_of_difference
+from mambaseg.reporting.variation import Scores, p_of_difference, share_of_seeds
 
 Structure = tuple[str, str, int]  # patient, case, class
 
 RESAMPLES = 10_000
 LEVEL = 0.05
+EXACT = 50  # patients up to whom Wilcoxon's test counts all signs
 MOST = 25  # networks of which all pairs are compared
 _AT_ONCE = 2**24  # drawn values that are held at a time: 128 MiB
 _WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -56,10 +58,12 @@ class Paired(NamedTuple):
     p_holm: float  # the same, corrected for all pairs of the comparison
     p_least: float  # what p_holm would be if in every pair all patients favoured one network
     p_seeds: float | None  # of other seeds and patients, corrected likewise; None with one seed
+    seeds_share: float | None  # of how the difference varies, what seeds make of it; None likewise
     effect: float  # matched-pairs rank-biserial correlation, -1..1
     wins: int  # patients for whom first is better
     losses: int  # patients for whom second is better; the rest are ties
-    seeds: int  # of the network that has fewer
+    first_seeds: int
+    second_seeds: int
     first_failed: int = 0  # structures without a value because the first alone missed or invented
     second_failed: int = 0
 
@@ -68,14 +72,26 @@ def _signed_ranks(differences: Sequence[float]) -> tuple[float, float]:
     """Two-sided p of Wilcoxon's signed-rank test, rank-biserial correlation (Kerby 2014), -1..1."""
     from scipy import stats
 
-    # zeros are dropped (Wilcoxon 1945) before SciPy sees any: up to 50 differences without ties it
-    # tests exactly, but not where there is a zero
+    # zeros are dropped (Wilcoxon 1945)
     values = np.asarray([value for value in differences if value != 0], float)
     if values.size == 0:
         return 1.0, 0.0
     ranks = stats.rankdata(np.abs(values))
     effect = (ranks * np.sign(values)).sum() / ranks.sum()
-    return float(stats.wilcoxon(values).pvalue), float(effect)
+    if values.size > EXACT:
+        return float(stats.wilcoxon(values).pvalue), float(effect)
+    return _exact_p(ranks, values > 0), float(effect)
+
+
+def _exact_p(ranks: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> float:
+    """Two-sided p over all signs, also of ties, which SciPy draws at random or approximates."""
+    twice = np.rint(2 * ranks).astype(int)  # whole: the ranks of ties are halves
+    ways = np.zeros(twice.sum() + 1)  # in how many ways the ranks of some make a sum
+    ways[0] = 1
+    for rank in twice:
+        ways[rank:] = ways[rank:] + ways[:-rank]
+    found, share = twice[positive].sum(), ways / 2.0 ** len(twice)
+    return float(min(1.0, 2 * min(share[: found + 1].sum(), share[found:].sum())))
 
 
 def _holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
@@ -183,7 +199,7 @@ def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
     p, effect = _signed_ranks(differences)
     low, high = _bootstrap_interval(differences)
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    seeds = min(first.seeds, second.seeds)
+    several = min(first.seeds, second.seeds, len(differences)) > 1
     return Paired(
         first.label,
         second.label,
@@ -196,11 +212,13 @@ def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
         p=p,
         p_holm=p,
         p_least=min(1.0, 2.0 ** (1 - len(differences))),  # of 2 ** n equally likely signs, two
-        p_seeds=None if min(seeds, len(differences)) < 2 else p_of_difference(*both),
+        p_seeds=p_of_difference(*both) if several else None,
+        seeds_share=share_of_seeds(*both) if several else None,
         effect=effect,
         wins=above if metric.higher_is_better else below,
         losses=below if metric.higher_is_better else above,
-        seeds=seeds,
+        first_seeds=first.seeds,
+        second_seeds=second.seeds,
         first_failed=len(first.failed - second.failed),
         second_failed=len(second.failed - first.failed),
     )
@@ -258,16 +276,24 @@ def verdict(pair: Paired, *, higher_is_better: bool = True) -> str:
             f"{better} scores better on what both have found, but it alone missed or invented "
             f"{failed} structures, {other} alone {others}"
         )
+    seeds = {pair.first: pair.first_seeds, pair.second: pair.second_seeds}
     if pair.p_seeds is None:
+        single = [name for name, count in seeds.items() if count == 1]
+        of = f"of {single[0]}" if len(single) == 1 else "per network"
         return (
-            f"{better} scores better on these patients, but with a single seed per network "
+            f"{better} scores better on these patients, but with a single seed {of} "
             "seed-to-seed variation is unknown"
         )
-    if pair.p_seeds >= LEVEL:
-        count = _WORDS.get(pair.seeds, str(pair.seeds))
+    if pair.p_seeds >= LEVEL and (pair.seeds_share or 0) < 0.5:
         return (
-            f"{better} scores better, but with as few as {count} seeds per network this could be "
-            "seed-to-seed variation"
+            f"{better} scores better on these patients, who differ so much that others might not "
+            "show it"
+        )
+    if pair.p_seeds >= LEVEL:
+        fewest = min(seeds.values())
+        return (
+            f"{better} scores better, but with as few as {_WORDS.get(fewest, str(fewest))} seeds "
+            "per network this could be seed-to-seed variation"
         )
     return f"{better} scores better, by more than patients and seeds vary"
 
@@ -354,7 +380,7 @@ def paired_grid(comparison: Comparison, metric: Metric, found: Sequence[Paired])
                 else ""
             )
         )
-    if any(pair.seeds < 2 for pair in found):
+    if any(min(pair.first_seeds, pair.second_seeds) < 2 for pair in found):
         notes.append(
             "A network with a single seed stands for one training: the test compares these "
             "trained networks, not the architectures."

@@ -60,10 +60,12 @@ def least(enough: Callable[[int], bool]) -> int | None:
     return low + bisect_left(range(low, high), True, key=enough)
 
 
-def smallest_difference(parts: Components, seeds: int, patients: int, wanted: float) -> float:
-    """The smallest true difference that would be found with the wanted power."""
+def smallest_difference(
+    parts: Components, seeds: int, patients: int, wanted: float
+) -> float | None:
+    """The smallest true difference that would be found with the wanted power; None: not even 1."""
     steps = least(lambda step: power(parts, seeds, patients, step * _STEP) >= wanted)
-    return (steps or _MOST) * _STEP
+    return steps * _STEP if steps and steps * _STEP <= 1 else None
 
 
 def patient_scores(first: Entry, second: Entry) -> tuple[Scores, Scores]:
@@ -120,7 +122,10 @@ def power_grids(
         if found:
             needs = _needs(comparison, found, difference, wanted)
             if left_out:
-                note = f"Left out: {counted(left_out, 'pair')} of which one has a single seed."
+                note = (
+                    f"Left out: {counted(left_out, 'pair')} with a single seed of a network, or "
+                    f"fewer than two {comparison.subject}s that all runs have scored."
+                )
                 needs = replace(needs, notes=[*needs.notes, note])
             grids += [_variation(comparison, found, wanted), needs]
         else:
@@ -146,6 +151,7 @@ class _Pair:
 def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) -> Grid:
     who = comparison.subject
     header = ["networks", "difference", f"{who}s", "seeds", "rest", "found from"]
+    found = [smallest_difference(p.parts, p.seeds, p.patients, wanted) for p in pairs]
     rows = [
         [
             pair.label,
@@ -154,9 +160,9 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
                 f"{sqrt(part):.4f}"
                 for part in (pair.parts.patients, sum(pair.parts.seeds), sum(pair.parts.rest))
             ),
-            f"{smallest_difference(pair.parts, pair.seeds, pair.patients, wanted):.4f}",
+            NEVER if smallest is None else f"{smallest:.4f}",
         ]
-        for pair in pairs
+        for pair, smallest in zip(pairs, found, strict=True)
     ]
     counts = {pair.label: f"{pair.patients} {who}s, {pair.told}" for pair in pairs}
     if len(set(counts.values())) == 1:
@@ -171,7 +177,8 @@ def _variation(comparison: Comparison, pairs: Sequence[_Pair], wanted: float) ->
         f"{who}, beyond these).",
         f"Found from: the smallest true difference that as many {who}s and seeds as here find in "
         f"{100 * wanted:g} of 100 repetitions"
-        + ("; of unequal numbers of seeds, with the smaller one of each." if unequal else "."),
+        + ("; of unequal numbers of seeds, with the smaller one of each." if unequal else ".")
+        + (f" {NEVER}: not even a difference of 1." if None in found else ""),
         _doubt(min(pair.seeds for pair in pairs)),
     ]
     return Grid(f"What makes a difference vary · {comparison.title}", header, rows, notes)

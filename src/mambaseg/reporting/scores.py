@@ -67,7 +67,11 @@ def compared_value(row: Row, metric: Metric) -> float | None:
     """A row's score where networks are compared: 1 where `is_absent`.
 
     What another network invents there scores 0, and would cost it nothing beside no value at all.
+    The distance 0 that `legacy` gives to a missed structure is none.
     """
+    convention = row.get("policy"), row.get("outcome")
+    if metric.empty == "distance" and convention == ("legacy", "missed"):
+        return None
     return 1.0 if is_absent(row, metric) else row.get(metric.name)
 
 

@@ -72,6 +72,17 @@ def spread(parts: Components, seeds: Sequence[int], patients: int) -> tuple[floa
     return variance, variance**2 / sum(value**2 / degrees for value, degrees in terms)
 
 
+def share_of_seeds(first: Scores, second: Scores) -> float:
+    """The share of V that more seeds would lessen: seeds and rests; arguments as of `components`.
+
+    0 where nothing varies.
+    """
+    _, parts = components(first, second)
+    patients = first.shape[1]
+    variance, _ = spread(parts, (len(first), len(second)), patients)
+    return 1 - parts.patients / patients / variance if variance else 0.0
+
+
 def p_of_difference(first: Scores, second: Scores) -> float:
     """Two-sided p of the difference of two networks' means; arguments as of `components`."""
     from scipy import stats

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 JSON_LIMIT = 8 << 20  # bytes; configurations and records have some kB
-CSV_LIMIT = 32 << 20  # bytes; a hundred thousand rows have 10 MiB
+CSV_LIMIT = 128 << 20  # bytes; a hundred thousand rows of cases.csv have 34 MiB
 ARRAY_LIMIT = 16 << 20  # bytes of one unpacked array
 DEPTH = 64  # of nesting
 NODES = 200_000  # of plain data
