@@ -224,8 +224,9 @@ def test_a_disk_that_is_full(words, tmp_path):
 
 def test_an_acdc_root_that_is_not_there(words, monkeypatch, tmp_path):
     monkeypatch.setenv("ACDC_ROOT", str(tmp_path / "absent"))
-    found = the(doctor.examine(words), "ACDC_ROOT")
+    found = the(doctor.examine([*words[1:], "data=acdc"]), "ACDC_ROOT")
     assert found.level == "error" and str(tmp_path / "absent") in found.said and found.remedy
+    assert the(doctor.examine(words), "ACDC_ROOT").level == "warning"  # a training of the phantom
 
 
 def test_the_data_that_are_found(words, monkeypatch, phantom_root, tmp_path):

@@ -204,7 +204,17 @@ def test_label_maps_are_not_scored_in_the_name_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "word", ["data=acdc", "data.size=3", "evaluation.tta=true", "test=false", "model=unet"]
+    "word",
+    [
+        "data=acdc",
+        "data.size=3",
+        "evaluation.tta=true",
+        "test=false",
+        "model=unet",
+        "loss=focal",
+        "init_from=nope",
+        "seed=3",
+    ],
 )
 def test_what_is_read_of_a_run_alone_is_refused_beside_label_maps(word, said):
     assert f"{word}: not read with predictions=" in said(

@@ -193,6 +193,17 @@ def test_a_loss_of_which_no_part_counts_is_refused():
     assert checked(composed(*words[:2]), "config")
 
 
+def test_what_only_other_splits_read_is_refused_rather_than_another_run():
+    assert "data.folds: it is for data.split=kfold, and the split is random" in refusal(
+        "data=phantom", "data.folds=9"
+    )
+    assert "data.split_seed: it is for data.split=random or kfold or auto" in refusal(
+        "data=acdc", "data.root=hearts", "+data.split_seed=1"
+    )
+    looked_at("data=phantom", "data.split=kfold", "data.folds=4", "+data.split_seed=1")
+    looked_at("data=phantom", "+data.split_seed=1")
+
+
 def test_values_are_as_the_schema_has_them():
     words = ["data=phantom", "name=2024", "trainer.precision=64", "evaluation.tolerance_mm=2"]
     cfg = checked(composed(*words), "config", words)

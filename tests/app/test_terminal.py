@@ -1,8 +1,12 @@
 """What a command leaves in a terminal of 80 and of 160 columns, in a pipe, and with no colours."""
 
+import json
+import os
 import re
+import sys
 
 import pytest
+import rich
 
 from runs import UNET, entered, small_overrides
 
@@ -105,3 +109,16 @@ def test_no_color_is_obeyed(monkeypatch):
     monkeypatch.setattr(rich, "get_console", lambda: console)
     Console().emit(logging.makeLogRecord({"msg": "[red]a[/red] 0.5 /some/path"}))
     assert stream.getvalue() == "[red]a[/red] 0.5 /some/path\n"
+
+
+def test_a_training_goes_on_where_nobody_reads_its_output(phantom_root, tmp_path, monkeypatch):
+    """As behind `| head`, which ends after its lines: no result is lost."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [*WORDS, *small_overrides(phantom_root, tmp_path / "outputs"), "data.steps=4"]
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as nobody:
+        patch.setattr(sys, "stdout", nobody)
+        patch.setattr(rich.get_console(), "quiet", False)  # and again afterwards
+        assert entered("train.py", *words) == 0
+    (record,) = tmp_path.glob("outputs/*/*/run.json")
+    assert json.loads(record.read_text())["status"] == "done"

@@ -51,8 +51,20 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
         raise UserError(f"name={place}: too long for a folder; {LONGEST} bytes at most")
     if script != "evaluate":  # whose data may be the run's
         require_named_data(cfg, overrides, as_configured=True)
+        _require_split(raw, overrides)
     _require_apart(cfg)
     return cfg
+
+
+def _require_split(raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuses what only some splits read: elsewhere it would make another run of the same data."""
+    split = str((raw.get("data") or {}).get("split") or "")
+    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
+    of_splits = {"data.folds": ("kfold",), "data.split_seed": ("random", "kfold", "auto")}
+    for key in typed & of_splits.keys() if split and "$" not in split else ():
+        if split not in of_splits[key]:
+            names = " or ".join(of_splits[key])
+            raise UserError(f"{key}: it is for data.split={names}, and the split is {split}")
 
 
 def check_targets(cfg: DictConfig) -> None:

@@ -240,8 +240,9 @@ def data(configuration: Any) -> Iterator[Finding]:
         return
     named = os.environ.get("ACDC_ROOT")
     if named and not Path(named).expanduser().is_dir():
-        remedy = "set it to the folder of the data set, or unset it for the phantom"
-        yield Finding("error", "ACDC_ROOT", f"{named} is not a folder", remedy)
+        level = "error" if str(chosen.root) == named else "warning"  # these data do not read it
+        remedy = "set it to the folder of ACDC, or unset it for the phantom"
+        yield Finding(level, "ACDC_ROOT", f"{named} is not a folder", remedy)
     root = Path(chosen.root).expanduser()
     said = f"{chosen.title} in {root}"
     if chosen.synthetic:

@@ -27,6 +27,7 @@ from mambaseg.app.overrides import arranged, composition_error, typed, yaml_prob
 from mambaseg.app.own import require_own_names
 from mambaseg.app.sources import require_sources
 from mambaseg.app.sweeps import compare_jobs, skipped
+from mambaseg.app.terminal import outlive_closed_pipe
 from mambaseg.errors import NotInstalledError, UserError, out_of_memory
 from mambaseg.storage.files import keep_caches, print_any_name
 from mambaseg.storage.untrusted import printable
@@ -109,6 +110,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                     if skipped(cfg, error):
                         return None
                     raise
+                outlive_closed_pipe()
                 return function(cfg)
 
         @functools.wraps(function)

@@ -49,8 +49,6 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
     _require_unicode(cfg)
-    if "checkpoint" in cfg or not in_sweep():  # a sweep of trainings has said it
-        announce_synthetic([cfg.data])
     check_targets(cfg)
     task = task_class(cfg.data)
     checkpoint = None
@@ -63,6 +61,8 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
             cfg.pop(key, None)
         if cfg.get("init_from"):
             raise UserError("init_from: is where a training starts; leave it out of an evaluation")
+    if "checkpoint" in cfg or not in_sweep():  # a sweep of trainings has said it
+        announce_synthetic([cfg.data])
     if checkpoint is None:
         settle_weights(cfg.model)
         _settle_channels(cfg, "model")

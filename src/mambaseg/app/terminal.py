@@ -1,6 +1,8 @@
 """What a command says in the terminal, through the console that also draws bars and tables."""
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,18 @@ def announce_synthetic(data: Iterable[Any]) -> None:
     said = {one.title: one.get("instead") or "" for one in data if one.get("synthetic")}
     for title, instead in said.items():
         log.warning("*** %s *** %s", title, instead)
+
+
+def outlive_closed_pipe() -> None:
+    """Lets a command go on in silence where nobody reads any more: rich would end it."""
+    from rich.console import Console as RichConsole
+
+    def go_on(console: RichConsole) -> None:
+        console.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        log.warning("nobody reads the output any more; the command goes on without")
+
+    RichConsole.on_broken_pipe = go_on  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Any image size for any network: pad at the bottom and right, run, crop back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,23 @@ def require_multiple(image: Tensor, multiple: int | Sequence[int], network: str)
             f"got {height} × {width}. Choose another size (data.size), or in Python wrap it in "
             f"AnySize(network, multiple={multiple}), which pads and crops."
         )
+
+
+@contextmanager
+def wide_enough(network: str, image: Tensor) -> Iterator[None]:
+    """Says what to do where a network's norm has a single pixel of an image left; `UserError`."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 "):  # of instance or batch norm
+            raise
+        height, width = image.shape[-2:]
+        more = ", data.batch_size above 1" if "per channel" in str(error) else ""
+        raise UserError(
+            f"{network} reduces an image of {height} × {width} pixels to a single one, which "
+            f"cannot be normalised: use larger images (data.size){more}, or a network with fewer "
+            "stages."
+        ) from error
 
 
 class AnySize(nn.Module):
@@ -61,7 +79,8 @@ class AnySize(nn.Module):
         """Map `(B, C, H, W)` to logits `(B, K, H, W)`; in training to a list, if there are several.
 
         Raises:
-            UserError: the image is smaller than the network's patch, or the output is not one
+            UserError: the image is smaller than the network's patch or too small for its norms, or
+                the output is not one
                 tensor of the input's height and width, or several heads see a padded image or are
                 to be added to it.
         """
@@ -76,8 +95,9 @@ class AnySize(nn.Module):
         bottom, right = -height % self.multiples[0], -width % self.multiples[1]
         if bottom or right:
             image = F.pad(image, (0, right, 0, bottom))
-        logits: Tensor = self.network(image)
         name = type(self.network).__name__
+        with wide_enough(name, image):
+            logits: Tensor = self.network(image)
         if isinstance(logits, list) and self.training:
             if self.residual:
                 raise UserError(

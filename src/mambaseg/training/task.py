@@ -20,6 +20,7 @@ from mambaseg.data.counter import DROPPING, draws
 from mambaseg.errors import UserError
 from mambaseg.evaluation.costs import seconds_on
 from mambaseg.models import GraphedNetwork, keep_layout
+from mambaseg.models.any_size import wide_enough
 from mambaseg.models.stochastic import drawing, stochastic_layers
 from mambaseg.training.checkpoints import worth_of
 from mambaseg.training.compiled import Compiled
@@ -160,18 +161,8 @@ class Task(L.LightningModule, ABC):
     def passed(self, function: Callable[[Tensor], Any], image: Tensor) -> Any:
         """What a network, or a function of a method, makes of an image."""
         parameter = next(self.network.parameters(), image)
-        try:
+        with wide_enough(self.network_name(), image):
             output = function(image.to(parameter.dtype))
-        except ValueError as error:
-            if not str(error).startswith("Expected more than 1 "):  # of instance or batch norm
-                raise
-            height, width = image.shape[-2:]
-            more = ", data.batch_size above 1" if "per channel" in str(error) else ""
-            raise UserError(
-                f"{self.network_name()} reduces an image of {height} × {width} pixels to a single "
-                f"one, which cannot be normalised: use larger images (data.size){more}, or a "
-                "network with fewer stages."
-            ) from error
         if isinstance(output, Tensor) and output.ndim == 5:  # heads, as MONAI's networks have them
             output = list(output.unbind(1))
         return [_wide(one) for one in output] if isinstance(output, list) else _wide(output)

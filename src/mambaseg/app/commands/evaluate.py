@@ -20,8 +20,12 @@ from mambaseg.app.run_data import with_run_data
 from mambaseg.app.sweeps import note_run
 from mambaseg.errors import UserError
 
-# keys that scores of label maps do not depend on, or their beginnings
-_OF_RUNS = ("data", "model", "experiment", "test", "evaluation.tta", "evaluation.batch_size")
+# keys that scores of label maps are made with; `evaluation` without those of networks
+_OF_LABEL_MAPS = {
+    "predictions", "references", "class_names", "ignore_label", "patient_pattern", "calibration",
+    "evaluation", "metric", "outputs", "name", "rerun", "hydra",
+}  # fmt: skip
+_OF_NETWORKS = {"evaluation.tta", "evaluation.batch_size"}
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +52,10 @@ def _folders(cfg: DictConfig) -> float | None:
     if cfg.calibration:
         raise UserError("calibration=true: label maps hold no probabilities; give run=...")
     given = typed(HydraConfig.get().overrides.task)
-    if unread := [word for word in given if key_of(word).startswith(_OF_RUNS)]:
+    keys = {word: key_of(word) for word in given}
+    unread = [word for word, key in keys.items()
+              if key.partition(".")[0] not in _OF_LABEL_MAPS or key in _OF_NETWORKS]  # fmt: skip
+    if unread:
         raise UserError(f"{' '.join(unread)}: not read with predictions=, only with run=")
     from rich import get_console
 
