@@ -26,7 +26,7 @@ def outlive_closed_pipe() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         log.warning("nobody reads the output any more; the command goes on without")
 
-    RichConsole.on_broken_pipe = go_on  # type: ignore[method-assign]
+    RichConsole.on_broken_pipe = go_on  # type: ignore[assignment, method-assign]
 
 
 @contextmanager
