@@ -33,8 +33,9 @@ INTRODUCTION = """\
 `conf/model/<network>.yaml` describes a network; the docstrings of its module describe every
 difference from the original. Tests compare everything here except the time with configs and code.
 
-Every network accepts images of any size, any number of classes, and one or more channels. Images
-are padded at the bottom and right to the next multiple given here, and the logits are cropped.
+Every network accepts images of any size (a few from 32 or 64 pixels on), any number of classes,
+and one or more channels. Images are padded at the bottom and right to the next multiple given here,
+and the logits are cropped.
 The numbers are for one channel, four classes and {size} × {size} pixels.
 
 The optimizer of each network in `experiment=acdc_own_recipe` is in `conf/optim/own/<network>.yaml`
