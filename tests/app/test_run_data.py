@@ -71,6 +71,14 @@ def test_a_seed_of_its_own_would_make_two_evaluations_of_one_network(own, tmp_pa
     assert "seed=: an evaluation draws nothing" in capfd.readouterr().err
 
 
+def test_overrides_that_only_a_training_reads_are_named(own, tmp_path, capfd):
+    status, again = scored(own, tmp_path, f"run={own}", "loss=focal", "data.batch_size=2")
+    assert status == 0 and again.summary["foreground"] == RunFolder(own).summary["foreground"]
+    said = capfd.readouterr().out
+    assert "loss=focal data.batch_size=2: not read, because nothing is trained" in said
+    assert "evaluation.batch_size is what" in said
+
+
 def test_the_config_of_its_data_may_be_in_a_folder(own, tmp_path):
     run = shutil.copytree(own, tmp_path / "outputs" / "default" / own.name)
     (tmp_path / "conf" / "data" / "mine").mkdir(parents=True)

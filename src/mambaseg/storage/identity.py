@@ -49,7 +49,7 @@ _LEFT_OUT = frozenset({
     "trainer.compile",
 })  # fmt: skip
 # Likewise where a checkpoint is scored: nothing is trained.
-_OF_TRAINING = frozenset({
+OF_TRAINING = frozenset({
     "loss", "optim", "method", "data.labels", "data.labelled", "data.unlabelled",
     "data.oversample", "data.steps",
     "data.val_every", "data.batch_size", "data.accumulate", "augmentation", "data.augmentation",
@@ -94,7 +94,7 @@ _ONLOOKERS = {
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that by design can change a number in cases.csv."""
-    left_out = _LEFT_OUT | _OF_TRAINING if config.get("checkpoint") else _LEFT_OUT
+    left_out = _LEFT_OUT | OF_TRAINING if config.get("checkpoint") else _LEFT_OUT
     optim = config.get("optim") or {}
     if not optim.get("freeze_encoder") and optim.get("layer_decay", 1.0) == 1:
         left_out |= {"model.encoder_parts"}

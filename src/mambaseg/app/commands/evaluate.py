@@ -19,6 +19,7 @@ from mambaseg.app.overrides import key_of, typed
 from mambaseg.app.run_data import with_run_data
 from mambaseg.app.sweeps import note_run
 from mambaseg.errors import UserError
+from mambaseg.storage.identity import OF_TRAINING
 
 # keys that scores of label maps are made with; `evaluation` without those of networks
 _OF_LABEL_MAPS = {
@@ -36,6 +37,7 @@ def main(cfg: DictConfig) -> float | None:
         return _folders(cfg)
     from mambaseg.reporting.tables import headline
 
+    _warn_of_unread()
     run = build(with_run_data(cfg))
     calibrate = prepare_calibration(run, cfg)  # what it refuses is said before anything is scored
     with run:
@@ -44,6 +46,17 @@ def main(cfg: DictConfig) -> float | None:
         run.report()
     calibrate()
     return headline(run.folder.summary)[1] if run.main else None
+
+
+def _warn_of_unread() -> None:
+    """Names overrides that only a training reads."""
+    words = typed(HydraConfig.get().overrides.task)
+    unread = [word for word in words
+              if any(f"{key_of(word)}.".startswith(f"{one}.") for one in OF_TRAINING)]  # fmt: skip
+    if unread:
+        more = " (evaluation.batch_size is what an evaluation reads)"
+        log.warning("%s: not read, because nothing is trained%s", " ".join(unread),
+                    more * any("batch_size" in word for word in unread))  # fmt: skip
 
 
 def _folders(cfg: DictConfig) -> float | None:
