@@ -323,6 +323,11 @@ def write_little(path):
     torch.save({k: v for k, v in small_weights().items() if k.startswith(kept)}, path)
 
 
+def write_few_blocks(path):
+    kept = ("patch_embed", "layers.0")
+    torch.save({k: v for k, v in small_weights().items() if k.startswith(kept)}, path)
+
+
 def write_whole_numbers(path):
     torch.save({k: (10 * v).to(torch.int8) for k, v in small_weights().items()}, path)
 
@@ -337,7 +342,8 @@ def write_whole_numbers(path):
         (write_no_tensors, "holds no tensors"),
         (write_list, "holds no tensors"),
         (write_other_network, "fills only 0% of the encoder"),
-        (write_little, r"fills only \d+% of the encoder.* of the network not filled: .*depths"),
+        (write_little, r"fills only \d+% of the encoder.*\(not used: head"),
+        (write_few_blocks, r"fills only \d+% of the encoder.*\(not filled: .*model\.depths"),
         (write_whole_numbers, "fills only 0% of the encoder"),
     ],
 )

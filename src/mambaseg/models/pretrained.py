@@ -168,12 +168,12 @@ class Pretrained(nn.Module):
         if share < SENSIBLE_SHARE:
             ignored = [key for key in file if names.get(key) not in loaded]
             empty = [key for key in encoder if key not in loaded]
-            what = f"not used: {', '.join(ignored[:3])}" if ignored else (
-                f"of the network not filled: {', '.join(empty[:3])}; has the file model.depths?"
-            )  # fmt: skip
+            what = f"not used: {', '.join(ignored[:3])}, ..."
+            if not ignored:
+                what = f"not filled: {', '.join(empty[:3])}, ...; do model.depths fit the file?"
             raise UserError(
                 f"model.pretrained: {path} fills only {share:.0%} of the encoder of "
-                f"{type(self).__name__}, which takes {self.backbone} ({what}, ...)."
+                f"{type(self).__name__}, which takes {self.backbone} ({what})"
             )
         self.load_state_dict(loaded | copied, strict=False)
         left = {key: value for key, value in file.items() if names.get(key) not in loaded}

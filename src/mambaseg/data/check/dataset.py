@@ -151,7 +151,7 @@ def check_dataset(
         examined = list(pool.map(lambda case: _examine(case, classes, further), cases))
     alike = find_alike(cases)
     voxels = [one.label_counts for one in examined if one.digest is not None]
-    errors += _of_the_whole(root, cases, voxels, names)
+    errors += _of_the_whole(root, cases, voxels, names if labels == "dense" else None)
     problems = [_line(error, root) for error in errors]
     problems += [_line(error, root, e.case.id) for e in examined for error in e.errors]
     problems += [*_duplicates(examined), *remarks]
