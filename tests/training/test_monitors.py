@@ -107,6 +107,11 @@ def test_the_averaged_weights_of_best_are_tested(made, monkeypatch):
     assert all(torch.equal(tested[key], averaged[key]) for key in averaged)
 
 
+def test_two_callbacks_that_average_are_refused(made):
+    with pytest.raises(UserError, match=r"callbacks\.ema and callbacks\.more both average"):
+        made(EMA, EMA.replace("callbacks.ema", "callbacks.more"), "optim=adamw")
+
+
 def test_a_run_that_averages_resumes_exactly(made, monkeypatch, tmp_path):
     words = [EMA, "optim=adamw", "callbacks.checkpoint.every=1"]
     whole = made(*words, f"outputs={tmp_path / 'whole'}")

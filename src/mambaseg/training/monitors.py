@@ -8,18 +8,20 @@ from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
 
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    WeightAveraging,
+)
 
 from mambaseg.errors import UserError
 from mambaseg.storage.identity import better
 from mambaseg.training.checkpoints import Checkpoints
 
-# Lightning's callbacks that count epochs, know nothing of skipped steps, or change what the data
-# module has to know
+# Lightning's callbacks that count epochs, or change what the data module has to know
 _INSTEAD = {
-    **dict.fromkeys(
-        ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"), "use callbacks=ema"
-    ),
+    "StochasticWeightAveraging": "use callbacks=ema",
     "GradientAccumulationScheduler": "set trainer.accumulate_grad_batches",
     "BatchSizeFinder": "set data.batch_size",
     "LearningRateFinder": "set optim.optimizer.lr",
@@ -37,7 +39,7 @@ def settle_callbacks(
     `logged` names what the task's validation logs; `modes` has `min` or `max` of those whose names
     do not tell.
     """
-    states = []
+    states, averages = [], []
     folder = f"{cfg.get('run_dir')}/checkpoints"
     for name, config in (cfg.get("callbacks") or {}).items():
         if not config or not isinstance(kind := resolve_name(config["_target_"]), type):
@@ -46,8 +48,10 @@ def settle_callbacks(
         if kind.__name__ in _INSTEAD and kind.__module__.startswith("lightning."):
             raise UserError(
                 f"{key}: {kind.__name__} cannot be used, because a training here is one epoch of "
-                f"data.steps steps, of which some may be skipped: {_INSTEAD[kind.__name__]} instead"
+                f"data.steps steps: {_INSTEAD[kind.__name__]} instead"
             )
+        if issubclass(kind, WeightAveraging):
+            averages.append(key)
         if issubclass(kind, Checkpoints):
             states.append(key)
             known.pop()
@@ -69,6 +73,11 @@ def settle_callbacks(
             optional = kind is ModelCheckpoint and config.get("monitor") is None  # saves the newest
             if not optional:
                 _settle_monitor(key, config, known, modes or {})
+    if len(averages) > 1:
+        raise UserError(
+            f"{' and '.join(averages)} both average the weights, and each would take the other's "
+            "average for the weights that resume: keep one, such as callbacks=ema"
+        )
     if len(states) != 1:
         found = f"{' and '.join(states)} are two of them" if states else "it is missing"
         raise UserError(
