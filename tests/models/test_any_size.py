@@ -60,3 +60,9 @@ def test_network_without_patches_takes_the_smallest_image():
 def test_multiple_below_one_is_a_mistake():
     with pytest.raises(ValueError, match="at least 1"):
         AnySize(Recorder(), 0)
+
+
+def test_an_image_too_small_for_the_norms_is_told_with_its_own_size():
+    network = AnySize(nn.Sequential(nn.Conv2d(1, 2, 8, stride=8), nn.InstanceNorm2d(2)), 8).train()
+    with pytest.raises(UserError, match="reduces an image of 5 × 7 pixels to a single one"):
+        network(torch.zeros(2, 1, 5, 7))

@@ -59,11 +59,13 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
 def _require_split(raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Refuses what only some splits read: elsewhere it would make another run of the same data."""
     split = str((raw.get("data") or {}).get("split") or "")
+    if not split or "$" in split:  # which follows from the data
+        return
     typed = {word.lstrip("+").partition("=")[0] for word in overrides}
     of_splits = {"data.folds": ("kfold",), "data.split_seed": ("random", "kfold", "auto")}
-    for key in typed & of_splits.keys() if split and "$" not in split else ():
-        if split not in of_splits[key]:
-            names = " or ".join(of_splits[key])
+    for key, splits in of_splits.items():
+        if key in typed and split not in splits:
+            names = " or ".join(splits)
             raise UserError(f"{key}: it is for data.split={names}, and the split is {split}")
 
 

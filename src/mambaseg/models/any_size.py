@@ -80,9 +80,8 @@ class AnySize(nn.Module):
 
         Raises:
             UserError: the image is smaller than the network's patch or too small for its norms, or
-                the output is not one
-                tensor of the input's height and width, or several heads see a padded image or are
-                to be added to it.
+                the output is not one tensor of the input's height and width, or several heads see a
+                padded image or are to be added to it.
         """
         height, width = image.shape[-2:]
         smallest = getattr(self.network, "patch_size", 1)
@@ -93,10 +92,10 @@ class AnySize(nn.Module):
                 f"(data.size) or a network without patches (model=unet)."
             )
         bottom, right = -height % self.multiples[0], -width % self.multiples[1]
-        if bottom or right:
-            image = F.pad(image, (0, right, 0, bottom))
         name = type(self.network).__name__
-        with wide_enough(name, image):
+        with wide_enough(name, image):  # of which it tells the size before it is padded
+            if bottom or right:
+                image = F.pad(image, (0, right, 0, bottom))
             logits: Tensor = self.network(image)
         if isinstance(logits, list) and self.training:
             if self.residual:
