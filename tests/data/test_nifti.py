@@ -55,6 +55,31 @@ def test_each_form_of_orientation(tmp_path, qform, sform, order):
     assert assert_same(path, tmp_path).spacing == pytest.approx((8.0, 1.3, 1.2))
 
 
+@pytest.mark.parametrize("depth", [1.0, 0.0])
+@pytest.mark.parametrize("sform", [0, 1])
+def test_a_file_of_two_dimensions_is_one_slice_and_its_label_map_is_too(tmp_path, sform, depth):
+    affine = np.diag([-1.2, 1.3, 1, 1])
+    path = made(tmp_path / "a.nii", VOXELS[:, :, 0], affine, sform=sform)
+    content = bytearray(path.read_bytes())
+    content[88:92] = struct.pack("<f", depth)  # pixdim[3], which some programs leave empty
+    path.write_bytes(content)
+    image = read(path, tmp_path)
+    assert image.spacing is None and np.array_equal(image.image[0, 0, 0].T, VOXELS[:, :, 0])
+    labels = np.zeros((1, 1, 5, 6), np.uint8)
+    (tmp_path / "labels.nii.gz").write_bytes(to_nifti(labels, image.header, label=True))
+    ours = nib.load(tmp_path / "labels.nii.gz")
+    assert ours.shape == (6, 5) and np.allclose(ours.affine, affine)
+    several = np.zeros((1, 3, 1, 5, 6), np.uint8)
+    (tmp_path / "classes.nii.gz").write_bytes(to_nifti(several, image.header))
+    assert nib.load(tmp_path / "classes.nii.gz").shape == (6, 5, 1, 3)
+
+
+def test_nifti_2_is_refused_by_its_name(tmp_path):
+    nib.Nifti2Image(VOXELS, AFFINE).to_filename(tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"a\.nii\.gz: it is a NIfTI-2 file.*Save it as NIfTI-1"):
+        read(tmp_path / "a.nii.gz", tmp_path)
+
+
 @pytest.mark.parametrize("axes", [(1, 2, 0), (2, 0, 1), (0, 2, 1)])
 def test_axes_in_any_order(tmp_path, axes):
     path = made(tmp_path / "a.nii", VOXELS.transpose(axes), AFFINE[:, [*axes, 3]])

@@ -368,6 +368,16 @@ def test_kfold_has_folds_that_the_data_set_does_not(tmp_path):
     assert {case.part for case in reader(root)} == {None}
 
 
+def test_a_whole_file_of_other_channels_than_dataset_json_names_is_an_error(tmp_path):
+    root = write_nnunet(tmp_path, cases=2, channels=3, whole=True, version=1)
+    about = json.loads((root / "dataset.json").read_text())
+    about["modality"] = {"0": "T1", "1": "T2"}
+    (root / "dataset.json").write_text(json.dumps(about))
+    errors = check_dataset(root).of("error")
+    assert [one.where for one in errors] == ["case_000", "case_001"]
+    assert all("has 3 channels, the data set has 2" in one.problem for one in errors)
+
+
 def test_a_pickle_of_splits_is_not_read_and_said(tmp_path):
     root = write_nnunet(tmp_path)
     (root / "splits_final.pkl").write_bytes(b"")

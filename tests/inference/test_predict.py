@@ -249,6 +249,11 @@ def test_with_all_views_a_turned_image_gives_turned_labels():
     assert (turned == labels.rot90(1, (1, 2))).float().mean() > 0.995  # ties within rounding
 
 
+def test_an_unknown_scan_backend_is_refused_though_the_network_scans_nothing(checkpoint):
+    with pytest.raises(UserError, match=r"Unknown scan backend 'nonsense'.*'numba'"):
+        restore_predictor([checkpoint], scan_backend="nonsense")
+
+
 def test_an_ensemble_of_one_network_twice_says_what_it_says_alone(checkpoint, tmp_path):
     path = write_image(tmp_path / "scan.nii.gz")
     predict(checkpoint, path, tmp_path / "one")

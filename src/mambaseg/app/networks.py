@@ -175,7 +175,14 @@ def restore_network(
 
     It is (B, C, H, W) -> (B, K, H, W) for any size. `original` has `model` and `data` of a file
     with weights of the original repository.
+
+    Raises:
+        UserError: no backend has the name `scan_backend`, whether the network scans or not; the
+            file is none that can be used.
     """
+    from mambaseg.scan.dispatch import check_name
+
+    check_name(scan_backend)
     checkpoint, model = read_with_config(path, original)
     if "scan_backend" in model:
         model.scan_backend = scan_backend

@@ -86,7 +86,9 @@ def check_array(
     what the file calls the array, `dimensions` how many axes it may have (4: a volume per time).
     """
     sizes = tuple(int(size) for size in shape)
+    remedy = "Use grey-scale or labels of at most 64 bits, or get the file again."
     if len(sizes) not in dimensions:
+        remedy = "Use the file of one frame (of ACDC _frameFF, not _4d), with one image."
         expected = " or ".join(f"{number}-D" for number in dimensions)
         problem = f"the {name} is {len(sizes)}-D (shape {sizes}); expected is {expected}"
     elif min(sizes) < 1:
@@ -97,10 +99,7 @@ def check_array(
         problem = f"the {name} has data type {dtype}"
     else:
         return
-    remedy = (
-        "Use the file of one frame (_frameFF, not _4d), grey-scale or labels of at most 64 bits"
-    )
-    raise DataError(problem, path, f"{remedy}, or get the file again.")
+    raise DataError(problem, path, remedy)
 
 
 @contextlib.contextmanager

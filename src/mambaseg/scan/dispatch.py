@@ -129,12 +129,17 @@ def choose_backend(name: str, device: torch.device | str) -> str:
     return _choose(name, torch.device(device).type)
 
 
+def check_name(name: str) -> None:
+    """Raises UserError: `name` is not "auto", a backend of the table or the path of a module."""
+    if name not in ("auto", *BACKENDS) and "." not in name:
+        raise UserError(f"Unknown scan backend '{name}'. Choose auto or one of {[*BACKENDS]}.")
+
+
 @torch.compiler.assume_constant_result  # imports and logging stay out of compiled graphs
 def _choose(name: str, device_type: str) -> str:
     if name == "auto":
         return _choose_automatically(device_type)
-    if name not in BACKENDS and "." not in name:
-        raise UserError(f"Unknown scan backend '{name}'. Choose auto or one of {[*BACKENDS]}.")
+    check_name(name)
     reason = obstacle(name, device_type)
     if reason is not None:
         raise UserError(f"scan_backend={name} cannot run: {reason}. Use model.scan_backend=auto.")

@@ -133,10 +133,11 @@ def check_dataset(
         found, errors, remarks = layout.reader.survey(root, **layout.options)
     except DataError as error:
         return Report(root, 0, (_line(error, root, str(root)),))
-    names = None
+    names = channels = None
     try:
         names = layout.class_names(root)
         ignore_label = layout.ignore_label(root)
+        channels = layout.reader.channels and layout.reader.channels(root)
     except DataError as error:  # the images are worth a look all the same
         errors.insert(0, error)
     cases = list(_as_configured(found, layout, names, ignore_label, labels, errors))
@@ -148,7 +149,7 @@ def check_dataset(
         yield from _outside(volume.image, window)
 
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
-        examined = list(pool.map(lambda case: _examine(case, classes, further), cases))
+        examined = list(pool.map(lambda case: _examine(case, classes, channels, further), cases))
     alike = find_alike(cases)
     voxels = [one.label_counts for one in examined if one.digest is not None]
     errors += _of_the_whole(root, cases, voxels, names if labels == "dense" else None)
@@ -215,15 +216,19 @@ def _line(error: DataError, root: Path, where: str | None = None) -> Problem:
     return Problem("error", where or readable(path.name), f"{shown}: {problem}", error.remedy)
 
 
-def _examine(case: Case, num_classes: int, further: Callable[[Volume], Iterable[str]]) -> Examined:
-    """Read a case completely, whatever comes of it."""
+def _examine(
+    case: Case,
+    num_classes: int,
+    channels: int | None,
+    further: Callable[[Volume], Iterable[str]],
+) -> Examined:
+    """Read a case completely, whatever comes of it; without `channels` it may have any number."""
     try:
         with collected_warnings() as said:
             volume = case.load()
         partial = case.ignore is not None
-        errors = tuple(
-            find_problems(volume, case.image_path, case.label_path, num_classes, partial=partial)
-        )
+        files = (case.image_path, case.label_path)
+        errors = tuple(find_problems(volume, *files, num_classes, channels, partial))
         if errors or volume.label is None:
             return Examined(case, errors)
         content = hashlib.sha256(str(volume.image.shape).encode())

@@ -59,7 +59,7 @@ def read_image(path: Path, channels: int = 1) -> Volume:
     """
     name = path.name.lower()
     if name.endswith(NIFTI):
-        return read_nifti(path, dimensions=(3, 4))
+        return read_nifti(path, dimensions=(2, 3, 4))
     if name.endswith(META_IMAGE):
         from mambaseg.data.formats.itk import read_itk
 

@@ -56,6 +56,7 @@ def split_of(root: Path) -> str:
     class_names=lambda root: read_dataset_json(root).class_names,
     ignore_label=lambda root: read_dataset_json(root).ignore,
     regions=lambda root: read_dataset_json(root).regions,
+    channels=lambda root: len(read_dataset_json(root).channels),
     split=split_of,
 )
 def find_cases(

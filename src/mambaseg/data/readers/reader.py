@@ -57,6 +57,7 @@ class Reader:
     ignore_label: Callable[[Path], int | None] | None = None  #: likewise, of `data.ignore_label`
     #: likewise, of `data.regions`
     regions: Callable[[Path], dict[str, list[int]] | None] | None = None
+    channels: Callable[[Path], int] | None = None  #: that an image must have
     split: Callable[[Path], str] | None = None  #: `data.split` to propose, likewise
     remarks: Callable[[Volume], Iterable[str]] = lambda volume: ()  #: on what is suspicious
 
