@@ -512,7 +512,8 @@ def test_the_command_predicts_and_its_status_tells_of_failures(
     (["run=x", "ensemble=[y]"], "as ensemble=[...], not both"),
     ([], "give run="),
     (["run=absent.ckpt"], "or bundle absent.ckpt"),
-    (["device=tpu"], "device=tpu cannot be used"),
+    (["device=gpu"], "device=gpu cannot be used: choose auto, cpu, cuda"),
+    (["device=cuda:77"], "device=cuda:77 cannot be used ("),
     (["precision=16-mixed"], "precision=16-mixed"),
 ])  # fmt: skip
 def test_a_command_that_cannot_start_says_why(

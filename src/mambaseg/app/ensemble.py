@@ -159,6 +159,10 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        choices = "auto, cpu, cuda, cuda:1 or mps"
+        raise UserError(f"device={name} cannot be used: choose {choices}") from error
+    try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:200]

@@ -103,9 +103,9 @@ def to_nifti(array: np.ndarray, place: Any, *, slope: float = 1.0, label: bool =
     """The content of a `.nii.gz` file; the same array gives the same bytes.
 
     The array is uint8, (T, Z, H, W) or, with classes, (T, K, Z, H, W). T = 1 leaves no axis of time
-    where the header has none, nor Z = 1 one of slices; classes become the last axis. `place` is `Volume.header`, bit for bit
-    in the file but for the axis of the classes. The numbers are to be multiplied with `slope`;
-    `label` marks the file as a label map.
+    where the header has none, nor Z = 1 one of slices; classes become the last axis. `place` is
+    `Volume.header`, bit for bit in the file but for the axis of the classes. The numbers are to be
+    multiplied with `slope`; `label` marks the file as a label map.
     """
     header = place.copy()
     header.set_data_dtype(np.uint8)
