@@ -174,6 +174,7 @@ def passes(config):
             supervised_loss=DiceCE(),
         )
     )
+    method.after(1)  # of which a discriminator learns
     return counts[True] / BATCH, counts[False] / BATCH
 
 

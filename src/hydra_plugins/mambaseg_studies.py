@@ -167,6 +167,7 @@ class Studies(Sweeper):
     def _say_best(self, label: str, words: list[str], folder: Path) -> None:
         from mambaseg.app.budget import steps_within
         from mambaseg.app.check import checked
+        from mambaseg.app.own import config_dirs
 
         result = OmegaConf.load(folder / "optimization_results.yaml")
         best = [f"{key}={value}" for key, value in result.best_params.items()]
@@ -178,7 +179,8 @@ class Studies(Sweeper):
             best += ["data.minutes=null", *(f"{key}={count}" for key, count in steps.items())]
         kept = [word for word in words if word.split("=", 1)[0] not in left_out]
         log.info("study %s: best score %.4f", label, result.best_value)
-        command = [f"name={self.config.name}_best", *kept, *best]
+        places = [f"--config-dir={place}" for place in config_dirs()]
+        command = [*places, f"name={self.config.name}_best", *kept, *best]
         log.info("train and test it: mambaseg train %s", shlex.join(command))
 
 

@@ -125,13 +125,33 @@ def test_a_sweep_of_experiments_lists_each_job_where_its_run_goes(tmp_path, monk
         cfg.hydra.overrides.task = words
     with initialize_config_dir(str(CONF), version_base="1.3"):
         sweeps.Sweeps().on_multirun_start(cfg)
-    assert [(tmp_path / "a", {}), (tmp_path / "b", {})] == sweeps._BEGUN
+    assert [(place.name, len(own), before) for place, own, before in sweeps._BEGUN] == [
+        ("a", 2, {}), ("b", 2, {})
+    ]  # fmt: skip
     for name in "ab":
         listed = [json.loads(file.read_text()) for file in (tmp_path / name / ".jobs").iterdir()]
         assert sorted(job["overrides"] for job in listed) == [
             [f"name={name}", f"seed={seed}", words[-1]] for seed in (1, 2)
         ]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_repeated_sweep_lists_all_its_jobs_once(tmp_path, monkeypatch, capsys):
+    """Also those that it does not come to, and whatever it adds that leads to the same runs."""
+    monkeypatch.setattr(sweeps, "_BEGUN", [])
+    for more in ([], ["evaluation.batch_size=8", "logger=csv"]):
+        words = ["seed=1,2,3", "name=a", f"outputs={tmp_path}", *more]
+        cfg = sweep(words[2])
+        with open_dict(cfg):
+            cfg.hydra.overrides.task = words
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            sweeps.Sweeps().on_multirun_start(cfg)
+        first = [word.replace("seed=1,2,3", "seed=1") for word in words]
+        sweeps._note(tmp_path / "a", first, error="killed")  # in its first job
+        sweeps.compare_jobs()
+        shown = capsys.readouterr().out
+        assert all(f"seed={seed}" in shown for seed in (1, 2, 3)) and "name=a" not in shown
+        assert len([*(tmp_path / "a" / ".jobs").iterdir()]) == 3
 
 
 @pytest.mark.parametrize("launcher", CHEAP)

@@ -123,8 +123,8 @@ def write_run(
         "callbacks": {"best": {"dirpath": str(folder.path)}},
     }  # fmt: skip
     for key, value in (config or {}).items():
-        part, _, name = key.partition(".")
-        settings.setdefault(part, {})[name] = value
+        *parts, name = key.split(".")
+        (settings.setdefault(parts[0], {}) if parts else settings)[name] = value
     folder.write_text("config.yaml", yaml.safe_dump(settings))
     folder.write_rows("cases.csv", rows)
     header = {"data": title, "model": model, "split": split, "checkpoint": "best", **summary}

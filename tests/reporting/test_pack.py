@@ -14,7 +14,7 @@ from mambaseg.errors import UserError
 from mambaseg.evaluation.calibration import BINS, REGIONS
 from mambaseg.reporting.calibration import calibration_grid
 from mambaseg.reporting.collect import collect
-from mambaseg.reporting.pack import FILES, _bare
+from mambaseg.reporting.pack import FILES, without_folders
 from mambaseg.reporting.tables import score_grids
 
 ROOT = Path(__file__).parents[2]
@@ -101,14 +101,14 @@ def test_a_copy_tells_nothing_of_the_machine(experiment, tmp_path):
     ],
 )  # fmt: skip
 def test_absolute_paths_are_cut_wherever_they_are(text, kept):
-    assert _bare({"a": [text]}) == {"a": [kept or text]}
-    assert _bare(kept or text) == (kept or text), "packed again"
+    assert without_folders({"a": [text]}) == {"a": [kept or text]}
+    assert without_folders(kept or text) == (kept or text), "packed again"
 
 
 def test_the_results_that_are_kept_here_stay_as_they_are():
     for path in (ROOT / "docs" / "results").rglob("run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        assert _bare(record) == record
+        assert without_folders(record) == record
 
 
 def test_runs_are_not_packed_onto_themselves(experiment):

@@ -2,12 +2,14 @@
 
 import base64
 import io
+import shlex
 
 import numpy as np
 from fake_runs import write_run
 from PIL import Image
 
 from mambaseg.reporting.cards import deck
+from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.collect import collect, repeats
 from mambaseg.reporting.figures import overlay, overlay_cells
 from mambaseg.reporting.protocol import commands, protocol_grid
@@ -50,6 +52,43 @@ def test_a_config_in_a_folder_keeps_its_name_in_the_command(tmp_path):
     assert commands(comparison.runs) == [
         "mambaseg train model=mine/deep seed=1 init_from=weights.pth"
     ]
+
+
+def test_a_command_keeps_its_values_as_they_were_typed(tmp_path):
+    words = ["model=unet", "seed=1", "data.class_names=[background,left ventricle]",
+             "data.patient_pattern='^(.+)/scan'", "callbacks.checkpoint.monitor=val/hd95_mm",
+             "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
+             "data.find_cases.extra=[/home/me/a,/home/me/b]"]  # fmt: skip
+    write_run(tmp_path, "unet", patients=(1,), size=16, record={"overrides": words})
+    ((comparison,), _, _) = collect(tmp_path)
+    (line,) = commands(comparison.runs)
+    words[-1] = "data.find_cases.extra=[a,b]"
+    assert shlex.split(line) == ["mambaseg", "train", *words]
+
+
+def test_a_training_that_ended_early_is_told_with_its_steps(tmp_path):
+    steps = {"data.steps": 8, "data.val_every": 1}
+    write_run(tmp_path, patients=(1,), size=16, config=steps, record={"steps": 8})
+    write_run(tmp_path, seed=2, patients=(1,), size=16, config=steps, record={"steps": 2})
+    ((comparison,), _, _) = collect(tmp_path)
+    rows = dict(protocol_grid(comparison).rows)
+    assert rows["steps"] == "8, validation every 1 / 8, ended after 2, validation every 1"
+    early = [line for line in cautions(comparison) if "ended trainings early" in line]
+    assert early == [
+        "A callback or trainer.max_time ended trainings early: unet-sgd-seed2 (step 2)."
+    ]
+
+
+def test_weights_that_a_training_began_with_are_told_apart(tmp_path):
+    for number in (1, 2):
+        start = f"/home/me/out/unet-seed{number}-ab/checkpoints/best.ckpt"
+        write_run(tmp_path, name=f"ft{number}", patients=(1,), size=16,
+                  config={"init_from": start})  # fmt: skip
+    ((comparison,), _, _) = collect(tmp_path)
+    labels = sorted(entry.label for entry in comparison.entries)
+    assert [f"unet-seed{number}-ab/best.ckpt" in label for number, label in
+            enumerate(labels, start=1)] == [True, True]  # fmt: skip
+    assert any("start from pretrained weights" in line for line in cautions(comparison))
 
 
 def test_trainings_are_counted_with_their_folds(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mambaseg.reporting.status import states, summary
+from mambaseg.reporting.status import jobs, states, summary
 from mambaseg.storage.run_folder import this_host
 
 NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
@@ -125,6 +125,13 @@ def test_a_run_that_writes_its_log_lives_without_heartbeats(tmp_path, minutes):
     (run,) = states(tmp_path, now=NOW)
     lost = ("interrupted", "no sign of life for 1 h 1 min")
     assert (run.state, run.cause) == (("running", "") if minutes < 60 else lost)
+
+
+def test_what_one_job_shares_its_neighbours_tell(tmp_path):
+    for seed in (1, 2):
+        write_job(tmp_path, seed, None)
+    (job,) = jobs(tmp_path, {"2.json"})
+    assert job.overrides == "seed=2"
 
 
 def test_a_damaged_list_of_jobs_is_no_obstacle(tmp_path):

@@ -204,7 +204,22 @@ def test_the_commit_of_a_repository_that_mambaseg_is_installed_below_is_not_its_
     assert code_state()["commit"] is None
     git("add", ".")
     git("commit", "-m", "y")
+    assert code_state()["commit"] is None  # as it was when this process began
+    run_folder._package_state.cache_clear()
     assert len(code_state()["commit"]) == 40 and code_state()["dirty"] is False
+
+
+def test_the_code_of_a_process_is_that_of_its_first_run(tmp_path, monkeypatch):
+    """A sweep runs what it has imported, whatever is written to the files meanwhile."""
+    package = tmp_path / "mambaseg/storage"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text("x = 1")
+    monkeypatch.setattr(run_folder, "__file__", str(package / "run_folder.py"))
+    before = code_state()
+    (package / "a.py").write_text("x = 2")
+    assert code_state() == before
+    run_folder._package_state.cache_clear()
+    assert code_state()["digest"] != before["digest"]
 
 
 def test_a_record_survives_a_power_cut_as_checkpoints_do(tmp_path, monkeypatch):

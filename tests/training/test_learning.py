@@ -1,5 +1,6 @@
 """Trainings with few labels: every method by its config, resumed exactly, used like any network."""
 
+import contextlib
 import copy
 import csv
 import json
@@ -15,6 +16,7 @@ from hydra.errors import InstantiationException
 
 import ranks
 from frozen_norms import freeze
+from mambaseg.app.check import checked
 from mambaseg.app.ensemble import restore_predictor
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import restore_network
@@ -32,7 +34,7 @@ from mambaseg.training.nonfinite import NonFinite
 from mambaseg.training.overview import overview
 from mambaseg.training.segmentation import SegmentationTask
 from mambaseg.training.task import Task
-from runs import QUIET, UNET, assert_same, built, entered, state_of, trained
+from runs import QUIET, UNET, assert_same, built, composed, entered, state_of, trained
 from typed import ROOT, typed
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -121,6 +123,7 @@ def test_two_processes_learn_what_one_does(small_run, tmp_path):
     """Pairs, masks, sums, teachers and a discriminator of the whole batch, of every method."""
     words = [*small_run, "data.batch_size=8", "data.steps=2", "trainer=cpu", "loss=dice_ce"]
     more = {"scribble2label": ["method.every=1"], "fixmatch": ["method.threshold=0.3"]}
+    more["ict"] = ["model.dropout=[0.1,0.2]"]  # what is dropped in a mix is its place's
     trainings = {name: [*words, *words_of(name), *more.get(name, [])] for name in METHODS}
     torch.multiprocessing.spawn(ranks.learn, (2, trainings, tmp_path), nprocs=2)
     ranks.learn(0, 1, trainings, tmp_path)
@@ -396,7 +399,7 @@ def test_a_skipped_step_leaves_the_statistics_of_all_networks(small_run):
     [
         (["method=mean_teacher", "trainer.precision=bf16-true"], "32-true or bf16-mixed"),
         (["method=deep_adversarial", "trainer.precision=bf16-true"], "32-true or bf16-mixed"),
-        (["method=partial_ce"], "add loss=partial_ce"),
+        (["method=ict", "+method.noise=0.5"], "noise"),
         (["method=cps", "method.partner=nnunet_2d", "model=nnunet_2d", "loss=deep_supervision"],
          "model.deep_supervision=false"),
     ],
@@ -405,6 +408,19 @@ def test_what_a_method_cannot_train_with_is_refused_with_its_remedy(words, said,
     network = [] if "model=nnunet_2d" in words else UNET
     with pytest.raises((UserError, InstantiationException), match=said):
         built(*small_run, *network, "trainer=cpu", "data.labelled=2", *words).__enter__()
+
+
+@pytest.mark.parametrize(("loss", "right"), [
+    ("loss=dice_ce", False), ("loss=boundary", False), ("loss=focal", False),
+    ("loss=deep_supervision", False), ("loss=top_k loss.dice_weight=1", False),
+    ("loss=partial_ce", True), ("loss=cross_entropy", True), ("loss=top_k", True),
+    ("loss=deep_supervision loss@loss.loss=partial_ce", True),
+])  # fmt: skip
+def test_partial_ce_takes_cross_entropy_alone(loss, right):
+    words = ["data=phantom", "method=partial_ce", *loss.split()]
+    refused = pytest.raises(UserError, match="add loss=partial_ce, or choose method=supervised")
+    with contextlib.nullcontext() if right else refused:
+        checked(composed(*words), "config", words)
 
 
 def test_a_method_refuses_a_network_that_gives_several_outputs(small_run):

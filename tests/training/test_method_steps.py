@@ -1,6 +1,7 @@
 """What a method shows its networks in a step, and what it makes of their answers."""
 
 import copy
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from scipy.stats import beta
 from torch import nn
 
 from mambaseg.data.geometry import Preprocessing
+from mambaseg.errors import UserError
 from mambaseg.models import UNet
 from mambaseg.models.stochastic import Dropout
 from mambaseg.training.losses import DiceCE
@@ -190,6 +192,41 @@ def test_the_view_of_deep_co_training_is_the_turned_batch():
     assert quarters == {0, 1, 2, 3}
 
 
+def test_what_is_dropped_in_a_mix_follows_the_place_of_its_first_image():
+    asked = []
+    step = step_of(torch.rand(6, 1, 7, 5))
+
+    def run(function, image, places, turn):
+        asked.append((list(places), turn))
+        return function(image)
+
+    ICT([Watched()]).terms(dataclasses.replace(step, run=run))
+    assert asked == [([2, 4], 1), ([3, 5], 1), ([0, 1, 2, 4], 0)]
+
+
+@pytest.mark.parametrize(("number", "counts"), [(499, False), (500, True)])
+def test_ustm_waits_for_its_start(number, counts):
+    method = USTM([Watched()], passes=2, start=0.5)
+    with torch.no_grad():
+        method.teacher.network.head.weight.mul_(-2)
+    found = method.terms(step_of(torch.rand(6, 1, 7, 5), number=number))["consistency"]
+    assert bool(found > 0) == counts
+
+
+def test_an_image_too_small_for_the_discriminator_is_refused():
+    method = DeepAdversarial([Watched()], in_channels=1, num_classes=4, width=2)
+    method.terms(step_of(torch.rand(4, 1, 16, 16)))
+    with pytest.raises(UserError, match=r"from 16 × 16 pixels on, these have 8 × 16 \(data\.size"):
+        method.terms(step_of(torch.rand(4, 1, 8, 16)))
+
+
+def test_gated_crf_says_where_its_default_is_for_another_unit(caplog):
+    for intensity, warned in (("percentile", 0), ("zscore", 1)):
+        data = SimpleNamespace(preprocessing=SimpleNamespace(intensity=intensity))
+        GatedCRF([Watched()]).begin(data)
+        assert caplog.text.count("method.intensity=0.1 counts in standard deviations") == warned
+
+
 def test_mixed_images_and_mixed_targets_have_the_same_shares(monkeypatch):
     image, share = torch.rand(6, 1, 7, 5), torch.tensor([0.25, 0.9]).view(-1, 1, 1, 1)
     method = ICT([Watched()])
@@ -212,7 +249,7 @@ def test_shares_follow_a_beta_distribution(alpha):
     found, numbers = [], []
     for number in range(200):
         step = step_of(image, number=number)
-        found += method.shares(step, 2).tolist()
+        found += method.shares(step, (2, 4)).tolist()
         numbers += [step.uniform_of(place, 1)[0] for place in (2, 4)]
     np.testing.assert_allclose(beta.cdf(found, alpha, alpha), numbers, atol=1e-3)
     assert np.mean(found) == pytest.approx(0.5, abs=0.06)

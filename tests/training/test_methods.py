@@ -10,7 +10,7 @@ from torch import nn
 
 from mambaseg.data.classes import IGNORED
 from mambaseg.errors import UserError
-from mambaseg.models import UNet
+from mambaseg.models import AnySize, UNet
 from mambaseg.training.losses import DiceCE
 from mambaseg.training.methods import deep_adversarial, dmpls, fixmatch, terms, uamt
 from mambaseg.training.methods.deep_adversarial import DeepAdversarial
@@ -21,7 +21,7 @@ from mambaseg.training.methods.fixmatch import FixMatch, complementary, released
 from mambaseg.training.methods.gated_crf import GatedCRF
 from mambaseg.training.methods.ict import ICT
 from mambaseg.training.methods.mean_teacher import MeanTeacher
-from mambaseg.training.methods.method import Step
+from mambaseg.training.methods.method import Step, cropped_from_padded
 from mambaseg.training.methods.mumford_shah import MumfordShah, length
 from mambaseg.training.methods.peers import Peers
 from mambaseg.training.methods.scribble2label import Scribble2Label, running_mean, sure_label
@@ -441,6 +441,17 @@ def test_a_unet_with_more_heads_and_a_second_decoder():
         torch.testing.assert_close(first, network(image), rtol=0, atol=0)
     assert not torch.equal(both[0], both[1])
     assert not [name for name in network.state_dict() if "heads" in name]
+
+
+@pytest.mark.parametrize("kind", [URPC, DMPLS])
+def test_parts_of_a_unet_see_an_image_of_any_size_as_the_whole_network_does(kind):
+    torch.manual_seed(0)
+    network = AnySize(UNet(widths=(4, 4, 8, 8, 8)), 16).eval()
+    method, image = kind([network]), torch.rand(2, 1, 33, 20)
+    parts = {URPC: "scales", DMPLS: "both"}[kind]
+    first, *others = cropped_from_padded(method, image, getattr(method, parts))
+    torch.testing.assert_close(first, network(image), rtol=0, atol=0)
+    assert others and all(other.shape == first.shape for other in others)
 
 
 def test_the_second_decoder_sees_whole_maps_or_nothing(monkeypatch):

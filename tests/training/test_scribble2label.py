@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mambaseg.data.classes import IGNORED
+from mambaseg.errors import UserError
 from mambaseg.training.methods import scribble2label
 from mambaseg.training.methods.scribble2label import Scribble2Label
 
@@ -85,3 +86,30 @@ def test_running_means_of_a_checkpoint_are_read_bit_for_bit(tmp_path):
     other = Scribble2Label([nn.Conv2d(1, 2, 1)])
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(other.means["a"], method.means["a"])
+
+
+def begun(steps, *, partial=True, **options):
+    data = SimpleNamespace(partial=partial, steps=steps)
+    Scribble2Label([nn.Conv2d(1, 2, 1)], **options).begin(data)
+
+
+def test_a_training_that_ends_before_a_pixel_is_sure_is_refused(predicting, caplog):
+    """The eighth prediction of probability 1 is the first that lifts the mean above 0.8."""
+    method = predicting([[[[255]], [[0]]]], every=1)
+    reached = []
+    for step in range(8):
+        method.after(step)
+        reached.append(float(scribble2label.shares_of(method.means["a"]).max()))
+    assert reached[6] < 0.8 < reached[7]
+    with pytest.raises(UserError, match=r"before step 800 .*choose method\.every=99 or less"):
+        begun(800)
+    begun(1200, start=0.1)
+    assert "pseudo-labels begin at step 800 of 1200, not at step 120" in caplog.text
+    caplog.clear()
+    begun(800, every=99, start=0.99)
+    assert caplog.text == ""
+
+
+def test_labels_of_all_pixels_leave_scribble2label_nothing_to_do():
+    with pytest.raises(UserError, match=r"every pixel has one: add data\.labels=scribble"):
+        begun(60_000, partial=False)

@@ -40,6 +40,7 @@ def checked(cfg: DictConfig, script: str, overrides: Sequence[str] = ()) -> Dict
     _require_keys(raw, own, groups)
     _require_kept(overrides)
     _require_loss(raw)
+    _require_cross_entropy(raw)
     cfg = OmegaConf.create({**{name: {} for name in NAMED if name in groups}, **raw})
     for key, value, _ in flat(raw):
         if key in TABLE:
@@ -204,6 +205,20 @@ def _require_loss(raw: Mapping[str, Any]) -> None:
     if len(weights) > 1 and not any(loss[key] for key in weights):
         words = " ".join(f"loss.{key}=0" for key in weights)
         raise UserError(f"{words}: nothing would be learnt; one must be above 0")
+
+
+def _require_cross_entropy(raw: Mapping[str, Any]) -> None:
+    """Refuses another loss for the method that is named after it."""
+    loss = raw.get("loss") or {}
+    if str(loss.get("_target_")).endswith(".DeepSupervision"):
+        loss = loss.get("loss") or {}
+    kind = str(loss.get("_target_")).rpartition(".")[2]
+    alone = kind == "CrossEntropyLoss" or (kind == "DiceCE" and not loss.get("dice_weight"))
+    if (raw.get("method") or {}).get("name") == "partial_ce" and not alone:
+        raise UserError(
+            "method=partial_ce learns by cross entropy alone: add loss=partial_ce, or choose "
+            "method=supervised for another loss"
+        )
 
 
 def _require_kept(overrides: Sequence[str]) -> None:

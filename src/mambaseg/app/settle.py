@@ -128,8 +128,6 @@ def _settle_method(cfg: DictConfig) -> None:
             settle_weights(network)
             if "scan_backend" in network:
                 network.scan_backend = "auto"  # which makes no other run
-    if cfg.method.name == "partial_ce" and cfg.loss.get("dice_weight"):
-        raise UserError("method=partial_ce learns by cross entropy alone: add loss=partial_ce")
     if kind.unlabelled:
         cfg.data.unlabelled = True
     elif cfg.data.get("unlabelled_images"):

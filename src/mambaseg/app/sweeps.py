@@ -192,8 +192,12 @@ def _composed(config: DictConfig, job: list[str]) -> DictConfig:
 
 # ---- the list of jobs ---------------------------------------------------------------------------
 
-# the sweeps that have begun in this process: experiment, and its files of jobs at that time
-_BEGUN: list[tuple[Path, dict[str, int]]] = []
+# the sweeps that have begun in this process: experiment, the files of their jobs (of a search none
+# are known), and all files at that time
+_BEGUN: list[tuple[Path, set[str], dict[str, int]]] = []
+# overrides with which a repeated sweep leads to the same runs
+_SAME_RUN = ("rerun", "logger", "evaluation.batch_size", "data.num_workers", "data.cache_dir",
+             "data.on_device", "trainer.devices")  # fmt: skip
 
 
 def in_sweep() -> bool:
@@ -204,8 +208,9 @@ def in_sweep() -> bool:
 def compare_jobs() -> None:
     """Prints the jobs of a sweep that has ended, well or not, side by side; else does nothing."""
     while _BEGUN:
-        experiment, before = _BEGUN.pop(0)
-        files = [name for name, time in _listed(experiment).items() if before.get(name) != time]
+        experiment, own, before = _BEGUN.pop(0)
+        now = _listed(experiment)
+        files = own or {name for name, time in now.items() if before.get(name) != time}
         if not files:
             continue
         from rich import get_console
@@ -251,7 +256,8 @@ def _list_jobs(config: DictConfig, experiments: set[Path]) -> None:
         places = ((only or _experiment(_composed(config, job)), typed(job)) for job in jobs)
         listed = [(place, job) for place, job in places if place]
     for experiment in sorted(experiments.union(place for place, _ in listed)):
-        _BEGUN.append((experiment, _listed(experiment)))
+        own = {_file(place, job).name for place, job in listed if place == experiment}
+        _BEGUN.append((experiment, own, _listed(experiment)))
     for experiment, job in listed:
         if not _file(experiment, job).exists():
             _note(experiment, job)
@@ -273,7 +279,8 @@ def _experiment(config: DictConfig) -> Path | None:
 
 
 def _file(experiment: Path, job: Sequence[str]) -> Path:
-    digest = hashlib.blake2b(json.dumps(sorted(job)).encode(), digest_size=8).hexdigest()
+    words = sorted(word for word in job if word.lstrip("+~").partition("=")[0] not in _SAME_RUN)
+    digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=8).hexdigest()
     return experiment / ".jobs" / f"{digest}.json"
 
 

@@ -71,6 +71,11 @@ class AnySize(nn.Module):
         self.network, self.residual = network, residual
         self.encoder_parts = encoder_parts
 
+    def padded(self, image: Tensor) -> Tensor:
+        """The image (B, C, H, W) with zeros below and on the right, as the network sees it."""
+        bottom, right = (-image.shape[axis] % self.multiples[axis] for axis in (-2, -1))
+        return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
     def supervise_deeply(self) -> None:
         """Let the network train heads at several scales, where it has them."""
         getattr(self.network, "supervise_deeply", lambda: None)()
@@ -91,11 +96,9 @@ class AnySize(nn.Module):
                 f"({smallest} × {smallest}) of {type(self.network).__name__}: use larger images "
                 f"(data.size) or a network without patches (model=unet)."
             )
-        bottom, right = -height % self.multiples[0], -width % self.multiples[1]
         name = type(self.network).__name__
         with wide_enough(name, image):  # of which it tells the size before it is padded
-            if bottom or right:
-                image = F.pad(image, (0, right, 0, bottom))
+            image = self.padded(image)
             logits: Tensor = self.network(image)
         if isinstance(logits, list) and self.training:
             if self.residual:
@@ -103,7 +106,7 @@ class AnySize(nn.Module):
                     f"model.residual: {name} gives {len(logits)} outputs while it trains, and one "
                     "is to be added to the image"
                 )
-            if bottom or right:
+            if image.shape[-2:] != (height, width):
                 raise UserError(
                     f"{name} has heads at several scales, for which training images of {height} × "
                     f"{width} cannot be padded: choose data.size as a multiple of "

@@ -8,7 +8,7 @@ from typing import Any
 
 from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.costs import conditions
-from mambaseg.reporting.runs import UNKNOWN, RunData
+from mambaseg.reporting.runs import UNKNOWN, RunData, ended_early
 from mambaseg.reporting.scores import outcomes
 from mambaseg.reporting.tables import seen_note
 
@@ -144,7 +144,8 @@ def _differences(comparison: Comparison) -> Iterator[str]:
             _keeps_largest(run) for run in runs
         ],
         "Only some entries start from pretrained weights, or from different ones.": [
-            run.setting.get("model.pretrained") or "none" for run in runs
+            run.setting.get("model.pretrained") or run.setting.get("init_from") or "none"
+            for run in runs
         ],
         "The runs were made by different versions of the code (Runs lists the commits).": [
             (run.record.get("code") or {}).get("digest") for run in runs
@@ -160,5 +161,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
             yield sentence.format(", ".join(sorted(distinct)))
     if last := [run.path.name for run in runs if run.summary.get("checkpoint") == "last"]:
         yield f"There was no best checkpoint, so the last one was scored: {', '.join(last)}."
+    if short := [f"{run.path.name} (step {n})" for run in runs if (n := ended_early(run))]:
+        yield f"A callback or trainer.max_time ended trainings early: {', '.join(short)}."
     if skipped := [run.path.name for run in runs if run.record.get("skipped")]:
         yield f"Training skipped steps that were not finite: {', '.join(skipped)}."

@@ -110,7 +110,7 @@ def text_of(key: str, value: Any) -> str:
     """A setting's value in few words: of a class its name, of a path its last part."""
     if key.endswith("_target_"):
         return str(value).rsplit(".", 1)[-1]
-    if key == "checkpoint":  # .../<run folder>/checkpoints/best.ckpt
+    if key in ("checkpoint", "init_from"):  # .../<run folder>/checkpoints/best.ckpt
         parts = [part for part in str(value).split("/") if part and part != "checkpoints"]
         return "/".join(parts[-2:])
     if isinstance(value, str) and "/" in value:

@@ -66,21 +66,21 @@ def pack(folder: str | Path, to: str | Path) -> Iterator[Path]:
 def _copy(path: Path) -> str:
     """The text of a file of a run folder as it is kept."""
     if path.name == "config.yaml":
-        return yaml.safe_dump(_bare(read_yaml(path)), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(without_folders(read_yaml(path)), sort_keys=False, allow_unicode=True)
     if path.name == "run.json":
         record = {key: value for key, value in read_json(path).items() if key not in _HERE}
-        return json.dumps(_bare(record), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(without_folders(record), indent=2, ensure_ascii=False) + "\n"
     if path.suffix == ".json":
-        return json.dumps(_bare(read_json(path)), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(without_folders(read_json(path)), indent=2, ensure_ascii=False) + "\n"
     return path.read_text(encoding="utf-8")
 
 
-def _bare(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """Plain data with the last names of absolute paths, wherever they are in a text."""
     if isinstance(value, dict):
-        return {_bare(key): _bare(one) for key, one in value.items()}
+        return {without_folders(key): without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_bare(one) for one in value]
+        return [without_folders(one) for one in value]
     if not isinstance(value, str):
         return value
     several = re.match(r"[^/\\]*[\[{]", value)  # an override: [/a/b,/c/d], {a:/b,c:d}

@@ -14,12 +14,12 @@ from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.costs import conditions
 from mambaseg.reporting.grid import Grid
 from mambaseg.reporting.labels import flatten, text_of
-from mambaseg.reporting.runs import RunData
+from mambaseg.reporting.pack import without_folders
+from mambaseg.reporting.runs import RunData, ended_early
 
 _VERSIONS = ("python", "mambaseg", "torch", "lightning", "monai")
 # where things are on one machine, and how jobs are started: it changes no number
 _PLACES = ("outputs", "run_dir", "data.root", "data.cache_dir", "logger", "hydra", "rerun")
-_FILES = ("checkpoint", "init_from", "run")  # and keys with a dot may name one
 # where a network was only scored, these are defaults of the configuration that trained nothing
 _RECIPE = ("method", "optimizer", "learning rate", "loss", "steps", "batch", "augmentation")
 _MOST = 6  # commands that are shown where they are no sweep
@@ -58,11 +58,11 @@ def commands(runs: Sequence[RunData]) -> list[str]:
 
 
 def _words(run: RunData) -> dict[str, str]:
-    """Overrides by key, without places; of a file's name the last part."""
+    """Overrides by key, without places; of an absolute path the last part."""
     parted = (word.partition("=") for word in run.record["overrides"])
     script = "evaluate" if run.rescored else "train"
     shown = {
-        key: text_of(key, value) if "." in key or key in _FILES else value
+        key: without_folders(value)
         for key, _, value in parted if not key.lstrip("+~").startswith(_PLACES)
     }  # fmt: skip
     return {"": f"mambaseg {script}", **shown}
@@ -126,9 +126,11 @@ def _rate(_: RunData, config: Mapping[str, Any]) -> str:
     return ", ".join(known)
 
 
-def _steps(_: RunData, config: Mapping[str, Any]) -> str:
+def _steps(run: RunData, config: Mapping[str, Any]) -> str:
     steps, every = config.get("data.steps"), config.get("data.val_every")
     told = "" if steps is None else f"{steps}"
+    if ended := ended_early(run):
+        told += f", ended after {ended}"
     return told + (f", validation every {every}" if told and every else "")
 
 

@@ -189,3 +189,11 @@ def rows_where(
         for row in rows
         if (background or row["class"]) and all(row.get(k) == v for k, v in (where or {}).items())
     ]
+
+
+def ended_early(run: RunData) -> int | None:
+    """The step after which a callback or a limit of time ended a training; None: none did."""
+    steps, planned = run.record.get("steps"), (run.config.get("data") or {}).get("steps")
+    if run.rescored or not isinstance(steps, int) or not isinstance(planned, int):
+        return None
+    return steps if steps < planned else None

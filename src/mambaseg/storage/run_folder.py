@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
+import functools
 import hashlib
 import json
 import logging
@@ -266,9 +267,18 @@ def _cpu_name() -> str:
 def code_state(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Which code runs: a digest of the package's sources, git commit, uncommitted changes.
 
-    `own`: digests of the user's modules that a `config` names by `_target_`, which are imported.
+    They are those of the first call: the jobs of a sweep run the code that was imported then,
+    whatever becomes of its files. `own`: digests of the user's modules that a `config` names by
+    `_target_`, which are imported.
     """
-    package = Path(__file__).resolve().parents[1]
+    state = dict(_package_state(Path(__file__).resolve().parents[1]))
+    if own := _own_code(config or {}):
+        state["own"] = own
+    return state
+
+
+@functools.cache
+def _package_state(package: Path) -> dict[str, Any]:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
@@ -276,8 +286,6 @@ def code_state(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return done.stdout.strip()
 
     state: dict[str, Any] = {"digest": _sources_digest(package), "commit": None, "dirty": None}
-    if own := _own_code(config or {}):
-        state["own"] = own
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # installed below a user's own repository
         commit = git("rev-parse", "HEAD")

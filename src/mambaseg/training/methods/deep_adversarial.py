@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mambaseg.data.limits import Number
+from mambaseg.errors import UserError
 from mambaseg.training.methods.method import Method, Step, published_weight, require_numbers
 from mambaseg.training.methods.terms import DropMaps
 from mambaseg.training.ranks import averaged
+
+SMALLEST = 16  # pixels of a side that the discriminator's layers leave something of
 
 
 class Discriminator(nn.Module):
@@ -21,7 +24,7 @@ class Discriminator(nn.Module):
 
     Source: Zhang et al. 2017, Deep Adversarial Networks for Biomedical Image Segmentation Utilizing
     Unannotated Images; the layers are SSL4MIS'. There an average over 7 × 7 leaves 2 × 2 of a map
-    of 224²; here the average always leaves 2 × 2, so that any size from 32 on will do.
+    of 224²; here the average always leaves 2 × 2, so that any size from 16 on will do.
     """
 
     def __init__(self, in_channels: int, num_classes: int, width: int = 64) -> None:
@@ -89,6 +92,11 @@ class DeepAdversarial(Method):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `adversarial`."""
+        if min(sides := step.image.shape[-2:]) < SMALLEST:
+            raise UserError(
+                f"method=deep_adversarial: the discriminator takes images from {SMALLEST} × "
+                f"{SMALLEST} pixels on, these have {' × '.join(map(str, sides))} (data.size)"
+            )
         logits, first = step.logits(self.network), step.labelled
         probability = logits.softmax(1)
         self._seen = [seen for seen in self._seen if seen[0].number == step.number]

@@ -32,7 +32,8 @@ class DeepCoTraining(Method):
         quarters, first = int(4 * step.uniform(1)[0]), step.labelled
         logits = step.logits(self.network)
         view = step.image[first:].rot90(quarters, (-2, -1))
-        other = step.logits(self.network, view, first=first, turn=1).softmax(1)
+        places = range(first, len(step.image))
+        other = step.logits(self.network, view, places=places, turn=1).softmax(1)
         consistency = mutual_difference(other, logits[first:].softmax(1).rot90(quarters, (-2, -1)))
         weight = published_weight(step, self.weight)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}

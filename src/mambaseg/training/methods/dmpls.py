@@ -2,12 +2,20 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from mambaseg.data.limits import Number
 from mambaseg.models.unet import UNet
-from mambaseg.training.methods.method import Kind, Method, Step, require_network, require_numbers
+from mambaseg.training.methods.method import (
+    Kind,
+    Method,
+    Step,
+    cropped_from_padded,
+    require_network,
+    require_numbers,
+)
 from mambaseg.training.methods.terms import DropMaps, dice
 from mambaseg.training.methods.weak_mamba_unet import mixed_label
 
@@ -42,7 +50,7 @@ class DMPLS(Method):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `pseudo`, each the mean over both decoders."""
-        outputs = step.through(self.both)
+        outputs = step.through(partial(cropped_from_padded, self, outputs=self.both))
         share = step.uniform(1)[0]
         label = mixed_label(outputs, (share, 1 - share))
         supervised, pseudo = (

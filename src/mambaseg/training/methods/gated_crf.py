@@ -1,6 +1,8 @@
 """Gated CRF: neighbours of like intensity have like labels."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,8 @@ from torch import Tensor, nn
 from mambaseg.data.limits import Number
 from mambaseg.errors import UserError
 from mambaseg.training.methods.method import Method, Step, require_numbers
+
+log = logging.getLogger(__name__)
 
 
 class GatedCRF(Method):
@@ -20,7 +24,8 @@ class GatedCRF(Method):
         networks: see `Method`.
         weight: of the pairwise term.
         position: standard deviation in pixels.
-        intensity: standard deviation in the image's unit.
+        intensity: standard deviation in the image's unit; squared differences of all channels add
+            up, those of neighbouring slices too.
         radius: of the square neighbourhood, pixels.
         released: let neighbours beyond the border count as pixels of position 0, intensity 0 and
             no class, as the published code does; it adds a constant without a gradient.
@@ -42,6 +47,13 @@ class GatedCRF(Method):
         require_numbers(Number(1, whole=True), radius=radius)
         self.weight, self.released = weight, released
         self.position, self.intensity, self.radius = position, intensity, radius
+
+    def begin(self, data: Any) -> None:
+        """Warns of images in another unit than the default of `intensity` is for."""
+        if data.preprocessing.intensity in ("zscore", "ct"):
+            log.warning("method=gated_crf: method.intensity=%g counts in standard deviations of "
+                        "the images here (data.intensity=%s), and its default is for images in "
+                        "[0, 1]", self.intensity, data.preprocessing.intensity)  # fmt: skip
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `pairwise`."""

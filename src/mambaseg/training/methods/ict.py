@@ -1,7 +1,6 @@
 """Interpolation consistency: what is said of a mix of two images is the mix of what is said."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from scipy.special import betaincinv
@@ -26,19 +25,27 @@ class ICT(MeanTeacher):
     Args:
         networks: see `Method`.
         alpha: of the Beta distribution from which each pair's share is drawn.
-        **teaching: see `MeanTeacher`; there is no noise.
+        decay: see `MeanTeacher`, as the next ones; there is no noise.
+        weight: of the consistency.
+        start: of the consistency.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], *, alpha: float = 0.2, **teaching: Any
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        alpha: float = 0.2,
+        decay: float = 0.99,
+        weight: float = 0.1,
+        start: float = 0.0,
     ) -> None:
-        super().__init__(networks, **{"start": 0.0, "noise": 0.0, **teaching})
+        super().__init__(networks, decay=decay, weight=weight, start=start)
         require_numbers(Number(above=0), alpha=alpha)
         self.alpha = alpha
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `consistency`."""
-        first, pairs = step.labelled, (len(step.image) - step.labelled) // 2
+        first, places = step.labelled, range(step.labelled, len(step.image))
         unlabelled = step.image[first:]
         if len(unlabelled) % 2:
             raise UserError(
@@ -46,22 +53,22 @@ class ICT(MeanTeacher):
                 f"{len(unlabelled)}: let data.batch_size be a multiple of 4 × trainer.devices × "
                 "trainer.accumulate_grad_batches"
             )
-        shares = self.shares(step, pairs).to(unlabelled).view(-1, 1, 1, 1)
+        shares = self.shares(step, places[::2]).to(unlabelled).view(-1, 1, 1, 1)
         mixed = mix(unlabelled[::2], unlabelled[1::2], shares)
         with torch.no_grad():
             taught = [
-                step.logits(self.teacher.network, half, first=first + place, apart=2, turn=1)
-                for place, half in enumerate((unlabelled[::2], unlabelled[1::2]))
+                step.logits(self.teacher.network, step.image[half], places=half, turn=1)
+                for half in (places[::2], places[1::2])
             ]
-        logits = step.logits(self.network, torch.cat([step.image[:first], mixed]))
+        images = torch.cat([step.image[:first], mixed])
+        logits = step.logits(self.network, images, places=[*range(first), *places[::2]])
         target = mix(taught[0].softmax(1), taught[1].softmax(1), shares)
         consistency = squared_difference(logits[first:].softmax(1), target)
         weight = published_weight(step, self.weight) * self.begun(step)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}
 
-    def shares(self, step: Step, pairs: int) -> Tensor:
-        """The share (pairs,) of the second image in each mix."""
-        places = range(step.labelled, step.labelled + 2 * pairs, 2)
+    def shares(self, step: Step, places: Sequence[int]) -> Tensor:
+        """The share of the second image in each mix, by the places of the first ones."""
         drawn = [step.uniform_of(place, 1)[0] for place in places]
         return torch.from_numpy(betaincinv(self.alpha, self.alpha, drawn))
 

@@ -61,7 +61,8 @@ class MeanTeacher(Method):
         noise = self.noise * step.normal(image, first=first, turn=turn)
         with torch.no_grad():
             noisy = image + noise.clamp(-self.clip, self.clip)
-            return step.logits(self.teacher.network, noisy, first=first, turn=turn)
+            places = range(first, first + len(noisy))
+            return step.logits(self.teacher.network, noisy, places=places, turn=turn)
 
     def consistency(self, step: Step, student: Tensor, teacher: Tensor) -> Tensor:
         """How far the student's probabilities are from the teacher's."""

@@ -53,18 +53,17 @@ class Step:
         network: nn.Module,
         image: Tensor | None = None,
         *,
-        first: int = 0,
-        apart: int = 1,
+        places: Sequence[int] | None = None,
         turn: int = 0,
     ) -> Tensor:
-        """The network's logits of the batch's images, or of others in the places from `first` on.
+        """The network's logits of the batch's images, or of others.
 
-        These places are `apart` from each other. `turn` counts the passes of a step: passes of
-        different numbers drop different things. `UserError` for a network that gives the logits of
-        several heads.
+        What is dropped in an image follows its place in the batch; without `places` these are the
+        first ones. `turn` counts the passes of a step: passes of different numbers drop different
+        things. `UserError` for a network that gives the logits of several heads.
         """
-        image = self.image[first::apart] if image is None else image
-        logits = self.run(network, image, range(first, first + apart * len(image), apart), turn)
+        image = self.image if image is None else image
+        logits = self.run(network, image, range(len(image)) if places is None else places, turn)
         if isinstance(logits, list):
             raise UserError(
                 f"the network gives {len(logits)} outputs while it trains, and this method "
@@ -189,6 +188,15 @@ def require_network(method: Method, kind: type[Kind]) -> Kind:
             f"{kind.__name__.lower()}), and {type(network).__name__} has another"
         )
     return network
+
+
+def cropped_from_padded(
+    method: Method, image: Tensor, outputs: Callable[[Tensor], list[Tensor]]
+) -> list[Tensor]:
+    """What parts of the first network give of an image of any size, as `AnySize` gives it."""
+    padded = method.network.padded(image) if isinstance(method.network, AnySize) else image
+    height, width = image.shape[-2:]
+    return [output[..., :height, :width] for output in outputs(padded)]
 
 
 def require_wide(method: Method, precision: str) -> None:

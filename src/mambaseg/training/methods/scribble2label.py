@@ -1,5 +1,7 @@
 """Scribble2Label: learn scribbles, and what a running mean of predictions is sure of."""
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,12 +11,14 @@ from torch import Tensor, nn
 
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.limits import PART, SHARE, Number
+from mambaseg.errors import UserError
 from mambaseg.inference.segment import Member, segment
 from mambaseg.training.losses import sum_over_devices
 from mambaseg.training.methods.method import Method, Step, require_numbers
 from mambaseg.training.methods.terms import cross_entropy
 from mambaseg.training.ranks import own_place
 
+log = logging.getLogger(__name__)
 _SURE = 128  # added to the class of a pixel that predictions name, not the annotator
 
 
@@ -41,6 +45,8 @@ class Scribble2Label(Method):
         threshold: mean probability above which a pixel is sure.
     """
 
+    needs = "pixels without a label"
+
     def __init__(
         self,
         networks: Sequence[nn.Module],
@@ -63,7 +69,28 @@ class Scribble2Label(Method):
         self._data: Any = None
 
     def begin(self, data: Any) -> None:
-        """Lets the data module show, from now on, what is sure among the labels of a slice."""
+        """Lets the data module show, from now on, what is sure among the labels of a slice.
+
+        Raises:
+            UserError: all pixels have labels, or the training ends before a pixel can be sure.
+        """
+        if not data.partial:
+            raise UserError(
+                "method=scribble2label labels the pixels without a label, and here every pixel has "
+                "one: add data.labels=scribble or data.ignore_label, or choose another method"
+            )
+        count = predictions_until_sure(self.momentum, self.threshold)
+        first = self.every * count
+        if first >= data.steps > count:  # with so few steps it is a trial of the program
+            raise UserError(
+                f"method=scribble2label: no pixel can be sure before step {first} (method.every="
+                f"{self.every}), and the training has {data.steps} steps: choose method.every="
+                f"{(data.steps - 1) // count} or less"
+            )
+        if first > (start := round(self.start * data.steps)):
+            log.warning("method=scribble2label: pseudo-labels begin at step %d of %d, not at "
+                        "step %d (method.start): no pixel is sure before, with method.every=%d",
+                        first, data.steps, start, self.every)  # fmt: skip
         self._data = data
         data.relabel = self.relabelled
 
@@ -142,6 +169,13 @@ def shares_of(whole: Tensor) -> Tensor:
 def running_mean(mean: Tensor, now: Tensor, momentum: float) -> Tensor:
     """The mean with a share of what is predicted now."""
     return momentum * now + (1 - momentum) * mean
+
+
+def predictions_until_sure(momentum: float, threshold: float) -> int:
+    """After how many predictions of probability 1 a running mean from 0 on is above a threshold."""
+    if momentum == 1:
+        return 1
+    return 1 + math.floor(math.log1p(-threshold) / math.log1p(-momentum))  # 1 - (1 - m)^n > t
 
 
 def sure_label(mean: Tensor, label: Tensor, threshold: float) -> Tensor:

@@ -37,5 +37,5 @@ class USTM(UAMT):
         taught = self.taught(step, 1, view).softmax(1)
         student = logits.softmax(1).rot90(quarters, (-2, -1))
         consistency = self.consistency(step, student, taught, view)
-        weight = self.weight * ramp(step.number, step.steps, stairs=60)
+        weight = self.weight * ramp(step.number, step.steps, stairs=60) * self.begun(step)
         return {"supervised": step.supervised(logits), "consistency": weight * consistency}
