@@ -8,21 +8,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from math import sqrt
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from mambaseg.errors import UserError, counted
 from mambaseg.evaluation.metrics import OVERLAP
 from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.paired import by_network, compared, minus, scored, tables
-from mambaseg.reporting.variation import Components, Scores, components, spread
+from mambaseg.reporting.variation import Components, Scores, components, estimated, spread
 
 DIFFERENCE = 0.0033  # of Mamba-UNet over UNet in its paper
 POWER, LEVEL = 0.8, 0.05
 PATIENTS = (100, 1000)  # beside the number that was tested
 _MOST = 10**6  # seeds, patients: more than anybody has
+_DRAWN = 1024  # experiments, a power of 2
 _STEP = 1e-5  # of differences that are tried
 _DICE = OVERLAP[0]
 NEVER = "never"
@@ -33,6 +37,11 @@ def power(
 ) -> float:
     """How often, 0..1, a two-sided test finds a true difference, and on the right side.
 
+    An experiment tests against the variances that it sees, not against the true ones. These are
+    multiples of chi squared variables (Searle, Casella and McCulloch 1992, Variance Components,
+    section 4.3), independent of the means, so the power is a mean over them: over `_DRAWN` points
+    that fill their space evenly, the same ones each time.
+
     Args:
         parts: of the two networks.
         seeds: of each network, at least two.
@@ -42,11 +51,41 @@ def power(
     """
     from scipy import stats
 
-    variance, free = spread(parts, (seeds, seeds), patients)
-    if variance == 0:
+    deviation, needed = _tested(parts, seeds, patients, level)
+    if deviation == 0:
         return 1.0
-    shift = abs(difference) / sqrt(variance)
-    return float(stats.nct.sf(stats.t.isf(level / 2, free), free, shift))
+    return float(stats.norm.sf((needed - abs(difference)) / deviation).mean())
+
+
+@lru_cache(8)
+def _tested(
+    parts: Components, seeds: int, patients: int, level: float
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """The deviation of the difference of two means, and how large each experiment needs it."""
+    from scipy import stats
+
+    counts = (seeds, seeds)
+    variance, _ = spread(parts, counts, patients)
+    degrees = [patients - 1, *2 * [seeds - 1], *2 * [(seeds - 1) * (patients - 1)]]
+    of_patients, *others = (
+        stats.chi2.ppf(points, free) / free for points, free in zip(_points(), degrees, strict=True)
+    )
+    by_seed = [own + rest / patients for own, rest in zip(parts.seeds, parts.rest, strict=True)]
+    of_seeds, of_rest = (
+        [value * one for value, one in zip(values, drawn, strict=True)]
+        for values, drawn in ((by_seed, others[:2]), (parts.rest, others[2:]))
+    )
+    paired = (parts.patients + sum(parts.rest) / seeds) * of_patients
+    seen, free = spread(estimated(paired, of_seeds, of_rest, counts, patients), counts, patients)
+    return float(np.sqrt(variance)), stats.t.isf(level / 2, free) * np.sqrt(seen)
+
+
+@cache
+def _points() -> npt.NDArray[np.float64]:
+    """Quantiles (5, `_DRAWN`) of the variances that an experiment may see."""
+    from scipy.stats import qmc
+
+    return qmc.Sobol(5, seed=0).random(_DRAWN).T
 
 
 def least(enough: Callable[[int], bool]) -> int | None:

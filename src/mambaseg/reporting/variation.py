@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,11 @@ _NOTHING = 1e-24  # a variance that rounding makes of equal scores
 
 
 class Components(NamedTuple):
-    """Variances of a pair of networks, in squares of the score's unit."""
+    """Variances of a pair of networks, in squares of the score's unit, or arrays of such."""
 
-    patients: float  # by how much patients favour one of the two, whatever the seed
-    seeds: tuple[float, float]  # between trainings of each network
-    rest: tuple[float, float]  # of one training on one patient, of each network
+    patients: Any  # by how much patients favour one of the two, whatever the seed
+    seeds: tuple[Any, Any]  # between trainings of each network
+    rest: tuple[Any, Any]  # of one training on one patient, of each network
 
 
 def components(first: Scores, second: Scores) -> tuple[float, Components]:
@@ -48,16 +48,32 @@ def components(first: Scores, second: Scores) -> tuple[float, Components]:
     for scores in (first, second):
         by_seed = scores.mean(1, keepdims=True)
         left = scores - by_seed - scores.mean(0) + scores.mean()
-        rest.append(float((left**2).sum()) / ((len(scores) - 1) * (patients - 1)))
-        seeds.append(max(0.0, float(by_seed.var(ddof=1)) - rest[-1] / patients))
+        rest.append((left**2).sum() / ((len(scores) - 1) * (patients - 1)))
+        seeds.append(by_seed.var(ddof=1))
     differences = first.mean(0) - second.mean(0)
-    share = sum(one / len(scores) for one, scores in zip(rest, (first, second), strict=True))
-    own = max(0.0, float(differences.var(ddof=1)) - share)
-    both = Components(own, (seeds[0], seeds[1]), (rest[0], rest[1]))
-    return float(differences.mean()), both
+    counts = (len(first), len(second))
+    parts = estimated(differences.var(ddof=1), seeds, rest, counts, patients)
+    return float(differences.mean()), parts
 
 
-def spread(parts: Components, seeds: Sequence[int], patients: int) -> tuple[float, float]:
+def estimated(
+    paired: Any, by_seed: Sequence[Any], rest: Sequence[Any], seeds: Sequence[int], patients: int
+) -> Components:
+    """The components that variances between means tell; arrays of such give arrays.
+
+    Args:
+        paired: variance of the patients' differences, each a mean over the seeds.
+        by_seed: variance of the seeds' means over the patients, of each network.
+        rest: mean square of what seeds and patients leave, of each network.
+        seeds: how many there are of each network.
+        patients: how many there are.
+    """
+    share = sum(one / count for one, count in zip(rest, seeds, strict=True))
+    own = [np.maximum(0.0, mean - one / patients) for mean, one in zip(by_seed, rest, strict=True)]
+    return Components(np.maximum(0.0, paired - share), (own[0], own[1]), (rest[0], rest[1]))
+
+
+def spread(parts: Components, seeds: Sequence[int], patients: int) -> tuple[Any, Any]:
     """V and its degrees of freedom, with so many seeds of each network and patients (2 or more)."""
     # mean squares as they enter the estimate of V, and the degrees of freedom of each
     rests = [rest / count for rest, count in zip(parts.rest, seeds, strict=True)]
@@ -67,9 +83,10 @@ def spread(parts: Components, seeds: Sequence[int], patients: int) -> tuple[floa
         terms.append((own / count + rest / patients, count - 1))
         terms.append((rest / patients, (count - 1) * (patients - 1)))
         variance += own / count + rest / patients
-    if variance < _NOTHING:
-        return 0.0, 1.0
-    return variance, variance**2 / sum(value**2 / degrees for value, degrees in terms)
+    nothing = variance < _NOTHING
+    doubt = sum(value**2 / degrees for value, degrees in terms)
+    free = np.where(nothing, 1.0, variance**2) / np.where(nothing, 1.0, doubt)
+    return np.where(nothing, 0.0, variance), free
 
 
 def share_of_seeds(first: Scores, second: Scores) -> float:
@@ -80,7 +97,7 @@ def share_of_seeds(first: Scores, second: Scores) -> float:
     _, parts = components(first, second)
     patients = first.shape[1]
     variance, _ = spread(parts, (len(first), len(second)), patients)
-    return 1 - parts.patients / patients / variance if variance else 0.0
+    return float(1 - parts.patients / patients / variance) if variance else 0.0
 
 
 def p_of_difference(first: Scores, second: Scores) -> float:
