@@ -352,6 +352,16 @@ def test_layers_are_counted_as_by_hand():
     assert counted == {"layer_macs": macs, "other_macs": 0, "scan_flops": 0, "flops": 2 * macs}
 
 
+def test_a_layer_of_attention_is_counted_as_by_hand():
+    """Which PyTorch computes in one piece where no gradients are asked for."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    tokens, width, hidden = 10, 32, 64
+    layers = tokens * (4 * width**2 + 2 * width * hidden)
+    counted = count_operations(layer, torch.zeros(1, tokens, width))
+    assert counted["flops"] == 2 * (layers + 2 * tokens**2 * width)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_a_scan_block_is_counted_as_by_hand():
     counted = count_operations(SS2D(32, d_state=8, scan_backend="torch"), torch.zeros(3, 2, 5, 32))
     positions, inner, rank = 3 * 2 * 5, 64, 2

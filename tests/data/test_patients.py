@@ -3,6 +3,7 @@
 import logging
 import re
 import shlex
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.datamodule import SegmentationDataModule
-from mambaseg.data.patients import find_alike, split_cases, with_patient
+from mambaseg.data.patients import find_alike, parts_of, split_cases, with_patient
 from mambaseg.data.readers import folder, nifti_pairs, nnunet
 from mambaseg.data.readers.matching import Matcher
 from mambaseg.data.splits import make_split
@@ -145,11 +146,14 @@ def test_a_case_that_is_there_twice_or_a_patient_in_two_parts_is_refused_for_any
     found = find_fakes(tmp_path / "data")
     with pytest.raises(UserError, match="is there twice"):
         module_on(tmp_path / "data", find_cases=lambda root: [*found, found[0]]).load()
-    from dataclasses import replace
-
     two = [replace(case, part="train" if case.phase == "ED" else "test") for case in found]
     with pytest.raises(UserError, match="is in test and in train"):
         module_on(tmp_path / "data", find_cases=lambda root: two, split="given").load()
+    loud = [replace(case, id=case.id.upper(), patient=case.patient.upper()) for case in found]
+    with pytest.raises(UserError, match=r"would count as two patients.*capital and small letters"):
+        module_on(tmp_path / "data", find_cases=lambda root: [*found, *loud]).load()
+    unknown = [replace(case, patient=case.id, patient_assumed=True) for case in [*found, *loud]]
+    assert parts_of(unknown) == {}  # where no name of a patient is known, names say nothing
 
 
 def test_data_check_proposes_the_pattern_for_every_layout_without_patients(tmp_path):

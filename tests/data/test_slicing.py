@@ -29,6 +29,9 @@ from mambaseg.inference.predictor import Options, Predictor
         ((0.5, 0.8, 0.8), 0),  # two are the largest: neither is how it was made
         ((1.0, 1.0, 1.49), 0),
         ((1.0, 1.0, 1.5), 2),
+        ((0.6, 0.9, 0.6), 1),
+        (tuple(map(float, np.float32([0.6, 0.9, 0.6]))), 1),  # as a header holds them
+        (tuple(map(float, np.float32([0.8, 0.8, 1.2]))), 2),
         (None, 0),
     ],
 )

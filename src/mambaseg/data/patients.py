@@ -140,10 +140,21 @@ def _found(text: str, pattern: str) -> tuple[str, int]:
 
 
 def parts_of(cases: Sequence[Case]) -> dict[str, str]:
-    """Patient -> part; `UserError` for a case that is there twice or a patient in two parts."""
+    """Patient -> part.
+
+    Raises:
+        UserError: a case is there twice, a patient is in two parts, or the names of two patients
+            differ in the case of letters alone.
+    """
     parts: dict[str, str] = {}
     seen: dict[str, Case] = {}
+    spelled: dict[str, str] = {}
     for case in cases:
+        same = case.patient if case.patient_assumed else case.patient.casefold()
+        if (other := spelled.setdefault(same, case.patient)) != case.patient:
+            problem = f"{case.patient} and {other} would count as two patients"
+            remedy = "Name them alike, in capital and small letters too."
+            raise DataError(problem, case.image_path, remedy)
         if case.id in seen:
             problem = f"{case.id} is there twice, also as {seen[case.id].image_path}"
             raise DataError(problem, case.image_path, "Keep one of the two.")

@@ -31,7 +31,8 @@ def slice_axis(spacing: Spacing | None, rule: str, shape: Sequence[int] = ()) ->
         return 0
     axis = int(np.argmax(spacing))
     others = [side for index, side in enumerate(spacing) if index != axis]
-    return axis if spacing[axis] >= CLEARLY * max(others) else 0
+    # to six digits, which is what the float32 of a header means
+    return axis if round(spacing[axis] / max(others), 6) >= CLEARLY else 0
 
 
 @dataclass(frozen=True)

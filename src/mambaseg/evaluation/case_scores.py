@@ -142,7 +142,7 @@ class CaseScores(CaseRows):
             )
         except UserError as error:
             raise UserError(f"{case.id}: {error}") from error
-        self.slices = self.slices.clamp(min=len(truth))
+        self.slices = self.slices.clamp(min=1 if 1 in truth.shape else len(truth))
         identity = {
             "case": case.id,
             "patient": case.patient,

@@ -48,14 +48,18 @@ def count_operations(network: nn.Module, image: Tensor) -> dict[str, int]:
     blocks = (module for module in network.modules() if isinstance(module, ScanBlock))
     handles = [block.register_forward_hook(count_scan) for block in blocks]
     crossed = [module for module in network.modules() if isinstance(module, CrossScan)]
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
         for block in crossed:
             block.dense = False  # the zeros that a GPU multiplies by are no work of the network
-        # Attention as matrix products: the counter does not know the CPU's fused kernel.
+        # Attention as matrix products: the counter knows neither the CPU's fused kernel nor that
+        # of whole transformer layers.
+        torch.backends.mha.set_fastpath_enabled(False)
         plain = sdpa_kernel(SDPBackend.MATH)
         with torch.no_grad(), plain, counter_of_products() as counter:
             network.eval()(image)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
         for block in crossed:
