@@ -38,6 +38,7 @@ def fails(capsys, tmp_path):
         said = "\n".join(line for line in lines if not line.startswith("Error executing job"))
         said = said.replace(str(tmp_path), "<here>")
         assert "Traceback" not in said and 'File "' not in said
+        assert "HYDRA_FULL_ERROR" not in said  # it would say nothing more
         return said
 
     return run

@@ -69,3 +69,16 @@ def test_help_names_the_command(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0 and f"usage: mambaseg {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "key"), [
+    ("predict", "uncertainty: false "), ("evaluate", "calibration: false "),
+    ("export", "tolerance: 1e-4 "), ("demo", "port: "), ("benchmark", "repeats: 5 "),
+])  # fmt: skip
+def test_help_lists_the_values_of_a_command_with_their_defaults(name, key, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert not ended.value.code and "mambaseg" in said
+    values = said.partition("Values, as key=value:")[2]
+    assert f"\n{key}" in values and "#" in values and "hydra" not in values

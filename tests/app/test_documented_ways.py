@@ -41,10 +41,6 @@ def execute(line):
     """Runs a documented command in this process and in the working directory."""
     found = sorted(str(path) for path in Path("outputs/default").glob("*-seed*"))
     words = shlex.split(line.replace("outputs/default/<run folder>", "".join(found)))
-    if words[:2] == ["make", "data-check"]:
-        given = dict(word.split("=", 1) for word in words[2:])
-        main(["check", given["DATA"], *shlex.split(given["ARGS"])])
-        return
     assert words[0] == "mambaseg"
     name, *arguments = words[1:]
     if any(word.startswith("data=") for word in arguments):  # its config is not in ours
@@ -53,7 +49,7 @@ def execute(line):
     main([name, *arguments, *SMALL.get(name, [])])
 
 
-COMMANDS = ["data-check", "train", "evaluate", "report", "predict"]
+COMMANDS = ["check", "train", "evaluate", "report", "predict"]
 
 
 @pytest.mark.timeout(120)

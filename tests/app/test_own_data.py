@@ -146,10 +146,17 @@ def test_a_config_is_not_written_over_another_or_under_a_name_that_is_none(tmp_p
 
 def test_channels_that_differ_between_cases_are_an_error(tmp_path):
     root = write_nnunet(tmp_path / "a", whole=True, version=1, channels=2)
-    image, _ = arrays(3)
+    image, label = arrays(3)
     write_volume(root / "imagesTr" / "case_003.nii.gz", image[0], (1.5, 1.25, 8.0))
     (error,) = check_dataset(root).of("error")
-    assert (error.where, error.problem) == ("case_003", "1 channel where most cases have 2")
+    assert error.where == "case_003"
+    assert error.problem.endswith("the image has 1 channel, the data set has 2")
+    for number in range(3):  # where nothing says how many there should be
+        both = np.stack([image[0]] * (2 if number < 2 else 1), -1)
+        write_volume(tmp_path / f"b/images/a{number}.nii.gz", both, (1.5, 1.25, 8.0))
+        write_volume(tmp_path / f"b/labels/a{number}.nii.gz", label, (1.5, 1.25, 8.0))
+    (error,) = check_dataset(tmp_path / "b").of("error")
+    assert (error.where, error.problem) == ("a2", "1 channel where most cases have 2")
 
 
 # ---- data=nnunet without a config of one's own --------------------------------------------------

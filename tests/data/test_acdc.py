@@ -191,7 +191,7 @@ def test_an_unusable_info_cfg_is_an_error(patient, text, told):
 def test_the_first_problem_says_how_many_more_there_are(tmp_path):
     for number in (1, 2, 3):
         (write_patient(tmp_path / f"patient00{number}") / "Info.cfg").unlink()
-    with pytest.raises(UserError, match=r"patient001.*2 more like this: make data-check"):
+    with pytest.raises(UserError, match=r"patient001.*2 more like this: mambaseg check"):
         find_cases(tmp_path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from scipy.ndimage import minimum_filter
 
@@ -465,7 +466,22 @@ def test_data_check_tells_of_images_that_are_flat_in_the_window(tmp_path):
     (tmp_path / "images" / "a1.jpg").unlink()
     save(tmp_path / "images" / "a1.tif", blob(1)[0][..., 0].astype(np.float32) / 255)
     (warning,) = [one for one in check_dataset(tmp_path).of("warning") if "flat" not in one.where]
-    assert warning.where == "a1" and "almost one within data.window=[0, 255]" in warning.problem
+    assert warning.where == "a1"
+    assert warning.problem == "1 image with less than 13% of data.window=[0, 255]"
+    assert "window" not in propose(check_dataset(tmp_path), "own", memory=(2**30, ""))
+
+
+def test_twelve_bits_in_sixteen_are_told_and_proposed_with_their_own_range(tmp_path):
+    for number in range(3):
+        image = (blob(number)[0][..., 0].astype(np.uint16) * 16).clip(0, 4095)
+        save(tmp_path / "images" / f"a{number}.png", image)
+        save(tmp_path / "masks" / f"a{number}.png", mask(DISC))
+    report = check_dataset(tmp_path)
+    (warning,) = [one for one in report.of("warning") if "window" in one.problem]
+    assert warning.where == "all" and warning.problem.startswith("3 images with less than 13%")
+    config = yaml.safe_load(propose(report, "own", memory=(2**30, "")))
+    assert config["window"] is None and config["in_channels"] == 1  # all are grey
+    assert config["class_names"] == ["background", "foreground"]
 
 
 def test_a_file_of_a_number_is_named_after_its_folder_of_another_number(tmp_path):

@@ -312,7 +312,7 @@ def test_files_that_are_missing_or_too_many_are_all_listed(tmp_path):
         "labelsTr/case_001.nii.gz: the label is missing",
         "labelsTs/case_005.nii.gz: case_005 is in labelsTr and in labelsTs",
     ]
-    with pytest.raises(UserError, match=r"4 more like this: make data-check"):
+    with pytest.raises(UserError, match=r"4 more like this: mambaseg check"):
         find_cases(root)
     report = check_dataset(root)
     assert len(report.of("error")) == 5

@@ -88,7 +88,7 @@ def test_a_case_that_lacks_a_slice_or_is_in_both_parts_is_named(tmp_path):
     assert [case.id for case in cases] == ["case0001", "case0006"]
     assert ["case0005 lacks slice 001" in str(p) for p in problems] == [True, False]
     assert "case0006 is in train_npz too" in str(problems[1])
-    with pytest.raises(UserError, match=r"lacks slice 001.*\(1 more like this: make data-check"):
+    with pytest.raises(UserError, match=r"lacks slice 001.*\(1 more like this: mambaseg check"):
         synapse.find_cases(root)
 
 

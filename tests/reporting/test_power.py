@@ -232,7 +232,7 @@ def test_the_command_prints_it_and_refuses_what_says_nothing(experiment, tmp_pat
     write_run(tmp_path / "one", "mamba_unet", patients=(1, 2), size=16)
     with pytest.raises(UserError, match="two seeds of each network"):
         report.main(["power", str(tmp_path / "one")])
-    with pytest.raises(UserError, match="no two networks"):
+    with pytest.raises(UserError, match="at least two networks"):
         report.main(["power", str(experiment), "--networks", "unet"])
     with pytest.raises(
         UserError, match="--networks: no mamba here, but mamba_unet, swin_unet, unet"

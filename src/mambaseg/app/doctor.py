@@ -257,7 +257,7 @@ def data(configuration: Any) -> Iterator[Finding]:
             require_acquired(chosen)
             cases = instantiate(chosen.find_cases)(root)
         except UserError as error:
-            remedy = f"make data-check DATA={root}, or set data.root"
+            remedy = f"mambaseg check {root}, or set data.root"
             yield Finding("error", "data", str(error), remedy)
             return
         patients = counted(len({case.patient for case in cases}), "patient")

@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 
 
 class _Explained(CompactHydraException):
-    """Hydra prints the message of such an error without a stack trace and exits with status 1."""
+    """The message of such an error is printed without a stack trace, and the status is 1."""
 
 
 def explanation(error: BaseException) -> tuple[BaseException, str] | None:
@@ -84,6 +84,12 @@ def _keep_memory() -> None:
     with suppress(OSError, AttributeError, TypeError):  # not glibc
         for option in (mmap_threshold, trim_threshold):
             ctypes.CDLL(None).mallopt(option, 1 << 30)
+
+
+def _own_values(script: str) -> str:
+    """The keys of a command's config, with their defaults and comments as its file has them."""
+    _, _, own = (CONF / f"{script}.yaml").read_text("utf-8").partition("- _self_")
+    return own.partition("\n")[2].partition("\nhydra:")[0].lstrip("\n")
 
 
 def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., None]]:
@@ -137,9 +143,13 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                     try:
                         return composes()
                     except Exception as error:
-                        if (said := composition_error(error, script, overrides)) is None:
+                        said = composition_error(error, script, overrides)
+                        known = isinstance(error, _Explained)
+                        if (said is None and not known) or os.environ.get("HYDRA_FULL_ERROR"):
                             raise
-                        raise _Explained(printable(said)) from None
+                        # Hydra would offer a stack trace, which says nothing more
+                        sys.stderr.write(f"{error if known else printable(said or '')}\n")
+                        sys.exit(1)
                     finally:
                         compare_jobs()
 
@@ -152,6 +162,10 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
                     if os.environ.get("HYDRA_FULL_ERROR"):  # then also a job's errors come here
                         raise
                     sys.exit(str(error))
+                except SystemExit as ended:
+                    if args.help and not ended.code and script != "config":  # which has groups
+                        sys.stdout.write(_own_values(script))
+                    raise
 
         return command
 

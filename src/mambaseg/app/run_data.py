@@ -42,8 +42,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
     overrides = typed(HydraConfig.get().overrides.task)
     keys = set(map(key_of, overrides))
     if "seed" in keys:
-        raise UserError("seed=: an evaluation draws nothing and bears the seed of its run: leave "
-                        "it out")  # fmt: skip
+        raise UserError("seed=: an evaluation uses the seed of its run; leave seed= out")
     path = Path(cfg.checkpoint)
     folder = path if path.is_dir() else path.resolve().parents[1]
     inside = path.is_dir() or path.resolve().parent.name == "checkpoints"

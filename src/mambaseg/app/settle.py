@@ -303,8 +303,8 @@ def _settle_device(cfg: DictConfig) -> None:
     if (gpu and not torch.cuda.is_available()) or (device == "mps" and not mps):
         raise UserError(
             f"trainer.accelerator={trainer.accelerator}: PyTorch finds no GPU of "
-            f"{'NVIDIA' if gpu else 'Apple'} here. trainer=cpu runs without one; make doctor says "
-            "what is missing."
+            f"{'NVIDIA' if gpu else 'Apple'} here. trainer=cpu runs without one; mambaseg doctor "
+            "says what is missing."
         )
     if trainer.get("sync_batchnorm") == "auto":
         trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only

@@ -55,7 +55,7 @@ class Alike:
     @property
     def remedy(self) -> str:
         """What to do about it."""
-        return f"If a patient has several cases, add {self.override} (data-check proposes it)."
+        return f"If a patient has several cases, add {self.override} (mambaseg check proposes it)."
 
 
 def with_patient(case: Case, pattern: str | None) -> Case:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mambaseg.data.classes import IGNORED
 from mambaseg.data.volume import Spacing, Volume
-from mambaseg.errors import UserError
+from mambaseg.errors import UserError, counted
 from mambaseg.storage.untrusted import readable
 
 AGAIN = "The download or copy was probably cut off: get the file again."
@@ -232,7 +232,8 @@ def find_problems(
         problem = f"the image has shape {pixels.shape}; expected is (z, channel, y, x), not empty"
         yield DataError(problem, image, "Use the file of one frame, or get it again.")
     elif channels is not None and pixels.shape[1] != channels:
-        problem = f"the image has {pixels.shape[1]} channels, the data set has {channels}"
+        held = counted(pixels.shape[1], "channel")
+        problem = f"the image has {held}, the data set has {channels}"
         remedy = "Give every case the same channels, or set data.in_channels to what they have."
         yield DataError(problem, image, remedy)
     yield from not_finite(pixels, image)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,11 +53,12 @@ this folder states here the licence of the weights, which the data may restrict,
 ```sh
 mambaseg predict run=<this folder> input=images output=labels
 mambaseg evaluate run=<this folder> data=<a config of conf/data> data.root=<folder>
-mambaseg train init_from=<this folder> data=<a config of conf/data> data.root=<folder>
+mambaseg train init_from=<this folder> model={model} data=<a config of conf/data> data.root=<folder>
 ```
 
-The weights are in `model.safetensors`, and `config.json` holds what they need. Reading both
-executes nothing.{own}
+If the network has other arguments than its config, a training takes them too, such as
+`model.widths=[16,32]`; `config.json` lists them. The weights are in `model.safetensors`. Reading
+both files executes nothing.{own}
 """
 
 
@@ -156,6 +158,7 @@ def _card(network: AnySize, checkpoint: Checkpoint) -> str:
     )  # fmt: skip
     return _CARD.format(
         name=markdown_text(name),
+        model=shlex.quote(str(about["model"].get("config") or name)),
         title=markdown_text(title),
         facts="\n".join(f"| {key} | {markdown_text(str(text))} |" for key, text in facts.items()),
         scores=scores,

@@ -153,7 +153,7 @@ def _newest(outputs: Path, *, segmenting: bool) -> Path:
     if not runs:
         raise UserError(
             f"{outputs} holds no finished run: give run=<run folder or .ckpt>, or train one first "
-            "(make train does, on the synthetic phantom)"
+            "(mambaseg train experiment=quickstart does, on the synthetic phantom)"
         )
     return max(runs, key=lambda path: (_ended(path), path))
 

@@ -170,7 +170,7 @@ def power_grids(
         else:
             without.append(f"No two networks with two seeds each: {comparison.title}.")
     if not grids:
-        raise UserError(f"{folder}: {refused or 'there are no two networks to compare'}")
+        raise UserError(f"{folder}: {refused or 'a comparison needs at least two networks'}")
     grids[-1] = replace(grids[-1], notes=[*grids[-1].notes, *without])
     return grids
 

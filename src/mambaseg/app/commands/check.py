@@ -9,7 +9,6 @@ from pathlib import Path
 from shlex import quote
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mambaseg.app.check import CONF
@@ -18,7 +17,7 @@ from mambaseg.data.check.dataset import Report, check_dataset
 from mambaseg.data.check.layouts import known_layouts
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.check.sheet import require_new, write_sheet
-from mambaseg.data.readers.reader import Level
+from mambaseg.data.readers.reader import Level, Problem
 from mambaseg.data.validation import DataError
 from mambaseg.errors import UserError
 from mambaseg.storage.files import print_any_name, write_whole
@@ -78,8 +77,8 @@ def main(words: Sequence[str] | None = None) -> int:
             labels=options.labels,
             config_dirs=options.config_dir,
         )
-        if report.problems:
-            console.print(_table(report))
+        for problem in report.problems:
+            console.print(_entry(problem), soft_wrap=True)
         console.print(Text(report.summary, "green" if report.ok else "red"), soft_wrap=True)
         if report.supervision:
             console.print(Text(report.supervision), soft_wrap=True)
@@ -92,14 +91,10 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0 if report.ok else 1
 
 
-def _table(report: Report) -> Table:
-    table = Table(show_lines=True)
-    for heading in ("level", "case", "problem", "remedy"):
-        table.add_column(heading, overflow="fold")
-    for one in report.problems:  # Text: square brackets in a path are no markup
-        style = STYLES[one.level]
-        table.add_row(Text(one.level, style), *map(Text, (one.where, one.problem, one.remedy)))
-    return table
+def _entry(one: Problem) -> Text:
+    """A problem and its remedy, each on a line of its own, from which an override can be copied."""
+    first = Text.assemble((f"{one.level:<9}", STYLES[one.level]), (one.where, "bold"))
+    return Text("\n          ").join([first, Text(one.problem), Text(one.remedy)])
 
 
 def _require_new_config(path: Path) -> None:

@@ -38,7 +38,7 @@ from mambaseg.errors import UserError, counted
 from mambaseg.storage.untrusted import readable
 
 T = TypeVar("T")
-FLAT = 0.05  # of a window: an image with less of it is almost black
+NARROW = 0.13  # of a window: an image with less of it is almost black, as 12 bits in 16 are
 ANY = 256  # classes, where nobody names them: labels are bytes
 LOOK = "Look at the file; correct it or get it again if it is wrong."
 
@@ -55,6 +55,8 @@ class Examined:
     orientation: str | None = None
     label_counts: tuple[int, ...] = ()  # voxels with each value 0..255, after the label map
     remarks: tuple[str, ...] = ()
+    narrow: bool = False  # whether it fills little of `data.window`
+    grey: bool = False  # whether it is a single slice whose channels are equal
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,10 @@ def check_dataset(
         errors.insert(0, error)
     cases = list(_as_configured(found, layout, names, ignore_label, labels, errors))
     classes = num_classes or (len(names) if names else ANY)
-    window, own = layout.config.get("window"), layout.reader.remarks
-
-    def further(volume: Volume) -> Iterator[str]:
-        yield from own(volume)
-        yield from _outside(volume.image, window)
-
+    window = layout.config.get("window")
+    how = (classes, channels, window, layout.reader.remarks)
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking releases the interpreter lock
-        examined = list(pool.map(lambda case: _examine(case, classes, channels, further), cases))
+        examined = list(pool.map(lambda case: _examine(case, *how), cases))
     alike = find_alike(cases)
     voxels = [one.label_counts for one in examined if one.digest is not None]
     errors += _of_the_whole(root, cases, voxels, names if labels == "dense" else None)
@@ -157,7 +155,7 @@ def check_dataset(
     problems += [_line(error, root, e.case.id) for e in examined for error in e.errors]
     problems += [*_duplicates(examined), *remarks]
     problems += [Problem("warning", e.case.id, what, LOOK) for e in examined for what in e.remarks]
-    problems += [*_differing(examined), *_unknown_spacing(examined)]
+    problems += [*_narrow(examined, window), *_differing(examined), *_unknown_spacing(examined)]
     if alike:
         problems.append(Problem("warning", root.absolute().name, alike.problem, alike.remedy))
     unknown = any(case.patient_assumed for case in cases)
@@ -220,6 +218,7 @@ def _examine(
     case: Case,
     num_classes: int,
     channels: int | None,
+    window: Sequence[float] | None,
     further: Callable[[Volume], Iterable[str]],
 ) -> Examined:
     """Read a case completely, whatever comes of it; without `channels` it may have any number."""
@@ -242,6 +241,8 @@ def _examine(
             volume.orientation,
             tuple(map(int, np.bincount(volume.label.ravel(), minlength=ANY))),
             (*said, *_suspicious(volume.image, volume.label, partial=partial), *further(volume)),
+            _is_narrow(volume.image, window),
+            len(volume.image) == 1 and bool((volume.image == volume.image[:, :1]).all()),
         )
     except DataError as error:
         return Examined(case, (error, *_label_errors(case, error, num_classes)))
@@ -277,17 +278,23 @@ def _suspicious(image: np.ndarray, label: np.ndarray, *, partial: bool) -> Itera
         yield "the label is background everywhere"
 
 
-def _outside(image: np.ndarray, window: Sequence[float] | None) -> Iterator[str]:
-    """Of an image that is almost flat in the window of intensities that it is read in."""
+def _is_narrow(image: np.ndarray, window: Sequence[float] | None) -> bool:
+    """Whether an image is almost flat in the window of intensities that it is read in."""
     if window is None or image.min() == image.max():
-        return
+        return False
     low, high = window
     darkest, brightest = np.clip((float(image.min()), float(image.max())), low, high)
-    if brightest - darkest < FLAT * (high - low):
-        yield (
-            f"its values, {image.min():g} to {image.max():g}, are almost one within "
-            f"data.window=[{low:g}, {high:g}]; data.window=null takes each image's own range"
-        )
+    return bool(brightest - darkest < NARROW * (high - low))
+
+
+def _narrow(examined: Sequence[Examined], window: Sequence[float] | None) -> Iterator[Problem]:
+    narrow = [one.case.id for one in examined if one.narrow]
+    if narrow and window is not None:
+        where = "all" if len(narrow) == len(examined) else listed(narrow)
+        whose = counted(len(narrow), "image")
+        problem = f"{whose} with less than {NARROW:.0%} of data.window={list(window)}"
+        remedy = "data.window=null takes each image's own range, as 12 bits in 16 need it."
+        yield Problem("warning", where, problem, remedy)
 
 
 def _duplicates(examined: Iterable[Examined]) -> Iterator[Problem]:

@@ -56,7 +56,8 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         **({"regions": regions} if regions else {}),
         **({"ignore_label": ignore} if type(ignore) is int else {}),
         **({"labels": report.labels} if report.labels != "dense" else {}),
-        "in_channels": Counter(one.shape[1] for one in usable).most_common(1)[0][0],
+        "in_channels": _channels(usable),
+        **({"window": None} if sum(one.narrow for one in usable) * 2 > len(usable) else {}),
         "size": size,
         "batch_size": int(min(max(available // (BYTES_PER_PIXEL * size**2), 1), MOST_SLICES)),
     }
@@ -69,7 +70,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     if report.alike and "patient_pattern" in layout.config:
         config["patient_pattern"] = report.alike.pattern
     lines = [
-        f"# Proposed by data-check: {report.summary.partition(' in ')[0]}.",
+        f"# Proposed by mambaseg check: {report.summary.partition(' in ')[0]}.",
         *_statistics(usable),
         *_shares(counts, names, classes),
         *_regions(counts, regions),
@@ -84,6 +85,13 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     lines += ["defaults:", f"  - {layout.name}", "  - _self_"]
     lines += [f"{key}: {_yaml(value)}{comments.get(key, '')}" for key, value in config.items()]
     return "\n".join(lines) + "\n"
+
+
+def _channels(usable: Sequence[Examined]) -> int:
+    """How many channels most images have; one, where all are pictures without colours."""
+    if all(one.grey for one in usable):
+        return 1
+    return Counter(one.shape[1] for one in usable).most_common(1)[0][0]
 
 
 def _read_as(one: Examined) -> str | None:
@@ -102,7 +110,11 @@ def _classes(
     ordered = sorted({0, *values})
     mapped = ordered != list(range(len(ordered))) and len(values) <= MOST_CLASSES
     classes = dict(enumerate(ordered if mapped else range(max(2, ordered[-1] + 1))))
-    names = ("background", *(f"class_{index}" for index in range(1, len(classes))))
+    given = report.layout.config.get("class_names")
+    if isinstance(given, list) and len(given) == len(classes):
+        names = tuple(map(str, given))
+    else:
+        names = ("background", *(f"class_{index}" for index in range(1, len(classes))))
     proposed = {value: k for k, value in classes.items()}
     return names, classes, proposed if mapped else report.layout.config.get("label_map")
 

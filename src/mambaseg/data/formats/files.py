@@ -46,7 +46,7 @@ def content_digest(files: Iterable[Path], what: str) -> str:
         except OSError as error:
             raise UserError(
                 f"cannot read {path} of {what}: {error.strerror}. Restore the file or its "
-                "permissions, or run data-check on the folder"
+                "permissions, or run mambaseg check on the folder"
             ) from error
         digest.update(b"|")  # so that bytes cannot move from one file to the next unseen
     return digest.hexdigest()

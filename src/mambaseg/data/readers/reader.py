@@ -76,9 +76,7 @@ class Reader:
         if errors:
             first, more = errors[0], ""
             if len(errors) > 1:
-                more = (
-                    f" ({len(errors) - 1} more like this: make data-check DATA={root} lists all.)"
-                )
+                more = f" ({len(errors) - 1} more like this: mambaseg check {root} lists all.)"
             raise DataError(first.problem, first.path, first.remedy + more)
         parts_of(cases)
         return cases

@@ -41,7 +41,12 @@ class Discriminator(nn.Module):
         self.decide = nn.Linear(4 * widths[-1], 2)
 
     def forward(self, probability: Tensor, image: Tensor) -> Tensor:
-        """Map (B, K, H, W) and (B, C, H, W) to (B, 2)."""
+        """Map (B, K, H, W) and (B, C, H, W) to (B, 2); `UserError` for images below `SMALLEST`."""
+        if min(sides := image.shape[-2:]) < SMALLEST:
+            raise UserError(
+                f"method=deep_adversarial: the discriminator takes images from {SMALLEST} × "
+                f"{SMALLEST} pixels on, these have {' × '.join(map(str, sides))} (data.size)"
+            )
         x = self.layers(self.of_map(probability) + self.of_image(image))
         return self.decide(F.adaptive_avg_pool2d(x, 2).flatten(1))
 
@@ -92,11 +97,6 @@ class DeepAdversarial(Method):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `adversarial`."""
-        if min(sides := step.image.shape[-2:]) < SMALLEST:
-            raise UserError(
-                f"method=deep_adversarial: the discriminator takes images from {SMALLEST} × "
-                f"{SMALLEST} pixels on, these have {' × '.join(map(str, sides))} (data.size)"
-            )
         logits, first = step.logits(self.network), step.labelled
         probability = logits.softmax(1)
         self._seen = [seen for seen in self._seen if seen[0].number == step.number]

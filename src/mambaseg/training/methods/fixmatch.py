@@ -1,4 +1,4 @@
-"""FixMatch: what a network is sure of on a weak view, it learns on a strong one."""
+"""FixMatch: confident predictions for a weak view become the labels of a strong view."""
 
 import math
 from collections.abc import Sequence

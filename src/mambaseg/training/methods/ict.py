@@ -1,4 +1,4 @@
-"""Interpolation consistency: what is said of a mix of two images is the mix of what is said."""
+"""Interpolation consistency: the prediction for a mix should be the mix of the predictions."""
 
 from collections.abc import Sequence
 

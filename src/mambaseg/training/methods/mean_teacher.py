@@ -1,4 +1,4 @@
-"""Mean Teacher: agree with an average of oneself on a noisy view."""
+"""Mean Teacher: the student agrees with the average of its weights on a noisy view."""
 
 from collections.abc import Sequence
 

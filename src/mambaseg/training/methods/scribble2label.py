@@ -1,4 +1,4 @@
-"""Scribble2Label: learn scribbles, and what a running mean of predictions is sure of."""
+"""Scribble2Label: scribbles, and pseudo-labels where a mean of predictions is confident."""
 
 import logging
 import math
