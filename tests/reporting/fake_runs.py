@@ -123,7 +123,7 @@ def write_run(
         "callbacks": {"best": {"dirpath": str(folder.path)}},
     }  # fmt: skip
     for key, value in (config or {}).items():
-        *parts, name = key.split(".")
+        *parts, name = key.split(".", 1)
         (settings.setdefault(parts[0], {}) if parts else settings)[name] = value
     folder.write_text("config.yaml", yaml.safe_dump(settings))
     folder.write_rows("cases.csv", rows)

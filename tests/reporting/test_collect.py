@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 import pytest
 import yaml
-from fake_runs import NAMES, write_run
+from fake_runs import NAMES, OPTIMIZERS, write_run
 
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import Metric
@@ -155,8 +155,14 @@ def test_other_settings_are_rows_of_their_own_and_named(tmp_path):
     for optim in ("sgd", "adamw"):
         write_run(folder, optim=optim, **FEW)
     (comparison,), _, _ = collect(folder)
-    assert [e.label for e in comparison.entries] == ["unet · AdamW lr=0.001", "unet · SGD lr=0.01"]
+    assert [e.label for e in comparison.entries] == ["unet · AdamW", "unet · SGD"]
     assert any("Only one seed was trained" in said for said in cautions(comparison))
+    faster = {"optim.optimizer": OPTIMIZERS["sgd"] | {"lr": 0.1}}
+    write_run(folder, optim="sgd", name="fast", config=faster, **FEW)
+    (comparison,), _, _ = collect(folder)  # the rate no longer follows from the optimizer
+    assert sorted(e.label for e in comparison.entries) == [
+        "unet · AdamW lr=0.001", "unet · SGD lr=0.01", "unet · SGD lr=0.1"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ def differences(settings: Sequence[Setting]) -> dict[str, list[str]]:
     return found
 
 
+def _parting(values: Sequence[str]) -> tuple[int, ...]:
+    """Which settings have the same value as which: the place of the first one that has it."""
+    return tuple(map(values.index, values))
+
+
 def _varying(key: str, settings: Sequence[Setting], values: Sequence[str]) -> list[bool]:
     """Of each setting, whether a key's value differs among those that share its owner."""
     owners = [_owner(key, setting) for setting in settings]
@@ -59,11 +64,21 @@ def _owner(key: str, setting: Setting) -> Any:
 def labels(settings: Sequence[Setting]) -> list[str]:
     """A unique name for each setting: the network and what differs, `unet · AdamW lr=0.001`.
 
-    Differences in keys that all have are always named. Keys that only some have (`momentum` of one
-    optimizer) are named only where they are needed to tell two settings apart.
+    Differences in keys that all have are always named, except for arguments that change only with
+    their class (`unet · AdamW`, where the other one is SGD). Keys that only some have (`momentum`
+    of one optimizer) are named only where they are needed to tell two settings apart.
     """
     different = differences(settings)
-    shared = [key for key, values in different.items() if _ABSENT not in values]
+    told_by = {
+        (key.partition(".")[0], _parting(values))
+        for key, values in different.items() if key.endswith("._target_")
+    }  # fmt: skip
+    shared = [
+        key for key, values in different.items()
+        if _ABSENT not in values
+        and (key.endswith("._target_")
+             or (key.partition(".")[0], _parting(values)) not in told_by)
+    ]  # fmt: skip
     optional = [key for key in different if key not in shared]
     varying = {key: _varying(key, settings, values) for key, values in different.items()}
     while True:
