@@ -151,6 +151,8 @@ def test_channels_that_differ_between_cases_are_an_error(tmp_path):
     (error,) = check_dataset(root).of("error")
     assert error.where == "case_003"
     assert error.problem.endswith("the image has 1 channel, the data set has 2")
+    for folder in ("images", "labels"):
+        (tmp_path / "b" / folder).mkdir(parents=True)
     for number in range(3):  # where nothing says how many there should be
         both = np.stack([image[0]] * (2 if number < 2 else 1), -1)
         write_volume(tmp_path / f"b/images/a{number}.nii.gz", both, (1.5, 1.25, 8.0))

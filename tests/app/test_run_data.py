@@ -68,7 +68,7 @@ def test_a_run_is_scored_on_its_own_data(own, which, tmp_path):
 
 def test_a_seed_of_its_own_would_make_two_evaluations_of_one_network(own, tmp_path, capfd):
     assert scored(own, tmp_path, f"run={own}", "seed=4") == (1, None)
-    assert "seed=: an evaluation draws nothing" in capfd.readouterr().err
+    assert "seed=: an evaluation uses the seed of its run" in capfd.readouterr().err
 
 
 def test_overrides_that_only_a_training_reads_are_named(own, tmp_path, capfd):
