@@ -263,7 +263,7 @@ def test_epoch_two_and_a_second_run_read_no_source(root):
     ("options", "message"),
     [
         ({"num_classes": 3}, "4 names for num_classes=3"),
-        ({"in_channels": 3}, "has 1 channels, the data set has 3"),
+        ({"in_channels": 3}, "has 1 channel, the data set has 3"),
         ({"preprocessing": "papr"}, "papr"),
         ({"augmentation": "strong"}, "strong"),
         ({"split": "ssl4mis"}, "missing"),
