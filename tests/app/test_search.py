@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,24 @@ def labels(*words, hydra=()):
         studies.hydra_context = SimpleNamespace(config_loader=loader)
         found = studies._studies(["hparams_search=optuna", *words])
         return [studies._label(chosen, every) for chosen, every in found]
+
+
+def test_the_command_of_the_best_point_finds_the_configs_of_the_search(
+    tmp_path, monkeypatch, caplog
+):
+    from hydra_plugins.mambaseg_studies import Studies
+
+    studies = Studies({}, {})
+    studies.config = composed("hparams_search=optuna", "name=x", hydra=True)
+    monkeypatch.setattr("mambaseg.app.own.config_dirs", lambda: [Path("/my configs")])
+    monkeypatch.setattr(Studies, "_job", lambda *_: composed("data=phantom"))
+    result = {"best_params": {"optim.optimizer.lr": 0.1}, "best_value": 0.5}
+    (tmp_path / "optimization_results.yaml").write_text(yaml.safe_dump(result))
+    with caplog.at_level("INFO"):
+        studies._say_best("unet", ["model=unet", "name=x"], tmp_path)
+    (line,) = (one for one in caplog.messages if one.startswith("train and test it:"))
+    expected = ["--config-dir=/my configs", "name=x_best", "model=unet", "optim.optimizer.lr=0.1"]
+    assert shlex.split(line.partition(": mambaseg train ")[2]) == expected
 
 
 def test_a_study_has_a_name_of_its_own():

@@ -44,6 +44,7 @@ def test_the_card_of_a_bundle_has_scores_of_the_state_that_was_tested(finished, 
         card = write_bundle(network, checkpoint, tmp_path / name) / "README.md"
         assert ("Scores on the test set" in card.read_text()) is scored
         assert "| made with |" in card.read_text()
+        assert "mambaseg train init_from=<this folder> model=unet data=" in card.read_text()
         assert "| learnt from | dense labels of 5 of 5 patients |" in card.read_text()
 
 

@@ -10,9 +10,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from mambaseg.app.entry import CONF
+from mambaseg.app.sweeps import _SAME_RUN
 from mambaseg.errors import UserError
 from mambaseg.reporting.labels import flatten
 from mambaseg.storage.identity import (
+    _LEFT_OUT,
     RULE,
     better,
     identity,
@@ -453,3 +455,8 @@ def test_batch_norms_of_each_device_make_another_run(small_run, words, another):
 def test_each_number_of_devices_with_own_batch_norms_is_a_run(small_run):
     keys = {built(*small_run, *UNET, *DDP, f"trainer.devices={count}").key for count in (1, 2, 4)}
     assert len(keys) == 3
+
+
+def test_what_a_repeated_sweep_may_change_makes_no_other_run():
+    """`sweeps` lists a job under the overrides without these, as it leads to the same run."""
+    assert {*_SAME_RUN} <= _LEFT_OUT

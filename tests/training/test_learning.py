@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
 import ranks
 from frozen_norms import freeze
@@ -418,9 +419,15 @@ def test_what_a_method_cannot_train_with_is_refused_with_its_remedy(words, said,
 ])  # fmt: skip
 def test_partial_ce_takes_cross_entropy_alone(loss, right):
     words = ["data=phantom", "method=partial_ce", *loss.split()]
-    refused = pytest.raises(UserError, match="add loss=partial_ce, or choose method=supervised")
-    with contextlib.nullcontext() if right else refused:
+    said = "add loss=partial_ce, or choose method=supervised"
+    with contextlib.nullcontext() if right else pytest.raises(UserError, match=said):
         checked(composed(*words), "config", words)
+    cfg = composed(*words)
+    if "dice_weight" in cfg.loss:
+        OmegaConf.set_struct(cfg, False)
+        del cfg.loss["dice_weight"]  # which then is the class's own, 0.5
+        with pytest.raises(UserError, match=said):
+            checked(cfg, "config", words)
 
 
 def test_a_method_refuses_a_network_that_gives_several_outputs(small_run):

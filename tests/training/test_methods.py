@@ -21,7 +21,7 @@ from mambaseg.training.methods.fixmatch import FixMatch, complementary, released
 from mambaseg.training.methods.gated_crf import GatedCRF
 from mambaseg.training.methods.ict import ICT
 from mambaseg.training.methods.mean_teacher import MeanTeacher
-from mambaseg.training.methods.method import Step, cropped_from_padded
+from mambaseg.training.methods.method import Step, at_any_size
 from mambaseg.training.methods.mumford_shah import MumfordShah, length
 from mambaseg.training.methods.peers import Peers
 from mambaseg.training.methods.scribble2label import Scribble2Label, running_mean, sure_label
@@ -449,7 +449,7 @@ def test_parts_of_a_unet_see_an_image_of_any_size_as_the_whole_network_does(kind
     network = AnySize(UNet(widths=(4, 4, 8, 8, 8)), 16).eval()
     method, image = kind([network]), torch.rand(2, 1, 33, 20)
     parts = {URPC: "scales", DMPLS: "both"}[kind]
-    first, *others = cropped_from_padded(method, image, getattr(method, parts))
+    first, *others = at_any_size(method, image, getattr(method, parts))
     torch.testing.assert_close(first, network(image), rtol=0, atol=0)
     assert others and all(other.shape == first.shape for other in others)
 

@@ -213,7 +213,7 @@ def _require_cross_entropy(raw: Mapping[str, Any]) -> None:
     if str(loss.get("_target_")).endswith(".DeepSupervision"):
         loss = loss.get("loss") or {}
     kind = str(loss.get("_target_")).rpartition(".")[2]
-    alone = kind == "CrossEntropyLoss" or (kind == "DiceCE" and not loss.get("dice_weight"))
+    alone = kind == "CrossEntropyLoss" or (kind == "DiceCE" and loss.get("dice_weight") == 0)
     if (raw.get("method") or {}).get("name") == "partial_ce" and not alone:
         raise UserError(
             "method=partial_ce learns by cross entropy alone: add loss=partial_ce, or choose "

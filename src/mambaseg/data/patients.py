@@ -153,7 +153,7 @@ def parts_of(cases: Sequence[Case]) -> dict[str, str]:
         same = case.patient if case.patient_assumed else case.patient.casefold()
         if (other := spelled.setdefault(same, case.patient)) != case.patient:
             problem = f"{case.patient} and {other} would count as two patients"
-            remedy = "Name them alike, in capital and small letters too."
+            remedy = "Spell the name of a patient alike everywhere, capital and small letters too."
             raise DataError(problem, case.image_path, remedy)
         if case.id in seen:
             problem = f"{case.id} is there twice, also as {seen[case.id].image_path}"

@@ -88,7 +88,7 @@ def check_array(
     sizes = tuple(int(size) for size in shape)
     remedy = "Use grey-scale or labels of at most 64 bits, or get the file again."
     if len(sizes) not in dimensions:
-        remedy = "Use the file of one frame (of ACDC _frameFF, not _4d), with one image."
+        remedy = "Save one image per file; of ACDC, use the file of one frame (_frameFF, not _4d)."
         expected = " or ".join(f"{number}-D" for number in dimensions)
         problem = f"the {name} is {len(sizes)}-D (shape {sizes}); expected is {expected}"
     elif min(sizes) < 1:

@@ -97,7 +97,7 @@ class AnySize(nn.Module):
                 f"(data.size) or a network without patches (model=unet)."
             )
         name = type(self.network).__name__
-        with wide_enough(name, image):  # of which it tells the size before it is padded
+        with wide_enough(name, image):  # its message gives the size before padding
             image = self.padded(image)
             logits: Tensor = self.network(image)
         if isinstance(logits, list) and self.training:

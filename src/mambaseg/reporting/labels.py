@@ -9,6 +9,7 @@ from typing import Any
 Setting = tuple[str, Mapping[str, Any]]  # network, flat configuration
 
 _ABSENT = "–"
+_OWN_ARGUMENTS = ("optim.", "loss.")  # keys of a class and what it takes, and of nothing else
 _FOLLOW = (".scheduler.", ".find_cases.")  # in keys that mostly repeat the value of another one
 
 
@@ -64,21 +65,23 @@ def _owner(key: str, setting: Setting) -> Any:
 def labels(settings: Sequence[Setting]) -> list[str]:
     """A unique name for each setting: the network and what differs, `unet · AdamW lr=0.001`.
 
-    Differences in keys that all have are always named, except for arguments that change only with
-    their class (`unet · AdamW`, where the other one is SGD). Keys that only some have (`momentum`
-    of one optimizer) are named only where they are needed to tell two settings apart.
+    Differences in keys that all have are always named, except for arguments of an optimizer or a
+    loss that change only with its class (`unet · AdamW`, where the other one is SGD). Keys that
+    only some have (`momentum` of one optimizer) are named only where they are needed to tell two
+    settings apart.
     """
     different = differences(settings)
-    told_by = {
+    classes = {
         (key.partition(".")[0], _parting(values))
-        for key, values in different.items() if key.endswith("._target_")
-    }  # fmt: skip
+        for key, values in different.items()
+        if key.endswith("._target_") and key.startswith(_OWN_ARGUMENTS)
+    }
     shared = [
-        key for key, values in different.items()
+        key
+        for key, values in different.items()
         if _ABSENT not in values
-        and (key.endswith("._target_")
-             or (key.partition(".")[0], _parting(values)) not in told_by)
-    ]  # fmt: skip
+        and (key.endswith("._target_") or (key.partition(".")[0], _parting(values)) not in classes)
+    ]
     optional = [key for key in different if key not in shared]
     varying = {key: _varying(key, settings, values) for key, values in different.items()}
     while True:

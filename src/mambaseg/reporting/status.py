@@ -68,30 +68,25 @@ def jobs(folder: Path, files: Collection[str] | None = None) -> list[Job]:
     """The jobs of the sweeps; none without a sweep.
 
     Overrides that all jobs share are left out: an experiment's table shows what differs. `files`
-    are the names of those in `<folder>/.jobs` that are asked for; None: all. What one job shares
-    the others of the experiment tell.
+    are the names of those in `<folder>/.jobs` that are asked for; None: all. Where that is one, it
+    is compared with all jobs of the experiment.
     """
-    found: list[tuple[list[str], str, str, str]] = []
-    alone = files is not None and len(files) == 1
-    others: list[set[str]] = []
+    found: dict[str, tuple[list[str], str, str, str]] = {}
     for file in sorted((folder / ".jobs").glob("*.json")):
-        asked = files is None or file.name in files
-        if not asked and not alone:
-            continue
         try:
             job = read_json(file)
             run, error = (str(job[key] or "") for key in ("run", "error"))
             state = "skipped" if job.get("skipped") else "failed" if error else "missing"
             words = [str(word) for word in job["overrides"]]
-            others += [] if asked else [set(words)]
-            found += [(words, run, _first_line(error), state)] if asked else []
+            found[file.name] = (words, run, _first_line(error), state)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged list must not hide the runs
-    everyone = [set(words) for words, *_ in found] + others
-    shared = set.intersection(*everyone) if len(everyone) > 1 else set()
+    asked = [job for name, job in found.items() if files is None or name in files]
+    compared = [set(words) for words, *_ in (asked if len(asked) > 1 else found.values())]
+    shared = set.intersection(*compared) if len(compared) > 1 else set()
     return [
         Job(" ".join(word for word in words if word not in shared), run, error, state)
-        for words, run, error, state in found
+        for words, run, error, state in asked
     ]
 
 

@@ -23,8 +23,8 @@ class Discriminator(nn.Module):
     """Tell from label map and image whether the image was labelled: logits (B, 2), 1 = labelled.
 
     Source: Zhang et al. 2017, Deep Adversarial Networks for Biomedical Image Segmentation Utilizing
-    Unannotated Images; the layers are SSL4MIS'. There an average over 7 × 7 leaves 2 × 2 of a map
-    of 224²; here the average always leaves 2 × 2, so that any size from 16 on will do.
+    Unannotated Images; the layers are SSL4MIS'. There an average over 7 × 7 reduces the map of a
+    224² image to 2 × 2; here an adaptive average does, for images of 16 × 16 pixels and more.
     """
 
     def __init__(self, in_channels: int, num_classes: int, width: int = 64) -> None:

@@ -12,7 +12,7 @@ from mambaseg.training.methods.method import (
     Kind,
     Method,
     Step,
-    cropped_from_padded,
+    at_any_size,
     require_network,
     require_numbers,
 )
@@ -50,7 +50,7 @@ class DMPLS(Method):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised` and `pseudo`, each the mean over both decoders."""
-        outputs = step.through(partial(cropped_from_padded, self, outputs=self.both))
+        outputs = step.through(partial(at_any_size, self, outputs=self.both))
         share = step.uniform(1)[0]
         label = mixed_label(outputs, (share, 1 - share))
         supervised, pseudo = (

@@ -190,7 +190,7 @@ def require_network(method: Method, kind: type[Kind]) -> Kind:
     return network
 
 
-def cropped_from_padded(
+def at_any_size(
     method: Method, image: Tensor, outputs: Callable[[Tensor], list[Tensor]]
 ) -> list[Tensor]:
     """What parts of the first network give of an image of any size, as `AnySize` gives it."""

@@ -13,7 +13,7 @@ from mambaseg.models.unet import UNet, UpBlock
 from mambaseg.training.methods.method import (
     Method,
     Step,
-    cropped_from_padded,
+    at_any_size,
     published_weight,
     require_network,
     require_numbers,
@@ -58,7 +58,7 @@ class URPC(Method):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """`supervised`, the mean over the heads, and `consistency`."""
-        fine, *coarse = step.through(partial(cropped_from_padded, self, outputs=self.scales))
+        fine, *coarse = step.through(partial(at_any_size, self, outputs=self.scales))
         outputs = [fine, *coarse]
         supervised = torch.stack([step.supervised(logits) for logits in outputs]).mean()
         weight = published_weight(step, self.weight)
