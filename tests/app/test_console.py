@@ -9,6 +9,7 @@ import pytest
 
 from mambaseg import __version__
 from mambaseg.app.console import COMMANDS, main
+from runs import UNET, built
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "lightning", "monai", "matplotlib", "wandb", "hydra", "numpy")
@@ -82,3 +83,10 @@ def test_help_lists_the_values_of_a_command_with_their_defaults(name, key, capsy
     assert not ended.value.code and "mambaseg" in said
     values = said.partition("Values, as key=value:")[2]
     assert f"\n{key}" in values and "#" in values and "hydra" not in values
+
+
+def test_a_run_built_after_a_help_has_its_own_choices(small_run):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])  # Hydra keeps the choices of predict: it has no model
+    with built(*small_run, *UNET, "trainer=cpu") as run:
+        assert run.plan.configs == {"data": "phantom", "model": "unet"}

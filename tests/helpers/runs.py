@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -59,12 +60,16 @@ def composed(
 ) -> DictConfig:
     """The configuration of conf/<script>.yaml under these overrides.
 
+    What a command that ran in this process has left with Hydra is forgotten: its choices would
+    be taken for those of this configuration.
+
     Args:
         words: the overrides.
         script: `config` (of train.py), `evaluate`, `predict`, ...
         configs: a folder of further config files, as `--config-dir` adds one.
         hydra: whether Hydra's own part belongs to it.
     """
+    HydraConfig.instance().cfg = None
     more = [f"hydra.searchpath=[file://{configs}]"] if configs else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(script, overrides=[*more, *words], return_hydra_config=hydra)
