@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from math import ceil, comb, log10
 from statistics import fmean
@@ -21,7 +22,7 @@ from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.grid import UNDEFINED, Grid, heading, signed
 from mambaseg.reporting.scores import compared_value, estimate, is_absent, rows_where
-from mambaseg.reporting.variation import Scores, p_of_difference, share_of_seeds
+from mambaseg.reporting.variation import Scores, p_and_share
 
 Structure = tuple[str, str, int]  # patient, case, class
 
@@ -29,7 +30,6 @@ RESAMPLES = 10_000
 LEVEL = 0.05
 EXACT = 50  # patients up to whom Wilcoxon's test counts all signs
 MOST = 25  # networks of which all pairs are compared
-_AT_ONCE = 2**24  # drawn values that are held at a time: 128 MiB
 _WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -109,15 +109,21 @@ def _holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
 
 def _bootstrap_interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
     """95 % percentile interval of the mean over resampled patients; the same at every call."""
-    from scipy import stats
-
     if len(differences) == 1:
         return None, None
-    found = stats.bootstrap(
-        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile",
-        batch=max(1, _AT_ONCE // len(differences)), rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    values = np.asarray(differences)
+    sums = [counts @ values for counts in _resampled(len(values))]
+    low, high = np.percentile(sums, (2.5, 97.5)) / len(values)
+    return float(low), float(high)
+
+
+@lru_cache(1)  # drawing takes most of the time, and pairs have the same patients
+def _resampled(patients: int) -> npt.NDArray[np.uint8]:
+    """How often a patient is in each of the resamples: (resamples, patients)."""
+    draw, counts = np.random.default_rng(0), np.empty((RESAMPLES, patients), np.uint8)
+    for own in counts:
+        own[:] = np.bincount(draw.integers(patients, size=patients), minlength=patients)
+    return counts
 
 
 def scored(entry: Entry, metric: Metric) -> Scored:
@@ -200,6 +206,7 @@ def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
     low, high = _bootstrap_interval(differences)
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     several = min(first.seeds, second.seeds, len(differences)) > 1
+    p_seeds, share = p_and_share(*both) if several else (None, None)
     return Paired(
         first.label,
         second.label,
@@ -212,8 +219,8 @@ def compare(first: Scored, second: Scored, metric: Metric) -> Paired | None:
         p=p,
         p_holm=p,
         p_least=min(1.0, 2.0 ** (1 - len(differences))),  # of 2 ** n equally likely signs, two
-        p_seeds=p_of_difference(*both) if several else None,
-        seeds_share=share_of_seeds(*both) if several else None,
+        p_seeds=p_seeds,
+        seeds_share=share,
         effect=effect,
         wins=above if metric.higher_is_better else below,
         losses=below if metric.higher_is_better else above,

@@ -89,23 +89,18 @@ def spread(parts: Components, seeds: Sequence[int], patients: int) -> tuple[Any,
     return np.where(nothing, 0.0, variance), free
 
 
-def share_of_seeds(first: Scores, second: Scores) -> float:
-    """The share of V that more seeds would lessen: seeds and rests; arguments as of `components`.
+def p_and_share(first: Scores, second: Scores) -> tuple[float, float]:
+    """Two-sided p of the difference of two networks' means, and what seeds make of its doubt.
 
-    0 where nothing varies.
+    That is the share of V that more seeds would lessen, seeds and rests; 0 where nothing varies.
+    Arguments are as of `components`.
     """
-    _, parts = components(first, second)
-    patients = first.shape[1]
-    variance, _ = spread(parts, (len(first), len(second)), patients)
-    return float(1 - parts.patients / patients / variance) if variance else 0.0
-
-
-def p_of_difference(first: Scores, second: Scores) -> float:
-    """Two-sided p of the difference of two networks' means; arguments as of `components`."""
     from scipy import stats
 
     difference, parts = components(first, second)
-    variance, free = spread(parts, (len(first), len(second)), first.shape[1])
+    patients = first.shape[1]
+    variance, free = spread(parts, (len(first), len(second)), patients)
     if variance == 0:
-        return float(round(difference, 12) == 0)
-    return float(2 * stats.t.sf(abs(difference) / sqrt(variance), free))
+        return float(round(difference, 12) == 0), 0.0
+    p = 2 * stats.t.sf(abs(difference) / sqrt(variance), free)
+    return float(p), float(1 - parts.patients / patients / variance)
