@@ -57,8 +57,6 @@ Policy = Literal["strict", "penalty", "legacy"]
 Row = dict[str, Any]
 
 OUTCOMES = ("scored", "missed", "false_positive", "both_empty")
-
-
 DESCRIBED = ("name", "title", "unit", "higher_is_better", "decimals", "empty")
 
 
@@ -237,7 +235,8 @@ def score_case(
     if spacing is not None:
         spacings["mm"] = spacing
     tolerances = {"tolerance_mm": tolerance_mm, "tolerance_vox": tolerance_vox}
-    columns = [m.name for m in (*OVERLAP, *(SURFACE if surface else ()), *VOLUME, *more)]
+    metrics = [*OVERLAP, *(SURFACE if surface else ()), *VOLUME, *more]
+    columns = [metric.name for metric in metrics]
     rows = []
     for index, labels in enumerate(_scored(num_classes, regions)):
         masks = _members(predicted, labels), _members(expected, labels)
@@ -254,7 +253,7 @@ def score_case(
         }
         if not scored:
             as_scored = _EMPTY[policy][row["outcome"]]
-            row |= _empty(*as_scored, expected.shape, spacings, columns, more)
+            row |= _empty(*as_scored, expected.shape, spacings, metrics)
         elif surface:
             unknown = ignored if ignored is not None and ignored.any() else None
             measured = surface_distances(*masks, list(spacings.values()), unknown)
@@ -331,8 +330,7 @@ def _empty(
     distance: float | None,
     shape: Sequence[int],
     spacings: Mapping[str, Spacing],
-    columns: Sequence[str],
-    more: Sequence[Metric],
+    metrics: Sequence[Metric],
 ) -> dict[str, float | None]:
     """What takes the place of scores where a mask is empty."""
     distances = dict.fromkeys(spacings, distance)
@@ -340,11 +338,8 @@ def _empty(
         for unit, spacing in spacings.items():
             distances[unit] = float(np.linalg.norm((np.asarray(shape) - 1) * np.asarray(spacing)))
     scores: dict[str, float | None] = {}
-    for metric in (*BUILT_IN, *more):
-        known = ("", *distances, *(["ml"] if "mm" in distances else []))
-        measurable = metric.unit in known
-        if metric.name not in columns or metric.empty == "measured" or not measurable:
-            continue
-        is_overlap = metric.empty == "overlap"
-        scores[metric.name] = overlap if is_overlap else distances[metric.unit or "vox"]
+    for metric in metrics:
+        unit = "mm" if metric.unit == "ml" else metric.unit or "vox"  # ml need the spacing, too
+        if metric.empty != "measured" and unit in distances:
+            scores[metric.name] = overlap if metric.empty == "overlap" else distances[unit]
     return scores

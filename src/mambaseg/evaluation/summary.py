@@ -57,6 +57,8 @@ def summarise(
         raise ValueError(f"rows must share one convention, but have {sorted(conventions)}")
     if distances is None:
         distances = "mm" if all(row.get("volume_ml") is not None for row in table) else "vox"
+    metrics = [metric for metric in (*BUILT_IN, *more) if metric.name in table[0]]
+    names = [metric.name for metric in metrics]
     summary: dict[str, Any] = {
         "convention": {
             **dict(zip(CONVENTION, conventions.pop(), strict=True)),
@@ -64,23 +66,22 @@ def summarise(
             "average": "per class over cases, then over classes",
             "units": "_vox in voxels, _mm in mm, _ml in ml, everything else in [0, 1]",
         },
-        "metrics": [metric.plain() for metric in (*BUILT_IN, *more) if metric.name in table[0]],
-        **_parts(table, class_names, more),
+        "metrics": [metric.plain() for metric in metrics],
+        **_parts(table, class_names, names),
     }
     for key in ("phase", "group"):
         values = sorted({row[key] for row in table if row.get(key) is not None})
         if values:
             summary[f"by_{key}"] = {
-                value: _parts([row for row in table if row.get(key) == value], class_names, more)
+                value: _parts([row for row in table if row.get(key) == value], class_names, names)
                 for value in values
             }
     return summary
 
 
 def _parts(
-    rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], more: Sequence[Metric]
+    rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    metrics = [metric.name for metric in (*BUILT_IN, *more) if metric.name in rows[0]]
     classes: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(class_names):
         own = [row for row in rows if row["class"] == index]
