@@ -150,7 +150,7 @@ def test_names_may_be_given_and_lie_in_subfolders_without_a_mark(tmp_path):
     for place in ("labels", "truth"):
         write_labels(tmp_path / place / "p1" / "p1_frame01.nii.gz", truth)
     (pair,) = find_pairs(tmp_path / "labels", tmp_path / "truth")
-    assert (pair.id, pair.patient, pair.phase) == ("p1/p1_frame01", "p1/p1", None)
+    assert (pair.case.id, pair.case.patient, pair.case.phase) == ("p1/p1_frame01", "p1/p1", None)
     folder = scored((tmp_path / "labels", tmp_path / "truth", None), class_names=list("ABCD"))
     assert folder.summary["classes"]["D"]["dice"]["mean"] == 1.0
     with pytest.raises(UserError, match="C, c is there more than once"):

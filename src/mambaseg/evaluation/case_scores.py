@@ -2,39 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from mambaseg.data.case import Case
 from mambaseg.data.classes import IGNORED
 from mambaseg.errors import UserError
 from mambaseg.evaluation.metrics import Metric as CaseMetric
 from mambaseg.evaluation.metrics import Policy, Row, score_case
 from mambaseg.evaluation.summary import summarise
 from mambaseg.evaluation.surface import Spacing
-
-
-class CaseInfo(Protocol):
-    """What identifies a case in a table; `mambaseg.data.case.Case` has it."""
-
-    @property
-    def id(self) -> str:
-        """Unique name, such as `patient001_ED`."""
-
-    @property
-    def patient(self) -> str:
-        """Whom the case shows."""
-
-    @property
-    def phase(self) -> str | None:
-        """ED or ES, None when unknown."""
-
-    @property
-    def group(self) -> str | None:
-        """Pathology group, None when unknown."""
 
 
 class CaseRows(Metric):
@@ -113,7 +94,7 @@ class CaseScores(CaseRows):
 
     def update(
         self,
-        case: CaseInfo,
+        case: Case,
         prediction: Tensor,
         reference: Tensor,
         *,

@@ -124,13 +124,13 @@ def _seen(pairs: Sequence[Pair], *, allowed: bool) -> tuple[dict[str, Any], str]
     told = {}
     for pair in pairs:
         seen = _about(pair.prediction).get("seen")
-        told[pair.id] = seen if isinstance(seen, dict) else {"checked": False}
+        told[pair.case.id] = seen if isinstance(seen, dict) else {"checked": False}
     grave = {
-        pair.patient: how
+        pair.case.patient: how
         for pair in pairs
-        if (how := told[pair.id].get("how")) in (TRAINED, VALIDATED, EARLIER)
+        if (how := told[pair.case.id].get("how")) in (TRAINED, VALIDATED, EARLIER)
     }
-    found = {pair.id: grave[pair.patient] for pair in pairs if pair.patient in grave}
+    found = {pair.case.id: grave[pair.case.patient] for pair in pairs if pair.case.patient in grave}
     require_unseen(found, len(pairs), allowed=allowed, subject="the network of the predictions")
     checked = all(seen.get("checked") is True for seen in told.values())
     if not (checked or found):
@@ -180,7 +180,7 @@ def score_folders(
     checked_ignore(ignore_label, len(names), None)
     seen, note = _seen(pairs, allowed=evaluation.get("allow_seen") is True)
     title, model = references.resolve().name, predictions.resolve().name
-    files = digest_of([[pair.id, file_digest(pair.prediction)] for pair in pairs])
+    files = digest_of([[pair.case.id, file_digest(pair.prediction)] for pair in pairs])
     config: dict[str, Any] = {
         "seed": 0,
         "model": {"name": model, "files": files},
@@ -195,7 +195,7 @@ def score_folders(
     }
     if config["evaluation"]["keep_largest"] == "auto":  # label maps are as they are
         config["evaluation"]["keep_largest"] = False
-    fingerprint = digest_of([[pair.id, file_digest(pair.reference)] for pair in pairs])
+    fingerprint = digest_of([[pair.case.id, file_digest(pair.reference)] for pair in pairs])
     # scores with a mark, or with further columns, are others
     marks = [seen["cases"]] if seen["cases"] else []
     marks += [[metric.name for metric in metrics]] if metrics else []
@@ -217,7 +217,7 @@ def score_folders(
         notes.append(
             f"{without} frames of cines whose references label other frames only: left out."
         )
-    hashed = digest_of([pair.id for pair in pairs])[:12]
+    hashed = digest_of([pair.case.id for pair in pairs])[:12]
     split = {"name": "all files", "hash": hashed, "note": " ".join(notes)}
     # of a cine that was seen, all frames that were scored were
     cases = {row["case"]: _FRAME.sub("", row["case"]) for row in scores.rows}
@@ -276,8 +276,8 @@ def _scores(
         expected = _labels(pair.reference, reference, len(names), ignore_label)
         # a volume is a case; of a cine every frame, numbered from 1 as ACDC numbers them
         digits = max(2, len(str(len(labels))))
-        ids = [pair.id] if len(labels) == 1 else [
-            f"{pair.id}_frame{t:0{digits}d}" for t in range(1, len(labels) + 1)
+        ids = [pair.case.id] if len(labels) == 1 else [
+            f"{pair.case.id}_frame{t:0{digits}d}" for t in range(1, len(labels) + 1)
         ]  # fmt: skip
         # references of cines often label ED and ES alone: the other frames say nothing
         told = [bool(frame.any()) for frame in expected]
@@ -288,7 +288,7 @@ def _scores(
             if kept:
                 one = keep_largest(one, kept)
             both = map(torch.from_numpy, (one, other))
-            scores.update(replace(pair, id=name), *both, spacing=reference.spacing)
+            scores.update(replace(pair.case, id=name), *both, spacing=reference.spacing)
         return ids, told.count(False)
 
     seen: set[str] = set()

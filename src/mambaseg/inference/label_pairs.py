@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import NIFTI, read_label, without_ending
@@ -24,16 +25,12 @@ _PHASE = re.compile(r"(?P<patient>.+)_(?P<phase>ED|ES|frame\d+)")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A prediction and its reference."""
 
-    id: str  #: the prediction's place in its folder, without an ending
+    case: Case  # `id` is the prediction's place in its folder, without an ending
     prediction: Path
     reference: Path
-    patient: str  #: `p1` of `p1_ED` and `p1_frame01`, if no pattern finds them
-    phase: str | None  #: ED or ES where the name says so
-    group: str | None = None  #: unknown
 
 
 def find_pairs(
@@ -72,11 +69,8 @@ def find_pairs(
             "%s. If a patient has several label maps, add 'patient_pattern=\"%s\"'",
             alike.problem, alike.pattern,
         )  # fmt: skip
-    pairs = [
-        Pair(name, predicted[name], expected[name], case.patient, case.phase)
-        for name, case in cases.items()
-    ]
-    if same := [pair.id for pair in pairs if pair.prediction.samefile(pair.reference)]:
+    pairs = [Pair(case, predicted[name], expected[name]) for name, case in cases.items()]
+    if same := [pair.case.id for pair in pairs if pair.prediction.samefile(pair.reference)]:
         raise UserError(
             f"{predictions} and {references} hold the same files ({listed(same)}): a label map "
             "agrees with itself. Name the folder of each."
@@ -85,7 +79,7 @@ def find_pairs(
 
 
 def _case(name: str, path: Path) -> Case:
-    """What a name tells of a label map: `p1_ED` and `p1_frame01` are of `p1`."""
+    """What a name tells of a label map: `p1_ED` and `p1_frame01` are of `p1`, ED is a phase."""
     match = _PHASE.fullmatch(name)
     patient, phase = (match["patient"], match["phase"]) if match else (name, None)
     phase = phase if phase in ("ED", "ES") else None

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mambaseg.data.case import Case
 from mambaseg.data.classes import Structures
-from mambaseg.evaluation.case_scores import CaseInfo, CaseScores
+from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import candidates, keep_largest
 from mambaseg.evaluation.summary import kept_in_words, summarise
 from mambaseg.evaluation.surface import Spacing
@@ -27,7 +28,7 @@ Array = npt.NDArray[np.uint8]
 class Validated(NamedTuple):
     """A validation case and what a network makes of it; labels are compressed."""
 
-    case: CaseInfo
+    case: Case
     spacing: Spacing | None
     shape: tuple[int, ...]
     prediction: bytes
