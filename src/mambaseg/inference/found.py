@@ -52,9 +52,9 @@ def find_runs(
     """Like `find_run`, but all runs that a pattern fits, those that ended last first."""
     path = Path(named).expanduser()
     if str(named) == NEWEST:
-        one = _newest(Path(outputs).expanduser(), segmenting=segmenting)
+        found = [_newest(Path(outputs).expanduser(), segmenting=segmenting)]
     elif path.is_dir() and not _is_run(path) and any(path.glob("*/run.json")):
-        one = _best(path)
+        found = [_best(path)]
     elif not path.exists() and re.search(r"[*?\[]", str(named)):
         matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 (may be absolute)
         runs = [match for match in matches if _is_run(match) or match.suffix == ".ckpt"]
@@ -66,15 +66,13 @@ def find_runs(
             found = [one for one in found if one not in open_]
         if not found:
             raise UserError(f"run={named}: no run folder and no .ckpt file has such a name")
-        if len(found) == 1:
-            log.info("run=%s: %s", named, found[0])
-            _warn_if_open(found[0])
-        return found
     else:
-        _warn_if_open(path)
-        return [path]
-    log.info("run=%s: %s", named, one)
-    return [one]
+        found = [path]
+    if len(found) == 1:
+        if found != [path]:
+            log.info("run=%s: %s", named, found[0])
+        _warn_if_open(found[0])
+    return found
 
 
 def distinct(runs: Iterable[Path]) -> list[Path]:
