@@ -1,11 +1,13 @@
 """Learning methods in a report: labels, their networks, what they cost, the published tables."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 from fake_runs import write_run
 
 from mambaseg.errors import UserError
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.beside import beside_the_papers
 from mambaseg.reporting.cautions import cautions
 from mambaseg.reporting.collect import collect
@@ -84,7 +86,7 @@ def test_runs_without_a_method_keep_their_names(tmp_path):
     write_run(tmp_path, "mamba_unet", size=16, config=method("supervised", "Supervised"))
     (found,), _, _ = collect(tmp_path)
     assert [entry.label for entry in found.entries] == ["unet", "mamba_unet"]
-    assert networks_grid(found) is None
+    assert networks_grid(found, found.metrics) is None
     assert score_grids(found)[0].header[:2] == ["network", "seeds"]
 
 
@@ -101,12 +103,20 @@ def test_the_score_table_says_which_labels_and_which_network(comparison):
 
 
 def test_each_network_of_a_method_and_their_mean_are_rows(comparison):
-    rows = {(row[0], row[1]): row[2:] for row in networks_grid(comparison).rows}
+    rows = {(row[0], row[1]): row[2:] for row in networks_grid(comparison, comparison.metrics).rows}
     assert rows[BOTH, "unet"][:2] == ["1 of 2", "0.800 ± 0.141"]
     assert rows[BOTH, "mamba_unet"][:2] == ["1 of 2", "0.650 ± 0.212"]
     assert rows[BOTH, "mean of both"][:3] == ["", "0.725 ± 0.035", "–"]
     assert rows["unet · mean_teacher", "unet"][0] == "2 of 2"
     assert len(rows) == 5
+
+
+def test_a_metric_from_outside_is_in_the_table_of_networks_too(comparison):
+    own = replace(comparison)
+    vars(own)["metrics"] = [*comparison.metrics, Metric("own", "own score")]
+    main, networks = score_grids(own)[:2]
+    assert networks.title == "Networks of each method"
+    assert "own score" in main.header and "own score" in networks.header
 
 
 def test_a_networks_folds_are_averaged_and_this_is_said(tmp_path):
@@ -115,7 +125,7 @@ def test_a_networks_folds_are_averaged_and_this_is_said(tmp_path):
     for fold in (0, 1):
         write_run(tmp_path, fold=fold, **semi)
     (found,), _, _ = collect(tmp_path)
-    assert "mean of their means" in networks_grid(found).notes[-1]
+    assert "mean of their means" in networks_grid(found, found.metrics).notes[-1]
     assert score_grids(found)[0].rows[0][2] == "1 × 2 folds"
 
 

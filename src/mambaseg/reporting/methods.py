@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from mambaseg.evaluation.metrics import BUILT_IN, Metric
+from mambaseg.evaluation.metrics import Metric
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.grid import Grid, heading, plus_minus
 from mambaseg.reporting.runs import RunData
 from mambaseg.reporting.scores import mean_sd
 
 
-def networks_grid(comparison: Comparison) -> Grid | None:
+def networks_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid | None:
     """Each network of each entry, where a method of the comparison trains several."""
     if all(len(run.networks) == 1 for run in comparison.runs):
         return None
-    unit = comparison.unit
-    names = ("dice", f"hd95_{unit}", f"assd_{unit}", f"nsd_{unit}")
-    metrics = [metric for metric in BUILT_IN if metric.name in names]
     rows: list[list[str]] = []
     marks: dict[int, str] = {}
     for entry in comparison.entries:

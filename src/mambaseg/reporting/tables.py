@@ -16,13 +16,7 @@ from mambaseg.evaluation.summary import distance_unit, kept_in_words
 from mambaseg.reporting.beside import beside_the_papers
 from mambaseg.reporting.collect import Comparison, Entry, entry_settings, repeats
 from mambaseg.reporting.curves import DICE, rise
-from mambaseg.reporting.grid import (
-    UNDEFINED,
-    Grid,
-    heading,
-    of_seeds,
-    plus_minus,
-)
+from mambaseg.reporting.grid import UNDEFINED, Grid, heading, of_seeds, plus_minus
 from mambaseg.reporting.labels import differences
 from mambaseg.reporting.methods import networks_grid
 from mambaseg.reporting.runs import described
@@ -174,8 +168,9 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, float | None]:
 
 def score_grids(comparison: Comparison) -> list[Grid]:
     """All score tables of a comparison, the main one first."""
-    networks = networks_grid(comparison)
-    found = [_main(comparison), *([networks] if networks else []), _classes(comparison)]
+    metrics = _chosen(comparison.metrics, comparison.unit, _MAIN)
+    networks = networks_grid(comparison, metrics)
+    found = [_main(comparison, metrics), *([networks] if networks else []), _classes(comparison)]
     for key, title in (("phase", "Per phase"), ("group", "Per pathology group")):
         if any(values_of(entry, key) for entry in comparison.entries):
             found.append(_parts(comparison, key, title))
@@ -214,8 +209,8 @@ def _columns(metrics: Iterable[Metric]) -> list[_Column]:
     return [_Column(heading(metric), metric) for metric in metrics]
 
 
-def _main(comparison: Comparison) -> Grid:
-    dice, *others = _chosen(comparison.metrics, comparison.unit, _MAIN)
+def _main(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
+    dice, *others = metrics
     averages = {
         "cases": "Dice", "background": "Dice, with background", "patients": "Dice, by patient",
         "pooled": "Dice, pooled",
@@ -320,9 +315,8 @@ def settings_grid(comparison: Comparison) -> Grid | None:
 
 def tidy(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """The scores unrounded, one per row, for table.csv."""
-    units = ("vox", "mm") if comparison.unit == "mm" else ("vox",)
-    metrics = [m.name for m in comparison.metrics if m.unit in units or m.unit != "mm"]
-    metrics = [name for name in metrics if not name.endswith("volume_ml")]
+    shown = (m.name for m in comparison.metrics if comparison.unit == "mm" or m.unit != "mm")
+    metrics = [name for name in shown if not name.endswith("volume_ml")]
     for entry in comparison.entries:
         places: list[dict[str, str]] = [{}]
         places += [{key: v} for key in ("phase", "group") for v in values_of(entry, key)]
