@@ -86,6 +86,9 @@ def test_a_failed_sync_saves_no_workspace(experiment, monkeypatch):
 
 
 def test_a_folder_without_wandb_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run folders"):
+        wandb_report.publish(tmp_path)
+    RunFolder(tmp_path / "a").start(key="a")
     with pytest.raises(UserError, match="no run in it was logged to W&B"):
         wandb_report.publish(tmp_path)
 

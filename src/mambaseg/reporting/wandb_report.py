@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
+from mambaseg.reporting.reading import run_folders
 from mambaseg.storage.run_folder import RunFolder
 from mambaseg.storage.untrusted import read_table, read_yaml
 
@@ -64,9 +65,7 @@ def publish(folder: Path) -> None:
 
 def find_runs(folder: Path) -> list[RunFolder]:
     """The run folders of an experiment that have a W&B run; earlier ones of a rerun have not."""
-    paths = sorted(path.parent for path in folder.glob("*/run.json"))
-    kept = (path for path in paths if path.suffix != ".previous" and (path / "wandb").is_dir())
-    return [RunFolder(path) for path in kept]
+    return [RunFolder(path) for path in run_folders(folder) if (path / "wandb").is_dir()]
 
 
 def describe(folder: Path, runs: Iterable[RunFolder]) -> dict[str, Any]:
@@ -154,10 +153,8 @@ def make_workspace(description: dict[str, Any], *, entity: str | None = None) ->
 
 def has_key() -> bool:
     """Whether W&B finds a key (in its own places); asks nobody."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("wandb is not installed: pip install 'mambaseg[wandb]'") from error
+    import wandb
+
     return bool(wandb.login(prompt=False))
 
 
