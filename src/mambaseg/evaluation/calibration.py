@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # reports read calibrations without torch
 BINS = 15  # as in the paper
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are tried
 REGIONS = ("all", "foreground")
+HOW = ("plain", "calibrated")  # without and with the temperature
 FILE = "calibration.json"
 _CHUNK = 2**20  # voxels at a time
 
@@ -95,9 +96,9 @@ def read_calibration(path: Path) -> dict[str, Any]:
         numbers = [found["temperature"], *flag["thresholds"].values()]
         right = isinstance(found["checkpoint"], str) and COLDEST <= numbers[0] <= HOTTEST
         right = right and all(value is None or 0 <= value <= 1 for value in numbers[1:])
-        right = right and flag["thresholds"].keys() == {"plain", "calibrated"}
+        right = right and flag["thresholds"].keys() == set(HOW)
         for region in REGIONS:
-            for how in ("plain", "calibrated"):
+            for how in HOW:
                 one = test[region][how]
                 counts: npt.NDArray[Any] = np.array(one["bins"], dtype=float)
                 right = right and counts.shape == (BINS, 3) and bool((counts >= 0).all())

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mambaseg.evaluation.calibration import HOW
 from mambaseg.reporting.collect import Comparison, Entry
 from mambaseg.reporting.grid import Grid, plus_minus
 from mambaseg.reporting.scores import mean_sd
 
-HOW = ("plain", "calibrated")
 _SHOWN = (("ece", "all"), ("ece", "foreground"), ("nll", "all"))
 
 

@@ -67,11 +67,11 @@ def _copy(path: Path) -> str:
     """The text of a file of a run folder as it is kept."""
     if path.name == "config.yaml":
         return yaml.safe_dump(without_folders(read_yaml(path)), sort_keys=False, allow_unicode=True)
-    if path.name == "run.json":
-        record = {key: value for key, value in read_json(path).items() if key not in _HERE}
-        return json.dumps(without_folders(record), indent=2, ensure_ascii=False) + "\n"
     if path.suffix == ".json":
-        return json.dumps(without_folders(read_json(path)), indent=2, ensure_ascii=False) + "\n"
+        content = read_json(path)
+        if path.name == "run.json":
+            content = {key: value for key, value in content.items() if key not in _HERE}
+        return json.dumps(without_folders(content), indent=2, ensure_ascii=False) + "\n"
     return path.read_text(encoding="utf-8")
 
 

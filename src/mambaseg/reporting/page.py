@@ -23,6 +23,7 @@ from mambaseg.reporting.collect import Comparison
 from mambaseg.reporting.grid import Grid, signed
 from mambaseg.reporting.paired import Paired, digits, verdict
 from mambaseg.reporting.status import RunState, status_grid, summary
+from mambaseg.storage.run_folder import slug
 from mambaseg.storage.untrusted import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +46,7 @@ def template_of(path: Path) -> Template:
         "verdict": verdict,
         "digits": digits,
         "drawn": _drawn,
-        "slug": _slug,
+        "slug": slug,
     }
     environment.filters |= own
     return environment.get_template(path.name)
@@ -114,10 +115,6 @@ def page(
         all_done=all(run.state == "done" for run in runs),
         runs=status_grid(runs),
     )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _drawn(picture: Picture) -> Markup:

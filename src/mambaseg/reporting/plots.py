@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambaseg.reporting.calibration import HOW, reliability
+from mambaseg.evaluation.calibration import HOW, REGIONS
+from mambaseg.reporting.calibration import reliability
 from mambaseg.reporting.cards import Picture
 from mambaseg.reporting.clinical import UNITS, Agreement, agreements_of, indices_of, over_seeds
 from mambaseg.reporting.collect import Comparison, Entry
@@ -22,6 +23,7 @@ from mambaseg.reporting.costs import costs_of
 from mambaseg.reporting.curves import DICE, LOSS, band
 from mambaseg.reporting.figures import save_png
 from mambaseg.reporting.grid import plus_minus
+from mambaseg.reporting.runs import case_dice
 from mambaseg.reporting.scores import estimate
 
 if TYPE_CHECKING:
@@ -129,8 +131,7 @@ def _to_svg(figure: Figure) -> str:
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # HTML knows what an svg is
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' (width|height)="[^"]*"', "", text, count=2)  # of the svg itself
     text = re.sub(r"font: (\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \1; font-family: inherit", text)
     return text.replace(_INK, "currentColor")
 
@@ -162,17 +163,8 @@ def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> Non
     figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(names)))
 
 
-def _case_dice(entry: Entry) -> list[float]:
-    cases: dict[tuple[Path, str], list[float]] = {}
-    for run in entry.runs:
-        for row in run.rows:
-            if row["class"] and row["dice"] is not None:
-                cases.setdefault((run.path, row["case"]), []).append(row["dice"])
-    return [fmean(values) for values in cases.values()]
-
-
 def _histograms(entries: Sequence[Entry]) -> Figure:
-    values = [_case_dice(entry) for entry in entries]
+    values = [[v for run in e.runs for v in case_dice(run.rows).values()] for e in entries]
     low = min((v for own in values for v in own), default=0.0)
     edges = np.linspace(min(np.floor(20 * low) / 20, 0.95), 1, 25)
     figure = _new(7, 1.3 * len(entries) + 0.5)
@@ -287,11 +279,11 @@ def _curves(entries: Sequence[Entry]) -> Figure | None:
 def _reliability(entries: Sequence[Entry]) -> Figure | None:
     figure = _new(7, 6.4)
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    regions, rows = ("all", "foreground"), ("as trained", "with the temperature")
+    rows = ("as trained", "with the temperature")
     drawn = 0
     for index, entry in enumerate(entries):
         for row, column in np.ndindex(2, 2):
-            points = reliability(entry, regions[column], HOW[row])
+            points = reliability(entry, REGIONS[column], HOW[row])
             if len(points):
                 axes[row, column].plot(*points.T, color=_colour(index), linewidth=1.2, marker="o",
                                        linestyle=_again(index, LINES), markersize=3,
@@ -303,7 +295,7 @@ def _reliability(entries: Sequence[Entry]) -> Figure | None:
         axis = axes[row, column]
         axis.axline((0, 0), slope=1, color=_INK, linewidth=0.8, alpha=0.6)
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axis.set_title(f"{regions[column]} voxels, {rows[row]}", loc="left")
+        axis.set_title(f"{REGIONS[column]} voxels, {rows[row]}", loc="left")
         axis.grid(color=_INK, alpha=0.15)
     figure.supxlabel("confidence", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)

@@ -19,11 +19,11 @@ from mambaseg.errors import UserError, counted
 from mambaseg.evaluation.metrics import OVERLAP
 from mambaseg.reporting.collect import Comparison, Entry, collect
 from mambaseg.reporting.grid import Grid, signed
-from mambaseg.reporting.paired import by_network, compared, minus, scored, tables
+from mambaseg.reporting.paired import LEVEL, by_network, compared, minus, scored, tables
 from mambaseg.reporting.variation import Components, Scores, components, estimated, spread
 
 DIFFERENCE = 0.0033  # of Mamba-UNet over UNet in its paper
-POWER, LEVEL = 0.8, 0.05
+POWER = 0.8
 PATIENTS = (100, 1000)  # beside the number that was tested
 _MOST = 10**6  # seeds, patients: more than anybody has
 _DRAWN = 1024  # experiments, a power of 2
@@ -32,9 +32,7 @@ _DICE = OVERLAP[0]
 NEVER = "never"
 
 
-def power(
-    parts: Components, seeds: int, patients: int, difference: float, level: float = LEVEL
-) -> float:
+def power(parts: Components, seeds: int, patients: int, difference: float) -> float:
     """How often, 0..1, a two-sided test finds a true difference, and on the right side.
 
     An experiment tests against the variances that it estimates, not against the true ones. In this
@@ -47,20 +45,17 @@ def power(
         seeds: of each network, at least two.
         patients: that both are tested on, at least two.
         difference: the true one.
-        level: how often a difference would be found where there is none.
     """
     from scipy import stats
 
-    deviation, needed = _tested(parts, seeds, patients, level)
+    deviation, needed = _tested(parts, seeds, patients)
     if deviation == 0:
         return 1.0
     return float(stats.norm.sf((needed - abs(difference)) / deviation).mean())
 
 
 @lru_cache(8)
-def _tested(
-    parts: Components, seeds: int, patients: int, level: float
-) -> tuple[float, npt.NDArray[np.float64]]:
+def _tested(parts: Components, seeds: int, patients: int) -> tuple[float, npt.NDArray[np.float64]]:
     """The deviation of the difference of two means, and how large each experiment needs it."""
     from scipy import stats
 
@@ -77,7 +72,7 @@ def _tested(
     )
     paired = (parts.patients + sum(parts.rest) / seeds) * of_patients
     seen, free = spread(estimated(paired, of_seeds, of_rest, counts, patients), counts, patients)
-    return float(np.sqrt(variance)), stats.t.isf(level / 2, free) * np.sqrt(seen)
+    return float(np.sqrt(variance)), stats.t.isf(LEVEL / 2, free) * np.sqrt(seen)
 
 
 @cache

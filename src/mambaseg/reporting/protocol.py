@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
@@ -44,14 +43,14 @@ def commands(runs: Sequence[RunData]) -> list[str]:
     distinct = {tuple(map(job.get, keys)) for job in jobs}
     full = prod(map(len, values.values())) == len(distinct)
     if not jobs or not full or any(None in own for own in values.values()):
-        seeds: dict[str, dict[str, None]] = {}
+        seeds: dict[tuple[tuple[str, str], ...], dict[str, None]] = {}
         for job in jobs:
-            form = json.dumps(job | ({"seed": None} if "seed" in job else {}))
-            seeds.setdefault(form, {})[job.get("seed", "")] = None
-        lines = []
-        for form, own in seeds.items():
-            line = {key: ",".join(own) if v is None else v for key, v in json.loads(form).items()}
-            lines.append(_line(line, len(own) > 1))
+            form = job | ({"seed": ""} if "seed" in job else {})
+            seeds.setdefault(tuple(form.items()), {})[job.get("seed", "")] = None
+        lines = [
+            _line({key: ",".join(own) if key == "seed" else v for key, v in form}, len(own) > 1)
+            for form, own in seeds.items()
+        ]
         more = [f"... and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
         return lines[:_MOST] + more
     return [_line({key: ",".join(map(str, own)) for key, own in values.items()}, len(distinct) > 1)]

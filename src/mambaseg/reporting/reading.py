@@ -54,7 +54,8 @@ _ABOUT = {
     "convention": {"distances": ""}, "task": "", "title": "", "note": "", "seen": {"cases": {}},
     "metrics": [{"name": "", "title": "", "unit": "", "decimals": 1}], "keep_largest": {},
     "supervision": {"labelled": 1, "patients": 1, "labels": ""}, "network": "", "views": "",
-}  # fmt: skip# columns of cases.csv
+}  # fmt: skip
+# columns of cases.csv
 _TEXT = {"case", "patient", "phase", "group", "class_name", "outcome", "policy"}
 _COUNTS = {"class", "voxels", "reference_voxels"}
 _NEEDED = ("case", "patient", "class_name", "outcome", "class")

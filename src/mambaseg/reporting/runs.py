@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mambaseg.evaluation.calibration import FILE, read_calibration
@@ -189,6 +191,15 @@ def rows_where(
         for row in rows
         if (background or row["class"]) and all(row.get(k) == v for k, v in (where or {}).items())
     ]
+
+
+def case_dice(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Case -> mean foreground Dice of one run's rows, of the cases that have one."""
+    dice: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["class"] and row["dice"] is not None:
+            dice[row["case"]].append(row["dice"])
+    return {case: fmean(values) for case, values in dice.items()}
 
 
 def ended_early(run: RunData) -> int | None:

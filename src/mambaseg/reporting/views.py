@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mambaseg.reporting.figures import IGNORED, UNLABELLED, case_slices, draw_cases
+from mambaseg.reporting.runs import case_dice
 
 SIDE = 256  # pixels that what is kept of a 2-D image has at most
 
@@ -41,11 +42,7 @@ class SegmentationViews:
 
     def ranking(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Mean foreground Dice, without undefined ones."""
-        dice: dict[str, list[float]] = {}
-        for row in rows:
-            if row["class"] and row["dice"] is not None:
-                dice.setdefault(row["case"], []).append(float(row["dice"]))
-        return {case: float(np.mean(values)) for case, values in dice.items()}
+        return case_dice(rows)
 
     def draw(self, kept: Mapping[str, Any], *, title: str, path: Path) -> Path:
         """Image | truth | prediction | error."""
@@ -71,20 +68,16 @@ class SegmentationViews:
 
 
 def drawn(image: np.ndarray) -> np.ndarray:
-    """Images (Z, C, H, W) as drawn: the colours of a picture, `grey` of everything else.
+    """Images (Z, C, H, W) as drawn: the colours of a picture, everything else in grey.
 
     Returns:
-        Colours (1, H, W, 3) as bytes, of a range that holds at least [0, 1]; or (Z, H, W).
+        Colours (1, H, W, 3) as bytes, of a range that holds at least [0, 1]; or (Z, H, W), the mean
+        of three channels or else the first.
     """
     if image.shape[:2] != (1, 3):
-        return grey(image)
+        return image.mean(axis=1) if image.shape[1] == 3 else image[:, 0]
     colours = image.transpose(0, 2, 3, 1)
     if colours.dtype == np.uint8:
         return colours
     low, high = min(0.0, float(colours.min())), max(1.0, float(colours.max()))
     return np.round(255 * ((colours - low) / (high - low))).astype(np.uint8)
-
-
-def grey(image: np.ndarray) -> np.ndarray:
-    """Images (Z, C, H, W) as drawn, (Z, H, W): the mean of three channels, else the first."""
-    return image.mean(axis=1) if image.shape[1] == 3 else image[:, 0]
