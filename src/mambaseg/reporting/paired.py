@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import combinations
 from math import ceil, comb, log10
 from statistics import fmean
@@ -30,6 +29,7 @@ RESAMPLES = 10_000
 LEVEL = 0.05
 EXACT = 50  # patients up to whom Wilcoxon's test counts all signs
 MOST = 25  # networks of which all pairs are compared
+_AT_ONCE = 2**24  # drawn values that are held at a time: 128 MiB
 _WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
@@ -109,21 +109,15 @@ def _holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
 
 def _bootstrap_interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
     """95 % percentile interval of the mean over resampled patients; the same at every call."""
+    from scipy import stats
+
     if len(differences) == 1:
         return None, None
-    values = np.asarray(differences)
-    sums = [counts @ values for counts in _resampled(len(values))]
-    low, high = np.percentile(sums, (2.5, 97.5)) / len(values)
-    return float(low), float(high)
-
-
-@lru_cache(1)  # drawing takes most of the time, and pairs have the same patients
-def _resampled(patients: int) -> npt.NDArray[np.uint8]:
-    """How often a patient is in each of the resamples: (resamples, patients)."""
-    draw, counts = np.random.default_rng(0), np.empty((RESAMPLES, patients), np.uint8)
-    for own in counts:
-        own[:] = np.bincount(draw.integers(patients, size=patients), minlength=patients)
-    return counts
+    found = stats.bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile",
+        batch=max(1, _AT_ONCE // len(differences)), rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
 
 
 def scored(entry: Entry, metric: Metric) -> Scored:
