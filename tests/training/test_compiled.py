@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from mambaseg.app.settle import no_compile
+from mambaseg.app.devices import no_compile
 from mambaseg.training.compiled import Compiled
 from runs import built, composed, trained
 

@@ -10,6 +10,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import (
@@ -72,6 +73,11 @@ def typed(words: Any) -> list[str]:
     if OmegaConf.is_config(words):
         raw = OmegaConf.to_container(words, resolve=False)
     return [_ESCAPED.sub(lambda found: found[0].replace("\\", ""), word) for word in raw]
+
+
+def given_overrides() -> list[str]:
+    """The overrides of the present job in the words that were typed; none outside of a command."""
+    return typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _as_text(word: str, *, sweep: bool) -> str:

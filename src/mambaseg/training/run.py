@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Run:
         data: Any,
         parts: Any,
         *,
-        overrides: list[str] | None = None,
+        overrides: Sequence[str] = (),
         requeue: Callable[[], None] | None = None,
     ) -> None:
         self.plan, self.config, self.key, self.folder = plan, plan.config, plan.key, plan.folder
@@ -174,7 +174,7 @@ class Run:
             key=self.key,
             design=self.plan.design,
             weights=self.plan.weights,
-            overrides=self._overrides,
+            overrides=list(self._overrides),
             wandb_id=new_wandb_id(self.key),
             data={
                 **data,
