@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mambaseg.app.settle import device_type
+from mambaseg.app.devices import device_type
 from mambaseg.data import sampling
 from mambaseg.errors import UserError
 from runs import built

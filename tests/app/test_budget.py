@@ -12,7 +12,7 @@ import pytest
 
 from mambaseg.app import budget
 from mambaseg.app.build import build
-from mambaseg.app.settle import several_devices
+from mambaseg.app.devices import device_count
 from mambaseg.errors import UserError
 from runs import QUIET, UNET, built, composed, entered, trained
 from tiny_nnunet import write_nnunet
@@ -131,11 +131,11 @@ def test_a_debug_run_ignores_the_time_of_its_experiment(phantom_root, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("devices", "several"), [("1", False), ("[1]", False), ("[0,1]", True), ("auto", True)]
+    ("devices", "count"), [("1", 1), ("[1]", 1), ("[0,1]", 2), ("3", 3), ("auto", 1)]
 )
-def test_one_device_may_be_any(devices, several):
-    cfg = composed("data=phantom", f"trainer.devices={devices}")
-    assert several_devices(cfg) == several
+def test_one_device_may_be_any(devices, count):
+    cfg = composed("data=phantom", "trainer.accelerator=cpu", f"trainer.devices={devices}")
+    assert device_count(cfg.trainer) == count
 
 
 def test_of_jobs_side_by_side_one_measures(words, monkeypatch):

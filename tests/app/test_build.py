@@ -9,8 +9,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from mambaseg.app.check import checked
+from mambaseg.app.devices import no_graph
 from mambaseg.app.networks import require_channels
-from mambaseg.app.settle import no_graph
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.errors import UserError
 from runs import UNET, built, composed, trained

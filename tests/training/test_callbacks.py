@@ -22,7 +22,7 @@ from runs import UNET, built
 @pytest.fixture
 def recorder(tmp_path):
     views = SegmentationViews(("background", "A", "B"))
-    recorder = RunRecorder(RunFolder(tmp_path), title="synthetic", header={}, views=views)
+    recorder = RunRecorder(RunFolder(tmp_path), title="synthetic", views=views)
     recorder._cases = {name: {} for name in "abcde"}
     return recorder
 
@@ -126,7 +126,7 @@ def fitted(folder, *, steps, killed=False, seconds=0.0, peak=None):
         now = time.monotonic()
         patch.setattr(time, "monotonic", lambda: now)
         patch.setattr(callbacks, "peak", lambda device: peak)
-        recorder = RunRecorder(RunFolder(folder), title="", header={}, views=None)
+        recorder = RunRecorder(RunFolder(folder), title="", views=None)
         task = SimpleNamespace(device=torch.device("cpu"))
         trainer = SimpleNamespace(
             global_step=0, max_steps=99, accumulate_grad_batches=1, is_global_zero=True,

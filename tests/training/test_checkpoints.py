@@ -13,7 +13,8 @@ import torch
 
 from mambaseg.errors import UserError
 from mambaseg.training import checkpoints as files
-from mambaseg.training.checkpoints import Checkpoints, worth_of
+from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.monitors import worth_of
 from small_disk import no_space, small_disk
 
 

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from hydra import compose, version
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -24,8 +22,9 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.entry import CONF, explained_errors
+from mambaseg.app.entry import explained_errors
 from mambaseg.app.overrides import arranged, composition_error, parsed
+from mambaseg.app.own import search_path
 from mambaseg.app.schema import TABLE, did_you_mean, take
 from mambaseg.errors import UserError
 from mambaseg.inference.found import distinct, find_run
@@ -379,15 +378,11 @@ def our_hydra(config_dir: str | Path | None) -> Iterator[None]:
     folder = None if config_dir is None else Path(config_dir).expanduser().resolve()
     if folder is not None and not folder.is_dir():
         raise UserError(f"config_dir={config_dir}: there is no such folder")
-    place = create_config_search_path(str(CONF))
-    if folder is not None:  # as Hydra's own --config-dir
-        above = SearchPathQuery(provider="schema")
-        place.prepend(provider="command-line", path=f"file://{folder}", anchor=above)
     before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
         version.setbase("1.3")
-        Hydra.create_main_hydra2("mambaseg", place)
+        Hydra.create_main_hydra2("mambaseg", search_path([folder] if folder else []))
         yield
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before

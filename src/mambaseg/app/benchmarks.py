@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -21,9 +20,10 @@ from torch import nn
 
 from mambaseg.app.build import build
 from mambaseg.app.check import check_imports, plain_tree
+from mambaseg.app.devices import usable_device
 from mambaseg.app.entry import CONF
 from mambaseg.app.networks import build_network, plain
-from mambaseg.app.overrides import typed
+from mambaseg.app.overrides import given_overrides
 from mambaseg.benchmark.blocks import measure_blocks
 from mambaseg.benchmark.gpu import measure_gpu
 from mambaseg.benchmark.growth import measure_growth
@@ -62,7 +62,9 @@ def run_benchmark(cfg: DictConfig, *, command: str) -> None:
     if cfg.what == "gpu":
         _measure_machine(cfg)
         return
-    device = _device(cfg.device)
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={cfg.device}: choose auto, cpu or cuda")
+    device = usable_device(cfg.device)
     precision = choose_precision(cfg.precision, gpu=device.type == "cuda")
     if cfg.graph and device.type != "cuda":
         raise UserError("graph=true: CUDA graphs need device=cuda")
@@ -214,16 +216,6 @@ def _measure_machine(cfg: DictConfig) -> None:
         raise UserError(f"{'; '.join(undone)}; the logs are in {out / 'logs'}")
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device={name}: choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: no CUDA device is visible to PyTorch")
-    return torch.device(name)
-
-
 def _labels(cfg: DictConfig) -> list[str]:
     """The entries of `models`: a config of conf/model and changes to it each."""
     return _NETWORKS if cfg.models == "all" else [str(label) for label in cfg.models]
@@ -239,7 +231,7 @@ def _networks(cfg: DictConfig, device: torch.device) -> dict[str, Callable[[], n
     """Networks to build, by the entries of `models`."""
     builders: dict[str, Callable[[], nn.Module]] = {}
     for label in _labels(cfg):
-        words = [*typed(HydraConfig.get().overrides.task), *_overrides(label)]
+        words = [*given_overrides(), *_overrides(label)]
         model = compose("benchmark", words).model
         check_imports("model", plain_tree(model))
         if "scan_backend" in model:

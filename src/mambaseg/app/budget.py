@@ -13,19 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mambaseg.app.devices import device_count
 from mambaseg.app.networks import plain
-from mambaseg.app.overrides import key_of, typed
+from mambaseg.app.overrides import given_overrides, key_of
 from mambaseg.app.resolvers import data_name
-from mambaseg.app.settle import several_devices
 from mambaseg.data.fingerprint import digest_of
 from mambaseg.errors import UserError
 from mambaseg.storage.files import write_whole
 from mambaseg.storage.identity import identity, with_digests
 from mambaseg.storage.lock import alone
-from mambaseg.storage.untrusted import ForeignFileError, read_json
+from mambaseg.storage.untrusted import ForeignFileError, read_json, with_values
 
 TRIAL = 24  # steps, of which the first third does not count
 VALIDATIONS = (2, 20)  # fewest and most
@@ -48,13 +47,13 @@ def within_minutes(cfg: DictConfig, build: Callable[[DictConfig], Any]) -> DictC
     minutes = OmegaConf.select(cfg, "data.minutes")
     if minutes is None or "checkpoint" in cfg:  # whoever scores a checkpoint trains nothing
         return cfg
-    given = typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()
-    if found := [word for word in given if key_of(word) in ("data.steps", "data.val_every")]:
+    steps = ("data.steps", "data.val_every")
+    if found := [word for word in given_overrides() if key_of(word) in steps]:
         raise UserError(
             f"{found[0]}: data.minutes={minutes:g} plans the steps. Leave this out, or "
             "add data.minutes=null"
         )
-    if "ddp" in str(cfg.trainer.get("strategy")) or several_devices(cfg):
+    if "ddp" in str(cfg.trainer.get("strategy")) or device_count(cfg.trainer) > 1:
         raise UserError(
             f"data.minutes={minutes:g}: is for one device. Choose trainer.devices=1, or give "
             "data.steps with data.minutes=null"
@@ -150,17 +149,13 @@ def _key(cfg: DictConfig, *, tuned: bool = False) -> str:
     config = plain(cfg)
     config["seed"] = config["data"]["seed"] = 0
     if not tuned:
-        config |= {part: _without_numbers(config[part]) for part in ("optim", "loss")}
+        config |= {part: with_values(config[part], _without_number) for part in ("optim", "loss")}
     for part in (config["data"], config["data"].get("find_cases") or {}):
         part["fold"] = 0
     return identity(with_digests(config, {}), split="", data=data_name(config["data"]))
 
 
-def _without_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_numbers(one) for one in value]
+def _without_number(value: Any) -> Any:
     return 0 if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 

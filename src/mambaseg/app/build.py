@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mambaseg.app.budget import within_minutes
+from mambaseg.app.check import plain_tree
+from mambaseg.app.devices import device_count, device_type
 from mambaseg.app.fine_tuning import Start, require_one_start
 from mambaseg.app.networks import (
     bare,
@@ -26,11 +27,11 @@ from mambaseg.app.networks import (
     network_with_weights,
     plain,
 )
-from mambaseg.app.overrides import typed
+from mambaseg.app.overrides import given_overrides
 from mambaseg.app.own import config_dirs
 from mambaseg.app.resolvers import task_class
 from mambaseg.app.schema import EXTRAS
-from mambaseg.app.settle import device_type, metrics_of, settle
+from mambaseg.app.settle import metrics_of, settle
 from mambaseg.app.sweeps import cluster_plugins, in_sweep, note_run, requeue_call
 from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
@@ -65,10 +66,9 @@ def build(cfg: DictConfig) -> Run:
         # Lightning's DDP children repeat this job, with its configs, rather than the whole sweep
         command = [word for word in sys.argv[1:2] if word.isalpha()]  # of `mambaseg train`
         configs = [f"--config-dir={place}" for place in config_dirs()]
-        sys.argv[1:] = [*command, *configs, *typed(HydraConfig.get().overrides.task)]
-    words = typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else None
+        sys.argv[1:] = [*command, *configs, *given_overrides()]
     parts = Assembly(plan, data, checkpoint, start)
-    return Run(plan, data, parts, overrides=words, requeue=requeue_call())
+    return Run(plan, data, parts, overrides=given_overrides(), requeue=requeue_call())
 
 
 def _with_own_norms(cfg: DictConfig) -> DictConfig:
@@ -76,7 +76,7 @@ def _with_own_norms(cfg: DictConfig) -> DictConfig:
 
     The weights then depend on the number of shares by more than rounding, so it makes another run.
     """
-    if "checkpoint" in cfg or (count := _device_count(cfg.trainer)) < 2:
+    if "checkpoint" in cfg or (count := device_count(cfg.trainer)) < 2:
         return cfg
     together = cfg.trainer.get("sync_batchnorm")
     if together == "auto":
@@ -87,20 +87,6 @@ def _with_own_norms(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         cfg.batch_norms = f"of each of {count} devices"
     return cfg
-
-
-def _device_count(trainer: DictConfig) -> int:
-    """How many devices a training takes, on all nodes."""
-    import torch
-
-    devices, count = trainer.devices, 1
-    if OmegaConf.is_list(devices):
-        count = len(devices)
-    elif devices not in ("auto", -1):
-        count = int(devices)
-    elif device_type(trainer.accelerator) == "cuda":
-        count = torch.cuda.device_count()
-    return count * int(trainer.get("num_nodes", 1))
 
 
 def _require_devices(trainer: DictConfig) -> None:
@@ -117,7 +103,7 @@ def _has_batch_norms(cfg: DictConfig) -> bool:
     """Whether a network of a training has batch norms, or that cannot be told before it settles."""
     from mambaseg.training.parameters import has_batch_norms
 
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    cfg = OmegaConf.create(plain_tree(cfg))
     try:
         partner = (cfg.get("method") or {}).get("partner") or []
         names = [partner] if isinstance(partner, str) else partner

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mambaseg.app.devices import device_type
 from mambaseg.app.networks import restore_network
-from mambaseg.app.settle import device_type
 from mambaseg.errors import UserError
 
 if TYPE_CHECKING:

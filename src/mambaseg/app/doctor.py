@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -318,7 +317,7 @@ def wandb(_: Any) -> Iterator[Finding]:
     yield Finding("ok", "W&B", f"{url} answers")
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Print the findings; 1 when one is an error, else 0."""
     parser = argparse.ArgumentParser(prog="mambaseg doctor", description=__doc__.split("\n")[0])
     parser.add_argument("overrides", nargs="*", help="as of mambaseg train: data=acdc trainer=gpu")
@@ -338,7 +337,3 @@ def main(words: Sequence[str] | None = None) -> int:
     said = f"broken: {', '.join(broken)}" if broken else "ready to train"
     console.print(Text(said, "red" if broken else "green"), soft_wrap=True)
     return 1 if broken else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

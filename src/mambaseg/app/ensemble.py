@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mambaseg.app.calibrate import stored_calibration
+from mambaseg.app.devices import usable_device
 from mambaseg.app.networks import restore_network
-from mambaseg.app.overrides import key_of, typed
+from mambaseg.app.overrides import given_overrides, key_of
 from mambaseg.data.formats.images import find_images, group_channels
 from mambaseg.data.volume import slice_axis
 from mambaseg.errors import UserError
@@ -73,7 +72,7 @@ def restore_predictor(
     Most arguments are keys of conf/predict.yaml; `original` is as `restore_network` has it, and
     `options` are those of `mambaseg.inference.predictor.Options`.
     """
-    where = _device(device)
+    where = usable_device(device)
     members, made_by, trained_on, seen, choices = [], [], [], [], []
     thresholds: list[float | None] = []
     ours = False
@@ -111,8 +110,7 @@ def restore_predictor(
         seen.append(checkpoint.seen)
         choices.append(checkpoint.keep_largest)
     if ours and original is not None:
-        words = typed(HydraConfig.get().overrides.task)
-        words = [one for one in words if key_of(one).startswith("data.")]
+        words = [one for one in given_overrides() if key_of(one).startswith("data.")]
         if words:
             log.warning("%s: not used; the checkpoint says how its images are prepared",
                         ", ".join(words))  # fmt: skip
@@ -151,22 +149,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """The mean; None without values, or where one is not known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _device(name: str) -> torch.device:
-    """A device by its name; `auto` is a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        choices = "auto, cpu, cuda, cuda:1 or mps"
-        raise UserError(f"device={name} cannot be used: choose {choices}") from error
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"device={name} cannot be used ({reason}); device=cpu always can"
-        ) from error
-    return device

@@ -23,7 +23,7 @@ from yaml import YAMLError
 import mambaseg.app.resolvers  # noqa: F401 (registers what a configuration asks of the machine)
 from mambaseg.app.check import CONF as CONF  # where the entries' configurations are
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import arranged, composition_error, typed, yaml_problem
+from mambaseg.app.overrides import arranged, composition_error, given_overrides, yaml_problem
 from mambaseg.app.own import require_own_names
 from mambaseg.app.sources import require_sources
 from mambaseg.app.sweeps import compare_jobs, skipped
@@ -106,7 +106,7 @@ def entry(script: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., 
             with explained_errors():
                 keep_caches()
                 _keep_memory()
-                overrides = typed(HydraConfig.get().overrides.task)
+                overrides = given_overrides()
                 require_own_names(HydraConfig.get().runtime.choices)
                 cfg = checked(cfg, script, overrides)
                 require_sources(cfg, script)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -17,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.check import check_imports, plain_tree
 from mambaseg.app.entry import CONF
-from mambaseg.app.own import config_dirs, config_remedy, is_config_name
+from mambaseg.app.own import config_dirs, config_remedy, is_config_name, search_path
 from mambaseg.app.resolvers import weights_folder
 from mambaseg.app.schema import EXTRAS
 from mambaseg.app.targets import arguments_of, import_target
 from mambaseg.errors import UserError
 from mambaseg.storage.run_folder import RunFolder
-from mambaseg.storage.untrusted import printable
+from mambaseg.storage.untrusted import printable, with_values
 
 if TYPE_CHECKING:
     from mambaseg.inference.trained import Checkpoint
@@ -43,11 +42,9 @@ def plain(cfg: Any) -> dict[str, Any]:
 
 def escaped(value: Any) -> Any:
     """Plain data as a configuration in which nothing is interpolated."""
-    if isinstance(value, Mapping):
-        return {key: escaped(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [escaped(one) for one in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    return with_values(
+        value, lambda one: one.replace("${", "\\${") if isinstance(one, str) else one
+    )
 
 
 def bare(value: Any) -> Any:
@@ -288,10 +285,8 @@ def _composed(name: str) -> DictConfig | None:
     model: Any = OmegaConf.load(files[0])
     if "defaults" not in model:  # nothing to compose, which takes 0.1 s
         return model
-    search = create_config_search_path(str(CONF))  # of a loader beside that of a running command
-    for place in dirs:  # the schema is the last
-        search.prepend("command-line", f"file://{place}", anchor="schema")
-    cfg = ConfigLoaderImpl(search).load_configuration(None, [f"+model={name}"], RunMode.RUN)
+    loader = ConfigLoaderImpl(search_path(dirs))  # beside that of a running command
+    cfg = loader.load_configuration(None, [f"+model={name}"], RunMode.RUN)
     cfg.model._set_parent(None)
     return cfg.model
 

@@ -10,6 +10,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import (
@@ -26,7 +27,6 @@ from yaml import YAMLError
 from mambaseg.app.check import CONF, check_targets, checked, no_choice
 from mambaseg.app.own import found_config
 from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text, takes_list
-from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
 
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.+)'")
@@ -39,8 +39,7 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options of a command line and its overrides, in whatever order they were typed.
 
     Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
-    may hold `=`, a comma or an umlaut. An override of an earlier version is a UserError, and an
-    option that there is not.
+    may hold `=`, a comma or an umlaut. An option that there is not is a UserError.
     """
     parser = get_args_parser()
     known = [option for action in parser._actions for option in action.option_strings]
@@ -55,9 +54,6 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     options = list(typed)
     for override in read.overrides:
         options.remove(override)
-        for old in (override, key_of(override)):
-            if old in MOVED:
-                raise UserError(f"{old} is {MOVED[old]} now (docs/upgrading.md)")
     return options, [_as_text(word, sweep=read.multirun) for word in read.overrides]
 
 
@@ -72,6 +68,11 @@ def typed(words: Any) -> list[str]:
     if OmegaConf.is_config(words):
         raw = OmegaConf.to_container(words, resolve=False)
     return [_ESCAPED.sub(lambda found: found[0].replace("\\", ""), word) for word in raw]
+
+
+def given_overrides() -> list[str]:
+    """The overrides of the present job in the words that were typed; none outside of a command."""
+    return typed(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _as_text(word: str, *, sweep: bool) -> str:

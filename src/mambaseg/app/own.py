@@ -12,9 +12,11 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 
 from mambaseg.errors import UserError
@@ -29,6 +31,14 @@ def config_dirs() -> list[Path]:
     places = GlobalHydra.instance().config_loader().get_search_path().get_path()
     named = [str(one.path) for one in places if one.provider == "command-line"]
     return [Path(path.removeprefix("file://")) for path in named]
+
+
+def search_path(folders: Iterable[Path]) -> ConfigSearchPath:
+    """Where Hydra looks for configs: in the installed conf/, then in these folders."""
+    places = create_config_search_path(str(conf_folder()))
+    for folder in folders:  # the schema is the last
+        places.prepend("command-line", f"file://{folder}", anchor="schema")
+    return places
 
 
 def require_own_names(choices: Mapping[str, str | None]) -> None:

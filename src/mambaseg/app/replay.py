@@ -27,7 +27,6 @@ from mambaseg.storage.files import keep_caches
 from mambaseg.storage.identity import scientific
 from mambaseg.storage.untrusted import read_table
 
-STEPS = 20
 _OWN = ("name", "outputs", "run_dir", "rerun", "test", "logger")
 _BUDGET = ("data.minutes", "data.steps", "data.val_every")
 _QUIET = ("logger=csv", "callbacks.progress=null", "name=replay")
@@ -52,11 +51,7 @@ class Replay(NamedTuple):
 
 
 def replay(
-    path: Path,
-    words: Sequence[str] = (),
-    *,
-    steps: int = STEPS,
-    config_dir: str | Path | None = None,
+    path: Path, words: Sequence[str] = (), *, steps: int, config_dir: str | Path | None = None
 ) -> Replay:
     """Replays one finished run.
 

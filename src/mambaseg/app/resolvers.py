@@ -13,6 +13,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from mambaseg.app.schema import TABLE, words
 from mambaseg.app.targets import import_target
 from mambaseg.errors import UserError
 from mambaseg.storage.files import conf_folder, home_file
@@ -59,8 +60,8 @@ def wandb_mode() -> str:
     """W&B's mode where no config says it: online with a key, otherwise offline."""
     if given := os.environ.get("WANDB_MODE"):
         mode = {"dryrun": "offline", "run": "online"}.get(given, given)
-        if mode not in ("online", "offline", "disabled"):
-            raise UserError(f"WANDB_MODE={given}: choose online, offline or disabled")
+        if mode not in (modes := TABLE["logger.wandb.mode"]):
+            raise UserError(f"WANDB_MODE={given}: must be {words(modes)}")
         return mode
     netrc = Path(named) if (named := os.environ.get("NETRC")) else home_file(".netrc")
     try:

@@ -17,12 +17,13 @@ from omegaconf import DictConfig, open_dict
 
 from mambaseg.app.check import checked, plain_tree, require_named_data
 from mambaseg.app.networks import escaped
-from mambaseg.app.overrides import key_of, typed
+from mambaseg.app.overrides import given_overrides, key_of
 from mambaseg.app.own import config_remedy, is_config_name
 from mambaseg.app.schema import INSTEAD
 from mambaseg.errors import UserError
 from mambaseg.inference.found import find_run
 from mambaseg.reporting.reading import read_identity
+from mambaseg.storage.identity import target_name
 from mambaseg.storage.run_folder import RunFolder
 
 _OF_THE_MACHINE = ("cache_dir", "num_workers", "on_device")
@@ -39,7 +40,7 @@ def with_run_data(cfg: DictConfig) -> DictConfig:
         cfg.checkpoint = str(find_run(cfg.checkpoint, cfg.outputs))
     if not cfg.checkpoint or not Path(cfg.checkpoint).exists():
         return cfg  # `build` says what is missing
-    overrides = typed(HydraConfig.get().overrides.task)
+    overrides = given_overrides()
     keys = set(map(key_of, overrides))
     if "seed" in keys:
         raise UserError("seed=: an evaluation uses the seed of its run; leave seed= out")
@@ -117,7 +118,5 @@ def _take(
 
 
 def _target_of(value: Any) -> Any:
-    """What makes an object; ours by the name of its class, so that modules may move."""
-    target = value.get("_target_") if isinstance(value, Mapping) else None
-    ours = isinstance(target, str) and target.startswith("mambaseg.")
-    return f"mambaseg {str(target).rpartition('.')[2]}" if ours else target
+    """What makes an object; None: the value is none."""
+    return target_name(value.get("_target_")) if isinstance(value, Mapping) else None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mambaseg.app.check import LONGEST, check_targets, require_acquired
+from mambaseg.app.check import LONGEST, check_targets, plain_tree, require_acquired
+from mambaseg.app.devices import settle_device
 from mambaseg.app.fine_tuning import Start, start_of
 from mambaseg.app.networks import (
     image_channels,
@@ -29,7 +29,7 @@ from mambaseg.app.schema import EXTRAS
 from mambaseg.app.sweeps import in_sweep
 from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import UserError
-from mambaseg.storage.untrusted import readable
+from mambaseg.storage.untrusted import readable, with_values
 
 if TYPE_CHECKING:
     from mambaseg.inference.trained import Checkpoint
@@ -47,7 +47,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
 
     The last is what a training starts from; None: from scratch.
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[assignment]
+    cfg = OmegaConf.create(plain_tree(cfg))
     _require_unicode(cfg)
     check_targets(cfg)
     task = task_class(cfg.data)
@@ -76,7 +76,7 @@ def settle(cfg: DictConfig) -> tuple[Plan, Any, Checkpoint | None, Start | None]
         require_lasting(cfg.model, _configs(cfg)["model"])
     if start := start_of(cfg):
         cfg.init_from = str(start.checkpoint.path)
-    _settle_device(cfg)
+    settle_device(cfg)
     cfg.data.accumulate = cfg.trainer.accumulate_grad_batches
     if checkpoint is None:
         _settle_method(cfg)
@@ -147,16 +147,10 @@ def _settle_channels(cfg: DictConfig, group: str) -> None:
     if "longest_side" in cfg.data:
         raise UserError(f"data.neighbours={near}: pictures have no neighbouring slices; leave it 0")
     count = image_channels(cfg.data)
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: replaced(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [replaced(one) for one in value]
-        return count if value == "${data.in_channels}" else value
-
     if cfg.get(group):
-        cfg[group] = replaced(OmegaConf.to_container(cfg[group], resolve=False))
+        cfg[group] = with_values(
+            plain_tree(cfg[group]), lambda one: count if one == "${data.in_channels}" else one
+        )
 
 
 def _require_power(cfg: DictConfig) -> None:
@@ -285,106 +279,6 @@ def _follow_checkpoint(cfg: DictConfig) -> Checkpoint:
     if about["data"]["name"] != cfg.data.name:
         log.warning("trained on %s, scored on %s", about["data"]["title"], cfg.data.title)
     return checkpoint
-
-
-# ---- devices ------------------------------------------------------------------------------------
-
-
-def _settle_device(cfg: DictConfig) -> None:
-    """Settles what depends on the device: precision, scan backend, graphs, compilation, ..."""
-    import torch
-
-    from mambaseg.inference.segment import choose_precision
-    from mambaseg.scan import choose_backend
-
-    trainer, optimizer = cfg.trainer, cfg.optim.optimizer
-    device = device_type(trainer.accelerator)
-    gpu, mps = device == "cuda", torch.backends.mps.is_available()
-    if (gpu and not torch.cuda.is_available()) or (device == "mps" and not mps):
-        raise UserError(
-            f"trainer.accelerator={trainer.accelerator}: PyTorch finds no GPU of "
-            f"{'NVIDIA' if gpu else 'Apple'} here. trainer=cpu runs without one; mambaseg doctor "
-            "says what is missing."
-        )
-    if trainer.get("sync_batchnorm") == "auto":
-        trainer.sync_batchnorm = gpu  # PyTorch has it for GPUs only
-    if trainer.get("graph") and (why := no_graph(cfg, gpu=gpu)):
-        log.warning("trainer.graph=true: %s; the training runs without", why)
-        trainer.graph = False
-    if trainer.get("compile") and (why := no_compile(cfg, device)):
-        log.warning("trainer.compile=true: %s; the training runs without", why)
-        trainer.compile = False
-    if trainer.precision in ("auto", "bf16-native"):
-        trainer.precision = choose_precision(trainer.precision, gpu=gpu)
-    precision = f"trainer.precision={trainer.precision}"
-    float16 = str(trainer.precision).startswith("16")
-    if optimizer.get("fused") and (float16 or trainer.get("gradient_clip_val")):
-        # Lightning clips no fused optimizer in mixed precision; and such a one takes the loss scale
-        # out of the gradient itself, after it was looked at
-        optimizer.fused = False
-    if "scan_backend" in cfg.model:
-        if float16:
-            raise UserError(
-                f"{precision}: float16 overflows in the selective scan; use bf16-mixed or 32-true"
-            )
-        cfg.model.scan_backend = choose_backend(cfg.model.scan_backend, torch.device(device))
-        if trainer.get("deterministic") and cfg.model.scan_backend == "mamba_ssm":
-            raise UserError(
-                "trainer.deterministic=true: the scan backend mamba_ssm sums gradients in any "
-                "order; use model.scan_backend=triton or torch"
-            )
-    if float16 and not gpu and trainer.accelerator in (("cpu",) if mps else ("cpu", "auto")):
-        # Lightning would take bfloat16 instead, and the run's tables call it float16
-        raise UserError(
-            f"{precision}: float16 needs a GPU, and this run is on the CPU. Use "
-            "trainer.precision=32-true or bf16-mixed."
-        )
-
-
-def device_type(accelerator: str) -> str:
-    """The kind of device that Lightning takes for `trainer.accelerator`: `cpu`, `cuda` or `mps`."""
-    import torch
-    from lightning.pytorch.accelerators import MPSAccelerator
-
-    if accelerator in ("auto", "gpu"):  # in Lightning's order
-        if MPSAccelerator.is_available():
-            return "mps"
-        return "cuda" if accelerator == "gpu" or torch.cuda.is_available() else "cpu"
-    return accelerator if accelerator in ("cuda", "mps") else "cpu"
-
-
-def several_devices(cfg: DictConfig) -> bool:
-    """Whether the trainer may take more than one device."""
-    devices = cfg.trainer.devices
-    one = len(devices) == 1 if OmegaConf.is_list(devices) else devices in (1, "1")
-    return not one or cfg.trainer.get("num_nodes", 1) != 1
-
-
-def no_graph(cfg: DictConfig, *, gpu: bool) -> str:
-    """Why the training pass cannot be a CUDA graph; empty where it can."""
-    if not gpu:
-        return "CUDA graphs need an NVIDIA GPU"
-    if several_devices(cfg):
-        return "CUDA graphs are for one device"
-    if cfg.trainer.accumulate_grad_batches != 1:
-        return "trainer.accumulate_grad_batches is not 1, and a graph overwrites its gradients"
-    return ""
-
-
-def no_compile(cfg: DictConfig, device: str) -> str:
-    """Why torch.compile cannot make the training pass; empty where it can."""
-    if cfg.trainer.get("graph"):
-        return "trainer.graph=true records the same pass"
-    if device == "cuda":
-        return "" if find_spec("triton") else "on a GPU it needs triton, pip install triton"
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "it needs a C++ compiler, such as g++ or clang++"
-    return ""
 
 
 def _require_unicode(cfg: DictConfig) -> None:

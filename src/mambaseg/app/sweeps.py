@@ -32,7 +32,14 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from mambaseg.app.check import check_targets, checked
-from mambaseg.app.overrides import composition_error, jobs_of, parsed, typed
+from mambaseg.app.overrides import (
+    composition_error,
+    given_overrides,
+    jobs_of,
+    key_of,
+    parsed,
+    typed,
+)
 from mambaseg.app.sources import require_sources
 from mambaseg.app.terminal import announce_synthetic
 from mambaseg.errors import NotInstalledError, UserError, optional
@@ -232,7 +239,7 @@ def _listed(experiment: Path) -> dict[str, int]:
 def note_run(folder: Path) -> None:
     """Notes which run folder the present job leads to; does nothing outside of a sweep."""
     if in_sweep():
-        _note(folder.parent, typed(HydraConfig.get().overrides.task), run=folder.name)
+        _note(folder.parent, given_overrides(), run=folder.name)
 
 
 def skipped(config: DictConfig, error: NotInstalledError) -> bool:
@@ -241,7 +248,7 @@ def skipped(config: DictConfig, error: NotInstalledError) -> bool:
         return False
     log.warning("skipped: %s", error)
     if experiment := _experiment(config):
-        words = typed(HydraConfig.get().overrides.task)
+        words = given_overrides()
         _note(experiment, words, error=str(error), skipped=True)
     return True
 
@@ -279,7 +286,7 @@ def _experiment(config: DictConfig) -> Path | None:
 
 
 def _file(experiment: Path, job: Sequence[str]) -> Path:
-    words = sorted(word for word in job if word.lstrip("+~").partition("=")[0] not in _SAME_RUN)
+    words = sorted(word for word in job if key_of(word) not in _SAME_RUN)
     digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=8).hexdigest()
     return experiment / ".jobs" / f"{digest}.json"
 

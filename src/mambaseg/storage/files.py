@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import csv
 import errno
 import io
 import logging
@@ -11,8 +12,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mambaseg.errors import UserError
 
@@ -93,6 +95,15 @@ def write_whole(
     """Writes a file whole or not at all, like `whole_file`; text as UTF-8."""
     with whole_file(path, otherwise=otherwise, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with a heading, whole or not at all."""
+    whole = whole_file(path)
+    with whole as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def synchronise(path: Path) -> None:

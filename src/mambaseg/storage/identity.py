@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaseg.storage.run_folder import RunFolder, file_digest
-from mambaseg.storage.untrusted import ForeignFileError, read_yaml
+from mambaseg.storage.untrusted import ForeignFileError, read_yaml, with_values
 
 RULE = 3
 """Of the identities in run.json; to be raised where existing runs would get another one. Records
@@ -132,13 +132,13 @@ def _without(config: Mapping[str, Any], left_out: frozenset[str], start: str = "
         if isinstance(value, Mapping):
             value = _without(value, left_out, f"{name}.")
         elif key == "_target_":
-            value = _by_name(value)
+            value = target_name(value)
         if name not in _ADDED or value != _ADDED[name]:
             kept[str(key)] = value
     return kept
 
 
-def _by_name(target: Any) -> Any:
+def target_name(target: Any) -> Any:
     """What a `_target_` is: ours by the name of its class, so that modules may move."""
     ours = isinstance(target, str) and target.startswith("mambaseg.")
     return f"mambaseg {target.rpartition('.')[2]}" if ours else target
@@ -155,7 +155,7 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     callbacks = config.get("callbacks")
     for callback in callbacks.values() if isinstance(callbacks, Mapping) else ():
         named = callback.get("_target_") if isinstance(callback, Mapping) else None
-        target = str(_by_name(named or ""))
+        target = str(target_name(named or ""))
         package, _, name = target.rpartition(".")
         if target == "mambaseg Checkpoints":
             chosen["checkpoint"] = {key: callback.get(key) for key in ("monitor", "mode")}
@@ -173,12 +173,12 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_place(value: Any, run_dir: str) -> Any:
     """A callback's arguments without the run folder, which is named after their identity."""
-    if isinstance(value, Mapping):
-        return {key: _without_place(each, run_dir) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_place(each, run_dir) for each in value]
-    inside = isinstance(value, str) and (value + "/").startswith(run_dir + "/")
-    return "<run folder>" + value[len(run_dir) :] if inside else value
+
+    def without(one: Any) -> Any:
+        inside = isinstance(one, str) and (one + "/").startswith(run_dir + "/")
+        return "<run folder>" + one[len(run_dir) :] if inside else one
+
+    return with_values(value, without)
 
 
 def monitor_of(config: Mapping[str, Any]) -> str:

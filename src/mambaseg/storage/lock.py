@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mambaseg.errors import UserError
 from mambaseg.storage.files import writing
@@ -29,23 +29,23 @@ def alone(path: Path) -> Iterator[None]:
     """
     lock = FileLock(str(path), fallback_to_soft=False)
     with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            _require_no_locks(error)
-            log.warning("%s is on a file system without locks: jobs side by side do not wait for "
-                        "one another.", path.parent)  # fmt: skip
+        _take(lock, "jobs side by side do not wait for one another.")
     try:
         yield
     finally:
         lock.release()
 
 
-def _require_no_locks(error: OSError) -> None:
-    """Raises an error that is not the file system's way to say that it has no locks."""
-    if error.errno not in _NO_LOCKS:
-        raise error
+def _take(lock: BaseFileLock, otherwise: str) -> None:
+    """Takes a lock; warns what to expect `otherwise` where the file system has none."""
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("%s is on a file system without locks: %s", folder, otherwise)
 
 
 class RunLock:
@@ -66,17 +66,12 @@ class RunLock:
         """Takes the lock, or refuses at once by a UserError; warns where there are no locks."""
         with writing(self.path):
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire()
+                _take(self._lock, f"nothing stops a second job from writing {self.folder}. Do not "
+                      "run one command twice at the same time.")  # fmt: skip
             except Timeout:
                 raise UserError(self._refusal()) from None
-            except OSError as error:
-                _require_no_locks(error)
-                log.warning("%s is on a file system without locks: nothing stops a second job from "
-                            "writing %s. Do not run one command twice at the same time.",
-                            self.path.parent, self.folder)  # fmt: skip
-                return
-        self._note(f"{os.getpid()} {platform.node()}\n")
+        if self.held:
+            self._note(f"{os.getpid()} {platform.node()}\n")
 
     @property
     def held(self) -> bool:

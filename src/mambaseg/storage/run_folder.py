@@ -17,7 +17,6 @@ clock: `<outputs>/<experiment>/<readable name>-<hash>`. It holds
 from __future__ import annotations
 
 import contextlib
-import csv
 import datetime
 import functools
 import hashlib
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import UserError
-from mambaseg.storage.files import whole_file, write_whole, writing
+from mambaseg.storage.files import whole_file, write_table, write_whole, writing
 from mambaseg.storage.untrusted import ForeignFileError, read_json
 
 _PACKAGES = (
@@ -185,11 +184,7 @@ class RunFolder:
         """Writes rows as CSV; the columns are the union of all keys in order of appearance."""
         rows = list(rows)
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        path = self.path / name
-        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as to:
-            writer = csv.DictWriter(to, fieldnames=columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path := self.path / name, columns, rows)
         return path
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:

@@ -14,7 +14,7 @@ import json
 import math
 import unicodedata
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,15 @@ def _plain(value: Any) -> Any:
         elif not isinstance(one, (int, float, type(None))):
             raise ForeignFileError(f"a value in it is a {type(one).__name__}, not plain data")
     return value
+
+
+def with_values(plain: Any, change: Callable[[Any], Any]) -> Any:
+    """Plain data with each of its values changed: what is neither a mapping nor a list."""
+    if isinstance(plain, Mapping):
+        return {key: with_values(each, change) for key, each in plain.items()}
+    if isinstance(plain, (list, tuple)):
+        return [with_values(each, change) for each in plain]
+    return change(plain)
 
 
 def read_table(path: Path, *, growing: bool = False) -> tuple[list[str], list[dict[str, str]]]:

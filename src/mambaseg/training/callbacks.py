@@ -15,9 +15,9 @@ from mambaseg.errors import optional
 from mambaseg.evaluation.costs import count_operations, peak, start_peak
 from mambaseg.reporting.grid import duration
 from mambaseg.storage.run_folder import RunFolder, file_name
-from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.checkpoints import states_of
 from mambaseg.training.progress import seconds_left
-from mambaseg.training.ranks import gathered
+from mambaseg.training.ranks import gathered_cases
 from mambaseg.training.wandb_logger import log_cases_to_wandb
 
 PACE = 50
@@ -34,14 +34,13 @@ log = logging.getLogger(__name__)
 class RunRecorder(Callback):
     """Writes the run's results: cases.csv, metrics.json, overlays.npz, figures, and W&B's copy.
 
-    The `title` is in every figure and table, e.g. `synthetic phantom, not ACDC`; the `header` is
-    plain data at the head of metrics.json; `views` are the task's (`mambaseg.reporting.views`).
+    The `title` is in every figure and table, e.g. `synthetic phantom, not ACDC`; `views` are the
+    task's (`mambaseg.reporting.views`).
     """
 
-    def __init__(
-        self, folder: RunFolder, *, title: str, header: dict[str, Any], views: Any
-    ) -> None:
-        self.folder, self.title, self.header, self.views = folder, title, header, views
+    def __init__(self, folder: RunFolder, *, title: str, views: Any) -> None:
+        self.folder, self.title, self.views = folder, title, views
+        self.header: dict[str, Any] = {}  # plain data at the head of metrics.json
         self._cases: dict[str, dict[str, Any]] = {}
         self._beaten = time.monotonic()  # when the record said last that the run is alive
         self._started = 0.0
@@ -179,7 +178,7 @@ class RunRecorder(Callback):
             self.folder.write_json("metrics.json", {**self.header, **results["summary"]})
         overlays = self._gather_overlays()
         chosen = self._shown(results["rows"])
-        kept = _of_all_ranks({c: self._cases[c] for c in chosen.values() if c in self._cases})
+        kept = gathered_cases({c: self._cases[c] for c in chosen.values() if c in self._cases})
         self._cases.clear()
         if not main:
             return
@@ -222,7 +221,7 @@ class RunRecorder(Callback):
 
     def _gather_overlays(self) -> dict[str, Any]:
         """Slices of the cases of all ranks; every rank has to call this."""
-        cases = _of_all_ranks({case: kept["overlay"] for case, kept in self._cases.items()})
+        cases = gathered_cases({case: kept["overlay"] for case, kept in self._cases.items()})
         return {
             f"{case}/{name}": array
             for case, arrays in sorted(cases.items())
@@ -251,14 +250,9 @@ def _parameters(module: Any) -> int:
 
 def _rank(trainer: L.Trainer, monitor: str) -> str:
     """` (best)`, or which validation was better, where this score chooses the checkpoint."""
-    states = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
+    states = states_of(trainer)
     if states is None or states.monitor != monitor:
         return ""
     if states.best_step in (None, trainer.global_step):
         return " (best)" if states.best_step else ""
     return f" (best {states.best_score:.4f} at step {states.best_step})"
-
-
-def _of_all_ranks(own: dict[str, Any]) -> dict[str, Any]:
-    """Case -> its content, of all ranks; a case that a sampler gave to two ranks counts once."""
-    return {case: kept for rank in gathered(own) for case, kept in rank.items()}

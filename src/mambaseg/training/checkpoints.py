@@ -186,19 +186,9 @@ class Checkpoints(Checkpoint):
         clear(self.folder, keep={*newest, *self._best_of.values()})
 
 
-def worth_of(values: Mapping[str, float], trainer: L.Trainer, monitor: str) -> float:
-    """How good a validation is by what chooses the run's best state; more is better.
-
-    `monitor` is taken where the trainer has no `Checkpoints`, or what it watches is not there.
-    """
-    states = next(
-        (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints)), None
-    )
-    mode = better(monitor)
-    if states and states.monitor in values:
-        monitor, mode = states.monitor, states.mode
-    sign = 1 if mode == "max" else -1
-    return -math.inf if math.isnan(values[monitor]) else sign * values[monitor]
+def states_of(trainer: L.Trainer) -> Checkpoints | None:
+    """What saves the states of a training; None: nothing does."""
+    return next((one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints)), None)
 
 
 def _set_loops(fit_loop: dict[str, Any], step: int, accumulate: int) -> None:

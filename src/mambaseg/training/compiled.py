@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,29 +18,24 @@ class Compiled:
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         # not modules of their own: their parameters would have two names
-        self._calls = {one: torch.compile(one.forward, dynamic=False) for one in networks}
-        self._works: set[nn.Module] = set()
+        self._passes: dict[Any, Any] = {one: partial(self._first, one) for one in networks}
 
     def pass_of(self, function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """A function of an image, compiled if it is one of the networks."""
-        if not isinstance(function, nn.Module) or function not in self._calls:
-            return function
-        if function in self._works:
-            return self._calls[function]
-        network = function
-        return lambda image: self._first(network, image)
+        return self._passes.get(function, function)
 
     def _first(self, network: nn.Module, image: Tensor) -> Any:
         """The first pass, in which it is compiled."""
+        compiled = torch.compile(network.forward, dynamic=False)
         buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
         try:
-            output = self._calls[network](image)
+            output = compiled(image)
         except torch._dynamo.exc.TorchDynamoException as error:
             for buffer, before in buffers:
                 buffer.copy_(before)
-            del self._calls[network]
+            del self._passes[network]
             log.warning("trainer.compile: %s cannot be compiled, so the training runs without (%s)",
                         type(network).__name__, str(error).strip().splitlines()[0])  # fmt: skip
             return network(image)
-        self._works.add(network)
+        self._passes[network] = compiled
         return output

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mambaseg.errors import UserError, optional
-from mambaseg.storage.files import synchronise, whole_file, writing
+from mambaseg.storage.files import synchronise, write_table, writing
 from mambaseg.storage.untrusted import read_table
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class MetricsCsv(Logger):
         if new := [key for key in row if key not in self._columns]:
             rows = _read_rows(self.path)[1] if self._columns else []
             self._columns += new
-            self._replace(rows)
+            write_table(self.path, self._columns, rows)
         with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
 
@@ -107,20 +107,14 @@ class MetricsCsv(Logger):
         """Drops what was logged after a checkpoint's `global_step`, and a line that was cut."""
         self._columns, rows = _read_rows(self.path)
         if self._columns:
-            self._replace([row for row in rows if int(row["step"]) < step])
+            kept = [row for row in rows if int(row["step"]) < step]
+            write_table(self.path, self._columns, kept)
 
     @rank_zero_only
     def sync(self) -> None:
         """Returns once all rows are on the disk: a failure of the machine does not take them."""
         if self.path.is_file():
             synchronise(self.path)
-
-    def _replace(self, rows: list[dict[str, str]]) -> None:
-        whole = whole_file(self.path)
-        with whole as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -1,13 +1,15 @@
-"""What callbacks watch, settled and checked before anything is trained or written."""
+"""What callbacks watch: checked before anything is trained, and how good a validation is by it."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import (
     Checkpoint,
     EarlyStopping,
@@ -17,7 +19,7 @@ from lightning.pytorch.callbacks import (
 
 from mambaseg.errors import UserError
 from mambaseg.storage.identity import better
-from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.checkpoints import Checkpoints, states_of
 
 # Lightning's callbacks that count epochs, or change what the data module has to know
 _INSTEAD = {
@@ -103,3 +105,15 @@ def _settle_monitor(key: str, config: Any, known: Sequence[str], modes: Mapping[
         more = "more" if natural == "max" else "less"
         log.warning("%s.mode=%s: %s %s is better, so this chooses the worst; leave mode out",
                     key, mode, more, monitor)  # fmt: skip
+
+
+def worth_of(values: Mapping[str, float], trainer: L.Trainer, monitor: str) -> float:
+    """How good a validation is by what chooses the run's best state; more is better.
+
+    `monitor` is taken where the trainer has no `Checkpoints`, or what it watches is not there.
+    """
+    states, mode = states_of(trainer), better(monitor)
+    if states and states.monitor in values:
+        monitor, mode = states.monitor, states.mode
+    worth = values[monitor] if mode == "max" else -values[monitor]
+    return -math.inf if math.isnan(worth) else worth

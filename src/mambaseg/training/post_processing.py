@@ -19,7 +19,7 @@ from mambaseg.evaluation.case_scores import CaseScores
 from mambaseg.evaluation.largest import candidates, keep_largest
 from mambaseg.evaluation.summary import kept_in_words, summarise
 from mambaseg.evaluation.surface import Spacing
-from mambaseg.training.ranks import gathered
+from mambaseg.training.ranks import gathered_cases
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[np.uint8]
@@ -109,8 +109,8 @@ def _rows(one: Validated, scores: CaseScores) -> list[dict[str, Any]]:
 
 def _dice(rows: Mapping[str, Any], scores: CaseScores) -> dict[str, float | None]:
     """Mean Dice over all cases of all ranks, of each structure and of these together (`mean`)."""
-    every = {case: own for rank in gathered(dict(rows)) for case, own in rank.items()}
-    summary = summarise([row for own in every.values() for row in own], scores.names)
+    every = gathered_cases(rows).values()
+    summary = summarise([row for own in every for row in own], scores.names)
     found = {f"of {name}": part["dice"]["mean"] for name, part in summary["classes"].items()}
     del found[f"of {scores.names[0]}"]
     return {**found, "mean": summary["foreground"]["dice"]["mean"]}

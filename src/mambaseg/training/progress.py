@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from mambaseg.reporting.grid import duration
-from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.checkpoints import states_of
 
 
 def seconds_left(trainer: L.Trainer, begun: float, done: int) -> float:
@@ -83,9 +83,7 @@ class ProgressBar(Bar):
             loss = trainer.callback_metrics.get("train/loss")
             self._read = time.monotonic()
             self._loss = "" if loss is None else f"loss {float(loss):.3f}"
-        found = (one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints))
-        states = next(found, None)
-        best = ""
+        states, best = states_of(trainer), ""
         if states is not None and states.best_score is not None:
             best = f"best {states.monitor} {states.best_score:.4f}"
         return [told for told in (f"{duration(left)} left", self._loss, best) if told]

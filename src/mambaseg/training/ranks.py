@@ -1,5 +1,6 @@
 """The processes of a distributed training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +24,11 @@ def gathered(own: Any) -> list[Any]:
         ranks = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, own)
     return ranks
+
+
+def gathered_cases(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Case -> its content, of all ranks; a case that a sampler gave to two ranks counts once."""
+    return {case: content for rank in gathered(dict(own)) for case, content in rank.items()}
 
 
 def averaged(value: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mambaseg.storage.run_folder import RunFolder, code_changed, code_name, code
 from mambaseg.training import checkpoints
 from mambaseg.training.averaging import averaging
 from mambaseg.training.callbacks import RunRecorder
-from mambaseg.training.checkpoints import CheckedIO, Checkpoints
+from mambaseg.training.checkpoints import CheckedIO
 from mambaseg.training.loggers import MetricsCsv
 from mambaseg.training.overview import overview
 from mambaseg.training.parameters import has_batch_norms
@@ -70,7 +70,7 @@ class Run:
         data: Any,
         parts: Any,
         *,
-        overrides: list[str] | None = None,
+        overrides: Sequence[str] = (),
         requeue: Callable[[], None] | None = None,
     ) -> None:
         self.plan, self.config, self.key, self.folder = plan, plan.config, plan.key, plan.folder
@@ -127,7 +127,7 @@ class Run:
         """Takes the score of a finished run from its record, and says whose it is."""
         self.finished = True
         record = self.folder.record
-        score, code = record.get(self._score_name, record.get("val_dice")), record.get("code")
+        score, code = record.get(self._score_name), record.get("code")
         self.score = score if isinstance(score, float) else None
         code = code if isinstance(code, dict) else {}
         again = "scores" if self.config.get("checkpoint") else "trains"
@@ -174,7 +174,7 @@ class Run:
             key=self.key,
             design=self.plan.design,
             weights=self.plan.weights,
-            overrides=self._overrides,
+            overrides=list(self._overrides),
             wandb_id=new_wandb_id(self.key),
             data={
                 **data,
@@ -235,7 +235,7 @@ class Run:
         self._interruption.take()
         self.task, self.trainer = self._parts.task_and_trainer(network, self.folder)
         title = self.config["data"]["title"] + ", SEEN CASES" * bool(self.plan.seen["cases"])
-        self.recorder = RunRecorder(self.folder, title=title, header={}, views=self.task.views)
+        self.recorder = RunRecorder(self.folder, title=title, views=self.task.views)
         # Lightning sets the list in Trainer.__init__ without declaring it
         own = [self.recorder, self._interruption]
         self.trainer.callbacks.extend(own)  # type: ignore[attr-defined]
@@ -275,7 +275,7 @@ class Run:
             log.warning("run.json still says that the run is running: %s", second)
 
     def _log_to_folder(self) -> None:
-        with writing(self.folder.path, otherwise="choose another folder with outputs=..."):
+        with writing(self.folder.path):
             self._log_file = _LogFile(
                 self.folder.path / "train.log", encoding="utf-8", errors="backslashreplace"
             )
@@ -295,8 +295,8 @@ class Run:
             self.trainer.fit_loop.epoch_loop.max_steps = self.step
         self.trainer.fit(self.task, datamodule=self.data, ckpt_path=last, weights_only=True)
         self._interruption.obey_late(self.trainer)
-        states = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
-        self.score = states.best_score
+        states = checkpoints.states_of(self.trainer)
+        self.score = states.best_score if states else None
         if self.main:
             self.folder.update(**{self._score_name: self.score})
         steps, planned = self.trainer.global_step, self.config["data"]["steps"]
@@ -317,24 +317,23 @@ class Run:
             return
         given, split = self.config.get("checkpoint"), self.data.split
         tested = given or self._load_best().stem
-        self.recorder.header = {
+        views = getattr(self.task, "tested_in", "none")
+        header = {
             "data": self.config["data"]["title"],
             "model": self.config["model"]["name"],
-            **({"task": task} if (task := self.config["data"].get("task")) else {}),
+            "task": self.config["data"].get("task"),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
             "seen": self.plan.seen,
-            **({"supervision": labels} if (labels := self._supervision()) else {}),
+            "supervision": self._supervision(),
             "preprocessing": self.data.describe(),
             "checkpoint": tested,
-            **({"keep_largest": kept} if (kept := told(self.task)) is not None else {}),
-            **(
-                {}
-                if (views := getattr(self.task, "tested_in", "none")) == "none"
-                else {"views": views}
-            ),
-            **({} if (decay := averaging(self.config)) is None else {"averaged": decay}),
-            **({self._score_name: self.score} if self._score_name else {}),
+            "keep_largest": told(self.task),
+            "views": None if views == "none" else views,
+            "averaged": averaging(self.config),
         }
+        self.recorder.header = {key: value for key, value in header.items() if value is not None}
+        if self._score_name:
+            self.recorder.header[self._score_name] = self.score
         self.trainer.test(self.task, datamodule=self.data, verbose=False)
 
     def _load_best(self) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from mambaseg.training.checkpoints import Checkpoints
+from mambaseg.training.checkpoints import states_of
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # Windows has two of them
 _AGAIN = 1.0  # s after which a second signal is meant; wrappers forward the first one twice
@@ -91,10 +91,10 @@ class Interruption(Callback):
         asked = self._received is not None
         if not trainer.strategy.reduce_boolean_decision(asked, all=False):
             return
-        states = [one for one in trainer.checkpoint_callbacks if isinstance(one, Checkpoints)]
+        states = states_of(trainer)
         if states and trainer.global_step:
             if save:
-                states[0].save(trainer)
+                states.save(trainer)
             log.warning("Stopped and saved at step %d. Run the same command to resume.",
                         trainer.global_step)  # fmt: skip
         number, self._received = self._received, None

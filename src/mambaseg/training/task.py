@@ -22,10 +22,10 @@ from mambaseg.evaluation.costs import seconds_on
 from mambaseg.models import GraphedNetwork, keep_layout
 from mambaseg.models.any_size import wide_enough
 from mambaseg.models.stochastic import drawing, stochastic_layers
-from mambaseg.training.checkpoints import worth_of
 from mambaseg.training.compiled import Compiled
 from mambaseg.training.methods.method import Method, Step, names_apart
 from mambaseg.training.methods.supervised import Supervised
+from mambaseg.training.monitors import worth_of
 from mambaseg.training.parameters import encoder_parameters, lay_out_states, parameter_groups
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from mambaseg.storage.files import print_any_name, write_whole
 STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str]) -> int:
     """Prints the report and the proposed config; returns 1 when there are errors, else 0."""
     parser = argparse.ArgumentParser(prog="mambaseg check", description=__doc__)
     parser.add_argument("root", type=Path, help="folder of the data set (as data.root)")

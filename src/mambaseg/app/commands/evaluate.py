@@ -9,13 +9,12 @@ mambaseg evaluate predictions=labels references=truth
 import logging
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mambaseg.app.build import build
 from mambaseg.app.calibrate import prepare_calibration
 from mambaseg.app.entry import entry
-from mambaseg.app.overrides import key_of, typed
+from mambaseg.app.overrides import given_overrides, key_of
 from mambaseg.app.run_data import with_run_data
 from mambaseg.app.sweeps import note_run
 from mambaseg.errors import UserError
@@ -50,8 +49,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def _warn_of_unread() -> None:
     """Names overrides that only a training reads."""
-    words = typed(HydraConfig.get().overrides.task)
-    unread = [word for word in words
+    unread = [word for word in given_overrides()
               if any(f"{key_of(word)}.".startswith(f"{one}.") for one in OF_TRAINING)]  # fmt: skip
     if unread:
         more = " (evaluation.batch_size is what an evaluation reads)"
@@ -64,8 +62,7 @@ def _folders(cfg: DictConfig) -> float | None:
         raise UserError("give run=..., or both predictions=<folder> and references=<folder>")
     if cfg.calibration:
         raise UserError("calibration=true: label maps hold no probabilities; give run=...")
-    given = typed(HydraConfig.get().overrides.task)
-    keys = {word: key_of(word) for word in given}
+    keys = {word: key_of(word) for word in given_overrides()}
     unread = [word for word, key in keys.items()
               if key.partition(".")[0] not in _OF_LABEL_MAPS or key in _OF_NETWORKS]  # fmt: skip
     if unread:

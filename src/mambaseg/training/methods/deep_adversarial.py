@@ -1,7 +1,7 @@
 """Deep adversarial network: unlabelled images should look as if they had been labelled."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -111,13 +111,14 @@ class DeepAdversarial(Method):
     def after(self, step: int) -> None:
         """The discriminator learns from the same images."""
         seen, self._seen = self._seen, []
-        weights = {name: p.detach().requires_grad_() for name, p in self._named()}
+        own = dict(self.discriminator.named_parameters())
+        weights = {name: one.detach().requires_grad_() for name, one in own.items()}
         with torch.enable_grad():
             losses = [
                 told_apart(self._judged(weights, step, maps), step.labelled) for step, maps in seen
             ]
             gradients = torch.autograd.grad(torch.stack(losses).mean(), [*weights.values()])
-        for (_, parameter), gradient in zip(self._named(), gradients, strict=True):
+        for parameter, gradient in zip(own.values(), gradients, strict=True):
             parameter.grad = averaged(gradient)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -131,9 +132,6 @@ class DeepAdversarial(Method):
 
         decided: Tensor = step.run(judge, step.image, range(len(maps)), 2)
         return decided
-
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.discriminator.named_parameters()
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of the discriminator's optimizer, for a checkpoint."""

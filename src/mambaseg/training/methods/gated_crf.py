@@ -73,8 +73,8 @@ class GatedCRF(Method):
         reach = range(-self.radius, self.radius + 1)
         offsets = [(down, right) for down in reach for right in reach if (down, right) > (0, 0)]
         for down, right in offsets:  # each pair once; it counts for both of its pixels
-            here = (slice(0, height - down), _span(width, right, of_first=True))
-            there = (slice(down, height), _span(width, right, of_first=False))
+            here = (slice(0, height - down), slice(max(-right, 0), width - max(right, 0)))
+            there = (slice(down, height), slice(max(right, 0), width - max(-right, 0)))
             kernel = self._kernel(down, right, image[:, :, *here], image[:, :, *there])
             agreement = (probability[:, :, *here] * probability[:, :, *there]).sum(1)
             total = total + 2 * (kernel * (1 - agreement)).sum()
@@ -101,10 +101,3 @@ class GatedCRF(Method):
         """How many places of a line lie within the radius of each of its places."""
         first, last = (places - self.radius).clamp(min=0), places + self.radius
         return last.clamp(max=length - 1) - first + 1
-
-
-def _span(width: int, right: int, *, of_first: bool) -> slice:
-    """Columns of a pair's first or second pixel, the second lying `right` columns further."""
-    if (right > 0) == of_first:
-        return slice(0, width - abs(right))
-    return slice(abs(right), width)
