@@ -1,10 +1,9 @@
-"""The commands of docs/own-data.md as they are written, and what pages name."""
+"""The commands of docs/own-data.md as they are written, and the table of docs/upgrading.md."""
 
 import json
 import re
 import shlex
 from pathlib import Path
-from pkgutil import resolve_name
 
 import nibabel
 import numpy as np
@@ -14,6 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from mambaseg.app.console import main
+from mambaseg.app.overrides import arranged
+from mambaseg.app.targets import MOVED
+from mambaseg.errors import UserError
 from tiny_nnunet import LABELS, arrays, write_nnunet, write_volume
 from tiny_pictures import SIZE, blob, save, write_two_folders
 
@@ -100,15 +102,19 @@ def test_pictures_go_from_their_check_to_a_report_and_predictions(tmp_path, monk
     assert (tmp_path / "labels" / "x_overlay.png").is_file()
 
 
-# ---- what pages name ----------------------------------------------------------------------------
+# ---- what was renamed ---------------------------------------------------------------------------
 
 
-def test_the_new_names_of_upgrading_are_there():
+def test_upgrading_lists_exactly_what_was_renamed():
     page = (REPOSITORY / "docs" / "upgrading.md").read_text().partition("\n## Renamed\n")[2]
-    modules = re.findall(r"^\| `mambaseg\..+?` \| `(mambaseg\..+?)` \|$", page, re.MULTILINE)
-    assert len(modules) > 10
-    for name in modules:
-        resolve_name(name)
+    assert dict(re.findall(r"^\| `(.+?)` \| `(.+?)` \|$", page, re.MULTILINE)) == MOVED
+
+
+@pytest.mark.parametrize("old", [old for old in MOVED if not old.startswith("mambaseg.")])
+def test_an_override_of_before_is_told_its_new_name(old):
+    word = old if "=" in old else f"{old}=x"
+    with pytest.raises(UserError, match=re.escape(f"{old} is {MOVED[old]} now")):
+        arranged(["-m", word])
 
 
 def test_files_that_contributing_names_are_there():

@@ -10,7 +10,7 @@ from mambaseg.app.api import our_hydra
 from mambaseg.app.check import CONF, check_targets, checked, keys_of
 from mambaseg.app.overrides import arranged, jobs_of
 from mambaseg.app.schema import TABLE, did_you_mean
-from mambaseg.app.targets import fits
+from mambaseg.app.targets import check_target, fits
 from mambaseg.errors import UserError
 from runs import composed, entered
 
@@ -435,6 +435,12 @@ def test_the_help_of_a_training_names_what_can_be_chosen(others):
     for words in ("model: ", "mamba_unet", "experiment: ", "-m model=unet,swin_unet,mamba_unet"):
         assert words in said
     assert "Powered by Hydra" not in said
+
+
+def test_a_target_that_has_moved_is_named_by_its_new_place():
+    node = {"_target_": "mambaseg.losses.DiceCE"}
+    with pytest.raises(UserError, match=r"it is mambaseg\.training\.losses\.DiceCE now"):
+        check_target("loss", node, node)
 
 
 def test_what_a_glob_of_a_sweep_means_is_looked_up():

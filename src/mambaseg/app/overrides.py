@@ -27,6 +27,7 @@ from yaml import YAMLError
 from mambaseg.app.check import CONF, check_targets, checked, no_choice
 from mambaseg.app.own import found_config
 from mambaseg.app.schema import NAMED, TABLE, did_you_mean, is_text, takes_list
+from mambaseg.app.targets import MOVED
 from mambaseg.errors import UserError
 
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.+)'")
@@ -39,7 +40,8 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options of a command line and its overrides, in whatever order they were typed.
 
     Text is quoted that Hydra would take for something else: `name=2024` is no number, and a path
-    may hold `=`, a comma or an umlaut. An option that there is not is a UserError.
+    may hold `=`, a comma or an umlaut. An override of an earlier version is a UserError, and an
+    option that there is not.
     """
     parser = get_args_parser()
     known = [option for action in parser._actions for option in action.option_strings]
@@ -54,6 +56,9 @@ def arranged(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     options = list(typed)
     for override in read.overrides:
         options.remove(override)
+        for old in (override, key_of(override)):
+            if old in MOVED:
+                raise UserError(f"{old} is {MOVED[old]} now (docs/upgrading.md)")
     return options, [_as_text(word, sweep=read.multirun) for word in read.overrides]
 
 

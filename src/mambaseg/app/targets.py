@@ -19,6 +19,28 @@ _HYDRAS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _BY_READER = ("longest_side", "masks", "patient_pattern")  # read where `find_cases` names them
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
+MOVED = {
+    "mambaseg.losses": "mambaseg.training.losses",
+    "mambaseg.callbacks": "mambaseg.training.callbacks",
+    "mambaseg.callbacks.ProgressBar": "mambaseg.training.progress.ProgressBar",
+    "mambaseg.training.callbacks.ProgressBar": "mambaseg.training.progress.ProgressBar",
+    "mambaseg.checkpoints": "mambaseg.training.checkpoints",
+    "mambaseg.nonfinite": "mambaseg.training.nonfinite",
+    "mambaseg.loggers": "mambaseg.training.loggers",
+    "mambaseg.loggers.wandb_logger": "mambaseg.training.wandb_logger.wandb_logger",
+    "mambaseg.training.loggers.wandb_logger": "mambaseg.training.wandb_logger.wandb_logger",
+    "mambaseg.data.augment": "mambaseg.data.augmentation",
+    "mambaseg.data.restoration": "mambaseg.restoration.data",
+    "mambaseg.data.pairs": "mambaseg.restoration.pairs",
+    "mambaseg.data.haze_phantom": "mambaseg.restoration.phantom",
+    "mambaseg.data.phantoms.haze_phantom": "mambaseg.restoration.phantom",
+    "hydra/launcher=jobs": "hydra/launcher=joblib",
+    "hydra/launcher=gpus": "hydra/launcher=ray",
+    "hydra/launcher=slurm": "hydra/launcher=submitit_slurm",
+    "hydra/launcher=slurm_local": "hydra/launcher=submitit_local",
+}
+"""Modules of targets, overrides and keys of earlier versions, and what they are called now."""
+
 
 def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Compares the keys beside a `_target_`, and their `values`, with what the target takes."""
@@ -53,7 +75,7 @@ def check_target(key: str, node: Mapping[str, Any], values: Mapping[str, Any]) -
 
 
 def import_target(key: str, path: Any) -> Any:
-    """What a `_target_` names; UserError: it cannot be imported."""
+    """What a `_target_` names; UserError: it cannot be imported, or has moved."""
     find_code(str(path))
     try:
         return _locate(path)  # `get_object` would log the error too
@@ -61,7 +83,9 @@ def import_target(key: str, path: Any) -> Any:
         if isinstance(missing := error.__cause__ or error, NotInstalledError):
             raise missing from None
         reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
-        said = reason[0] + code_remedy(str(path))
+        module, _, name = str(path).rpartition(".")
+        now = MOVED.get(str(path)) or (f"{MOVED[module]}.{name}" if module in MOVED else None)
+        said = f"it is {now} now" if now else reason[0] + code_remedy(str(path))
         raise UserError(f"{key}._target_={path} cannot be imported: {said}") from error
 
 
