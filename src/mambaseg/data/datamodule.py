@@ -309,6 +309,8 @@ class SegmentationDataModule(StepDataModule):
 
     def setup(self, stage: str) -> None:
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""
+        if stage == "fit":
+            self.split.require_training()
         cache = self.cache
         for part in {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ()):
             cases = [case for case in self.cases[part] if case.labelled]
