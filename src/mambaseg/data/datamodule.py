@@ -172,9 +172,9 @@ class SegmentationDataModule(StepDataModule):
             part: [case for case in used if case.patient in members[part]] for part in PARTS
         }
         sources = {entry.case: entry.source for entry in cache.entries}
-        self.fingerprint = fingerprint(used, sources)
-        scored = {case.id: case for part in ("val", "test") for case in self.cases[part]}
-        self.scored = fingerprint([*scored.values()], {name: sources[name] for name in scored})
+        self.fingerprint = fingerprint(sources)
+        scored = {case.id for part in ("val", "test") for case in self.cases[part]}
+        self.scored = fingerprint({name: sources[name] for name in scored})
         own = (case.id for case in used if case.patient not in self._unlabelled)
         self.images = digest_of(sorted((name, cache.entry(name).content) for name in own))
         for case in used if self.preprocessing.windowed else ():

@@ -101,7 +101,7 @@ class RestorationDataModule(StepDataModule):
             for pair in pairs[part]:
                 check_pair(pair, smallest=self.side if part == "train" else SMALLEST)
         of_pairs, self._digests = digests_of(found)
-        self.fingerprint, self.pairs = fingerprint(found, of_pairs), pairs
+        self.fingerprint, self.pairs = fingerprint(of_pairs), pairs
         for part, counts in self.counts.items():
             log.info("%s: %d pairs of %d scenes", part, counts["pairs"], counts["scenes"])
 
