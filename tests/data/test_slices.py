@@ -342,8 +342,3 @@ def test_the_length_is_that_of_the_whole_training_also_after_a_resume():
 def test_a_batch_that_cannot_be_shared_out_is_a_clear_error(batch_size, world_size, accumulate):
     with pytest.raises(UserError, match="multiple of devices"):
         sampler(batch_size=batch_size, world_size=world_size, accumulate=accumulate)
-
-
-def test_no_slices_at_all_is_a_clear_error():
-    with pytest.raises(UserError, match="no slice"):
-        sampler(length=0)

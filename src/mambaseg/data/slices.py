@@ -44,8 +44,6 @@ class SliceDataset(Dataset[dict[str, Any]]):
         preprocessing: Preprocessing,  # whose `stacked` gives slices their neighbours
     ) -> None:
         self.cache, self.arrays, self.preprocessing = cache, True, preprocessing
-        if not cases:
-            raise UserError("there is no case to train on")
         numbers = [cache.position(case) for case in (*cases, *unlabelled)]
         depths = [cache.entries[number].shape[0] for number in numbers]
         self.labelled = sum(depths[: len(cases)])
