@@ -236,7 +236,7 @@ def test_every_slice_of_every_case_is_there_once(root, tmp_path):
     cases = find_fakes(root)
     cache = opened(cases, tmp_path)
     dataset = SliceDataset(cache, [case.id for case in cases[1:4]], preprocessing=PAPER)
-    items = [dataset[i] for i in range(len(dataset))]
+    items = [dataset[Draw(i, 0, 0)] for i in range(len(dataset))]
     expected = [(case.id, z) for case in cases[1:4] for z in range(case.read().image.shape[0])]
     assert [(item["case"], item["slice"]) for item in items] == expected
     for item in items:
@@ -254,7 +254,7 @@ def test_a_collated_batch_pads_at_the_bottom_and_right_and_keeps_track(root, tmp
     assert batch["step"] == 17
     assert batch["position"].tolist() == [8, 9, 10, 11]
     for i, draw in enumerate(draws):
-        item = dataset[draw.item]
+        item = dataset[draw]
         h, w = batch["shape"][i].tolist()
         assert item["image"].shape == (1, h, w)
         assert np.array_equal(batch["image"][i, :, :h, :w], item["image"])
