@@ -185,8 +185,9 @@ def test_a_reader_of_ones_own_is_known_by_its_file_and_ours_by_its_name(tmp_path
         file.write_text("this is not what was imported")
         assert make_case(module.read).recipe == recipes[-1]
     sys.modules.pop("hers")
-    assert recipes[0] != recipes[1] == recipes[2] and recipes[0].startswith("hers.read [] None ")
-    assert make_case(read).recipe == "mambaseg.data.readers.nnunet.read [] None"
+    assert recipes[0] != recipes[1] == recipes[2]
+    assert recipes[0].startswith("hers.read [] None None True stored ")
+    assert make_case(read).recipe == "mambaseg.data.readers.nnunet.read [] None None True stored"
 
 
 def test_all_channels_are_sources():

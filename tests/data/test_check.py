@@ -136,23 +136,6 @@ def test_a_patient_in_training_and_testing_is_an_error(tmp_path):
     assert line.startswith("patient001: training/patient001: patient001 is there twice")
 
 
-def test_lists_with_absent_or_shared_patients_are_warned_of_because_no_split_reads_them(tmp_path):
-    for number in (1, 2):
-        for frame in (1, 2):
-            path = tmp_path / "data" / f"patient00{number}_frame0{frame}.h5"
-            write_h5(path, 10 * number + frame)
-    (tmp_path / "train_slices.list").write_text("patient001_frame01_slice_0\n")
-    (tmp_path / "val.list").write_text("patient002_frame01\npatient009_frame02\n")
-    (tmp_path / "test.list").write_text("patient001_frame01\n")
-    report = check_dataset(tmp_path)
-    assert not told(report, "error")
-    assert [line for line in told(report, "warning") if ".list" in line] == [
-        "val.list: names patient009, not in the folder",
-        "train.list, test.list: patient001 in both lists",
-    ]
-    assert report.cases == 4
-
-
 def test_a_missing_h5_frame_is_an_error_and_the_rest_is_still_checked(tmp_path):
     for number, frames in ((1, (1,)), (2, (1, 2))):
         for frame in frames:

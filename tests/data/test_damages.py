@@ -148,7 +148,7 @@ for root in roots:
     print("-----", flush=True)
     print("status", main([root]))
 """
-CLOSED = (IMAGE, LABEL, "Info.cfg", ".", "..", "train.list", H5)
+CLOSED = (IMAGE, LABEL, "Info.cfg", ".", "..", H5)
 
 
 def test_what_may_not_be_read_is_an_error_that_names_it():
@@ -159,11 +159,8 @@ def test_what_may_not_be_read_is_an_error_that_names_it():
         closed = []
         for number, what in enumerate(CLOSED):
             root = Path(place) / f"root{number}"
-            WRITERS["h5" if what in (H5, "train.list") else "official"](root)
-            (root / "train.list").write_text("patient001_frame01\n")
-            path = {"train.list": root / what, H5: root / "data" / H5}.get(
-                what, root / FOLDER / what
-            )
+            WRITERS["h5" if what == H5 else "official"](root)
+            path = root / ("data" if what == H5 else FOLDER) / what
             closed.append(path.resolve())
             closed[-1].chmod(0)
         program = AS_NOBODY

@@ -259,6 +259,11 @@ def test_epoch_two_and_a_second_run_read_no_source(root):
     assert len(list(module.val_dataloader())) == module.counts["val"]["cases"]
 
 
+def test_nobody_is_fitted_to_an_external_cohort(root):
+    with pytest.raises(UserError, match="no training patients"):
+        module_on(root, split="test").setup("fit")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -293,13 +293,13 @@ def test_a_meta_image_of_big_endian_and_of_another_unit(tmp_path):
 def test_a_training_set_is_another_one_when_voxels_beside_a_header_change(tmp_path):
     """`Case` names the header alone; the fingerprint and the cache must see its voxels too."""
     from mambaseg.data.case import Case
-    from mambaseg.data.fingerprint import fingerprint
+    from mambaseg.data.fingerprint import fingerprint, source_digests
     from mambaseg.data.formats.files import read_volume
 
     sitk.WriteImage(oblique(), str(tmp_path / "a.mhd"))
     case = Case("a", "a", None, None, tmp_path / "a.mhd", None, lambda case: read_volume(case.path))
-    before = fingerprint([case])
+    before = fingerprint(source_digests([case]))
     voxels = bytearray((tmp_path / "a.raw").read_bytes())
     voxels[3] ^= 1
     (tmp_path / "a.raw").write_bytes(voxels)
-    assert fingerprint([case]) != before
+    assert fingerprint(source_digests([case])) != before

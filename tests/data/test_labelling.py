@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import yaml
-from fake_cases import find_fakes
 from test_datamodule import as_rank, assert_same, joined, module_on, training_batches
 from test_mnms import write_mnms
 from test_nifti_pairs import write as write_pairs
@@ -19,7 +18,6 @@ from mambaseg.data.case import Case
 from mambaseg.data.check import check_dataset
 from mambaseg.data.check.proposal import propose
 from mambaseg.data.classes import IGNORED
-from mambaseg.data.fingerprint import as_read, fingerprint, source_digests
 from mambaseg.data.labelling import for_training, labelled_patients
 from mambaseg.data.readers import acdc, folder, mnms, nifti_pairs, nnunet, promise12, synapse
 from mambaseg.data.readers.dataset_json import read_dataset_json
@@ -127,12 +125,6 @@ def test_one_cache_folder_keeps_apart_whose_labels_are_hidden(tmp_path):
         assert labels_in(module, hidden) == {IGNORED}
         surveyed.append({one.case[:10] for one in module.survey(greys=True) if one.greys})
     assert surveyed == [{train[0]}, {train[1]}]
-
-
-def test_a_cache_that_is_read_in_one_way_keeps_its_name(root):
-    cases = find_fakes(root)
-    digests = source_digests(cases)
-    assert as_read(cases, digests) == [fingerprint(cases, digests), [cases[0].recipe]]
 
 
 def test_an_empty_list_of_labelled_patients_is_refused(root):

@@ -7,6 +7,7 @@ import torch
 from fake_cases import find_fakes, write_cases
 
 from mambaseg.data.augmentation import Augmentation
+from mambaseg.data.batches import Draw
 from mambaseg.data.cache import open_cache
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.readers.unlabelled import find_unlabelled
@@ -44,7 +45,7 @@ def test_the_frames_of_a_cine_are_volumes_of_their_own(tmp_path):
         frame = cine[..., place // 3].transpose(2, 1, 0)[:, None]
         z = place % 3
         assert np.array_equal(image, near.stacked(near.scale_intensity(frame), z, z + 1)[0])
-        assert np.array_equal(image, slices[place]["image"])
+        assert np.array_equal(image, slices[Draw(place, 0, 0)]["image"])
 
 
 def test_the_loader_and_the_devices_memory_give_the_same_batch(tmp_path):
@@ -54,7 +55,7 @@ def test_the_loader_and_the_devices_memory_give_the_same_batch(tmp_path):
     slices = SliceDataset(cache, [case.id for case in cases[1:]], preprocessing=near)
     collate = Collate(Augmentation("none", near, 0))
     places = [0, 2, 3, len(slices) - 1]
-    batch = collate([{**slices[i], "step": 0, "position": i, "about": None} for i in places])
+    batch = collate([slices[Draw(i, 0, i)] for i in places])
     assert batch["image"].shape[1] == 3
     for row, place in enumerate(places):
         number, z = int(slices.case_numbers[place]), int(slices.slice_numbers[place])

@@ -64,11 +64,11 @@ def test_the_pixel_has_a_class_each_case_and_class_as_often_as_others(slices):
     classes, cases = [], []
     for step in range(600):
         draw = foreground.draw(step, 11)
-        classes.append(int(slices[draw.item]["label"][draw.about]))
+        classes.append(int(slices[draw]["label"][draw.about]))
         cases.append(int(slices.case_numbers[draw.item]))
     present = len(set(cases))
     assert present == 6 and np.bincount(cases).min() > 600 / present * 0.7
-    rare = [slices[draw.item]["slice"] == 1 and draw.about == (2, 3)
+    rare = [slices[draw]["slice"] == 1 and draw.about == (2, 3)
             for draw in (foreground.draw(step, 11) for step in range(600))]  # fmt: skip
     assert 0 not in classes and 0.4 < np.mean(rare) < 0.6
 

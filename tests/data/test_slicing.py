@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from fake_cases import find_fakes, write_cases
 
-from mambaseg.data import case as case_module
 from mambaseg.data.case import Case
 from mambaseg.data.datamodule import SegmentationDataModule
 from mambaseg.data.formats.images import find_images
@@ -118,13 +117,6 @@ def write_flat(root, spacing=(1.0, 1.0, 2.0), count=4):
     return root
 
 
-def module_of(root, cache):
-    return SegmentationDataModule(
-        name="tiny", find_cases=nifti_pairs.find_cases, root=root, size=8, class_names=list("ab"),
-        split="random", batch_size=2, steps=1, cache_dir=cache, slicing="spacing",
-    )  # fmt: skip
-
-
 def test_a_flat_image_is_learnt_from_and_predicted_whole(tmp_path):
     root = write_flat(tmp_path / "data")
     (case, *_) = nifti_pairs.find_cases(root)
@@ -135,26 +127,3 @@ def test_a_flat_image_is_learnt_from_and_predicted_whole(tmp_path):
                           slicing="spacing")  # fmt: skip
     (source,) = find_images(str(root / "p0.nii.gz"), outside=tmp_path / "out")
     assert predictor._axis(source.read(1)) == 0
-
-
-def test_what_earlier_versions_have_decoded_and_surveyed_in_lines_is_read_again(
-    tmp_path, monkeypatch
-):
-    root = write_flat(tmp_path / "data")
-
-    def shapes():
-        module = module_of(root, tmp_path / "cache")
-        surveyed = {one.shape for one in module.survey(greys=False)}
-        module.load()
-        return {entry.shape for entry in module.cache}, surveyed
-
-    with monkeypatch.context() as patch:  # the rule as it was
-        patch.setattr(case_module, "slice_axis", lambda spacing, rule, grid: 2)
-        patch.setattr(Case, "in_lines", lambda case, grid: False)
-        assert shapes() == ({(5, 1, 1, 6)}, {(5, 1, 6)})
-    kept = sorted((tmp_path / "cache").iterdir())
-    assert shapes() == ({(1, 1, 6, 5)}, {(1, 6, 5)})
-    assert sorted((tmp_path / "cache").iterdir()) == kept and len(kept) == 2
-    before = [path.stat().st_mtime_ns for path in kept]
-    shapes()
-    assert [path.stat().st_mtime_ns for path in kept] == before

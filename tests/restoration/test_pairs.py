@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mambaseg.data.batches import Draw
-from mambaseg.data.fingerprint import fingerprint
+from mambaseg.data.fingerprint import fingerprint, source_digests
 from mambaseg.data.formats.files import content_digest
 from mambaseg.errors import UserError
 from mambaseg.restoration.data import CropDataset, RestorationDataModule
@@ -87,7 +87,7 @@ def test_each_file_is_read_once_and_named_as_ever(reside, monkeypatch):
     known = {one.id: one.prints for part in module.pairs for one in module.known(part)}
     assert sorted(read) == sorted(files) and len(files) < 2 * len(found)
     digests = {path: content_digest([path], "") for path in files}
-    assert module.fingerprint == fingerprint(found)
+    assert module.fingerprint == fingerprint(source_digests(found))
     assert known == {pair.id: tuple(digests[path] for path in pair.sources()) for pair in found}
 
 

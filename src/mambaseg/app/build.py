@@ -308,8 +308,8 @@ class Assembly:
 
     def _description(self) -> dict[str, Any]:
         """What a checkpoint says about itself: plain data."""
-        from mambaseg.data.loaders import PARTS
         from mambaseg.data.seen import Seen
+        from mambaseg.data.splits import PARTS
         from mambaseg.training.averaging import averaging
 
         data, cfg, model = self.data, self.plan.config["data"], bare(self.plan.config["model"])

@@ -9,7 +9,7 @@ B: batch, H, W: native size padded to the batch's largest, S, T: rows, columns o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.geometry import Pixel, Preprocessing
 from mambaseg.data.intensity import CT
-from mambaseg.data.limits import AMOUNT, FACTORS, PART, RANGE, SHARE, limited, require_limits
+from mambaseg.data.limits import AMOUNT, FACTORS, PART, RANGE, SHARE, limited
 from mambaseg.data.sampling import precision, read_affine
 from mambaseg.errors import UserError
 
@@ -49,7 +49,12 @@ class Operation:
 
     def __post_init__(self) -> None:
         """Dataclasses call this: fields with `limits` are held to them."""
-        require_limits(self)
+        for one in fields(self):  # type: ignore[arg-type]  # every operation is a dataclass
+            limits, value = one.metadata.get("limits"), getattr(self, one.name)
+            if limits and not limits.holds(value):
+                raise UserError(
+                    f"augmentation: {type(self).__name__} has {one.name}={value}: give {limits}"
+                )
 
 
 class Spatial(Operation):

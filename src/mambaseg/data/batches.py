@@ -62,8 +62,6 @@ class StepSampler(Sampler[list[Draw]]):
         stream: int = 0,
         required: Required | None = None,
     ) -> None:
-        if length < 1:
-            raise UserError("there is no slice to train on")
         if batch_size < 1 or batch_size % (world_size * accumulate):
             raise UserError(
                 f"batch_size={batch_size} is the global batch and must be a multiple of devices × "
@@ -127,11 +125,6 @@ class TwoStreams(Sampler[list[Draw]]):
         required: Required | None = None,  # of the labelled half
         **options: Any,
     ) -> None:
-        if not 0 < labelled < length:
-            raise UserError(
-                "the method learns from images with and without labels: data.labelled=... says "
-                f"whose labels are read (now {labelled} of {length} training slices have one)"
-            )
         half = batch_size // 2
         share = options.get("world_size", 1) * options.get("accumulate", 1)
         if batch_size % (2 * share):

@@ -13,7 +13,6 @@ one, the first to rename wins and the other uses that.
 """
 
 import contextlib
-import json
 import logging
 import math
 import shutil
@@ -22,7 +21,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -31,28 +30,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.case import Case
-from mambaseg.data.fingerprint import THREADS, as_read, digest_of, source_digests
+from mambaseg.data.fingerprint import (
+    THREADS,
+    as_read,
+    digest_of,
+    sealed,
+    source_digests,
+    unsealed,
+)
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprints_of
 from mambaseg.data.validation import collected_warnings
 from mambaseg.errors import UserError
 from mambaseg.storage.files import remove_abandoned, writing
-from mambaseg.storage.untrusted import read_text
 
-FORMAT = 4
+FORMAT = 5
 SECONDS_BETWEEN_REPORTS = 5
 _FILES: dict[str, tuple[str, np.dtype[Any]]] = {
     "image": ("images.npy", np.dtype("<f4")),
     "label": ("labels.npy", np.dtype("u1")),
 }
 _TEMPORARY = ".building-"
-_INDEX_LIMIT = 256 << 20  # bytes: half a million cases
 _ATTEMPTS = 3  # a process that discards a damaged cache may take away a new one
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_Decoded = tuple[NDArray[Any], NDArray[Any], dict[str, Any]]  # image, label, entry
 
 
 class DamagedCacheError(Exception):
@@ -72,7 +75,7 @@ class Entry:
     image_crc: int
     label_crc: int
     class_voxels: tuple[int, ...]  # of each class 0..K-1
-    frames: int = 1  # of a cine, one after the other along Z
+    frames: int  # of a cine, one after the other along Z
 
     @property
     def depth(self) -> int:
@@ -101,6 +104,9 @@ class Entry:
         return self.offset + math.prod(self.label_shape)
 
 
+_Decoded = tuple[NDArray[Any], NDArray[Any], Entry]  # image, label, where they are to lie
+
+
 class VolumeCache:
     """A complete cache folder, opened read-only; `DamagedCacheError` where it is not one.
 
@@ -110,14 +116,11 @@ class VolumeCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads(read_text(folder / "index.json", limit=_INDEX_LIMIT))
-            if index["digest"] != digest_of(index["cases"]):
-                raise ValueError("index.json was changed")
-            self.entries = _entries(index["cases"])
+            self.entries = _entries(unsealed(folder / "index.json"))
+            self._positions = {entry.case: i for i, entry in enumerate(self.entries)}
             self._arrays = {kind: self._map(kind) for kind in _FILES}
         except Exception as error:  # foreign bytes make NumPy raise nearly anything
             raise DamagedCacheError(str(error) or type(error).__name__) from error
-        self._positions = {entry.case: i for i, entry in enumerate(self.entries)}
 
     def __reduce__(self) -> tuple[type["VolumeCache"], tuple[Path]]:
         return VolumeCache, (self.folder,)
@@ -179,24 +182,12 @@ def _entries(cases: list[dict[str, Any]]) -> tuple[Entry, ...]:
     entries: list[Entry] = []
     for values in cases:
         spacing = None if values["spacing"] is None else tuple(map(float, values["spacing"]))
-        shape, voxels = tuple(values["shape"]), tuple(map(int, values["class_voxels"]))
-        sound = (
-            isinstance(values["case"], str)
-            and type(values["offset"]) is int
-            and values["offset"] == (entries[-1].stop if entries else 0)
-            and len(shape) == 4
-            and all(type(side) is int and side > 0 for side in shape)
-            and (not entries or shape[1] == entries[0].shape[1])
-            and type(frames := values.get("frames", 1)) is int
-            and frames > 0
-            and shape[0] % frames == 0
-            and (spacing is None or len(spacing) == 3)
-            and all(0 < side < math.inf for side in spacing or ())
-        )
-        if not sound:
-            raise ValueError(f"the entry of {values['case']} in index.json is impossible")
+        shape, voxels = tuple(values["shape"]), tuple(values["class_voxels"])
         known: Any = {"shape": shape, "spacing": spacing, "class_voxels": voxels}
-        entries.append(Entry(**{**values, **known}))
+        entry = Entry(**{**values, **known})
+        if entry.offset != (entries[-1].stop if entries else 0):
+            raise ValueError(f"the entry of {entry.case} in index.json is impossible")
+        entries.append(entry)
     return tuple(entries)
 
 
@@ -214,12 +205,8 @@ def open_cache(
     `UserError` where a case cannot be used or the cache cannot be written.
     """
     digests = source_digests(cases)
-    scaling = preprocessing.intensity
-    if preprocessing.window is not None:
-        scaling = f"{scaling} {preprocessing.window}"
-    if preprocessing.ct is not None:
-        scaling = f"{scaling} {preprocessing.ct}"
-    identity = [*as_read(cases, digests), scaling, num_classes, channels, FORMAT]
+    scaling = preprocessing.intensity, preprocessing.window, preprocessing.ct
+    identity = [*as_read(cases, digests), *scaling, num_classes, channels, FORMAT]
     folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
     remarks: list[str] = []
 
@@ -228,34 +215,29 @@ def open_cache(
             volume = case.read(num_classes, channels)
         remarks.extend(own)
         assert volume.label is not None  # read() with a number of classes demands it
-        frames = [preprocessing.scale_intensity(one)
-                  for one in np.split(volume.image, volume.frames)]  # fmt: skip
-        scaled = frames[0] if len(frames) == 1 else np.concatenate(frames)
+        frames = np.split(volume.image, volume.frames)
+        scaled = np.concatenate([preprocessing.scale_intensity(one) for one in frames])
         image, label = (
             np.ascontiguousarray(array, dtype=dtype)
             for array, (_, dtype) in zip((scaled, volume.label), _FILES.values(), strict=True)
         )
-        return (
-            image,
-            label,
-            {
-                "case": case.id,
-                "shape": image.shape,
-                "offset": 0,  # the writer's
-                "spacing": volume.spacing,
-                "source": digests[case.id],
-                "content": fingerprints_of(volume),
-                "image_crc": zlib.crc32(image.data),
-                "label_crc": zlib.crc32(label.data),
-                "class_voxels": np.bincount(label.ravel(), minlength=num_classes)[
-                    :num_classes
-                ].tolist(),
-                **({"frames": volume.frames} if volume.frames > 1 else {}),
-            },
+        counts = np.bincount(label.ravel(), minlength=num_classes)[:num_classes]
+        entry = Entry(
+            case=case.id,
+            shape=image.shape,
+            offset=0,  # the writer's
+            spacing=volume.spacing,
+            source=digests[case.id],
+            content=fingerprints_of(volume),
+            image_crc=zlib.crc32(image.data),
+            label_crc=zlib.crc32(label.data),
+            class_voxels=tuple(counts.tolist()),
+            frames=volume.frames,
         )
+        return image, label, entry
 
     room = "5 bytes per voxel, 4 more per further channel"
-    opened = partial(_open_verified, cases=cases, digests=digests)
+    opened = partial(_open_verified, digests=digests)
     with writing(folder, otherwise=f"choose another folder with data.cache_dir=... ({room})"):
         for attempt in range(_ATTEMPTS):
             if not folder.exists():
@@ -278,13 +260,10 @@ def open_cache(
     raise AssertionError  # the last attempt returns or raises
 
 
-def _open_verified(folder: Path, cases: Sequence[Case], digests: dict[str, str]) -> VolumeCache:
+def _open_verified(folder: Path, digests: dict[str, str]) -> VolumeCache:
     cache = VolumeCache(folder)
     if {entry.case: entry.source for entry in cache.entries} != digests:
         raise DamagedCacheError("it holds other cases than its name stands for")
-    grids = {entry.case: (entry.depth, *entry.shape[2:]) for entry in cache.entries}
-    if any(case.in_lines(grids[case.id]) for case in cases):
-        raise DamagedCacheError("it holds the lines of flat images as slices")
     cache.verify()
     return cache
 
@@ -310,7 +289,7 @@ def _build(cases: Sequence[Case], decode: Callable[[Case], _Decoded], folder: Pa
     workshop.mkdir(parents=True)
     remove_abandoned(folder.parent, f"{_TEMPORARY}*")
     try:
-        entries: list[dict[str, Any]] = []
+        entries: list[Entry] = []
         voxels = 0
         with contextlib.ExitStack() as stack:
             images, labels = files = [
@@ -320,11 +299,11 @@ def _build(cases: Sequence[Case], decode: Callable[[Case], _Decoded], folder: Pa
             for image, label, entry in _in_threads(decode, cases):
                 images.write(image.data)
                 labels.write(label.data)
-                entries.append({**entry, "offset": voxels})
+                entries.append(replace(entry, offset=voxels))
                 voxels += label.size
-            _write_headers(files, (voxels * entries[0]["shape"][1], voxels))
-        index = {"format": FORMAT, "digest": digest_of(entries), "cases": entries}
-        (workshop / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+            _write_headers(files, (voxels * entries[0].shape[1], voxels))
+        index = sealed([asdict(entry) for entry in entries])
+        (workshop / "index.json").write_text(index, encoding="utf-8")
         try:
             workshop.rename(folder)
         except OSError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,10 +71,6 @@ class Case:
         path = self.label_path or self.image_path
         return replace(volume, label=self._mapped(volume.label, path))
 
-    def in_lines(self, grid: Sequence[int]) -> bool:
-        """Whether slices (Z, H, W) are lines of a flat image, which earlier versions made of it."""
-        return self.slicing == "spacing" and grid[0] > 1 and 1 in grid[1:]
-
     def _mapped(self, label: np.ndarray, path: Path) -> np.ndarray:
         """The classes of a label, and IGNORED where it has the value `ignore`."""
         if self.ignore is None:
@@ -120,11 +116,8 @@ class Case:
         if isinstance(reader, functools.partial):
             keywords, reader = sorted(reader.keywords.items()), reader.func
         made = f"{reader.__module__}.{reader.__qualname__} {keywords} {self.label_map}"
-        if not reader.__module__.startswith("mambaseg.") and (source := _source_of(reader)):
-            made += f" {source}"
-        if self.ignore is not None or not self.labelled:
-            made += f" ignore {self.ignore if self.labelled else 'all'}"
-        return made if self.slicing == "stored" else f"{made} {self.slicing}"
+        source = "" if reader.__module__.startswith("mambaseg.") else _source_of(reader)
+        return f"{made} {self.ignore} {self.labelled} {self.slicing} {source}".rstrip()
 
 
 @functools.cache  # by function: the code that reads here is that of the file as it was then

@@ -32,13 +32,13 @@ from mambaseg.data.labelling import (
     open_note,
     supervision_note,
 )
-from mambaseg.data.loaders import PARTS, Batch, StepDataModule
+from mambaseg.data.loaders import Batch, StepDataModule
 from mambaseg.data.oversampling import Foreground
 from mambaseg.data.patients import Alike, find_alike, split_cases
 from mambaseg.data.readers.unlabelled import find_unlabelled, of_labelled, require_unseen
 from mambaseg.data.seen import Known
 from mambaseg.data.slices import CaseDataset, Collate, DeviceSlices, SliceDataset
-from mambaseg.data.splits import listed
+from mambaseg.data.splits import PARTS, listed
 from mambaseg.data.survey import Surveyed, open_survey
 from mambaseg.data.validation import checked_label_map, require_classes
 from mambaseg.data.volume import slice_axis
@@ -122,8 +122,9 @@ class SegmentationDataModule(StepDataModule):
             neighbours=neighbours,
         )
         self._labels, self._labelled, self._oversample = labels, labelled, oversample
-        how: Any = {"channels": self.in_channels, "longest_side": longest_side}
-        self._further = partial(find_unlabelled, unlabelled_images, **how)
+        self._further = partial(
+            find_unlabelled, unlabelled_images, channels=self.in_channels, longest_side=longest_side
+        )
         self._how: Any = {
             "cache_dir": self.cache_dir, "num_classes": num_classes, "channels": self.in_channels,
         }  # fmt: skip
@@ -172,9 +173,9 @@ class SegmentationDataModule(StepDataModule):
             part: [case for case in used if case.patient in members[part]] for part in PARTS
         }
         sources = {entry.case: entry.source for entry in cache.entries}
-        self.fingerprint = fingerprint(used, sources)
-        scored = {case.id: case for part in ("val", "test") for case in self.cases[part]}
-        self.scored = fingerprint([*scored.values()], {name: sources[name] for name in scored})
+        self.fingerprint = fingerprint(sources)
+        scored = {case.id for part in ("val", "test") for case in self.cases[part]}
+        self.scored = fingerprint({name: sources[name] for name in scored})
         own = (case.id for case in used if case.patient not in self._unlabelled)
         self.images = digest_of(sorted((name, cache.entry(name).content) for name in own))
         for case in used if self.preprocessing.windowed else ():
@@ -310,6 +311,8 @@ class SegmentationDataModule(StepDataModule):
     def setup(self, stage: str) -> None:
         """Load the data; `UserError` if a set has no foreground or training lacks a class."""
         cache = self.cache
+        if stage == "fit":
+            self.split.require_training()
         for part in {"fit": PARTS, "validate": ("val",), "test": ("test",)}.get(stage, ()):
             cases = [case for case in self.cases[part] if case.labelled]
             patients = listed({case.patient for case in cases})

@@ -6,12 +6,15 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from mambaseg.data.case import Case
 from mambaseg.data.formats.files import content_digest
+from mambaseg.storage.untrusted import read_text
 
 THREADS = min(8, os.cpu_count() or 1)
+_SEALED_LIMIT = 256 << 20  # bytes: half a million cases
 
 
 def source_digests(cases: Sequence[Any]) -> dict[str, str]:
@@ -21,12 +24,9 @@ def source_digests(cases: Sequence[Any]) -> dict[str, str]:
         return {case.id: digest for case, digest in zip(cases, digests, strict=True)}
 
 
-def fingerprint(cases: Sequence[Any], digests: dict[str, str] | None = None) -> str:
-    """Return a hash of what the source files of these cases hold, by case id and in any order.
-
-    `digests` are `source_digests(cases)` where they are known already.
-    """
-    return digest_of(sorted((digests or source_digests(cases)).items()))
+def fingerprint(digests: dict[str, str]) -> str:
+    """Return one hash of the `source_digests` of cases, in any order."""
+    return digest_of(sorted(digests.items()))
 
 
 def as_read(cases: Sequence[Case], digests: dict[str, str]) -> list[Any]:
@@ -34,9 +34,7 @@ def as_read(cases: Sequence[Case], digests: dict[str, str]) -> list[Any]:
 
     Who is read how counts: an h5 file is the same whether or not its label may be read.
     """
-    recipes = sorted([case.recipe, case.id] for case in cases)
-    same = recipes[0][0] == recipes[-1][0]
-    return [fingerprint(cases, digests), recipes[0][:1] if same else recipes]
+    return [fingerprint(digests), sorted([case.id, case.recipe] for case in cases)]
 
 
 def patients_with_same_images(
@@ -57,3 +55,16 @@ def digest_of(plain: Any) -> str:
     """Hash plain data by its JSON text: 16 hex digits."""
     text = json.dumps(plain, sort_keys=True).encode()
     return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+def sealed(plain: list[Any]) -> str:
+    """The text of a file that keeps plain data of cases with their digest."""
+    return json.dumps({"digest": digest_of(plain), "cases": plain})
+
+
+def unsealed(path: Path) -> list[Any]:
+    """What a `sealed` file keeps; any error there is of a file that was damaged or changed."""
+    kept = json.loads(read_text(path, limit=_SEALED_LIMIT))
+    if kept["digest"] != digest_of(kept["cases"]):
+        raise ValueError(f"{path.name} was changed")
+    return list(kept["cases"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field, fields
+from dataclasses import field
 from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any, NamedTuple
-
-from mambaseg.errors import UserError
 
 
 class Number(NamedTuple):
@@ -59,13 +57,3 @@ FACTORS = Number(above=0, pair=True)
 def limited(default: Any, limits: Number) -> Any:
     """A field of a dataclass with limits."""
     return field(default=default, metadata={"limits": limits})
-
-
-def require_limits(operation: Any) -> None:
-    """Raise `UserError` where a field of an operation is beyond its limits."""
-    for one in fields(operation):
-        limits, value = one.metadata.get("limits"), getattr(operation, one.name)
-        if limits and not limits.holds(value):
-            raise UserError(
-                f"augmentation: {type(operation).__name__} has {one.name}={value}: give {limits}"
-            )

@@ -16,7 +16,6 @@ from mambaseg.data.sizes import Size, sides_of
 from mambaseg.data.splits import Split
 from mambaseg.errors import UserError
 
-PARTS = ("train", "val", "test")
 Batch = dict[str, Any]
 _GRACE = 60  # s from a SIGTERM to the end of a worker whose parent has not ended it
 

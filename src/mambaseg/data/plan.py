@@ -34,11 +34,6 @@ class Plan2D:
     strides: tuple[Sides, ...]  # of each stage
     kernels: tuple[Sides, ...]  # of its convolutions
 
-    @property
-    def features(self) -> list[int]:
-        """Channels of each stage."""
-        return features_of(len(self.strides))
-
 
 def features_of(stages: int) -> list[int]:
     """Channels of each stage of a network."""

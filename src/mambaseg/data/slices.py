@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 class SliceDataset(Dataset[dict[str, Any]]):
     """All slices of some cases (ids), at native size, then those of cases without labels.
 
-    An item is `image` (C, H, W) float32 (C times 2 `neighbours` + 1, where a slice has these as
-    channels), `label` (H, W) uint8, `shape` (H, W), `pixel` (its height
-    and width in mm, or None), `case` (id), `slice` (number from 0) and `labelled` (whether its
-    label is known); one asked for by a `Draw` carries its `step`, `position` and `about` too.
+    An item, asked for by a `Draw`, is `image` (C, H, W) float32 (C times 2 `neighbours` + 1, where
+    a slice has these as channels), `label` (H, W) uint8, `shape` (H, W), `pixel` (its height and
+    width in mm, or None), `case` (id), `slice` (number from 0), `labelled` (whether its label is
+    known), and the draw's `step`, `position` and `about`.
     Without `arrays` it has `item`, the number of the slice, in place of image and label, for
     `DeviceSlices` to find them.
     """
@@ -44,8 +44,6 @@ class SliceDataset(Dataset[dict[str, Any]]):
         preprocessing: Preprocessing,  # whose `stacked` gives slices their neighbours
     ) -> None:
         self.cache, self.arrays, self.preprocessing = cache, True, preprocessing
-        if not cases:
-            raise UserError("there is no case to train on")
         numbers = [cache.position(case) for case in (*cases, *unlabelled)]
         depths = [cache.entries[number].shape[0] for number in numbers]
         self.labelled = sum(depths[: len(cases)])
@@ -55,11 +53,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.case_numbers)
 
-    def __getitem__(self, key: int | Draw) -> dict[str, Any]:
-        if isinstance(key, Draw):
-            index, place = key.item, dict(zip(key._fields[1:], key[1:], strict=True))
-        else:
-            index, place = key, {}
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index = draw.item
         number, z = int(self.case_numbers[index]), int(self.slice_numbers[index])
         entry = self.cache.entries[number]
         if self.arrays:
@@ -67,6 +62,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         else:
             what = {"item": index}
         where = {"shape": entry.shape[2:], "pixel": entry.pixel, "case": entry.case, "slice": z}
+        place = {"step": draw.step, "position": draw.position, "about": draw.about}
         return {**where, **what, **place, "labelled": index < self.labelled}
 
     def _image(self, number: int, z: int) -> NDArray[np.float32]:

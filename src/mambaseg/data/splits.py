@@ -347,9 +347,9 @@ def _torn_apart(split: Split, groups: Groups, alike: Mapping[str, str]) -> list[
     return sentences
 
 
-def listed(patients: Iterable[str], total: int | None = None, *, limit: int = LISTED) -> str:
-    """Patients in words, the first few by name; `total` where not all of them are given."""
+def listed(patients: Iterable[str], *, limit: int = LISTED) -> str:
+    """Patients in words, the first few by name."""
     ordered = sorted(patients)
-    further = (len(ordered) if total is None else total) - limit
+    further = len(ordered) - limit
     more = f" and {further:,} more" if further > 0 else ""
     return f"{', '.join(ordered[:limit])}{more}"

@@ -178,11 +178,11 @@ def as_label(array: np.ndarray, path: Path) -> np.ndarray:
     raise DataError(f"the label holds {wrong}", path, remedy)
 
 
-def _listed(values: np.ndarray | list[int], limit: int = 4, *, digits: int = 6) -> str:
+def _listed(values: np.ndarray | list[int], digits: int = 6) -> str:
     """Distinct values in words: "value 7", "values 4, 5, ..."."""
     distinct = np.unique(np.asarray(values))
-    shown = ", ".join(f"{value:.{digits}g}" for value in distinct[:limit])
-    more = ", ..." if len(distinct) > limit else ""
+    shown = ", ".join(f"{value:.{digits}g}" for value in distinct[:4])
+    more = ", ..." if len(distinct) > 4 else ""
     return f"value{'s' if len(distinct) > 1 else ''} {shown}{more}"
 
 
@@ -328,13 +328,11 @@ def check_same_geometry(image: Volume, other: Volume, image_path: Path, path: Pa
         same = np.abs(between - np.eye(4))[:3, :3].max() <= 0.01
         same = same and np.abs(between[:3, 3]).max() <= 0.5
     if not same:
-        remedy = (
-            "Bring both files to the same axes and the same place. If only the header is wrong, "
-        )
         raise DataError(
             f"has {other.place} but the image ({image_path.name}) has {image.place}",
             path,
-            f"{remedy}copy the image's into the file.",
+            "Bring both files to the same axes and the same place. If only the header is wrong, "
+            "copy the image's into the file.",
         )
 
 

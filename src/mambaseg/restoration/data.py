@@ -18,9 +18,9 @@ from mambaseg.data.batches import Draw
 from mambaseg.data.classes import check_class_names
 from mambaseg.data.counter import AUGMENTATION, uniforms
 from mambaseg.data.fingerprint import fingerprint
-from mambaseg.data.loaders import PARTS, Batch, StepDataModule
+from mambaseg.data.loaders import Batch, StepDataModule
 from mambaseg.data.seen import Known
-from mambaseg.data.splits import Split, make_split
+from mambaseg.data.splits import PARTS, Split, make_split
 from mambaseg.errors import UserError
 from mambaseg.restoration.pairs import SMALLEST, Pair, check_pair, digests_of, find_pairs
 
@@ -101,7 +101,7 @@ class RestorationDataModule(StepDataModule):
             for pair in pairs[part]:
                 check_pair(pair, smallest=self.side if part == "train" else SMALLEST)
         of_pairs, self._digests = digests_of(found)
-        self.fingerprint, self.pairs = fingerprint(found, of_pairs), pairs
+        self.fingerprint, self.pairs = fingerprint(of_pairs), pairs
         for part, counts in self.counts.items():
             log.info("%s: %d pairs of %d scenes", part, counts["pairs"], counts["scenes"])
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.fingerprint import THREADS
-from mambaseg.data.loaders import PARTS
+from mambaseg.data.splits import PARTS
 from mambaseg.data.validation import DataError, check_file, decoding, unlisted
 from mambaseg.storage.untrusted import readable
 

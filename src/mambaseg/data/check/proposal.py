@@ -44,6 +44,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
     longer = median(max(one.shape[2:]) for one in usable)
     size = int(min(max(-(-longer // MULTIPLE) * MULTIPLE, SMALLEST), LARGEST))
     available, what = memory or memory_at_hand()
+    read_with = getattr(usable[0].case.reader, "keywords", {})  # of pictures
     config: dict[str, Any] = {
         "name": name,
         "title": readable(root.absolute().name).replace("${", "-"),
@@ -52,7 +53,7 @@ def propose(report: Report, name: str, *, memory: tuple[int, str] | None = None)
         "class_names": list(names),
         "num_classes": len(names),
         "label_map": mapping,
-        **({"masks": "instances"} if _read_as(usable[0]) == "instances" else {}),
+        **({"masks": "instances"} if read_with.get("masks") == "instances" else {}),
         **({"regions": regions} if regions else {}),
         **({"ignore_label": ignore} if type(ignore) is int else {}),
         **({"labels": report.labels} if report.labels != "dense" else {}),
@@ -92,11 +93,6 @@ def _channels(usable: Sequence[Examined]) -> int:
     if all(one.grey for one in usable):
         return 1
     return Counter(one.shape[1] for one in usable).most_common(1)[0][0]
-
-
-def _read_as(one: Examined) -> str | None:
-    """`data.masks` that a case was read with, of pictures."""
-    return getattr(one.case.reader, "keywords", {}).get("masks")
 
 
 def _classes(

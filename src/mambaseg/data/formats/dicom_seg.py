@@ -39,7 +39,7 @@ def available() -> bool:
 
 
 def require_series(sources: Iterable[Sequence[Path]]) -> None:
-    """Raise `UserError` where none can be written of any of the `sources`.
+    """Raise `UserError` where none can be written of any of the `sources`, or at all.
 
     Each has the files of its series, none if it is another image.
     """
@@ -48,11 +48,6 @@ def require_series(sources: Iterable[Sequence[Path]]) -> None:
             "dicom_seg=true: no input is a DICOM series. Leave dicom_seg=auto, or give a folder of "
             "DICOM files"
         )
-    require()
-
-
-def require() -> None:
-    """Raise `UserError` unless it is."""
     if not available():
         raise UserError(
             "DICOM segmentations are written with highdicom: pip install 'mambaseg[images]', or "
@@ -74,10 +69,8 @@ def to_dicom_seg(
     has the frames, 0 is no segment; `algorithm` is the name of what made them.
 
     Raises:
-        UserError: highdicom is not installed, or the series has several times or lacks what a
-            segmentation refers to.
+        UserError: the series has several times, or lacks what a segmentation refers to.
     """
-    require()
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 

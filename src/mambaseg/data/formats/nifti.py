@@ -140,10 +140,7 @@ def _content(path: Path, dimensions: tuple[int, ...]) -> bytes:
         try:
             head = nibabel.Nifti1Header(stream.read(HEADER_BYTES), check=False)
             promised = _promised_bytes(path, head, dimensions)
-            blocks, left = (
-                [bytes(_mended(head).binaryblock)],
-                promised + 1 - HEADER_BYTES,
-            )
+            blocks, left = [bytes(_mended(head).binaryblock)], promised + 1 - HEADER_BYTES
             while left and (block := stream.read(min(left, BLOCK))):
                 blocks.append(block)
                 left -= len(block)

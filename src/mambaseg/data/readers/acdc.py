@@ -26,7 +26,7 @@ from mambaseg.data.formats.nifti import read_nifti
 from mambaseg.data.readers import acdc_h5
 from mambaseg.data.readers.acdc_h5 import UNLABELLED
 from mambaseg.data.readers.reader import Found, Problem, reader
-from mambaseg.data.splits import LISTED, listed
+from mambaseg.data.splits import LISTED
 from mambaseg.data.validation import (
     DataError,
     as_float32,
@@ -116,7 +116,6 @@ def find_cases(root: Path) -> Iterator[Found]:
     found = list(_official(folders) if folders else acdc_h5.find_volumes(files))
     yield from found
     patients = {one.patient for one in found if isinstance(one, Case)}
-    yield from acdc_h5.list_problems(root, patients)
     yield from _gaps(patients)
 
 
@@ -216,10 +215,10 @@ def _gaps(patients: set[str]) -> Iterator[Problem]:
     numbers = sorted({int(patient.removeprefix("patient")) for patient in patients})
     gaps = [range(one + 1, other) for one, other in pairwise(numbers) if other > one + 1]
     if gaps:  # a number with a typing error makes a gap of millions: name a few only
-        count = sum(map(len, gaps))
-        names = listed((f"patient{n:03d}" for n in islice(chain(*gaps), LISTED)), total=count)
+        names = ", ".join(f"patient{number:03d}" for number in islice(chain(*gaps), LISTED))
+        problem = f"{counted(sum(map(len, gaps)), 'patient')} missing"
         remedy = "Complete the data set; published splits need every patient."
-        yield Problem("warning", names, f"{counted(count, 'patient')} missing", remedy)
+        yield Problem("warning", names, problem, remedy)
 
 
 def read_official(case: Case) -> Volume:

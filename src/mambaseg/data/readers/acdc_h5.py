@@ -11,15 +11,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mambaseg.data.case import Case, Scribble
-from mambaseg.data.readers.reader import Problem, named
-from mambaseg.data.splits import listed
+from mambaseg.data.readers.reader import named
 from mambaseg.data.validation import (
     DataError,
     as_float32,
@@ -34,8 +32,6 @@ from mambaseg.data.volume import Volume
 FOLDERS = ("data", "ACDC_training_volumes", "")
 FILE_NAME = re.compile(r"(patient\d+)_frame(\d+)\.h5")
 PHASES: tuple[str, ...] = ("ED", "ES")
-# Lists that come with the files: who is in a part of the split.
-LISTS = {"train": ("train.list", "train_slices.list"), "val": ("val.list",), "test": ("test.list",)}
 GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")
 UNLABELLED = 4  # in a scribble (Valvano et al., IEEE TMI 40(8), 2021)
 
@@ -79,30 +75,6 @@ def training_group(patient: str) -> str | None:
     """Pathology group of the official training patients 1..100, twenty each; None for others."""
     number = int(patient.removeprefix("patient"))
     return GROUPS[(number - 1) // 20] if 1 <= number <= 100 else None
-
-
-def list_problems(root: Path, patients: set[str]) -> Iterator[Problem]:
-    """Absent patients and patients in two lists, of those beside h5 files; no split reads them."""
-    parts: dict[str, set[str]] = {}
-    for part, names in LISTS.items():
-        path = next((root / name for name in names if (root / name).is_file()), None)
-        if path is None:
-            continue
-        try:
-            check_file(path)
-        except DataError as error:
-            yield Problem("error", path.name, error.problem, error.remedy)
-            continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        parts[part] = set(re.findall(r"^(patient\d+)_", text, flags=re.MULTILINE))
-        if absent := parts[part] - patients:
-            problem = f"names {listed(absent)}, not in the folder"
-            yield Problem("warning", path.name, problem, "Add the files, or use the matching list.")
-    for one, other in combinations(parts, 2):
-        if both := parts[one] & parts[other]:
-            problem = f"{listed(both)} in both lists"
-            remedy = "A patient belongs in one part; the lists are not used by data.split."
-            yield Problem("warning", f"{one}.list, {other}.list", problem, remedy)
 
 
 def read_h5(case: Case, *, label: str = "label") -> Volume:

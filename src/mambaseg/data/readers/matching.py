@@ -145,15 +145,12 @@ class Matcher:
                 continue
             place = places.setdefault((part, group), _Place(read, part, group))
             getattr(place, kind or "loose").append(path)
-        walked = [
-            replace(one, image=[*one.image], mask=[*one.mask], loose=[*one.loose])
-            for one in places.values()
-        ]
         found = list(self._in_places(root, read, places))
         yield from found
         if not any(isinstance(one, Case) for one in found):
             return
         known = {path for one in found for path in _files_of(one)}
+        walked = places.values()
         with_cases = {one.part for one in walked if one.group and not known.isdisjoint(one.files)}
         for one in walked:
             if one.group and known.isdisjoint(one.files):
@@ -167,10 +164,9 @@ class Matcher:
     def _left_out(self, root: Path, place: _Place, *, alone: bool) -> Found:
         """What is wrong with a folder without a case, where others are cases unless `alone`."""
         group, loose = str(place.group).lower(), place.loose
-        kinds = {path: KINDS.get(self._stem(path).lower()) for path in loose}
-        masks = place.mask + [path for path in loose if kinds[path] == "mask" or self._base(path)]
+        masks = place.mask + [p for p in loose if self._kind(p) == "mask" or self._base(p)]
         named = {path for path in loose if path.name.lower().startswith(group)}
-        images = [*place.image, *(p for p in loose if kinds[p] == "image" or p in named)]
+        images = [*place.image, *(p for p in loose if self._kind(p) == "image" or p in named)]
         images = [path for path in images if path not in masks]
         if not alone and images and not masks:
             return DataError("has no mask", images[0], _NO_MASK)
@@ -252,14 +248,13 @@ class Matcher:
                 else:
                     yield one
         elif place.group:
-            for path in place.loose:
-                if kind := KINDS.get(self._stem(path).lower()):
-                    getattr(place, kind).append(path)
-            if len(place.image) == 1 and place.mask:  # else it is a data set of its own
-                name = self._stem(place.image[0])
+            images = [*place.image, *(p for p in place.loose if self._kind(p) == "image")]
+            labels = [*place.mask, *(p for p in place.loose if self._kind(p) == "mask")]
+            if len(images) == 1 and labels:  # else it is a data set of its own
+                name = self._stem(images[0])
                 name = place.group if name.lower() in KINDS else name
                 alone = replace(place, group=None)
-                yield alone.case(name, place.image, self._sorted(place.mask))
+                yield alone.case(name, images, self._sorted(labels))
         elif place.image and place.mask:
             yield from self._matched(place, place.image, place.mask)
 
@@ -310,6 +305,10 @@ class Matcher:
 
     def _stem(self, path: Path) -> str:
         return without_ending(path.name, self.endings)
+
+    def _kind(self, path: Path) -> str | None:
+        """What a file such as `image.png` is called after."""
+        return KINDS.get(self._stem(path).lower())
 
     def _base(self, path: Path) -> str | None:
         """The image's name in that of a mask."""
