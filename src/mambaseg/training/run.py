@@ -127,7 +127,7 @@ class Run:
         """Takes the score of a finished run from its record, and says whose it is."""
         self.finished = True
         record = self.folder.record
-        score, code = record.get(self._score_name), record.get("code")
+        score, code = record.get(self._score_name, record.get("val_dice")), record.get("code")
         self.score = score if isinstance(score, float) else None
         code = code if isinstance(code, dict) else {}
         again = "scores" if self.config.get("checkpoint") else "trains"
