@@ -343,11 +343,13 @@ def test_a_sweep_that_was_killed_does_only_what_is_left(small_run, tmp_path, cap
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until = time.monotonic() + 240
-    while not list(experiment.glob("*-seed2-*/checkpoints/last.ckpt")):
-        assert first.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    try:
+        while not list(experiment.glob("*-seed2-*/checkpoints/last.ckpt")):
+            assert first.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+    finally:  # nor does a sweep outlive a test that fails
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
 
     def records():
         return {
