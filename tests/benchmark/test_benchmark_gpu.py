@@ -201,7 +201,7 @@ def test_the_page_puts_the_trainings_step_beside_the_networks(tmp_path):
 def test_the_pace_of_a_training_leaves_validations_and_pauses_out(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("mambaseg.training.callbacks.time.monotonic", lambda: clock[0])
-    recorder = RunRecorder(RunFolder(tmp_path), title="", header={}, views=None)
+    recorder = RunRecorder(RunFolder(tmp_path), title="", views=None)
     task = SimpleNamespace(device=torch.device("cpu"), monitor="val/dice")
     trainer = SimpleNamespace(
         global_step=0, accumulate_grad_batches=1, callback_metrics={}, sanity_checking=False,

@@ -41,7 +41,7 @@ def evaluated(batch, folder):
         nn.Conv2d(1, len(CLASSES), 9, padding=4), nn.Identity(), None, None,
         preprocessing=Preprocessing("paper", 64), class_names=CLASSES,
     )  # fmt: skip
-    recorder = RunRecorder(RunFolder(folder), title="noise", header={}, views=task.views)
+    recorder = RunRecorder(RunFolder(folder), title="noise", views=task.views)
     outputs = task.test_step(batch, 0)
     recorder.on_test_batch_end(None, task, outputs, batch, 0)
     return task.scores["test"].rows
@@ -72,9 +72,7 @@ def size(value):
 
 
 def test_of_each_case_a_few_slices_are_kept_however_deep_it_is(tmp_path):
-    recorder = RunRecorder(
-        RunFolder(tmp_path), title="", header={}, views=SegmentationViews(CLASSES)
-    )
+    recorder = RunRecorder(RunFolder(tmp_path), title="", views=SegmentationViews(CLASSES))
     volume = torch.zeros(300, 40, 40, dtype=torch.uint8)
     volume[50:250, 10:30, 10:30] = 1
     for number in range(5):
