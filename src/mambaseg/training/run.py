@@ -324,7 +324,7 @@ class Run:
             "task": self.config["data"].get("task"),
             "split": {"name": split.name, "hash": split.hash, "note": split.note},
             "seen": self.plan.seen,
-            "supervision": self._supervision(),
+            "supervision": self._supervision() or None,
             "preprocessing": self.data.describe(),
             "checkpoint": tested,
             "keep_largest": told(self.task),
