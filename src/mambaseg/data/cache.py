@@ -30,14 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambaseg.data.case import Case
-from mambaseg.data.fingerprint import (
-    THREADS,
-    as_read,
-    digest_of,
-    sealed,
-    source_digests,
-    unsealed,
-)
+from mambaseg.data.fingerprint import THREADS, name_as_read, sealed, source_digests, unsealed
 from mambaseg.data.geometry import Preprocessing
 from mambaseg.data.seen import fingerprints_of
 from mambaseg.data.validation import collected_warnings
@@ -206,8 +199,8 @@ def open_cache(
     """
     digests = source_digests(cases)
     scaling = preprocessing.intensity, preprocessing.window, preprocessing.ct
-    identity = [*as_read(cases, digests), *scaling, num_classes, channels, FORMAT]
-    folder = Path(cache_dir) / f"{preprocessing.intensity}-{digest_of(identity)}"
+    name = name_as_read(cases, digests, *scaling, num_classes, channels, FORMAT)
+    folder = Path(cache_dir) / f"{preprocessing.intensity}-{name}"
     remarks: list[str] = []
 
     def decode(case: Case) -> _Decoded:

@@ -29,12 +29,13 @@ def fingerprint(digests: dict[str, str]) -> str:
     return digest_of(sorted(digests.items()))
 
 
-def as_read(cases: Sequence[Case], digests: dict[str, str]) -> list[Any]:
-    """What these cases hold and how they are read, as plain data that identify their arrays.
+def name_as_read(cases: Sequence[Case], digests: dict[str, str], *how: Any) -> str:
+    """Name what is made of cases: by their content, how each is read, and `how` it is made.
 
     Who is read how counts: an h5 file is the same whether or not its label may be read.
     """
-    return [fingerprint(digests), sorted([case.id, case.recipe] for case in cases)]
+    recipes = sorted([case.id, case.recipe] for case in cases)
+    return digest_of([fingerprint(digests), recipes, *how])
 
 
 def patients_with_same_images(

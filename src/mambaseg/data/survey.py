@@ -18,14 +18,7 @@ import numpy as np
 from mambaseg.data.cache import once_more
 from mambaseg.data.case import Case
 from mambaseg.data.classes import IGNORED
-from mambaseg.data.fingerprint import (
-    THREADS,
-    as_read,
-    digest_of,
-    sealed,
-    source_digests,
-    unsealed,
-)
+from mambaseg.data.fingerprint import THREADS, name_as_read, sealed, source_digests, unsealed
 from mambaseg.data.intensity import CtValues
 from mambaseg.data.seen import fingerprints_of
 from mambaseg.data.validation import collected_warnings
@@ -67,8 +60,8 @@ def open_survey(
     `UserError` where a case cannot be used or the file cannot be written.
     """
     digests = source_digests(cases)
-    identity = [*as_read(cases, digests), num_classes, channels, greys, FORMAT]
-    path = Path(cache_dir) / f"survey-{digest_of(identity)}.json"
+    name = name_as_read(cases, digests, num_classes, channels, greys, FORMAT)
+    path = Path(cache_dir) / f"survey-{name}.json"
     if (kept := _kept(path, digests)) is not None:
         return kept
 
